@@ -1,0 +1,355 @@
+"""Settings: one Hydra config in, frozen and validated dataclasses out; nothing below this door sees a `DictConfig`."""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, TypeAlias
+
+from evalkit.errors import ConfigError, nearest
+
+GROUPS = ("model", "dataset", "engine", "experiment")
+"""The config groups: each is a folder of YAML files, chosen by `group=name`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counts:
+    """How many documents, judged queries and judgements a dataset must have; None where nobody published it."""
+
+    documents: int | None = None
+    queries: int | None = None
+    judgements: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DemoSize:
+    """How large a demo collection the generator writes."""
+
+    documents: int
+    queries: int
+    seed: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetConfig:
+    """One dataset: where it comes from, which split, and the rules that decide its score."""
+
+    name: str
+    source: Literal["folder", "ir_datasets", "demo"]
+    split: str
+    language: str
+    drop_self: bool
+    main_metric: Literal["ndcg@10", "mrr@10"]
+    path: str | None = None
+    """A BEIR-format folder; when given it is read in place of any other source."""
+    ir_datasets_id: str | None = None
+    demo: DemoSize | None = None
+    counts: Counts = Counts()
+    verify: bool = True
+    """Stop when counts differ from the published ones; False records the deviation instead."""
+    licence: str = "unknown"
+    citation: str = ""
+
+    def __post_init__(self) -> None:
+        if self.source == "folder" and self.path is None:
+            msg = f"dataset {self.name!r} is read from a folder: got no path, wanted dataset.path=DIR (a BEIR-format folder)"
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSource:
+    """Where one checkpoint's files are: a folder, inside an installed Python package, or a hub repository."""
+
+    repo: str | None = None
+    revision: str | None = None
+    package: str | None = None
+    """`package:folder`, a folder that an installed Python package carries."""
+    path: str | None = None
+
+    def __post_init__(self) -> None:
+        if not (self.path or self.package or self.repo):
+            msg = "a checkpoint needs one of path=DIR, package=NAME:FOLDER or repo=OWNER/NAME; got none of them"
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRules:
+    """How one side's text becomes token ids: length, marker, expansion."""
+
+    max_tokens: int
+    """Ids per text at most, special tokens and marker included; longer texts are cut."""
+    marker: str | None = None
+    """A token put behind the first special token."""
+    expansion: bool = False
+    """Fill up to `max_tokens` with mask tokens, whose vectors are scored like any other's."""
+    attend_to_expansion: bool = False
+    """Whether the other tokens attend to the mask tokens."""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 4:
+            msg = f"max_tokens={self.max_tokens}: wanted at least 4 (special tokens, a marker and one token of text)"
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncoderConfig:
+    """A model that turns a text into one vector per token (late interaction) or one vector in all."""
+
+    name: str
+    kind: Literal["late_interaction", "single_vector"]
+    backbone: Literal["jina_embeddings_v3", "bert"]
+    checkpoints: Mapping[str, CheckpointSource]
+    """Checkpoint by dim, as text (`"128"`); a model without a head has one entry, its hidden size."""
+    query: TextRules
+    document: TextRules
+    head: Literal["linear", "none"]
+    """`linear`: project hidden states by the checkpoint's `linear.weight`; `none`: hidden states as they are."""
+    pooling: Literal["tokens", "mean", "cls"]
+    """`tokens` keeps one vector per token; the others make one vector per text."""
+    normalize: bool
+    """L2-normalise every vector, so that a dot product is a cosine."""
+    skiplist: Literal["stanford", "pylate", "none"]
+    """Which punctuation tokens of a document are dropped after encoding; the two libraries differ."""
+    dtype: Literal["float32", "bfloat16", "float16"]
+    rope_theta: Literal["checkpoint"] | float = "checkpoint"
+    """RoPE base: `checkpoint` takes `rotary_emb_base` from config.json, else 10000 (inferred, not published)."""
+    licence: str = "unknown"
+    source: str = ""
+    """Where the facts of this config were read."""
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """The dims that this model has, as the config lists them."""
+        return tuple(int(dim) for dim in self.checkpoints)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bm25Config:
+    """Lucene's BM25 over one or more fields, whose scores are added."""
+
+    name: str
+    kind: Literal["bm25"]
+    k1: float
+    b: float
+    fields: tuple[Literal["title", "text", "contents"], ...]
+    """`contents` is title and text joined by a space; fields are indexed apart and their scores added."""
+    analyzer: Literal["english"]
+    ties: Literal["trec_eval", "anserini"] = "trec_eval"
+    """Order of equal scores: by document id descending (trec_eval) or ascending (Anserini, whose run files keep it)."""
+    licence: str = "unknown"
+    source: str = ""
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Empty: BM25 has no vectors."""
+        return ()
+
+
+ModelConfig: TypeAlias = EncoderConfig | Bm25Config
+MODEL_KINDS: Mapping[str, type[EncoderConfig] | type[Bm25Config]] = {
+    "late_interaction": EncoderConfig,
+    "single_vector": EncoderConfig,
+    "bm25": Bm25Config,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class SearchConfig:
+    """What a search keeps."""
+
+    depth: int
+    """Documents kept per query; at least 100, which recall@100 needs."""
+
+    def __post_init__(self) -> None:
+        if self.depth < 100:
+            msg = f"search.depth={self.depth}: wanted 100 or more, because recall@100 is reported"
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreConfig:
+    """What is checkpointed of a shard, and how."""
+
+    keep: Literal["embeddings", "topk"]
+    """`embeddings` keeps token embeddings for later runs; `topk` drops them once the shard is searched."""
+    dtype: Literal["float16", "float32"]
+    shard_tokens: int
+    """Tokens per shard at most, by an upper estimate from the bytes of the text."""
+
+    def __post_init__(self) -> None:
+        if not 1_000 <= self.shard_tokens <= 64_000_000:
+            msg = f"store.shard_tokens={self.shard_tokens}: wanted 1000 to 64000000"
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Where and how the shard step runs."""
+
+    name: Literal["local"]
+    device: str
+    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
+    batch_tokens: int
+    """Padded tokens per encoding batch at most."""
+    threads: int | None = None
+    """CPU threads; None leaves PyTorch's choice."""
+
+    def __post_init__(self) -> None:
+        if self.batch_tokens < 1:
+            msg = f"engine.batch_tokens={self.batch_tokens}: wanted a positive number of tokens"
+            raise ConfigError(msg)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One `evalkit run`: a model at one or more dims, on one dataset."""
+
+    model: ModelConfig
+    dataset: DatasetConfig
+    engine: EngineConfig
+    search: SearchConfig
+    store: StoreConfig
+    dims: tuple[int | None, ...]
+    """The dims to run; `(None,)` for a model without vectors."""
+    results_dir: Path
+    cache_dir: Path
+
+
+def configs_dir() -> Path:
+    """Return the folder of YAML configs: inside an installed wheel, else at the root of the checkout."""
+    installed = Path(__file__).parent / "_configs"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def group_names(group: str) -> tuple[str, ...]:
+    """Return every valid name of a config group, sub-folders with a slash (`beir/nfcorpus`)."""
+    root = configs_dir() / group
+    return tuple(sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml")))
+
+
+def run_config(values: Mapping[str, Any]) -> RunConfig:
+    """Build the validated config from Hydra's composed and resolved mapping.
+
+    Raises ConfigError for an unknown key, a missing or ill-typed value, or a dim that the model has not.
+    """
+    known = {"model", "dataset", "engine", "search", "store", "dim", "results_dir", "cache_dir"}
+    for key in values:
+        if key not in known:
+            msg = f"setting {key!r} unknown; {nearest(key, known)}"
+            raise ConfigError(msg)
+    model_values = values["model"]
+    kind = model_values.get("kind")
+    if kind not in MODEL_KINDS:
+        msg = f"model.kind={kind!r} unknown; {nearest(str(kind), MODEL_KINDS)}"
+        raise ConfigError(msg)
+    model: ModelConfig = from_mapping(MODEL_KINDS[kind], model_values, where="model")
+    return RunConfig(
+        model=model,
+        dataset=from_mapping(DatasetConfig, values["dataset"], where="dataset"),
+        engine=from_mapping(EngineConfig, values["engine"], where="engine"),
+        search=from_mapping(SearchConfig, values["search"], where="search"),
+        store=from_mapping(StoreConfig, values["store"], where="store"),
+        dims=_selected_dims(values.get("dim"), model),
+        results_dir=Path(str(values["results_dir"])).expanduser(),
+        cache_dir=Path(str(values["cache_dir"])).expanduser(),
+    )
+
+
+def _selected_dims(selector: object, model: ModelConfig) -> tuple[int | None, ...]:
+    """Turn `dim=128`, `dim=[128,64]` or nothing into the dims to run; BM25 has none and ignores the selector."""
+    if not model.dims:
+        return (None,)
+    if selector is None:
+        return model.dims
+    chosen = list(selector) if isinstance(selector, (list, tuple)) else [selector]
+    if not chosen:
+        msg = f"dim=[] selects nothing; wanted one or more of {', '.join(map(str, model.dims))}"
+        raise ConfigError(msg)
+    for dim in chosen:
+        if not isinstance(dim, int) or isinstance(dim, bool) or dim not in model.dims:
+            msg = f"dim={dim!r} is not a dim of model {model.name!r}; valid: {', '.join(map(str, model.dims))}"
+            raise ConfigError(msg)
+    if len(set(chosen)) != len(chosen):
+        msg = f"dim={chosen} names a dim twice"
+        raise ConfigError(msg)
+    return tuple(chosen)
+
+
+def from_mapping(cls: type[Any], values: object, *, where: str) -> Any:
+    """Build the frozen dataclass `cls` from plain values, refusing unknown keys, missing keys and wrong types.
+
+    `where` names the place in the config for the message. Raises ConfigError.
+    """
+    if not isinstance(values, Mapping):
+        msg = f"{where}={values!r}: wanted a group of settings"
+        raise ConfigError(msg)
+    hints = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    for key in values:
+        if key not in fields:
+            msg = f"setting {where}.{key} unknown; {nearest(str(key), fields)}"
+            raise ConfigError(msg)
+    arguments = {}
+    for name, field in fields.items():
+        if name in values:
+            arguments[name] = _typed(values[name], hints[name], where=f"{where}.{name}")
+        elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
+            msg = f"setting {where}.{name} is missing; wanted {_type_name(hints[name])}"
+            raise ConfigError(msg)
+    return cls(**arguments)
+
+
+def _typed(value: object, hint: Any, *, where: str) -> Any:
+    """Return `value` as the annotated type, or raise ConfigError saying what was got and wanted."""
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        errors = []
+        for option in typing.get_args(hint):
+            try:
+                return _typed(value, option, where=where)
+            except ConfigError as error:
+                errors.append(error)
+        dataclass_errors = [error for error in errors if "wanted a group" not in str(error)]
+        if isinstance(value, Mapping) and dataclass_errors:
+            raise dataclass_errors[0]
+    elif origin is Literal:
+        if value in typing.get_args(hint) and not isinstance(value, bool):
+            return value
+        valid = [str(option) for option in typing.get_args(hint)]
+        msg = f"{where}={value!r} unknown; {nearest(str(value), valid)}"
+        raise ConfigError(msg)
+    elif origin is tuple:
+        if isinstance(value, Sequence) and not isinstance(value, str):
+            return tuple(_typed(item, typing.get_args(hint)[0], where=where) for item in value)
+    elif origin is Mapping or (isinstance(origin, type) and issubclass(origin, Mapping)):
+        if isinstance(value, Mapping):
+            return {
+                str(key): _typed(item, typing.get_args(hint)[1], where=f"{where}.{key}") for key, item in value.items()
+            }
+    elif dataclasses.is_dataclass(hint):
+        return from_mapping(typing.cast("type[Any]", hint), value, where=where)
+    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif hint is types.NoneType and value is None:
+        return None
+    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+        return value
+    msg = f"{where}={value!r}: wanted {_type_name(hint)}"
+    raise ConfigError(msg)
+
+
+def _type_name(hint: Any) -> str:
+    """Name a type the way a user of YAML would."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(_type_name(option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is Literal:
+        return "one of " + ", ".join(str(option) for option in typing.get_args(hint))
+    names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}
+    if hint in names:
+        return names[hint]
+    return "a list" if typing.get_origin(hint) is tuple else "a group of settings"
+

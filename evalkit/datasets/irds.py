@@ -1,0 +1,183 @@
+"""Collections by their ir-datasets id, streamed through that package; IR_DATASETS_HOME says where its files lie.
+
+ir-datasets is imported on first use: the import takes a second, and it fixes IR_DATASETS_HOME for the process.
+"""
+
+from __future__ import annotations
+
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any, Final
+
+from evalkit.config import DatasetConfig
+from evalkit.errors import DatasetError, nearest
+from evalkit.types import Dataset, Document, Query
+
+# What ir-datasets and the libraries below it raise when a file cannot be fetched, verified or parsed.
+_READ_ERRORS: Final = (
+    OSError,  # includes requests' exceptions and gzip.BadGzipFile
+    EOFError,
+    RuntimeError,
+    ValueError,
+    KeyError,
+    AssertionError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
+_SHOWN_CHARACTERS: Final = 300
+"""How much of the package's own message is quoted."""
+
+
+@dataclass
+class IrdsCorpus:
+    """The documents of an ir-datasets collection.
+
+    Where the package keeps a document store (always for BEIR), a range is read from the store. Elsewhere a range asked
+    of the package would first build one, a second copy on disk with all ids in memory at once (gigabytes for MIRACL);
+    so documents are streamed instead, and the place where the last range ended is kept open. Ranges read one after the
+    other, as shards are, cost one pass in all.
+    """
+
+    dataset_id: str
+    _resumable: tuple[int, Iterator[Any]] | None = field(default=None, init=False, repr=False, compare=False)
+    """(number of the next document, the stream that yields it); taken out while it is in use."""
+
+    def __reduce__(self) -> tuple[type[IrdsCorpus], tuple[str]]:
+        """Travel to another process by id; an open stream cannot."""
+        return IrdsCorpus, (self.dataset_id,)
+
+    def fingerprint(self) -> str:
+        """Return the id, the package's version, and size and time of the file that documents are read from.
+
+        That file is the collection's own (of several, the first), else the document store, built here if need be.
+        Downloads what is not on disk; the package verifies the checksums of what it downloads.
+
+        Raises:
+            DatasetError: The collection cannot be had.
+
+        """
+        import ir_datasets
+
+        dataset = _dataset(self.dataset_id)
+        with _explained(self.dataset_id):
+            if hasattr(dataset, "docs_path"):
+                path = Path(dataset.docs_path())
+            else:
+                store = dataset.docs_store()
+                store.build()
+                path = Path(store.path) / "bin"
+            facts = path.stat()
+        return f"{self.dataset_id}-{ir_datasets.__version__}-{facts.st_size}-{facts.st_mtime_ns}"
+
+    def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
+        """Yield documents in the package's order.
+
+        Raises:
+            DatasetError: The collection cannot be had or read.
+
+        """
+        import ir_datasets
+
+        with _explained(self.dataset_id):
+            records = _dataset(self.dataset_id).docs_iter()
+            # The splitter is what the package returns where a slice would first build a store.
+            if hasattr(records, "__getitem__") and not isinstance(records, ir_datasets.util.DocstoreSplitter):
+                yield from map(_document, records[start:stop])
+                return
+            resumable, self._resumable = self._resumable, None
+            position = 0
+            if resumable is not None and resumable[0] <= start:
+                position, records = resumable
+            for _ in islice(records, start - position):
+                pass
+            stop = None if stop is None else max(start, stop)
+            yield from map(_document, islice(records, None if stop is None else stop - start))
+            if stop is not None:
+                self._resumable = (stop, records)
+
+
+def load_ir_datasets(config: DatasetConfig) -> Dataset:
+    """Read the queries and judgements of `config.ir_datasets_id`; its documents are read when they are asked for.
+
+    Raises:
+        DatasetError: The id is missing or unknown, files cannot be had, or no query has a judgement.
+
+    """
+    identifier = config.ir_datasets_id
+    if identifier is None:
+        msg = f"dataset {config.name}: got no ir_datasets_id, wanted one such as beir/scifact/test"
+        raise DatasetError(f"{msg}; set dataset.ir_datasets_id")
+    source = _dataset(identifier)
+    lacking = [part for part in ("docs", "queries", "qrels") if not source.has(part)]
+    if not lacking:
+        fields = {"document": source.docs_cls()._fields, "query": source.queries_cls()._fields}
+        lacking = [f"a {part} field `text`" for part, names in fields.items() if "text" not in names]
+    if lacking:
+        msg = f"dataset {config.name}: got ir_datasets_id {identifier!r} without {', '.join(lacking)}"
+        wanted = "wanted documents and queries with text, and judgements"
+        raise DatasetError(f"{msg}, {wanted}; {nearest(f'{identifier}/{config.split}', _kin(identifier))}")
+    qrels: dict[str, dict[str, int]] = {}
+    with _explained(identifier):
+        for judgement in source.qrels_iter():
+            qrels.setdefault(judgement.query_id, {})[judgement.doc_id] = judgement.relevance
+        queries = tuple(Query(query.query_id, query.text) for query in source.queries_iter() if query.query_id in qrels)
+    if not queries:
+        msg = f"dataset {config.name}: got no query with a judgement from ir_datasets id {identifier!r}"
+        raise DatasetError(f"{msg}, wanted at least one; delete its files under IR_DATASETS_HOME and get them anew")
+    return Dataset(
+        name=config.name,
+        split=config.split,
+        language=config.language,
+        corpus=IrdsCorpus(identifier),
+        queries=queries,
+        qrels=qrels,
+        drop_self=config.drop_self,
+        main_metric=config.main_metric,
+        query_groups={},
+    )
+
+
+def _document(record: Any) -> Document:
+    return Document(record.doc_id, getattr(record, "title", ""), record.text)
+
+
+def _dataset(identifier: str) -> Any:
+    import ir_datasets
+
+    try:
+        return ir_datasets.load(identifier)
+    except KeyError:
+        msg = f"ir_datasets_id={identifier!r}: got an id that ir-datasets {ir_datasets.__version__} does not know"
+        raise DatasetError(f"{msg}, wanted one that it does; {nearest(identifier, _kin(identifier))}") from None
+
+
+def _kin(identifier: str) -> list[str]:
+    """Return the other ids of the same family (beir, miracl, …), or the families where there is no such family."""
+    import ir_datasets
+
+    names = [name for name in ir_datasets.registry if name != identifier]
+    family = [name for name in names if name.startswith(f"{identifier.partition('/')[0]}/")]
+    return family or sorted({name.partition("/")[0] for name in names})
+
+
+@contextmanager
+def _explained(identifier: str) -> Iterator[None]:
+    """Turn what goes wrong inside the package into one line."""
+    try:
+        yield
+    except _READ_ERRORS as error:
+        if isinstance(error, DatasetError):
+            raise
+        import ir_datasets
+
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_SHOWN_CHARACTERS]
+        msg = (
+            f"ir_datasets id {identifier!r}: got {reason}, wanted its files on disk or a download; check the network, "
+            f"lay the files under {ir_datasets.util.home_path()}, or give a BEIR-format folder by dataset.path=DIR"
+        )
+        raise DatasetError(msg) from error

@@ -1,0 +1,208 @@
+"""One pass over a corpus before anything is encoded: how many documents, which content, where the shards are cut.
+
+The pass also refuses a corpus that is empty or names a document twice, and looks for the judged documents. It keeps
+eight bytes per document. Its result is a small file, found again by the corpus's fingerprint, so that it is paid once.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from array import array
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import xxhash
+
+from evalkit.errors import DatasetError
+from evalkit.paths import survey_file, write_whole
+from evalkit.types import Corpus
+
+_FORMAT: Final = 1
+"""Raise it when the checksum, the estimate or the cutting rule changes, so that old surveys are not found."""
+_PROGRESS_DOCUMENTS: Final = 4096
+"""Documents between two calls of `progress`."""
+_MARKER_TOKENS: Final = 3
+"""What every text gets besides its own tokens: start, end and the marker of queries or documents."""
+_BYTES_PER_TOKEN: Final = 2
+
+
+@dataclass(frozen=True)
+class ShardRange:
+    """A slice of the corpus: documents `start` (inclusive) to `stop` (exclusive)."""
+
+    index: int
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Survey:
+    """What a corpus is, by its content."""
+
+    documents: int
+    checksum: str
+    """XXH3 of every id, title and text, in order; the same for the same documents from any source."""
+    shards: tuple[ShardRange, ...]
+    empty_documents: int
+    """Documents without title and text; a model embeds them all the same."""
+    missing: tuple[str, ...]
+    """Judged documents that the corpus has not, sorted."""
+
+
+def survey(  # noqa: PLR0913 (keyword-only, and one caller)
+    corpus: Corpus,
+    *,
+    shard_tokens: int,
+    max_document_tokens: int,
+    cache_dir: Path,
+    name: str,
+    judged_ids: Collection[str] = (),
+    progress: Callable[[int], None] | None = None,
+) -> Survey:
+    """Survey a corpus, or return what an earlier survey of the same corpus wrote.
+
+    `name` is the dataset's, for messages; `progress` is called with the documents read since its last call. A cached
+    survey that is damaged is made anew.
+
+    Raises:
+        DatasetError: The corpus is empty, names a document twice, or holds text that is not Unicode.
+
+    """
+    key = _key(corpus.fingerprint(), shard_tokens, max_document_tokens, judged_ids)
+    path = survey_file(cache_dir, key)
+    found = _read(path)
+    if found is None:
+        found = _pass(
+            corpus,
+            shard_tokens=shard_tokens,
+            max_document_tokens=max_document_tokens,
+            name=name,
+            judged_ids=judged_ids,
+            progress=progress or (lambda _documents: None),
+        )
+        _write(path, found)
+    return found
+
+
+def estimated_tokens(text: str, *, max_document_tokens: int) -> int:
+    """Return how many tokens a text has at most, without a tokenizer.
+
+    A token of a multilingual subword vocabulary covers two UTF-8 bytes or more: the shortest, a word of one letter,
+    covers the space before it too, and a character outside ASCII is two bytes by itself. Text made to defeat that (a
+    long run of unlike signs, say) can exceed the estimate, so it sizes shards and decides nothing else.
+
+    >>> estimated_tokens("a cat", max_document_tokens=300)
+    5
+    >>> estimated_tokens("ab" * 1000, max_document_tokens=300)
+    300
+    """
+    return min(max_document_tokens, _MARKER_TOKENS + len(text.encode()) // _BYTES_PER_TOKEN)
+
+
+def _pass(  # noqa: PLR0913
+    corpus: Corpus,
+    *,
+    shard_tokens: int,
+    max_document_tokens: int,
+    name: str,
+    judged_ids: Collection[str],
+    progress: Callable[[int], None],
+) -> Survey:
+    content = xxhash.xxh3_128()
+    id_hashes = array("Q")
+    missing = set(judged_ids)
+    shards: list[ShardRange] = []
+    empty_documents = start = tokens = reported = count = 0
+    for position, document in enumerate(corpus.documents()):
+        count = position + 1
+        try:
+            parts = [part.encode() for part in document]
+        except UnicodeEncodeError as error:
+            msg = (
+                f"dataset {name}: got document {document.id!r} (number {count}) with half a surrogate pair "
+                f"({error.object[error.start]!r}), wanted text that UTF-8 can hold; repair the corpus"
+            )
+            raise DatasetError(msg) from None
+        # Lengths before the parts: no two different documents, or lists of documents, give the same bytes.
+        content.update(struct.pack("<3Q", *map(len, parts)) + b"".join(parts))
+        id_hashes.append(xxhash.xxh3_64_intdigest(parts[0]))
+        missing.discard(document.id)
+        text = document.joined()
+        empty_documents += not text
+        estimate = estimated_tokens(text, max_document_tokens=max_document_tokens)
+        if tokens + estimate > shard_tokens and position > start:
+            shards.append(ShardRange(len(shards), start, position))
+            start, tokens = position, 0
+        tokens += estimate
+        if count - reported == _PROGRESS_DOCUMENTS:
+            progress(count - reported)
+            reported = count
+    if not count:
+        msg = f"dataset {name}: got an empty corpus, wanted at least one document; check where the corpus is read from"
+        raise DatasetError(msg)
+    shards.append(ShardRange(len(shards), start, count))
+    progress(count - reported)
+    _refuse_duplicates(corpus, id_hashes, name=name)
+    return Survey(count, content.hexdigest(), tuple(shards), empty_documents, tuple(sorted(missing)))
+
+
+def _refuse_duplicates(corpus: Corpus, id_hashes: array[int], *, name: str) -> None:
+    """Raise DatasetError when an id occurs twice; equal hashes are only a suspicion, which a second pass settles."""
+    hashes = np.frombuffer(id_hashes, dtype=np.uint64)
+    hashes.sort()
+    suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
+    if not suspects:
+        return
+    numbers: dict[str, int] = {}
+    for number, document in enumerate(corpus.documents(), start=1):
+        if xxhash.xxh3_64_intdigest(document.id.encode()) not in suspects:
+            continue
+        first = numbers.setdefault(document.id, number)
+        if first != number:
+            msg = (
+                f"dataset {name}: got document id {document.id!r} twice, as documents number {first} and {number} of "
+                "the corpus (in a file: its lines that are not blank), wanted every id once; remove or rename one"
+            )
+            raise DatasetError(msg)
+
+
+def _key(fingerprint: str, shard_tokens: int, max_document_tokens: int, judged_ids: Collection[str]) -> str:
+    facts = [_FORMAT, fingerprint, shard_tokens, max_document_tokens, sorted(judged_ids)]
+    return xxhash.xxh3_128_hexdigest(json.dumps(facts).encode())
+
+
+def _write(path: Path, found: Survey) -> None:
+    facts = {
+        "documents": found.documents,
+        "checksum": found.checksum,
+        "shards": [[shard.start, shard.stop] for shard in found.shards],
+        "empty_documents": found.empty_documents,
+        "missing": list(found.missing),
+    }
+    write_whole(path, json.dumps({"survey": facts, "xxh3": _own_checksum(facts)}).encode())
+
+
+def _read(path: Path) -> Survey | None:
+    """Return a cached survey, or None when there is none that is whole: it costs a pass to make anew, no more."""
+    try:
+        stored = json.loads(path.read_bytes())
+        facts = stored["survey"]
+        if stored["xxh3"] != _own_checksum(facts):
+            return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return Survey(
+        facts["documents"],
+        facts["checksum"],
+        tuple(ShardRange(index, start, stop) for index, (start, stop) in enumerate(facts["shards"])),
+        facts["empty_documents"],
+        tuple(facts["missing"]),
+    )
+
+
+def _own_checksum(facts: Any) -> str:
+    return xxhash.xxh3_128_hexdigest(json.dumps(facts, sort_keys=True).encode())

@@ -1,0 +1,18 @@
+"""MaxSim by its definition, one query and one document at a time in float64: what every kernel must equal.
+
+Shapes: L query vectors, T document vectors, D dim.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+
+def maxsim(query_LD: Tensor, document_TD: Tensor) -> float:
+    """Return Σ over query vectors of the largest dot product with any document vector.
+
+    >>> import torch
+    >>> maxsim(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.6, 0.8]]))
+    1.8
+    """
+    return round(float((query_LD.double() @ document_TD.double().T).amax(1).sum()), 12)

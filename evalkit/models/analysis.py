@@ -1,0 +1,301 @@
+"""Lucene's English analysis: text in, the terms that BM25 counts out.
+
+The chain is the one of Lucene's `EnglishAnalyzer` and of Anserini's default: `StandardTokenizer` →
+`EnglishPossessiveFilter` → `LowerCaseFilter` → `StopFilter` → `PorterStemFilter`. Every part is a pure function.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from itertools import chain
+from types import MappingProxyType
+
+import regex
+
+Analyzer = Callable[[str], list[str]]
+"""Text → terms in order of occurrence, repeated as often as they occur."""
+
+MAX_TOKEN_LENGTH = 255
+"""Lucene's `StandardTokenizer.maxTokenLength`: a longer token is cut there and scanning goes on at the cut."""
+
+# fmt: off
+STOP_WORDS = frozenset(
+    ["a", "an", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not",
+     "of", "on", "or", "such", "that", "the", "their", "then", "there", "these", "they", "this", "to", "was", "will",
+     "with"]
+)
+# fmt: on
+"""The 33 words of Lucene's `EnglishAnalyzer.ENGLISH_STOP_WORDS_SET`."""
+
+_CACHED_CHUNKS = 1 << 17
+"""Distinct whitespace-delimited strings remembered: by Zipf's law most running text, in some tens of MB."""
+
+# Every character class of UAX #29 (https://unicode.org/reports/tr29/, table 3) that Lucene's grammar names.
+# WB4, `X (Extend | Format | ZWJ)* → X`, is `_IGNORED`; emoji modifiers are tokens of their own in Lucene's
+# Unicode 9 classes and joined `Extend` only in Unicode 11.
+_IGNORED = r"[\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}--\p{Emoji_Modifier}]*"
+_LETTER = rf"[\p{{WB=ALetter}}\p{{WB=Hebrew_Letter}}]{_IGNORED}"
+_HEBREW = rf"\p{{WB=Hebrew_Letter}}{_IGNORED}"
+_DIGIT = rf"\p{{WB=Numeric}}{_IGNORED}"
+_KATAKANA = rf"\p{{WB=Katakana}}{_IGNORED}"
+_CONNECTOR = rf"\p{{WB=ExtendNumLet}}{_IGNORED}"
+_MID_LETTER = rf"[\p{{WB=MidLetter}}\p{{WB=MidNumLet}}\p{{WB=Single_Quote}}]{_IGNORED}"
+_MID_NUMBER = rf"[\p{{WB=MidNum}}\p{{WB=MidNumLet}}\p{{WB=Single_Quote}}]{_IGNORED}"
+_SINGLE_QUOTE = rf"\p{{WB=Single_Quote}}{_IGNORED}"
+_DOUBLE_QUOTE = rf"\p{{WB=Double_Quote}}{_IGNORED}"
+
+# WB5-WB13b in the order of Lucene's grammar. A mid character belongs to a word only between two letters (WB6, WB7) or
+# two digits (WB11, WB12), hence the look-ahead: it makes the first match the longest, which is what Lucene takes.
+_RUN = (
+    rf"(?:{_KATAKANA})+"
+    rf"|(?:{_HEBREW}{_DOUBLE_QUOTE}{_HEBREW}"
+    rf"|{_HEBREW}{_SINGLE_QUOTE}"
+    rf"|{_LETTER}(?:{_MID_LETTER}(?={_LETTER}))?"
+    rf"|{_DIGIT}(?:{_MID_NUMBER}(?={_DIGIT}))?)+"
+)
+# A token has at most 255 characters, so no longer beginning need be tried: lines of underscores cost linear time.
+_LEAD = rf"{{0,{MAX_TOKEN_LENGTH - 1}}}+"
+_WORD = rf"(?:{_CONNECTOR}){_LEAD}(?:{_RUN})(?:(?:{_CONNECTOR})+(?:{_RUN}))*(?:{_CONNECTOR})*"
+
+# Emoji, after the `emoji_sequence` rule of UTS #51 (https://unicode.org/reports/tr51/). Lucene keeps them as tokens,
+# and © ® ™ ↔ are Extended_Pictographic too: they are 517 of the 601,950 terms of nfcorpus' text field.
+_ZWJ = r"\u200D"
+_PICTURE = r"[\p{Extended_Pictographic}\p{Emoji_Modifier}]"
+_PICTURE_IGNORED = (
+    rf"(?:[\p{{WB=Extend}}\p{{WB=Format}}--[\uFE0E\uFE0F\p{{Emoji_Modifier}}]]|{_ZWJ}(?!{_ZWJ}*{_PICTURE}))*"
+)
+_EMOJI_ELEMENT = (
+    rf"(?:(?:{_ZWJ}{_LEAD}\p{{Emoji_Modifier_Base}}{_PICTURE_IGNORED})?\p{{Emoji_Modifier}}{_PICTURE_IGNORED}"
+    rf"|{_ZWJ}{_LEAD}\p{{Extended_Pictographic}}{_PICTURE_IGNORED}\uFE0F?)"
+)
+_EMOJI = (
+    rf"{_EMOJI_ELEMENT}(?:[\U000E0020-\U000E007E]+\U000E007F|(?:{_ZWJ}{_EMOJI_ELEMENT})*)"
+    rf"|[0-9\#*]{_PICTURE_IGNORED}\uFE0F?\u20E3{_PICTURE_IGNORED}"
+    rf"|(?:\p{{WB=Regional_Indicator}}{_IGNORED}){{2}}"
+)
+
+# What Lucene adds to UAX #29: a run of a South-East Asian script stays whole; Han and Hiragana: a character a token.
+_TOKEN = regex.compile(
+    rf"{_WORD}|{_EMOJI}|(?:\p{{LB=SA}}{_IGNORED})+|[\p{{Script=Han}}\p{{Script=Hiragana}}]{_IGNORED}", regex.V1
+)
+
+_CHUNK = re.compile(r"[\S\u202F]+")
+"""Stretches that no token crosses: all whitespace but U+202F, which is ExtendNumLet, is outside every token rule."""
+
+_POSSESSIVE_QUOTES = "'\u2019\uff07"
+
+
+def tokenize(text: str) -> list[str]:
+    """Split text as Lucene's `StandardTokenizer` does: the word rules of UAX #29, plus emoji, South-East Asian runs.
+
+    Lengths are in code points where Lucene counts UTF-16 units; they differ only for a token of more than 255 units
+    with characters beyond the Basic Multilingual Plane.
+
+    >>> tokenize("The U.S.A. can't e-mail 3.14 snake_case ©")
+    ['The', 'U.S.A', "can't", 'e', 'mail', '3.14', 'snake_case', '©']
+    >>> tokenize("東京タワー ภาษาไทย 한국어")
+    ['東', '京', 'タワー', 'ภาษาไทย', '한국어']
+    """
+    tokens: list[str] = []
+    position = 0
+    while match := _TOKEN.search(text, position):
+        position = match.end()
+        if position - match.start() <= MAX_TOKEN_LENGTH:
+            tokens.append(match[0])
+        else:
+            tokens.extend(_split_long(text, match.start(), position))
+    return tokens
+
+
+def _split_long(text: str, start: int, stop: int) -> list[str]:
+    """Scan text[start:stop], one overlong match, through a window of `MAX_TOKEN_LENGTH`, as Lucene's buffer does."""
+    pieces: list[str] = []
+    while start < stop:
+        match = _TOKEN.match(text, start, min(start + MAX_TOKEN_LENGTH, stop))
+        if match:
+            pieces.append(match[0])
+        start = match.end() if match else start + 1
+    return pieces
+
+
+def strip_possessive(token: str) -> str:
+    """Drop a final 's as Lucene's `EnglishPossessiveFilter` does: with ', U+2019 or U+FF07 and s or S.
+
+    >>> strip_possessive("Crohn's"), strip_possessive("its"), strip_possessive("dogs'")
+    ('Crohn', 'its', "dogs'")
+    """
+    if len(token) >= 2 and token[-1] in "sS" and token[-2] in _POSSESSIVE_QUOTES:
+        return token[:-2]
+    return token
+
+
+def lowercase(token: str) -> str:
+    """Lower each character by itself, as Java's `Character.toLowerCase` does: no final sigma, and İ becomes i.
+
+    >>> lowercase("ΟΔΟΣ"), lowercase("İ")
+    ('οδοσ', 'i')
+    """
+    if token.isascii():
+        return token.lower()
+    return "".join(character.lower()[0] for character in token)
+
+
+def porter_stem(word: str) -> str:
+    """Stem a lower-case word as Lucene's `PorterStemFilter` does.
+
+    The algorithm is Porter's (1980, "An algorithm for suffix stripping", Program 14 no. 3) with the departures that its
+    author published (https://tartarus.org/martin/PorterStemmer/): words of one or two letters stay, step 2 has
+    bli → ble for abli → able, and logi → log. Snowball's `porter` (PyStemmer) keeps to the paper and so stems
+    "pathology", "possibly" and "6s" otherwise, which is why it is not used here.
+
+    >>> [porter_stem(word) for word in ("caresses", "relational", "pathology", "possibly", "is")]
+    ['caress', 'relat', 'patholog', 'possibl', 'is']
+    """
+    if len(word.encode("utf-16-le")) <= 4:  # Java counts UTF-16 units
+        return word
+    word = _step_1a(word)
+    word = _step_1b(word)
+    if word.endswith("y") and "v" in _form(word[:-1]):  # step 1c
+        word = word[:-1] + "i"
+    word = _replace_suffix(word, _STEP_2)
+    word = _replace_suffix(word, _STEP_3)
+    word = _step_4(word)
+    return _step_5(word)
+
+
+# Longest first: of several suffixes that fit, the longest decides, whether or not its condition holds.
+_STEP_2 = (
+    ("ational", "ate"),
+    ("ization", "ize"),
+    ("iveness", "ive"),
+    ("fulness", "ful"),
+    ("ousness", "ous"),
+    ("tional", "tion"),
+    ("biliti", "ble"),
+    ("entli", "ent"),
+    ("ousli", "ous"),
+    ("ation", "ate"),
+    ("alism", "al"),
+    ("aliti", "al"),
+    ("iviti", "ive"),
+    ("enci", "ence"),
+    ("anci", "ance"),
+    ("izer", "ize"),
+    ("alli", "al"),
+    ("ator", "ate"),
+    ("logi", "log"),
+    ("bli", "ble"),
+    ("eli", "e"),
+)
+_STEP_3 = (
+    ("icate", "ic"),
+    ("ative", ""),
+    ("alize", "al"),
+    ("iciti", "ic"),
+    ("ical", "ic"),
+    ("ness", ""),
+    ("ful", ""),
+)
+# fmt: off
+_STEP_4 = ("ement", "ance", "ence", "able", "ible", "ment", "ant", "ent", "ion", "ism", "ate", "iti", "ous", "ive",
+           "ize", "al", "er", "ic", "ou")
+# fmt: on
+
+
+def _form(word: str) -> str:
+    """Return a word's letters as c (consonant) and v (vowel); y is a vowel after a consonant.
+
+    Porter's measure m, the number of vowel-consonant sequences, is then `_form(stem).count("vc")`.
+    """
+    form = ""
+    for letter in word:
+        form += "v" if letter in "aeiou" or (letter == "y" and form.endswith("c")) else "c"
+    return form
+
+
+def _measure(stem: str) -> int:
+    return _form(stem).count("vc")
+
+
+def _ends_double_consonant(word: str) -> bool:
+    return len(word) >= 2 and word[-1] == word[-2] and _form(word)[-1] == "c"
+
+
+def _ends_cvc(word: str) -> bool:
+    """Porter's *o: the word ends consonant-vowel-consonant, and the last is not w, x or y."""
+    return _form(word).endswith("cvc") and word[-1] not in "wxy"
+
+
+def _step_1a(word: str) -> str:
+    if word.endswith(("sses", "ies")):
+        return word[:-2]
+    if word.endswith("s") and not word.endswith("ss"):
+        return word[:-1]
+    return word
+
+
+def _step_1b(word: str) -> str:
+    if word.endswith("eed"):
+        return word[:-1] if _measure(word[:-3]) > 0 else word
+    suffix = 2 if word.endswith("ed") else 3 if word.endswith("ing") else 0
+    stem = word[: len(word) - suffix]
+    if not suffix or "v" not in _form(stem):
+        return word
+    if stem.endswith(("at", "bl", "iz")):
+        return stem + "e"
+    if _ends_double_consonant(stem):
+        return stem if stem[-1] in "lsz" else stem[:-1]
+    return stem + "e" if _measure(stem) == 1 and _ends_cvc(stem) else stem
+
+
+def _replace_suffix(word: str, rules: tuple[tuple[str, str], ...]) -> str:
+    for suffix, replacement in rules:
+        if word.endswith(suffix):
+            stem = word[: -len(suffix)]
+            return stem + replacement if _measure(stem) > 0 else word
+    return word
+
+
+def _step_4(word: str) -> str:
+    for suffix in _STEP_4:
+        if word.endswith(suffix):
+            stem = word[: -len(suffix)]
+            if suffix == "ion" and not stem.endswith(("s", "t")):
+                return word
+            return stem if _measure(stem) > 1 else word
+    return word
+
+
+def _step_5(word: str) -> str:
+    if word.endswith("e"):
+        stem = word[:-1]
+        measure = _measure(stem)
+        if measure > 1 or (measure == 1 and not _ends_cvc(stem)):
+            word = stem
+    if word.endswith("ll") and _measure(word) > 1:
+        word = word[:-1]
+    return word
+
+
+def english() -> Analyzer:
+    """Return Lucene's English analyzer; it remembers the terms of the strings between whitespace that it met last.
+
+    >>> english()("The patients' statins, and Crohn's disease: a follow-up")
+    ['patient', 'statin', 'crohn', 'diseas', 'follow', 'up']
+    """
+
+    @lru_cache(maxsize=_CACHED_CHUNKS)
+    def terms_of(chunk: str) -> tuple[str, ...]:
+        lowered = (lowercase(strip_possessive(token)) for token in tokenize(chunk))
+        return tuple(porter_stem(token) for token in lowered if token not in STOP_WORDS)
+
+    def analyze(text: str) -> list[str]:
+        return list(chain.from_iterable(map(terms_of, _CHUNK.findall(text))))
+
+    return analyze
+
+
+ANALYZERS: Mapping[str, Callable[[], Analyzer]] = MappingProxyType({"english": english})
+"""The analyzers that a BM25 config can name."""

@@ -1,0 +1,56 @@
+"""Every file and folder name that evalkit writes, once, and the one way to write a file that is whole or absent."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+
+def survey_file(cache_dir: Path, key: str) -> Path:
+    """The counts, checksum and shard cuts of a corpus."""
+    return cache_dir / "surveys" / f"{key}.json"
+
+
+def store_dir(cache_dir: Path, store_key: str) -> Path:
+    """The checkpointed embeddings of one corpus under one model and dim."""
+    return cache_dir / "stores" / store_key
+
+
+def topk_dir(cache_dir: Path, search_key: str) -> Path:
+    """The checkpointed top-k of each shard for one set of queries."""
+    return cache_dir / "topk" / search_key
+
+
+def shard_name(index: int) -> str:
+    """The stem of a shard's files.
+
+    >>> shard_name(7)
+    'shard-00007'
+    """
+    return f"shard-{index:05d}"
+
+
+def run_dir(results_dir: Path, run_id: str) -> Path:
+    """Everything that one finished cell leaves."""
+    return results_dir / "runs" / run_id
+
+
+def write_whole(path: Path, data: bytes) -> None:
+    """Write a file so that after any fault it is either the whole new content or what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    publish(temporary, path)
+
+
+def publish(temporary: Path, path: Path) -> None:
+    """Rename a fully written, synced file into place and sync the folder, so that the name survives a power cut."""
+    temporary.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)

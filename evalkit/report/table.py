@@ -1,0 +1,83 @@
+"""The table of cells: published, measured and Δ, for a terminal or as Markdown.
+
+Rounding happens here and nowhere else: values to five decimals, differences to four, as the field prints them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from rich.table import Table
+
+from evalkit import published
+from evalkit.results import CellScores
+
+ABSENT = "–"
+TEXT_COLUMNS = ("system", "dataset", "compared", "verdict", "source")
+METRICS = ("ndcg@10", "mrr@10", "recall@100")
+
+
+class Row(NamedTuple):
+    """One cell beside one published score of it, or beside none."""
+
+    cell: CellScores
+    published: published.PublishedScore | None
+    verdict: published.Verdict | None
+
+
+def rows(cells: Iterable[CellScores]) -> list[Row]:
+    """Pair each cell with what was published for its main metric: the card's score first, then other sources'."""
+    paired = []
+    for cell in cells:
+        measured = cell.metrics[cell.main_metric]
+        found = published.find(cell.model, cell.dim, cell.dataset, cell.main_metric)
+        paired += [Row(cell, score, published.verdict(measured, score, differs=cell.deviations)) for score in found]
+        if not found:
+            paired.append(Row(cell, None, None))
+    return paired
+
+
+def terminal(table_rows: Sequence[Row]) -> Table:
+    """Return the table for a terminal."""
+    table = Table(box=None, pad_edge=False)
+    for name in _header(table_rows):
+        table.add_column(name, justify="left" if name in TEXT_COLUMNS else "right", no_wrap=True)
+    for values in _lines(table_rows):
+        table.add_row(*values)
+    return table
+
+
+def markdown(table_rows: Sequence[Row]) -> str:
+    """Return the table as GitHub Markdown; the same rows give the same bytes."""
+    header = _header(table_rows)
+    lines = [header, ["---" if name in TEXT_COLUMNS else "--:" for name in header]]
+    lines += _lines(table_rows)
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _groups(table_rows: Sequence[Row]) -> list[str]:
+    return sorted({name for row in table_rows for name in row.cell.groups})
+
+
+def _header(table_rows: Sequence[Row]) -> list[str]:
+    groups = [f"ndcg@10 {name}" for name in _groups(table_rows)]
+    return ["system", "dim", "dataset", *METRICS, *groups, "compared", "published", "Δ", "verdict", "source"]
+
+
+def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
+    lines = []
+    for row in table_rows:
+        cell = row.cell
+        groups = [cell.groups[name]["ndcg@10"] if name in cell.groups else None for name in _groups(table_rows)]
+        line = [cell.model, ABSENT if cell.dim is None else str(cell.dim), cell.dataset]
+        line += [f"{cell.metrics[name]:.5f}" for name in METRICS]
+        line += [ABSENT if value is None else f"{value:.5f}" for value in groups]
+        if row.published is None or row.verdict is None:
+            line += [ABSENT] * 5
+        else:
+            delta = cell.metrics[cell.main_metric] - row.published.value
+            value = f"{row.published.value:.{row.published.digits}f}"
+            line += [row.published.metric, value, f"{delta:+.4f}", row.verdict.label, row.published.source]
+        lines.append(line)
+    return lines

@@ -1,0 +1,157 @@
+"""The commands as a user types them: what they print, what they leave, how they fail."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SMALL = ["dataset.demo.documents=300", "dataset.demo.queries=24"]
+
+
+def evalkit(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "evalkit", *words], cwd=cwd, capture_output=True, text=True, timeout=600, check=False
+    )
+
+
+def places(folder: Path) -> list[str]:
+    return [f"results_dir={folder}/results", f"cache_dir={folder}/cache"]
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    done = evalkit("run", "-m", "model=bm25,demo", "dim=128,96,64", *SMALL, *places(folder), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    return folder, done
+
+
+def test_a_sweep_ends_in_one_table_of_every_system_and_dim(finished):
+    _, done = finished
+    lines = [line.split()[:3] for line in done.stdout.splitlines() if "demo" in line]
+    assert lines == [["bm25", "–", "demo"], ["demo", "128", "demo"], ["demo", "96", "demo"], ["demo", "64", "demo"]]
+
+
+def test_each_cell_leaves_its_scores_where_they_are_looked_for(finished):
+    folder, _ = finished
+    found = [json.loads(path.read_text("utf-8")) for path in (folder / "results" / "runs").glob("*/scores.json")]
+    assert sorted((scores["model"], scores["dim"] or 0) for scores in found) == [
+        ("bm25", 0),
+        ("demo", 64),
+        ("demo", 96),
+        ("demo", 128),
+    ]
+    for scores in found:
+        assert set(scores["metrics"]) == {"ndcg@10", "mrr@10", "recall@100"}
+        assert scores["dataset"] == "demo"
+        assert scores["environment"]["packages"]["torch"]
+        assert scores["counts"]["documents"] == 300
+        folder_of_run = folder / "results" / "runs" / scores["run_id"]
+        assert {path.name for path in folder_of_run.iterdir()} == {
+            "scores.json",
+            "run.trec.gz",
+            "per_query.tsv",
+            "config.yaml",
+        }
+
+
+def test_nothing_is_written_outside_results_dir_and_cache_dir(finished):
+    folder, _ = finished
+    assert {path.name for path in folder.iterdir()} == {"results", "cache"}
+
+
+def test_a_finished_run_is_only_printed(finished):
+    folder, first = finished
+    before = {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    again = evalkit("run", "model=demo", *SMALL, *places(folder), cwd=folder)
+    assert again.returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()} == before
+    table = [line.split() for line in again.stdout.splitlines() if line.startswith("demo")]
+    assert table == [line.split() for line in first.stdout.splitlines() if line.startswith("demo")]
+
+
+def test_keeping_only_the_top_k_gives_the_same_run_files(finished, tmp_path):
+    folder, _ = finished
+    done = evalkit("run", "model=demo", "store.keep=topk", *SMALL, *places(tmp_path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert not (tmp_path / "cache" / "stores").exists()
+    for path in (tmp_path / "results" / "runs").glob("*/run.trec.gz"):
+        assert path.read_bytes() == (folder / "results" / "runs" / path.parent.name / path.name).read_bytes()
+
+
+def test_dims_encoded_together_or_alone_give_the_same_run_files(finished, tmp_path):
+    folder, _ = finished
+    done = evalkit("run", "model=demo", "dim=64", *SMALL, *places(tmp_path), cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (path,) = (tmp_path / "results" / "runs").glob("*/run.trec.gz")
+    assert path.read_bytes() == (folder / "results" / "runs" / path.parent.name / path.name).read_bytes()
+
+
+def test_the_config_can_be_shown_without_running(tmp_path):
+    done = evalkit("run", "--cfg", "job", "model=bm25", *places(tmp_path), cwd=tmp_path)
+    assert done.returncode == 0
+    assert "name: bm25" in done.stdout
+    assert not (tmp_path / "results").exists()
+
+
+def test_report_prints_markdown_of_what_is_finished(finished):
+    folder, _ = finished
+    done = evalkit("report", "--results-dir", f"{folder}/results", cwd=folder)
+    assert done.returncode == 0
+    assert done.stdout.startswith("| system | dim | dataset |")
+    assert done.stdout.count("\n") == 2 + 4
+
+
+def test_score_gives_a_saved_run_its_own_scores(finished):
+    folder, _ = finished
+    path = next((folder / "results" / "runs").glob("demo.test.demo-64.*/run.trec.gz"))
+    done = evalkit("score", str(path), "dataset=demo", *SMALL, *places(folder), cwd=folder)
+    assert done.returncode == 0, done.stderr
+    saved = json.loads((path.parent / "scores.json").read_text("utf-8"))["metrics"]
+    assert f"ndcg@10\t{saved['ndcg@10']:.5f}" in done.stdout
+
+
+def test_one_bad_combination_does_not_cost_the_rest_of_a_sweep(tmp_path):
+    words = ["-m", "model=bm25", "dataset=demo,folder", "dataset.path=null", *SMALL, *places(tmp_path)]
+    done = evalkit("run", *words, cwd=tmp_path)
+    assert done.returncode == 1
+    assert "wanted dataset.path=DIR" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert [line.split()[:3] for line in done.stdout.splitlines()[1:]] == [["bm25", "–", "demo"]]
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        (["run", "model=bm52"], 2, "evalkit: model 'bm52' unknown; did you mean bm25"),
+        (["run", "dim=100"], 2, "evalkit: dim=100 is not a dim of model 'demo'; valid: 128, 96, 64"),
+        (["run", "-m", "model=demo,nope"], 2, "evalkit: model 'nope' unknown"),
+        (["run", "dataset=folder", "dataset.path=nowhere"], 1, "nothing at this path"),
+        (["ls", "modles"], 2, "evalkit: ls 'modles' unknown; did you mean models"),
+        (["report", "--results-dir", "nowhere"], 1, "no finished run under nowhere"),
+        (["score", "nowhere.trec", "dataset=demo"], 1, "nowhere.trec"),
+    ],
+)
+def test_a_mistake_is_one_line_and_a_nonzero_exit(tmp_path, words, code, message):
+    extra = places(tmp_path) if words[0] in ("run", "score") else []
+    done = evalkit(*words, *extra, cwd=tmp_path)
+    assert done.returncode == code, done.stderr
+    assert message in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert done.stdout == ""
+
+
+@pytest.mark.parametrize("verb", ["run", "ls", "report", "score"])
+def test_every_verbs_help_gives_an_example(tmp_path, verb):
+    done = evalkit(verb, "--help", cwd=tmp_path)
+    assert done.returncode == 0
+    assert f"Example: evalkit {verb}" in done.stdout
+
+
+@pytest.mark.parametrize("what", ["models", "datasets", "engines", "experiments", "settings"])
+def test_ls_lists_every_kind_of_name(tmp_path, what):
+    done = evalkit("ls", what, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip()

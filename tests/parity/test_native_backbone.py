@@ -1,0 +1,136 @@
+"""The native jina_embeddings_v3 path against an independent float64 implementation of the published architecture."""
+
+import math
+
+import pytest
+import torch
+from checkpoints import write_jina_checkpoint
+from safetensors.torch import load_file
+
+from evalkit.config import CheckpointSource, EncoderConfig, TextRules
+from evalkit.models.encoder import checkpoints, load_encoders
+
+HEADS, EPS = 4, 1e-5
+
+
+def layer_norm(x, weight, bias):
+    mean = x.mean(-1, keepdim=True)
+    variance = ((x - mean) ** 2).mean(-1, keepdim=True)
+    return (x - mean) / torch.sqrt(variance + EPS) * weight + bias
+
+
+def rotate(x_HTK, theta):
+    """Half-split (NeoX) RoPE over the full head dim; positions count every token from 0."""
+    heads, length, width = x_HTK.shape
+    out = torch.empty_like(x_HTK)
+    for position in range(length):
+        for pair in range(width // 2):
+            angle = position / theta ** (2 * pair / width)
+            first, second = x_HTK[:, position, pair], x_HTK[:, position, pair + width // 2]
+            out[:, position, pair] = first * math.cos(angle) - second * math.sin(angle)
+            out[:, position, pair + width // 2] = second * math.cos(angle) + first * math.sin(angle)
+    return out
+
+
+def forward(tensors, ids, *, theta, attended=None):
+    """Token vectors of one text in float64: post-norm blocks, erf GELU, softmax attention at scale 1/√width."""
+    t = {name: tensor.double() for name, tensor in tensors.items()}
+    x = t["roberta.embeddings.word_embeddings.weight"][ids] + t["roberta.embeddings.token_type_embeddings.weight"][0]
+    x = layer_norm(x, t["roberta.emb_ln.weight"], t["roberta.emb_ln.bias"])
+    length, hidden = x.shape
+    layer = 0
+    while f"roberta.encoder.layers.{layer}.norm1.weight" in t:
+        p = f"roberta.encoder.layers.{layer}."
+        qkv = x @ t[f"{p}mixer.Wqkv.weight"].T + t[f"{p}mixer.Wqkv.bias"]
+        q, k, v = (part.view(length, HEADS, -1).transpose(0, 1) for part in qkv.split(hidden, dim=1))
+        logits = rotate(q, theta) @ rotate(k, theta).transpose(1, 2) / math.sqrt(hidden // HEADS)
+        if attended is not None:
+            logits[:, :, attended:] = -math.inf
+        mixed = (logits.softmax(-1) @ v).transpose(0, 1).reshape(length, hidden)
+        mixed = mixed @ t[f"{p}mixer.out_proj.weight"].T + t[f"{p}mixer.out_proj.bias"]
+        x = layer_norm(x + mixed, t[f"{p}norm1.weight"], t[f"{p}norm1.bias"])
+        inner = x @ t[f"{p}mlp.fc1.weight"].T + t[f"{p}mlp.fc1.bias"]
+        inner = inner * 0.5 * (1 + torch.erf(inner / math.sqrt(2)))
+        outer = inner @ t[f"{p}mlp.fc2.weight"].T + t[f"{p}mlp.fc2.bias"]
+        x = layer_norm(x + outer, t[f"{p}norm2.weight"], t[f"{p}norm2.bias"])
+        layer += 1
+    x = x @ t["linear.weight"].T
+    return x / x.norm(dim=1, keepdim=True)
+
+
+def config_of(folders, *, attend=True, rope_theta="checkpoint"):
+    return EncoderConfig(
+        name="fixture",
+        kind="late_interaction",
+        backbone="jina_embeddings_v3",
+        checkpoints={str(dim): CheckpointSource(path=str(folder)) for dim, folder in folders.items()},
+        query=TextRules(max_tokens=32, marker="[QueryMarker]", expansion=True, attend_to_expansion=attend),
+        document=TextRules(max_tokens=300, marker="[DocumentMarker]"),
+        head="linear",
+        pooling="tokens",
+        normalize=True,
+        skiplist="none",
+        dtype="float32",
+        rope_theta=rope_theta,
+    )
+
+
+def load(config):
+    return load_encoders(config, checkpoints(config, config.dims), device=torch.device("cpu"))
+
+
+TEXTS = ["hello world", "a b c", "the the a . b , hello " * 12, ""]
+
+
+@pytest.mark.parametrize("attend", [True, False])
+def test_query_vectors_equal_the_float64_reference_with_expansion(tmp_path, attend):
+    folder = write_jina_checkpoint(tmp_path / "m", dim=16)
+    (encoder,) = load(config_of({16: folder}, attend=attend))
+    tokens = encoder.tokenize_queries(TEXTS)
+    vectors, counts = encoder.vectors(encoder.batch(tokens, skip_punctuation=False))[16]
+    assert counts.tolist() == [32] * len(TEXTS)
+    tensors = load_file(folder / "model.safetensors")
+    for place, text in enumerate(tokens):
+        wanted = forward(tensors, text.ids, theta=10000.0, attended=None if attend else text.attended)
+        assert (vectors[32 * place : 32 * place + 32] - wanted).abs().max() < 1e-5
+
+
+def test_document_vectors_equal_the_float64_reference_in_a_padded_batch(tmp_path):
+    folder = write_jina_checkpoint(tmp_path / "m", dim=16)
+    (encoder,) = load(config_of({16: folder}))
+    tokens = encoder.tokenize_documents(TEXTS)
+    vectors, counts = encoder.vectors(encoder.batch(tokens, skip_punctuation=True))[16]
+    assert counts.tolist() == [len(text.ids) for text in tokens]
+    tensors = load_file(folder / "model.safetensors")
+    wanted = torch.cat([forward(tensors, text.ids, theta=10000.0) for text in tokens])
+    assert (vectors - wanted).abs().max() < 1e-5
+
+
+def test_the_rope_base_changes_vectors_and_can_be_overridden(tmp_path):
+    folder = write_jina_checkpoint(tmp_path / "m", dim=16)
+    (encoder,) = load(config_of({16: folder}, rope_theta=20000.0))
+    tokens = encoder.tokenize_documents(TEXTS[:1])
+    vectors, _ = encoder.vectors(encoder.batch(tokens, skip_punctuation=True))[16]
+    tensors = load_file(folder / "model.safetensors")
+    assert (vectors - forward(tensors, tokens[0].ids, theta=20000.0)).abs().max() < 1e-5
+    assert (vectors - forward(tensors, tokens[0].ids, theta=10000.0)).abs().max() > 1e-4
+
+
+def test_dims_with_equal_backbones_share_one_pass_and_do_not_move_each_other(tmp_path):
+    folders = {dim: write_jina_checkpoint(tmp_path / str(dim), dim=dim) for dim in (16, 12, 8)}
+    (together,) = load(config_of(folders))
+    assert tuple(together.heads) == (16, 12, 8)
+    tokens = together.tokenize_documents(TEXTS)
+    shared = together.vectors(together.batch(tokens, skip_punctuation=True))
+    for dim, folder in folders.items():
+        (alone,) = load(config_of({dim: folder}))
+        apart = alone.vectors(alone.batch(tokens, skip_punctuation=True))[dim][0]
+        assert torch.equal(shared[dim][0], apart)
+
+
+def test_dims_with_different_backbones_run_apart(tmp_path):
+    folders = {
+        16: write_jina_checkpoint(tmp_path / "16", dim=16, seed=1),
+        8: write_jina_checkpoint(tmp_path / "8", dim=8, seed=2),
+    }
+    assert [tuple(encoder.heads) for encoder in load(config_of(folders))] == [(16,), (8,)]

@@ -1,0 +1,152 @@
+"""Exact search against brute force in float64: ties, ragged lengths, shards, floors and blocks change nothing."""
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evalkit.maxsim import packed, reference
+from evalkit.search import (
+    Hits,
+    drop_self,
+    floors,
+    hits_from_arrays,
+    hits_to_arrays,
+    merge,
+    no_hits,
+    search_shard,
+    separate_ties,
+    to_run,
+)
+from evalkit.store import ShardVectors
+from evalkit.types import Hit
+
+CPU = torch.device("cpu")
+
+
+def texts(generator, count, *, dim, longest, distinct, prefix, dtype=torch.float16):
+    """Unit vectors drawn from few distinct ones, so that equal scores are common."""
+    pool = torch.nn.functional.normalize(torch.randn(distinct, dim, generator=generator), dim=1).to(dtype)
+    lengths = torch.randint(1, longest + 1, (count,), generator=generator)
+    rows = torch.randint(0, distinct, (int(lengths.sum()),), generator=generator)
+    return ShardVectors(tuple(f"{prefix}{i:03d}" for i in range(count)), lengths, pool[rows])
+
+
+def brute_force(queries, shard, depth):
+    starts_q = [0, *queries.lengths_N.cumsum(0).tolist()]
+    starts_d = [0, *shard.lengths_N.cumsum(0).tolist()]
+    run = {}
+    for q, query in enumerate(queries.ids):
+        query_LD = queries.vectors_XD[starts_q[q] : starts_q[q + 1]].double()
+        hits = []
+        for d, document in enumerate(shard.ids):
+            document_TD = shard.vectors_XD[starts_d[d] : starts_d[d + 1]].double()
+            hits.append(Hit(document, float(np.float32((query_LD @ document_TD.T).amax(1).sum()))))
+        run[query] = sorted(hits, key=lambda hit: (hit.score, hit.document_id.encode()), reverse=True)[:depth]
+    return run
+
+
+def all_open(queries):
+    return np.full(len(queries.ids), -np.inf, dtype=np.float32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    dim=st.sampled_from([3, 64, 96, 128]),
+    distinct=st.integers(2, 40),
+    depth=st.integers(1, 30),
+    longest=st.sampled_from([1, 3, 40]),
+)
+def test_search_equals_brute_force_to_the_bit_ties_included(seed, dim, distinct, depth, longest):
+    generator = torch.Generator().manual_seed(seed)
+    queries = texts(generator, 5, dim=dim, longest=6, distinct=distinct, prefix="q")
+    shard = texts(generator, 30, dim=dim, longest=longest, distinct=distinct, prefix="d")
+    hits = search_shard(queries, shard, depth=depth, floor_Q=all_open(queries), device=CPU)
+    assert to_run(hits, queries.ids) == brute_force(queries, shard, depth)
+
+
+@settings(max_examples=25, deadline=None)
+@given(seed=st.integers(0, 10**6), cuts=st.lists(st.integers(1, 39), max_size=4, unique=True), order=st.randoms())
+def test_the_run_does_not_depend_on_how_or_in_which_order_the_corpus_is_cut(seed, cuts, order):
+    generator = torch.Generator().manual_seed(seed)
+    queries = texts(generator, 4, dim=8, longest=5, distinct=6, prefix="q")
+    whole = texts(generator, 40, dim=8, longest=7, distinct=6, prefix="d")
+    starts = [0, *whole.lengths_N.cumsum(0).tolist()]
+    edges = [0, *sorted(cuts), 40]
+    shards = [
+        ShardVectors(whole.ids[a:b], whole.lengths_N[a:b], whole.vectors_XD[starts[a] : starts[b]])
+        for a, b in zip(edges, edges[1:], strict=False)
+    ]
+    order.shuffle(shards)
+    best = no_hits()
+    for shard in shards:
+        floor_Q = floors(best, queries=4, depth=10)
+        best = merge([best, search_shard(queries, shard, depth=10, floor_Q=floor_Q, device=CPU)], depth=10)
+    assert to_run(best, queries.ids) == brute_force(queries, whole, 10)
+
+
+@pytest.mark.parametrize("longest", [1, 2, 17, 700])
+def test_packed_scores_are_within_their_proven_error_bound(longest):
+    generator = torch.Generator().manual_seed(longest)
+    queries = texts(generator, 7, dim=128, longest=32, distinct=100, prefix="q")
+    shard = texts(generator, 50, dim=128, longest=longest, distinct=5000, prefix="d")
+    query, documents = (packed.pack(side.vectors_XD, side.lengths_N) for side in (queries, shard))
+    fast_QN = packed.scores(query, documents).double()
+    pairs = torch.cartesian_prod(torch.arange(7), torch.arange(50))
+    exact_QN = packed.exact_scores(query, documents, pairs[:, 0], pairs[:, 1]).view(7, 50).double()
+    bound_Q = packed.error_bound(query, documents)
+    assert ((fast_QN - exact_QN).abs() <= bound_Q.unsqueeze(1) + 2e-6).all()
+    assert float(bound_Q.max()) < 1e-3
+
+
+def test_scores_of_queries_longer_than_a_block_are_right():
+    generator = torch.Generator().manual_seed(1)
+    queries = texts(generator, 2, dim=4, longest=3, distinct=9, prefix="q")
+    long = ShardVectors(("q",), torch.tensor([1500]), torch.randn(1500, 4, generator=generator).half())
+    shard = texts(generator, 9, dim=4, longest=5, distinct=9, prefix="d")
+    both = packed.pack(
+        torch.cat([queries.vectors_XD, long.vectors_XD]), torch.cat([queries.lengths_N, long.lengths_N])
+    )
+    documents = packed.pack(shard.vectors_XD, shard.lengths_N)
+    scores = packed.scores(both, documents)
+    starts = [0, *shard.lengths_N.cumsum(0).tolist()]
+    wanted = [reference.maxsim(long.vectors_XD, shard.vectors_XD[a:b]) for a, b in zip(starts, starts[1:], strict=False)]
+    assert np.allclose(scores[2].numpy(), wanted, rtol=1e-5)
+
+
+def test_negative_similarities_survive_padding():
+    queries = ShardVectors(("q",), torch.tensor([1]), torch.tensor([[1.0, 0.0]]).half())
+    shard = ShardVectors(
+        ("short", "long"), torch.tensor([1, 3]), torch.tensor([[-1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [-1.0, 0.0]]).half()
+    )
+    hits = search_shard(queries, shard, depth=5, floor_Q=all_open(queries), device=CPU)
+    assert to_run(hits, ["q"]) == {"q": [Hit("long", 0.0), Hit("short", -1.0)]}
+
+
+def test_hits_survive_their_checkpoint_with_ids_of_any_script():
+    hits = Hits(
+        np.array([0, 1], np.int32), np.array(["é".encode(), "文書-7".encode()]), np.array([1.5, -0.25], np.float32)
+    )
+    back = hits_from_arrays(hits_to_arrays(hits))
+    assert to_run(back, ["a", "b"]) == {"a": [Hit("é", 1.5)], "b": [Hit("文書-7", -0.25)]}
+
+
+def test_no_hits_survive_their_checkpoint():
+    assert to_run(hits_from_arrays(hits_to_arrays(no_hits())), ["a"]) == {"a": []}
+
+
+def test_anserini_order_ranks_the_lower_id_first_and_survives_trec_evals_tie_rule():
+    hits = Hits(np.zeros(3, np.int32), np.array([b"c", b"a", b"b"]), np.array([2, 2, 1], np.float32))
+    ranked = separate_ties(merge([hits], depth=3, ties="anserini"))
+    assert ranked.id_H.tolist() == [b"a", b"c", b"b"]
+    assert merge([ranked], depth=3).id_H.tolist() == [b"a", b"c", b"b"]
+    assert np.abs(ranked.score_H - [2, 2, 1]).max() < 1e-6
+
+
+def test_dropping_the_querys_own_document_keeps_depth_and_counts():
+    run = {"a": [Hit("a", 3.0), Hit("b", 2.0), Hit("c", 1.0)], "b": [Hit("c", 1.0), Hit("a", 0.5), Hit("d", 0.1)]}
+    kept, dropped = drop_self(run, depth=2)
+    assert kept == {"a": [Hit("b", 2.0), Hit("c", 1.0)], "b": [Hit("c", 1.0), Hit("a", 0.5)]}
+    assert dropped == 1

@@ -1,0 +1,109 @@
+"""Configuration at the door: every config composes, every wrong word is named with what is nearest to it."""
+
+import pytest
+
+from evalkit.compose import all_settings, check_overrides, compose
+from evalkit.config import Bm25Config, EncoderConfig, group_names
+from evalkit.errors import ConfigError, nearest
+
+
+def test_nothing_said_runs_the_demo_at_every_dim(monkeypatch):
+    monkeypatch.delenv("EVALKIT_CACHE", raising=False)
+    config = compose([])
+    assert (config.model.name, config.dataset.name, config.dims) == ("demo", "demo", (128, 96, 64))
+
+
+@pytest.mark.parametrize("name", group_names("model"))
+def test_every_model_config_is_valid_and_named_like_its_file(name):
+    config = compose([f"model={name}"])
+    assert config.model.name == name
+    assert isinstance(config.model, (EncoderConfig, Bm25Config))
+
+
+@pytest.mark.parametrize("name", [name for name in group_names("dataset") if name != "folder"])
+def test_every_dataset_config_is_valid_and_named_like_its_file(name, tmp_path):
+    assert compose([f"dataset={name}", f"dataset.path={tmp_path}"]).dataset.name == name
+
+
+def test_the_card_has_its_45_datasets():
+    names = [name for name in group_names("dataset") if name.split("/")[0] in ("beir", "msmarco", "miracl", "mmarco")]
+    assert len(names) == 13 + 1 + 18 + 13
+
+
+@pytest.mark.parametrize(
+    ("word", "dims"),
+    [("dim=64", (64,)), ("dim=[64,128]", (64, 128)), ("dim=96,64", (96, 64)), ("dim=null", (128, 96, 64))],
+)
+def test_dim_takes_one_value_or_a_list(word, dims):
+    assert compose([word]).dims == dims
+
+
+def test_a_model_without_vectors_has_no_dim_and_ignores_the_selector():
+    assert compose(["model=bm25", "dim=64"]).dims == (None,)
+
+
+def test_a_known_dataset_is_read_from_a_folder(tmp_path):
+    config = compose(["dataset=beir/nfcorpus", f"dataset.path={tmp_path}"]).dataset
+    assert (config.name, config.path, config.counts.documents) == ("beir/nfcorpus", str(tmp_path), 3633)
+
+
+def test_a_setting_that_the_yaml_leaves_out_can_be_given():
+    assert compose(["dataset.verify=false"]).dataset.verify is False
+    assert compose(["model.rope_theta=20000"]).model.rope_theta == 20000.0
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["model=jina-colbert-v3"], r"model 'jina-colbert-v3' unknown; did you mean jina-colbert-v2\? \(evalkit ls models\)"),
+        (["dataset=beir/nfcorpsu"], r"dataset 'beir/nfcorpsu' unknown; did you mean beir/nfcorpus"),
+        (["engine=lokal"], "engine 'lokal' unknown; did you mean local"),
+        (["dim=127"], r"dim=127 is not a dim of model 'demo'; valid: 128, 96, 64"),
+        (["dim=abc"], r"dim='abc' is not a dim"),
+        (["dim=[]"], r"dim=\[\] selects nothing"),
+        (["dim=[64,64]"], "names a dim twice"),
+        (["serach.depth=100"], r"setting 'serach\.depth' unknown; did you mean search\.depth"),
+        (["modle=demo"], "setting 'modle' unknown; did you mean model"),
+        (["search.depth=10"], r"search\.depth=10: wanted 100 or more"),
+        (["search.depth=many"], r"search\.depth='many': wanted a whole number"),
+        (["store.keep=all"], r"store\.keep='all' unknown; valid: embeddings, topk"),
+        (["store.shard_tokens=1"], r"store\.shard_tokens=1: wanted 1000 to 64000000"),
+        (["engine.batch_tokens=0"], r"engine\.batch_tokens=0: wanted a positive number"),
+        (["model.dtype=float8"], r"model\.dtype='float8' unknown"),
+        (["model.query.max_tokens=2"], "max_tokens=2: wanted at least 4"),
+        (["model.query=5"], r"model\.query=5: wanted a group of settings"),
+        (["dataset=folder"], r"got no path, wanted dataset\.path=DIR"),
+        (["model=demo,bm25"], "model=demo,bm25 gives several values; add -m"),
+        (["demo"], "got 'demo', wanted setting=value"),
+        (["dataset.verify=maybe"], r"dataset\.verify='maybe': wanted true or false"),
+    ],
+)
+def test_a_wrong_word_fails_at_once_with_what_is_valid(words, message):
+    with pytest.raises(ConfigError, match=message) as caught:
+        compose(words)
+    assert "\n" not in str(caught.value)
+
+
+def test_words_that_hydra_cannot_parse_are_one_line():
+    with pytest.raises(ConfigError) as caught:
+        compose(["dim=[64"])
+    assert "\n" not in str(caught.value)
+
+
+def test_a_sweep_over_dims_becomes_one_pass_over_a_list():
+    assert check_overrides(["model=demo,bm25", "dim=128,64"], sweep=True) == ["model=demo,bm25", "dim=[128,64]"]
+
+
+def test_a_sweep_checks_every_name_of_the_sweep():
+    with pytest.raises(ConfigError, match="model 'bm52' unknown; did you mean bm25"):
+        check_overrides(["model=demo,bm52"], sweep=True)
+
+
+def test_every_listed_setting_has_a_name_of_its_own():
+    settings = all_settings()
+    assert len(settings) == len(set(settings))
+    assert {"dim", "model.dtype", "dataset.path", "dataset.demo.documents", "search.depth"} <= set(settings)
+
+
+def test_nearest_names_all_when_none_is_near():
+    assert nearest("zzz", ["b", "a"]) == "valid: a, b"

@@ -1,0 +1,270 @@
+"""Reading through ir-datasets, from small collections laid where and how the package keeps the real ones.
+
+The package verifies the checksum of what it downloads, and trusts a file that already lies at its place. So a BEIR zip
+written here to beir/<set>/source.zip is read as the downloaded one would be, through the package's own code and without
+the network; likewise the gzipped files of MIRACL and the TSV files of mMARCO. The package fixes IR_DATASETS_HOME when
+it is imported, and other libraries import it; so everything is read once in a process of its own, and the tests look at
+what that process found. Its proxy is a closed port: whatever asks for the network fails at once.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+PROBE = """
+import json, pickle, sys
+import ir_datasets
+from evalkit import datasets
+from evalkit.config import DatasetConfig
+from evalkit.datasets.irds import IrdsCorpus
+from evalkit.errors import DatasetError
+
+opened = []
+original = ir_datasets.util.GzipExtract.stream
+ir_datasets.util.GzipExtract.stream = lambda self: (opened.append(1), original(self))[1]
+
+def config(identifier, split="test"):
+    return DatasetConfig(name="small", source="ir_datasets", ir_datasets_id=identifier, split=split, language="en",
+                         drop_self=True, main_metric="ndcg@10")
+
+def refusal(action):
+    try:
+        action()
+    except DatasetError as error:
+        return str(error)
+
+found = {}
+for identifier in ("beir/nfcorpus/test", "beir/fiqa/test", "miracl/te/dev", "mmarco/v2/dt/dev/small"):
+    dataset = datasets.load(config(identifier))
+    corpus = dataset.corpus
+    whole = list(corpus.documents())
+    found[identifier] = {
+        "documents": whole,
+        "queries": dataset.queries,
+        "qrels": dataset.qrels,
+        "slices": all(list(corpus.documents(a, b)) == whole[a:b] for a in range(6) for b in (None, *range(7))),
+        "travelled": list(pickle.loads(pickle.dumps(corpus)).documents(1, 2)) == whole[1:2],
+        "fingerprints": [corpus.fingerprint(), corpus.fingerprint()],
+    }
+
+corpus = IrdsCorpus("miracl/te/dev")
+opened.clear()
+found["consecutive"] = [list(corpus.documents(*bounds)) for bounds in ((0, 2), (2, 3), (3, 9))]
+found["files opened by consecutive ranges"] = len(opened)
+abandoned = corpus.documents(0, 3)
+next(abandoned)
+abandoned.close()
+found["after an abandoned range"] = list(corpus.documents(1, 3))
+
+found["refusals"] = {
+    "unknown": refusal(lambda: datasets.load(config("beir/nfcorpsu/test"))),
+    "unknown family": refusal(lambda: datasets.load(config("qqq/xx"))),
+    "none": refusal(lambda: datasets.load(config(None))),
+    "parent": refusal(lambda: datasets.load(config("beir/nfcorpus"))),
+    "unfetchable": refusal(lambda: datasets.load(config("beir/scifact/test"))),
+    "unfetchable corpus": refusal(lambda: IrdsCorpus("miracl/sw/dev").fingerprint()),
+    "damaged": refusal(lambda: datasets.load(config("beir/arguana"))),
+    "damaged corpus": refusal(lambda: list(IrdsCorpus("miracl/yo/dev").documents())),
+    "unjudged": refusal(lambda: datasets.load(config("beir/nq"))),
+}
+json.dump(found, open(sys.argv[1], "w"))
+"""
+
+
+def lay_beir(home: Path, name: str, *, corpus: list[dict[str, Any]], queries: list[dict[str, Any]], qrels: str) -> None:
+    """Write beir/<name>/source.zip with the members that the real zip has."""
+    folder = home / "beir" / name
+    folder.mkdir(parents=True)
+    with zipfile.ZipFile(folder / "source.zip", "w") as file:
+        file.writestr(f"{name}/corpus.jsonl", "".join(json.dumps(row) + "\n" for row in corpus))
+        file.writestr(f"{name}/queries.jsonl", "".join(json.dumps(row) + "\n" for row in queries))
+        file.writestr(f"{name}/qrels/test.tsv", f"query-id\tcorpus-id\tscore\n{qrels}")
+
+
+def lay_everything(home: Path) -> None:
+    with_url = {"metadata": {"url": "https://example.org"}}
+    lay_beir(
+        home,
+        "nfcorpus",
+        corpus=[{"_id": f"MED-{n}", "title": f"Title {n}", "text": f" text {n}", **with_url} for n in range(5)],
+        queries=[{"_id": f"PLAIN-{n}", "text": f"query {n}", **with_url} for n in range(3)],
+        qrels="PLAIN-2\tMED-1\t2\nPLAIN-0\tMED-4\t0\n",
+    )
+    lay_beir(
+        home,
+        "fiqa",
+        corpus=[{"_id": "3", "text": "no title", "metadata": {}}],
+        queries=[{"_id": "q", "text": "money", "metadata": {}}],
+        qrels="q\t3\t1\n",
+    )
+    lay_beir(home, "nq", corpus=[], queries=[{"_id": "q", "text": "x", "metadata": {}}], qrels="other\td\t1\n")
+    (home / "beir" / "arguana").mkdir()
+    (home / "beir" / "arguana" / "source.zip").write_bytes(b"not a zip")
+
+    telugu = home / "miracl" / "v1.0" / "te"
+    (telugu / "docs").mkdir(parents=True)
+    (telugu / "dev").mkdir()
+    for number, ids in enumerate((("0#0", "0#1", "1#0"), ("2#0", "2#1"))):
+        rows = [{"docid": each, "title": "శీర్షిక", "text": f"వచనం {each}"} for each in ids]
+        text = "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        (telugu / "docs" / f"docs-{number}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
+    (telugu / "dev" / "topics.tsv").write_text("7\tప్రశ్న\n8\tunjudged\n", encoding="utf-8")
+    (telugu / "dev" / "qrels.tsv").write_text("7\tQ0\t1#0\t1\n7\tQ0\t2#1\t0\n", encoding="utf-8")
+    damaged = home / "miracl" / "v1.0" / "yo" / "docs"
+    damaged.mkdir(parents=True)
+    (damaged / "docs-1.jsonl.gz").write_bytes(gzip.compress(b'{"docid": "0#0", "title": "", "text": "x"}\n')[:-12])
+
+    dutch = home / "mmarco" / "v2"
+    dutch.mkdir(parents=True)
+    (dutch / "dutch_collection.tsv").write_text("0\teen\n1\ttwee\n2\tdrie\n", encoding="utf-8")
+    (dutch / "dutch.queries.dev.tsv").write_text("9\tvraag\n10\tniet beoordeeld\n", encoding="utf-8")
+    (home / "mmarco" / "qrels.dev.small.tsv").write_text("9\t0\t2\t1\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What a process of its own reads from the collections that this file lays."""
+    home = tmp_path_factory.mktemp("ir_datasets")
+    lay_everything(home)
+    environment = {
+        **os.environ,
+        **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9"),
+        **dict.fromkeys(("NO_PROXY", "no_proxy"), ""),
+        "IR_DATASETS_HOME": str(home),
+        "IR_DATASETS_TMP": str(home / "tmp"),
+        "IR_DATASETS_DL_TRIES": "1",
+    }
+    result = home / "found.json"
+    subprocess.run([sys.executable, "-c", PROBE, str(result)], env=environment, check=True, timeout=120)
+    read: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
+    read["home"] = str(home)
+    return read
+
+
+def test_a_beir_zip_at_its_place_is_read_without_the_network(found: dict[str, Any]) -> None:
+    """Documents with their titles, texts as they are, judged queries in file order, zero grades kept."""
+    read = found["beir/nfcorpus/test"]
+    assert read["documents"] == [[f"MED-{n}", f"Title {n}", f" text {n}"] for n in range(5)]
+    assert read["queries"] == [["PLAIN-0", "query 0"], ["PLAIN-2", "query 2"]]
+    assert read["qrels"] == {"PLAIN-2": {"MED-1": 2}, "PLAIN-0": {"MED-4": 0}}
+
+
+def test_a_collection_without_titles_has_empty_ones(found: dict[str, Any]) -> None:
+    """FiQA's documents are id and text."""
+    assert found["beir/fiqa/test"]["documents"] == [["3", "", "no title"]]
+
+
+def test_miracl_is_read_across_its_files_with_titles(found: dict[str, Any]) -> None:
+    """Telugu's corpus lies in two gzipped files; ids hold a passage number."""
+    read = found["miracl/te/dev"]
+    assert [document[0] for document in read["documents"]] == ["0#0", "0#1", "1#0", "2#0", "2#1"]
+    assert read["documents"][2] == ["1#0", "శీర్షిక", "వచనం 1#0"]
+    assert read["queries"] == [["7", "ప్రశ్న"]]
+    assert read["qrels"] == {"7": {"1#0": 1, "2#1": 0}}
+
+
+def test_mmarco_is_read_from_its_tables(found: dict[str, Any]) -> None:
+    """Dutch is `dt` to the package; dev/small takes the judged ones of all dev queries."""
+    read = found["mmarco/v2/dt/dev/small"]
+    assert read["documents"] == [["0", "", "een"], ["1", "", "twee"], ["2", "", "drie"]]
+    assert read["queries"] == [["9", "vraag"]]
+    assert read["qrels"] == {"9": {"2": 1}}
+
+
+@pytest.mark.parametrize(
+    "identifier", ["beir/nfcorpus/test", "beir/fiqa/test", "miracl/te/dev", "mmarco/v2/dt/dev/small"]
+)
+def test_any_range_is_that_slice_of_all_documents(found: dict[str, Any], identifier: str) -> None:
+    """In any order, beyond the end, empty, and after travelling to another process."""
+    assert found[identifier]["slices"]
+    assert found[identifier]["travelled"]
+
+
+def test_consecutive_ranges_cost_one_pass(found: dict[str, Any]) -> None:
+    """The stream stays open between shards: each of the two files is opened once, not once for every shard."""
+    whole = found["miracl/te/dev"]["documents"]
+    assert found["consecutive"] == [whole[0:2], whole[2:3], whole[3:]]
+    assert found["files opened by consecutive ranges"] == 2
+
+
+def test_an_abandoned_range_leaves_nothing_behind(found: dict[str, Any]) -> None:
+    """After a consumer stopped amid a range, the next one starts afresh."""
+    assert found["after an abandoned range"] == found["miracl/te/dev"]["documents"][1:3]
+
+
+def test_no_document_store_is_built_where_streaming_does(found: dict[str, Any]) -> None:
+    """BEIR's reader always builds one; MIRACL and mMARCO are spared the second copy."""
+    stores = sorted(path.relative_to(found["home"]).as_posix() for path in Path(found["home"]).rglob("*.pklz4"))
+    assert stores == ["beir/fiqa/docs.pklz4", "beir/nfcorpus/docs.pklz4"]
+
+
+@pytest.mark.parametrize("identifier", ["beir/nfcorpus/test", "miracl/te/dev", "mmarco/v2/dt/dev/small"])
+def test_a_fingerprint_names_the_collection_and_stays(found: dict[str, Any], identifier: str) -> None:
+    """Id, the package's version, and the file's size and time."""
+    one, again = found[identifier]["fingerprints"]
+    assert one == again
+    assert one.startswith(f"{identifier}-0.")
+
+
+def test_an_unknown_id_is_refused_with_the_nearest(found: dict[str, Any]) -> None:
+    """Within the family of the id, or with the families where there is no such family."""
+    message = found["refusals"]["unknown"]
+    assert message.startswith("ir_datasets_id='beir/nfcorpsu/test': got an id that ir-datasets 0.")
+    assert " does not know, wanted one that it does; did you mean beir/nfcorpus/test" in message
+    assert "; valid: " in found["refusals"]["unknown family"]
+    assert " beir, " in found["refusals"]["unknown family"]
+
+
+def test_a_config_without_an_id_is_refused(found: dict[str, Any]) -> None:
+    """`source: ir_datasets` needs to say which."""
+    assert found["refusals"]["none"] == (
+        "dataset small: got no ir_datasets_id, wanted one such as beir/scifact/test; set dataset.ir_datasets_id"
+    )
+
+
+def test_an_id_without_judgements_is_refused_with_its_split(found: dict[str, Any]) -> None:
+    """`beir/nfcorpus` is documents and queries; its splits have the judgements."""
+    message = found["refusals"]["parent"]
+    assert message.startswith(
+        "dataset small: got ir_datasets_id 'beir/nfcorpus' without qrels, wanted documents and queries with text, and "
+        "judgements; did you mean beir/nfcorpus/test"
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "identifier", "reason"),
+    [
+        ("unfetchable", "beir/scifact/test", "ProxyError: "),
+        ("unfetchable corpus", "miracl/sw/dev", "ProxyError: "),
+        ("damaged", "beir/arguana", "BadZipFile: File is not a zip file"),
+        ("damaged corpus", "miracl/yo/dev", "EOFError: "),
+    ],
+)
+def test_files_that_cannot_be_had_or_read_are_refused(
+    found: dict[str, Any], case: str, identifier: str, reason: str
+) -> None:
+    """The package's own reason, and the three ways out: network, files by hand, another source."""
+    message = found["refusals"][case]
+    assert "\n" not in message
+    assert message.startswith(f"ir_datasets id {identifier!r}: got {reason}")
+    assert message.endswith(
+        f", wanted its files on disk or a download; check the network, lay the files under {found['home']}, "
+        "or give a BEIR-format folder by dataset.path=DIR"
+    )
+
+
+def test_no_query_with_a_judgement_is_refused(found: dict[str, Any]) -> None:
+    """There would be no mean to take."""
+    assert found["refusals"]["unjudged"] == (
+        "dataset small: got no query with a judgement from ir_datasets id 'beir/nq', wanted at least one; "
+        "delete its files under IR_DATASETS_HOME and get them anew"
+    )

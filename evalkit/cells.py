@@ -48,7 +48,7 @@ class Cell(NamedTuple):
 
 
 def plan(task: Task) -> list[Cell]:
-    """Name every cell of a run. Reads checkpoints' checksums, loads no weights. Raises ModelError where one is missing."""
+    """Name every cell of a run, from checksums: no weights are loaded. Raises ModelError for a missing checkpoint."""
     config, model = task.config, task.config.model
     corpus = identity.corpus_facts(task.survey, config)
     search = identity.search_facts(task.dataset, config)

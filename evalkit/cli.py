@@ -38,33 +38,33 @@ def run(context: typer.Context) -> None:
     Words are Hydra overrides (setting=value). With -m, several values run one after the other (model=a,b dataset=x,y);
     with --cfg job, the config is shown and nothing runs. All of them: evalkit ls settings.
     """
-    from evalkit import compose, pipeline
+    from evalkit import compose
     from evalkit.config import RunConfig
-    from evalkit.report import table
     from evalkit.results import CellScores
 
     cells: list[CellScores] = []
-    failed: list[str] = []
+    failed = 0
+
+    def job(config: RunConfig) -> None:
+        from evalkit import pipeline
+
+        cells.extend(pipeline.run(config, console=_err))
+
+    def complain(error: EvalkitError) -> None:
+        nonlocal failed
+        failed += 1
+        _complain(str(error))
+
     if any(word in HYDRA_FLAGS for word in context.args):
-        printed = "-m" not in context.args and "--multirun" not in context.args
-
-        def job(config: RunConfig) -> None:
-            try:
-                cells.extend(pipeline.run(config, console=_err))
-            except EvalkitError as error:
-                # One bad combination must not cost the rest of a sweep; the exit code still tells.
-                failed.append(f"{config.model.name} on {config.dataset.name}: {error}")
-                _complain(failed[-1])
-
-        compose.hand_to_hydra(context.args, job)
-        if printed:
-            return
+        compose.hand_to_hydra(context.args, job, complain=complain)
     else:
-        cells = pipeline.run(compose.compose(context.args), console=_err)
+        job(compose.compose(context.args))
     if cells:
+        from evalkit.report import table
+
         _out.print(table.terminal(table.rows(cells)))
     if failed:
-        _complain(f"{len(failed)} of the sweep's combinations failed; the same command runs only what is missing")
+        _complain(f"{failed} of the combinations failed; the same command runs only what is missing")
         raise typer.Exit(1)
 
 
@@ -113,7 +113,9 @@ def score(
         found, dropped = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
     scored = metrics.score(found, dataset.qrels, METRICS)
     missing = sum(query.id not in found for query in dataset.queries)
-    typer.echo(f"{dataset.name} ({dataset.split}): {len(dataset.queries)} queries, {missing} of them not in the run (0)")
+    typer.echo(
+        f"{dataset.name} ({dataset.split}): {len(dataset.queries)} queries, {missing} of them not in the run (0)"
+    )
     if dataset.drop_self:
         typer.echo(f"dropped {dropped} hits whose id is the query's own")
     for name, value in scored.means.items():
@@ -126,7 +128,9 @@ def _complain(message: str) -> None:
 
 def main() -> None:
     """Run a verb; turn the errors that a user can mend into one line and an exit code."""
-    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=_err, show_path=False)])
+    logging.basicConfig(
+        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=_err, show_path=False)]
+    )
     try:
         app(standalone_mode=True)
     except EvalkitError as error:

@@ -33,7 +33,7 @@ from evalkit.config import (
     group_names,
     run_config,
 )
-from evalkit.errors import ConfigError, nearest
+from evalkit.errors import ConfigError, EvalkitError, nearest
 
 SECTIONS: Mapping[str, tuple[type[Any], ...]] = {
     "model": tuple(dict.fromkeys(MODEL_KINDS.values())),
@@ -57,17 +57,23 @@ def compose(overrides: Sequence[str]) -> RunConfig:
         raise ConfigError(_first_line(error)) from error
 
 
-def hand_to_hydra(arguments: Sequence[str], run: Callable[[RunConfig], None]) -> None:
+def hand_to_hydra(
+    arguments: Sequence[str], run: Callable[[RunConfig], None], *, complain: Callable[[EvalkitError], None]
+) -> None:
     """Let Hydra itself carry out a sweep or show a config: `-m`, `--cfg job`, launcher and sweeper plugins.
 
-    `run` is called once for every combination. Raises ConfigError before anything runs when a name is wrong.
+    `run` is called once for every combination, and `complain` for each that a user's mistake stops: one bad
+    combination must not cost the rest. Raises ConfigError before anything runs when a name is wrong.
     """
     words = [word for word in arguments if _is_override(word)]
     rest = [word for word in arguments if not _is_override(word)]
     sweep = any(word in ("-m", "--multirun") for word in rest)
 
     def job(composed: DictConfig) -> None:
-        run(_validated(composed))
+        try:
+            run(_validated(composed))
+        except EvalkitError as error:
+            complain(error)
 
     entry = hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="config")(job)
     before = sys.argv

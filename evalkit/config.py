@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import types
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -56,7 +56,7 @@ class DatasetConfig:
 
     def __post_init__(self) -> None:
         if self.source == "folder" and self.path is None:
-            msg = f"dataset {self.name!r} is read from a folder: got no path, wanted dataset.path=DIR (a BEIR-format folder)"
+            msg = f"dataset {self.name!r} is read from a BEIR-format folder: got no path, wanted dataset.path=DIR"
             raise ConfigError(msg)
 
 
@@ -150,7 +150,7 @@ class Bm25Config:
 
 
 ModelConfig: TypeAlias = EncoderConfig | Bm25Config
-MODEL_KINDS: Mapping[str, type[EncoderConfig] | type[Bm25Config]] = {
+MODEL_KINDS: Mapping[str, type[EncoderConfig | Bm25Config]] = {
     "late_interaction": EncoderConfig,
     "single_vector": EncoderConfig,
     "bm25": Bm25Config,
@@ -265,7 +265,7 @@ def _selected_dims(selector: object, model: ModelConfig) -> tuple[int | None, ..
         return (None,)
     if selector is None:
         return model.dims
-    chosen = list(selector) if isinstance(selector, (list, tuple)) else [selector]
+    chosen: list[Any] = list(selector) if isinstance(selector, (list, tuple)) else [selector]
     if not chosen:
         msg = f"dim=[] selects nothing; wanted one or more of {', '.join(map(str, model.dims))}"
         raise ConfigError(msg)
@@ -307,39 +307,53 @@ def _typed(value: object, hint: Any, *, where: str) -> Any:
     """Return `value` as the annotated type, or raise ConfigError saying what was got and wanted."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
-        errors = []
-        for option in typing.get_args(hint):
-            try:
-                return _typed(value, option, where=where)
-            except ConfigError as error:
-                errors.append(error)
-        dataclass_errors = [error for error in errors if "wanted a group" not in str(error)]
-        if isinstance(value, Mapping) and dataclass_errors:
-            raise dataclass_errors[0]
-    elif origin is Literal:
-        if value in typing.get_args(hint) and not isinstance(value, bool):
-            return value
-        valid = [str(option) for option in typing.get_args(hint)]
-        msg = f"{where}={value!r} unknown; {nearest(str(value), valid)}"
-        raise ConfigError(msg)
-    elif origin is tuple:
-        if isinstance(value, Sequence) and not isinstance(value, str):
-            return tuple(_typed(item, typing.get_args(hint)[0], where=where) for item in value)
-    elif origin is Mapping or (isinstance(origin, type) and issubclass(origin, Mapping)):
-        if isinstance(value, Mapping):
-            return {
-                str(key): _typed(item, typing.get_args(hint)[1], where=f"{where}.{key}") for key, item in value.items()
-            }
-    elif dataclasses.is_dataclass(hint):
+        return _one_of(value, typing.get_args(hint), hint, where=where)
+    if origin is Literal:
+        return _literal(value, typing.get_args(hint), where=where)
+    if dataclasses.is_dataclass(hint):
         return from_mapping(typing.cast("type[Any]", hint), value, where=where)
-    elif hint is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
-    elif hint is types.NoneType and value is None:
-        return None
-    elif isinstance(hint, type) and isinstance(value, hint) and not (hint is int and isinstance(value, bool)):
+    if origin is tuple and isinstance(value, (list, tuple)):
+        return tuple(_typed(item, typing.get_args(hint)[0], where=where) for item in value)
+    if isinstance(origin, type) and issubclass(origin, Mapping) and isinstance(value, Mapping):
+        item_hint = typing.get_args(hint)[1]
+        return {str(key): _typed(item, item_hint, where=f"{where}.{key}") for key, item in value.items()}
+    return _scalar(value, hint, where=where)
+
+
+def _one_of(value: object, options: tuple[Any, ...], hint: Any, *, where: str) -> Any:
+    """Return `value` as the first option that takes it; a group of settings is judged by the option that is a group."""
+    for option in options:
+        if isinstance(value, Mapping) and dataclasses.is_dataclass(option):
+            return _typed(value, option, where=where)
+        try:
+            return _typed(value, option, where=where)
+        except ConfigError:
+            continue
+    raise _mistyped(value, hint, where=where)
+
+
+def _literal(value: object, valid: tuple[Any, ...], *, where: str) -> Any:
+    if value in valid and not isinstance(value, bool):
         return value
-    msg = f"{where}={value!r}: wanted {_type_name(hint)}"
+    msg = f"{where}={value!r} unknown; {nearest(str(value), map(str, valid))}"
     raise ConfigError(msg)
+
+
+def _scalar(value: object, hint: Any, *, where: str) -> Any:
+    """Return a number, text, truth value or null; a truth value is no number, though Python says so."""
+    if hint is types.NoneType:
+        accepted = value is None
+    elif hint is float:
+        accepted = isinstance(value, (int, float)) and not isinstance(value, bool)
+    else:
+        accepted = isinstance(hint, type) and type(value) is hint
+    if not accepted:
+        raise _mistyped(value, hint, where=where)
+    return float(typing.cast("float", value)) if hint is float else value
+
+
+def _mistyped(value: object, hint: Any, *, where: str) -> ConfigError:
+    return ConfigError(f"{where}={value!r}: wanted {_type_name(hint)}")
 
 
 def _type_name(hint: Any) -> str:
@@ -352,4 +366,3 @@ def _type_name(hint: Any) -> str:
     if hint in names:
         return names[hint]
     return "a list" if typing.get_origin(hint) is tuple else "a group of settings"
-

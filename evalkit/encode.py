@@ -36,7 +36,7 @@ def batches(lengths: Sequence[int], *, batch_tokens: int) -> Iterator[list[int]]
         yield batch
 
 
-def encode(
+def encode(  # noqa: PLR0913 (keyword-only behind the first three)
     ids: Sequence[str],
     texts: Sequence[Tokens],
     encoder: Encoder,

@@ -54,7 +54,13 @@ def vector_facts(
 
 def bm25_facts(config: Bm25Config) -> dict[str, Any]:
     """Return everything but corpus and queries that changes a BM25 score."""
-    return {"k1": config.k1, "b": config.b, "fields": list(config.fields), "analyzer": config.analyzer, "ties": config.ties}
+    return {
+        "k1": config.k1,
+        "b": config.b,
+        "fields": list(config.fields),
+        "analyzer": config.analyzer,
+        "ties": config.ties,
+    }
 
 
 def corpus_facts(survey: Survey, run: RunConfig) -> dict[str, Any]:

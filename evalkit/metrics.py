@@ -78,7 +78,7 @@ def _evaluate(judged_QJ2: np.ndarray, found_QH2: np.ndarray, metrics: Sequence[s
 
 
 def _let_numba_cache() -> None:
-    """Point numba's cache at a folder of the user's where the installation is read-only; else every process compiles."""
+    """Point numba's cache at the user's own folder where the installation is read-only; else every process compiles."""
     import importlib.util
 
     spec = importlib.util.find_spec("ranx")

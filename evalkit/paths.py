@@ -7,22 +7,22 @@ from pathlib import Path
 
 
 def survey_file(cache_dir: Path, key: str) -> Path:
-    """The counts, checksum and shard cuts of a corpus."""
+    """Name the file of the counts, checksum and shard cuts of a corpus."""
     return cache_dir / "surveys" / f"{key}.json"
 
 
 def store_dir(cache_dir: Path, store_key: str) -> Path:
-    """The checkpointed embeddings of one corpus under one model and dim."""
+    """Name the folder of the checkpointed embeddings of one corpus under one model and dim."""
     return cache_dir / "stores" / store_key
 
 
 def topk_dir(cache_dir: Path, search_key: str) -> Path:
-    """The checkpointed top-k of each shard for one set of queries."""
+    """Name the folder of the checkpointed top-k of each shard for one set of queries."""
     return cache_dir / "topk" / search_key
 
 
 def shard_name(index: int) -> str:
-    """The stem of a shard's files.
+    """Name the stem of a shard's files.
 
     >>> shard_name(7)
     'shard-00007'
@@ -31,7 +31,7 @@ def shard_name(index: int) -> str:
 
 
 def run_dir(results_dir: Path, run_id: str) -> Path:
-    """Everything that one finished cell leaves."""
+    """Name the folder of everything that one finished cell leaves."""
     return results_dir / "runs" / run_id
 
 

@@ -87,8 +87,8 @@ def search_vectors(task: Task, cells: Sequence[Cell], model: EncoderConfig) -> d
         members = {dim: by_dim[dim] for dim in encoder.heads}
         title = f"{model.name} at dim {', '.join(map(str, members))} on {task.dataset.name}"
         with documents_bar(task.console, title, total=task.survey.documents) as advance:
-            step = vector_step(task, encoder, members, advance)
-            for hits in map_shards(lambda shard, step=step: step(shard, best), task.survey.shards):
+            step = vector_step(task, encoder, members, best, advance)
+            for hits in map_shards(step, task.survey.shards):
                 for run_id, shard_hits in hits.items():
                     best[run_id] = merge([best[run_id], shard_hits], depth=task.depth)
     return best
@@ -101,7 +101,9 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
     terms = bm25.query_terms(task.dataset.queries, analyzer)
     count = bm25_count_step(task, cell, terms, analyzer)
     shards = task.survey.shards
-    with documents_bar(task.console, f"{model.name} counts {task.dataset.name}", total=task.survey.documents) as advance:
+    with documents_bar(
+        task.console, f"{model.name} counts {task.dataset.name}", total=task.survey.documents
+    ) as advance:
 
         def statistics(shard: ShardRange) -> bm25.Statistics:
             known = count(shard).statistics()
@@ -109,7 +111,9 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
             return known
 
         whole = reduce(add, map_shards(statistics, shards))
-    with documents_bar(task.console, f"{model.name} scores {task.dataset.name}", total=task.survey.documents) as advance:
+    with documents_bar(
+        task.console, f"{model.name} scores {task.dataset.name}", total=task.survey.documents
+    ) as advance:
         best = no_hits()
         for shard, counts in zip(shards, map_shards(count, shards), strict=True):
             hits = bm25_score_step(counts, whole, model, terms.queries, depth=task.depth)

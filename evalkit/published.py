@@ -192,7 +192,7 @@ def stated_averages(directory: Path | None = None) -> tuple[StatedAverage, ...]:
 
 
 def audit(directory: Path | None = None) -> tuple[AverageAudit, ...]:
-    """Recompute every stated average from its rows; where one does not hold, look for rows whose absence explains it."""
+    """Recompute every stated average; where one does not hold, look for rows whose absence explains it."""
     return tuple(_audited(stated) for stated in stated_averages(directory))
 
 

@@ -73,7 +73,9 @@ def read(path: Path) -> CellScores:
         raise ScoreError(msg)
     version = values.get("schema_version")
     if version != SCHEMA:
-        msg = f"{path}: schema_version is {version!r}, this evalkit reads {SCHEMA}; update evalkit or run the cell again"
+        msg = (
+            f"{path}: schema_version is {version!r}, this evalkit reads {SCHEMA}; update evalkit or run the cell again"
+        )
         raise ScoreError(msg)
     names = {field.name for field in dataclasses.fields(CellScores)}
     if set(values) != names:

@@ -37,7 +37,9 @@ def write_run(run: Run, path: Path, *, tag: str) -> None:
     for query, hits in run.items():
         for rank, hit in enumerate(hits, start=1):
             if not math.isfinite(hit.score):
-                msg = f"{path}: query {query!r}, document {hit.document_id!r}: score {hit.score}, wanted a finite number"
+                msg = (
+                    f"{path}: query {query!r}, document {hit.document_id!r}: score {hit.score}, wanted a finite number"
+                )
                 raise ScoreError(msg)
             for name in (query, hit.document_id, tag):
                 if not name or name.split() != [name]:

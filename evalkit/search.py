@@ -81,16 +81,17 @@ def search_shard(
     queries: ShardVectors, shard: ShardVectors, *, depth: int, floor_Q: np.ndarray, device: torch.device
 ) -> Hits:
     """Return the exact best `depth` documents of a shard for every query, leaving out those below the query's floor."""
-    query_packed = packed.pack(queries.vectors_XD.to(device), queries.lengths_N)
-    documents = packed.pack(shard.vectors_XD.to(device), shard.lengths_N)
+    query_packed = packed.pack(queries.vectors_XD, queries.lengths_N)
+    documents = packed.pack(shard.vectors_XD, shard.lengths_N)
+    on_device = documents._replace(vectors_XD=documents.vectors_XD.to(device))
     ids_N = np.array([identifier.encode() for identifier in shard.ids])
-    bound_Q = packed.error_bound(query_packed, documents)
+    bound_Q = packed.error_bound(query_packed, on_device)
     floor = torch.from_numpy(floor_Q).double()
     best = []
     for begin in range(0, len(queries.ids), QUERY_BLOCK):
         end = min(begin + QUERY_BLOCK, len(queries.ids))
         block = _block(query_packed, begin, end)
-        score_QN = packed.scores(block, documents).cpu()
+        score_QN = packed.scores(block, on_device).cpu()
         query_H, document_H = _nominate(score_QN, bound_Q[begin:end], floor[begin:end], depth)
         score_H = packed.exact_scores(block, documents, query_H, document_H)
         reaching_H = score_H >= torch.from_numpy(floor_Q)[begin:end][query_H]

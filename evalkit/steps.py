@@ -40,16 +40,17 @@ def encode_queries(task: Task, encoder: Encoder) -> dict[int, ShardVectors]:
 
 
 def vector_step(
-    task: Task, encoder: Encoder, cells: Mapping[int, Cell], advance: Advance
-) -> Callable[[ShardRange, Mapping[str, Hits]], dict[str, Hits]]:
-    """Return the step for cells (by dim) that share a backbone: it takes a shard and the best hits so far by run id.
+    task: Task, encoder: Encoder, cells: Mapping[int, Cell], best: Mapping[str, Hits], advance: Advance
+) -> Callable[[ShardRange], dict[str, Hits]]:
+    """Return the step for cells (by dim) that share a backbone: it takes a shard, and gives its hits by run id.
 
-    The best so far only spare work: a document below a query's floor cannot enter the run, whatever the shards' order.
+    `best` is read at each step: the best hits so far, which the caller merges. They only spare work: a document below
+    a query's floor cannot enter the run, in whatever order shards come.
     """
     queries = encode_queries(task, encoder)
     cache = task.config.cache_dir
 
-    def step(shard: ShardRange, best: Mapping[str, Hits]) -> dict[str, Hits]:
+    def step(shard: ShardRange) -> dict[str, Hits]:
         name = shard_name(shard.index)
         hits: dict[str, Hits] = {}
         embedded: dict[int, ShardVectors] = {}

@@ -90,8 +90,8 @@ def vectors_from_arrays(arrays: Mapping[str, Tensor]) -> ShardVectors:
 def pack_text(texts: Sequence[str]) -> Tensor:
     """Return strings as one byte array.
 
-    >>> unpack_text(pack_text(["a", "\\u00e9"]))
-    ('a', '\\xe9')
+    >>> unpack_text(pack_text(["a", "文"]))
+    ('a', '文')
     """
     data = json.dumps(list(texts), ensure_ascii=False).encode()
     return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())

@@ -9,8 +9,10 @@ repeated vector cannot change a maximum, so no mask is needed and a padded zero 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -97,8 +99,8 @@ def error_bound(queries: Packed, documents: Packed) -> Tensor:
     a sum of L maxima by at most γ(L) of the sum of their sizes (Higham, Accuracy and Stability, §3.1 and §4.2).
     """
     dim = queries.vectors_XD.shape[1]
-    query_norm_Y = queries.vectors_XD.double().norm(dim=1).cpu()
-    document_norm = max((float(piece.double().norm(dim=1).max()) for piece in documents.vectors_XD.split(1 << 16)), default=0.0)
+    query_norm_Y = torch.linalg.vector_norm(queries.vectors_XD, dim=1, dtype=torch.float64).cpu()
+    document_norm = float(torch.linalg.vector_norm(documents.vectors_XD, dim=1, dtype=torch.float64).max())
     lengths_Q = queries.starts_N.diff()
     owner = torch.repeat_interleave(torch.arange(len(lengths_Q)), lengths_Q)
     total_Q = torch.zeros(len(lengths_Q), dtype=torch.float64).index_add_(0, owner, query_norm_Y) * document_norm
@@ -112,27 +114,26 @@ def _gamma(terms: int) -> float:
 
 
 def exact_scores(queries: Packed, documents: Packed, query_H: Tensor, document_H: Tensor) -> Tensor:
-    """Return the exact MaxSim, rounded once to fp32 [H], of chosen (query, document) pairs.
+    """Return the exact MaxSim, rounded once to fp32 [H], of chosen (query, document) pairs; both sides on the CPU.
 
     fp16 numbers are multiples of 2⁻²⁴, so products are multiples of 2⁻⁴⁸, and with unit vectors every partial sum is
     below 32 for up to 32 query vectors: float64 holds each of them without rounding. The result is then the same on
     every machine, in any order of the additions. For fp32 vectors or longer queries it is float64-accurate.
     """
-    order_H = torch.argsort(document_H, stable=True)
-    out_H = torch.empty(len(query_H), dtype=torch.float32)
-    query_YD = queries.vectors_XD.double()
-    chosen, counts = torch.unique_consecutive(document_H[order_H], return_counts=True)
-    begin = 0
-    for document, count in zip(chosen.tolist(), counts.tolist(), strict=True):
-        pairs_H = order_H[begin : begin + count]
-        begin += count
-        document_TD = documents.vectors_XD[documents.starts_N[document] : documents.starts_N[document + 1]].double()
-        asked_H = query_H[pairs_H]
-        lengths = queries.starts_N[asked_H + 1] - queries.starts_N[asked_H]
-        ends = lengths.cumsum(0)
-        within = torch.arange(int(ends[-1])) - torch.repeat_interleave(ends - lengths, lengths)
-        rows = torch.repeat_interleave(queries.starts_N[asked_H], lengths) + within
-        best_Y = (query_YD[rows.to(query_YD.device)] @ document_TD.T).amax(1).cpu()
-        owner = torch.repeat_interleave(torch.arange(count), lengths)
-        out_H[pairs_H] = torch.zeros(count, dtype=torch.float64).index_add_(0, owner, best_Y).float()
-    return out_H
+    query_YD = queries.vectors_XD.double().numpy()
+    document_XD, document_starts = documents.vectors_XD.numpy(), documents.starts_N.tolist()
+    query_starts, query_lengths = queries.starts_N.numpy()[:-1], queries.starts_N.diff().numpy()
+    order_H = np.argsort(document_H.numpy(), kind="stable")
+    out_H = np.empty(len(query_H), dtype=np.float32)
+    chosen, first = np.unique(document_H.numpy()[order_H], return_index=True)
+    edges = pairwise([*first.tolist(), len(order_H)])
+    for document, (begin, end) in zip(chosen.tolist(), edges, strict=True):
+        pairs_H = order_H[begin:end]
+        document_TD = document_XD[document_starts[document] : document_starts[document + 1]].astype(np.float64)
+        asked_H = query_H.numpy()[pairs_H]
+        lengths = query_lengths[asked_H]
+        ends = lengths.cumsum()
+        rows = np.arange(ends[-1]) + np.repeat(query_starts[asked_H] - ends + lengths, lengths)
+        best_Y = (query_YD[rows] @ document_TD.T).max(axis=1)
+        out_H[pairs_H] = np.add.reduceat(best_Y, ends - lengths)
+    return torch.from_numpy(out_H)

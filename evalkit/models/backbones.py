@@ -12,19 +12,26 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import BertConfig, BertModel, JinaEmbeddingsV3Config, JinaEmbeddingsV3Model, PretrainedConfig
 
 from evalkit.errors import ModelError
 from evalkit.models.checkpoint import WEIGHTS, Checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from transformers import PretrainedConfig
 
 HEAD = "linear.weight"
 ARCHITECTURE_KEYS = (
-    "vocab_size hidden_size num_hidden_layers num_attention_heads intermediate_size layer_norm_eps "
-    "max_position_embeddings type_vocab_size pad_token_id"
-).split()
+    "vocab_size",
+    "hidden_size",
+    "num_hidden_layers",
+    "num_attention_heads",
+    "intermediate_size",
+    "layer_norm_eps",
+    "max_position_embeddings",
+    "type_vocab_size",
+    "pad_token_id",
+)
 """What every backbone here reads from config.json; each adds its own."""
 OPTIONAL_KEYS = ("bos_token_id", "eos_token_id", "hidden_act", "rotary_emb_base")
 DEFAULT_ROPE_THETA = 10_000.0
@@ -57,6 +64,8 @@ def jina_embeddings_v3(
 
     The pooler is left out: no vector of a late-interaction model passes through it.
     """
+    from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
+
     theta = rope_theta if rope_theta is not None else float(values.get("rotary_emb_base", DEFAULT_ROPE_THETA))
     shape = _config_values(values, [*ARCHITECTURE_KEYS, "bos_token_id", "eos_token_id"], origin=origin)
     config = JinaEmbeddingsV3Config(**shape, rope_parameters={"rope_type": "default", "rope_theta": theta})
@@ -94,8 +103,12 @@ def bert(
     tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, rope_theta: float | None, origin: str
 ) -> Backbone:
     """Build BERT without its pooler; keys may carry the `bert.` prefix of a full model."""
+    from transformers import BertConfig, BertModel
+
     if rope_theta is not None:
-        msg = f"{origin}: got rope_theta={rope_theta} for BERT, which has absolute positions; leave model.rope_theta out"
+        msg = (
+            f"{origin}: got rope_theta={rope_theta} for BERT, which has absolute positions; leave model.rope_theta out"
+        )
         raise ModelError(msg)
     shape = _config_values(values, [*ARCHITECTURE_KEYS, "hidden_act"], origin=origin)
     config = BertConfig(**shape)
@@ -124,7 +137,7 @@ def _filled(
     build: Callable[[Any], nn.Module], config: PretrainedConfig, tensors: Mapping[str, Tensor], *, origin: str
 ) -> nn.Module:
     """Build the module and load every tensor into it. Raises ModelError that lists what does not fit."""
-    config._attn_implementation = "sdpa"
+    config._attn_implementation = "sdpa"  # noqa: SLF001 (the only way to choose it for a class built by hand)
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in build(config).state_dict().items()}
     missing = sorted(set(shapes) - set(tensors))

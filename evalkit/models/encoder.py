@@ -119,10 +119,10 @@ def checkpoints(config: EncoderConfig, dims: Sequence[int]) -> dict[int, Checkpo
         except ModelError as error:
             failed[dim] = error
     if failed:
-        dim, error = next(iter(failed.items()))
+        dim, first = next(iter(failed.items()))
         rest = f"; can run: dim={','.join(map(str, found))}" if found else ""
-        msg = f"model {config.name!r} dim {dim}: {error}{rest}"
-        raise ModelError(msg) from error
+        msg = f"model {config.name!r} dim {dim}: {first}{rest}"
+        raise ModelError(msg) from first
     return found
 
 
@@ -152,7 +152,8 @@ def load_encoders(config: EncoderConfig, found: Mapping[int, Checkpoint], *, dev
         vocabulary = tokens.load_vocabulary(checkpoint)
         _check_vocabulary(vocabulary, config, tensors, checkpoint)
         if config.head == "none" and any(dim != backbone.hidden_size for dim in members):
-            msg = f"{checkpoint.origin}: without a head dim is the hidden size {backbone.hidden_size}; got {list(members)}"
+            wanted = f"without a head, dim is the hidden size {backbone.hidden_size}"
+            msg = f"{checkpoint.origin}: {wanted}; got {', '.join(map(str, members))}"
             raise ModelError(msg)
         encoders.append(
             Encoder(
@@ -208,7 +209,9 @@ def _check_vocabulary(
     """Refuse a tokenizer that lacks a marker or has ids beyond the embedding matrix."""
     rows = next(tensor.shape[0] for name, tensor in tensors.items() if name.endswith("word_embeddings.weight"))
     if vocabulary.size > rows:
-        msg = f"{checkpoint.origin}: the tokenizer has {vocabulary.size} tokens, the model {rows}; wanted the model's own"
+        msg = (
+            f"{checkpoint.origin}: the tokenizer has {vocabulary.size} tokens, the model {rows}; wanted the model's own"
+        )
         raise ModelError(msg)
     for rules in (config.query, config.document):
         if rules.marker:

@@ -35,9 +35,7 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_in_the_same_bytes(tmp_pa
 
     kills = 0
     for shards_before_the_kill in (1, 3, 6):
-        process = subprocess.Popen(
-            command(killed, *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
+        process = subprocess.Popen(command(killed, *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         deadline = time.monotonic() + 300
         while process.poll() is None and time.monotonic() < deadline:
             written = list((killed / "cache" / "topk").glob("*/*.json"))

@@ -9,7 +9,7 @@ from evalkit.types import Hit
 
 
 def random_case(seed):
-    """A few queries with few distinct scores, missing queries, empty lists, unjudged documents and grades from -1 to 3."""
+    """A few queries with few distinct scores, gaps, empty lists, unjudged documents and grades from -1 to 3."""
     draw = np.random.default_rng(seed)
     documents = [f"{'dé文'[draw.integers(3)]}{i}" for i in range(150)]
     qrels, run = {}, {}

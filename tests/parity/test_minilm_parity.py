@@ -35,7 +35,9 @@ def ours(model):
 def test_single_vectors_equal_sentence_transformers(folder):
     from sentence_transformers import SentenceTransformer
 
-    theirs = SentenceTransformer(str(folder), device="cpu").encode(TEXTS, convert_to_tensor=True, normalize_embeddings=True)
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(
+        TEXTS, convert_to_tensor=True, normalize_embeddings=True
+    )
     vectors, counts = ours("all-minilm-l6-v2")
     assert counts.tolist() == [1] * len(TEXTS)
     delta = float((vectors - theirs).abs().max())

@@ -21,7 +21,7 @@ def layer_norm(x, weight, bias):
 
 def rotate(x_HTK, theta):
     """Half-split (NeoX) RoPE over the full head dim; positions count every token from 0."""
-    heads, length, width = x_HTK.shape
+    length, width = x_HTK.shape[1:]
     out = torch.empty_like(x_HTK)
     for position in range(length):
         for pair in range(width // 2):

@@ -1,5 +1,7 @@
 """Exact search against brute force in float64: ties, ragged lengths, shards, floors and blocks change nothing."""
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -77,7 +79,7 @@ def test_the_run_does_not_depend_on_how_or_in_which_order_the_corpus_is_cut(seed
     edges = [0, *sorted(cuts), 40]
     shards = [
         ShardVectors(whole.ids[a:b], whole.lengths_N[a:b], whole.vectors_XD[starts[a] : starts[b]])
-        for a, b in zip(edges, edges[1:], strict=False)
+        for a, b in pairwise(edges)
     ]
     order.shuffle(shards)
     best = no_hits()
@@ -106,20 +108,20 @@ def test_scores_of_queries_longer_than_a_block_are_right():
     queries = texts(generator, 2, dim=4, longest=3, distinct=9, prefix="q")
     long = ShardVectors(("q",), torch.tensor([1500]), torch.randn(1500, 4, generator=generator).half())
     shard = texts(generator, 9, dim=4, longest=5, distinct=9, prefix="d")
-    both = packed.pack(
-        torch.cat([queries.vectors_XD, long.vectors_XD]), torch.cat([queries.lengths_N, long.lengths_N])
-    )
+    both = packed.pack(torch.cat([queries.vectors_XD, long.vectors_XD]), torch.cat([queries.lengths_N, long.lengths_N]))
     documents = packed.pack(shard.vectors_XD, shard.lengths_N)
     scores = packed.scores(both, documents)
     starts = [0, *shard.lengths_N.cumsum(0).tolist()]
-    wanted = [reference.maxsim(long.vectors_XD, shard.vectors_XD[a:b]) for a, b in zip(starts, starts[1:], strict=False)]
+    wanted = [reference.maxsim(long.vectors_XD, shard.vectors_XD[a:b]) for a, b in pairwise(starts)]
     assert np.allclose(scores[2].numpy(), wanted, rtol=1e-5)
 
 
 def test_negative_similarities_survive_padding():
     queries = ShardVectors(("q",), torch.tensor([1]), torch.tensor([[1.0, 0.0]]).half())
     shard = ShardVectors(
-        ("short", "long"), torch.tensor([1, 3]), torch.tensor([[-1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [-1.0, 0.0]]).half()
+        ("short", "long"),
+        torch.tensor([1, 3]),
+        torch.tensor([[-1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [-1.0, 0.0]]).half(),
     )
     hits = search_shard(queries, shard, depth=5, floor_Q=all_open(queries), device=CPU)
     assert to_run(hits, ["q"]) == {"q": [Hit("long", 0.0), Hit("short", -1.0)]}

@@ -64,9 +64,7 @@ def test_late_interaction_minilm_on_nfcorpus_equals_sentence_transformers_and_br
     (encoder,) = load_encoders(config.model, found, device=torch.device("cpu"))
     queries = encode_queries(task, encoder)[384]
     folder = store_dir(config.cache_dir, planned.store_key)
-    shards = [
-        store.vectors_from_arrays(store.load(folder, shard_name(shard.index))) for shard in task.survey.shards
-    ]
+    shards = [store.vectors_from_arrays(store.load(folder, shard_name(shard.index))) for shard in task.survey.shards]
     run = runs.read_run(tmp_path / "results" / "runs" / cell.run_id / results.RUN)
     starts = [0, *queries.lengths_N.cumsum(0).tolist()]
     for place in range(0, len(queries.ids), 60):

@@ -77,7 +77,7 @@ def test_a_weights_file_cut_short_is_refused(tmp_path):
     folder = write_jina_checkpoint(tmp_path, dim=8)
     path = folder / "model.safetensors"
     path.write_bytes(path.read_bytes()[:-10])
-    with pytest.raises(ModelError, match="not a whole safetensors file .* fetch the file again"):
+    with pytest.raises(ModelError, match=r"not a whole safetensors file .* fetch the file again"):
         load(folder)
 
 
@@ -104,7 +104,7 @@ def test_a_missing_file_is_named(tmp_path):
 
 
 def test_a_missing_folder_is_named(tmp_path):
-    with pytest.raises(ModelError, match="checkpoint folder .*nowhere does not exist"):
+    with pytest.raises(ModelError, match=r"checkpoint folder .*nowhere does not exist"):
         load(tmp_path / "nowhere")
 
 
@@ -122,6 +122,8 @@ def test_a_repository_that_is_not_at_hand_offline_is_one_clear_line(tmp_path, mo
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     config = config_of(d8=CheckpointSource(repo="jinaai/jina-colbert-v2", revision="0" * 40))
-    with pytest.raises(ModelError, match="not in the local Hugging Face cache and the hub could not be reached") as caught:
+    with pytest.raises(
+        ModelError, match="not in the local Hugging Face cache and the hub could not be reached"
+    ) as caught:
         checkpoints(config, config.dims)
     assert "\n" not in str(caught.value)

@@ -55,7 +55,10 @@ def test_a_setting_that_the_yaml_leaves_out_can_be_given():
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model=jina-colbert-v3"], r"model 'jina-colbert-v3' unknown; did you mean jina-colbert-v2\? \(evalkit ls models\)"),
+        (
+            ["model=jina-colbert-v3"],
+            r"model 'jina-colbert-v3' unknown; did you mean jina-colbert-v2\? \(evalkit ls models\)",
+        ),
         (["dataset=beir/nfcorpsu"], r"dataset 'beir/nfcorpsu' unknown; did you mean beir/nfcorpus"),
         (["engine=lokal"], "engine 'lokal' unknown; did you mean local"),
         (["dim=127"], r"dim=127 is not a dim of model 'demo'; valid: 128, 96, 64"),

@@ -60,7 +60,9 @@ def test_the_two_skiplists_differ_on_the_plain_full_stop(vocabulary):
 def test_a_tokenizer_without_the_marker_is_refused_by_name(tmp_path):
     write_xlmr_tokenizer(tmp_path / "tokenizer.json", markers=False)
     vocabulary = load_vocabulary(Checkpoint(folder=tmp_path, origin="fixture", revision=None, checksums={}))
-    with pytest.raises(ModelError, match=r"no token '\[QueryMarker\]'; wanted the marker that the model's config names"):
+    with pytest.raises(
+        ModelError, match=r"no token '\[QueryMarker\]'; wanted the marker that the model's config names"
+    ):
         tokenize(["hello"], QUERY, vocabulary)
 
 

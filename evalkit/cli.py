@@ -122,6 +122,14 @@ def score(
         typer.echo(f"{name}\t{value:.5f}")
 
 
+@app.command(epilog="Example: evalkit audit")
+def audit() -> None:
+    """Recompute every average that the card states; where one does not follow from its rows, say what explains it."""
+    from evalkit.report import listing
+
+    _out.print(listing.audit_table())
+
+
 def _complain(message: str) -> None:
     typer.echo(f"evalkit: {message}", err=True)
 

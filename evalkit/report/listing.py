@@ -11,6 +11,7 @@ from evalkit import results
 from evalkit.compose import all_settings
 from evalkit.config import configs_dir, group_names
 from evalkit.errors import ConfigError, nearest
+from evalkit.published import audit
 from evalkit.report.table import rows, terminal
 
 LISTINGS = ("models", "datasets", "engines", "experiments", "settings", "runs")
@@ -50,6 +51,25 @@ def _short(key: str, value: object) -> str:
     if isinstance(value, dict):
         return ", ".join(f"{name} {number:,}" for name, number in value.items() if number is not None)
     return str(value)
+
+
+def audit_table() -> Table:
+    """Return the card's stated averages beside their recomputation."""
+    columns = ("table", "system", "dim", "rows", "stated", "recomputed", "holds", "comes out without")
+    table = Table(*columns, box=None, pad_edge=False)
+    for found in audit():
+        stated = found.stated
+        table.add_row(
+            stated.table,
+            stated.system,
+            "–" if stated.dim is None else str(stated.dim),
+            str(len(stated.rows)),
+            f"{stated.value:.{stated.digits}f}",
+            f"{found.recomputed:.4f}",
+            "yes" if found.holds else "NO",
+            "; or ".join(" and ".join(dropped) for dropped in found.explained_by_dropping) or "–",
+        )
+    return table
 
 
 def _settings() -> Table:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
 
 from evalkit.errors import EvalkitError
+
+if TYPE_CHECKING:
+    from evalkit.results import CellScores
 
 app = typer.Typer(
     help="Re-measure a retrieval model card, cell by cell, and say of every cell whether it holds.",
@@ -40,7 +43,6 @@ def run(context: typer.Context) -> None:
     """
     from evalkit import compose
     from evalkit.config import RunConfig
-    from evalkit.results import CellScores
 
     cells: list[CellScores] = []
     failed = 0
@@ -70,7 +72,9 @@ def run(context: typer.Context) -> None:
 
 @app.command(name="ls", epilog="Example: evalkit ls models")
 def list_names(
-    what: Annotated[str, typer.Argument(help="models, datasets, engines, experiments, settings or runs")] = "models",
+    what: Annotated[
+        str, typer.Argument(help="models, datasets, analyzers, engines, experiments, settings or runs")
+    ] = "models",
     results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
 ) -> None:
     """List what can be run, or what has been."""
@@ -82,31 +86,50 @@ def list_names(
 @app.command(epilog="Example: evalkit report --results-dir results > table.md")
 def report(
     results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
+    out: Annotated[Path | None, typer.Option(help="where tables/ and site/ go; by default the results folder")] = None,
+    check: Annotated[  # noqa: FBT002 (a flag)
+        bool, typer.Option("--check", help="write nothing; fail when a file drifted or a cell is HIGHER or LOWER")
+    ] = False,
 ) -> None:
-    """Print a Markdown table of every finished run: published, measured, difference."""
-    from evalkit import results
-    from evalkit.errors import ScoreError
-    from evalkit.report import table
+    """Print a Markdown table of every finished run, and write the card's tables, the exports and the page.
 
-    cells = results.read_all(results_dir)
-    if not cells:
+    A run that cannot be read or tabled is named on stderr and fails the command; the rest is made all the same.
+    """
+    from evalkit.errors import ScoreError
+    from evalkit.report import build, table
+
+    made = build.build(results_dir)
+    found = [*made.problems, *((*made.unwaived, *build.drifted(made, out or results_dir)) if check else ())]
+    if not made.cells:
         msg = f"no finished run under {results_dir}; run one first, for example: evalkit run"
-        raise ScoreError(msg)
-    typer.echo(table.markdown(table.rows(cells)), nl=False)
+        raise ScoreError("; ".join([*found, msg]))
+    typer.echo(table.markdown(made.rows), nl=False)
+    if not check:
+        build.write(made, out or results_dir)
+    for line in found:
+        _complain(line)
+    if found:
+        raise typer.Exit(1)
 
 
 @app.command(epilog="Example: evalkit score run.trec.gz dataset=beir/nfcorpus dataset.path=DIR")
 def score(
     run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
-    overrides: Annotated[list[str], typer.Argument(help="which dataset: dataset=NAME, dataset.path=DIR, …")],
+    overrides: Annotated[
+        list[str], typer.Argument(help="which dataset: dataset=NAME, dataset.path=DIR, …; whose run: model=NAME, dim=N")
+    ],
 ) -> None:
-    """Score a TREC run file of any system against a dataset's judgements, under the same rules as our own runs."""
+    """Score a TREC run file of any system against a dataset's judgements, under the same rules as our own runs.
+
+    With model=NAME (and dim=N) the published scores of that system follow, each with its verdict.
+    """
     from evalkit import compose, datasets, metrics, runs
     from evalkit.pipeline import METRICS
+    from evalkit.report import verdicts
     from evalkit.search import drop_self
 
     config = compose.compose(overrides)
-    dataset = datasets.load(config.dataset)
+    dataset = datasets.load(config.dataset, with_corpus=False)
     found = runs.read_run(run_file)
     dropped = 0
     if dataset.drop_self:
@@ -120,6 +143,191 @@ def score(
         typer.echo(f"dropped {dropped} hits whose id is the query's own")
     for name, value in scored.means.items():
         typer.echo(f"{name}\t{value:.5f}")
+    named = any(word.startswith("model=") for word in overrides)
+    for line in verdicts.lines(config if named else None, dataset, scored.means):
+        typer.echo(line)
+
+
+@app.command(epilog="Example: evalkit rerank run.trec.gz --out new.trec.gz reranker=NAME dataset=demo")
+def rerank(
+    run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
+    overrides: Annotated[
+        list[str], typer.Argument(help="reranker=NAME, dataset=NAME, dataset.path=DIR, engine.device=…")
+    ],
+    out: Annotated[Path, typer.Option(help="where the re-ranked run goes; gzipped when it ends in .gz")],
+    depth: Annotated[int, typer.Option(help="documents per query to score again; the rest are left out", min=1)] = 100,
+) -> None:
+    """Score the first documents of any run again with a re-ranker, write the new run, and print both runs' metrics."""
+    from evalkit import compose, datasets, environment, metrics, runs
+    from evalkit import rerank as stage
+    from evalkit.errors import ConfigError
+    from evalkit.models.reranker import load_reranker
+    from evalkit.pipeline import METRICS
+    from evalkit.progress import documents_bar
+    from evalkit.search import drop_self
+
+    config = compose.compose(overrides)
+    if config.reranker is None:
+        msg = "no re-ranker chosen; wanted reranker=NAME (evalkit ls rerankers)"
+        raise ConfigError(msg)
+    dataset = datasets.load(config.dataset)
+    found = runs.read_run(run_file)
+    if dataset.drop_self:
+        found, _ = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
+    reranker = load_reranker(config.reranker, device=environment.choose_device(config.engine.device))
+    pairs = sum(min(depth, len(found.get(query.id, ()))) for query in dataset.queries)
+    with documents_bar(_err, f"{reranker.config.name} on {dataset.name}", total=pairs) as advance:
+        new = stage.rerank(
+            found, dataset, reranker, depth=depth, batch_tokens=config.engine.batch_tokens, advance=advance
+        )
+    runs.write_run(new, out, tag=reranker.config.name)
+    before, after = (metrics.score(scored, dataset.qrels, METRICS).means for scored in (found, new))
+    typer.echo(
+        f"{dataset.name} ({dataset.split}): {reranker.checkpoint.origin}@{reranker.checkpoint.revision}, depth {depth}"
+    )
+    for name in METRICS:
+        typer.echo(f"{name}\t{before[name]:.5f} → {after[name]:.5f}")
+
+
+@app.command(epilog="Example: evalkit check model=jina-colbert-v2 dim=128")
+def check(
+    overrides: Annotated[
+        list[str], typer.Argument(help="which model: model=NAME, dim=…, model.dtype=…, engine.device=…")
+    ],
+) -> None:
+    """Ask a model what would spoil hours of encoding: ids, markers, masks, norms, padding, dtype, published vectors.
+
+    Every question prints what came out; a failed one names its likeliest cause, and the command exits with 1.
+    """
+    from evalkit import check as canary
+    from evalkit import compose
+
+    failed = 0
+    for dims, findings in canary.check(compose.compose(overrides)):
+        typer.echo(f"dim {', '.join(map(str, dims))}, one backbone")
+        for finding in findings:
+            typer.echo(f"  {finding.verdict:<10}  {finding.question}: {finding.measured}")
+            if finding.verdict == "FAILED":
+                failed += 1
+                typer.echo(f"              likeliest cause: {finding.cause}")
+    if failed:
+        _complain(f"{failed} of the questions failed; nothing should be encoded with this model yet")
+        raise typer.Exit(1)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True},
+    epilog="Example: evalkit fetch model=jina-colbert-v2 dim=128 dataset=beir/fiqa,beir/scifact --bundle fiqa.tar",
+)
+def fetch(
+    context: typer.Context,
+    *,
+    verify: Annotated[bool, typer.Option("--verify", help="fetch nothing; read it all with the network off")] = False,
+    bundle: Annotated[Path | None, typer.Option(help="also write everything into this tar file, to be moved")] = None,
+    unpack: Annotated[
+        Path | None, typer.Option(help="first put a bundle's files into HF_HOME, IR_DATASETS_HOME")
+    ] = None,
+) -> None:
+    """Bring models and datasets to disk ahead of time: model=a,b dataset=x,y, words as for run, several values each.
+
+    A download that was cut off is resumed. --verify proves that the selection can run with the network off, compares
+    checksums with those of the fetch, and reports twins, empty texts and ids that mean two things.
+    """
+    from evalkit import fetch as fetching
+
+    if unpack is not None:
+        typer.echo(f"{unpack}: {fetching.unpack_bundle(unpack)} files are in their places")
+        if not context.args and not verify:
+            return
+    configs = fetching.selection(context.args)
+    found = fetching.verify(configs, console=_err) if verify else fetching.fetch(configs, console=_err)
+    for each in found:
+        typer.echo(f"{each.name}: {'read whole, network off' if verify else 'on disk'}, from {each.source}")
+        for line in (*(f"{part:<33} {checksum}" for part, checksum in each.checksums.items()), *each.notes):
+            typer.echo(f"  {line}")
+    if bundle is not None:
+        typer.echo(f"{bundle}: {fetching.write_bundle(found, bundle):,} bytes")
+
+
+@app.command(epilog="Example: evalkit replay bm25 --results-dir results")
+def replay(
+    run: Annotated[str, typer.Argument(help="a run: its id or the beginning of it, or its system where that is clear")],
+    results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
+    metric: Annotated[str | None, typer.Option(help="for example mrr@10; by default the dataset's main metric")] = None,
+) -> None:
+    """Score a saved run under the other rules that people publish under, and name those that land on each number."""
+    from evalkit import compare, replay
+    from evalkit.report import verbs
+
+    cell = compare.one(_cells(results_dir), run)
+    name = compare.measured(cell, metric)
+    material = replay.load(results_dir, cell)
+    replayed = replay.replay(material, name)
+    typer.echo(cell.run_id)
+    _out.print(verbs.replayed_table(replayed, name))
+    for line in verbs.landing_lines(replay.landings(material, replayed, name)):
+        typer.echo(line)
+
+
+@app.command(epilog="Example: evalkit explain demo-64 --against demo-128 --results-dir results")
+def explain(  # noqa: PLR0913, PLR0917
+    run: Annotated[str, typer.Argument(help="a run: its id or the beginning of it, or its system where that is clear")],
+    results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
+    against: Annotated[str | None, typer.Option(help="another run; by default the published score")] = None,
+    top: Annotated[int, typer.Option(min=1, help="queries to show")] = 10,
+    query: Annotated[str | None, typer.Option(help="with --document: show this pair token by token")] = None,
+    document: Annotated[str | None, typer.Option(help="with --query: show this pair token by token")] = None,
+    dataset_path: Annotated[Path | None, typer.Option(help="where the dataset is now, if it moved")] = None,
+    texts: Annotated[bool, typer.Option(help="read the texts too, to find what was truncated")] = True,  # noqa: FBT002
+) -> None:
+    """Rank queries by what they contribute to a difference, and say what is odd about each.
+
+    The difference is that to the published score, or to another run. With --query and --document: the MaxSim of that
+    pair, token by token.
+    """
+    from evalkit import compare
+    from evalkit.report import verbs
+
+    cells = _cells(results_dir)
+    cell = compare.one(cells, run)
+    other = None if against is None else compare.one(cells, against)
+    verbs.explain(
+        verbs.Question(cell, other, top, query, document, dataset_path, texts), results_dir, _out, complain=_complain
+    )
+
+
+@app.command(epilog="Example: evalkit compare demo-128 demo-96 demo-64 --plot dims.svg")
+def compare(
+    run: Annotated[list[str] | None, typer.Argument(help="runs or systems, the base first; none: all runs")] = None,
+    results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
+    metric: Annotated[str | None, typer.Option(help="for example mrr@10; by default the dataset's main metric")] = None,
+    plot: Annotated[Path | None, typer.Option(help="write quality against storage here: .svg, .png or .pdf")] = None,
+    precision: Annotated[  # noqa: FBT002 (a flag)
+        bool, typer.Option("--precision", help="search the stored embeddings again as fp16 and int8; encodes none")
+    ] = False,
+) -> None:
+    """Put runs side by side: differences with paired tests, and what each stores and takes.
+
+    The first run of each dataset is the base. p comes from a paired t-test, corrected by Holm's method over datasets;
+    the interval from a paired bootstrap over queries.
+    """
+    from evalkit import compare
+    from evalkit.report import pareto, verbs
+
+    chosen = compare.choose(_cells(results_dir), run or [])
+    if not (precision and len(chosen) == 1):
+        _out.print(verbs.comparison_table(compare.compare(chosen, results_dir, metric=metric)))
+    _out.print(verbs.costs_table(chosen))
+    if plot is not None:
+        pareto.draw(chosen, plot)
+    if precision:
+        from evalkit import explain
+        from evalkit import precision as widths
+
+        for cell in chosen:
+            if cell.dim is not None:
+                config = explain.saved_config(results_dir, cell)
+                _out.print(verbs.precision_table(cell, widths.measure(config, cell, results_dir, console=_err)))
 
 
 @app.command(epilog="Example: evalkit audit")
@@ -128,6 +336,18 @@ def audit() -> None:
     from evalkit.report import listing
 
     _out.print(listing.audit_table())
+    for line in listing.audit_lines():
+        typer.echo(line)
+
+
+def _cells(results_dir: Path) -> list[CellScores]:
+    """Return the runs that can be read, and name those that cannot."""
+    from evalkit import results
+
+    cells, problems = results.readable(results_dir)
+    for problem in problems:
+        _complain(problem)
+    return cells
 
 
 def _complain(message: str) -> None:

@@ -26,6 +26,7 @@ from evalkit.config import (
     MODEL_KINDS,
     DatasetConfig,
     EngineConfig,
+    RerankerConfig,
     RunConfig,
     SearchConfig,
     StoreConfig,
@@ -39,6 +40,7 @@ SECTIONS: Mapping[str, tuple[type[Any], ...]] = {
     "model": tuple(dict.fromkeys(MODEL_KINDS.values())),
     "dataset": (DatasetConfig,),
     "engine": (EngineConfig,),
+    "reranker": (RerankerConfig,),
     "search": (SearchConfig,),
     "store": (StoreConfig,),
 }

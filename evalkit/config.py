@@ -12,7 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 from evalkit.errors import ConfigError, nearest
 
-GROUPS = ("model", "dataset", "engine", "experiment")
+GROUPS = ("model", "dataset", "engine", "reranker", "experiment")
 """The config groups: each is a folder of YAML files, chosen by `group=name`."""
 
 
@@ -34,28 +34,58 @@ class DemoSize:
     seed: int
 
 
+SourceName: TypeAlias = Literal["folder", "ir_datasets", "hub", "demo"]
+"""Where a dataset can come from; `evalkit.datasets.SOURCES` has a reader for each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubCopy:
+    """A copy of a dataset on the Hugging Face Hub: data files that the repository's README.md names, no code."""
+
+    repo: str
+    corpus: str
+    """The config of the documents, as README.md names it; likewise those of queries and judgements."""
+    queries: str
+    qrels: str
+    split: str | None = None
+    """The judgements' split, where the copy calls it otherwise than the dataset does."""
+    revision: str | None = None
+    """The commit; None is not pinned: what `main` is at the time, and the result records which commit that was."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
     """One dataset: where it comes from, which split, and the rules that decide its score."""
 
     name: str
-    source: Literal["folder", "ir_datasets", "demo"]
+    sources: tuple[SourceName, ...]
+    """Where to look, in this order: the first that can be had is used, and the result names it."""
     split: str
     language: str
     drop_self: bool
     main_metric: Literal["ndcg@10", "mrr@10"]
+    template: Literal["title text", "text"] = "title text"
+    """What a system reads of a document: title and text joined by a space, as BEIR does, or the text alone."""
     path: str | None = None
     """A BEIR-format folder; when given it is read in place of any other source."""
     ir_datasets_id: str | None = None
+    hub: HubCopy | None = None
     demo: DemoSize | None = None
     counts: Counts = Counts()
+    checksum: str | None = None
+    """XXH3 of the corpus' ids, titles and texts in order; None until somebody has measured a whole copy."""
+    mean_characters: int | None = None
+    """Characters of a document's title and text, on average, as MTEB counted them; for forecasts only."""
     verify: bool = True
-    """Stop when counts differ from the published ones; False records the deviation instead."""
+    """Stop when counts or checksum differ from the wanted ones; False records the deviation instead."""
     licence: str = "unknown"
     citation: str = ""
 
     def __post_init__(self) -> None:
-        if self.source == "folder" and self.path is None:
+        if not self.sources:
+            msg = f"dataset {self.name!r}: got no source, wanted one or more of folder, ir_datasets, hub, demo"
+            raise ConfigError(msg)
+        if self.sources == ("folder",) and self.path is None:
             msg = f"dataset {self.name!r} is read from a BEIR-format folder: got no path, wanted dataset.path=DIR"
             raise ConfigError(msg)
 
@@ -81,9 +111,12 @@ class TextRules:
     """How one side's text becomes token ids: length, marker, expansion."""
 
     max_tokens: int
-    """Ids per text at most, special tokens and marker included; longer texts are cut."""
+    """Ids per text at most, special tokens and marker included; longer texts are cut.
+
+    A config may give one length per dataset (`{default: 32, beir/arguana: 300}`); the run's own is taken at the door.
+    """
     marker: str | None = None
-    """A token put behind the first special token."""
+    """A token put behind the first special token, or several with spaces between them."""
     expansion: bool = False
     """Fill up to `max_tokens` with mask tokens, whose vectors are scored like any other's."""
     attend_to_expansion: bool = False
@@ -101,7 +134,7 @@ class EncoderConfig:
 
     name: str
     kind: Literal["late_interaction", "single_vector"]
-    backbone: Literal["jina_embeddings_v3", "bert"]
+    backbone: Literal["jina_embeddings_v3", "bert", "jina_bert", "xmod"]
     checkpoints: Mapping[str, CheckpointSource]
     """Checkpoint by dim, as text (`"128"`); a model without a head has one entry, its hidden size."""
     query: TextRules
@@ -117,9 +150,25 @@ class EncoderConfig:
     dtype: Literal["float32", "bfloat16", "float16"]
     rope_theta: Literal["checkpoint"] | float = "checkpoint"
     """RoPE base: `checkpoint` takes `rotary_emb_base` from config.json, else 10000 (inferred, not published)."""
+    adapter: str | None = None
+    """XMOD's language adapter. A config gives one per language; that of the dataset's language is taken at the door."""
+    allow_pickle: bool = False
+    """Read `pytorch_model.bin` (tensors only) where a checkpoint has no safetensors file."""
+    trust_remote_code: bool = False
+    """Never true: native classes load the weights, and no path here runs a checkpoint's own code."""
+    parameters: int | None = None
+    """Parameters of the published checkpoint, head included; None where nobody published the count."""
     licence: str = "unknown"
     source: str = ""
-    """Where the facts of this config were read."""
+    """Where the facts of this config were read, each with its certainty: A primary, B second-hand, C inferred."""
+
+    def __post_init__(self) -> None:
+        if self.trust_remote_code:
+            msg = (
+                "model.trust_remote_code=true: evalkit has no path that runs a checkpoint's code; "
+                "its native classes load the weights, so leave the setting out"
+            )
+            raise ConfigError(msg)
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -137,7 +186,29 @@ class Bm25Config:
     b: float
     fields: tuple[Literal["title", "text", "contents"], ...]
     """`contents` is title and text joined by a space; fields are indexed apart and their scores added."""
-    analyzer: Literal["english"]
+    """A config may give k1, b and fields per dataset or family of datasets, and the analyzer per language."""
+    analyzer: Literal[
+        "arabic",
+        "bm25s",
+        "cjk",
+        "dutch",
+        "english",
+        "finnish",
+        "french",
+        "german",
+        "hindi",
+        "indonesian",
+        "italian",
+        "persian",
+        "portuguese",
+        "russian",
+        "spanish",
+        "standard",
+        "thai",
+        "whitespace",
+    ]
+    lengths: Literal["lucene", "exact"] = "lucene"
+    """`lucene` rounds a document's length to the byte that an index keeps of it; `exact` does not, as bm25s."""
     ties: Literal["trec_eval", "anserini"] = "trec_eval"
     """Order of equal scores: by document id descending (trec_eval) or ascending (Anserini, whose run files keep it)."""
     licence: str = "unknown"
@@ -155,6 +226,26 @@ MODEL_KINDS: Mapping[str, type[EncoderConfig | Bm25Config]] = {
     "single_vector": EncoderConfig,
     "bm25": Bm25Config,
 }
+
+
+@dataclass(frozen=True, kw_only=True)
+class RerankerConfig:
+    """A model that reads query and document together and scores the first documents of a run again."""
+
+    name: str
+    checkpoint: CheckpointSource
+    max_tokens: int
+    """Ids of a pair at most, special tokens included; the longer side is cut first."""
+    dtype: Literal["float32", "bfloat16", "float16"]
+    allow_pickle: bool = False
+    parameters: int | None = None
+    licence: str = "unknown"
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if self.max_tokens < 8:
+            msg = f"reranker.max_tokens={self.max_tokens}: wanted at least 8 (four special tokens and both texts)"
+            raise ConfigError(msg)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,6 +286,8 @@ class EngineConfig:
     """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
     batch_tokens: int
     """Padded tokens per encoding batch at most."""
+    nominate: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the products that nominate documents for exact scoring: it moves the time, never the run."""
     threads: int | None = None
     """CPU threads; None leaves PyTorch's choice."""
 
@@ -217,6 +310,8 @@ class RunConfig:
     """The dims to run; `(None,)` for a model without vectors."""
     results_dir: Path
     cache_dir: Path
+    reranker: RerankerConfig | None = None
+    """What `evalkit rerank` scores a run again with; `evalkit run` has no use for it."""
 
 
 def configs_dir() -> Path:
@@ -236,7 +331,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
 
     Raises ConfigError for an unknown key, a missing or ill-typed value, or a dim that the model has not.
     """
-    known = {"model", "dataset", "engine", "search", "store", "dim", "results_dir", "cache_dir"}
+    known = {"model", "dataset", "engine", "reranker", "search", "store", "dim", "results_dir", "cache_dir"}
     for key in values:
         if key not in known:
             msg = f"setting {key!r} unknown; {nearest(key, known)}"
@@ -246,17 +341,52 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     if kind not in MODEL_KINDS:
         msg = f"model.kind={kind!r} unknown; {nearest(str(kind), MODEL_KINDS)}"
         raise ConfigError(msg)
-    model: ModelConfig = from_mapping(MODEL_KINDS[kind], model_values, where="model")
+    dataset: DatasetConfig = from_mapping(DatasetConfig, values["dataset"], where="dataset")
+    model: ModelConfig = from_mapping(MODEL_KINDS[kind], _for_dataset(model_values, dataset), where="model")
+    reranker = values.get("reranker")
     return RunConfig(
         model=model,
-        dataset=from_mapping(DatasetConfig, values["dataset"], where="dataset"),
+        dataset=dataset,
         engine=from_mapping(EngineConfig, values["engine"], where="engine"),
         search=from_mapping(SearchConfig, values["search"], where="search"),
         store=from_mapping(StoreConfig, values["store"], where="store"),
         dims=_selected_dims(values.get("dim"), model),
         results_dir=Path(str(values["results_dir"])).expanduser(),
         cache_dir=Path(str(values["cache_dir"])).expanduser(),
+        reranker=None if reranker is None else from_mapping(RerankerConfig, reranker, where="reranker"),
     )
+
+
+def _for_dataset(model: Mapping[str, Any], dataset: DatasetConfig) -> dict[str, Any]:
+    """Return a model's values with those that it gives per dataset or per language replaced by this dataset's."""
+    chosen = dict(model)
+    for side in ("query", "document"):
+        rules = chosen.get(side)
+        if isinstance(rules, Mapping) and isinstance(lengths := rules.get("max_tokens"), Mapping):
+            if "default" not in lengths:
+                msg = f"model.{side}.max_tokens={dict(lengths)}: wanted a default beside the lengths per dataset"
+                raise ConfigError(msg)
+            chosen[side] = {**rules, "max_tokens": lengths.get(dataset.name, lengths["default"])}
+    for name, of in (
+        ("k1", dataset.name),
+        ("b", dataset.name),
+        ("fields", dataset.name),
+        ("analyzer", dataset.language),
+    ):
+        if isinstance(values := chosen.get(name), Mapping):
+            if "default" not in values:
+                msg = f"model.{name}={dict(values)}: wanted a default beside the values per dataset"
+                raise ConfigError(msg)
+            chosen[name] = values.get(of, values.get(of.partition("/")[0], values["default"]))
+    if isinstance(adapters := chosen.get("adapter"), Mapping):
+        if dataset.language not in adapters:
+            msg = (
+                f"model {chosen.get('name')!r} has no adapter for language {dataset.language!r}; "
+                f"it has {', '.join(map(str, adapters))}; choose one with model.adapter=CODE"
+            )
+            raise ConfigError(msg)
+        chosen["adapter"] = adapters[dataset.language]
+    return chosen
 
 
 def _selected_dims(selector: object, model: ModelConfig) -> tuple[int | None, ...]:

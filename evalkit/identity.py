@@ -46,6 +46,7 @@ def vector_facts(
         "skiplist": config.skiplist,
         "dtype": config.dtype,
         "rope_theta": config.rope_theta,
+        **({} if config.adapter is None else {"adapter": config.adapter}),
         "attention": attention,
         "batch_tokens": run.engine.batch_tokens,
         "stored_dtype": run.store.dtype,
@@ -59,6 +60,7 @@ def bm25_facts(config: Bm25Config) -> dict[str, Any]:
         "b": config.b,
         "fields": list(config.fields),
         "analyzer": config.analyzer,
+        **({} if config.lengths == "lucene" else {"lengths": config.lengths}),
         "ties": config.ties,
     }
 

@@ -3,22 +3,19 @@
 Shapes: Q queries, J judged documents of a query at most, H hits of a query at most.
 
 ranx is handed plain arrays of document numbers instead of its own dictionaries of text ids: it then compiles once
-(about 7 s in a fresh installation, nothing after that, since numba caches it) whatever the ids look like, and ranks are
-given by position, so that equal scores cannot be reordered.
+(about 7 s in a fresh installation, .2 s after that, since numba caches it beside ranx or in the user's cache folder)
+whatever the ids look like, and ranks are given by position, so that equal scores cannot be reordered.
 """
 
 from __future__ import annotations
 
 import math
-import os
-import tempfile
 from collections.abc import Sequence
-from pathlib import Path
 
 import numpy as np
 
 from evalkit.errors import ScoreError
-from evalkit.runs import rank_hits
+from evalkit.runs import check_hits, rank_hits
 from evalkit.types import Qrels, Run, Scores
 
 UNJUDGED = -1
@@ -30,11 +27,14 @@ def score(run: Run, qrels: Qrels, metrics: Sequence[str] = ("ndcg@10", "mrr@10",
 
     NDCG has linear gain, as trec_eval's. A judged query that the run misses scores 0, and so does one whose judgements
     are all zero; a query of the run that is not judged is ignored. Grades below 1 are not relevant.
-    Raises ScoreError when nothing is judged or a value is not a finite number.
+    Raises ScoreError when nothing is judged, for hits that cannot be ranked (`check_hits`), when a value is not a
+    finite number and when ranx cannot be imported.
     """
     if not qrels:
         msg = "no query is judged; wanted judgements for at least one"
         raise ScoreError(msg)
+    for query in qrels:
+        check_hits(query, run.get(query, []))
     judged_QJ2, found_QH2 = _arrays(run, qrels)
     values = _evaluate(judged_QJ2, found_QH2, metrics)
     for metric, value_Q in values.items():
@@ -70,18 +70,12 @@ def _arrays(run: Run, qrels: Qrels) -> tuple[np.ndarray, np.ndarray]:
 
 def _evaluate(judged_QJ2: np.ndarray, found_QH2: np.ndarray, metrics: Sequence[str]) -> dict[str, np.ndarray]:
     """Let ranx compute; it is imported here because the import alone takes about 2 s."""
-    _let_numba_cache()
-    import ranx
+    try:
+        import ranx
+    except (OSError, RuntimeError) as error:
+        # numba and ir_datasets, which ranx imports, each want a folder to write to: "no locator available", EACCES.
+        msg = f"ranx cannot be imported ({error}); it wants a home folder that can be written: set HOME to one"
+        raise ScoreError(msg) from error
 
     # ranx 0.3.21 fails on one metric without its mean, and answers a list of several with a dict: name the first twice.
     return dict(ranx.evaluate(judged_QJ2, found_QH2, [metrics[0], *metrics], return_mean=False))
-
-
-def _let_numba_cache() -> None:
-    """Point numba's cache at the user's own folder where the installation is read-only; else every process compiles."""
-    import importlib.util
-
-    spec = importlib.util.find_spec("ranx")
-    if spec is None or spec.origin is None or os.access(Path(spec.origin).parent, os.W_OK):
-        return
-    os.environ.setdefault("NUMBA_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"evalkit-numba-{os.getuid()}"))

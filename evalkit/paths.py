@@ -11,6 +11,15 @@ def survey_file(cache_dir: Path, key: str) -> Path:
     return cache_dir / "surveys" / f"{key}.json"
 
 
+def fetched_file(cache_dir: Path, name: str) -> Path:
+    """Name the file of the checksums of a model or dataset that was fetched ahead of time.
+
+    >>> fetched_file(Path("cache"), "dataset beir/fiqa test").name
+    'dataset-beir-fiqa-test.json'
+    """
+    return cache_dir / "fetched" / f"{name.replace('/', '-').replace(' ', '-').replace(',', '')}.json"
+
+
 def store_dir(cache_dir: Path, store_key: str) -> Path:
     """Name the folder of the checkpointed embeddings of one corpus under one model and dim."""
     return cache_dir / "stores" / store_key

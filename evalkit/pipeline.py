@@ -18,6 +18,7 @@ from rich.console import Console
 
 from evalkit import datasets, environment, metrics, results, runs
 from evalkit.cells import Cell, Task, plan
+from evalkit.check import canary
 from evalkit.config import Bm25Config, EncoderConfig, RunConfig
 from evalkit.datasets.survey import ShardRange, survey
 from evalkit.engines.local import map_shards
@@ -28,7 +29,7 @@ from evalkit.paths import run_dir, write_whole
 from evalkit.progress import documents_bar
 from evalkit.results import CellScores
 from evalkit.search import Hits, drop_self, merge, no_hits, separate_ties, to_run
-from evalkit.steps import bm25_count_step, bm25_score_step, vector_step
+from evalkit.steps import bm25_count_step, bm25_score_step, costs, vector_step
 
 METRICS = ("ndcg@10", "mrr@10", "recall@100")
 
@@ -84,6 +85,7 @@ def search_vectors(task: Task, cells: Sequence[Cell], model: EncoderConfig) -> d
     found = {dim: cell.checkpoint for dim, cell in by_dim.items() if cell.checkpoint is not None}
     best = {cell.run_id: no_hits() for cell in cells}
     for encoder in load_encoders(model, found, device=task.device):
+        canary(encoder, found)
         members = {dim: by_dim[dim] for dim in encoder.heads}
         title = f"{model.name} at dim {', '.join(map(str, members))} on {task.dataset.name}"
         with documents_bar(task.console, title, total=task.survey.documents) as advance:
@@ -130,9 +132,15 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores
     ranked = to_run(hits, [query.id for query in dataset.queries])
     kept, dropped = drop_self(ranked, depth=config.search.depth) if dataset.drop_self else (ranked, 0)
     runs.write_run(kept, folder / results.RUN, tag=cell.run_id)
+    runs.write_qrels(dataset.qrels, folder / results.QRELS)
+    if dropped:  # what `evalkit replay` needs to put them back
+        own = {query: [hit for hit in hits if hit.document_id == query] for query, hits in ranked.items()}
+        runs.write_run(own, folder / results.DROPPED, tag=cell.run_id)
     scored = metrics.score(kept, dataset.qrels, METRICS)
     write_whole(folder / results.PER_QUERY, results.per_query_table(scored.per_query, METRICS).encode())
     write_whole(folder / results.CONFIG, yaml.safe_dump(results.plain(config), sort_keys=False).encode())
+    cost = {} if cell.dim is None else costs(task, cell)
+    vectors = {} if "vectors" not in cost else {"document_vectors": int(cost.pop("vectors"))}
     scores = CellScores(
         run_id=cell.run_id,
         model=config.model.name,
@@ -150,12 +158,18 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores
             "judgements": sum(len(judged) for judged in dataset.qrels.values()),
             "dropped_self": dropped,
             "shards": len(task.survey.shards),
+            **vectors,
         },
         deviations=task.deviations,
         protocol=cell.protocol,
-        wall_s={"encode_and_search": round(search_s, 3), "score": round(time.monotonic() - started, 3)},
+        wall_s={
+            "encode_and_search": round(search_s, 3),
+            "score": round(time.monotonic() - started, 3),
+            **{name.removesuffix("_s"): round(seconds, 3) for name, seconds in cost.items()},
+        },
         environment={
             **environment.environment(None if cell.dim is None else task.device),
+            "dataset_source": dataset.source,
             "checkpoint": None if cell.checkpoint is None else dataclasses.asdict(cell.checkpoint) | {"folder": None},
         },
     )

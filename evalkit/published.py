@@ -6,7 +6,8 @@ The rounding rule: a value is rounded half up in decimal, on the shortest decima
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from functools import cache
 from itertools import combinations
@@ -20,6 +21,7 @@ from evalkit.errors import ScoreError
 NEAR = 0.001
 """How far a re-run may be from a published score and still be called near: the tolerance that MTEB uses."""
 CARD = "card"
+ORIGINS = ("run", "quoted")
 
 Label = Literal["MATCH", "NEAR", "HIGHER", "LOWER", "PROTOCOL-DIFFERS", "NOT-RUN"]
 
@@ -40,6 +42,15 @@ class PublishedScore(NamedTuple):
     """`run` by who published it, or `quoted` from elsewhere."""
     table: str
     note: str
+    """What is to be known of the system's whole column."""
+    slip: str = ""
+    """Why this one cell is likely a slip of who published it; `[A]` read in a primary source, `[C]` inferred."""
+    protocol: str = ""
+    """How the table says it was measured, in words."""
+    settings: Mapping[str, Any] = {}
+    """The settings under which it is known to have been measured, by dotted name as in a run's protocol."""
+    index_loss: float = 0.0
+    """What its publisher declares that an approximate index lost; nobody on the card declares any."""
 
 
 class StatedAverage(NamedTuple):
@@ -80,26 +91,93 @@ def published_dir() -> Path:
 
 @cache
 def _tables(directory: Path) -> tuple[dict[str, Any], ...]:
-    return tuple(_read(path) for path in sorted(directory.glob("*.yaml")))
+    """Read every table of a folder. Raises ScoreError when there is none: then every cell would look unpublished."""
+    paths = sorted(directory.glob("*.yaml"))
+    if not paths:
+        msg = f"{directory}: got no *.yaml, wanted the tables of published scores; install evalkit again"
+        raise ScoreError(msg)
+    return tuple(_read(path) for path in paths)
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML as it stands in the file: a name that stands twice is refused, where PyYAML keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+        """Return the mapping. Raises ConstructorError for a name that stands twice."""
+        mapping = super().construct_mapping(node, deep=deep)
+        if len(mapping) != len(node.value):
+            names = [self.construct_object(name) for name, _ in node.value]
+            twice = next(name for place, name in enumerate(names) if name in names[:place])
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice", node.start_mark)
+        return mapping
 
 
 def _read(path: Path) -> dict[str, Any]:
     """Read one table. Raises ScoreError, naming the file, when it is not one."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
         for key in ("table", "metric", "digits", "source", "protocol", "systems", "averages"):
             values[key]
+        values.get("settings", {}).items()
         for system in values["systems"]:
             for key in ("system", "dim", "origin", "values"):
                 system[key]
-            if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in system["values"].values()):
-                msg = f"{path}: a value of {system['system']} is not a finite number; repair the file"
-                raise ScoreError(msg)
-    except (yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+            system["values"].items()
+            system.get("slips", {}).items()
+            system.get("settings", {}).items()
+            for exception in system.get("exceptions", {}).values():
+                exception.items()
+        for average in values["averages"]:
+            for key in ("system", "dim", "value"):
+                average[key]
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         msg = f"{path}: not a table of published scores ({type(error).__name__}: {reason}); repair the file"
         raise ScoreError(msg) from error
+    for mistake in _mistakes(values):
+        msg = f"{path}: {mistake}; repair the file"
+        raise ScoreError(msg)
     return dict(values)
+
+
+def _mistakes(table: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a well-formed table says that cannot be so."""
+    digits = table["digits"]
+    if type(digits) is not int or digits < 1:
+        yield f"got digits {digits!r}, wanted the count of decimals printed"
+        return
+    columns = [(system["system"], system["dim"]) for system in table["systems"]]
+    for column, count in Counter(columns).items():
+        if count > 1:
+            yield f"got {column} in {count} columns, wanted one"
+    for system in table["systems"]:
+        yield from _column_mistakes(system, digits)
+    for average in table["averages"]:
+        if (average["system"], average["dim"]) not in columns:
+            yield f"got an average of {(average['system'], average['dim'])}, which has no column"
+        if not _printed(average["value"], digits):
+            yield f"got average {average['value']!r}, wanted a number from 0 to 1 of {digits} decimals"
+
+
+def _column_mistakes(system: Mapping[str, Any], digits: int) -> Iterator[str]:
+    """Yield what is wrong with one system's column."""
+    name = system["system"]
+    if system["origin"] not in ORIGINS:
+        yield f"got origin {system['origin']!r} of {name}, wanted {' or '.join(ORIGINS)}"
+    for dataset, value in system["values"].items():
+        if not _printed(value, digits):
+            yield f"got {value!r} for {name} on {dataset}, wanted a number from 0 to 1 of {digits} decimals"
+    for what in ("slips", "exceptions"):
+        for dataset in system.get(what, {}):
+            if dataset not in system["values"]:
+                yield f"got {what} of {name} on {dataset}, which has no value"
+    if type(system.get("index_loss", 0.0)) not in (int, float) or not 0 <= system.get("index_loss", 0.0) <= 1:
+        yield f"got index_loss {system['index_loss']!r} of {name}, wanted a number from 0 to 1"
+
+
+def _printed(value: Any, digits: int) -> bool:
+    """Say whether a value is one that a table with so many decimals can print."""
+    return type(value) in (int, float) and 0 <= value <= 1 and rounded(value, digits) == value
 
 
 def published_scores(directory: Path | None = None) -> tuple[PublishedScore, ...]:
@@ -116,6 +194,14 @@ def published_scores(directory: Path | None = None) -> tuple[PublishedScore, ...
             system["origin"],
             table["table"],
             system.get("note", ""),
+            system.get("slips", {}).get(dataset, ""),
+            table["protocol"],
+            {
+                **table.get("settings", {}),
+                **system.get("settings", {}),
+                **system.get("exceptions", {}).get(dataset, {}),
+            },
+            float(system.get("index_loss", 0.0)),
         )
         for table in _tables(directory or published_dir())
         for system in table["systems"]
@@ -138,7 +224,11 @@ def rounded(value: float, digits: int) -> float:
     >>> rounded(0.1245, 3), rounded(0.6275, 3), round(0.1245, 3)
     (0.125, 0.628, 0.124)
     """
-    return float(Decimal(repr(value)).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_UP))
+    return float(_decimal(value).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_UP))
+
+
+def _decimal(value: float) -> Decimal:
+    return Decimal(repr(float(value)))  # numpy's numbers name their type in their repr
 
 
 def verdict(
@@ -153,18 +243,51 @@ def verdict(
 
     MATCH: equal at the printed digits. NEAR: within the largest of .001, three times the measured `deviation` between
     re-runs, and a `declared_loss` of the published system's index. `differs` names settings known to differ.
+    Raises ScoreError for a measured value that is not a finite number.
     """
     if measured is None:
         return Verdict("NOT-RUN")
+    if not math.isfinite(measured):
+        msg = f"{published.system} on {published.dataset}: got {published.metric} {measured}, wanted a finite number"
+        raise ScoreError(msg)
     if differs:
         return Verdict("PROTOCOL-DIFFERS", tuple(differs))
     if rounded(measured, published.digits) == published.value:
         return Verdict("MATCH")
-    # In decimal: as floats, .326 is more than .001 above .325.
-    delta = float(Decimal(repr(measured)) - Decimal(repr(published.value)))
-    if abs(delta) <= max(NEAR, 3 * deviation, declared_loss):
+    # In decimal: as floats, .326 is more than .001 above .325, and 3 × .0017 is below .0051.
+    delta = _decimal(measured) - _decimal(published.value)
+    if abs(delta) <= max(_decimal(NEAR), 3 * _decimal(deviation), _decimal(declared_loss)):
         return Verdict("NEAR")
     return Verdict("HIGHER" if delta > 0 else "LOWER")
+
+
+def differing(published: PublishedScore, protocol: Mapping[str, Any], split: str) -> tuple[str, ...]:
+    """Return each setting in which a run differs from a published score, with what both had.
+
+    Only settings that are known of the published score are compared: what nobody published cannot be told apart.
+
+    >>> score = PublishedScore("s", 1, "d", "m", 0.1, 1, "card", "run", "t", "", settings={"query.max_tokens": 32})
+    >>> differing(score, {"query": {"max_tokens": 16}}, "test")
+    ('query.max_tokens is 16, published with 32',)
+    """
+    found = []
+    for name, wanted in published.settings.items():
+        got: Any = {**protocol, "split": split}
+        for part in name.split("."):
+            got = got.get(part) if isinstance(got, Mapping) else None
+        if got != wanted:
+            found.append(f"{name} is {_shown(got)}, published with {_shown(wanted)}")
+    return tuple(found)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    return {True: "on", False: "off", None: "not set"}.get(value, str(value)) if not _number(value) else str(value)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 
 def stated_averages(directory: Path | None = None) -> tuple[StatedAverage, ...]:
@@ -194,6 +317,34 @@ def stated_averages(directory: Path | None = None) -> tuple[StatedAverage, ...]:
 def audit(directory: Path | None = None) -> tuple[AverageAudit, ...]:
     """Recompute every stated average; where one does not hold, look for rows whose absence explains it."""
     return tuple(_audited(stated) for stated in stated_averages(directory))
+
+
+class Disagreement(NamedTuple):
+    """A cell of the card that another source gives otherwise: no one number rounds to both."""
+
+    card: PublishedScore
+    other: PublishedScore
+
+
+def disagreements(directory: Path | None = None) -> tuple[Disagreement, ...]:
+    """Return the card's cells for which another source of the same system prints what cannot be the same number."""
+    scores = published_scores(directory)
+    others: dict[tuple[str, int | None, str, str], list[PublishedScore]] = {}
+    for score in scores:
+        if score.source != CARD:
+            others.setdefault((score.system, score.dim, score.dataset, score.metric), []).append(score)
+    return tuple(
+        Disagreement(score, other)
+        for score in scores
+        if score.source == CARD
+        for other in others.get((score.system, score.dim, score.dataset, score.metric), [])
+        if abs(_decimal(other.value) - _decimal(score.value)) > _half_unit(score.digits) + _half_unit(other.digits)
+    )
+
+
+def _half_unit(digits: int) -> Decimal:
+    """Return how far a number may be from what is printed of it."""
+    return Decimal(5).scaleb(-digits - 1)
 
 
 def _audited(stated: StatedAverage) -> AverageAudit:

@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from evalkit.errors import ScoreError
 from evalkit.paths import run_dir, write_whole
@@ -17,6 +17,10 @@ SCHEMA = 1
 """Version of scores.json; a file of a newer version is refused, not guessed at."""
 SCORES = "scores.json"
 RUN = "run.trec.gz"
+QRELS = "qrels.trec.gz"
+"""The judgements that the run was scored with, so that scoring again needs no dataset."""
+DROPPED = "dropped.trec.gz"
+"""The hits that the self-id rule took out of the run; there is no file when it took none."""
 PER_QUERY = "per_query.tsv"
 CONFIG = "config.yaml"
 
@@ -61,7 +65,7 @@ def write(scores: CellScores, results_dir: Path) -> Path:
 def read(path: Path) -> CellScores:
     """Read a scores.json. Raises ScoreError when it is cut short, of a newer schema or lacks a field."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
     except OSError as error:
         msg = f"{path}: cannot be read ({error.strerror}); wanted the scores.json of a finished run"
         raise ScoreError(msg) from error
@@ -82,7 +86,23 @@ def read(path: Path) -> CellScores:
         wrong = ", ".join(sorted(set(values) ^ names))
         msg = f"{path}: missing or unknown fields: {wrong}; delete it and run the cell again"
         raise ScoreError(msg)
-    return CellScores(**{**values, "deviations": tuple(values["deviations"])})
+    scores = CellScores(**{**values, "deviations": tuple(values["deviations"])})
+    groups = [(f"{name} ", group) for name, group in scores.groups.items()]
+    for where, means in (("", scores.metrics), ("seconds of ", scores.wall_s), *groups):
+        for name, value in means.items():
+            if type(value) not in (int, float) or not math.isfinite(value):
+                msg = f"{path}: {where}{name} is {value}, wanted a finite number; delete it and run the cell again"
+                raise ScoreError(msg)
+    if scores.main_metric not in scores.metrics:
+        msg = f"{path}: got no {scores.main_metric}, its main metric; delete it and run the cell again"
+        raise ScoreError(msg)
+    return scores
+
+
+def _refuse(constant: str) -> float:
+    """Refuse NaN and Infinity, which Python alone takes for JSON."""
+    msg = f"got {constant}, wanted a finite number"
+    raise ValueError(msg)
 
 
 def finished(results_dir: Path, run_id: str) -> CellScores | None:
@@ -113,6 +133,103 @@ def plain(value: Any) -> Any:
     if isinstance(value, (list, tuple)):
         return [plain(item) for item in value]
     return str(value) if isinstance(value, Path) else value
+
+
+class Collected(NamedTuple):
+    """The cells that can be tabled, and a line for everything that keeps a run out of the tables or apart in them."""
+
+    cells: tuple[CellScores, ...]
+    problems: tuple[str, ...]
+
+
+def collect(results_dir: Path, *, checksums: Mapping[str, str]) -> Collected:
+    """Read every run that can be read, whatever is wrong with others.
+
+    `checksums` names datasets' corpora as they should be. A damaged run is left out; so are runs that claim the same
+    cell, for none of them has the better claim; a run on another corpus stays, as a deviation from the protocol.
+    """
+    cells, problems = readable(results_dir)
+    claims: dict[tuple[str, int | None, str], list[CellScores]] = {}
+    for cell in cells:
+        claims.setdefault((cell.model, cell.dim, cell.dataset), []).append(cell)
+    kept = []
+    for (model, dim, dataset), claiming in claims.items():
+        if len(claiming) == 1:
+            kept += claiming
+            continue
+        names = " and ".join(cell.run_id for cell in claiming)
+        differing = ", ".join(_differing(claiming)) or "nothing"
+        system = model if dim is None else f"{model} at dim {dim}"
+        problems.append(
+            f"{system} on {dataset}: {len(claiming)} runs claim this cell, {names} (they differ in {differing}); "
+            "neither is tabled: move all but one out of the results folder"
+        )
+    return Collected(*_with_corpora_checked(kept, checksums, problems))
+
+
+def readable(results_dir: Path) -> tuple[list[CellScores], list[str]]:
+    """Return every run that can be read, and a line for each that cannot."""
+    cells, problems = [], []
+    for path in sorted((results_dir / "runs").glob(f"*/{SCORES}")):
+        try:
+            cells.append(read(path))
+        except (ScoreError, TypeError, AttributeError) as error:
+            problems.append(str(error) if isinstance(error, ScoreError) else f"{path}: not scores ({error})")
+    return cells, problems
+
+
+def _differing(claiming: Sequence[CellScores]) -> list[str]:
+    """Name the settings in which runs of one cell differ."""
+    flat = [{"split": cell.split, **_flat(cell.protocol)} for cell in claiming]
+    names = sorted({name for settings in flat for name in settings})
+    return [name for name in names if len({repr(settings.get(name)) for settings in flat}) > 1]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def _with_corpora_checked(
+    cells: Sequence[CellScores], checksums: Mapping[str, str], problems: Sequence[str]
+) -> tuple[tuple[CellScores, ...], tuple[str, ...]]:
+    """Mark runs on another corpus than the dataset's, or, where nobody has measured that, than each other's."""
+    corpora: dict[str, set[str]] = {}
+    for cell in cells:
+        corpora.setdefault(cell.dataset, set()).add(str(cell.protocol.get("corpus")))
+    checked, found = [], list(problems)
+    for cell in cells:
+        got, wanted = str(cell.protocol.get("corpus")), checksums.get(cell.dataset)
+        if wanted is not None and got != wanted:
+            why = f"corpus checksum is {got}, {cell.dataset} has {wanted}"
+        elif wanted is None and len(corpora[cell.dataset]) > 1:
+            why = f"corpus checksum is {got}, other runs on {cell.dataset} have another"
+        else:
+            checked.append(cell)
+            continue
+        found.append(f"{cell.run_id}: {why}; run it again on the same copy")
+        checked.append(dataclasses.replace(cell, deviations=(*cell.deviations, why)))
+    return tuple(sorted(checked, key=lambda cell: cell.run_id)), tuple(found)
+
+
+def read_per_query(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:
+    """Return the metrics of a per_query.tsv and each query's values. Raises ScoreError for a damaged file."""
+    try:
+        header, *lines = path.read_text(encoding="utf-8").splitlines()
+        names = tuple(header.split("\t")[1:])
+        values = {}
+        for line in lines:
+            query, *numbers = line.split("\t")
+            values[query] = tuple(float(number) for number in numbers)
+            if len(numbers) != len(names) or not all(map(math.isfinite, values[query])):
+                raise ValueError(line)  # noqa: TRY301
+    except (OSError, ValueError) as error:
+        msg = f"{path}: not a whole table of queries ({error}); delete the run's scores.json and run the cell again"
+        raise ScoreError(msg) from error
+    return names, values
 
 
 def read_all(results_dir: Path) -> list[CellScores]:

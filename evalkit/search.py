@@ -2,8 +2,8 @@
 
 Shapes: Q queries, N documents of a shard, H hits (flat, of all queries together).
 
-The fast kernel's fp32 scores only nominate: every document that could be among the best within the kernel's proven
-error is scored again exactly. So the run does not depend on batch, block, shard size, threads or device.
+The fast kernel's scores, fp32 or bf16, only nominate: every document that could be among the best within the kernel's
+proven error is scored again exactly. So the run does not depend on batch, block, shard size, threads or device.
 """
 
 from __future__ import annotations
@@ -77,21 +77,30 @@ def floors(best: Hits, *, queries: int, depth: int) -> np.ndarray:
     return floor_Q
 
 
-def search_shard(
-    queries: ShardVectors, shard: ShardVectors, *, depth: int, floor_Q: np.ndarray, device: torch.device
+def search_shard(  # noqa: PLR0913 (keyword-only behind the two sides)
+    queries: ShardVectors,
+    shard: ShardVectors,
+    *,
+    depth: int,
+    floor_Q: np.ndarray,
+    device: torch.device,
+    precision: packed.Precision = "float32",
 ) -> Hits:
-    """Return the exact best `depth` documents of a shard for every query, leaving out those below the query's floor."""
+    """Return the exact best `depth` documents of a shard for every query, leaving out those below the query's floor.
+
+    `precision` is that of the nomination; the hits are the same for each.
+    """
     query_packed = packed.pack(queries.vectors_XD, queries.lengths_N)
     documents = packed.pack(shard.vectors_XD, shard.lengths_N)
     on_device = documents._replace(vectors_XD=documents.vectors_XD.to(device))
     ids_N = np.array([identifier.encode() for identifier in shard.ids])
-    bound_Q = packed.error_bound(query_packed, on_device)
+    bound_Q = packed.error_bound(query_packed, on_device, precision=precision)
     floor = torch.from_numpy(floor_Q).double()
     best = []
     for begin in range(0, len(queries.ids), QUERY_BLOCK):
         end = min(begin + QUERY_BLOCK, len(queries.ids))
         block = _block(query_packed, begin, end)
-        score_QN = packed.scores(block, on_device).cpu()
+        score_QN = packed.scores(block, on_device, precision=precision).cpu()
         query_H, document_H = _nominate(score_QN, bound_Q[begin:end], floor[begin:end], depth)
         score_H = packed.exact_scores(block, documents, query_H, document_H)
         reaching_H = score_H >= torch.from_numpy(floor_Q)[begin:end][query_H]
@@ -112,8 +121,8 @@ def _block(queries: packed.Packed, begin: int, end: int) -> packed.Packed:
 def _nominate(score_QN: Tensor, bound_Q: Tensor, floor_Q: Tensor, depth: int) -> tuple[Tensor, Tensor]:
     """Return the (query, document) pairs that may be among the best `depth`, given each score's error bound.
 
-    The depth-th best exact score is at least the depth-th best fp32 score minus the bound, and a document that
-    reaches it has an fp32 score at most one more bound below.
+    The depth-th best exact score is at least the depth-th best nominating score minus the bound, and a document that
+    reaches it has a nominating score at most one more bound below.
     """
     kept = min(depth, score_QN.shape[1])
     last_Q = score_QN.topk(kept, dim=1).values[:, -1].double()

@@ -5,6 +5,7 @@ A step is idempotent: whatever of it is finished on disk is read, never redone.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -15,6 +16,7 @@ from evalkit.cells import Cell, Task
 from evalkit.config import Bm25Config
 from evalkit.datasets.survey import ShardRange
 from evalkit.encode import encode
+from evalkit.maxsim.packed import fastest_precision
 from evalkit.models import bm25
 from evalkit.models.analysis import Analyzer
 from evalkit.models.encoder import DTYPES, Encoder
@@ -49,6 +51,8 @@ def vector_step(
     """
     queries = encode_queries(task, encoder)
     cache = task.config.cache_dir
+    chosen = task.config.engine.nominate
+    precision = fastest_precision(task.device) if chosen == "auto" else chosen
 
     def step(shard: ShardRange) -> dict[str, Hits]:
         name = shard_name(shard.index)
@@ -60,19 +64,34 @@ def vector_step(
             elif (arrays := store.load(store_dir(cache, cell.store_key), name)) is not None:
                 embedded[dim] = store.vectors_from_arrays(arrays)
         missing = [dim for dim, cell in cells.items() if cell.run_id not in hits and dim not in embedded]
+        encode_s = {dim: _encode_s(store.finished(store_dir(cache, cells[dim].store_key), name)) for dim in embedded}
         if missing:
-            for dim, vectors in _encode_shard(task, encoder.only(missing), shard, advance).items():
-                embedded[dim] = vectors
+            started = time.monotonic()
+            fresh = _encode_shard(task, encoder.only(missing), shard, advance)
+            wall_s = round(time.monotonic() - started, 3)
+            for dim, vectors in fresh.items():
+                embedded[dim], encode_s[dim] = vectors, wall_s
                 if task.config.store.keep == "embeddings":
                     folder = store_dir(cache, cells[dim].store_key)
-                    store.save(folder, name, store.vectors_to_arrays(vectors), _facts(shard, cells[dim]))
+                    facts = _facts(shard, cells[dim]) | {"encode_s": wall_s}
+                    store.save(folder, name, store.vectors_to_arrays(vectors), facts)
         else:
             advance(shard.stop - shard.start, 0)
         for dim, vectors in embedded.items():
             cell = cells[dim]
+            started = time.monotonic()
             floor_Q = floors(best[cell.run_id], queries=len(task.dataset.queries), depth=task.depth)
-            found = search_shard(queries[dim], vectors, depth=task.depth, floor_Q=floor_Q, device=task.device)
-            store.save(topk_dir(cache, cell.search_key), name, hits_to_arrays(found), _facts(shard, cell))
+            found = search_shard(
+                queries[dim],
+                vectors,
+                depth=task.depth,
+                floor_Q=floor_Q,
+                device=task.device,
+                precision=precision,
+            )
+            cost = {"vectors": len(vectors.vectors_XD), "encode_s": encode_s[dim]}
+            facts = _facts(shard, cell) | cost | {"search_s": round(time.monotonic() - started, 3)}
+            store.save(topk_dir(cache, cell.search_key), name, hits_to_arrays(found), facts)
             hits[cell.run_id] = found
         return hits
 
@@ -131,6 +150,22 @@ def bm25_score_step(
         score_QN = bm25.score_block(counts, statistics, settings, queries[begin : begin + BM25_QUERY_BLOCK])
         best.append(best_of(score_QN, counts.document_ids, depth=depth, first_query=begin, ties=settings.ties))
     return merge(best, depth=depth, ties=settings.ties)
+
+
+def costs(task: Task, cell: Cell) -> dict[str, float]:
+    """Return what the shards of a cell with vectors cost, from their manifests: vectors, encode_s, search_s.
+
+    Dims that shared a pass over the corpus each have the time of the whole pass.
+    """
+    folder = topk_dir(task.config.cache_dir, cell.search_key)
+    found = [store.finished(folder, shard_name(shard.index)) or {} for shard in task.survey.shards]
+    names = ("vectors", "encode_s", "search_s")
+    return {name: sum(facts[name] for facts in found) for name in names if all(name in facts for facts in found)}
+
+
+def _encode_s(facts: Mapping[str, Any] | None) -> float:
+    """Return how long a checkpointed shard took to encode."""
+    return float((facts or {}).get("encode_s", 0.0))
 
 
 def _facts(shard: ShardRange, cell: Cell) -> dict[str, Any]:

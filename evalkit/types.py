@@ -73,6 +73,10 @@ class Dataset:
     main_metric: str
     query_groups: Mapping[str, tuple[str, ...]]
     """Named subsets of query ids that the table reports apart (the demo: same-language and cross-lingual)."""
+    source: str = "unknown"
+    """Which source gave it, down to the commit or package version; a result records it."""
+    unjudged_queries: int = 0
+    """Queries of the source without a judgement in this split; they are in no mean."""
 
 
 class Scores(NamedTuple):

@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from evalkit.config import DatasetConfig
+from evalkit.config import DatasetConfig, SourceName
+from evalkit.datasets import hub, irds
 from evalkit.datasets.folder import judgement_line, load_folder
-from evalkit.datasets.irds import load_ir_datasets
 from evalkit.datasets.survey import Survey
 from evalkit.errors import DatasetError
-from evalkit.types import Dataset
+from evalkit.types import Corpus, Dataset, Document
 
-__all__ = ["SOURCES", "check", "judged_ids", "load"]
+__all__ = ["SOURCES", "check", "judged_ids", "load", "on_disk", "source_names"]
+
+log = logging.getLogger(__name__)
+
+GRADES: Final = range(-10, 101)
+"""What a relevance grade may be; TREC's go from -2 to 4. Beyond it a column was mistaken for the grade."""
 
 
 def _load_demo(config: DatasetConfig) -> Dataset:
@@ -27,25 +34,80 @@ def _load_demo(config: DatasetConfig) -> Dataset:
 
 SOURCES: Final[Mapping[str, Callable[[DatasetConfig], Dataset]]] = {
     "folder": load_folder,
-    "ir_datasets": load_ir_datasets,
+    "ir_datasets": irds.load_ir_datasets,
+    "hub": hub.load_hub,
     "demo": _load_demo,
 }
-"""Where a dataset comes from: `dataset.source` → the function that loads it."""
+"""Where a dataset comes from: a name in `dataset.sources` → the function that loads it."""
 
 
-def load(config: DatasetConfig) -> Dataset:
+def load(config: DatasetConfig, *, with_corpus: bool = True) -> Dataset:
     """Load a dataset's queries, judgements and rules; its documents stay where they are until asked for.
 
-    A folder given by `config.path` comes before any other source. What can be checked without the corpus is checked:
-    that every judged query is there, and the published numbers of queries and judgements.
+    A folder given by `config.path` is the only source; else `config.sources` are tried in order, and one that fails is
+    reported with its reason. `with_corpus` makes a source fail whose documents cannot be had (they are fetched if need
+    be); scoring a run file does without. What can be checked without the corpus is checked: that every judged query is
+    there, grades, and the published numbers of queries and judgements. A source that can be read but deviates is
+    refused, not passed over: the next one would hide the difference.
 
     Raises:
         DatasetError: The dataset cannot be had or read, or (unless `config.verify` is false) deviates.
 
     """
-    dataset = SOURCES["folder" if config.path else config.source](config)
-    _accept(config, _deviations(config, dataset, None))
-    return dataset
+    names = source_names(config)
+    reasons: list[str] = []
+    for name in names:
+        try:
+            dataset = SOURCES[name](config)
+            if with_corpus and len(names) > 1:
+                dataset.corpus.fingerprint()
+        except DatasetError as error:
+            reasons.append(str(error))
+            if name != names[-1]:
+                log.warning("dataset %s: source %s failed, the next one is tried: %s", config.name, name, error)
+            continue
+        _accept(config, _deviations(config, dataset, None))
+        if config.template == "text":
+            return dataclasses.replace(dataset, corpus=TitlelessCorpus(dataset.corpus))
+        return dataset
+    if len(reasons) == 1:
+        raise DatasetError(reasons[0])
+    msg = f"dataset {config.name}: got it from none of its sources, wanted one of {', '.join(names)}"
+    raise DatasetError(f"{msg}; {'; '.join(f'{name}: {reason}' for name, reason in zip(names, reasons, strict=True))}")
+
+
+@dataclasses.dataclass(frozen=True)
+class TitlelessCorpus:
+    """A corpus whose titles nobody reads (`template: text`)."""
+
+    corpus: Corpus
+
+    def fingerprint(self) -> str:
+        """Return the corpus' own, marked."""
+        return f"{self.corpus.fingerprint()}-titleless"
+
+    def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
+        """Yield the documents, their titles empty."""
+        return (document._replace(title="") for document in self.corpus.documents(start, stop))
+
+
+def source_names(config: DatasetConfig) -> tuple[SourceName, ...]:
+    """Return the sources of a dataset in the order in which they are tried."""
+    return ("folder",) if config.path else config.sources
+
+
+def on_disk(config: DatasetConfig) -> SourceName | None:
+    """Return the first source whose documents are on disk, or None; looks, and neither fetches nor reads them."""
+    for name in source_names(config):
+        there = {
+            "folder": config.path is not None and Path(config.path).expanduser().is_dir(),
+            "ir_datasets": config.ir_datasets_id is not None and irds.stored(config.ir_datasets_id),
+            "hub": config.hub is not None and hub.stored(config.hub),
+            "demo": True,
+        }
+        if there[name]:
+            return name
+    return None
 
 
 def judged_ids(dataset: Dataset) -> frozenset[str]:
@@ -94,6 +156,14 @@ def _deviations(config: DatasetConfig, dataset: Dataset, survey: Survey | None) 
             f"dataset {dataset.name}: got judgements of {len(missing)} documents that the corpus has not (the first is "
             f"{document_id!r}, {_where(config, dataset, query_id, document_id)}), wanted every judged document in it"
         )
+    for query_id, judged in dataset.qrels.items():
+        for document_id, grade in judged.items():
+            if grade not in GRADES:
+                where = _where(config, dataset, query_id, document_id)
+                yield (
+                    f"dataset {dataset.name}: got relevance {grade} for document {document_id!r} ({where}), "
+                    f"wanted {GRADES.start} to {GRADES.stop - 1}"
+                )
     judgements = sum(map(len, dataset.qrels.values()))
     for measured, published, what in (
         (len(dataset.queries), config.counts.queries, "queries with judgements"),
@@ -102,6 +172,11 @@ def _deviations(config: DatasetConfig, dataset: Dataset, survey: Survey | None) 
     ):
         if measured is not None and published is not None and measured != published:
             yield f"dataset {dataset.name}: got {measured:,} {what}, wanted {published:,} as published"
+    if survey and config.checksum and survey.checksum != config.checksum:
+        yield (
+            f"dataset {dataset.name}: got a corpus of checksum {survey.checksum} from {dataset.source}, wanted "
+            f"{config.checksum}, so some id, title or text differs, or their order"
+        )
 
 
 def _where(config: DatasetConfig, dataset: Dataset, query_id: str, document_id: str) -> str:

@@ -396,4 +396,5 @@ def load_demo(
         drop_self=False,
         main_metric="ndcg@10",
         query_groups={group: tuple(ids) for group, ids in groups.items()},
+        source="demo",
     )

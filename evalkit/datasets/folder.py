@@ -63,8 +63,8 @@ class FolderCorpus:
 
         """
         file = _data_file(self.path, "corpus.jsonl")
-        for number, line in islice(_lines(file), start, stop):
-            fields = _json_object(file, number, line)
+        for number, line in islice(read_lines(file), start, stop):
+            fields = _entry(file, number, line)
             title = fields.get("title")
             yield Document(
                 _identifier(file, number, fields.get("_id")),
@@ -89,9 +89,10 @@ def load_folder(config: DatasetConfig) -> Dataset:
     queries_path = _data_file(folder, "queries.jsonl")
     qrels_path = qrels_file(folder, config.split)
     qrels = read_qrels(qrels_path)
-    queries = tuple(query for query in read_queries(queries_path) if query.id in qrels)
+    known = read_queries(queries_path)
+    queries = tuple(query for query in known if query.id in qrels)
     if not queries:
-        raise _bad(
+        raise bad(
             qrels_path,
             None,
             f"judgements of {len(qrels)} queries, none of which is in {queries_path.name}",
@@ -108,6 +109,8 @@ def load_folder(config: DatasetConfig) -> Dataset:
         drop_self=config.drop_self,
         main_metric=config.main_metric,
         query_groups={},
+        source=f"folder {folder.name}",
+        unjudged_queries=len(known) - len(queries),
     )
 
 
@@ -120,17 +123,17 @@ def read_queries(path: Path) -> tuple[Query, ...]:
     """
     queries = []
     first_lines: dict[str, int] = {}
-    for number, line in _lines(path):
-        fields = _json_object(path, number, line)
+    for number, line in read_lines(path):
+        fields = _entry(path, number, line)
         query = Query(_identifier(path, number, fields.get("_id")), _text(path, number, "text", fields.get("text")))
         if not query.text.strip():
-            raise _bad(
+            raise bad(
                 path, number, f"query {query.id!r} with empty text", "some text", "write the query or remove its line"
             )
         first = first_lines.setdefault(query.id, number)
         if first != number:
             got = f"query id {query.id!r} again (first on line {first})"
-            raise _bad(path, number, got, "every id once", "remove or rename one of the two")
+            raise bad(path, number, got, "every id once", "remove or rename one of the two")
         queries.append(query)
     return tuple(queries)
 
@@ -153,7 +156,7 @@ def read_qrels(path: Path) -> Qrels:
         first = qrels.setdefault(query_id, {}).setdefault(document_id, grade)
         if first != grade:
             before = next(row for row in _judgements(path) if row[1:3] == (query_id, document_id))
-            raise _bad(
+            raise bad(
                 path,
                 number,
                 f"grade {grade} for query {query_id!r} and document {document_id!r}, "
@@ -162,7 +165,7 @@ def read_qrels(path: Path) -> Qrels:
                 "remove one of the lines",
             )
     if not qrels:
-        raise _bad(path, None, "no judgement", "at least one", "get the file anew")
+        raise bad(path, None, "no judgement", "at least one", "get the file anew")
     return qrels
 
 
@@ -179,10 +182,10 @@ def qrels_file(folder: Path, split: str) -> Path:
     splits = {path.name.partition(".tsv")[0] for path in folder.glob("qrels/*.tsv*") if path.is_file()}
     if not splits:
         wanted = f"{split}.tsv or {split}.tsv.gz in it"
-        raise _bad(folder / "qrels", None, "no judgements at all", wanted, "check dataset.path")
+        raise bad(folder / "qrels", None, "no judgements at all", wanted, "check dataset.path")
     got = f"no split {split!r} among {', '.join(sorted(splits))}"
     wanted = f"{split}.tsv or {split}.tsv.gz in it"
-    raise _bad(folder / "qrels", None, got, wanted, f"{nearest(split, splits)} (dataset.split)")
+    raise bad(folder / "qrels", None, got, wanted, f"{nearest(split, splits)} (dataset.split)")
 
 
 def judgement_line(folder: Path, split: str, query_id: str, document_id: str) -> str:
@@ -204,7 +207,7 @@ class _Judgement(NamedTuple):
 def _judgements(path: Path) -> Iterator[_Judgement]:
     """Yield the judgements of a file in any of the forms that `read_qrels` describes."""
     columns = 0
-    for number, line in _lines(path):
+    for number, line in read_lines(path):
         fields = _decode(path, number, line).split()
         if not columns:
             columns = len(fields)
@@ -212,10 +215,10 @@ def _judgements(path: Path) -> Iterator[_Judgement]:
                 continue
         if len(fields) != columns or columns not in (3, 4):
             wanted = f"{columns}, as on the first line" if columns in (3, 4) else "3 (query-id corpus-id score)"
-            raise _bad(path, number, f"{len(fields)} columns", wanted, "ids hold no white space; repair the line")
+            raise bad(path, number, f"{len(fields)} columns", wanted, "ids hold no white space; repair the line")
         if not _INTEGER.fullmatch(fields[-1]):
             header = f"; a header line must read {' '.join(_QRELS_HEADER)}" if number == 1 else ""
-            raise _bad(path, number, f"relevance {_shown(fields[-1])}", "a whole number", f"repair the line{header}")
+            raise bad(path, number, f"relevance {shown(fields[-1])}", "a whole number", f"repair the line{header}")
         yield _Judgement(number, fields[0], fields[-2], int(fields[-1]))
 
 
@@ -223,18 +226,18 @@ def _data_file(folder: Path, name: str) -> Path:
     """Return `name` or `name`.gz inside a dataset folder, or raise DatasetError saying what is there instead."""
     remedy = "check dataset.path"
     if not folder.exists():
-        raise _bad(folder, None, "nothing at this path", "a BEIR-format folder", remedy)
+        raise bad(folder, None, "nothing at this path", "a BEIR-format folder", remedy)
     if not folder.is_dir():
         remedy = f"give the folder that holds it: dataset.path={folder.parent}"
-        raise _bad(folder, None, "a file", "a BEIR-format folder", remedy)
+        raise bad(folder, None, "a file", "a BEIR-format folder", remedy)
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
             return path
     found = sorted(path.name for path in folder.iterdir())[:5]
-    raise _bad(folder, None, ", ".join(found) or "an empty folder", f"{name} or {name}.gz in it", remedy)
+    raise bad(folder, None, ", ".join(found) or "an empty folder", f"{name} or {name}.gz in it", remedy)
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
+def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """Yield (line number from 1, line) of every line that is not blank."""
     number = 0
     try:
@@ -246,13 +249,13 @@ def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
                     yield number, line
     except EOFError as error:
         got = "the end of a truncated gzip file after this line"
-        raise _bad(path, number, got, "a whole file", "get the file anew") from error
+        raise bad(path, number, got, "a whole file", "get the file anew") from error
     except (gzip.BadGzipFile, zlib.error) as error:
         got = f"damaged gzip data after this line ({error})"
-        raise _bad(path, number, got, "a whole file", "get the file anew") from error
+        raise bad(path, number, got, "a whole file", "get the file anew") from error
     except OSError as error:
         remedy = "check dataset.path and its permissions"
-        raise _bad(path, None, str(error.strerror), "a readable file", remedy) from error
+        raise bad(path, None, str(error.strerror), "a readable file", remedy) from error
 
 
 def _decode(path: Path, number: int, line: bytes) -> str:
@@ -260,26 +263,33 @@ def _decode(path: Path, number: int, line: bytes) -> str:
         return line.decode()
     except UnicodeDecodeError as error:
         got = f"byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line, which is not UTF-8"
-        raise _bad(path, number, got, "UTF-8", "convert the file, for instance with iconv -t UTF-8") from error
+        raise bad(path, number, got, "UTF-8", "convert the file, for instance with iconv -t UTF-8") from error
 
 
-def _json_object(path: Path, number: int, line: bytes) -> dict[str, Any]:
+def json_object(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    """Return the JSON object on a line. Raises DatasetError."""
     text = _decode(path, number, line).rstrip()
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
         got = f"malformed JSON ({error.msg} at column {error.colno})"
-        raise _bad(path, number, got, "one JSON object on the line", "repair or remove the line") from error
+        raise bad(path, number, got, "one JSON object on the line", "repair or remove the line") from error
     except (ValueError, RecursionError) as error:  # a number of too many digits, brackets too deep
         got = f"JSON that Python does not read ({error})"
-        raise _bad(path, number, got, "one JSON object on the line", "repair or remove the line") from error
+        raise bad(path, number, got, "one JSON object on the line", "repair or remove the line") from error
     if not isinstance(value, dict):
-        got = f"JSON that is not an object, {_shown(value)}"
-        raise _bad(path, number, got, 'an object such as {"_id": …, "text": …}', "repair or remove the line")
+        got = f"JSON that is not an object, {shown(value)}"
+        raise bad(path, number, got, 'an object such as {"_id": …, "text": …}', "repair or remove the line")
+    return value
+
+
+def _entry(path: Path, number: int, line: bytes) -> dict[str, Any]:
+    """Return a line of corpus.jsonl or queries.jsonl, having seen that it has an id and a text."""
+    value = json_object(path, number, line)
     if "_id" not in value or "text" not in value:
         missing = next(key for key in ("_id", "text") if key not in value)
-        got = f"no key {missing!r} among {_shown(list(value))}"
-        raise _bad(path, number, got, "keys '_id' and 'text'", "rename or add the key")
+        got = f"no key {missing!r} among {shown(list(value))}"
+        raise bad(path, number, got, "keys '_id' and 'text'", "rename or add the key")
     return value
 
 
@@ -287,24 +297,25 @@ def _identifier(path: Path, number: int, value: object) -> str:
     """Return an id that every later file can hold: run files and qrels separate their columns by white space."""
     identifier = _text(path, number, "_id", value)
     if identifier.split() != [identifier]:
-        raise _bad(path, number, f"_id {_shown(value)}", "an id without white space", "rename it here and in the qrels")
+        raise bad(path, number, f"_id {shown(value)}", "an id without white space", "rename it here and in the qrels")
     return identifier
 
 
 def _text(path: Path, number: int, key: str, value: object) -> str:
     """Return a text that can be written as UTF-8, which JSON's escapes allow but half a surrogate pair is not."""
     if not isinstance(value, str):
-        raise _bad(path, number, f"{key} {_shown(value)}", "text in quotes", "repair the line")
+        raise bad(path, number, f"{key} {shown(value)}", "text in quotes", "repair the line")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         got = f"{key} with half a surrogate pair, {value[error.start]!r}"
         remedy = "remove the escape or write the whole character"
-        raise _bad(path, number, got, "text that UTF-8 can hold", remedy) from error
+        raise bad(path, number, got, "text that UTF-8 can hold", remedy) from error
     return value
 
 
-def _shown(value: object) -> str:
+def shown(value: object) -> str:
+    """Return a value as a message quotes it, cut where it is long."""
     return _cut(repr(value))
 
 
@@ -312,6 +323,7 @@ def _cut(text: str) -> str:
     return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
 
 
-def _bad(path: Path, line: int | None, got: str, wanted: str, remedy: str) -> DatasetError:
+def bad(path: Path, line: int | None, got: str, wanted: str, remedy: str) -> DatasetError:
+    """Return the error that names a file, or a line of it."""
     where = f"{path}" if line is None else f"{path} line {line}"
     return DatasetError(f"{where}: got {got}, wanted {wanted}; {remedy}")

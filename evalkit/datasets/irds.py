@@ -51,6 +51,23 @@ class IrdsCorpus:
         """Travel to another process by id; an open stream cannot."""
         return IrdsCorpus, (self.dataset_id,)
 
+    def stored_files(self) -> tuple[Path, ...]:
+        """Return the files under IR_DATASETS_HOME that this dataset is read from, the package's indexes included."""
+        dataset = _dataset(self.dataset_id)
+        home = _home()
+        family, name = self.dataset_id.split("/")[:2]
+        if family == "beir":  # one folder per set, with everything in it
+            return tuple(path for path in sorted((home / family / name).rglob("*")) if path.is_file())
+        with _explained(self.dataset_id):
+            documents = Path(dataset.docs_path())
+            # dev/small's queries are picked out of dev's where they have no file of their own.
+            asked = dataset if hasattr(dataset, "queries_path") else _dataset(self.dataset_id.removesuffix("/small"))
+            others = [Path(asked.queries_path()), Path(dataset.qrels_path())]
+        # MIRACL's documents are all files of a folder; the tables of mMARCO's languages lie in one.
+        parts = sorted(documents.parent.iterdir()) if family == "miracl" else [documents]
+        version = home / family / "irds_version.txt"
+        return (*parts, *others, *(version,) * version.is_file())
+
     def fingerprint(self) -> str:
         """Return the id, the package's version, and size and time of the file that documents are read from.
 
@@ -101,6 +118,17 @@ class IrdsCorpus:
                 self._resumable = (stop, records)
 
 
+def stored(dataset_id: str) -> bool:
+    """Return whether a collection's documents are on disk (of several files the first), without fetching any."""
+    family, name = dataset_id.split("/")[:2] if "/" in dataset_id else (dataset_id, "")
+    if family == "beir":
+        return (
+            any((_home() / family / name).glob("**/docs.pklz4")) or (_home() / family / name / "source.zip").is_file()
+        )
+    dataset = _dataset(dataset_id)
+    return hasattr(dataset, "docs_path") and Path(dataset.docs_path(force=False)).is_file()
+
+
 def load_ir_datasets(config: DatasetConfig) -> Dataset:
     """Read the queries and judgements of `config.ir_datasets_id`; its documents are read when they are asked for.
 
@@ -125,7 +153,8 @@ def load_ir_datasets(config: DatasetConfig) -> Dataset:
     with _explained(identifier):
         for judgement in source.qrels_iter():
             qrels.setdefault(judgement.query_id, {})[judgement.doc_id] = judgement.relevance
-        queries = tuple(Query(query.query_id, query.text) for query in source.queries_iter() if query.query_id in qrels)
+        known = tuple(Query(query.query_id, query.text) for query in source.queries_iter())
+    queries = tuple(query for query in known if query.id in qrels)
     if not queries:
         msg = f"dataset {config.name}: got no query with a judgement from ir_datasets id {identifier!r}"
         raise DatasetError(f"{msg}, wanted at least one; delete its files under IR_DATASETS_HOME and get them anew")
@@ -139,7 +168,21 @@ def load_ir_datasets(config: DatasetConfig) -> Dataset:
         drop_self=config.drop_self,
         main_metric=config.main_metric,
         query_groups={},
+        source=f"ir_datasets {_version()} {identifier}",
+        unjudged_queries=len(known) - len(queries),
     )
+
+
+def _home() -> Path:
+    import ir_datasets
+
+    return Path(ir_datasets.util.home_path())
+
+
+def _version() -> str:
+    import ir_datasets
+
+    return str(ir_datasets.__version__)
 
 
 def _document(record: Any) -> Document:
@@ -177,7 +220,8 @@ def _explained(identifier: str) -> Iterator[None]:
 
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_SHOWN_CHARACTERS]
         msg = (
-            f"ir_datasets id {identifier!r}: got {reason}, wanted its files on disk or a download; check the network, "
-            f"lay the files under {ir_datasets.util.home_path()}, or give a BEIR-format folder by dataset.path=DIR"
+            f"ir_datasets id {identifier!r}: got {reason}, wanted its whole files on disk or a download; check the "
+            f"network, delete damaged files under {ir_datasets.util.home_path()} or lay whole ones there, or give a "
+            "BEIR-format folder by dataset.path=DIR"
         )
         raise DatasetError(msg) from error

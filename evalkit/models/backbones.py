@@ -6,6 +6,7 @@ jina-colbert-v2's config.json an automatic class would build another network and
 
 from __future__ import annotations
 
+import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -13,12 +14,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from safetensors import SafetensorError, safe_open
 
+from evalkit.config import EncoderConfig
 from evalkit.errors import ModelError
-from evalkit.models.checkpoint import WEIGHTS, Checkpoint
+from evalkit.models.checkpoint import PICKLE, WEIGHTS, Checkpoint
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
     from transformers import PretrainedConfig
+
+    from evalkit.models.jina_bert import JinaBertConfig
 
 HEAD = "linear.weight"
 ARCHITECTURE_KEYS = (
@@ -33,7 +37,25 @@ ARCHITECTURE_KEYS = (
     "pad_token_id",
 )
 """What every backbone here reads from config.json; each adds its own."""
-OPTIONAL_KEYS = ("bos_token_id", "eos_token_id", "hidden_act", "rotary_emb_base")
+XMOD_KEYS = (
+    "pre_norm",
+    "adapter_reduction_factor",
+    "adapter_layer_norm",
+    "adapter_reuse_layer_norm",
+    "ln_before_adapter",
+)
+OPTIONAL_KEYS = (
+    *("bos_token_id", "eos_token_id", "hidden_act", "rotary_emb_base", "position_embedding_type", "feed_forward_type"),
+    *("languages", *XMOD_KEYS),
+)
+"""What some backbones read beside; dims share a backbone only where all of these agree."""
+MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
+    "jina_embeddings_v3": ("xlm-roberta", "jina_embeddings_v3"),
+    "bert": ("bert",),
+    "jina_bert": ("bert",),
+    "xmod": ("xmod",),
+}
+"""The `model_type` of the config.json that each backbone reads."""
 DEFAULT_ROPE_THETA = 10_000.0
 """RoPE base where config.json has none: inferred (the original code's default), not published."""
 
@@ -47,7 +69,9 @@ class Backbone(NamedTuple):
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Read all tensors of `model.safetensors`. Raises ModelError when the file is damaged or cut short."""
+    """Read all tensors of the weights file. Raises ModelError when the file is damaged or cut short."""
+    if PICKLE in checkpoint.checksums:
+        return _read_pickle(checkpoint)
     path = checkpoint.folder / WEIGHTS
     try:
         with safe_open(str(path), framework="pt") as file:
@@ -57,8 +81,44 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
         raise ModelError(msg) from error
 
 
+def _read_pickle(checkpoint: Checkpoint) -> dict[str, Tensor]:
+    """Read `pytorch_model.bin` through torch's tensor-only unpickler: no code in the file is ever run."""
+    path = checkpoint.folder / PICKLE
+    try:
+        values = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
+        reason = str(error).strip().splitlines()[0]
+        msg = f"{path}: not a whole file of tensors ({reason}); fetch the file again, or get a safetensors copy"
+        raise ModelError(msg) from error
+    if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
+        msg = f"{path}: got more than named tensors, wanted a state dict; get a safetensors copy"
+        raise ModelError(msg)
+    return values
+
+
+def build(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str) -> Backbone:
+    """Build the backbone that the config names from a checkpoint's tensors and the values of its config.json.
+
+    Raises ModelError for another architecture, a missing value or tensors that do not fit.
+    """
+    found, wanted = values.get("model_type"), MODEL_TYPES[config.backbone]
+    if found is not None and found not in wanted:
+        msg = (
+            f"{origin}: config.json has model_type {found!r}, wanted {' or '.join(wanted)} "
+            f"for model.backbone={config.backbone}; this is another architecture"
+        )
+        raise ModelError(msg)
+    if config.rope_theta != "checkpoint" and config.backbone != "jina_embeddings_v3":
+        msg = (
+            f"{origin}: got rope_theta={config.rope_theta} for {config.backbone}, which has no RoPE; "
+            "leave model.rope_theta out"
+        )
+        raise ModelError(msg)
+    return BACKBONES[config.backbone](tensors, values, config, origin=origin)
+
+
 def jina_embeddings_v3(
-    tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, rope_theta: float | None, origin: str
+    tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str
 ) -> Backbone:
     """Build transformers' native `jina_embeddings_v3` from the keys of jina-colbert-v2's repositories.
 
@@ -66,16 +126,17 @@ def jina_embeddings_v3(
     """
     from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 
-    theta = rope_theta if rope_theta is not None else float(values.get("rotary_emb_base", DEFAULT_ROPE_THETA))
-    shape = _config_values(values, [*ARCHITECTURE_KEYS, "bos_token_id", "eos_token_id"], origin=origin)
-    config = JinaEmbeddingsV3Config(**shape, rope_parameters={"rope_type": "default", "rope_theta": theta})
+    asked = config.rope_theta
+    theta = float(values.get("rotary_emb_base", DEFAULT_ROPE_THETA) if asked == "checkpoint" else asked)
+    shape = config_values(values, [*ARCHITECTURE_KEYS, "bos_token_id", "eos_token_id"], origin=origin)
+    native = JinaEmbeddingsV3Config(**shape, rope_parameters={"rope_type": "default", "rope_theta": theta})
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name == HEAD or name.startswith("roberta.pooler."):
             continue
         renamed.update(_native_names(name, tensor))
-    module = _filled(lambda c: JinaEmbeddingsV3Model(c, add_pooling_layer=False), config, renamed, origin=origin)
-    return Backbone(module, config.hidden_size, theta)
+    module = filled(lambda c: JinaEmbeddingsV3Model(c, add_pooling_layer=False), native, renamed, origin=origin)
+    return Backbone(module, native.hidden_size, theta)
 
 
 _JINA_RENAMES = (
@@ -99,33 +160,81 @@ def _native_names(name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
         yield name, tensor
 
 
-def bert(
-    tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, rope_theta: float | None, origin: str
-) -> Backbone:
+def bert(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str) -> Backbone:
     """Build BERT without its pooler; keys may carry the `bert.` prefix of a full model."""
     from transformers import BertConfig, BertModel
 
-    if rope_theta is not None:
-        msg = (
-            f"{origin}: got rope_theta={rope_theta} for BERT, which has absolute positions; leave model.rope_theta out"
-        )
+    del config
+    native = BertConfig(**config_values(values, [*ARCHITECTURE_KEYS, "hidden_act"], origin=origin))
+    renamed = _without(tensors, prefix="bert.", left_out=("pooler.", "cls."))
+    module = filled(lambda c: BertModel(c, add_pooling_layer=False), native, renamed, origin=origin)
+    return Backbone(module, native.hidden_size, None)
+
+
+def jina_bert(
+    tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str
+) -> Backbone:
+    """Build evalkit's own JinaBERT without pooler and masked-language head, of which no vector here is made."""
+    from evalkit.models.jina_bert import JinaBertConfig, JinaBertModel
+
+    del config
+    for name, wanted in (("position_embedding_type", "alibi"), ("feed_forward_type", "geglu")):
+        if values.get(name) != wanted:
+            msg = (
+                f"{origin}: config.json has {name} {values.get(name)!r}, wanted {wanted!r} for model.backbone=jina_bert"
+            )
+            raise ModelError(msg)
+    keys = [name for name in ARCHITECTURE_KEYS if name != "max_position_embeddings"]  # ALiBi has no last position
+    native = JinaBertConfig(**config_values(values, keys, origin=origin))
+    renamed = _without(tensors, prefix="bert.", left_out=("pooler.", "cls."))
+    module = filled(JinaBertModel, native, renamed, origin=origin)
+    return Backbone(module, native.hidden_size, None)
+
+
+def xmod(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str) -> Backbone:
+    """Build XMOD with the one language adapter that the run uses; the other languages' adapters are left out."""
+    from transformers import XmodConfig, XmodModel
+
+    names = [*ARCHITECTURE_KEYS, "hidden_act", "languages", *XMOD_KEYS]
+    shape = config_values(values, names, origin=origin)
+    languages, chosen = list(shape["languages"]), config.adapter
+    if chosen not in languages:
+        msg = f"{origin}: no language adapter {chosen!r}; choose with model.adapter=CODE one of {', '.join(languages)}"
         raise ModelError(msg)
-    shape = _config_values(values, [*ARCHITECTURE_KEYS, "hidden_act"], origin=origin)
-    config = BertConfig(**shape)
+    native = XmodConfig(**{**shape, "languages": [chosen], "default_language": chosen})
+    others = {language for language in languages if language != chosen}
     renamed = {
-        name.removeprefix("bert."): tensor
-        for name, tensor in tensors.items()
-        # position_ids is a constant 0, 1, 2, … that old exports saved beside the weights.
-        if name != HEAD and not name.startswith(("pooler.", "bert.pooler.")) and not name.endswith(".position_ids")
+        name: tensor
+        for name, tensor in _without(tensors, prefix="roberta.", left_out=("pooler.", "lm_head.")).items()
+        if not (match := _ADAPTER.search(name)) or match[1] not in others
     }
-    module = _filled(lambda c: BertModel(c, add_pooling_layer=False), config, renamed, origin=origin)
-    return Backbone(module, config.hidden_size, None)
+    module = filled(lambda c: XmodModel(c, add_pooling_layer=False), native, renamed, origin=origin)
+    return Backbone(module, native.hidden_size, None)
 
 
-BACKBONES: Mapping[str, Callable[..., Backbone]] = {"jina_embeddings_v3": jina_embeddings_v3, "bert": bert}
+_ADAPTER = re.compile(r"\.adapter_modules\.([^.]+)\.")
+
+BACKBONES: Mapping[str, Callable[..., Backbone]] = {
+    "jina_embeddings_v3": jina_embeddings_v3,
+    "bert": bert,
+    "jina_bert": jina_bert,
+    "xmod": xmod,
+}
 
 
-def _config_values(values: Mapping[str, Any], names: list[str], *, origin: str) -> dict[str, Any]:
+def _without(tensors: Mapping[str, Tensor], *, prefix: str, left_out: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return the tensors under their names without a prefix, less the head, what is left out, and old constants."""
+    renamed = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name != HEAD}
+    return {
+        name: tensor
+        for name, tensor in renamed.items()
+        # position_ids is a constant 0, 1, 2, … that old exports saved beside the weights.
+        if not name.startswith(left_out) and not name.endswith(".position_ids")
+    }
+
+
+def config_values(values: Mapping[str, Any], names: list[str], *, origin: str) -> dict[str, Any]:
+    """Return some values of a config.json. Raises ModelError that names those that are missing."""
     missing = [name for name in names if name not in values]
     if missing:
         msg = f"{origin}: config.json lacks {', '.join(missing)}, which the architecture needs"
@@ -133,13 +242,18 @@ def _config_values(values: Mapping[str, Any], names: list[str], *, origin: str) 
     return {name: values[name] for name in names}
 
 
-def _filled(
-    build: Callable[[Any], nn.Module], config: PretrainedConfig, tensors: Mapping[str, Tensor], *, origin: str
+def filled(
+    make: Callable[[Any], nn.Module],
+    config: PretrainedConfig | JinaBertConfig,
+    tensors: Mapping[str, Tensor],
+    *,
+    origin: str,
 ) -> nn.Module:
     """Build the module and load every tensor into it. Raises ModelError that lists what does not fit."""
-    config._attn_implementation = "sdpa"  # noqa: SLF001 (the only way to choose it for a class built by hand)
+    if hasattr(config, "_attn_implementation"):
+        config._attn_implementation = "sdpa"  # noqa: SLF001 (the only way to choose it for a class built by hand)
     with torch.device("meta"):
-        shapes = {name: tuple(tensor.shape) for name, tensor in build(config).state_dict().items()}
+        shapes = {name: tuple(tensor.shape) for name, tensor in make(config).state_dict().items()}
     missing = sorted(set(shapes) - set(tensors))
     unexpected = sorted(set(tensors) - set(shapes))
     misshapen = [
@@ -155,7 +269,7 @@ def _filled(
     if problems:
         msg = f"{origin}: the checkpoint does not fit {type(config).__name__}: {'; '.join(problems)}"
         raise ModelError(msg)
-    module = build(config)
+    module = make(config)
     module.load_state_dict(dict(tensors), strict=True)
     return module.eval().requires_grad_(requires_grad=False)
 

@@ -263,7 +263,7 @@ def score_block(
     for name in settings.fields:
         field, known = counts.fields[name], statistics.fields[name]
         assert len(known.document_frequency_V) == counts.terms, "counts and statistics come from different queries"
-        inverse_norm_N = _inverse_norms(known, settings)[encode_length(field.length_N)]
+        inverse_norm_N = _inverse_norms(known, settings, field.length_N)
         for (term, boost), rows in rows_by_clause.items():
             start, stop = np.searchsorted(field.term_P, np.array([term, term + 1], dtype=np.int32))
             documents, frequency = field.document_P[start:stop], field.frequency_P[start:stop].astype(np.float32)
@@ -287,16 +287,19 @@ def inverse_document_frequency(document_frequency: int, *, documents: int) -> np
     return np.float32(math.log(1 + (documents - document_frequency + 0.5) / (document_frequency + 0.5)))
 
 
-def _inverse_norms(known: FieldStatistics, settings: Bm25Config) -> npt.NDArray[np.float32]:
-    """Return 1 / (k1 · (1 - b + b · length / average length)) per encoded length, in float and in Lucene's order.
+def _inverse_norms(
+    known: FieldStatistics, settings: Bm25Config, length_N: npt.NDArray[np.int32]
+) -> npt.NDArray[np.float32]:
+    """Return 1 / (k1 · (1 - b + b · length / average length)) of every document, in float and in Lucene's order.
 
-    With k1 = 0 it is infinite, and a match is worth its weight whatever its frequency.
+    The length is the one that Lucene's byte stands for, or with `lengths: exact` the document's own. With k1 = 0 the
+    result is infinite, and a match is worth its weight whatever its frequency.
     """
     k1, b, one = np.float32(settings.k1), np.float32(settings.b), np.float32(1)
-    length = _LENGTH_OF_CODE.astype(np.float32)
+    length = length_N if settings.lengths == "exact" else _LENGTH_OF_CODE[encode_length(length_N)]
     average_length = np.float32(known.total_terms / max(known.documents, 1))
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.asarray(one / (k1 * ((one - b) + b * length / average_length)), dtype=np.float32)
+        return np.asarray(one / (k1 * ((one - b) + b * length.astype(np.float32) / average_length)), dtype=np.float32)
 
 
 # Lucene's `SmallFloat`: a length takes one byte. The first 24 codes are the lengths 0 to 23; the rest code length - 24

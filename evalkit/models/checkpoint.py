@@ -14,6 +14,8 @@ from evalkit.config import CheckpointSource
 from evalkit.errors import ModelError
 
 WEIGHTS = "model.safetensors"
+PICKLE = "pytorch_model.bin"
+"""The old format of weights, which may hold code; read only where a config allows it, and then tensors only."""
 TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
 FILES = (CONFIG, TOKENIZER, WEIGHTS)
@@ -43,8 +45,10 @@ class Checkpoint:
         return values
 
 
-def resolve(source: CheckpointSource) -> Checkpoint:
+def resolve(source: CheckpointSource, *, allow_pickle: bool = False) -> Checkpoint:
     """Return the checkpoint's files on disk, from the first of path, package and repository that is given and there.
+
+    `allow_pickle` takes `pytorch_model.bin` where there is no `model.safetensors`.
 
     Raises ModelError when the files cannot be had or one of them is missing.
     """
@@ -53,16 +57,31 @@ def resolve(source: CheckpointSource) -> Checkpoint:
         if not folder.is_dir():
             msg = f"checkpoint folder {folder} does not exist; wanted a folder with {', '.join(FILES)}"
             raise ModelError(msg)
-        return _checkpoint(folder, origin=str(folder), revision=None)
+        return _checkpoint(folder, origin=str(folder), revision=None, allow_pickle=allow_pickle)
     if source.package is not None:
         packaged = _package_folder(source.package)
         if packaged is not None:
-            return _checkpoint(packaged, origin=f"package {source.package}", revision=None)
+            return _checkpoint(packaged, origin=f"package {source.package}", revision=None, allow_pickle=allow_pickle)
         if source.repo is None:
             msg = f"Python package folder {source.package!r} is not installed; install the package that carries it"
             raise ModelError(msg)
     assert source.repo is not None  # CheckpointSource admits no source without one of the three
-    return _from_hub(source.repo, source.revision)
+    return _from_hub(source.repo, source.revision, allow_pickle=allow_pickle)
+
+
+def on_disk(source: CheckpointSource) -> bool:
+    """Tell whether a checkpoint's weights can be read without the network; nothing is fetched."""
+    from huggingface_hub import try_to_load_from_cache
+
+    folder = Path(source.path).expanduser() if source.path is not None else None
+    if folder is None and source.package is not None:
+        folder = _package_folder(source.package)
+    if folder is not None:
+        return any((folder / name).is_file() for name in (WEIGHTS, PICKLE))
+    if source.repo is None:
+        return False
+    found = (try_to_load_from_cache(source.repo, name, revision=source.revision) for name in (WEIGHTS, PICKLE))
+    return any(isinstance(path, str) for path in found)
 
 
 def _package_folder(package: str) -> Path | None:
@@ -78,7 +97,7 @@ def _package_folder(package: str) -> Path | None:
     return path if path.is_dir() else None
 
 
-def _from_hub(repo: str, revision: str | None) -> Checkpoint:
+def _from_hub(repo: str, revision: str | None, *, allow_pickle: bool) -> Checkpoint:
     """Return a hub repository's files, from the local cache where they are, else downloaded (with resume)."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
@@ -93,6 +112,8 @@ def _from_hub(repo: str, revision: str | None) -> Checkpoint:
     wanted = f"{repo}@{revision or 'main'}"
     try:
         folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*FILES, "artifact.metadata"]))
+        if allow_pickle and not (folder / WEIGHTS).is_file():
+            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*FILES, PICKLE]))
     except RevisionNotFoundError as error:
         msg = f"{wanted}: the repository has no such revision; check the revision in the model's config"
         raise ModelError(msg) from error
@@ -110,15 +131,24 @@ def _from_hub(repo: str, revision: str | None) -> Checkpoint:
         )
         raise ModelError(msg) from error
     # A snapshot folder is named by the commit that it holds.
-    return _checkpoint(folder, origin=repo, revision=folder.name)
+    return _checkpoint(folder, origin=repo, revision=folder.name, allow_pickle=allow_pickle)
 
 
-def _checkpoint(folder: Path, *, origin: str, revision: str | None) -> Checkpoint:
-    missing = [name for name in FILES if not (folder / name).is_file()]
+def _checkpoint(folder: Path, *, origin: str, revision: str | None, allow_pickle: bool) -> Checkpoint:
+    files = FILES
+    if not (folder / WEIGHTS).is_file() and (folder / PICKLE).is_file():
+        if not allow_pickle:
+            msg = (
+                f"checkpoint {origin} has {PICKLE} only, a format that can hold code; "
+                "to read its tensors and nothing else, set model.allow_pickle=true"
+            )
+            raise ModelError(msg)
+        files = (CONFIG, TOKENIZER, PICKLE)
+    missing = [name for name in files if not (folder / name).is_file()]
     if missing:
         msg = f"checkpoint {origin} lacks {', '.join(missing)}; wanted {', '.join(FILES)} in {folder}"
         raise ModelError(msg)
-    checksums = {name: file_checksum(folder / name) for name in FILES}
+    checksums = {name: file_checksum(folder / name) for name in files}
     return Checkpoint(folder=folder, origin=origin, revision=revision, checksums=checksums)
 
 

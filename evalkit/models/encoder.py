@@ -6,6 +6,7 @@ A single-vector model is the case of one vector per text, so the store and the s
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -20,11 +21,17 @@ from evalkit.models import backbones, tokens
 from evalkit.models.checkpoint import TOKENIZER, WEIGHTS, Checkpoint, resolve
 from evalkit.models.tokens import Tokens, Vocabulary
 
+log = logging.getLogger(__name__)
+
 DTYPES: Mapping[str, torch.dtype] = {
     "float32": torch.float32,
     "bfloat16": torch.bfloat16,
     "float16": torch.float16,
 }
+
+
+WIDTH_STEP = 8
+"""Batches are padded to a multiple of this, because CPU kernels keep a plan for every shape that they have met."""
 
 
 def attention_path(device: torch.device) -> str:
@@ -68,7 +75,7 @@ class Encoder:
 
     def batch(self, texts: Sequence[Tokens], *, skip_punctuation: bool) -> Batch:
         """Pad the ids of some texts on the right; `skip_punctuation` marks the document skiplist as not kept."""
-        width = max(len(text.ids) for text in texts)
+        width = -(-max(len(text.ids) for text in texts) // WIDTH_STEP) * WIDTH_STEP
         pad = self.vocabulary.pad
         ids_BT = torch.tensor([text.ids + [pad] * (width - len(text.ids)) for text in texts])
         position_T = torch.arange(width)
@@ -115,7 +122,7 @@ def checkpoints(config: EncoderConfig, dims: Sequence[int]) -> dict[int, Checkpo
     failed: dict[int, ModelError] = {}
     for dim in dims:
         try:
-            found[dim] = resolve(config.checkpoints[str(dim)])
+            found[dim] = resolve(config.checkpoints[str(dim)], allow_pickle=config.allow_pickle)
         except ModelError as error:
             failed[dim] = error
     if failed:
@@ -142,13 +149,14 @@ def load_encoders(config: EncoderConfig, found: Mapping[int, Checkpoint], *, dev
                 break
         else:
             groups.append((tensors, {dim: checkpoint}))
+    if len(groups) > 1:
+        apart = " / ".join(", ".join(map(str, members)) for _, members in groups)
+        log.warning("model %s: the backbones of dims %s differ by content, so each runs apart", config.name, apart)
     dtype = DTYPES[config.dtype]
     encoders = []
     for tensors, members in groups:
         checkpoint = next(iter(members.values()))
-        theta = None if config.rope_theta == "checkpoint" else float(config.rope_theta)
-        build = backbones.BACKBONES[config.backbone]
-        backbone = build(tensors, checkpoint.config(), rope_theta=theta, origin=checkpoint.origin)
+        backbone = backbones.build(tensors, checkpoint.config(), config, origin=checkpoint.origin)
         vocabulary = tokens.load_vocabulary(checkpoint)
         _check_vocabulary(vocabulary, config, tensors, checkpoint)
         if config.head == "none" and any(dim != backbone.hidden_size for dim in members):
@@ -214,9 +222,8 @@ def _check_vocabulary(
         )
         raise ModelError(msg)
     for rules in (config.query, config.document):
-        if rules.marker:
-            try:
-                vocabulary.marker(rules.marker)
-            except ModelError as error:
-                msg = f"{checkpoint.origin}: {error}"
-                raise ModelError(msg) from error
+        try:
+            vocabulary.markers(rules)
+        except ModelError as error:
+            msg = f"{checkpoint.origin}: {error}"
+            raise ModelError(msg) from error

@@ -48,6 +48,10 @@ class Vocabulary:
             raise ModelError(msg)
         return int(found)
 
+    def markers(self, rules: TextRules) -> list[int]:
+        """Return the ids behind the first token. Raises ModelError for a token that the tokenizer has not."""
+        return [self.marker(token) for token in (rules.marker or "").split()]
+
 
 def load_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
     """Load `tokenizer.json`, with its own cutting and padding off. Raises ModelError when it is unusable."""
@@ -84,7 +88,7 @@ def tokenize(texts: Sequence[str], rules: TextRules, vocabulary: Vocabulary) -> 
 
     The cut leaves room for the special tokens, so a long text still ends in the last token.
     """
-    head = [vocabulary.first] + ([vocabulary.marker(rules.marker)] if rules.marker else [])
+    head = [vocabulary.first, *vocabulary.markers(rules)]
     room = rules.max_tokens - len(head) - 1
     encodings = vocabulary.tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
     tokens = []

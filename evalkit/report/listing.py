@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import yaml
 from rich.table import Table
 
-from evalkit import results
-from evalkit.compose import all_settings
-from evalkit.config import configs_dir, group_names
+from evalkit import datasets, results
+from evalkit.config import CheckpointSource, DatasetConfig, configs_dir, from_mapping, group_names
 from evalkit.errors import ConfigError, nearest
-from evalkit.published import audit
+from evalkit.models.analysis import ANALYZERS, LUCENE_DEPARTURES
+from evalkit.models.checkpoint import on_disk
+from evalkit.published import audit, disagreements, published_scores
 from evalkit.report.table import rows, terminal
 
-LISTINGS = ("models", "datasets", "engines", "experiments", "settings", "runs")
+LISTINGS = ("models", "datasets", "analyzers", "engines", "rerankers", "experiments", "settings", "runs")
+
+CHARACTERS_PER_TOKEN = {"ja": 1.6, "ko": 2.0, "zh": 1.6}
+"""A rough yield of a multilingual subword vocabulary; 4 for alphabets. For estimates in a list, nothing else."""
 
 
 def listing(what: str, *, results_dir: Path) -> Table:
@@ -26,28 +31,113 @@ def listing(what: str, *, results_dir: Path) -> Table:
         return terminal(rows(results.read_all(results_dir)))
     if what == "settings":
         return _settings()
+    if what == "models":
+        return _models()
+    if what == "datasets":
+        return _datasets()
+    if what == "analyzers":
+        return _analyzers()
     return _group(what.removesuffix("s"))
 
 
 def _group(group: str) -> Table:
     shown = {
-        "model": ("kind", "checkpoints", "dtype", "licence"),
-        "dataset": ("language", "split", "main_metric", "counts", "drop_self"),
         "engine": ("device", "batch_tokens"),
+        "reranker": ("parameters", "max_tokens", "dtype", "licence"),
         "experiment": (),
     }[group]
-    table = Table("name", *(name.replace("checkpoints", "dims") for name in shown), box=None, pad_edge=False)
+    table = Table("name", *shown, box=None, pad_edge=False)
     for name in group_names(group):
         values = yaml.safe_load((configs_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")) or {}
-        table.add_row(name, *(_short(key, values.get(key)) for key in shown))
+        table.add_row(name, *(_short(values.get(key)) for key in shown))
     return table
 
 
-def _short(key: str, value: object) -> str:
+def _models() -> Table:
+    """Return every system; those with checkpoints by dim give a revision and a status for each, in the dims' order."""
+    columns = (
+        "system",
+        "kind",
+        "dims",
+        "parameters",
+        "query tokens",
+        "document tokens",
+        "dtype",
+        "revision",
+        "on disk",
+        "licence",
+    )
+    table = Table(*columns, box=None, pad_edge=False)
+    for name in group_names("model"):
+        values: dict[str, Any] = yaml.safe_load((configs_dir() / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
+        found: dict[int, dict[str, str]] = values.get("checkpoints", {})
+        sources = [CheckpointSource(**source) for source in found.values()]
+        cells = (
+            ", ".join(map(str, found)),
+            f"{values['parameters'] / 1e6:,.1f} M" if values.get("parameters") else "",
+            _length(values.get("query")),
+            _length(values.get("document")),
+            values.get("dtype"),
+            ", ".join(_revision(source) for source in sources),
+            ", ".join("yes" if on_disk(source) else "no" for source in sources),
+            values.get("licence"),
+        )
+        table.add_row(name, values["kind"], *(cell or "–" for cell in cells))
+    return table
+
+
+def _datasets() -> Table:
+    """Return every dataset with its official counts; tokens are estimated from MTEB's mean lengths, cut at 300."""
+    columns = ("name", "documents", "queries", "language", "metric", "tokens, about", "on disk", "licence")
+    table = Table(*columns, box=None, pad_edge=False)
+    for name in group_names("dataset"):
+        values = yaml.safe_load((configs_dir() / "dataset" / f"{name}.yaml").read_text(encoding="utf-8"))
+        if values["sources"] == ["folder"]:
+            table.add_row(name, "–", "–", values["language"], values["main_metric"], "–", "wants dataset.path", "–")
+            continue
+        config: DatasetConfig = from_mapping(DatasetConfig, values, where="dataset")
+        documents = config.counts.documents or (config.demo.documents if config.demo else None)
+        queries = config.counts.queries or (config.demo.queries if config.demo else None)
+        tokens = None
+        if documents and config.mean_characters:
+            each = config.mean_characters / CHARACTERS_PER_TOKEN.get(config.language, 4)
+            tokens = documents * min(each, 300)
+        cells = (_short(documents), _short(queries), config.language, config.main_metric)
+        table.add_row(
+            name,
+            *cells,
+            "–" if tokens is None else f"{tokens / 1e6:,.1f} M" if tokens >= 1e6 else f"{tokens / 1e3:,.0f} k",
+            datasets.on_disk(config) or "no",
+            config.licence,
+        )
+    return table
+
+
+def _analyzers() -> Table:
+    """Return what BM25 can analyse texts with, and where that is not what Lucene does."""
+    table = Table("analyzer", "departure from Lucene", box=None, pad_edge=False)
+    for name in ANALYZERS:
+        table.add_row(name, LUCENE_DEPARTURES[name])
+    return table
+
+
+def _length(rules: dict[str, Any] | None) -> str:
+    """Show a side's length in tokens, or the shortest and the longest where datasets differ."""
+    lengths = (rules or {}).get("max_tokens", "")
+    return f"{min(lengths.values())}–{max(lengths.values())}" if isinstance(lengths, dict) else str(lengths)
+
+
+def _revision(source: CheckpointSource) -> str:
+    if source.repo is None:
+        return "in the package" if source.package else "a folder"
+    return source.revision[:8] if source.revision else "not pinned"
+
+
+def _short(value: object) -> str:
     if value is None:
         return "–"
-    if key == "checkpoints" and isinstance(value, dict):
-        return ", ".join(str(dim) for dim in value)
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
     if isinstance(value, dict):
         return ", ".join(f"{name} {number:,}" for name, number in value.items() if number is not None)
     return str(value)
@@ -72,7 +162,23 @@ def audit_table() -> Table:
     return table
 
 
+def audit_lines() -> list[str]:
+    """Return the single cells of the card that are likely slips, or that another source gives otherwise."""
+    lines = [
+        f"likely slip: {score.system} on {score.dataset}: {score.slip}" for score in published_scores() if score.slip
+    ]
+    lines += [
+        f"otherwise elsewhere: {found.card.system} on {found.card.dataset}: {found.card.metric} "
+        f"{found.card.value:.{found.card.digits}f} on the card, {found.other.source} has "
+        f"{found.other.value:.{found.other.digits}f}"
+        for found in disagreements()
+    ]
+    return lines
+
+
 def _settings() -> Table:
+    from evalkit.compose import all_settings  # Hydra is not needed to report
+
     table = Table("setting", box=None, pad_edge=False)
     for key in all_settings():
         table.add_row(key)

@@ -11,6 +11,7 @@ from typing import NamedTuple
 from rich.table import Table
 
 from evalkit import published
+from evalkit.report.card import Deviation, verdict_on
 from evalkit.results import CellScores
 
 ABSENT = "–"
@@ -26,13 +27,14 @@ class Row(NamedTuple):
     verdict: published.Verdict | None
 
 
-def rows(cells: Iterable[CellScores]) -> list[Row]:
+def rows(cells: Iterable[CellScores], *, deviations: Sequence[Deviation] = ()) -> list[Row]:
     """Pair each cell with what was published for its main metric: the card's score first, then other sources'."""
     paired = []
-    for cell in cells:
-        measured = cell.metrics[cell.main_metric]
-        found = published.find(cell.model, cell.dim, cell.dataset, cell.main_metric)
-        paired += [Row(cell, score, published.verdict(measured, score, differs=cell.deviations)) for score in found]
+    spread = {(found.system, found.dim, found.dataset, found.metric): found.value for found in deviations}
+    for cell in sorted(cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0))):
+        key = (cell.model, cell.dim, cell.dataset, cell.main_metric)
+        found = published.find(*key)
+        paired += [Row(cell, score, verdict_on(cell, score, deviation=spread.get(key, 0.0))) for score in found]
         if not found:
             paired.append(Row(cell, None, None))
     return paired
@@ -56,6 +58,24 @@ def markdown(table_rows: Sequence[Row]) -> str:
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
+def signed(value: float, digits: int) -> str:
+    """Return a difference with its sign and so many decimals, rounded half up; nothing is no negative nothing.
+
+    >>> signed(-0.00001, 4), signed(-0.0012, 4)
+    ('+0.0000', '-0.0012')
+    """
+    return f"{published.rounded(value, digits) + 0.0:+.{digits}f}"
+
+
+def said(verdict: published.Verdict) -> str:
+    """Return a verdict in words, with the settings that differ.
+
+    >>> said(published.Verdict("PROTOCOL-DIFFERS", ("split is train, published with test",)))
+    'PROTOCOL-DIFFERS: split is train, published with test'
+    """
+    return ": ".join([verdict.label, *filter(None, ["; ".join(verdict.differs)])])
+
+
 def _groups(table_rows: Sequence[Row]) -> list[str]:
     return sorted({name for row in table_rows for name in row.cell.groups})
 
@@ -71,13 +91,13 @@ def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
         cell = row.cell
         groups = [cell.groups[name]["ndcg@10"] if name in cell.groups else None for name in _groups(table_rows)]
         line = [cell.model, ABSENT if cell.dim is None else str(cell.dim), cell.dataset]
-        line += [f"{cell.metrics[name]:.5f}" for name in METRICS]
+        line += [f"{cell.metrics[name]:.5f}" if name in cell.metrics else ABSENT for name in METRICS]
         line += [ABSENT if value is None else f"{value:.5f}" for value in groups]
         if row.published is None or row.verdict is None:
             line += [ABSENT] * 5
         else:
             delta = cell.metrics[cell.main_metric] - row.published.value
             value = f"{row.published.value:.{row.published.digits}f}"
-            line += [row.published.metric, value, f"{delta:+.4f}", row.verdict.label, row.published.source]
+            line += [row.published.metric, value, signed(delta, 4), said(row.verdict), row.published.source]
         lines.append(line)
     return lines

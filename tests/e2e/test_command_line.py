@@ -53,6 +53,7 @@ def test_each_cell_leaves_its_scores_where_they_are_looked_for(finished):
             "scores.json",
             "run.trec.gz",
             "per_query.tsv",
+            "qrels.trec.gz",
             "config.yaml",
         }
 
@@ -114,7 +115,7 @@ def test_score_gives_a_saved_run_its_own_scores(finished):
 
 
 def test_one_bad_combination_does_not_cost_the_rest_of_a_sweep(tmp_path):
-    words = ["-m", "model=bm25", "dataset=xquad/en,demo", *places(tmp_path)]
+    words = ["-m", "model=bm25", "dataset=folder,demo", *places(tmp_path)]
     done = evalkit("run", *words, cwd=tmp_path)
     assert done.returncode == 1
     assert "wanted dataset.path=DIR" in done.stderr
@@ -143,14 +144,14 @@ def test_a_mistake_is_one_line_and_a_nonzero_exit(tmp_path, words, code, message
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("verb", ["run", "ls", "report", "score"])
+@pytest.mark.parametrize("verb", ["run", "ls", "fetch", "report", "score"])
 def test_every_verbs_help_gives_an_example(tmp_path, verb):
     done = evalkit(verb, "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert f"Example: evalkit {verb}" in done.stdout
 
 
-@pytest.mark.parametrize("what", ["models", "datasets", "engines", "experiments", "settings"])
+@pytest.mark.parametrize("what", ["models", "datasets", "analyzers", "engines", "experiments", "settings"])
 def test_ls_lists_every_kind_of_name(tmp_path, what):
     done = evalkit("ls", what, cwd=tmp_path)
     assert done.returncode == 0, done.stderr

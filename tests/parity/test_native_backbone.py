@@ -90,9 +90,12 @@ def test_query_vectors_equal_the_float64_reference_with_expansion(tmp_path, atte
     vectors, counts = encoder.vectors(encoder.batch(tokens, skip_punctuation=False))[16]
     assert counts.tolist() == [32] * len(TEXTS)
     tensors = load_file(folder / "model.safetensors")
-    for place, text in enumerate(tokens):
-        wanted = forward(tensors, text.ids, theta=10000.0, attended=None if attend else text.attended)
-        assert (vectors[32 * place : 32 * place + 32] - wanted).abs().max() < 1e-5
+    wanted = torch.cat(
+        [forward(tensors, text.ids, theta=10000.0, attended=None if attend else text.attended) for text in tokens]
+    )
+    delta = float((vectors - wanted).abs().max())
+    print(f"max |Δ| of jina-colbert-v2's queries against float64: {delta:.2e}")
+    assert delta < 1e-5
 
 
 def test_document_vectors_equal_the_float64_reference_in_a_padded_batch(tmp_path):
@@ -103,7 +106,9 @@ def test_document_vectors_equal_the_float64_reference_in_a_padded_batch(tmp_path
     assert counts.tolist() == [len(text.ids) for text in tokens]
     tensors = load_file(folder / "model.safetensors")
     wanted = torch.cat([forward(tensors, text.ids, theta=10000.0) for text in tokens])
-    assert (vectors - wanted).abs().max() < 1e-5
+    delta = float((vectors - wanted).abs().max())
+    print(f"max |Δ| of jina-colbert-v2's documents against float64: {delta:.2e}")
+    assert delta < 1e-5
 
 
 def test_the_rope_base_changes_vectors_and_can_be_overridden(tmp_path):
@@ -128,9 +133,10 @@ def test_dims_with_equal_backbones_share_one_pass_and_do_not_move_each_other(tmp
         assert torch.equal(shared[dim][0], apart)
 
 
-def test_dims_with_different_backbones_run_apart(tmp_path):
+def test_dims_with_different_backbones_run_apart_and_evalkit_says_so(tmp_path, caplog):
     folders = {
         16: write_jina_checkpoint(tmp_path / "16", dim=16, seed=1),
         8: write_jina_checkpoint(tmp_path / "8", dim=8, seed=2),
     }
     assert [tuple(encoder.heads) for encoder in load(config_of(folders))] == [(16,), (8,)]
+    assert "backbones of dims 16 / 8 differ by content" in caplog.text

@@ -60,12 +60,13 @@ def all_open(queries):
     distinct=st.integers(2, 40),
     depth=st.integers(1, 30),
     longest=st.sampled_from([1, 3, 40]),
+    precision=st.sampled_from(["float32", "bfloat16"]),
 )
-def test_search_equals_brute_force_to_the_bit_ties_included(seed, dim, distinct, depth, longest):
+def test_search_equals_brute_force_to_the_bit_ties_included(seed, dim, distinct, depth, longest, precision):
     generator = torch.Generator().manual_seed(seed)
     queries = texts(generator, 5, dim=dim, longest=6, distinct=distinct, prefix="q")
     shard = texts(generator, 30, dim=dim, longest=longest, distinct=distinct, prefix="d")
-    hits = search_shard(queries, shard, depth=depth, floor_Q=all_open(queries), device=CPU)
+    hits = search_shard(queries, shard, depth=depth, floor_Q=all_open(queries), device=CPU, precision=precision)
     assert to_run(hits, queries.ids) == brute_force(queries, shard, depth)
 
 
@@ -89,18 +90,19 @@ def test_the_run_does_not_depend_on_how_or_in_which_order_the_corpus_is_cut(seed
     assert to_run(best, queries.ids) == brute_force(queries, whole, 10)
 
 
+@pytest.mark.parametrize(("precision", "useful"), [("float32", 1e-3), ("bfloat16", 0.3)])
 @pytest.mark.parametrize("longest", [1, 2, 17, 700])
-def test_packed_scores_are_within_their_proven_error_bound(longest):
+def test_packed_scores_are_within_their_proven_error_bound(longest, precision, useful):
     generator = torch.Generator().manual_seed(longest)
     queries = texts(generator, 7, dim=128, longest=32, distinct=100, prefix="q")
     shard = texts(generator, 50, dim=128, longest=longest, distinct=5000, prefix="d")
     query, documents = (packed.pack(side.vectors_XD, side.lengths_N) for side in (queries, shard))
-    fast_QN = packed.scores(query, documents).double()
+    fast_QN = packed.scores(query, documents, precision=precision).double()
     pairs = torch.cartesian_prod(torch.arange(7), torch.arange(50))
     exact_QN = packed.exact_scores(query, documents, pairs[:, 0], pairs[:, 1]).view(7, 50).double()
-    bound_Q = packed.error_bound(query, documents)
+    bound_Q = packed.error_bound(query, documents, precision=precision)
     assert ((fast_QN - exact_QN).abs() <= bound_Q.unsqueeze(1) + 2e-6).all()
-    assert float(bound_Q.max()) < 1e-3
+    assert float(bound_Q.max()) < useful
 
 
 def test_scores_of_queries_longer_than_a_block_are_right():

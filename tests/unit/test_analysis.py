@@ -208,5 +208,32 @@ def test_repeated_words_are_repeated_terms() -> None:
     assert english()("Cats cat CAT's") == ["cat", "cat", "cat"]
 
 
+@pytest.mark.parametrize(
+    ("analyzer", "text", "terms"),
+    [
+        ("whitespace", "Je, Nairobi?", ["Je,", "Nairobi?"]),
+        ("standard", "Thủ đô, HÀ NỘI", ["thủ", "đô", "hà", "nội"]),
+        ("cjk", "日本語 2024年 の", ["日本", "本語", "2024", "年", "の"]),
+        ("cjk", "대한민국 서울", ["대한", "한민", "민국", "서울"]),
+        ("cjk", "ﾊﾟﾘ ＡＢＣ the www", ["パリ", "abc"]),
+        ("thai", "ภาษา Thai", ["ภา", "าษ", "ษา", "thai"]),
+        ("german", "Die Häuser", ["die", "haus"]),
+        ("dutch", "lichamelijke Lichamelijkheid", ["licham", "licham"]),
+        ("russian", "Столицы столице", ["столиц", "столиц"]),
+        ("finnish", "talossa taloissa", ["talo", "talo"]),
+        ("bm25s", "Statins: a 1 of THE runs", ["statin", "run"]),
+    ],
+)
+def test_every_language_is_analysed_by_its_own_rules(analyzer: str, text: str, terms: list[str]) -> None:
+    assert ANALYZERS[analyzer]()(text) == terms
+
+
+def test_bm25s_own_tokenizer_gives_the_same_terms() -> None:
+    bm25s = pytest.importorskip("bm25s", reason="install the dev extra")
+    texts = ["Crohn's disease, naïve T-cells & the 3rd of 12 x", "Ёлка в Москве 2024", "ما هي العاصمة؟", "日本語 a"]
+    theirs = bm25s.tokenize(texts, stemmer=Stemmer.Stemmer("english"), return_ids=False, show_progress=False)
+    assert [ANALYZERS["bm25s"]()(text) for text in texts] == theirs
+
+
 def test_english_is_found_by_its_name() -> None:
     assert ANALYZERS["english"]()("running") == ["run"]

@@ -41,7 +41,7 @@ def small_folder(folder: Path) -> Path:
 def config(path: Path, *, split: str = "test", verify: bool = True, counts: Counts | None = None) -> DatasetConfig:
     return DatasetConfig(
         name="small",
-        source="folder",
+        sources=("folder",),
         split=split,
         language="en",
         drop_self=False,
@@ -435,7 +435,7 @@ def test_an_endless_document_and_an_empty_one_are_no_errors(tmp_path: Path) -> N
 def test_a_demo_without_size_is_refused() -> None:
     """The demo's size is part of its config."""
     demo = DatasetConfig(
-        name="demo", source="demo", split="test", language="multilingual", drop_self=False, main_metric="ndcg@10"
+        name="demo", sources=("demo",), split="test", language="multilingual", drop_self=False, main_metric="ndcg@10"
     )
     assert refusal(lambda: datasets.load(demo)) == (
         "dataset demo: got no size for the demo, wanted documents, queries and seed; "

@@ -4,11 +4,19 @@ import json
 
 import pytest
 import torch
-from checkpoints import write_jina_checkpoint
+from checkpoints import (
+    REVISION,
+    publish,
+    write_colbert_xm,
+    write_colbertv2,
+    write_jina_checkpoint,
+    write_mdpr,
+)
 from safetensors.torch import load_file, save_file
 
+from evalkit.compose import compose
 from evalkit.config import CheckpointSource, EncoderConfig, TextRules
-from evalkit.errors import ModelError
+from evalkit.errors import ConfigError, ModelError
 from evalkit.models.encoder import checkpoints, load_encoders
 
 
@@ -127,3 +135,154 @@ def test_a_repository_that_is_not_at_hand_offline_is_one_clear_line(tmp_path, mo
     ) as caught:
         checkpoints(config, config.dims)
     assert "\n" not in str(caught.value)
+
+
+def load_as(name, folder, dim, *overrides):
+    """Load a folder under the config of a system, at the fixture's own dim."""
+    model = compose([f"model={name}", *overrides]).model
+    model = type(model)(**{**vars(model), "checkpoints": {str(dim): CheckpointSource(path=str(folder))}})
+    return load_encoders(model, checkpoints(model, model.dims), device=torch.device("cpu"))
+
+
+def test_pickled_weights_are_read_only_when_allowed(tmp_path):
+    write_mdpr(tmp_path)
+    with pytest.raises(ModelError, match=r"has pytorch_model\.bin only, .* set model\.allow_pickle=true"):
+        load_as("mdpr", tmp_path, 24)
+    (encoder,) = load_as("mdpr", tmp_path, 24, "model.allow_pickle=true")
+    assert tuple(encoder.heads) == (24,)
+
+
+class Trap:
+    """A pickled object that would write a file if its code were run on reading."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return (open, (str(self.path), "w"))
+
+
+def test_code_in_pickled_weights_is_never_run(tmp_path):
+    write_mdpr(tmp_path)
+    torch.save({"a": torch.ones(1), "b": Trap(tmp_path / "ran")}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="not a whole file of tensors") as caught:
+        load_as("mdpr", tmp_path, 24, "model.allow_pickle=true")
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "ran").exists()
+
+
+def test_pickled_weights_cut_short_are_refused(tmp_path):
+    write_mdpr(tmp_path)
+    path = tmp_path / "pytorch_model.bin"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ModelError, match="not a whole file of tensors"):
+        load_as("mdpr", tmp_path, 24, "model.allow_pickle=true")
+
+
+def test_pickled_values_that_are_no_tensors_are_refused(tmp_path):
+    write_mdpr(tmp_path)
+    torch.save({"a": 1}, tmp_path / "pytorch_model.bin")
+    with pytest.raises(ModelError, match="got more than named tensors, wanted a state dict"):
+        load_as("mdpr", tmp_path, 24, "model.allow_pickle=true")
+
+
+def test_safetensors_are_taken_where_both_formats_are_there(tmp_path):
+    write_colbertv2(tmp_path, dim=16)
+    torch.save({}, tmp_path / "pytorch_model.bin")
+    (encoder,) = load_as("colbertv2", tmp_path, 16, "model.allow_pickle=true")
+    assert tuple(encoder.heads) == (16,)
+
+
+def test_running_a_checkpoints_own_code_is_refused():
+    with pytest.raises(ConfigError, match="no path that runs a checkpoint's code"):
+        compose(["model=jina-colbert-v2", "model.trust_remote_code=true"])
+
+
+def test_another_architecture_is_refused_by_name(tmp_path):
+    write_colbertv2(tmp_path, dim=16)
+    with pytest.raises(ModelError, match=r"has model_type 'bert', wanted xlm-roberta or jina_embeddings_v3"):
+        load_as("jina-colbert-v2", tmp_path, 16)
+
+
+def test_a_backbone_that_nobody_knows_is_refused_with_the_valid_ones():
+    with pytest.raises(ConfigError, match=r"model\.backbone='mamba' unknown; valid: bert, jina_bert"):
+        compose(["model=jina-colbert-v2", "model.backbone=mamba"])
+
+
+def test_a_jina_bert_without_alibi_is_another_architecture(tmp_path):
+    write_colbertv2(tmp_path, dim=16)
+    with pytest.raises(ModelError, match="position_embedding_type None, wanted 'alibi'"):
+        load_as("jina-colbert-v1-en", tmp_path, 16)
+
+
+def test_a_rope_base_for_a_model_without_rope_is_refused(tmp_path):
+    write_colbertv2(tmp_path, dim=16)
+    with pytest.raises(ModelError, match=r"rope_theta=20000\.0 for bert, which has no RoPE"):
+        load_as("colbertv2", tmp_path, 16, "model.rope_theta=20000")
+
+
+def test_a_language_without_an_adapter_is_refused_with_those_there_are(tmp_path):
+    write_colbert_xm(tmp_path, dim=16)
+    with pytest.raises(ModelError, match=r"no language adapter 'fr_XX'; .* one of en_XX, de_DE"):
+        load_as("colbert-xm", tmp_path, 16, "model.adapter=fr_XX")
+    with pytest.raises(ConfigError, match="no adapter for language 'yo'"):
+        compose(["model=colbert-xm", "dataset=miracl/yo"])
+
+
+def test_an_adapter_of_a_language_that_the_config_does_not_name_is_unexpected(tmp_path):
+    folder = write_colbert_xm(tmp_path, dim=16)
+    extra = {"roberta.encoder.layer.0.output.adapter_modules.xx_XX.dense1.bias": torch.ones(12)}
+    changed(folder, lambda tensors: tensors.update(extra))
+    with pytest.raises(ModelError, match=r"unexpected .*adapter_modules\.xx_XX\.dense1\.bias"):
+        load_as("colbert-xm", folder, 16, "model.adapter=en_XX")
+
+
+def test_lengths_follow_the_dataset_and_an_explicit_one_wins():
+    lengths = {
+        name: (model.query.max_tokens, model.document.max_tokens)
+        for name in ("beir/arguana", "beir/climate-fever", "beir/fiqa", "msmarco/dev-small")
+        for model in [compose(["model=colbertv2", f"dataset={name}"]).model]
+    }
+    assert lengths == {
+        "beir/arguana": (300, 300),
+        "beir/climate-fever": (64, 300),
+        "beir/fiqa": (32, 300),
+        "msmarco/dev-small": (32, 180),
+    }
+    explicit = compose(["model=colbertv2", "dataset=beir/arguana", "model.query.max_tokens=40"]).model
+    assert explicit.query.max_tokens == 40
+
+
+def test_lengths_per_dataset_need_a_default():
+    with pytest.raises(ConfigError, match="wanted a default beside the lengths per dataset"):
+        compose(["model=demo", "model.query.max_tokens={beir/fiqa: 12}"])
+
+
+def test_a_revision_that_is_absent_offline_is_one_clear_line_though_another_is_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    publish(tmp_path, "o/n", lambda folder: write_jina_checkpoint(folder, dim=8))
+    there = config_of(d8=CheckpointSource(repo="o/n", revision=REVISION))
+    assert checkpoints(there, there.dims)[8].revision == REVISION
+    absent = config_of(d8=CheckpointSource(repo="o/n", revision="f" * 40))
+    with pytest.raises(ModelError, match=f"o/n@{'f' * 40}: not in the local Hugging Face cache") as caught:
+        checkpoints(absent, absent.dims)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_branch_name_resolves_to_the_commit_that_is_recorded(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    publish(tmp_path, "o/n", lambda folder: write_jina_checkpoint(folder, dim=8))
+    unpinned = config_of(d8=CheckpointSource(repo="o/n"))
+    assert checkpoints(unpinned, unpinned.dims)[8].revision == REVISION
+
+
+def test_a_download_cut_short_is_refused_by_the_missing_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = publish(tmp_path, "o/n", lambda folder: write_jina_checkpoint(folder, dim=8))
+    (snapshot / "model.safetensors").unlink()
+    config = config_of(d8=CheckpointSource(repo="o/n", revision=REVISION))
+    with pytest.raises(ModelError, match=r"checkpoint o/n lacks model\.safetensors"):
+        checkpoints(config, config.dims)

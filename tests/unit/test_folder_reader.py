@@ -82,7 +82,7 @@ def folder_config(
 ) -> DatasetConfig:
     return DatasetConfig(
         name="small",
-        source="folder",
+        sources=("folder",),
         split=split,
         language="en",
         drop_self=True,
@@ -206,7 +206,7 @@ def test_a_folder_comes_before_any_other_source(tmp_path: Path) -> None:
     """`dataset=beir/nfcorpus dataset.path=DIR` reads DIR; ir-datasets is not asked."""
     config = DatasetConfig(
         name="beir/nfcorpus",
-        source="ir_datasets",
+        sources=("ir_datasets",),
         ir_datasets_id="beir/nfcorpus/test",
         split="test",
         language="en",

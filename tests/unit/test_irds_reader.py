@@ -20,11 +20,13 @@ from typing import Any
 
 import pytest
 
+SETS = ("beir/nfcorpus/test", "beir/fiqa/test", "miracl/te/dev", "mmarco/v2/dt/dev/small", "msmarco-passage/dev/small")
 PROBE = """
-import json, pickle, sys
+import json, os, pickle, sys
 import ir_datasets
 from evalkit import datasets
 from evalkit.config import DatasetConfig
+from evalkit.datasets import irds
 from evalkit.datasets.irds import IrdsCorpus
 from evalkit.errors import DatasetError
 
@@ -33,7 +35,7 @@ original = ir_datasets.util.GzipExtract.stream
 ir_datasets.util.GzipExtract.stream = lambda self: (opened.append(1), original(self))[1]
 
 def config(identifier, split="test"):
-    return DatasetConfig(name="small", source="ir_datasets", ir_datasets_id=identifier, split=split, language="en",
+    return DatasetConfig(name="small", sources=("ir_datasets",), ir_datasets_id=identifier, split=split, language="en",
                          drop_self=True, main_metric="ndcg@10")
 
 def refusal(action):
@@ -43,7 +45,7 @@ def refusal(action):
         return str(error)
 
 found = {}
-for identifier in ("beir/nfcorpus/test", "beir/fiqa/test", "miracl/te/dev", "mmarco/v2/dt/dev/small"):
+for identifier in sys.argv[2:]:
     dataset = datasets.load(config(identifier))
     corpus = dataset.corpus
     whole = list(corpus.documents())
@@ -54,6 +56,9 @@ for identifier in ("beir/nfcorpus/test", "beir/fiqa/test", "miracl/te/dev", "mma
         "slices": all(list(corpus.documents(a, b)) == whole[a:b] for a in range(6) for b in (None, *range(7))),
         "travelled": list(pickle.loads(pickle.dumps(corpus)).documents(1, 2)) == whole[1:2],
         "fingerprints": [corpus.fingerprint(), corpus.fingerprint()],
+        "stored": irds.stored(identifier),
+        "files": sorted(os.path.relpath(path, os.environ["IR_DATASETS_HOME"]) for path in corpus.stored_files()),
+        "source": dataset.source,
     }
 
 corpus = IrdsCorpus("miracl/te/dev")
@@ -75,7 +80,13 @@ found["refusals"] = {
     "damaged": refusal(lambda: datasets.load(config("beir/arguana"))),
     "damaged corpus": refusal(lambda: list(IrdsCorpus("miracl/yo/dev").documents())),
     "unjudged": refusal(lambda: datasets.load(config("beir/nq"))),
+    "half a zip": refusal(lambda: datasets.load(config("beir/scidocs"))),
+    "too few columns": refusal(lambda: list(IrdsCorpus("mmarco/v2/vi/dev/small").documents())),
+    "qrels of too few columns": refusal(lambda: datasets.load(config("miracl/fi/dev"))),
+    "grade out of range": refusal(lambda: datasets.load(config("miracl/th/dev"))),
 }
+found["not stored"] = [irds.stored(name) for name in ("beir/scifact/test", "miracl/sw/dev", "mmarco/v2/ja/dev/small")]
+found["climbing"] = len(list(datasets.load(config("beir/trec-covid")).corpus.documents()))
 json.dump(found, open(sys.argv[1], "w"))
 """
 
@@ -123,10 +134,47 @@ def lay_everything(home: Path) -> None:
     damaged.mkdir(parents=True)
     (damaged / "docs-1.jsonl.gz").write_bytes(gzip.compress(b'{"docid": "0#0", "title": "", "text": "x"}\n')[:-12])
 
+    for language, qrels in (("fi", "7\tQ0\t1#0\n"), ("th", "7\tQ0\t1#0\t300\n")):
+        folder = home / "miracl" / "v1.0" / language / "dev"
+        folder.mkdir(parents=True)
+        (folder / "topics.tsv").write_text("7\tx\n", encoding="utf-8")
+        (folder / "qrels.tsv").write_text(qrels, encoding="utf-8")
+
+    lay_beir(
+        home,
+        "scidocs",
+        corpus=[],
+        queries=[{"_id": str(n), "text": "x" * n, "metadata": {}} for n in range(999)],
+        qrels="1\td\t1\n",
+    )
+    whole = (home / "beir" / "scidocs" / "source.zip").read_bytes()
+    (home / "beir" / "scidocs" / "source.zip").write_bytes(whole[: len(whole) // 2])
+    covid = {"query": "", "narrative": "", "url": "", "pubmed_id": ""}
+    lay_beir(
+        home,
+        "trec-covid",
+        corpus=[{"_id": "d", "title": "", "text": "x", "metadata": covid}],
+        queries=[{"_id": "q", "text": "x", "metadata": covid}],
+        qrels="q\td\t1\n",
+    )
+    with zipfile.ZipFile(home / "beir" / "trec-covid" / "source.zip", "a") as file:
+        file.writestr("../../../escaped.txt", "outside")
+        link = zipfile.ZipInfo("trec-covid/link")
+        link.external_attr = 0o120777 << 16
+        file.writestr(link, "/etc")
+
+    marco = home / "msmarco-passage"
+    (marco / "dev" / "small").mkdir(parents=True)
+    (marco / "irds_version.txt").write_text("v2", encoding="utf-8")
+    (marco / "collection.tsv").write_text("0\tone\n1\ttwo\n", encoding="utf-8")
+    (marco / "dev" / "small" / "queries.tsv").write_text("1048585\twho\n", encoding="utf-8")
+    (marco / "dev" / "small" / "qrels").write_text("1048585\t0\t1\t1\n", encoding="utf-8")
+
     dutch = home / "mmarco" / "v2"
     dutch.mkdir(parents=True)
     (dutch / "dutch_collection.tsv").write_text("0\teen\n1\ttwee\n2\tdrie\n", encoding="utf-8")
     (dutch / "dutch.queries.dev.tsv").write_text("9\tvraag\n10\tniet beoordeeld\n", encoding="utf-8")
+    (dutch / "vietnamese_collection.tsv").write_text("0\tmot\n1 hai\n", encoding="utf-8")
     (home / "mmarco" / "qrels.dev.small.tsv").write_text("9\t0\t2\t1\n", encoding="utf-8")
 
 
@@ -144,7 +192,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "IR_DATASETS_DL_TRIES": "1",
     }
     result = home / "found.json"
-    subprocess.run([sys.executable, "-c", PROBE, str(result)], env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", PROBE, str(result), *SETS], env=environment, check=True, timeout=120)
     read: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     read["home"] = str(home)
     return read
@@ -180,9 +228,60 @@ def test_mmarco_is_read_from_its_tables(found: dict[str, Any]) -> None:
     assert read["qrels"] == {"9": {"2": 1}}
 
 
+def test_ms_marco_is_read_from_its_tables(found: dict[str, Any]) -> None:
+    """As the package extracts them from collectionandqueries.tar.gz; there are no titles."""
+    read = found["msmarco-passage/dev/small"]
+    assert read["documents"] == [["0", "", "one"], ["1", "", "two"]]
+    assert read["queries"] == [["1048585", "who"]]
+    assert read["qrels"] == {"1048585": {"1": 1}}
+
+
+def test_what_is_on_disk_is_known_without_fetching(found: dict[str, Any]) -> None:
+    """`evalkit ls datasets` must not start a download."""
+    assert all(found[identifier]["stored"] for identifier in SETS)
+    assert found["not stored"] == [False, False, False]
+
+
 @pytest.mark.parametrize(
-    "identifier", ["beir/nfcorpus/test", "beir/fiqa/test", "miracl/te/dev", "mmarco/v2/dt/dev/small"]
+    ("identifier", "files"),
+    [
+        ("beir/fiqa/test", {"beir/fiqa/source.zip", "beir/fiqa/docs.pklz4/bin"}),
+        (
+            "miracl/te/dev",
+            {f"miracl/v1.0/te/{name}" for name in ("docs/docs-0.jsonl.gz", "docs/docs-1.jsonl.gz", "dev/topics.tsv")},
+        ),
+        ("mmarco/v2/dt/dev/small", {"mmarco/v2/dutch_collection.tsv", "mmarco/v2/dutch.queries.dev.tsv"}),
+        ("msmarco-passage/dev/small", {"msmarco-passage/collection.tsv", "msmarco-passage/irds_version.txt"}),
+    ],
 )
+def test_the_files_to_move_are_those_of_one_dataset(found: dict[str, Any], identifier: str, files: set[str]) -> None:
+    """Not those of another language that lies in the same folder."""
+    there = set(found[identifier]["files"])
+    assert files <= there
+    assert not any("vietnamese" in name for name in there)
+
+
+def test_the_source_of_a_collection_is_named_with_the_packages_version(found: dict[str, Any]) -> None:
+    """A result records it."""
+    assert found["miracl/te/dev"]["source"].startswith("ir_datasets 0.")
+    assert found["miracl/te/dev"]["source"].endswith(" miracl/te/dev")
+
+
+def test_members_of_a_zip_that_lead_elsewhere_are_never_written(found: dict[str, Any]) -> None:
+    """Only the three members that a BEIR zip has are read; a `../` path and a link in it have no effect."""
+    assert found["climbing"] == 1
+    assert not list(Path(found["home"]).parent.rglob("escaped.txt"))
+    assert not [path for path in Path(found["home"]).rglob("*") if path.is_symlink()]
+
+
+def test_a_relevance_out_of_range_is_refused(found: dict[str, Any]) -> None:
+    """A column was mistaken for the grade."""
+    assert found["refusals"]["grade out of range"].startswith(
+        "dataset small: got relevance 300 for document '1#0' (judged for query '7'), wanted -10 to 100; "
+    )
+
+
+@pytest.mark.parametrize("identifier", SETS)
 def test_any_range_is_that_slice_of_all_documents(found: dict[str, Any], identifier: str) -> None:
     """In any order, beyond the end, empty, and after travelling to another process."""
     assert found[identifier]["slices"]
@@ -204,7 +303,7 @@ def test_an_abandoned_range_leaves_nothing_behind(found: dict[str, Any]) -> None
 def test_no_document_store_is_built_where_streaming_does(found: dict[str, Any]) -> None:
     """BEIR's reader always builds one; MIRACL and mMARCO are spared the second copy."""
     stores = sorted(path.relative_to(found["home"]).as_posix() for path in Path(found["home"]).rglob("*.pklz4"))
-    assert stores == ["beir/fiqa/docs.pklz4", "beir/nfcorpus/docs.pklz4"]
+    assert stores == ["beir/fiqa/docs.pklz4", "beir/nfcorpus/docs.pklz4", "beir/trec-covid/docs.pklz4"]
 
 
 @pytest.mark.parametrize("identifier", ["beir/nfcorpus/test", "miracl/te/dev", "mmarco/v2/dt/dev/small"])
@@ -247,6 +346,9 @@ def test_an_id_without_judgements_is_refused_with_its_split(found: dict[str, Any
         ("unfetchable corpus", "miracl/sw/dev", "ProxyError: "),
         ("damaged", "beir/arguana", "BadZipFile: File is not a zip file"),
         ("damaged corpus", "miracl/yo/dev", "EOFError: "),
+        ("half a zip", "beir/scidocs", "BadZipFile: File is not a zip file"),
+        ("too few columns", "mmarco/v2/vi/dev/small", "RuntimeError: "),
+        ("qrels of too few columns", "miracl/fi/dev", "RuntimeError: "),
     ],
 )
 def test_files_that_cannot_be_had_or_read_are_refused(
@@ -257,8 +359,8 @@ def test_files_that_cannot_be_had_or_read_are_refused(
     assert "\n" not in message
     assert message.startswith(f"ir_datasets id {identifier!r}: got {reason}")
     assert message.endswith(
-        f", wanted its files on disk or a download; check the network, lay the files under {found['home']}, "
-        "or give a BEIR-format folder by dataset.path=DIR"
+        ", wanted its whole files on disk or a download; check the network, delete damaged files under "
+        f"{found['home']} or lay whole ones there, or give a BEIR-format folder by dataset.path=DIR"
     )
 
 

@@ -1,6 +1,7 @@
 """Metric values that can be worked out on paper."""
 
 import math
+import sys
 
 import pytest
 
@@ -53,6 +54,41 @@ def test_of_equal_scores_the_higher_id_counts_as_ranked_first():
 
 def test_one_metric_alone_is_the_same_number():
     assert score({"q": hits("a")}, {"q": {"a": 1}}, ["mrr@10"]).means == {"mrr@10": 1.0}
+
+
+def test_a_query_without_judgements_scores_zero_and_stays_in_the_mean():
+    assert score({"q": hits("a")}, {"q": {"a": 1}, "p": {}}).means["ndcg@10"] == 0.5
+
+
+def test_negative_grades_are_not_relevant_and_lower_nothing():
+    scored = score({"q": hits("a", "b")}, {"q": {"a": -1, "b": 1}})
+    assert scored.means == pytest.approx({"ndcg@10": 1 / math.log2(3), "mrr@10": 0.5, "recall@100": 1.0})
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_a_score_without_an_order_is_refused(value):
+    with pytest.raises(ScoreError, match=rf"query 'q', document 'a': got score {value}, wanted a finite number"):
+        score({"q": [Hit("b", 1.0), Hit("a", value)]}, {"q": {"a": 1}})
+
+
+def test_a_document_that_stands_twice_is_refused():
+    with pytest.raises(ScoreError, match="query 'q': got document 'a' twice, wanted every document once"):
+        score({"q": [Hit("a", 2.0), Hit("a", 1.0)]}, {"q": {"a": 1}})
+
+
+@pytest.mark.parametrize(
+    "error", [RuntimeError("cannot cache function: no locator available"), PermissionError(13, "Permission denied")]
+)
+def test_where_ranx_cannot_write_its_caches_the_remedy_is_named(monkeypatch, error):
+    class Unwritable:
+        def find_spec(self, name, path=None, target=None):
+            if name == "ranx":
+                raise error
+
+    monkeypatch.delitem(sys.modules, "ranx", raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Unwritable(), *sys.meta_path])
+    with pytest.raises(ScoreError, match=r"ranx cannot be imported \(.*\); it wants a home folder .*: set HOME to one"):
+        score({"q": hits("a")}, {"q": {"a": 1}})
 
 
 def test_nothing_judged_is_refused():

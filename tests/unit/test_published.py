@@ -1,11 +1,23 @@
 """The published scores as data, the verdict's boundaries, and the card's own arithmetic."""
 
+import math
 from collections import Counter
 
+import numpy as np
 import pytest
 
 from evalkit.errors import ScoreError
-from evalkit.published import PublishedScore, audit, find, published_scores, rounded, verdict
+from evalkit.published import (
+    PublishedScore,
+    audit,
+    differing,
+    disagreements,
+    find,
+    published_dir,
+    published_scores,
+    rounded,
+    verdict,
+)
 
 
 def test_the_card_has_all_its_cells():
@@ -29,7 +41,7 @@ def test_the_card_has_all_its_cells():
         ("jina-colbert-v2", 128, "miracl/th", "ndcg@10", 0.772),
         ("jina-colbert-v1-en", 128, "beir/arguana", "ndcg@10", 0.494),
         ("colbertv2", 128, "beir/webis-touche2020", "ndcg@10", 0.260),
-        ("mdpr", None, "miracl/yo", "ndcg@10", 0.396),
+        ("mdpr", 768, "miracl/yo", "ndcg@10", 0.396),
         ("colbert-xm", 128, "mmarco/nl", "mrr@10", 0.275),
         ("bm25", None, "mmarco/zh", "mrr@10", 0.116),
     ],
@@ -46,6 +58,27 @@ def test_other_sources_stand_behind_the_card():
     ]
 
 
+def test_a_likely_slip_is_told_of_its_own_cell_only():
+    slips = {(score.system, score.dataset): score.slip[:3] for score in published_scores() if score.slip}
+    assert slips == {
+        ("bm25", "beir/arguana"): "[A]",
+        ("colbertv2", "beir/nq"): "[C]",
+        ("mdpr", "miracl/yo"): "[A]",
+    }
+
+
+def test_the_card_says_of_every_column_whether_its_authors_ran_it():
+    origins = {(score.system, score.origin) for score in published_scores() if score.source == "card"}
+    assert origins == {
+        ("jina-colbert-v2", "run"),
+        ("jina-colbert-v1-en", "run"),
+        ("colbertv2", "quoted"),
+        ("bm25", "quoted"),
+        ("mdpr", "quoted"),
+        ("colbert-xm", "quoted"),
+    }
+
+
 def test_the_audit_finds_exactly_the_averages_that_do_not_follow_from_their_rows():
     broken = {(a.stated.table, a.stated.system, a.stated.value): a for a in audit() if not a.holds}
     assert {key: round(a.recomputed, 4) for key, a in broken.items()} == {
@@ -53,8 +86,11 @@ def test_the_audit_finds_exactly_the_averages_that_do_not_follow_from_their_rows
         ("miracl", "mdpr", 0.427): 0.4184,
         ("mmarco", "bm25", 0.141): 0.1388,
     }
-    assert ("miracl/id",) in broken["miracl", "jina-colbert-v2", 0.627].explained_by_dropping
-    assert ("miracl/id",) in broken["miracl", "mdpr", 0.427].explained_by_dropping
+    assert {system: a.explained_by_dropping for (_, system, _), a in broken.items()} == {
+        "jina-colbert-v2": (("miracl/id",),),
+        "mdpr": (("miracl/id",),),
+        "bm25": (("mmarco/ar",), ("mmarco/zh",)),
+    }
     assert len(audit()) == 4 + 2 + 3 + 3
 
 
@@ -84,6 +120,22 @@ def test_a_measured_deviation_or_a_declared_loss_widens_near():
     assert verdict(0.3281, cell(0.325), deviation=0.001).label == "HIGHER"
 
 
+@pytest.mark.parametrize("deviation", [0.0017, 0.0033, 0.0034, 0.0039, 0.0045])
+def test_three_deviations_are_near_where_floats_would_fall_short(deviation):
+    assert verdict(round(0.325 + 3 * deviation, 4), cell(0.325), deviation=deviation).label == "NEAR"
+
+
+def test_numpys_numbers_are_measured_values():
+    assert verdict(np.float64(0.325), cell(0.325)).label == "MATCH"
+    assert verdict(np.float32(0.325), cell(0.325)).label == "MATCH"
+
+
+@pytest.mark.parametrize("measured", [math.nan, math.inf])
+def test_a_measured_value_that_is_no_number_gets_no_verdict(measured):
+    with pytest.raises(ScoreError, match=rf"s on d: got ndcg@10 {measured}, wanted a finite number"):
+        verdict(measured, cell(0.325))
+
+
 def test_a_known_difference_is_named_whatever_the_value():
     assert verdict(0.325, cell(0.325), differs=["split"]) == ("PROTOCOL-DIFFERS", ("split",))
 
@@ -98,3 +150,100 @@ def test_a_file_that_is_no_table_is_one_clear_line(tmp_path, text):
     with pytest.raises(ScoreError, match=r"broken\.yaml: not a table of published scores") as caught:
         published_scores(tmp_path)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ("digits: 3", "digits: three", "got digits 'three', wanted the count of decimals printed"),
+        (
+            "0.396",
+            "true",
+            "got True for jina-colbert-v2 on msmarco/dev-small, wanted a number from 0 to 1 of 3 decimals",
+        ),
+        ("0.396", "39.6", "got 39.6 for jina-colbert-v2"),
+        ("0.396", ".nan", "got nan for jina-colbert-v2"),
+        ("0.396", "0.3961", "got 0.3961 for jina-colbert-v2"),
+        ("system: colbertv2", "system: jina-colbert-v2", r"got \('jina-colbert-v2', 128\) in 2 columns, wanted one"),
+        ("0.396", "0.396, msmarco/dev-small: 0.4", "'msmarco/dev-small' stands twice"),
+        ("    origin: run", "    origin: guessed", "got origin 'guessed' of jina-colbert-v2, wanted run or quoted"),
+        (
+            "    origin: run",
+            "    origin: run\n    slips: {nq: s}",
+            "got slips of jina-colbert-v2 on nq, which has no value",
+        ),
+        (
+            "averages: []",
+            "averages: [{system: x, dim: 1, value: 0.1}]",
+            r"got an average of \('x', 1\), which has no col",
+        ),
+        (
+            "averages: []",
+            "averages: [{system: bm25, dim: null, value: 2}]",
+            "got average 2, wanted a number from 0 to 1",
+        ),
+        ("averages: []", "averages: [{system: bm25, dim: null}]", "KeyError: 'value'"),
+    ],
+)
+def test_a_table_that_cannot_be_so_is_refused(tmp_path, old, new, message):
+    text = (published_dir() / "msmarco.yaml").read_text(encoding="utf-8")
+    (tmp_path / "broken.yaml").write_text(text.replace(old, new, 1), encoding="utf-8")
+    with pytest.raises(ScoreError, match=message) as caught:
+        published_scores(tmp_path)
+    assert "broken.yaml: " in str(caught.value)
+    assert str(caught.value).endswith("; repair the file")
+    assert "\n" not in str(caught.value)
+
+
+def test_bytes_that_are_not_utf_8_are_refused(tmp_path):
+    (tmp_path / "broken.yaml").write_bytes(b"table: \xff\n")
+    with pytest.raises(ScoreError, match=r"broken\.yaml: not a table of published scores \(UnicodeDecodeError"):
+        published_scores(tmp_path)
+
+
+def test_a_folder_without_tables_is_refused_not_taken_for_nothing_published(tmp_path):
+    with pytest.raises(ScoreError, match=r"got no \*\.yaml, wanted the tables of published scores"):
+        published_scores(tmp_path)
+
+
+def test_settings_of_a_cell_are_the_tables_then_the_systems_then_its_own_exception():
+    known = {(one.system, one.dataset): one for one in published_scores() if one.source == "card"}
+    assert known["bm25", "beir/arguana"].settings["drop_self"] is False
+    assert known["bm25", "beir/nfcorpus"].settings["drop_self"] is True
+    assert known["colbertv2", "beir/arguana"].settings["query.max_tokens"] == 300
+    assert known["colbertv2", "msmarco/dev-small"].settings["document.max_tokens"] == 180
+    assert known["bm25", "msmarco/dev-small"].settings["k1"] == 0.82
+
+
+def test_only_known_settings_are_compared_and_both_values_are_said():
+    one = cell(0.3)._replace(settings={"split": "test", "fields": ["text", "title"], "drop_self": True})
+    protocol = {"fields": ["text", "title"], "drop_self": True, "depth": 100}
+    assert differing(one, protocol, "test") == ()
+    assert differing(one, {"fields": ["contents"]}, "dev") == (
+        "split is dev, published with test",
+        "fields is contents, published with text+title",
+        "drop_self is not set, published with on",
+    )
+
+
+@pytest.mark.parametrize(
+    ("new", "message"),
+    [
+        (
+            "    origin: run\n    exceptions: {nq: {k1: 1}}",
+            "got exceptions of jina-colbert-v2 on nq, which has no value",
+        ),
+        ("    origin: run\n    index_loss: 2", "got index_loss 2 of jina-colbert-v2, wanted a number from 0 to 1"),
+        ("    origin: run\n    exceptions: {msmarco/dev-small: 5}", "not a table of published scores"),
+    ],
+)
+def test_settings_and_losses_that_cannot_be_so_are_refused(tmp_path, new, message):
+    text = (published_dir() / "msmarco.yaml").read_text(encoding="utf-8")
+    (tmp_path / "broken.yaml").write_text(text.replace("    origin: run", new, 1), encoding="utf-8")
+    with pytest.raises(ScoreError, match=message):
+        published_scores(tmp_path)
+
+
+def test_the_cells_that_other_sources_give_otherwise_are_the_slips_that_can_be_seen():
+    found = {(one.card.system, one.card.dataset, one.other.value) for one in disagreements()}
+    assert found == {("bm25", "beir/arguana", 0.4142), ("mdpr", "miracl/yo", 0.4439)}

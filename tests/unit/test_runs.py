@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from evalkit.errors import ScoreError
-from evalkit.runs import rank_hits, read_run, write_run
+from evalkit.runs import FP32_LIMIT, rank_hits, read_run, write_run
 from evalkit.types import Hit
 
 RUN = {"q1": [Hit("d2", 1.5), Hit("d1", 0.1)], "q2": [Hit("文書", -3.25e-7)]}
@@ -59,7 +59,10 @@ def test_the_rank_column_is_not_believed(tmp_path):
     [
         (b"q Q0 d 1 0.5\n", r"r\.trec line 1: got 5 columns, wanted 6: query Q0 document rank score tag"),
         (b"q Q0 d 1 0.5 t\n\nq Q0 e 2 high t\n", "line 3: got score 'high', wanted a number"),
-        (b"q Q0 d 1 nan t\n", "line 1: got score 'nan', wanted a finite number"),
+        (b"q Q0 d 1 1_0 t\n", "line 1: got score '1_0', wanted a number"),
+        (b"q Q0 d 1 nan t\n", "line 1: got score 'nan', wanted a finite number in fp32"),
+        (b"q Q0 d 1 -inf t\n", "line 1: got score '-inf', wanted a finite number in fp32"),
+        (b"q Q0 d 1 1e39 t\n", "line 1: got score '1e39', wanted a finite number in fp32"),
         (b"q Q0 d 1 2 t\nq Q0 d 2 1 t\n", "line 2: got document 'd' again for query 'q', wanted every document once"),
         (b"q Q0 \xff 1 2 t\n", "line 1: got bytes that are not UTF-8"),
         (b"", "got an empty file, wanted a TREC run"),
@@ -77,14 +80,43 @@ def test_a_truncated_gzip_is_refused(tmp_path):
         read_run(tmp_path / "r.trec.gz")
 
 
+def test_a_file_that_is_no_gzip_is_refused(tmp_path):
+    (tmp_path / "r.trec.gz").write_bytes(b"q Q0 d 1 2 t\n")
+    with pytest.raises(ScoreError, match="damaged gzip file"):
+        read_run(tmp_path / "r.trec.gz")
+
+
+def test_a_byte_order_mark_is_no_part_of_the_first_query(tmp_path):
+    (tmp_path / "r.trec").write_bytes(b"\xef\xbb\xbfq Q0 d 1 2 t\n")
+    assert list(read_run(tmp_path / "r.trec")) == ["q"]
+
+
+def test_the_largest_fp32_number_is_a_score_and_what_rounds_beyond_it_is_not(tmp_path):
+    largest = float(np.finfo(np.float32).max)
+    write_run({"q": [Hit("d", largest)]}, tmp_path / "r.trec", tag="t")
+    assert np.float32(read_run(tmp_path / "r.trec")["q"][0].score) == np.float32(largest)
+    with pytest.raises(ScoreError, match=r"got score 3\.402823567797\d+e\+38, wanted a finite number in fp32"):
+        write_run({"q": [Hit("d", FP32_LIMIT)]}, tmp_path / "r.trec", tag="t")
+
+
 def test_a_missing_file_is_refused(tmp_path):
     with pytest.raises(ScoreError, match="cannot be read"):
         read_run(tmp_path / "none.trec")
 
 
 def test_ids_that_the_format_cannot_hold_are_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ScoreError, match="id 'd 1' cannot be written"):
+    with pytest.raises(ScoreError, match="document id 'd 1' cannot be written; a TREC run wants no white space"):
         write_run({"q": [Hit("d 1", 1.0)]}, tmp_path / "r.trec", tag="t")
-    with pytest.raises(ScoreError, match="wanted a finite number"):
+    with pytest.raises(ScoreError, match="query id '' cannot be written"):
+        write_run({"": [Hit("d", 1.0)]}, tmp_path / "r.trec", tag="t")
+    with pytest.raises(ScoreError, match="tag 'my run' cannot be written"):
+        write_run({"q": [Hit("d", 1.0)]}, tmp_path / "r.trec", tag="my run")
+    assert not (tmp_path / "r.trec").exists()
+
+
+def test_hits_that_could_not_be_read_back_are_refused_before_anything_is_written(tmp_path):
+    with pytest.raises(ScoreError, match="query 'q', document 'd': got score nan, wanted a finite number in fp32"):
         write_run({"q": [Hit("d", float("nan"))]}, tmp_path / "r.trec", tag="t")
+    with pytest.raises(ScoreError, match="query 'q': got document 'd' twice, wanted every document once"):
+        write_run({"q": [Hit("d", 2.0), Hit("d", 1.0)]}, tmp_path / "r.trec", tag="t")
     assert not (tmp_path / "r.trec").exists()

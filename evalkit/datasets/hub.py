@@ -1,0 +1,303 @@
+"""Copies on the Hugging Face Hub: Parquet or JSON-lines files in its cache layout, streamed; no loading script is run.
+
+The repository's README.md says which files a config has, as `datasets` reads it:
+
+    configs:
+      - config_name: corpus
+        data_files: [{split: corpus, path: "corpus/corpus-*.parquet"}]
+
+    corpus   _id (or id, docid), title (may be absent or null), text
+    queries  _id (or id, query_id), text
+    qrels    query-id, corpus-id, score
+
+Only the files of the configs that a dataset names are fetched. They lie where every other library looks for them, under
+`HF_HOME/hub/datasets--OWNER--NAME/snapshots/COMMIT`, so what is there once is read with the network off.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from pathlib import Path
+from typing import Any, Final
+
+import xxhash
+import yaml
+
+from evalkit.config import DatasetConfig, HubCopy
+from evalkit.datasets.folder import bad, json_object, read_lines, shown
+from evalkit.errors import DatasetError, nearest
+from evalkit.types import Dataset, Document, Query
+
+_BATCH_ROWS: Final = 1024
+"""Rows of a Parquet file decoded at a time; with a row group's pages, what a stream holds in memory."""
+_IDS: Final = ("_id", "id", "docid", "query_id")
+_NUMBERED: Final = re.compile(r"-\d{5}-of-(\d{5})\.")
+"""The Hub's names of files of one set say how many there are, so that a missing one is noticed."""
+_REASON_CHARACTERS: Final = 200
+
+
+@dataclass(frozen=True)
+class HubCorpus:
+    """The documents of a copy, read from its files each time they are asked for."""
+
+    origin: str
+    """`OWNER/NAME@COMMIT`"""
+    files: tuple[Path, ...]
+
+    def stored_files(self) -> tuple[Path, ...]:
+        """Return every file of the copy that is in the cache, and the name of the commit where `main` points to it."""
+        repository = next(folder for folder in self.files[0].parents if folder.name.startswith("datasets--"))
+        snapshot = repository / "snapshots" / self.origin.rpartition("@")[2]
+        reference = repository / "refs" / "main"
+        return (*(path for path in sorted(snapshot.rglob("*")) if path.is_file()), *(reference,) * reference.is_file())
+
+    def fingerprint(self) -> str:
+        """Return origin, names and sizes of the files: the Hub's files are addressed by their content.
+
+        Raises:
+            DatasetError: A file is gone.
+
+        """
+        try:
+            facts = [(path.name, path.stat().st_size) for path in self.files]
+        except FileNotFoundError as error:
+            got = "nothing at this path"
+            raise bad(Path(error.filename), None, got, "a file of the copy", "fetch the dataset again") from error
+        return f"hub-{xxhash.xxh3_128_hexdigest(repr((self.origin, facts)).encode())}"
+
+    def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
+        """Yield documents in the order of files and rows; Parquet rows before `start` are not decoded.
+
+        Raises:
+            DatasetError: A file is damaged, or a row in the range is not a document.
+
+        """
+        position = 0
+        for path in self.files:
+            if stop is not None and position >= stop:
+                return
+            skipped, rows = _rows(path, max(0, start - position), optional=("title",), needed=("text",), ids=_IDS)
+            position += skipped
+            for number, row in rows:
+                if stop is not None and position >= stop:
+                    return
+                position += 1
+                if position > start:
+                    title = row.get("title")
+                    yield Document(
+                        _text(path, number, "id", row["id"]),
+                        "" if title is None else _text(path, number, "title", title),
+                        _text(path, number, "text", row["text"]),
+                    )
+
+
+def stored(copy: HubCopy) -> bool:
+    """Return whether the copy's commit is in the Hub's cache, without fetching anything."""
+    from huggingface_hub import try_to_load_from_cache
+
+    return isinstance(try_to_load_from_cache(copy.repo, "README.md", revision=copy.revision, repo_type="dataset"), str)
+
+
+def load_hub(config: DatasetConfig) -> Dataset:
+    """Read the queries and judgements of `config.hub`, fetching what is not in the cache; documents when asked for.
+
+    Raises:
+        DatasetError: There is no such copy in the config, it cannot be had, or it is not as described above.
+
+    """
+    copy = config.hub
+    if copy is None:
+        msg = f"dataset {config.name}: got no hub copy, wanted repo, corpus, queries and qrels"
+        raise DatasetError(f"{msg}; set dataset.hub, or choose other dataset.sources")
+    folder = _snapshot(copy, ["README.md"])
+    patterns = {
+        "corpus": _patterns(folder, copy.corpus, config.split),
+        "queries": _patterns(folder, copy.queries, config.split),
+        "qrels": _patterns(folder, copy.qrels, copy.split or config.split),
+    }
+    folder = _snapshot(copy, [pattern for part in patterns.values() for pattern in part])
+    files = {part: _files(folder, wanted, copy) for part, wanted in patterns.items()}
+    qrels = _read_qrels(files["qrels"])
+    known = tuple(_read_queries(files["queries"]))
+    queries = tuple(query for query in known if query.id in qrels)
+    origin = f"{copy.repo}@{folder.name}"
+    if not queries:
+        msg = f"dataset {config.name}: got no query with a judgement from {origin}, wanted at least one"
+        raise DatasetError(f"{msg}; check dataset.hub.queries and dataset.hub.qrels")
+    return Dataset(
+        name=config.name,
+        split=config.split,
+        language=config.language,
+        corpus=HubCorpus(origin, files["corpus"]),
+        queries=queries,
+        qrels=qrels,
+        drop_self=config.drop_self,
+        main_metric=config.main_metric,
+        query_groups={},
+        source=f"hub {origin}{'' if copy.revision else ' (not pinned)'}",
+        unjudged_queries=len(known) - len(queries),
+    )
+
+
+def _snapshot(copy: HubCopy, patterns: Sequence[str]) -> Path:
+    """Return the folder of a commit, with the files of these patterns fetched unless they are there."""
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(
+            snapshot_download(
+                copy.repo, repo_type="dataset", revision=copy.revision, allow_patterns=list(dict.fromkeys(patterns))
+            )
+        )
+    except (OSError, ValueError, RuntimeError) as error:  # the Hub's own errors are kinds of these
+        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
+        msg = (
+            f"hub dataset {copy.repo}@{copy.revision or 'main'}: got {reason}, wanted its files in the Hugging Face "
+            "cache or a download; check the network and HF_HOME, or give a BEIR-format folder by dataset.path=DIR"
+        )
+        raise DatasetError(msg) from error
+
+
+def _patterns(folder: Path, name: str, split: str) -> list[str]:
+    """Return the path patterns of a config's files, from the repository's README.md: its only split, or `split`."""
+    path = folder / "README.md"
+    try:
+        header = path.read_text(encoding="utf-8").split("---\n")[1]
+        configs = {entry["config_name"]: entry["data_files"] for entry in yaml.safe_load(header)["configs"]}
+    except (OSError, ValueError, IndexError, KeyError, TypeError, yaml.YAMLError) as error:
+        remedy = "choose another source with dataset.sources or dataset.path"
+        raise bad(path, None, "no readable `configs` in its header", "config names and data files", remedy) from error
+    if name not in configs:
+        raise bad(path, None, f"no config {name!r}", "it", nearest(name, configs))
+    found = configs[name]
+    splits = {"": found} if isinstance(found, str) else {entry["split"]: entry["path"] for entry in found}
+    if len(splits) > 1 and split not in splits:
+        raise bad(path, None, f"no split {split!r} in config {name!r}", "it", nearest(split, splits))
+    wanted = splits[split] if split in splits else next(iter(splits.values()))
+    return [wanted] if isinstance(wanted, str) else list(wanted)
+
+
+def _files(folder: Path, patterns: Sequence[str], copy: HubCopy) -> tuple[Path, ...]:
+    """Return the files of these patterns, sorted by name; raise DatasetError when one is missing."""
+    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    remedy = f"fetch {copy.repo} again with the network on"
+    for pattern in patterns:
+        found = [name for name in names if fnmatch(name, pattern)]
+        wanted = max((int(match[1]) for name in found if (match := _NUMBERED.search(name))), default=1)
+        if len(found) < wanted:
+            raise bad(folder, None, f"{len(found)} of the files {pattern}", f"{wanted} or more of them", remedy)
+    return tuple(folder / name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
+
+
+def _read_queries(files: Sequence[Path]) -> Iterator[Query]:
+    seen: set[str] = set()
+    for path in files:
+        for number, row in _rows(path, 0, needed=("text",), ids=_IDS)[1]:
+            query = Query(_text(path, number, "id", row["id"]), _text(path, number, "text", row["text"]))
+            if query.id in seen or not query.text.strip():
+                got = f"query {query.id!r} {'again' if query.id in seen else 'with empty text'}"
+                raise bad(path, number, got, "every query once, with text", "choose another source or repair the copy")
+            seen.add(query.id)
+            yield query
+
+
+def _read_qrels(files: Sequence[Path]) -> dict[str, dict[str, int]]:
+    qrels: dict[str, dict[str, int]] = {}
+    for path in files:
+        for number, row in _rows(path, 0, needed=("query-id", "corpus-id", "score"))[1]:
+            score = row["score"]
+            if isinstance(score, bool) or not isinstance(score, (int, float)) or score != int(score):
+                raise bad(path, number, f"score {shown(score)}", "a whole number", "choose another source")
+            document_id = _text(path, number, "corpus-id", row["corpus-id"])
+            judged = qrels.setdefault(_text(path, number, "query-id", row["query-id"]), {})
+            if judged.setdefault(document_id, int(score)) != score:
+                got = f"grades {judged[document_id]} and {int(score)} for one query and document {document_id!r}"
+                raise bad(path, number, got, "one grade for a pair", "choose another source")
+    return qrels
+
+
+def _rows(
+    path: Path, skip: int, *, needed: Sequence[str], optional: Sequence[str] = (), ids: Sequence[str] = ()
+) -> tuple[int, Iterator[tuple[int, Mapping[str, Any]]]]:
+    """Return how many rows were passed over undecoded (at most `skip`), and the others with their numbers from 1.
+
+    With `ids`, the first of these columns that is there is the row's `id`.
+    """
+    if path.suffix == ".parquet":
+        return _parquet_rows(path, skip, needed=needed, optional=optional, ids=ids)
+    if path.name.removesuffix(".gz").endswith(".jsonl"):
+        return 0, _json_rows(path, needed=needed, ids=ids)
+    got = f"a file of kind {path.suffix or 'none'}"
+    raise bad(path, None, got, "a .parquet, .jsonl or .jsonl.gz file", "choose another source with dataset.sources")
+
+
+def _json_rows(path: Path, *, needed: Sequence[str], ids: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    for number, line in read_lines(path):
+        row = json_object(path, number, line)
+        names = _columns(path, number, list(row), needed=needed, optional=(), ids=ids)
+        yield number, row if not ids else {**row, "id": row[names[-1]]}
+
+
+def _parquet_rows(
+    path: Path, skip: int, *, needed: Sequence[str], optional: Sequence[str], ids: Sequence[str]
+) -> tuple[int, Iterator[tuple[int, Mapping[str, Any]]]]:
+    import pyarrow as pa
+    from pyarrow.parquet import ParquetFile
+
+    remedy = "delete it and fetch the dataset again"
+    try:
+        file = ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise bad(path, None, f"no whole Parquet file ({error})", "one", remedy) from error
+    names = _columns(path, None, file.schema_arrow.names, needed=needed, optional=optional, ids=ids)
+    skipped = group = 0
+    while group < file.num_row_groups and skipped + file.metadata.row_group(group).num_rows <= skip:
+        skipped += file.metadata.row_group(group).num_rows
+        group += 1
+
+    def rows() -> Iterator[tuple[int, Mapping[str, Any]]]:
+        number = skipped
+        try:
+            for each in range(group, file.num_row_groups):  # all at once would hold several row groups
+                for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[each], columns=names):
+                    for row in batch.to_pylist():
+                        number += 1
+                        yield number, row if not ids else {**row, "id": row[names[-1]]}
+        except (pa.ArrowException, OSError) as error:
+            raise bad(path, number, f"damaged data after this row ({error})", "a whole file", remedy) from error
+
+    return skipped, rows()
+
+
+def _columns(  # noqa: PLR0913 (one caller per file format)
+    path: Path,
+    number: int | None,
+    there: Sequence[str],
+    *,
+    needed: Sequence[str],
+    optional: Sequence[str],
+    ids: Sequence[str],
+) -> list[str]:
+    """Return the columns to read, the id's last; raise DatasetError when one is missing."""
+    names = [*needed, *(name for name in optional if name in there)]
+    names += [name for name in ids if name in there][:1]
+    if missing := [name for name in needed if name not in there]:
+        wanted = f"columns {', '.join(needed)}"
+        raise bad(path, number, f"no column {missing[0]!r} among {shown(list(there))}", wanted, "choose another source")
+    if ids and not any(name in there for name in ids):
+        wanted = f"one of {', '.join(ids)}"
+        raise bad(path, number, f"no id among the columns {shown(list(there))}", wanted, "choose another source")
+    return names
+
+
+def _text(path: Path, number: int, key: str, value: object) -> str:
+    if isinstance(value, int) and key != "text":
+        value = str(value)
+    identifier = key not in ("text", "title")
+    if not isinstance(value, str) or (identifier and value.split() != [value]):
+        wanted = "an id without white space" if identifier else "text"
+        raise bad(path, number, f"{key} {shown(value)}", wanted, "choose another source or repair the copy")
+    return value

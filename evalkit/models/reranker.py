@@ -1,0 +1,122 @@
+"""A re-ranker reads a query and a document together and gives one score; it has no vectors to store.
+
+Shapes: B pairs of a batch, T tokens of the longest.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from evalkit.config import RerankerConfig
+from evalkit.errors import ModelError
+from evalkit.models import backbones
+from evalkit.models.checkpoint import Checkpoint, resolve
+from evalkit.models.encoder import DTYPES
+from evalkit.models.tokens import Vocabulary, load_vocabulary
+
+_RENAMES = (
+    (re.compile(r"^roberta\.emb_ln\."), "roberta.embeddings.LayerNorm."),
+    (re.compile(r"^roberta\.encoder\.layers\."), "roberta.encoder.layer."),
+    (re.compile(r"\.mixer\.out_proj\."), ".attention.output.dense."),
+    (re.compile(r"\.norm1\."), ".attention.output.LayerNorm."),
+    (re.compile(r"\.mlp\.fc1\."), ".intermediate.dense."),
+    (re.compile(r"\.mlp\.fc2\."), ".output.dense."),
+    (re.compile(r"\.norm2\."), ".output.LayerNorm."),
+)
+"""From the flash-attention layout of the repository to transformers' XLM-R."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reranker:
+    """A loaded re-ranker on one device."""
+
+    config: RerankerConfig
+    checkpoint: Checkpoint
+    module: nn.Module
+    vocabulary: Vocabulary
+    device: torch.device
+
+    def pairs(self, query: str, documents: Sequence[str]) -> list[list[int]]:
+        """Return the ids of `<s> query </s></s> document </s>` for each document, the longer side cut first."""
+        vocabulary = self.vocabulary
+        (asked,) = vocabulary.tokenizer.encode_batch_fast([query], add_special_tokens=False)
+        read = vocabulary.tokenizer.encode_batch_fast(list(documents), add_special_tokens=False)
+        first, last = vocabulary.first, vocabulary.last
+        pairs = []
+        for encoding in read:
+            of_query, of_document = shares(len(asked.ids), len(encoding.ids), room=self.config.max_tokens - 4)
+            pairs.append([first, *asked.ids[:of_query], last, last, *encoding.ids[:of_document], last])
+        return pairs
+
+    @torch.inference_mode()
+    def scores(self, pairs: Sequence[Sequence[int]]) -> list[float]:
+        """Return the fp32 logit of each pair, padded into one batch. Raises ModelError for one that is not finite.
+
+        The sigmoid that some libraries apply keeps the order and loses the differences between the best.
+        """
+        width, pad = max(map(len, pairs)), self.vocabulary.pad
+        ids_BT = torch.tensor([[*pair, *[pad] * (width - len(pair))] for pair in pairs], device=self.device)
+        attended_BT = torch.arange(width, device=self.device) < torch.tensor(
+            [[len(pair)] for pair in pairs], device=self.device
+        )
+        logits: Tensor = self.module(input_ids=ids_BT, attention_mask=attended_BT.long()).logits
+        if not bool(torch.isfinite(logits).all()):
+            msg = f"re-ranker {self.config.name} gave a score that is not finite; rerun with reranker.dtype=float32"
+            raise ModelError(msg)
+        return [float(score) for score in logits[:, 0].float().tolist()]
+
+
+def shares(query: int, document: int, *, room: int) -> tuple[int, int]:
+    """Return how many tokens of each side fit when the longer side is cut first.
+
+    >>> shares(10, 500, room=100), shares(80, 500, room=100), shares(80, 10, room=100)
+    ((10, 90), (50, 50), (80, 10))
+    """
+    if query + document <= room:
+        return query, document
+    shorter = min(query, document)
+    if shorter > room // 2:
+        return (room // 2, room - room // 2) if query <= document else (room - room // 2, room // 2)
+    return (query, room - query) if query <= document else (room - document, document)
+
+
+def load_reranker(config: RerankerConfig, *, device: torch.device) -> Reranker:
+    """Load a re-ranker. Raises ModelError for a checkpoint that is missing, damaged or of another architecture."""
+    from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
+
+    checkpoint = resolve(config.checkpoint, allow_pickle=config.allow_pickle)
+    values, origin = checkpoint.config(), checkpoint.origin
+    if values.get("model_type") not in (None, "xlm-roberta"):
+        msg = f"{origin}: config.json has model_type {values['model_type']!r}, wanted xlm-roberta for a re-ranker"
+        raise ModelError(msg)
+    names = [*backbones.ARCHITECTURE_KEYS, "hidden_act"]
+    native = XLMRobertaConfig(**backbones.config_values(values, names, origin=origin), id2label={0: "relevance"})
+    renamed = dict(_native_names(backbones.read_tensors(checkpoint)))
+    module = backbones.filled(XLMRobertaForSequenceClassification, native, renamed, origin=origin)
+    return Reranker(
+        config=config,
+        checkpoint=checkpoint,
+        module=module.to(device=device, dtype=DTYPES[config.dtype]),
+        vocabulary=load_vocabulary(checkpoint),
+        device=device,
+    )
+
+
+def _native_names(tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
+    """Yield transformers' name for each tensor; the fused Wqkv is cut into its rows [q; k; v]."""
+    for name, tensor in tensors.items():
+        renamed = name
+        for pattern, replacement in _RENAMES:
+            renamed = pattern.sub(replacement, renamed)
+        if renamed.endswith(".position_ids") or renamed.startswith("roberta.pooler."):
+            continue
+        if ".mixer.Wqkv." in renamed:
+            for part, piece in zip(("query", "key", "value"), tensor.chunk(3, dim=0), strict=True):
+                yield renamed.replace(".mixer.Wqkv.", f".attention.self.{part}."), piece
+        else:
+            yield renamed, tensor

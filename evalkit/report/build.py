@@ -1,0 +1,126 @@
+"""From the files under results/ to every table, export and the page: the same files give the same bytes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import yaml
+
+from evalkit import paths, published, results
+from evalkit.config import configs_dir
+from evalkit.errors import ScoreError
+from evalkit.report import card, exports, page, sheets, table
+from evalkit.results import CellScores
+
+
+class Report(NamedTuple):
+    """Everything that a report says."""
+
+    cells: tuple[CellScores, ...]
+    files: Mapping[str, bytes]
+    """By path below the output folder."""
+    problems: tuple[str, ...]
+    """What kept a run out of the tables; the rest is made all the same."""
+    unwaived: tuple[str, ...]
+    """The cells that are HIGHER or LOWER without a waiver."""
+    rows: tuple[table.Row, ...]
+
+
+def build(results_dir: Path) -> Report:
+    """Read a results folder and make every file of the report, in memory. Raises ScoreError for bad waivers."""
+    found = results.collect(results_dir, checksums=_checksums())
+    waivers, deviations = card.read_waivers(results_dir), card.read_deviations(results_dir)
+    judged = card.judge(found.cells, waivers=waivers, deviations=deviations)
+    tables = card.card_tables(judged)
+    board = card.leaderboard(tables, found.cells)
+    per_query, problems = _per_query(results_dir, found)
+    used = {one.waiver for one in judged if one.waiver is not None}
+    problems += [
+        f"{results_dir / 'waivers.yaml'}: the waiver of {waiver.system} on {waiver.dataset} waives nothing; remove it"
+        for waiver in waivers
+        if waiver not in used
+    ]
+    runs = "# Measured runs\n\n" + table.markdown(table.rows(found.cells, deviations=deviations))
+    files: dict[str, str] = {
+        "tables/runs.md": runs,
+        "tables/runs.csv": sheets.csv_text(
+            ("run_id", "system", "dim", "dataset", "split", "queries", "metric", "value"), sheets.run_rows(found.cells)
+        ),
+        "tables/cells.csv": sheets.csv_text(sheets.LONG_COLUMNS, sheets.long_rows(judged)),
+    }
+    for sheet in (*map(sheets.card_sheet, tables), sheets.leaderboard_sheet(board), sheets.dims_sheet(found.cells)):
+        files[f"tables/{sheet.name}.md"] = sheets.markdown(sheet)
+        files[f"tables/{sheet.name}.csv"] = sheets.csv_sheet(sheet)
+        files[f"tables/{sheet.name}.tex"] = sheets.latex(sheet)
+    files |= {f"tables/mteb/{name}": text for name, text in exports.mteb_files(found.cells).items()}
+    files |= {f"tables/model-index/{name}": text for name, text in exports.model_index(found.cells).items()}
+    files["site/index.html"] = page.render(
+        page.Material(found.cells, judged, tables, board, published.audit(), per_query, tuple(problems))
+    )
+    unwaived = tuple(
+        f"{one.score.system} on {one.score.dataset}: {one.score.metric} {sheets.fixed(one.measured, 5)} is "
+        f"{one.verdict.label} than {one.score.source}'s {sheets.fixed(one.score.value, one.score.digits)}"
+        for one in judged
+        if one.verdict.label in ("HIGHER", "LOWER") and one.waiver is None
+    )
+    return Report(
+        found.cells,
+        {name: text.encode() for name, text in files.items()},
+        tuple(problems),
+        unwaived,
+        tuple(table.rows(found.cells, deviations=deviations)),
+    )
+
+
+def write(report: Report, out: Path) -> None:
+    """Write every file of a report that is not there already with the same bytes, and delete tables of runs gone."""
+    for name in _stale(report, out):
+        (out / name).unlink()
+    for name, data in report.files.items():
+        path = out / name
+        if not path.is_file() or path.read_bytes() != data:
+            paths.write_whole(path, data)
+
+
+def drifted(report: Report, out: Path) -> tuple[str, ...]:
+    """Return a line for every file that is not what the results say."""
+    lines = [f"{out / name}: should not be there" for name in _stale(report, out)]
+    for name, data in report.files.items():
+        path = out / name
+        if not path.is_file():
+            lines.append(f"{path}: is missing")
+        elif path.read_bytes() != data:
+            lines.append(f"{path}: is not what the results say")
+    return tuple(lines)
+
+
+def _stale(report: Report, out: Path) -> list[str]:
+    """Return the exports below an output folder that belong to no run any more; other files are left alone."""
+    exported = [path for name in ("mteb", "model-index") for path in sorted((out / "tables" / name).rglob("*.*"))]
+    names = [str(path.relative_to(out)) for path in exported if path.is_file()]
+    return [name for name in names if name not in report.files]
+
+
+def _per_query(results_dir: Path, found: results.Collected) -> tuple[page.PerQuery, list[str]]:
+    """Return each run's values by query, and the problems known so far with those of damaged files."""
+    per_query, problems = {}, list(found.problems)
+    for cell in found.cells:
+        try:
+            path = paths.run_dir(results_dir, cell.run_id) / results.PER_QUERY
+            per_query[cell.run_id] = results.read_per_query(path)
+        except ScoreError as error:
+            problems.append(str(error))
+    return per_query, problems
+
+
+def _checksums() -> dict[str, str]:
+    """Return the corpus checksum of every dataset for which one is known."""
+    found = {}
+    for path in sorted((configs_dir() / "dataset").rglob("*.yaml")):
+        text = path.read_text(encoding="utf-8")
+        if "\nchecksum: " in text and "\nchecksum: null" not in text:
+            values = yaml.safe_load(text)
+            found[str(values["name"])] = str(values["checksum"])
+    return found

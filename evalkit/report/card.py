@@ -1,0 +1,310 @@
+"""The card's tables and the leaderboard as values: every published cell beside what was measured of it.
+
+A pure function of finished cells, published scores, waivers and deviations; nothing is rounded here.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from evalkit import published
+from evalkit.errors import ScoreError
+from evalkit.published import CARD, PublishedScore, Verdict
+from evalkit.results import CellScores
+
+TITLES = {
+    "beir": "BEIR",
+    "msmarco": "MS MARCO",
+    "miracl": "MIRACL",
+    "mmarco": "mMARCO",
+    "matryoshka": "Matryoshka",
+}
+"""The card's tables, in the card's order."""
+FAMILIES = {"xquad": "XQuAD"}
+"""What other families of datasets are called, where not by their first name."""
+
+
+class Waiver(NamedTuple):
+    """A HIGHER or LOWER cell that is known, and why it may stand."""
+
+    system: str
+    dim: int | None
+    dataset: str
+    source: str
+    reason: str
+
+
+class Deviation(NamedTuple):
+    """How far re-runs of a cell were measured to differ from each other."""
+
+    system: str
+    dim: int | None
+    dataset: str
+    metric: str
+    value: float
+
+
+class Judged(NamedTuple):
+    """One published score beside the run that measured it, if any did."""
+
+    score: PublishedScore
+    cell: CellScores | None
+    verdict: Verdict
+    waiver: Waiver | None = None
+
+    @property
+    def measured(self) -> float | None:
+        """The measured value, or None where it was not run or not scored with this metric."""
+        return None if self.cell is None else self.cell.metrics.get(self.score.metric)
+
+    @property
+    def delta(self) -> float | None:
+        """Measured minus published."""
+        return None if self.measured is None else self.measured - self.score.value
+
+
+class System(NamedTuple):
+    """A column: a system at a dim; `dim` is None for a system without vectors."""
+
+    name: str
+    dim: int | None
+
+    @property
+    def label(self) -> str:
+        """The system's name, with its dim where it has one."""
+        return self.name if self.dim is None else f"{self.name} ({self.dim})"
+
+
+class Average(NamedTuple):
+    """The mean over a table's rows of one system: as stated, as its rows give it, as measured."""
+
+    metric: str
+    stated: float | None
+    digits: int
+    of_rows: float
+    measured: float | None
+    """None unless every row was measured under the published protocol: a part is not the whole."""
+    rows_measured: int
+    datasets: tuple[str, ...]
+
+
+class CardTable(NamedTuple):
+    """One table of the card."""
+
+    name: str
+    title: str
+    protocol: str
+    rows: tuple[tuple[str, str], ...]
+    """(dataset, metric), in the card's order."""
+    systems: tuple[System, ...]
+    cells: Mapping[tuple[str, System], Judged]
+    averages: Mapping[System, Average]
+
+
+def judge(
+    cells: Iterable[CellScores], *, waivers: Sequence[Waiver] = (), deviations: Sequence[Deviation] = ()
+) -> tuple[Judged, ...]:
+    """Return every published score of every source with its verdict."""
+    by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in cells}
+    waived = {(waiver.system, waiver.dim, waiver.dataset, waiver.source): waiver for waiver in waivers}
+    spread = {(found.system, found.dim, found.dataset, found.metric): found.value for found in deviations}
+    judged = []
+    for score in published.published_scores():
+        cell = by_cell.get((score.system, score.dim, score.dataset))
+        verdict = verdict_on(
+            cell, score, deviation=spread.get((score.system, score.dim, score.dataset, score.metric), 0.0)
+        )
+        waiver = waived.get((score.system, score.dim, score.dataset, score.source))
+        judged.append(Judged(score, cell, verdict, waiver if verdict.label in ("HIGHER", "LOWER") else None))
+    return tuple(judged)
+
+
+def verdict_on(cell: CellScores | None, score: PublishedScore, *, deviation: float = 0.0) -> Verdict:
+    """Return the verdict on a run, if there is one, with every setting in which it is known to differ."""
+    if cell is None or score.metric not in cell.metrics:
+        return published.verdict(None, score)
+    differs = (*cell.deviations, *published.differing(score, cell.protocol, cell.split))
+    return published.verdict(
+        cell.metrics[score.metric], score, deviation=deviation, declared_loss=score.index_loss, differs=differs
+    )
+
+
+def card_tables(judged: Iterable[Judged]) -> tuple[CardTable, ...]:
+    """Return the card's five tables."""
+    by_table: dict[str, list[Judged]] = {name: [] for name in TITLES}
+    for found in judged:
+        if found.score.source == CARD:
+            by_table[found.score.table].append(found)
+    stated = {(average.table, average.system, average.dim): average for average in published.stated_averages()}
+    tables = []
+    for name, members in by_table.items():
+        # The Matryoshka table has MS MARCO's MRR behind the five that its average stands over.
+        pairs = dict.fromkeys((found.score.dataset, found.score.metric) for found in members)
+        rows = tuple(sorted(pairs, key=lambda pair: name == "matryoshka" and pair[1] == "mrr@10"))
+        systems = tuple(dict.fromkeys(System(found.score.system, found.score.dim) for found in members))
+        cells = {(found.score.dataset, System(found.score.system, found.score.dim)): found for found in members}
+        averages = {}
+        for system in systems:
+            said = stated.get((name, *system))
+            datasets = tuple(said.rows) if said else tuple(dataset for dataset, _ in rows)
+            if len(datasets) > 1:
+                averages[system] = _average(
+                    [cells[dataset, system] for dataset in datasets if (dataset, system) in cells],
+                    stated=said.value if said else None,
+                )
+        protocol = "; ".join(dict.fromkeys(found.score.protocol for found in members))
+        tables.append(CardTable(name, TITLES[name], protocol, rows, systems, cells, averages))
+    return tuple(tables)
+
+
+def _average(members: Sequence[Judged], *, stated: float | None) -> Average:
+    faithful = [
+        found.measured for found in members if found.measured is not None and found.verdict.label != "PROTOCOL-DIFFERS"
+    ]
+    return Average(
+        metric=members[0].score.metric,
+        stated=stated,
+        digits=members[0].score.digits,
+        of_rows=math.fsum(found.score.value for found in members) / len(members),
+        measured=math.fsum(faithful) / len(faithful) if len(faithful) == len(members) else None,
+        rows_measured=len(faithful),
+        datasets=tuple(found.score.dataset for found in members),
+    )
+
+
+class Standing(NamedTuple):
+    """One system's place on one collection: published and measured means over exactly the named datasets."""
+
+    published: float | None
+    measured: float | None
+    measured_on: tuple[str, ...]
+
+
+class Collection(NamedTuple):
+    """A column of the leaderboard: datasets whose main metric is averaged."""
+
+    name: str
+    title: str
+    metric: str
+    datasets: tuple[str, ...]
+
+
+class Leaderboard(NamedTuple):
+    """Every system by collection."""
+
+    collections: tuple[Collection, ...]
+    systems: tuple[System, ...]
+    standings: Mapping[tuple[System, str], Standing]
+
+
+def leaderboard(tables: Sequence[CardTable], cells: Sequence[CellScores]) -> Leaderboard:
+    """Put every system, the card's and the measured ones, side by side; first by the published mean on BEIR."""
+    collections = [
+        Collection(table.name, table.title, table.rows[0][1], tuple(dataset for dataset, _ in table.rows))
+        for table in tables
+        if table.name != "matryoshka"
+    ]
+    known = {dataset for collection in collections for dataset in collection.datasets}
+    families: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        if cell.dataset not in known:
+            family = families.setdefault((cell.dataset.partition("/")[0], cell.main_metric), [])
+            family += [] if cell.dataset in family else [cell.dataset]
+    collections += [
+        Collection(f"{name} {metric}", FAMILIES.get(name, name), metric, tuple(sorted(datasets)))
+        for (name, metric), datasets in sorted(families.items())
+    ]
+    by_name = {table.name: table for table in tables}
+    systems = {System(*key) for table in tables for key in table.systems} | {
+        System(cell.model, cell.dim) for cell in cells
+    }
+    standings = {
+        (system, collection.name): _standing(system, collection, by_name.get(collection.name), cells, tables)
+        for system in systems
+        for collection in collections
+    }
+    order = [collection.name for collection in collections]
+
+    def rank(system: System) -> tuple[Any, ...]:
+        values = [standings[system, name] for name in order]
+        best = [-(found.published if found.published is not None else found.measured or 0.0) for found in values]
+        return (*best, system.name, system.dim or 0)
+
+    return Leaderboard(tuple(collections), tuple(sorted(systems, key=rank)), standings)
+
+
+def _standing(
+    system: System,
+    collection: Collection,
+    table: CardTable | None,
+    cells: Sequence[CellScores],
+    tables: Sequence[CardTable],
+) -> Standing:
+    said = table.averages[system].stated if table is not None and system in table.averages else None
+    if len(collection.datasets) == 1:  # MS MARCO at the smaller dims stands in the Matryoshka table
+        (dataset,) = collection.datasets
+        found = [other.cells[dataset, system].score for other in tables if (dataset, system) in other.cells]
+        said = found[0].value if found else None
+    values = {
+        cell.dataset: cell.metrics[collection.metric]
+        for cell in cells
+        if System(cell.model, cell.dim) == system
+        and cell.dataset in collection.datasets
+        and collection.metric in cell.metrics
+        and not _unfaithful(cell, table, system)
+    }
+    whole = len(values) == len(collection.datasets)
+    return Standing(said, math.fsum(values.values()) / len(values) if whole else None, tuple(sorted(values)))
+
+
+def _unfaithful(cell: CellScores, table: CardTable | None, system: System) -> bool:
+    """Whether a run is known to be of another protocol than the card's, or of another corpus."""
+    found = table.cells.get((cell.dataset, system)) if table else None
+    return bool(cell.deviations) or (found is not None and found.verdict.label == "PROTOCOL-DIFFERS")
+
+
+def read_waivers(results_dir: Path) -> tuple[Waiver, ...]:
+    """Return the waivers of a results folder (waivers.yaml). Raises ScoreError unless each has its reason."""
+    path = results_dir / "waivers.yaml"
+    wanted = "wanted a list of {system, dim, dataset, source, reason}, each reason a sentence"
+    return tuple(
+        Waiver(**entry)
+        for entry in _entries(path, set(Waiver._fields), wanted)
+        if _checked(isinstance(entry["reason"], str) and entry["reason"].strip(), path, entry, wanted)
+    )
+
+
+def read_deviations(results_dir: Path) -> tuple[Deviation, ...]:
+    """Return the measured re-run deviations of a results folder (deviations.yaml). Raises ScoreError for others."""
+    path = results_dir / "deviations.yaml"
+    wanted = "wanted a list of {system, dim, dataset, metric, value}, each value a number from 0 to 1"
+    return tuple(
+        Deviation(**entry)
+        for entry in _entries(path, set(Deviation._fields), wanted)
+        if _checked(type(entry["value"]) in (int, float) and 0 <= entry["value"] <= 1, path, entry, wanted)
+    )
+
+
+def _entries(path: Path, names: set[str], wanted: str) -> list[dict[str, Any]]:
+    if not path.is_file():
+        return []
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8")) or []
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        msg = f"{path}: not YAML ({' '.join(str(error).split())}); {wanted}"
+        raise ScoreError(msg) from error
+    for entry in entries if isinstance(entries, list) else [entries]:
+        _checked(isinstance(entry, dict) and set(entry) == names, path, entry, wanted)
+    return list(entries)
+
+
+def _checked(holds: object, path: Path, entry: object, wanted: str) -> bool:
+    if not holds:
+        msg = f"{path}: got {entry!r}, {wanted}"
+        raise ScoreError(msg)
+    return True

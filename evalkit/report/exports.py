@@ -1,0 +1,155 @@
+"""Measured scores in other projects' forms: MTEB's result JSON and the Hugging Face `model-index` block."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from evalkit.published import rounded
+from evalkit.results import CellScores
+
+MTEB_VERSION = "2.0.0"
+"""The release whose result schema is followed; its reader wants to be told."""
+TASKS = {
+    "beir/nfcorpus": "NFCorpus",
+    "beir/fiqa": "FiQA2018",
+    "beir/trec-covid": "TRECCOVID",
+    "beir/arguana": "ArguAna",
+    "beir/quora": "QuoraRetrieval",
+    "beir/scidocs": "SCIDOCS",
+    "beir/scifact": "SciFact",
+    "beir/webis-touche2020": "Touche2020",
+    "beir/dbpedia-entity": "DBPedia",
+    "beir/fever": "FEVER",
+    "beir/climate-fever": "ClimateFEVER",
+    "beir/hotpotqa": "HotpotQA",
+    "beir/nq": "NQ",
+    "msmarco/dev-small": "MSMARCO",
+}
+FAMILIES = {"miracl": "MIRACLRetrieval", "xquad": "XQuADRetrieval", "mmarco": "mMARCO"}
+"""Tasks with one subset per language; mMARCO is none of MTEB's own."""
+LANGUAGES = {
+    "ar": "ara-Arab",
+    "bn": "ben-Beng",
+    "de": "deu-Latn",
+    "en": "eng-Latn",
+    "es": "spa-Latn",
+    "fa": "fas-Arab",
+    "fi": "fin-Latn",
+    "fr": "fra-Latn",
+    "hi": "hin-Deva",
+    "id": "ind-Latn",
+    "it": "ita-Latn",
+    "ja": "jpn-Jpan",
+    "ko": "kor-Hang",
+    "nl": "nld-Latn",
+    "pt": "por-Latn",
+    "ru": "rus-Cyrl",
+    "sw": "swa-Latn",
+    "te": "tel-Telu",
+    "th": "tha-Thai",
+    "vi": "vie-Latn",
+    "yo": "yor-Latn",
+    "zh": "zho-Hans",
+}
+
+
+def task_of(dataset: str) -> tuple[str, str]:
+    """Return MTEB's task and subset of a dataset; an unknown dataset keeps its name.
+
+    >>> task_of("miracl/sw"), task_of("beir/fiqa"), task_of("demo")
+    (('MIRACLRetrieval', 'sw'), ('FiQA2018', 'default'), ('demo', 'default'))
+    """
+    if dataset in TASKS:
+        return TASKS[dataset], "default"
+    family, _, language = dataset.partition("/")
+    return (FAMILIES[family], language) if family in FAMILIES and language else (dataset.replace("/", "-"), "default")
+
+
+def mteb_name(metric: str) -> str:
+    """Return a metric as MTEB spells it.
+
+    >>> mteb_name("ndcg@10")
+    'ndcg_at_10'
+    """
+    return metric.replace("@", "_at_")
+
+
+def mteb_files(cells: Sequence[CellScores]) -> dict[str, str]:
+    """Return MTEB's result files by path, `model/revision/Task.json`, and each model's model_meta.json."""
+    grouped: dict[tuple[str, str, str], list[CellScores]] = {}
+    for cell in cells:
+        grouped.setdefault((model_name(cell), revision(cell), task_of(cell.dataset)[0]), []).append(cell)
+    files = {}
+    for (model, version, task), members in sorted(grouped.items()):
+        scores: dict[str, list[dict[str, Any]]] = {}
+        for cell in members:
+            scores.setdefault(cell.split, []).append(_entry(cell))
+        result = {
+            "dataset_revision": "+".join(dict.fromkeys(_corpus(cell) for cell in members)),
+            "task_name": task,
+            "mteb_version": MTEB_VERSION,
+            "scores": scores,
+            "evaluation_time": round(sum(sum(_seconds(cell.wall_s)) for cell in members), 3),
+            "kg_co2_emissions": None,
+        }
+        files[f"{model}/{version}/{task}.json"] = _json(result)
+        meta = {"name": f"evalkit/{model}", "revision": version, "languages": None, "loader": None}
+        files[f"{model}/{version}/model_meta.json"] = _json(meta)
+    return files
+
+
+def _entry(cell: CellScores) -> dict[str, Any]:
+    _, subset = task_of(cell.dataset)
+    metrics = {mteb_name(metric): rounded(value, 5) for metric, value in sorted(cell.metrics.items())}
+    main = rounded(cell.metrics[cell.main_metric], 5)
+    languages = [LANGUAGES[cell.language]] if cell.language in LANGUAGES else [cell.language]
+    return {**metrics, "main_score": main, "hf_subset": subset, "languages": languages}
+
+
+def _seconds(wall_s: Mapping[str, float]) -> list[float]:
+    return [wall_s[name] for name in ("encode_and_search", "score") if name in wall_s]
+
+
+def _corpus(cell: CellScores) -> str:
+    return f"xxh3:{cell.protocol.get('corpus')}"
+
+
+def model_name(cell: CellScores) -> str:
+    """Return a system's name with its dim, as a folder can be called."""
+    return cell.model.replace("/", "__") + ("" if cell.dim is None else f"-{cell.dim}")
+
+
+def revision(cell: CellScores) -> str:
+    """Return the checkpoint's revision where it has one."""
+    checkpoint = cell.environment.get("checkpoint") or {}
+    return str(checkpoint.get("revision") or "no_revision_available")
+
+
+def model_index(cells: Sequence[CellScores]) -> dict[str, str]:
+    """Return a `model-index` block per system, as YAML for the head of its model card."""
+    grouped: dict[str, list[CellScores]] = {}
+    for cell in cells:
+        grouped.setdefault(model_name(cell), []).append(cell)
+    files = {}
+    for name, members in sorted(grouped.items()):
+        block = {"model-index": [{"name": name, "results": [_result(cell) for cell in members]}]}
+        files[f"{name}.yaml"] = yaml.safe_dump(block, sort_keys=False, allow_unicode=True)
+    return files
+
+
+def _result(cell: CellScores) -> dict[str, Any]:
+    task, subset = task_of(cell.dataset)
+    dataset = {"type": cell.dataset, "name": task, "config": subset, "split": cell.split, "revision": _corpus(cell)}
+    metrics = [
+        {"type": mteb_name(metric), "value": rounded(value, 5), "name": metric}
+        for metric, value in sorted(cell.metrics.items(), key=lambda item: (item[0] != cell.main_metric, item[0]))
+    ]
+    return {"task": {"type": "retrieval", "name": "Retrieval"}, "dataset": dataset, "metrics": metrics}
+
+
+def _json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, ensure_ascii=False, allow_nan=False, indent=2) + "\n"

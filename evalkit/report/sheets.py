@@ -1,0 +1,233 @@
+"""Sheets: tables of finished text, and their Markdown, CSV and LaTeX. The same sheet gives the same bytes."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from evalkit.compare import storage
+from evalkit.published import rounded
+from evalkit.report.card import Average, CardTable, Judged, Leaderboard
+from evalkit.report.table import ABSENT, METRICS, said, signed
+from evalkit.results import CellScores
+
+CARD_DIGITS = 3
+METRIC_NAMES = {"ndcg@10": "NDCG@10", "mrr@10": "MRR@10", "recall@100": "recall@100"}
+LONG_COLUMNS = (
+    *("table", "system", "dim", "dataset", "metric", "published", "source", "origin"),
+    *("measured", "delta", "verdict", "differs", "waived", "slip", "run_id"),
+)
+TEX = str.maketrans(
+    {
+        **{character: f"\\{character}" for character in "&%$#_{}"},
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "→": r"$\rightarrow$",
+        "≠": r"$\neq$",
+        "Δ": r"$\Delta$",
+        "–": "--",
+    }
+)
+
+
+class Sheet(NamedTuple):
+    """A table of text: a header, rows as wide as the header, and what is to be known of it."""
+
+    name: str
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    notes: tuple[str, ...]
+    long_names: Mapping[str, str] = {}
+    """What stands for a short name where there are no notes: in CSV, an average names its datasets itself."""
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """Return a number with so many decimals, rounded half up, or a dash.
+
+    >>> fixed(0.32545, 4), fixed(None, 3)
+    ('0.3255', '–')
+    """
+    return ABSENT if value is None else f"{rounded(value, digits):.{digits}f}"
+
+
+def card_sheet(table: CardTable) -> Sheet:
+    """Return one of the card's tables: a row per dataset, a column per system."""
+    header = ("dataset", "metric", *(system.label for system in table.systems))
+    rows = [
+        (dataset, METRIC_NAMES[metric], *(_cell(table.cells.get((dataset, system))) for system in table.systems))
+        for dataset, metric in table.rows
+    ]
+    averages = dict.fromkeys(average.datasets for average in table.averages.values())
+    for datasets in averages:
+        of = {system: average for system, average in table.averages.items() if average.datasets == datasets}
+        metric = next(iter(of.values())).metric
+        cells = (_average(of[system]) if system in of else ABSENT for system in table.systems)
+        rows.append((f"average of {len(datasets)}", METRIC_NAMES[metric], *cells))
+    notes = [f"Published by the card; protocol: {table.protocol}."]
+    notes += [f"The average of {len(datasets)} is over {', '.join(datasets)}." for datasets in averages]
+    notes += [
+        f"{found.score.system} on {found.score.dataset}: {_why(found)}"
+        for found in table.cells.values()
+        if found.score.slip or found.verdict.differs or found.waiver
+    ]
+    notes += [
+        f"The card states {fixed(average.stated, average.digits)} as the average of {system.label}; "
+        f"its rows give {fixed(average.of_rows, 4)}."
+        for system, average in table.averages.items()
+        if broken(average)
+    ]
+    notes.append("Published → measured VERDICT; a cell with the published score alone is NOT-RUN.")
+    long_names = {f"average of {len(datasets)}": f"average of {' '.join(datasets)}" for datasets in averages}
+    return Sheet(table.name, table.title, header, tuple(rows), tuple(notes), long_names)
+
+
+def broken(average: Average) -> bool:
+    """Whether a stated average does not follow from its rows."""
+    return average.stated is not None and rounded(average.of_rows, average.digits) != average.stated
+
+
+def _cell(found: Judged | None) -> str:
+    if found is None:
+        return ABSENT
+    value = fixed(found.score.value, found.score.digits)
+    if found.measured is None:
+        return value
+    return f"{value} → {fixed(found.measured, 5)} {found.verdict.label}"
+
+
+def _average(average: Average) -> str:
+    stated = fixed(average.stated, average.digits)
+    if average.measured is not None:
+        return f"{stated} → {fixed(average.measured, 5)}"
+    return (
+        f"{stated} ({average.rows_measured} of {len(average.datasets)} measured)" if average.rows_measured else stated
+    )
+
+
+def _why(found: Judged) -> str:
+    parts = [found.score.slip, said(found.verdict) if found.verdict.differs else ""]
+    parts.append(f"waived: {found.waiver.reason}" if found.waiver else "")
+    return "; ".join(filter(None, parts))
+
+
+def leaderboard_sheet(board: Leaderboard) -> Sheet:
+    """Return the leaderboard: a row per system, published and measured mean of each collection."""
+    header = ["system"]
+    notes: list[str] = []
+    long_names = {}
+    for collection in board.collections:
+        count = f"-{len(collection.datasets)}" if len(collection.datasets) > 1 else ""
+        name = f"{collection.title}{count} {METRIC_NAMES[collection.metric]}"
+        header += [f"{name} published", f"{name} measured"]
+        if len(collection.datasets) > 1:
+            notes.append(f"{collection.title}{count} is the mean over {', '.join(collection.datasets)}.")
+            for column in header[-2:]:
+                long_names[column] = f"{column} of {' '.join(collection.datasets)}"
+    rows: list[tuple[str, ...]] = []
+    for system in board.systems:
+        row = [system.label]
+        for collection in board.collections:
+            standing = board.standings[system, collection.name]
+            measured = fixed(standing.measured, 5)
+            if standing.measured is None and standing.measured_on:
+                measured = f"{len(standing.measured_on)} of {len(collection.datasets)}"
+            row += [fixed(standing.published, CARD_DIGITS), measured]
+        rows.append(tuple(row))
+    notes.append("A measured mean stands only where every one of its datasets was measured under the protocol.")
+    return Sheet("leaderboard", "Leaderboard", tuple(header), tuple(rows), tuple(notes), long_names)
+
+
+def dims_sheet(cells: Sequence[CellScores]) -> Sheet:
+    """Return quality beside storage for every measured cell that has vectors."""
+    header = ("system", "dim", "dataset", "metric", "value", "bytes per vector", "bytes per passage", "corpus MB")
+    rows: list[tuple[str, ...]] = []
+    for cell in sorted(cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0))):
+        if (size := storage(cell)) is not None:
+            what = (cell.model, str(cell.dim), cell.dataset, METRIC_NAMES[cell.main_metric])
+            corpus_mb = fixed(None if size.corpus is None else size.corpus / 1e6, 2)
+            quality = fixed(cell.metrics[cell.main_metric], 5)
+            rows.append((*what, quality, str(size.per_vector), fixed(size.per_passage, 0), corpus_mb))
+    return Sheet("dims", "Quality against storage", header, tuple(rows), ("Bytes of the vectors as stored.",))
+
+
+def long_rows(judged: Sequence[Judged]) -> list[tuple[str, ...]]:
+    """Return every published cell of every source as one tidy row each, NOT-RUN ones included."""
+    return [
+        (
+            found.score.table,
+            found.score.system,
+            "" if found.score.dim is None else str(found.score.dim),
+            found.score.dataset,
+            found.score.metric,
+            fixed(found.score.value, found.score.digits),
+            found.score.source,
+            found.score.origin,
+            "" if found.measured is None else fixed(found.measured, 5),
+            "" if found.delta is None else signed(found.delta, 5),
+            found.verdict.label,
+            "; ".join(found.verdict.differs),
+            found.waiver.reason if found.waiver else "",
+            found.score.slip,
+            found.cell.run_id if found.cell is not None and found.measured is not None else "",
+        )
+        for found in judged
+    ]
+
+
+def markdown(sheet: Sheet) -> str:
+    """Return a sheet as GitHub Markdown."""
+    lines = [f"# {sheet.title}", ""]
+    lines += [_line(sheet.header), _line(["---" if place < 1 else "--:" for place in range(len(sheet.header))])]
+    lines += [_line(row) for row in sheet.rows]
+    lines += ["", *(f"- {note}" for note in sheet.notes)]
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+
+
+def latex(sheet: Sheet) -> str:
+    """Return a sheet as a LaTeX table that wants the booktabs package."""
+    lines = [r"\begin{table}", rf"\caption{{{sheet.title.translate(TEX)}. {' '.join(sheet.notes).translate(TEX)}}}"]
+    lines += [rf"\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}", r"\toprule"]
+    lines += [_tex_line(sheet.header), r"\midrule", *(_tex_line(row) for row in sheet.rows), r"\bottomrule"]
+    return "\n".join([*lines, r"\end{tabular}", r"\end{table}"]) + "\n"
+
+
+def _tex_line(cells: Sequence[str]) -> str:
+    return " & ".join(cell.translate(TEX) for cell in cells) + r" \\"
+
+
+def csv_sheet(sheet: Sheet) -> str:
+    """Return a sheet as CSV, with averages that name their datasets."""
+    header = [sheet.long_names.get(name, name) for name in sheet.header]
+    return csv_text(header, [(sheet.long_names.get(row[0], row[0]), *row[1:]) for row in sheet.rows])
+
+
+def csv_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Return rows as CSV with line feeds."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(header)
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def run_rows(cells: Sequence[CellScores]) -> list[tuple[str, ...]]:
+    """Return every finished run's metrics as tidy rows, groups of queries among them."""
+    rows: list[tuple[str, ...]] = []
+    for cell in cells:
+        dim = "" if cell.dim is None else str(cell.dim)
+        parts: list[tuple[str, Mapping[str, float]]] = [("all", cell.metrics), *sorted(cell.groups.items())]
+        rows += [
+            (cell.run_id, cell.model, dim, cell.dataset, cell.split, queries, metric, fixed(means[metric], 5))
+            for queries, means in parts
+            for metric in METRICS
+            if metric in means
+        ]
+    return rows

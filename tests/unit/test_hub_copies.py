@@ -1,0 +1,255 @@
+"""Copies on the Hugging Face Hub, laid in its cache as the client lays them, and read with the network off."""
+
+from __future__ import annotations
+
+import gzip
+import hashlib
+import json
+import logging
+import tracemalloc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub.constants
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from evalkit import datasets
+from evalkit.config import DatasetConfig, HubCopy
+from evalkit.datasets.hub import HubCorpus, load_hub
+from evalkit.errors import DatasetError
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+README = """---
+configs:
+  - config_name: corpus
+    data_files: [{split: corpus, path: "corpus/corpus-*.parquet"}]
+  - config_name: queries
+    data_files: [{split: queries, path: queries.jsonl}]
+  - config_name: default
+    data_files: [{split: train, path: qrels/train.jsonl.gz}, {split: test, path: qrels/test.jsonl.gz}]
+---
+# A small copy
+"""
+CORPUS = [{"_id": f"d{n}", "title": f"Title {n}" if n % 2 else None, "text": f"text {n}"} for n in range(10)]
+
+
+def table(rows: list[dict[str, Any]]) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows), sink, row_group_size=3)
+    return sink.getvalue().to_pybytes()
+
+
+def lines(rows: list[dict[str, Any]]) -> bytes:
+    return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()
+
+
+def small_copy() -> dict[str, bytes]:
+    judged = [{"query-id": "q1", "corpus-id": "d7", "score": 2.0}, {"query-id": "q1", "corpus-id": "d0", "score": 0}]
+    return {
+        "README.md": README.encode(),
+        "corpus/corpus-00000-of-00002.parquet": table(CORPUS[:7]),
+        "corpus/corpus-00001-of-00002.parquet": table(CORPUS[7:]),
+        "queries.jsonl": lines([{"_id": "q0", "text": "unjudged"}, {"_id": "q1", "text": "judged"}]),
+        "qrels/train.jsonl.gz": gzip.compress(lines([{"query-id": "q0", "corpus-id": "d1", "score": 1}])),
+        "qrels/test.jsonl.gz": gzip.compress(lines(judged)),
+    }
+
+
+def lay(hub: Path, files: dict[str, bytes]) -> Path:
+    """Write refs, blobs and a snapshot of links to them, as huggingface_hub does."""
+    folder = hub / "datasets--owner--small"
+    (folder / "refs").mkdir(parents=True)
+    (folder / "refs" / "main").write_text(COMMIT, encoding="utf-8")
+    (folder / "blobs").mkdir()
+    snapshot = folder / "snapshots" / COMMIT
+    for name, content in files.items():
+        blob = folder / "blobs" / hashlib.sha256(content).hexdigest()
+        blob.write_bytes(content)
+        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
+        (snapshot / name).symlink_to(blob)
+    return snapshot
+
+
+@pytest.fixture
+def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    return tmp_path / "hub"
+
+
+def config(**changes: Any) -> DatasetConfig:
+    settings: dict[str, Any] = {
+        "name": "small",
+        "sources": ("hub",),
+        "hub": HubCopy(repo="owner/small", corpus="corpus", queries="queries", qrels="default", revision=COMMIT),
+        "split": "test",
+        "language": "en",
+        "drop_self": False,
+        "main_metric": "ndcg@10",
+    }
+    return DatasetConfig(**{**settings, **changes})
+
+
+def refusal(action: Callable[[], object]) -> str:
+    with pytest.raises(DatasetError) as caught:
+        action()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_a_copy_in_the_cache_is_read_without_the_network(hub: Path) -> None:
+    lay(hub, small_copy())
+    dataset = load_hub(config())
+    assert [(query.id, query.text) for query in dataset.queries] == [("q1", "judged")]
+    assert dataset.qrels == {"q1": {"d7": 2, "d0": 0}}
+    assert [tuple(document) for document in dataset.corpus.documents()] == [
+        (row["_id"], row["title"] or "", row["text"]) for row in CORPUS
+    ]
+    assert dataset.source == f"hub owner/small@{COMMIT}"
+
+
+def test_a_copy_without_a_pinned_revision_says_so_and_names_the_commit(hub: Path) -> None:
+    lay(hub, small_copy())
+    copy = HubCopy(repo="owner/small", corpus="corpus", queries="queries", qrels="default")
+    assert load_hub(config(hub=copy)).source == f"hub owner/small@{COMMIT} (not pinned)"
+
+
+def test_any_range_of_a_copy_is_that_slice_across_files_and_row_groups(hub: Path) -> None:
+    lay(hub, small_copy())
+    corpus = load_hub(config()).corpus
+    whole = list(corpus.documents())
+    for start in range(12):
+        for stop in (None, *range(12)):
+            assert list(corpus.documents(start, stop)) == whole[start:stop]
+
+
+def test_a_copy_has_a_fingerprint_of_commit_and_files(hub: Path) -> None:
+    snapshot = lay(hub, small_copy())
+    corpus = load_hub(config()).corpus
+    before = corpus.fingerprint()
+    assert corpus.fingerprint() == before
+    longer = snapshot / "corpus" / "corpus-00001-of-00002.parquet"
+    longer.unlink()
+    longer.write_bytes(table(CORPUS[7:] * 2))
+    assert corpus.fingerprint() != before
+    longer.unlink()
+    assert "got nothing at this path, wanted a file of the copy; fetch the dataset again" in refusal(corpus.fingerprint)
+
+
+def test_memory_stays_flat_while_a_parquet_copy_grows_tenfold(tmp_path: Path) -> None:
+    peaks, arrow_peaks = [], []
+    for count in (20_000, 200_000):
+        path = tmp_path / f"{count}.parquet"
+        rows = ({"_id": str(n), "text": f"some words of text {n}" * 5} for n in range(count))
+        pq.write_table(pa.Table.from_pylist(list(rows)), path, row_group_size=10_000)
+        before = pa.total_allocated_bytes()
+        arrow_peak = 0
+        tracemalloc.start()
+        for number, _ in enumerate(HubCorpus("owner/small@0", (path,)).documents()):
+            if number % 1000 == 0:
+                arrow_peak = max(arrow_peak, pa.total_allocated_bytes() - before)
+        peaks.append(tracemalloc.get_traced_memory()[1])
+        tracemalloc.stop()
+        arrow_peaks.append(arrow_peak)
+    assert peaks[1] < peaks[0] * 1.2
+    assert arrow_peaks[1] < arrow_peaks[0] * 1.2 + 1_000_000
+
+
+def test_a_source_that_fails_is_reported_and_the_next_is_used(
+    hub: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lay(hub, small_copy())
+    with caplog.at_level(logging.WARNING):
+        dataset = datasets.load(config(sources=("ir_datasets", "hub"), ir_datasets_id="beir/no-such-set"))
+    assert dataset.source.startswith("hub owner/small@")
+    (record,) = caplog.records
+    assert "dataset small: source ir_datasets failed, the next one is tried: ir_datasets_id='beir/no-such-set'" in (
+        record.getMessage()
+    )
+
+
+def test_when_every_source_fails_each_reason_is_given(hub: Path) -> None:
+    message = refusal(lambda: datasets.load(config(sources=("ir_datasets", "hub"), ir_datasets_id="beir/none")))
+    assert message.startswith("dataset small: got it from none of its sources, wanted one of ir_datasets, hub; ")
+    assert "; ir_datasets: ir_datasets_id='beir/none': got an id" in message
+    assert f"; hub: hub dataset owner/small@{COMMIT}: got " in message
+
+
+def test_a_source_that_can_be_read_but_deviates_is_refused_not_passed_over(hub: Path) -> None:
+    lay(hub, small_copy())
+    from evalkit.config import Counts
+
+    wanted = config(sources=("hub", "ir_datasets"), ir_datasets_id="beir/none", counts=Counts(queries=2))
+    assert "got 1 queries with judgements, wanted 2 as published" in refusal(lambda: datasets.load(wanted))
+
+
+@pytest.mark.parametrize(
+    ("damage", "complaint"),
+    [
+        ({"README.md": b"# no header"}, "README.md: got no readable `configs` in its header, wanted config names"),
+        ({"README.md": README.replace("name: corpus", "name: texts").encode()}, "got no config 'corpus', wanted it"),
+        ({"README.md": README.replace("split: test", "split: dev").encode()}, "got no split 'test' in config"),
+        ({"corpus/corpus-00001-of-00002.parquet": None}, "got 1 of the files corpus/corpus-*.parquet, wanted 2"),
+        ({"queries.jsonl": None}, "got 0 of the files queries.jsonl, wanted 1 or more"),
+        ({"queries.jsonl": lines([{"_id": "q1", "query": "x"}])}, "queries.jsonl line 1: got no column 'text' among"),
+        ({"queries.jsonl": lines([{"qid": "q1", "text": "x"}])}, "got no id among the columns ['qid', 'text']"),
+        ({"queries.jsonl": lines([{"_id": "q1", "text": " "}])}, "got query 'q1' with empty text"),
+        ({"queries.jsonl": lines([{"_id": "q1", "text": "x"}] * 2)}, "line 2: got query 'q1' again"),
+        ({"queries.jsonl": lines([{"_id": "q 1", "text": "x"}])}, "got id 'q 1', wanted an id without white space"),
+        ({"queries.jsonl": lines([{"_id": "q9", "text": "x"}])}, "got no query with a judgement from owner/small@"),
+        ({"qrels/test.jsonl.gz": gzip.compress(b"{}\n" * 99)[:-9]}, "got no column 'query-id'"),
+        ({"qrels/test.jsonl.gz": small_copy()["qrels/test.jsonl.gz"][:-9]}, "got the end of a truncated gzip file"),
+        (
+            {"qrels/test.jsonl.gz": gzip.compress(lines([{"query-id": "q1", "corpus-id": "d1", "score": 0.5}]))},
+            "got score 0.5, wanted a whole number",
+        ),
+        (
+            {
+                "qrels/test.jsonl.gz": gzip.compress(
+                    lines([{"query-id": "q1", "corpus-id": "d1", "score": score} for score in (1, 2)])
+                )
+            },
+            "got grades 1 and 2 for one query and document 'd1'",
+        ),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_damaged_copy_is_named_in_one_line(hub: Path, damage: dict[str, bytes | None], complaint: str) -> None:
+    files = {**small_copy(), **damage}
+    lay(hub, {name: content for name, content in files.items() if content is not None})
+    assert complaint in refusal(lambda: load_hub(config()))
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (table(CORPUS)[:-20], "got no whole Parquet file"),
+        (table([{"_id": "d1", "body": "x"}]), "got no column 'text' among ['_id', 'body'], wanted columns text"),
+        (table([{"_id": "d1", "text": None}]), "row"),
+    ],
+    ids=["truncated", "no text", "null text"],
+)
+def test_a_damaged_parquet_file_is_named_in_one_line(tmp_path: Path, content: bytes, complaint: str) -> None:
+    path = tmp_path / "corpus.parquet"
+    path.write_bytes(content)
+    message = refusal(lambda: list(HubCorpus("owner/small@0", (path,)).documents()))
+    assert message.startswith(str(path))
+    assert complaint in message or "got text None, wanted text" in message
+
+
+def test_a_relevance_out_of_range_is_refused(hub: Path) -> None:
+    rows = lines([{"query-id": "q1", "corpus-id": "d1", "score": 20210131}])
+    lay(hub, {**small_copy(), "qrels/test.jsonl.gz": gzip.compress(rows)})
+    assert refusal(lambda: datasets.load(config())).startswith(
+        "dataset small: got relevance 20210131 for document 'd1' (judged for query 'q1'), wanted -10 to 100; "
+    )
+
+
+def test_a_dataset_without_a_copy_is_refused() -> None:
+    assert refusal(lambda: load_hub(config(hub=None))) == (
+        "dataset small: got no hub copy, wanted repo, corpus, queries and qrels; set dataset.hub, or choose other "
+        "dataset.sources"
+    )

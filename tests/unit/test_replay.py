@@ -1,0 +1,149 @@
+"""Replaying a saved run: which rule set lands on which published number."""
+
+import pytest
+from report_material import cell, late, put
+
+from evalkit import metrics, replay, runs
+from evalkit.errors import ScoreError
+from evalkit.types import Hit
+
+KEPT, CLEAN, QUERIES = 64, 35, 239
+"""Queries that found themselves first, queries that did not, and all: .4142 without the first hits, .315 with them."""
+
+
+def arguana(folder, *, drop_self):
+    """BM25 on ArguAna as both Anserini (own id dropped) and the card (kept) scored it, from one and the same run."""
+    run, dropped, qrels = {}, {}, {}
+    for place in range(QUERIES):
+        query = f"q{place}"
+        qrels[query] = {f"d{place}": 1, query: 0}
+        own, found = Hit(query, 2.0), Hit(f"d{place}", 1.0)
+        if place < KEPT:
+            dropped[query], run[query] = [own], [found]
+        elif place < KEPT + CLEAN:
+            run[query] = [found]
+        else:
+            run[query] = [Hit("other", 1.0)]
+    if not drop_self:
+        run = {query: [*dropped.get(query, []), *hits] for query, hits in run.items()}
+    value = metrics.score(run, qrels).means["ndcg@10"]
+    scores = cell(
+        run_id="arguana",
+        dataset="beir/arguana",
+        metrics={"ndcg@10": value, "mrr@10": value, "recall@100": value},
+        protocol={**cell().protocol, "drop_self": drop_self, "corpus": "1"},
+    )
+    put(folder, scores, run=run, qrels=qrels, dropped=dropped if drop_self else None)
+    material = replay.load(folder, scores)
+    replayed = replay.replay(material, "ndcg@10")
+    return replayed, {one.score.source: one for one in replay.landings(material, replayed, "ndcg@10")}
+
+
+def test_self_ids_kept_are_the_difference_between_the_card_and_anserini(tmp_path):
+    replayed, landings = arguana(tmp_path, drop_self=False)
+    assert round(replayed[0].value, 3) == 0.315
+    assert landings["card"].verdict.label == "MATCH"
+    assert landings["anserini"].verdict == ("PROTOCOL-DIFFERS", ("drop_self is off, published with on",))
+    assert next(one.changed for one in landings["anserini"].reached_by) == ("the query's own id dropped",)
+
+
+def test_what_the_self_id_rule_took_out_can_be_put_back(tmp_path):
+    replayed, landings = arguana(tmp_path, drop_self=True)
+    assert round(replayed[0].value, 4) == 0.4142
+    assert landings["anserini"].verdict.label == "MATCH"
+    assert landings["card"].verdict == ("PROTOCOL-DIFFERS", ("drop_self is on, published with off",))
+    assert [one.changed for one in landings["card"].reached_by] == [("the query's own id kept",)]
+    assert landings["card"].score.slip
+
+
+def test_a_wrong_query_length_is_named_and_no_scoring_rule_hides_it(tmp_path):
+    scores = late(query_tokens=16, value=0.30)
+    put(tmp_path, scores)
+    material = replay.load(tmp_path, scores)
+    (card,) = {
+        one.score.source: one for one in replay.landings(material, replay.replay(material, "ndcg@10"), "ndcg@10")
+    }.values()
+    assert card.verdict == ("PROTOCOL-DIFFERS", ("query.max_tokens is 16, published with 32",))
+
+
+def material_of(run, qrels, **changes):
+    scores = cell(**{"protocol": {"drop_self": False, "depth": 100}, **changes})
+    return replay.Material(scores, {query: list(hits) for query, hits in run.items()}, qrels, 100)
+
+
+def values(material, metric="ndcg@10"):
+    return {"; ".join(one.changed): one for one in replay.replay(material, metric)}
+
+
+def test_ties_are_ranked_four_ways():
+    material = material_of({"q": [Hit("b", 1.0), Hit("a", 1.0)]}, {"q": {"a": 1, "b": 0}})
+    found = {words: round(one.value, 4) for words, one in values(material).items()}
+    assert found[""] == found["ties with relevant documents last"] == 0.6309
+    assert found["ties by document id ascending (Anserini)"] == found["ties with relevant documents first"] == 1.0
+
+
+def test_missing_queries_leave_the_mean_only_when_asked():
+    material = material_of({"q": [Hit("a", 1.0)]}, {"q": {"a": 1}, "p": {"a": 1}})
+    found = values(material)
+    assert (found[""].value, found[""].queries) == (0.5, 2)
+    skipped = found["queries without hits left out of the mean"]
+    assert (skipped.value, skipped.queries) == (1.0, 1)
+
+
+def test_queries_without_a_relevant_document_leave_the_mean_only_when_asked():
+    material = material_of({"q": [Hit("a", 1.0)], "p": [Hit("a", 1.0)]}, {"q": {"a": 1}, "p": {"a": 0}})
+    found = values(material)
+    assert (found[""].value, found["only queries that have a relevant document"].value) == (0.5, 1.0)
+
+
+def test_grades_above_one_have_two_gains():
+    material = material_of({"q": [Hit("a", 2.0), Hit("b", 1.0)]}, {"q": {"a": 1, "b": 2}})
+    found = values(material)
+    assert found[""].value == pytest.approx((1 + 2 / 1.585) / (2 + 1 / 1.585), abs=1e-4)
+    exponential = found["exponential gain (2^grade - 1)"].value
+    assert exponential == pytest.approx((1 + 3 / 1.585) / (3 + 1 / 1.585), abs=1e-4)
+
+
+def test_dropping_after_the_cut_loses_the_last_place():
+    hits = [Hit("q", 20.0), *(Hit(f"d{place}", 10.0 - place) for place in range(10))]
+    material = material_of({"q": hits}, {"q": {"d9": 1}}, protocol={"drop_self": True, "depth": 100})
+    found = values(material)
+    assert found[""].value == pytest.approx(1 / 3.4594, abs=1e-4)
+    assert found["the query's own id dropped after the cut, not before"].value == 0.0
+
+
+def test_other_cutoffs_are_tried_as_deep_as_the_run_goes():
+    material = material_of({"q": [Hit("a", 1.0)]}, {"q": {"a": 1}})
+    assert {"cutoff 5", "cutoff 20", "cutoff 100"} <= set(values(material, "mrr@10"))
+    shallow = material._replace(depth=10)
+    assert "cutoff 20" not in values(shallow, "mrr@10")
+
+
+def test_named_parts_of_the_queries_stand_among_the_rules():
+    material = material_of({"q": [Hit("a", 1.0)]}, {"q": {"a": 1}}, groups={"same-language": {"ndcg@10": 0.75}})
+    assert values(material)["only the queries of same-language"].value == 0.75
+
+
+def test_rules_that_leave_no_query_are_refused():
+    material = material_of({}, {"q": {"a": 1}})
+    rules = replay.own_rules(material, "ndcg@10")._replace(missing="skip")
+    with pytest.raises(ScoreError, match="no query is left with queries without hits left out of the mean"):
+        replay.score(material, rules, "ndcg@10")
+
+
+def test_a_run_without_its_judgements_says_how_to_get_them(tmp_path):
+    (put(tmp_path, cell()) / "qrels.trec.gz").unlink()
+    with pytest.raises(ScoreError, match=r"qrels\.trec\.gz: is not there; delete scores\.json beside it"):
+        replay.load(tmp_path, cell())
+
+
+def test_judgements_survive_and_bad_ones_are_named(tmp_path):
+    qrels = {"q": {"d": 2, "e": -1}, "p": {"d": 0}}
+    runs.write_qrels(qrels, tmp_path / "qrels.trec.gz")
+    assert runs.read_qrels(tmp_path / "qrels.trec.gz") == qrels
+    with pytest.raises(ScoreError, match="document id 'd 1' cannot be written; TREC qrels want no white space"):
+        runs.write_qrels({"q": {"d 1": 1}}, tmp_path / "bad.gz")
+    for line in ("q 0 d", "q 0 d 1.5", "q 0 d 1 x"):
+        (tmp_path / "qrels").write_text(f"q 0 d 1\n{line}\n", encoding="utf-8")
+        with pytest.raises(ScoreError, match=r"line 2: got .*, wanted 4 columns: query 0 document grade"):
+            runs.read_qrels(tmp_path / "qrels")

@@ -1,0 +1,355 @@
+"""The report: what it makes, that it is the same each time, and what it says of files that it cannot use."""
+
+import csv
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub.repocard_data import model_index_to_eval_results
+from report_material import cell, late, put
+from typer.testing import CliRunner
+
+from evalkit.cli import app
+from evalkit.errors import EvalkitError, ScoreError
+from evalkit.report import build, sheets
+from evalkit.report.card import card_tables, judge, leaderboard
+
+TABLES = ("beir", "msmarco", "miracl", "mmarco", "matryoshka", "leaderboard")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    put(tmp_path, cell())
+    put(tmp_path, late())
+    return tmp_path
+
+
+def report(folder, *words):
+    return CliRunner().invoke(app, ["report", "--results-dir", str(folder), *words])
+
+
+def test_the_same_files_give_the_same_bytes(folder, tmp_path_factory):
+    first, second = build.build(folder), build.build(folder)
+    assert first.files == second.files
+    out = tmp_path_factory.mktemp("out")
+    assert report(folder, "--out", str(out)).exit_code == 0
+    assert {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()} == set(first.files)
+
+
+def test_every_table_comes_in_every_form(folder):
+    files = build.build(folder).files
+    assert {f"tables/{name}.{form}" for name in TABLES for form in ("md", "csv", "tex")} <= set(files)
+    assert {"tables/cells.csv", "tables/runs.md", "tables/runs.csv", "site/index.html"} <= set(files)
+    for name in TABLES:
+        rows = list(csv.reader(io.StringIO(files[f"tables/{name}.csv"].decode())))
+        assert len({len(row) for row in rows}) == 1
+
+
+def test_a_cell_of_the_card_shows_published_measured_and_verdict(folder):
+    text = build.build(folder).files["tables/beir.md"].decode()
+    assert "| beir/nfcorpus | NDCG@10 | 0.346 → 0.34600 MATCH | 0.338 | 0.337 | 0.325 → 0.32545 MATCH |" in text
+
+
+def test_all_149_cells_and_the_other_sources_stand_in_one_tidy_table(folder):
+    rows = list(csv.DictReader(io.StringIO(build.build(folder).files["tables/cells.csv"].decode())))
+    card = [row for row in rows if row["source"] == "card"]
+    assert len(card) == 149
+    assert {row["verdict"] for row in card} == {"MATCH", "NOT-RUN"}
+    measured = [(row["source"], row["metric"], row["delta"]) for row in rows if row["run_id"].endswith("bm25.1")]
+    assert measured == [
+        ("anserini", "ndcg@10", "+0.00005"),
+        ("anserini", "recall@100", "+0.00000"),
+        ("card", "ndcg@10", "+0.00045"),
+    ]
+
+
+def test_a_wrong_query_length_is_named_in_the_verdict(tmp_path):
+    put(tmp_path, late(query_tokens=16, value=0.30))
+    done = report(tmp_path)
+    assert "PROTOCOL-DIFFERS: query.max_tokens is 16, published with 32" in done.stdout
+    assert report(tmp_path, "--check").exit_code == 0
+
+
+def test_self_ids_kept_are_named_in_the_verdict(tmp_path):
+    kept = cell(protocol={**cell().protocol, "drop_self": False})
+    put(tmp_path, kept)
+    assert "PROTOCOL-DIFFERS: drop_self is off, published with on" in report(tmp_path).stdout
+
+
+def test_a_partial_average_is_never_printed_as_the_cards(folder):
+    text = build.build(folder).files["tables/beir.md"].decode()
+    assert "| average of 13 | NDCG@10 | 0.531 (1 of 13 measured) | 0.502 | 0.496 | 0.440 (1 of 13 measured) |" in text
+    assert "The average of 13 is over beir/nfcorpus, beir/fiqa," in text
+    board = build.build(folder).files["tables/leaderboard.md"].decode()
+    assert "| jina-colbert-v2 (128) | 0.531 | 1 of 13 |" in board
+
+
+def test_an_average_names_its_datasets_in_every_form(folder):
+    files = build.build(folder).files
+    for name, form in (("beir", "csv"), ("beir", "tex"), ("beir", "md"), ("leaderboard", "csv"), ("leaderboard", "md")):
+        text = files[f"tables/{name}.{form}"].decode().replace(",", "")
+        assert "beir/nfcorpus beir/fiqa beir/trec-covid beir/arguana" in text
+
+
+def test_a_whole_average_is_printed_and_names_its_datasets():
+    sets = ("nfcorpus", "fiqa", "trec-covid", "hotpotqa", "nq")
+    corpora = [late(value=0.6, run_id=name, dataset=f"beir/{name}") for name in sets]
+    tables = card_tables(judge(corpora))
+    (matryoshka,) = (table for table in tables if table.name == "matryoshka")
+    system = matryoshka.systems[0]
+    assert matryoshka.averages[system].measured == pytest.approx(0.6)
+    assert "→ 0.60000" in sheets.card_sheet(matryoshka).rows[-1][2]
+    assert matryoshka.averages[system].metric == "ndcg@10"
+    assert leaderboard(tables, corpora).standings[system, "beir"].measured is None
+
+
+def test_a_run_under_another_protocol_enters_no_average():
+    sets = ("nfcorpus", "fiqa", "trec-covid", "hotpotqa", "nq")
+    corpora = [late(run_id=name, dataset=f"beir/{name}", query_tokens=16 if name == "nq" else 32) for name in sets]
+    (matryoshka,) = (table for table in card_tables(judge(corpora)) if table.name == "matryoshka")
+    average = matryoshka.averages[matryoshka.systems[0]]
+    assert (average.measured, average.rows_measured) == (None, 4)
+
+
+def test_higher_and_lower_fail_the_check_until_waived_with_a_reason(tmp_path):
+    put(tmp_path, late(value=0.40))
+    assert report(tmp_path).exit_code == 0
+    done = report(tmp_path, "--check")
+    assert done.exit_code == 1
+    assert "jina-colbert-v2 on beir/nfcorpus: ndcg@10 0.40000 is HIGHER than card's 0.346" in done.stderr
+    waiver = {"system": "jina-colbert-v2", "dim": 128, "dataset": "beir/nfcorpus", "source": "card"}
+    (tmp_path / "waivers.yaml").write_text(yaml.safe_dump([{**waiver, "reason": "index unknown"}]), encoding="utf-8")
+    assert report(tmp_path).exit_code == 0
+    assert report(tmp_path, "--check").exit_code == 0
+    assert "waived: index unknown" in (tmp_path / "tables" / "beir.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[{system: a, dim: 1, dataset: d, source: card, reason: ''}]", "wanted a list of {system, dim, dataset"),
+        ("[{system: a}]", "wanted a list of {system, dim, dataset"),
+        ("{", "not YAML"),
+        ("5", "got 5, wanted a list"),
+    ],
+)
+def test_a_waiver_without_a_reason_is_refused(folder, text, message):
+    (folder / "waivers.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ScoreError, match=r"waivers\.yaml: ") as caught:
+        build.build(folder)
+    assert message in str(caught.value)
+
+
+def test_a_waiver_that_waives_nothing_is_named(folder):
+    entry = {"system": "bm25", "dim": None, "dataset": "beir/fiqa", "source": "card", "reason": "once"}
+    (folder / "waivers.yaml").write_text(yaml.safe_dump([entry]), encoding="utf-8")
+    assert build.build(folder).problems == (
+        f"{folder}/waivers.yaml: the waiver of bm25 on beir/fiqa waives nothing; remove it",
+    )
+
+
+def test_a_measured_deviation_widens_near(tmp_path):
+    put(tmp_path, late(value=0.352))
+    entry = {"system": "jina-colbert-v2", "dim": 128, "dataset": "beir/nfcorpus", "metric": "ndcg@10", "value": 0.002}
+    (tmp_path / "deviations.yaml").write_text(yaml.safe_dump([entry]), encoding="utf-8")
+    assert " NEAR " in report(tmp_path).stdout
+
+
+def test_a_measured_deviation_must_be_a_number(folder):
+    (folder / "deviations.yaml").write_text(
+        "[{system: a, dim: 1, dataset: d, metric: m, value: much}]", encoding="utf-8"
+    )
+    with pytest.raises(ScoreError, match=r"deviations\.yaml: got .*, each value a number from 0 to 1"):
+        build.build(folder)
+
+
+def test_the_check_fails_when_a_file_drifted_is_missing_or_is_left_over(folder):
+    assert report(folder).exit_code == 0
+    assert report(folder, "--check").exit_code == 0
+    (folder / "tables" / "beir.md").write_text("mine", encoding="utf-8")
+    (folder / "tables" / "msmarco.tex").unlink()
+    (folder / "tables" / "model-index" / "gone.yaml").write_text("", encoding="utf-8")
+    done = report(folder, "--check")
+    assert done.exit_code == 1
+    assert f"{folder}/tables/beir.md: is not what the results say" in done.stderr
+    assert f"{folder}/tables/msmarco.tex: is missing" in done.stderr
+    assert f"{folder}/tables/model-index/gone.yaml: should not be there" in done.stderr
+    assert (folder / "tables" / "beir.md").read_text(encoding="utf-8") == "mine"
+    assert report(folder).exit_code == 0
+    assert report(folder, "--check").exit_code == 0
+
+
+def rewrite(path: Path, **changes):
+    scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))
+    (path / "scores.json").write_text(json.dumps(scores | changes), encoding="utf-8")
+
+
+def damage_newer(folder):
+    rewrite(folder / "runs" / late().run_id, schema_version=99)
+
+
+def damage_cut(folder):
+    path = folder / "runs" / late().run_id / "scores.json"
+    path.write_text(path.read_text(encoding="utf-8")[:200], encoding="utf-8")
+
+
+def damage_nan(folder):
+    rewrite(folder / "runs" / late().run_id, metrics={"ndcg@10": float("nan"), "mrr@10": 0.1, "recall@100": 0.1})
+
+
+def damage_overflow(folder):
+    path = folder / "runs" / late().run_id / "scores.json"
+    path.write_text(path.read_text(encoding="utf-8").replace('"score": 0.5', '"score": 1e999'), encoding="utf-8")
+
+
+def damage_no_main(folder):
+    rewrite(folder / "runs" / late().run_id, metrics={"mrr@10": 0.1, "recall@100": 0.1})
+
+
+def damage_types(folder):
+    rewrite(folder / "runs" / late().run_id, metrics=5)
+
+
+def damage_twins(folder):
+    put(folder, late(run_id="twin", query_tokens=16))
+
+
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (damage_newer, "schema_version is 99, this evalkit reads 1"),
+        (damage_cut, "not whole JSON"),
+        (damage_nan, "not whole JSON (got NaN, wanted a finite number)"),
+        (damage_overflow, "seconds of score is inf, wanted a finite number"),
+        (damage_no_main, "got no ndcg@10, its main metric"),
+        (damage_types, "not scores ("),
+        (damage_twins, "jina-colbert-v2 at dim 128 on beir/nfcorpus: 2 runs claim this cell"),
+    ],
+)
+def test_one_bad_run_is_one_clear_line_and_the_rest_is_reported(folder, damage, message):
+    damage(folder)
+    done = report(folder)
+    assert done.exit_code == 1
+    (line,) = done.stderr.splitlines()
+    assert message in line
+    assert "0.325 | +0.0005 | MATCH | card" in done.stdout
+    assert "jina-colbert-v2" not in done.stdout
+    page = (folder / "site" / "index.html").read_text(encoding="utf-8")
+    assert "Left out or set apart" in page
+    assert "NaN" not in "".join(
+        data.decode() for name, data in build.build(folder).files.items() if "index" not in name
+    )
+
+
+def test_two_runs_that_claim_a_cell_are_told_apart_by_their_settings(folder):
+    damage_twins(folder)
+    (problem,) = build.build(folder).problems
+    assert "(they differ in query.max_tokens)" in problem
+
+
+def test_another_corpus_is_a_deviation_not_a_result(tmp_path):
+    put(tmp_path, cell(protocol={**cell().protocol, "corpus": "0" * 32}))
+    put(tmp_path, late())
+    done = report(tmp_path)
+    assert done.exit_code == 1
+    assert "beir-nfcorpus.test.bm25.1: corpus checksum is 0000" in done.stderr
+    assert "PROTOCOL-DIFFERS: corpus checksum is 0000" in done.stdout
+    assert "0.346 | +0.0000 | MATCH | card" in done.stdout
+
+
+def test_where_no_checksum_is_known_runs_on_different_copies_are_named(tmp_path):
+    for run_id, model, corpus in (("a", "bm25", "1"), ("b", "mine", "2")):
+        protocol = {**cell().protocol, "corpus": corpus}
+        put(tmp_path, cell(run_id=run_id, model=model, dataset="beir/imagined", protocol=protocol))
+    assert [line.partition(",")[0] for line in build.build(tmp_path).problems] == [
+        "a: corpus checksum is 1",
+        "b: corpus checksum is 2",
+    ]
+
+
+def test_a_damaged_table_of_queries_costs_only_its_drill_down(folder):
+    path = folder / "runs" / "beir-nfcorpus.test.bm25.1" / "per_query.tsv"
+    path.write_text("query_id\tndcg@10\nq1\tnan\n", encoding="utf-8")
+    done = report(folder)
+    assert done.exit_code == 1
+    assert "per_query.tsv: not a whole table of queries" in done.stderr
+    assert "| 0.325 | +0.0005 | MATCH | card |" in done.stdout
+
+
+def test_an_empty_results_folder_is_refused(tmp_path):
+    done = CliRunner().invoke(app, ["report", "--results-dir", str(tmp_path)])
+    assert isinstance(done.exception, EvalkitError)
+    assert "no finished run under" in str(done.exception)
+
+
+def test_the_model_index_is_one_that_hugging_face_reads(folder):
+    files = build.build(folder).files
+    block = yaml.safe_load(files["tables/model-index/jina-colbert-v2-128.yaml"])
+    name, found = model_index_to_eval_results(block["model-index"])
+    assert name == "jina-colbert-v2-128"
+    assert [(one.dataset_name, one.metric_type, one.metric_value) for one in found] == [
+        ("NFCorpus", "ndcg_at_10", 0.346),
+        ("NFCorpus", "mrr_at_10", 0.5),
+        ("NFCorpus", "recall_at_100", 0.25),
+    ]
+    data = ModelCardData(model_name=name, eval_results=found)
+    assert ModelCard(f"---\n{data.to_yaml()}\n---\ntext").data.eval_results == found
+
+
+def test_the_json_has_the_fields_of_mtebs_results(folder):
+    files = build.build(folder).files
+    result = json.loads(files["tables/mteb/jina-colbert-v2-128/no_revision_available/NFCorpus.json"])
+    assert set(result) == {
+        *("dataset_revision", "task_name", "mteb_version", "scores", "evaluation_time", "kg_co2_emissions"),
+    }
+    assert result["scores"]["test"] == [
+        {
+            "mrr_at_10": 0.5,
+            "ndcg_at_10": 0.346,
+            "recall_at_100": 0.25,
+            "main_score": 0.346,
+            "hf_subset": "default",
+            "languages": ["eng-Latn"],
+        }
+    ]
+    assert json.loads(files["tables/mteb/jina-colbert-v2-128/no_revision_available/model_meta.json"])["revision"]
+
+
+def test_the_latex_escapes_what_latex_would_read(folder):
+    text = build.build(folder).files["tables/beir.tex"].decode()
+    assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1
+    assert "0.346 $\\rightarrow$ 0.34600 MATCH" in text
+    assert "→" not in text
+
+
+def test_the_dims_table_weighs_quality_against_storage(tmp_path):
+    for dim in (128, 96, 64):
+        put(tmp_path, late(dim=dim))
+    rows = list(csv.DictReader(io.StringIO(build.build(tmp_path).files["tables/dims.csv"].decode())))
+    assert [(row["dim"], row["bytes per vector"], row["bytes per passage"]) for row in rows] == [
+        ("128", "256", "25600"),
+        ("96", "192", "19200"),
+        ("64", "128", "12800"),
+    ]
+
+
+def test_the_committed_tables_are_what_the_committed_runs_say():
+    results_dir = Path(__file__).parents[2] / "results"
+    made = build.build(results_dir)
+    assert made.problems == made.unwaived == ()
+    assert build.drifted(made, results_dir) == (), "type: evalkit report"
+
+
+def test_a_report_needs_no_tensors(folder):
+    code = (
+        "import sys\nfrom pathlib import Path\nfrom evalkit.report import build\n"
+        f"build.write(build.build(Path({str(folder)!r})), Path({str(folder)!r}))\n"
+        "print([name for name in ('torch', 'transformers', 'ranx', 'scipy', 'matplotlib', 'hydra') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

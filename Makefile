@@ -1,4 +1,5 @@
-# `make demo` and `make test` do all the set-up on a fresh machine; everything they install goes into .venv.
+# `make demo` and `make test` do all the set-up on a fresh machine: what they install goes into .venv, what the demo
+# writes into build/demo (in results/ its cells are already finished, and would only be printed).
 PYTHON ?= python3
 BIN := .venv/bin
 
@@ -14,7 +15,7 @@ BIN := .venv/bin
 	touch $@
 
 demo: .venv/.run
-	$(BIN)/evalkit run -m model=bm25,demo
+	$(BIN)/evalkit run -m model=bm25,demo results_dir=build/demo/results cache_dir=build/demo/cache
 
 lint: .venv/.dev
 	$(BIN)/ruff check .

@@ -333,10 +333,10 @@ def compare(
 @app.command(epilog="Example: evalkit audit")
 def audit() -> None:
     """Recompute every average that the card states; where one does not follow from its rows, say what explains it."""
-    from evalkit.report import listing
+    from evalkit.report import audit
 
-    _out.print(listing.audit_table())
-    for line in listing.audit_lines():
+    _out.print(audit.audit_table())
+    for line in audit.audit_lines():
         typer.echo(line)
 
 

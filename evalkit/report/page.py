@@ -13,8 +13,8 @@ from markupsafe import Markup
 from evalkit.compare import bootstrap_interval, storage
 from evalkit.published import CARD, AverageAudit
 from evalkit.report import plot, sheets
+from evalkit.report.audit import audit_lines
 from evalkit.report.card import CardTable, Judged, Leaderboard
-from evalkit.report.listing import audit_lines
 from evalkit.report.table import METRICS
 from evalkit.results import CellScores
 

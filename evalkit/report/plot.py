@@ -9,7 +9,7 @@ from typing import NamedTuple
 from markupsafe import Markup
 
 WIDTH, HEIGHT = 420, 260
-LEFT, RIGHT, TOP, BOTTOM = 58, 16, 18, 46
+LEFT, RIGHT, TOP, BOTTOM = 58, 62, 18, 46
 
 
 class Point(NamedTuple):
@@ -95,14 +95,13 @@ def svg(plot: Plot) -> Markup:
             if point.interval is not None
         ]
         for point in series.points:
-            end = point.x > x_ticks[0] + 0.8 * (x_ticks[-1] - x_ticks[0])
             parts.append(
                 Markup(
                     '<circle cx="{}" cy="{}" r="4.5"><title>{}</title></circle>'
-                    '<text x="{}" y="{}" dx="{}" dy="-9" text-anchor="{}">{}</text>'
+                    '<text x="{}" y="{}" dx="8" dy="-7">{}</text>'
                 ).format(
                     *(x(point.x), y(point.y), f"{series.name}, {point.label}: {point.y:.5f} at {point.x:g}"),
-                    *(x(point.x), y(point.y), -8 if end else 8, "end" if end else "start", point.label),
+                    *(x(point.x), y(point.y), point.label),
                 )
             )
         parts.append(Markup("</g>"))

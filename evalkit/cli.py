@@ -249,7 +249,7 @@ def fetch(
         typer.echo(f"{bundle}: {fetching.write_bundle(found, bundle):,} bytes")
 
 
-@app.command(epilog="Example: evalkit replay bm25 --results-dir results")
+@app.command(epilog="Example: evalkit replay xquad-en.test.all-minilm-l6-v2")
 def replay(
     run: Annotated[str, typer.Argument(help="a run: its id or the beginning of it, or its system where that is clear")],
     results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),

@@ -21,11 +21,14 @@ Precision = Literal["float32", "bfloat16"]
 GROUP_VECTORS = 1024
 """Document vectors per GEMM."""
 QUERY_VECTORS = 2048
-"""Query vectors per GEMM; of sizes from 512 to 2,048 these two were fastest on two cores, by up to a quarter."""
+"""Query vectors per GEMM; both sizes were chosen from 512 to 2,048 on a busy machine, so not settled."""
 
 
 def fastest_precision(device: torch.device) -> Precision:
-    """Return bfloat16 on a CPU with matrix units for it, where it is about five times fp32's rate, else float32."""
+    """Return bfloat16 on a CPU with matrix units for it, else float32.
+
+    It is the faster product only while oneDNN may keep its kernels; results/bench/maxsim.json has both rates.
+    """
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return "bfloat16" if device.type == "cpu" and capabilities.get("amx_bf16") else "float32"
 

@@ -1,14 +1,16 @@
 """MaxSim of packed queries against packed documents in fp32, with a proven bound on its error.
 
-Shapes: Q queries, N documents, D dim; Y query vectors and X document vectors, packed; G documents of one group.
+Shapes: Q queries, N documents, D dim; Y query vectors and X document vectors, packed; P documents of one block.
 
-Documents are grouped by length and a group is padded to its longest by repeating each document's last vector: a
-repeated vector cannot change a maximum, so no mask is needed and a padded zero can never beat a negative similarity.
+Document vectors, sorted by their document's length, are cut into blocks of one size wherever that falls. A block is one
+matrix product; documents of equal length in it are one reduction, and a document that a cut divides keeps the maximum
+of its first part for the next block. So nothing is padded, and every product but those of the last queries has the same
+shape: native libraries keep a plan per shape, which would otherwise cost time and memory at every new corpus.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -18,10 +20,10 @@ import torch
 from torch import Tensor
 
 Precision = Literal["float32", "bfloat16"]
-GROUP_VECTORS = 1024
-"""Document vectors per GEMM."""
-QUERY_VECTORS = 2048
-"""Query vectors per GEMM; both sizes were chosen from 512 to 2,048 on a busy machine, so not settled."""
+DOCUMENT_VECTORS = 2048
+"""Document vectors of one product."""
+QUERY_VECTORS = 4096
+"""Query vectors of one product, at most: larger blocks spare calls, these keep the product at 32 MiB."""
 
 
 def fastest_precision(device: torch.device) -> Precision:
@@ -45,28 +47,6 @@ def pack(vectors_XD: Tensor, lengths_N: Tensor) -> Packed:
     return Packed(vectors_XD, torch.cat([torch.zeros(1, dtype=torch.int64), lengths_N.to(torch.int64).cumsum(0)]))
 
 
-class _Group(NamedTuple):
-    documents_G: Tensor
-    rows_X: Tensor
-    """Rows of the packed vectors, [G * width], padded by repeating each document's last."""
-    width: int
-
-
-def _groups(starts_N: Tensor) -> Iterator[_Group]:
-    """Cut documents, sorted by length, into groups of about GROUP_VECTORS padded vectors."""
-    lengths_N = starts_N.diff()
-    order_N = torch.argsort(lengths_N, descending=True, stable=True)
-    sorted_lengths = lengths_N[order_N].tolist()
-    begin = 0
-    while begin < len(sorted_lengths):
-        width = max(sorted_lengths[begin], 1)
-        end = min(begin + max(1, GROUP_VECTORS // width), len(sorted_lengths))
-        documents_G = order_N[begin:end]
-        step_GW = torch.minimum(torch.arange(width), lengths_N[documents_G].unsqueeze(1) - 1)
-        yield _Group(documents_G, (starts_N[documents_G].unsqueeze(1) + step_GW).flatten(), width)
-        begin = end
-
-
 def scores(queries: Packed, documents: Packed, *, precision: Precision = "float32") -> Tensor:
     """Return MaxSim scores [Q, N] in fp32; `error_bound` says how far from exact they can be.
 
@@ -76,23 +56,79 @@ def scores(queries: Packed, documents: Packed, *, precision: Precision = "float3
     """
     device = documents.vectors_XD.device
     query_YD = queries.vectors_XD.to(device=device, dtype=torch.float32)
-    blocks = list(_query_blocks(queries.starts_N))
-    groups = list(_groups(documents.starts_N))
-    sorted_NQ = torch.empty((len(documents.starts_N) - 1, len(queries.starts_N) - 1), device=device)
-    begin = 0
-    for group in groups:
-        end = begin + len(group.documents_G)
-        document_XD = documents.vectors_XD[group.rows_X.to(device)].float()
-        for block in blocks:
+    query_blocks = list(_query_blocks(queries.starts_N))
+    lengths_N = documents.starts_N.diff()
+    order_N = torch.argsort(lengths_N, stable=True)
+    sorted_NQ = torch.empty((len(lengths_N), len(queries.starts_N) - 1), device=device)
+    carried_Y = torch.empty(len(query_YD), device=device)
+    widest = max(block.vectors.stop - block.vectors.start for block in query_blocks)
+    product = torch.empty(DOCUMENT_VECTORS * widest, device=device)
+    for rows_X, pieces in _document_blocks(documents.starts_N[:-1][order_N], lengths_N[order_N]):
+        document_XD = documents.vectors_XD.index_select(0, rows_X.to(device)).float()
+        within = slice(pieces[0].first, pieces[-1].first + pieces[-1].documents)
+        for block in query_blocks:
+            width = block.vectors.stop - block.vectors.start
+            similarity_XY = product[: DOCUMENT_VECTORS * width].view(DOCUMENT_VECTORS, width)
             with _matmul_precision(precision):
-                similarity_XY = document_XD @ query_YD[block.vectors].T
-            # Reducing the middle axis of a row-major product is several times faster than its last.
-            best_GY = similarity_XY.view(end - begin, group.width, -1).amax(1)
-            sorted_NQ[begin:end, block.queries] = _sums(best_GY, block)
-        begin = end
+                torch.mm(document_XD, query_YD[block.vectors].T, out=similarity_XY)
+            best_PY = _maxima(similarity_XY, pieces)
+            if pieces[0].continues:
+                torch.maximum(best_PY[0], carried_Y[block.vectors], out=best_PY[0])
+            carried_Y[block.vectors] = best_PY[-1]
+            sorted_NQ[within, block.queries] = _sums(best_PY, block)  # an unfinished last document is set again
     out_QN = torch.empty_like(sorted_NQ.T)
-    out_QN[:, torch.cat([group.documents_G for group in groups]).to(device)] = sorted_NQ.T
+    out_QN[:, order_N.to(device)] = sorted_NQ.T
     return out_QN
+
+
+class _Piece(NamedTuple):
+    """Rows of a block that reduce together: whole documents of one length, or a part of one document."""
+
+    first: int
+    """Position of the first document in the order of length."""
+    documents: int
+    length: int
+    continues: bool
+    """Whether the block before holds the document's first rows."""
+
+
+def _document_blocks(starts_N: Tensor, lengths_N: Tensor) -> Iterator[tuple[Tensor, list[_Piece]]]:
+    """Yield the rows of each block and what they are, for documents in order of length; the last is filled up."""
+    ends_N = lengths_N.cumsum(0)
+    sorted_ends, sorted_lengths = ends_N.tolist(), lengths_N.tolist()
+    shift_N = starts_N - (ends_N - lengths_N)
+    document, done = 0, 0
+    for begin in range(0, sorted_ends[-1], DOCUMENT_VECTORS):
+        end = min(begin + DOCUMENT_VECTORS, sorted_ends[-1])
+        place_X = torch.arange(begin, begin + DOCUMENT_VECTORS).clamp(max=end - 1)
+        owner_X = torch.searchsorted(ends_N, place_X, right=True)
+        pieces: list[_Piece] = []
+        row = begin
+        while row < end:
+            left = sorted_lengths[document] - done
+            whole = left <= end - row
+            length = left if whole else end - row
+            last = pieces[-1] if pieces else None
+            if last and whole and not last.continues and last.length == length:
+                pieces[-1] = last._replace(documents=last.documents + 1)
+            else:
+                pieces.append(_Piece(document, 1, length, done > 0))
+            document, done = (document + 1, 0) if whole else (document, done + length)
+            row += length
+        yield place_X + shift_N[owner_X], pieces
+
+
+def _maxima(similarity_XY: Tensor, pieces: Sequence[_Piece]) -> Tensor:
+    """Return the maximum over each document's rows [P, Y]."""
+    best_PY = similarity_XY.new_empty((sum(piece.documents for piece in pieces), similarity_XY.shape[1]))
+    begin = row = 0
+    for piece in pieces:
+        end, row_end = begin + piece.documents, row + piece.documents * piece.length
+        # Reducing the middle axis of a row-major product is several times faster than its last.
+        pieced = similarity_XY[row:row_end].view(piece.documents, piece.length, -1)
+        torch.amax(pieced, dim=1, out=best_PY[begin:end])
+        begin, row = end, row_end
+    return best_PY
 
 
 class _QueryBlock(NamedTuple):
@@ -114,12 +150,12 @@ def _query_blocks(starts_Q: Tensor) -> Iterator[_QueryBlock]:
         begin = end
 
 
-def _sums(best_GY: Tensor, block: _QueryBlock) -> Tensor:
-    """Add up each query's maxima [G, Q]; ragged queries by a product with a matrix of 0 and 1, which is exact in 0."""
+def _sums(best_PY: Tensor, block: _QueryBlock) -> Tensor:
+    """Add up each query's maxima [P, Q]; ragged queries by a product with a matrix of 0 and 1, which is exact in 0."""
     if len(set(block.lengths)) == 1:
-        return best_GY.view(len(best_GY), -1, block.lengths[0]).sum(2)
+        return best_PY.view(len(best_PY), -1, block.lengths[0]).sum(2)
     owner_YQ = torch.repeat_interleave(torch.eye(len(block.lengths)), torch.tensor(block.lengths), dim=0)
-    return best_GY @ owner_YQ.to(best_GY.device)
+    return best_PY @ owner_YQ.to(best_PY.device)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evalkit import search
 from evalkit.maxsim import packed, reference
 from evalkit.search import (
     Hits,
@@ -91,7 +92,7 @@ def test_the_run_does_not_depend_on_how_or_in_which_order_the_corpus_is_cut(seed
 
 
 @pytest.mark.parametrize(("precision", "useful"), [("float32", 1e-3), ("bfloat16", 0.3)])
-@pytest.mark.parametrize("longest", [1, 2, 17, 700])
+@pytest.mark.parametrize("longest", [1, 2, 17, 700, 5000])
 def test_packed_scores_are_within_their_proven_error_bound(longest, precision, useful):
     generator = torch.Generator().manual_seed(longest)
     queries = texts(generator, 7, dim=128, longest=32, distinct=100, prefix="q")
@@ -118,7 +119,26 @@ def test_scores_of_queries_longer_than_a_block_are_right():
     assert np.allclose(scores[2].numpy(), wanted, rtol=1e-5)
 
 
-def test_negative_similarities_survive_padding():
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_the_run_does_not_depend_on_block_sizes_or_threads(precision, monkeypatch):
+    generator = torch.Generator().manual_seed(5)
+    queries = texts(generator, 9, dim=96, longest=32, distinct=60, prefix="q")
+    shard = texts(generator, 200, dim=96, longest=90, distinct=300, prefix="d")
+    wanted = brute_force(queries, shard, 20)
+    threads = torch.get_num_threads()
+    try:
+        for rows, columns, block, count in [(7, 33, 2, 1), (64, 40, 9, 2), (5000, 5000, 4, 3)]:
+            monkeypatch.setattr(packed, "DOCUMENT_VECTORS", rows)
+            monkeypatch.setattr(packed, "QUERY_VECTORS", columns)
+            monkeypatch.setattr(search, "QUERY_BLOCK", block)
+            torch.set_num_threads(count)
+            hits = search_shard(queries, shard, depth=20, floor_Q=all_open(queries), device=CPU, precision=precision)
+            assert to_run(hits, queries.ids) == wanted
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_negative_similarities_survive():
     queries = ShardVectors(("q",), torch.tensor([1]), torch.tensor([[1.0, 0.0]]).half())
     shard = ShardVectors(
         ("short", "long"),

@@ -99,6 +99,8 @@ class CheckpointSource:
     package: str | None = None
     """`package:folder`, a folder that an installed Python package carries."""
     path: str | None = None
+    code_revision: str | None = None
+    """The commit of the other repository that `auto_map` takes its code from, for `model.trust_remote_code=true`."""
 
     def __post_init__(self) -> None:
         if not (self.path or self.package or self.repo):
@@ -155,20 +157,12 @@ class EncoderConfig:
     allow_pickle: bool = False
     """Read `pytorch_model.bin` (tensors only) where a checkpoint has no safetensors file."""
     trust_remote_code: bool = False
-    """Never true: native classes load the weights, and no path here runs a checkpoint's own code."""
+    """Let the checkpoint's own code build the backbone, in place of the native class; the result records it."""
     parameters: int | None = None
     """Parameters of the published checkpoint, head included; None where nobody published the count."""
     licence: str = "unknown"
     source: str = ""
     """Where the facts of this config were read, each with its certainty: A primary, B second-hand, C inferred."""
-
-    def __post_init__(self) -> None:
-        if self.trust_remote_code:
-            msg = (
-                "model.trust_remote_code=true: evalkit has no path that runs a checkpoint's code; "
-                "its native classes load the weights, so leave the setting out"
-            )
-            raise ConfigError(msg)
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -277,6 +271,14 @@ class StoreConfig:
             raise ConfigError(msg)
 
 
+Attention: TypeAlias = Literal["auto", "sdpa", "varlen", "flash"]
+"""How texts attend: padded (`sdpa`) or packed, by torch's kernel (`varlen`) or flash-attn's."""
+
+
+MaxsimKernel: TypeAlias = Literal["auto", "packed", "triton", "late-interaction-kernels"]
+"""The kernel that nominates documents: `auto` is `triton` for half-precision vectors on CUDA, else `packed`."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Where and how the shard step runs."""
@@ -288,12 +290,21 @@ class EngineConfig:
     """Padded tokens per encoding batch at most."""
     nominate: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the products that nominate documents for exact scoring: it moves the time, never the run."""
+    maxsim: MaxsimKernel = "auto"
+    """The kernel of those products: like `nominate`, it moves the time, never the run."""
+    attention: Attention = "auto"
+    """`auto` pads on the CPU and packs on CUDA. It enters the store key: it can move the last bits of a vector."""
+    tokenizer_workers: Literal["auto"] | int = "auto"
+    """Threads that tokenise the next shard while the model runs; 0 tokenises in turn. It never moves a vector."""
     threads: int | None = None
     """CPU threads; None leaves PyTorch's choice."""
 
     def __post_init__(self) -> None:
         if self.batch_tokens < 1:
             msg = f"engine.batch_tokens={self.batch_tokens}: wanted a positive number of tokens"
+            raise ConfigError(msg)
+        if self.tokenizer_workers != "auto" and self.tokenizer_workers < 0:
+            msg = f"engine.tokenizer_workers={self.tokenizer_workers}: wanted auto, 0 or a number of threads"
             raise ConfigError(msg)
 
 

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evalkit.maxsim import packed
+from evalkit.config import MaxsimKernel
+from evalkit.maxsim import kernels, packed
 from evalkit.store import ShardVectors
 from evalkit.types import Hit
 
@@ -85,24 +86,24 @@ def search_shard(  # noqa: PLR0913 (keyword-only behind the two sides)
     floor_Q: np.ndarray,
     device: torch.device,
     precision: packed.Precision = "float32",
+    maxsim: MaxsimKernel = "auto",
 ) -> Hits:
     """Return the exact best `depth` documents of a shard for every query, leaving out those below the query's floor.
 
-    `precision` is that of the nomination; the hits are the same for each.
+    `precision` and `maxsim` are those of the nomination; the hits are the same for each.
     """
     query_packed = packed.pack(queries.vectors_XD, queries.lengths_N)
     documents = packed.pack(shard.vectors_XD, shard.lengths_N)
-    on_device = documents._replace(vectors_XD=documents.vectors_XD.to(device))
+    kernel = kernels.bind(maxsim, documents, device=device, precision=precision)
     ids_N = np.array([identifier.encode() for identifier in shard.ids])
-    bound_Q = packed.error_bound(query_packed, on_device, precision=precision)
+    bound_Q = kernel.error_bound(query_packed)
     floor = torch.from_numpy(floor_Q).double()
     best = []
     for begin in range(0, len(queries.ids), QUERY_BLOCK):
         end = min(begin + QUERY_BLOCK, len(queries.ids))
         block = _block(query_packed, begin, end)
-        score_QN = packed.scores(block, on_device, precision=precision).cpu()
-        query_H, document_H = _nominate(score_QN, bound_Q[begin:end], floor[begin:end], depth)
-        score_H = packed.exact_scores(block, documents, query_H, document_H)
+        query_H, document_H = _nominate(kernel.scores(block), bound_Q[begin:end], floor[begin:end], depth)
+        score_H = kernel.exact_scores(block, query_H, document_H)
         reaching_H = score_H >= torch.from_numpy(floor_Q)[begin:end][query_H]
         hits = Hits(
             (query_H[reaching_H].numpy() + begin).astype(np.int32),
@@ -122,13 +123,15 @@ def _nominate(score_QN: Tensor, bound_Q: Tensor, floor_Q: Tensor, depth: int) ->
     """Return the (query, document) pairs that may be among the best `depth`, given each score's error bound.
 
     The depth-th best exact score is at least the depth-th best nominating score minus the bound, and a document that
-    reaches it has a nominating score at most one more bound below.
+    reaches it has a nominating score at most one more bound below. All of it happens where the scores are: a GPU hands
+    over the pairs alone, on the CPU.
     """
+    bound_Q, floor_Q = bound_Q.to(score_QN.device), floor_Q.to(score_QN.device)
     kept = min(depth, score_QN.shape[1])
     last_Q = score_QN.topk(kept, dim=1).values[:, -1].double()
     threshold_Q = torch.maximum(last_Q - 2 * bound_Q, floor_Q - bound_Q) if kept == depth else floor_Q - bound_Q
     query_H, document_H = torch.nonzero(score_QN.double() >= threshold_Q.unsqueeze(1), as_tuple=True)
-    return query_H, document_H
+    return query_H.cpu(), document_H.cpu()
 
 
 def best_of(score_QN: np.ndarray, ids: Sequence[str], *, depth: int, first_query: int, ties: TieRule) -> Hits:

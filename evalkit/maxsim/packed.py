@@ -22,15 +22,12 @@ from torch import Tensor
 Precision = Literal["float32", "bfloat16"]
 DOCUMENT_VECTORS = 2048
 """Document vectors of one product."""
-QUERY_VECTORS = 4096
-"""Query vectors of one product, at most: larger blocks spare calls, these keep the product at 32 MiB."""
+QUERY_VECTORS = 2048
+"""Query vectors of one product, at most: larger blocks spare calls, these keep the product at 16 MiB."""
 
 
 def fastest_precision(device: torch.device) -> Precision:
-    """Return bfloat16 on a CPU with matrix units for it, else float32.
-
-    It is the faster product only while oneDNN may keep its kernels; results/bench/maxsim.json has both rates.
-    """
+    """Return bfloat16 on a CPU with matrix units for it, else float32; results/bench/maxsim.json has both rates."""
     capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
     return "bfloat16" if device.type == "cpu" and capabilities.get("amx_bf16") else "float32"
 
@@ -179,7 +176,8 @@ def error_bound(queries: Packed, documents: Packed, *, precision: Precision = "f
     """Return per query the largest possible |score - exact score| [Q], for any order of the additions.
 
     With unit roundoff u = 2⁻²⁴ and γ(n) = n·u / (1 - n·u): a dot product of D terms is off by at most γ(D)·‖q‖·‖d‖,
-    a sum of L maxima by at most γ(L) of the sum of their sizes (Higham, Accuracy and Stability, §3.1 and §4.2).
+    a sum of L maxima by at most γ(L) of the sum of their sizes (Higham, Accuracy and Stability, §3.1 and §4.2); one more
+    unit is for the exact score's own rounding to fp32, in which documents are ranked.
     Rounding q to q' and d to d' adds at most ‖q - q'‖·‖d‖ + ‖q'‖·‖d - d'‖, by Cauchy and Schwarz; both residuals are
     measured, not estimated.
     """
@@ -188,7 +186,7 @@ def error_bound(queries: Packed, documents: Packed, *, precision: Precision = "f
     query_YD, document_XD = queries.vectors_XD, documents.vectors_XD
     pieces = [document_XD[i : i + _PIECE] for i in range(0, len(document_XD), _PIECE)]
     document_norm = max(float(_norms(piece).max()) for piece in pieces)
-    gamma_dim, gamma_sum = _gamma(query_YD.shape[1]), _gamma(longest)
+    gamma_dim, gamma_sum = _gamma(query_YD.shape[1]), _gamma(longest + 1)
     size_Y = _norms(query_YD).cpu() * document_norm
     error_Y = size_Y * gamma_dim
     if precision == "bfloat16":
@@ -207,7 +205,7 @@ def _residual(vectors_XD: Tensor) -> Tensor:
     return vectors_XD.float() - vectors_XD.bfloat16().float()
 
 
-_PIECE = 1 << 14
+_PIECE = 1 << 12
 _SLACK = 1.001
 """Above what fp32 can lose in the norm of up to 8,000 terms: γ(8000) < 5e-4."""
 

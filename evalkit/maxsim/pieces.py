@@ -1,0 +1,144 @@
+"""Vectors laid out for a tiled kernel: documents in pieces of 8 or 16 rows, queries in pieces of 32, nothing masked.
+
+Shapes: Q queries, N documents, X packed vectors, R rows of the layout, D dim; C chunks, M query pieces.
+
+A document fills whole pieces: its last vector is repeated up to the next multiple of the piece, which cannot change a
+maximum. That is 3.5 (pieces of 8) or 7.5 rows (of 16) a document on average, against 43 when 85-vector documents are
+padded to 128. A query is filled up with zero vectors, whose maxima are 0, so its sum stays the same too. So a kernel
+needs no mask, and every load of it is contiguous. Whole documents make up a chunk, the work of one program.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from evalkit.maxsim.packed import Packed
+
+GRAIN = 128
+"""Rows to which every chunk is filled up: the largest tile."""
+CHUNK_ROWS = 4096
+"""Rows of a chunk, about: a program loads its 256 query vectors once per chunk, 6 % of what it loads in all."""
+QUERY_PIECE = 32
+"""Vectors of a query piece: ColBERT's query length, and two 16-row slabs of a tensor-core instruction."""
+DIM_PARTS = 3
+"""Powers of two that a dim may be the sum of: 96 is 64 + 32, so it is never padded to 128."""
+
+
+class Documents(NamedTuple):
+    """A shard's documents on a device, in pieces."""
+
+    rows_RD: Tensor
+    ends: Tensor
+    """For each GRAIN of rows, one int32 whose bit i says that a document ends with piece i."""
+    chunk_grains: Tensor
+    """Where each chunk starts, in grains; C + 1 entries, int64."""
+    chunk_documents: Tensor
+    """First document of each chunk; int64."""
+    piece: int
+    """Rows of a piece."""
+    total: int
+    """Documents in all."""
+
+
+class Queries(NamedTuple):
+    """Queries on a device, in pieces."""
+
+    rows_MLD: Tensor
+    first_Q: Tensor
+    """Each query's first piece; on the CPU."""
+    pieces_Q: Tensor
+    """How many pieces each query has; on the CPU."""
+
+
+def document_pieces(documents: Packed, *, piece: int) -> Documents:
+    """Lay packed documents out in pieces of 8, 16 or 32 rows, on the device where their vectors are."""
+    device = documents.vectors_XD.device
+    lengths_N = documents.starts_N.diff()
+    pieces_N = (lengths_N + piece - 1) // piece
+    ends_N = pieces_N.cumsum(0)
+    begins_N = ends_N - pieces_N
+    # A document belongs to the chunk in whose stretch of CHUNK_ROWS it begins; a longer one makes its chunk longer.
+    stretch_N = begins_N * piece // CHUNK_ROWS
+    first_N = torch.ones_like(stretch_N, dtype=torch.bool)
+    first_N[1:] = stretch_N[1:] != stretch_N[:-1]
+    chunk_documents = first_N.nonzero().flatten()
+    chunk_of_N = first_N.long().cumsum(0) - 1
+    chunk_begins_C = begins_N[chunk_documents]
+    chunk_pieces_C = torch.cat([chunk_begins_C[1:], ends_N[-1:]]) - chunk_begins_C
+    grains_C = (chunk_pieces_C * piece + GRAIN - 1) // GRAIN
+    chunk_grains = torch.cat([torch.zeros(1, dtype=torch.int64), grains_C.cumsum(0)])
+    moved_N = chunk_grains[:-1][chunk_of_N] * GRAIN + (begins_N - chunk_begins_C[chunk_of_N]) * piece
+    last_piece_N = moved_N // piece + pieces_N - 1
+    per_grain = GRAIN // piece
+    ends = np.zeros(int(chunk_grains[-1]), dtype=np.int32)
+    np.bitwise_or.at(ends, (last_piece_N // per_grain).numpy(), (1 << (last_piece_N % per_grain)).int().numpy())
+    rows = _rows(moved_N.to(device), documents.starts_N.to(device), int(chunk_grains[-1]) * GRAIN)
+    rows_RD = _widened(documents.vectors_XD)[rows] if len(rows) else documents.vectors_XD
+    return Documents(
+        rows_RD.contiguous(),
+        torch.from_numpy(ends).to(device),
+        chunk_grains.to(device),
+        chunk_documents.to(device),
+        piece,
+        len(lengths_N),
+    )
+
+
+def _rows(moved_N: Tensor, starts_N: Tensor, count: int) -> Tensor:
+    """Return for each row of the layout the packed vector that it holds."""
+    row_R = torch.arange(count, device=moved_N.device)
+    owner_R = torch.searchsorted(moved_N, row_R, right=True) - 1
+    return torch.minimum(starts_N[owner_R] + row_R - moved_N[owner_R], starts_N[owner_R + 1] - 1)
+
+
+def query_pieces(queries: Packed, *, multiple: int, device: torch.device, dtype: torch.dtype) -> Queries:
+    """Lay queries out in pieces [M, 32, D] of zero-filled vectors, M a multiple of `multiple`."""
+    lengths_Q = queries.starts_N.diff()
+    pieces_Q = (lengths_Q + QUERY_PIECE - 1) // QUERY_PIECE
+    first_Q = pieces_Q.cumsum(0) - pieces_Q
+    count = -(-int(pieces_Q.sum()) // multiple) * multiple
+    vectors_YD = _widened(queries.vectors_XD.to(device=device, dtype=dtype))
+    shift_Q = first_Q * QUERY_PIECE - queries.starts_N[:-1]
+    place_Y = torch.arange(len(vectors_YD)) + torch.repeat_interleave(shift_Q, lengths_Q)
+    rows_YD = vectors_YD.new_zeros((count * QUERY_PIECE, vectors_YD.shape[1]))
+    rows_YD[place_Y.to(device)] = vectors_YD
+    return Queries(rows_YD.view(count, QUERY_PIECE, -1), first_Q, pieces_Q)
+
+
+def query_sums(partial_MN: Tensor, queries: Queries) -> Tensor:
+    """Add up the pieces of each query [Q, N], in their order, so that the sum is the same every time."""
+    if bool((queries.pieces_Q == 1).all()):
+        return partial_MN[: len(queries.pieces_Q)]
+    device = partial_MN.device
+    out_QN = partial_MN[queries.first_Q.to(device)]
+    for step in range(1, int(queries.pieces_Q.max())):
+        longer_Q = (queries.pieces_Q > step).nonzero().flatten()
+        out_QN[longer_Q.to(device)] += partial_MN[(queries.first_Q[longer_Q] + step).to(device)]
+    return out_QN
+
+
+def dim_parts(dim: int) -> tuple[int, int, int]:
+    """Return the powers of two, 16 at least, that a dim is computed as; 0 where fewer than three are needed.
+
+    A dim that has no such sum is filled up with zeros to the next that has one, which changes no dot product.
+
+    >>> dim_parts(128), dim_parts(96), dim_parts(384), dim_parts(100)
+    ((128, 0, 0), (64, 32, 0), (256, 128, 0), (64, 32, 16))
+    """
+    width = max(16, -(-dim // 16) * 16)
+    while (width // 16).bit_count() > DIM_PARTS:
+        width += 16
+    parts = [1 << bit for bit in reversed(range(width.bit_length())) if width >> bit & 1]
+    first, second, third = [*parts, 0, 0][:DIM_PARTS]
+    return first, second, third
+
+
+def _widened(vectors_XD: Tensor) -> Tensor:
+    """Fill vectors up with zeros to the dim that the kernel computes."""
+    missing = sum(dim_parts(vectors_XD.shape[1])) - vectors_XD.shape[1]
+    return pad(vectors_XD, (0, missing)) if missing else vectors_XD

@@ -1,0 +1,69 @@
+"""Exact MaxSim of nominated pairs on the device that holds the vectors, in batches.
+
+Shapes: Q queries, N documents, D dim; H pairs, B pairs of one batch, L query vectors, T document vectors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evalkit.maxsim.packed import Packed
+
+BATCH_NUMBERS = 1 << 26
+"""Float64 numbers that one batch of pairs expands to, at most: 512 MiB."""
+
+
+def exact_scores(
+    queries: Packed, documents: Packed, query_H: Tensor, document_H: Tensor, *, batch_numbers: int = BATCH_NUMBERS
+) -> Tensor:
+    """Return the exact MaxSim, rounded once to fp32 [H], of chosen pairs; computed where the documents' vectors are.
+
+    Equal to `packed.exact_scores` to the bit wherever its sums are exact, because then no order of additions matters:
+    fp16 vectors of unit length and up to 32 of them a query. Pairs are batched by document length, short documents
+    padded by repeating their last vector, short queries by zero vectors, whose maxima are 0.
+    """
+    device = documents.vectors_XD.device
+    query_QLD = _padded(queries, device)
+    query_H, document_H = query_H.to(device), document_H.to(device)
+    starts_N = documents.starts_N.to(device)
+    lengths_H = starts_N[document_H + 1] - starts_N[document_H]
+    order_H = torch.argsort(lengths_H, stable=True)
+    out_H = torch.empty(len(query_H), device=device)
+    per_row = query_QLD.shape[2] + query_QLD.shape[1]
+    fixed = query_QLD.shape[1] * query_QLD.shape[2]
+    for batch in _batches(lengths_H[order_H].cpu().numpy(), per_row, fixed, batch_numbers):
+        pair_B = order_H[batch]
+        document_B = document_H[pair_B]
+        step_T = torch.arange(int(lengths_H[pair_B[-1]]), device=device)
+        row_BT = starts_N[document_B].unsqueeze(1) + torch.minimum(step_T, (lengths_H[pair_B] - 1).unsqueeze(1))
+        document_BTD = documents.vectors_XD[row_BT].double()
+        similarity_BLT = torch.bmm(query_QLD[query_H[pair_B]], document_BTD.transpose(1, 2))
+        out_H[pair_B] = similarity_BLT.amax(2).sum(1).float()
+    return out_H
+
+
+def _batches(lengths_H: np.ndarray, per_row: int, fixed: int, batch_numbers: int) -> Iterator[slice]:
+    """Cut pairs in order of length into batches whose padded size stays within the budget; one pair at least."""
+    numbers_H = lengths_H * per_row + fixed
+    begin = 0
+    while begin < len(numbers_H):
+        too_large_H = np.arange(1, len(numbers_H) - begin + 1) * numbers_H[begin:] > batch_numbers
+        end = begin + max(1, int(too_large_H.argmax())) if too_large_H.any() else len(numbers_H)
+        yield slice(begin, end)
+        begin = end
+
+
+def _padded(queries: Packed, device: torch.device) -> Tensor:
+    """Return query vectors in float64 [Q, L, D], shorter queries filled up with zeros."""
+    lengths_Q = queries.starts_N.diff()
+    owner_Y = torch.repeat_interleave(torch.arange(len(lengths_Q)), lengths_Q)
+    place_Y = torch.arange(len(owner_Y)) - queries.starts_N[owner_Y]
+    padded_QLD = torch.zeros(
+        (len(lengths_Q), int(lengths_Q.max()), queries.vectors_XD.shape[1]), dtype=torch.float64, device=device
+    )
+    padded_QLD[owner_Y.to(device), place_Y.to(device)] = queries.vectors_XD.to(device).double()
+    return padded_QLD

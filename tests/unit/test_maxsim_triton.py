@@ -1,0 +1,324 @@
+"""The GPU kernels: in Triton's interpreter on the CPU, and on a GPU where there is one."""
+
+import math
+import mmap
+import os
+import subprocess
+import sys
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from evalkit.errors import ConfigError
+from evalkit.maxsim import kernels, packed, pieces, reference, rescore
+from evalkit.search import floors, merge, no_hits, search_shard
+from evalkit.store import ShardVectors
+
+pytest.importorskip("triton")
+
+from evalkit.maxsim import tensor_core
+from evalkit.maxsim.tensor_core import Tiling
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+MAP_NORESERVE = 0x4000
+"""Linux's flag for an address range without memory behind it; Python's mmap names it from 3.13 on."""
+SMALL = Tiling(rows=32, warps=4, stages=2)
+
+
+def texts(seed, lengths, *, dim, dtype=torch.float16, scale=1.0):
+    generator = torch.Generator().manual_seed(seed)
+    lengths_N = torch.as_tensor(lengths)
+    vectors = torch.nn.functional.normalize(torch.randn(int(lengths_N.sum()), dim, generator=generator), dim=1)
+    return packed.pack((vectors * scale).to(dtype), lengths_N)
+
+
+def exact(queries, documents):
+    """Every score by the definition, in float64."""
+    sides = [[side.vectors_XD[a:b] for a, b in pairwise(side.starts_N.tolist())] for side in (queries, documents)]
+    return torch.tensor(
+        [[reference.maxsim(query, document) for document in sides[1]] for query in sides[0]], dtype=torch.float64
+    )
+
+
+def on_device(documents):
+    return documents._replace(vectors_XD=documents.vectors_XD.to(DEVICE))
+
+
+def kernel_scores(queries, documents, *, piece=16, tiling=SMALL):
+    return tensor_core.scores(queries, pieces.document_pieces(on_device(documents), piece=piece), tiling=tiling).cpu()
+
+
+@pytest.mark.parametrize("dim", [128, 96, 64, 384, 48, 3])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_kernel_scores_are_within_the_bound_at_every_dim_and_type(dim, dtype):
+    queries = texts(dim, [32, 1, 32, 7], dim=dim, dtype=dtype)
+    documents = texts(1, [1, 16, 17, 80, 300, 31, 33, 2], dim=dim, dtype=dtype)
+    bound_Q = kernels.tensor_core_bound(queries, documents, dtype=dtype)
+    error_QN = (kernel_scores(queries, documents).double() - exact(queries, documents)).abs()
+    assert (error_QN <= bound_Q.unsqueeze(1)).all()
+    assert float(bound_Q.max()) < 5e-3
+
+
+@pytest.mark.parametrize("tiling", tensor_core.TILINGS)
+@pytest.mark.parametrize("piece", [8, 16, 32])
+def test_every_tiling_gives_the_same_scores(tiling, piece):
+    if not 2 <= tiling.rows // piece <= 8:
+        pytest.skip("a tile has 2, 4 or 8 pieces")
+    queries = texts(1, [32] * 9 + [5], dim=32)
+    documents = texts(2, [1, 7, 8, 9, 130, 64, 16, 257], dim=32)
+    scores_QN = kernel_scores(queries, documents, piece=piece, tiling=tiling)
+    assert torch.allclose(scores_QN.double(), exact(queries, documents), atol=1e-5)
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    query_lengths=st.lists(st.integers(1, 70), min_size=1, max_size=4),
+    document_lengths=st.lists(st.integers(1, 60), min_size=1, max_size=12),
+    piece=st.sampled_from([8, 16]),
+    scale=st.sampled_from([1.0, 30.0, 1e-3]),
+)
+def test_ragged_scores_are_within_the_bound(seed, query_lengths, document_lengths, piece, scale):
+    queries = texts(seed, query_lengths, dim=16)
+    documents = texts(seed + 1, document_lengths, dim=16, scale=scale)
+    error_QN = (kernel_scores(queries, documents, piece=piece).double() - exact(queries, documents)).abs()
+    bound_Q = kernels.tensor_core_bound(queries, documents, dtype=torch.float16)
+    assert (error_QN <= bound_Q.unsqueeze(1)).all()
+
+
+def test_sums_that_cancel_are_within_the_bound():
+    """Large terms of both signs, then tiny ones that a running sum of fp32 loses: the worst that additions can do."""
+    row = torch.tensor([1.0, -1.0] * 32 + [2.0**-14, 2.0**-24] * 32).half()
+    queries = packed.pack(torch.ones(32, 128).half(), torch.tensor([32]))
+    documents = packed.pack(torch.stack([row, row.flip(0), row[torch.randperm(128)]]), torch.tensor([1, 2]))
+    error_QN = (kernel_scores(queries, documents).double() - exact(queries, documents)).abs()
+    bound_Q = kernels.tensor_core_bound(queries, documents, dtype=torch.float16)
+    assert (error_QN <= bound_Q.unsqueeze(1)).all()
+
+
+def cut(value, *, to):
+    """Cut a number, toward zero, to 24 bits of another's exponent."""
+    unit = 2.0 ** (math.frexp(to)[1] - 24)
+    return math.trunc(value / unit) * unit
+
+
+def cut_sides(kind):
+    """Return a query and a document vector of 128 numbers for the simulated tensor core."""
+    if kind == "each term just below the last place":  # so every cut loses a whole term
+        query, document = torch.full((1, 128), 2.0**-11 * (1 - 2.0**-11)), torch.full((1, 128), 2.0**-12)
+        query[0, 0] = document[0, 0] = 1
+        return query.half(), document.half()
+    generator = torch.Generator().manual_seed(0)
+    shift = 2 if kind == "one sign" else 0
+    sides = (torch.randn(1, 128, generator=generator) + shift for _ in range(2))
+    return tuple(torch.nn.functional.normalize(side).half() for side in sides)
+
+
+@pytest.mark.parametrize("group", [2, 4, 8, 16])
+@pytest.mark.parametrize("kind", ["both signs", "one sign", "each term just below the last place"])
+def test_the_bound_covers_additions_that_are_cut_instead_of_rounded(group, kind):
+    """Simulate the tensor core of TENSOR_CORE_UNIT's docstring."""
+    query, document = cut_sides(kind)
+    total = 0.0
+    products = (query.double() * document.double()).flatten()
+    for terms in products.split(group):
+        addends = [*terms.tolist(), total]
+        largest = max(addends, key=abs)
+        total = sum(cut(addend, to=largest) for addend in addends)
+        total = cut(total, to=total)
+    bound = kernels.tensor_core_bound(
+        packed.pack(query, torch.tensor([1])), packed.pack(document, torch.tensor([1])), dtype=torch.float16
+    )
+    assert 0 < abs(total - float(products.sum())) <= float(bound)
+
+
+@pytest.mark.parametrize("rounded_side", ["queries", "documents"])
+def test_vectors_that_bf16_rounds_are_within_a_bound_that_measures_the_rounding(rounded_side):
+    queries, documents = texts(1, [32, 4], dim=64, dtype=torch.float32), texts(2, [9, 90], dim=64, dtype=torch.float32)
+    rounded_queries, rounded = (side._replace(vectors_XD=side.vectors_XD.bfloat16()) for side in (queries, documents))
+    if rounded_side == "queries":
+        documents = rounded
+    else:
+        queries = rounded_queries
+    error_QN = (kernel_scores(queries, rounded).double() - exact(queries, documents)).abs()
+    bound_Q = kernels.tensor_core_bound(queries, documents, dtype=torch.bfloat16)
+    unrounded_Q = kernels.tensor_core_bound(rounded_queries, rounded, dtype=torch.bfloat16)
+    assert (error_QN <= bound_Q.unsqueeze(1)).all()
+    assert float(error_QN.max()) > float(unrounded_Q.max())  # so the measured rounding is what makes the bound hold
+    assert float(bound_Q.max()) < 0.5
+
+
+def test_chunks_change_nothing_and_one_document_may_be_longer_than_a_chunk(monkeypatch):
+    queries, documents = texts(1, [32, 32], dim=16), texts(2, [5, 700, 1, 40, 40, 300, 8], dim=16)
+    whole_QN = kernel_scores(queries, documents)
+    monkeypatch.setattr(pieces, "CHUNK_ROWS", 128)
+    laid = pieces.document_pieces(documents, piece=16)
+    assert len(laid.chunk_documents) > 3
+    assert torch.equal(kernel_scores(queries, documents), whole_QN)
+
+
+def test_a_documents_score_has_the_same_bits_whatever_stands_beside_it():
+    queries, documents = texts(1, [32, 20], dim=64), texts(2, [33, 80, 5, 64], dim=64)
+    together_QN = kernel_scores(queries, documents)
+    starts = documents.starts_N.tolist()
+    alone = [
+        kernel_scores(queries, packed.pack(documents.vectors_XD[a:b], torch.tensor([b - a])), piece=8)
+        for a, b in pairwise(starts)
+    ]
+    assert torch.equal(together_QN, torch.cat(alone, dim=1))
+
+
+@pytest.mark.skipif(DEVICE.type == "cuda", reason="the address space is the CPU's")
+def test_offsets_beyond_31_bits_reach_the_right_rows():
+    """The same layout, moved 2³¹ numbers up an address range; only the rows in question are backed by memory."""
+    queries, documents = texts(1, [32], dim=128), texts(2, [20, 130], dim=128)
+    laid = pieces.document_pieces(documents, piece=16)
+    moved_grains = 2**31 // (pieces.GRAIN * 128)
+    # The reserve before the base is where an offset that wrapped to -2³¹ would read: zeros, not a crash.
+    reserve_bytes, moved_bytes = 2**32, 2**32
+    size_bytes = reserve_bytes + moved_bytes + laid.rows_RD.numel() * 2
+    memory = mmap.mmap(-1, size_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | MAP_NORESERVE)
+    rows_RD = torch.frombuffer(memory, dtype=torch.float16)[reserve_bytes // 2 :].view(-1, 128)
+    rows_RD[moved_grains * pieces.GRAIN :] = laid.rows_RD
+    far = laid._replace(
+        rows_RD=rows_RD,
+        ends=torch.cat([torch.zeros(moved_grains, dtype=torch.int32), laid.ends]),
+        chunk_grains=laid.chunk_grains + moved_grains,
+    )
+    near_QN = tensor_core.scores(queries, laid, tiling=SMALL)
+    assert torch.equal(tensor_core.scores(queries, far, tiling=SMALL), near_QN)
+    assert float(near_QN.min()) > 0
+
+
+def test_layout_repeats_the_last_vector_and_marks_where_documents_end():
+    documents = packed.pack(torch.arange(1.0, 12.0).half().unsqueeze(1).expand(-1, 16), torch.tensor([9, 2]))
+    laid = pieces.document_pieces(documents, piece=8)
+    assert laid.rows_RD[:, 0].tolist() == [*range(1, 10), *[9] * 7, 10, *[11] * 111]
+    assert laid.ends.tolist() == [0b110]
+    assert laid.chunk_grains.tolist() == [0, 1]
+
+
+def test_dims_without_three_powers_of_two_are_filled_up_with_zeros():
+    assert pieces.dim_parts(240) == (256, 0, 0)
+    queries, documents = texts(1, [3], dim=240), texts(2, [5], dim=240)
+    assert torch.allclose(kernel_scores(queries, documents).double(), exact(queries, documents), atol=1e-5)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    document_lengths=st.lists(st.integers(1, 90), min_size=1, max_size=9),
+    batch_numbers=st.sampled_from([1, 5000, 1 << 20]),
+)
+def test_rescoring_in_batches_equals_rescoring_one_by_one_to_the_bit(seed, document_lengths, batch_numbers):
+    queries, documents = texts(seed, [32, 5, 17], dim=48), texts(seed + 1, document_lengths, dim=48)
+    pairs_H2 = torch.cartesian_prod(torch.arange(3), torch.arange(len(document_lengths)))
+    pairs_H2 = pairs_H2[torch.randperm(len(pairs_H2), generator=torch.Generator().manual_seed(seed))]
+    batched_H = rescore.exact_scores(
+        queries, on_device(documents), pairs_H2[:, 0], pairs_H2[:, 1], batch_numbers=batch_numbers
+    )
+    assert torch.equal(batched_H.cpu(), packed.exact_scores(queries, documents, pairs_H2[:, 0], pairs_H2[:, 1]))
+
+
+def test_rescoring_no_pairs_gives_no_scores():
+    none_H = torch.zeros(0, dtype=torch.int64)
+    assert rescore.exact_scores(texts(1, [4], dim=16), texts(2, [5], dim=16), none_H, none_H).tolist() == []
+
+
+@pytest.mark.parametrize("maxsim", ["triton", "late-interaction-kernels"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_every_kernel_gives_the_same_hits_to_the_bit(maxsim, dtype):
+    if maxsim == "late-interaction-kernels":
+        pytest.importorskip("late_interaction_kernels")
+    pool = texts(0, [12], dim=32, dtype=dtype).vectors_XD  # few distinct vectors, so that equal scores are common
+    generator = torch.Generator().manual_seed(1)
+    query_lengths, document_lengths = torch.tensor([4, 40, 32]), torch.randint(1, 40, (30,), generator=generator)
+    draw = [torch.randint(0, 12, (int(n.sum()),), generator=generator) for n in (query_lengths, document_lengths)]
+    queries = ShardVectors(("a", "b", "c"), query_lengths, pool[draw[0]])
+    shard = ShardVectors(tuple(f"d{i:02d}" for i in range(30)), document_lengths, pool[draw[1]])
+
+    def hits(maxsim, device):
+        floor_Q = floors(no_hits(), queries=3, depth=10)
+        return search_shard(queries, shard, depth=10, floor_Q=floor_Q, device=device, maxsim=maxsim)
+
+    found, wanted = hits(maxsim, DEVICE), hits("packed", torch.device("cpu"))
+    assert [column.tolist() for column in found] == [column.tolist() for column in wanted]
+    assert len(merge([found], depth=10).score_H) == 30
+
+
+def test_vectors_of_512_numbers_fit_hopper_and_not_an_ampere_card_of_100_kib():
+    assert tensor_core.tilings(512, piece=16)
+    assert not tensor_core.tilings(512, piece=16, shared_bytes=101_376)
+    assert tensor_core.tilings(128, piece=16, shared_bytes=101_376)
+
+
+def test_auto_is_the_packed_kernel_on_a_cpu():
+    assert kernels.bind("auto", texts(1, [5], dim=16), device=torch.device("cpu")).name == "packed"
+
+
+@pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a GPU")
+def test_auto_is_the_triton_kernel_on_a_gpu():
+    assert kernels.bind("auto", texts(1, [50], dim=128), device=DEVICE).name == "triton"
+
+
+def test_a_kernel_that_is_not_installed_is_named(monkeypatch):
+    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _name: None)
+    with pytest.raises(ConfigError, match=r"late-interaction-kernels is not installed; wanted `pip install late-inte"):
+        kernels.require("late-interaction-kernels", torch.device("cpu"))
+
+
+def test_triton_on_a_cpu_is_refused_outside_the_interpreter(monkeypatch):
+    monkeypatch.setenv("TRITON_INTERPRET", "0")
+    with pytest.raises(ConfigError, match=r"engine.maxsim=triton: got device cpu, wanted a CUDA device .*=auto"):
+        kernels.require("triton", torch.device("cpu"))
+
+
+def test_vectors_too_wide_for_the_triton_kernel_are_refused():
+    with pytest.raises(ConfigError, match=r"got vectors of 1024 numbers, wanted what fits .* \(512 on Hopper\); use"):
+        kernels.bind("triton", texts(1, [2], dim=1024), device=DEVICE)
+
+
+COMPILE = """
+import re, sys
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from evalkit.maxsim import tensor_core
+from evalkit.maxsim.pieces import GRAIN, dim_parts
+from evalkit.maxsim.triton_kernel import maxsim
+
+for dim in (64, 96, 128, 384):
+    for tiling in tensor_core.tilings(dim, piece=16):
+        rows, warps, stages = tiling
+        dim0, dim1, dim2 = dim_parts(dim)
+        constants = dict(dim=dim, dim0=dim0, dim1=dim1, dim2=dim2, rows=rows, piece=16, grain=GRAIN, warps=warps,
+                         stages=stages)
+        types = dict(queries="*fp16", documents="*fp16", ends="*i32", chunk_grains="*i64", chunk_documents="*i64",
+                     out="*fp32", out_stride="i64", **dict.fromkeys(constants, "constexpr"))
+        names = list(types)
+        aligned = {(place,): [["tt.divisibility", 16]] for place in range(6)}
+        source = ASTSource(maxsim, types, {(names.index(name),): value for name, value in constants.items()}, aligned)
+        made = compile(source, target=GPUTarget("cuda", 90, 32), options={"num_warps": warps})
+        ptx, sass = made.asm["ptx"], made.asm["sass"]
+        print(dim, *tiling, made.metadata.shared, tiling.shared_bytes(dim), ptx.count("wgmma.mma_async"),
+              ptx.count("cp.async.cg"), len(re.findall(r"\\b(?:STL|LDL)\\b", sass)))
+"""
+
+
+def test_the_kernel_compiles_for_hopper_with_tensor_cores_and_without_spills():
+    """Triton needs no GPU to compile; registers that spill show as local loads and stores in the machine code."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    made = subprocess.run(
+        [sys.executable, "-"], input=COMPILE, env=environment, capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
+    lines = [[int(word) for word in line.split()] for line in made.stdout.splitlines()]
+    assert {line[0] for line in lines} == {64, 96, 128, 384}
+    for dim, _rows, _warps, _stages, shared_bytes, counted_bytes, products, copies, spills in lines:
+        assert shared_bytes <= counted_bytes <= tensor_core.HOPPER_SHARED_BYTES
+        assert products >= dim // 16  # one wgmma instruction per 16 numbers of a vector, so none for a dim's padding
+        assert copies > 0  # tiles are copied ahead, asynchronously
+        assert spills == 0

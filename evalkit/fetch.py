@@ -31,6 +31,7 @@ from evalkit.datasets.hub import HubCorpus
 from evalkit.datasets.integrity import agree, integrity
 from evalkit.datasets.irds import IrdsCorpus
 from evalkit.errors import ConfigError, DatasetError, EvalkitError, StoreError
+from evalkit.hub import snapshot_folder
 from evalkit.models.checkpoint import Checkpoint, file_checksum
 from evalkit.models.encoder import checkpoints
 from evalkit.models.tokens import load_vocabulary
@@ -295,12 +296,16 @@ def _model(config: RunConfig) -> Fetched:
 
 
 def _stored_files(checkpoint: Checkpoint) -> list[Path]:
-    """Return a hub checkpoint's files and the name of its commit; a package's or a folder's files are not moved."""
-    if checkpoint.revision is None:
-        return []
-    reference = checkpoint.folder.parents[1] / "refs" / "main"
-    files = [path for path in sorted(checkpoint.folder.rglob("*")) if path.is_file()]
-    return [*files, *[reference] * reference.is_file()]
+    """Return a hub checkpoint's files and the name of its commit; a package's or a folder's files are not moved.
+
+    Code that it takes from another repository is moved with it.
+    """
+    folders = [] if checkpoint.revision is None else [checkpoint.folder]
+    if checkpoint.code_repository is not None:
+        folders.append(snapshot_folder(*checkpoint.code_repository))
+    files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    references = [folder.parents[1] / "refs" / "main" for folder in folders]
+    return [*files, *(reference for reference in references if reference.is_file())]
 
 
 def _dataset(config: RunConfig, *, console: Console) -> Fetched:

@@ -274,6 +274,59 @@ def write_jina_embeddings_v2(folder: Path) -> Path:
     return write_files(folder, bert_config("bert", size, **more), jina_bert_tensors(size) | head)
 
 
+def qk_norm_tensors(tensors: dict[str, torch.Tensor], *, outer_norms: bool) -> dict[str, torch.Tensor]:
+    """Return JinaBERT's tensors with normalised queries and keys; with outer norms under the newer code's names."""
+    draw, hidden = Draw(21), SIZES["hidden"]
+    changed = dict(tensors)
+    for layer in range(SIZES["layers"]):
+        at = f"bert.encoder.layer.{layer}."
+        for side in "qk":
+            changed |= draw.norm(f"{at}attention.self.layer_norm_{side}", hidden)
+        if outer_norms:
+            changed[f"{at}mlp.up_gated_layer.weight"] = changed.pop(f"{at}mlp.gated_layers.weight")
+            for part in ("weight", "bias"):
+                changed[f"{at}mlp.down_layer.{part}"] = changed.pop(f"{at}mlp.wo.{part}")
+                changed[f"{at}layer_norm_2.{part}"] = changed.pop(f"{at}mlp.layernorm.{part}")
+            changed |= draw.norm(f"{at}layer_norm_1", hidden)
+    return changed
+
+
+def write_qk_norm(folder: Path, *, outer_norms: bool) -> Path:
+    """Write the layout of jina-embeddings-v2-base-* with normalised queries and keys, with or without outer norms."""
+    size = write_bert_tokenizer(folder / "tokenizer.json")
+    more = {"position_embedding_type": "alibi", "feed_forward_type": "geglu", "emb_pooler": "mean"}
+    tensors = qk_norm_tensors(jina_bert_tensors(size), outer_norms=outer_norms)
+    return write_files(folder, bert_config("bert", size, **more), tensors)
+
+
+CLIP_HIDDEN = 192
+"""Three heads of 64, the width that the loader knows jina-clip-v1's text tower by."""
+
+
+def write_jina_clip(folder: Path, **text_config: object) -> Path:
+    """Write the layout of jinaai/jina-clip-v1: the text tower under flash-attention's names, and another tower."""
+    size, hidden, inner, draw = write_bert_tokenizer(folder / "tokenizer.json"), CLIP_HIDDEN, 96, Draw(8)
+    at = "text_model.transformer."
+    tensors = {
+        f"{at}embeddings.word_embeddings.weight": draw(size, hidden, scale=1.0),
+        f"{at}embeddings.token_type_embeddings.weight": draw(2, hidden),
+        **draw.norm(f"{at}emb_ln", hidden),
+        **draw.linear("vision_model.patch_embed.proj", 4, 4),
+        "logit_scale": torch.tensor(2.6),
+    }
+    for layer in range(SIZES["layers"]):
+        block = f"{at}encoder.layers.{layer}."
+        for name, rows in (("mixer.Wqkv", 3 * hidden), ("mixer.out_proj", hidden)):
+            tensors[f"{block}{name}.weight"] = draw(rows, hidden, scale=0.1)
+            tensors[f"{block}{name}.bias"] = draw(rows)
+        tensors[f"{block}mlp.gated_layers.weight"] = draw(2 * inner, hidden, scale=0.1)
+        tensors |= draw.linear(f"{block}mlp.wo", hidden, inner)
+        for name in ("norm1", "norm2"):
+            tensors |= draw.norm(f"{block}{name}", hidden)
+    text = {"embed_dim": hidden, "pooler_type": "mean_pooler", "proj_type": None, **text_config}
+    return write_files(folder, {"model_type": "jina_clip", "add_projections": False, "text_config": text}, tensors)
+
+
 def write_colbert_xm(folder: Path, *, dim: int = 128, languages: tuple[str, ...] = ("en_XX", "de_DE")) -> Path:
     """Write the layout of antoinelouis/colbert-xm, whose tokenizer has no marker tokens."""
     size = write_xlmr_tokenizer(folder / "tokenizer.json", markers=False)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+from einops import rearrange
 from safetensors import SafetensorError, safe_open
 
 from evalkit.config import EncoderConfig
@@ -52,7 +53,7 @@ OPTIONAL_KEYS = (
 MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
     "jina_embeddings_v3": ("xlm-roberta", "jina_embeddings_v3"),
     "bert": ("bert",),
-    "jina_bert": ("bert",),
+    "jina_bert": ("bert", "jina_clip"),
     "xmod": ("xmod",),
 }
 """The `model_type` of the config.json that each backbone reads."""
@@ -154,7 +155,7 @@ def _native_names(name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
     for pattern, replacement in _JINA_RENAMES:
         name = pattern.sub(replacement, name)
     if ".mixer.Wqkv." in name:
-        for part, piece in zip("qkv", tensor.chunk(3, dim=0), strict=True):
+        for part, piece in zip("qkv", rearrange(tensor, "(part rows) ... -> part rows ...", part=3), strict=True):
             yield name.replace(".mixer.Wqkv.", f".self_attn.{part}_proj."), piece
     else:
         yield name, tensor
@@ -174,10 +175,15 @@ def bert(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Encod
 def jina_bert(
     tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str
 ) -> Backbone:
-    """Build evalkit's own JinaBERT without pooler and masked-language head, of which no vector here is made."""
+    """Build evalkit's own JinaBERT without pooler and masked-language head, of which no vector here is made.
+
+    Of jina-clip-v1 it is the text tower; its other tower is left out.
+    """
     from evalkit.models.jina_bert import JinaBertConfig, JinaBertModel
 
     del config
+    if values.get("model_type") == "jina_clip":
+        tensors, values = _text_tower(tensors, values, origin=origin)
     for name, wanted in (("position_embedding_type", "alibi"), ("feed_forward_type", "geglu")):
         if values.get(name) != wanted:
             msg = (
@@ -185,10 +191,76 @@ def jina_bert(
             )
             raise ModelError(msg)
     keys = [name for name in ARCHITECTURE_KEYS if name != "max_position_embeddings"]  # ALiBi has no last position
-    native = JinaBertConfig(**config_values(values, keys, origin=origin))
     renamed = _without(tensors, prefix="bert.", left_out=("pooler.", "cls."))
+    native = JinaBertConfig(
+        **config_values(values, keys, origin=origin),
+        qk_norm="encoder.layer.0.attention.self.layer_norm_q.weight" in renamed,
+        outer_norms="encoder.layer.0.layer_norm_1.weight" in renamed,
+    )
     module = filled(JinaBertModel, native, renamed, origin=origin)
     return Backbone(module, native.hidden_size, None)
+
+
+_TEXT_TOWER = "text_model.transformer."
+_TEXT_TOWER_HEAD_WIDTH = 64
+_TEXT_TOWER_VALUES = {
+    "layer_norm_eps": 1e-12,
+    "pad_token_id": 0,
+    "position_embedding_type": "alibi",
+    "feed_forward_type": "geglu",
+}
+"""What jina-clip-v1's own config.json leaves to that of jina-bert-flash-implementation; sizes are in the tensors."""
+_TEXT_TOWER_RENAMES = (
+    (re.compile(r"^emb_ln\."), "embeddings.LayerNorm."),
+    (re.compile(r"^encoder\.layers\."), "encoder.layer."),
+    (re.compile(r"\.mixer\.out_proj\."), ".attention.output.dense."),
+    (re.compile(r"\.norm1\."), ".attention.output.LayerNorm."),
+    (re.compile(r"\.norm2\."), ".mlp.layernorm."),
+)
+"""The way back from jina-bert-flash-implementation's convert_v2_weights.py, by which the tower got its names."""
+
+
+def _text_tower(
+    tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, origin: str
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Return jina-clip-v1's text tower under JinaBERT's own names, and its sizes.
+
+    Raises ModelError when config.json asks for more of the tower than the mean of its hidden states.
+    """
+    text = values.get("text_config") or {}
+    asked = {"pooler_type": text.get("pooler_type"), "proj_type": text.get("proj_type")}
+    if asked != {"pooler_type": "mean_pooler", "proj_type": None} or values.get("add_projections"):
+        found = {**asked, "add_projections": values.get("add_projections")}
+        msg = f"{origin}: config.json has {found} for the text tower, wanted mean_pooler and no projection"
+        raise ModelError(f"{msg}; this is another architecture")
+    renamed: dict[str, Tensor] = {}
+    for full_name, tensor in tensors.items():
+        if full_name.startswith("vision_model.") or full_name == "logit_scale":
+            continue
+        name = full_name.removeprefix(_TEXT_TOWER)
+        for pattern, replacement in _TEXT_TOWER_RENAMES:
+            name = pattern.sub(replacement, name)
+        if ".mixer.Wqkv." in name:
+            parts = rearrange(tensor, "(part rows) ... -> part rows ...", part=3)
+            for part, piece in zip(("query", "key", "value"), parts, strict=True):
+                renamed[name.replace(".mixer.Wqkv.", f".attention.self.{part}.")] = piece
+        else:
+            renamed[name] = tensor
+    layers = {match[1] for name in renamed if (match := re.match(r"encoder\.layer\.(\d+)\.", name))}
+    try:
+        vocabulary, hidden = renamed["embeddings.word_embeddings.weight"].shape
+        sizes = {
+            "vocab_size": vocabulary,
+            "hidden_size": hidden,
+            "num_hidden_layers": len(layers),
+            "num_attention_heads": hidden // _TEXT_TOWER_HEAD_WIDTH,
+            "intermediate_size": renamed["encoder.layer.0.mlp.wo.weight"].shape[1],
+            "type_vocab_size": len(renamed["embeddings.token_type_embeddings.weight"]),
+        }
+    except KeyError as error:
+        msg = f"{origin}: the checkpoint has no {_TEXT_TOWER}… for {error}; wanted jina-clip-v1's text tower"
+        raise ModelError(msg) from error
+    return renamed, {**_TEXT_TOWER_VALUES, **sizes}
 
 
 def xmod(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str) -> Backbone:
@@ -261,17 +333,18 @@ def filled(
         for name in sorted(set(shapes) & set(tensors))
         if tuple(tensors[name].shape) != shapes[name]
     ]
-    problems = [
-        f"{label} {_few(names)}"
-        for label, names in (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshapen))
-        if names
-    ]
-    if problems:
-        msg = f"{origin}: the checkpoint does not fit {type(config).__name__}: {'; '.join(problems)}"
+    if problem := misfit(missing, unexpected, misshapen):
+        msg = f"{origin}: the checkpoint does not fit {type(config).__name__}: {problem}"
         raise ModelError(msg)
     module = make(config)
     module.load_state_dict(dict(tensors), strict=True)
     return module.eval().requires_grad_(requires_grad=False)
+
+
+def misfit(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
+    """Say which tensors do not fit; nothing where all do."""
+    kinds = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshapen))
+    return "; ".join(f"{label} {_few(names)}" for label, names in kinds if names)
 
 
 def _few(names: list[str], *, shown: int = 4) -> str:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from dataclasses import dataclass
+import re
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
-import xxhash
-
+from evalkit import hub
 from evalkit.config import CheckpointSource
 from evalkit.errors import ModelError
 
@@ -19,7 +19,11 @@ PICKLE = "pytorch_model.bin"
 TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
 FILES = (CONFIG, TOKENIZER, WEIGHTS)
-"""The files that decide a vector; anything else in a repository is not read."""
+"""The files that decide a vector; anything else in a repository is not read, but for code that a config asks for."""
+CODE = ".py"
+_COMMIT = r"[0-9a-f]{40}"
+_CLOSED = (401, 403, 404)
+"""What the hub answers about a repository that it does not show, whether it is there or not."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +34,20 @@ class Checkpoint:
     origin: str
     revision: str | None
     checksums: dict[str, str]
+    """By file name; code from another repository under `OWNER/NAME@COMMIT/FILE`. Code is here only if it is to run."""
+
+    def code(self) -> dict[str, str]:
+        """Return the checksums of the Python files that build the backbone; none where a native class does."""
+        return {name: checksum for name, checksum in self.checksums.items() if name.endswith(CODE)}
+
+    @property
+    def code_repository(self) -> tuple[str, str] | None:
+        """Return the other repository that the code is from, and its commit."""
+        for name in self.code():
+            repo, at, rest = name.partition("@")
+            if at:
+                return repo, rest.partition("/")[0]
+        return None
 
     def config(self) -> dict[str, Any]:
         """Return config.json. Raises ModelError when it is not a JSON object."""
@@ -45,13 +63,21 @@ class Checkpoint:
         return values
 
 
-def resolve(source: CheckpointSource, *, allow_pickle: bool = False) -> Checkpoint:
+def resolve(source: CheckpointSource, *, allow_pickle: bool = False, remote_code: bool = False) -> Checkpoint:
     """Return the checkpoint's files on disk, from the first of path, package and repository that is given and there.
 
-    `allow_pickle` takes `pytorch_model.bin` where there is no `model.safetensors`.
+    `allow_pickle` takes `pytorch_model.bin` where there is no `model.safetensors`. `remote_code` takes the Python files
+    too that the checkpoint's `auto_map` names, all of them pinned; nothing is run here.
 
-    Raises ModelError when the files cannot be had or one of them is missing.
+    Raises ModelError when the files cannot be had, one of them is missing, or code is not pinned.
     """
+    checkpoint = _resolved(source, allow_pickle=allow_pickle, remote_code=remote_code)
+    return (
+        replace(checkpoint, checksums=checkpoint.checksums | _code(checkpoint, source)) if remote_code else checkpoint
+    )
+
+
+def _resolved(source: CheckpointSource, *, allow_pickle: bool, remote_code: bool) -> Checkpoint:
     if source.path is not None:
         folder = Path(source.path).expanduser()
         if not folder.is_dir():
@@ -66,7 +92,50 @@ def resolve(source: CheckpointSource, *, allow_pickle: bool = False) -> Checkpoi
             msg = f"Python package folder {source.package!r} is not installed; install the package that carries it"
             raise ModelError(msg)
     assert source.repo is not None  # CheckpointSource admits no source without one of the three
-    return _from_hub(source.repo, source.revision, allow_pickle=allow_pickle)
+    return _from_hub(source.repo, source.revision, allow_pickle=allow_pickle, remote_code=remote_code)
+
+
+def _code(checkpoint: Checkpoint, source: CheckpointSource) -> dict[str, str]:
+    """Return the checksums of the code that builds a checkpoint's backbone. Raises ModelError unless it is pinned."""
+    auto_map = checkpoint.config().get("auto_map")
+    entries: dict[str, Any] = auto_map if isinstance(auto_map, dict) else {}
+    named = {name: str(entries[name]) for name in ("AutoConfig", "AutoModel") if name in entries}
+    if "AutoModel" not in named:
+        msg = (
+            f"{checkpoint.origin}: config.json names no code of the checkpoint's own (auto_map.AutoModel); "
+            "leave model.trust_remote_code out"
+        )
+        raise ModelError(msg)
+    others = sorted({reference.partition("--")[0] for reference in named.values() if "--" in reference})
+    if len(others) > 1:
+        msg = f"{checkpoint.origin}: its code is in several repositories ({', '.join(others)}), wanted one at most"
+        raise ModelError(f"{msg}; use the native class: leave model.trust_remote_code out")
+    found: dict[str, str] = {}
+    if any("--" not in reference for reference in named.values()):
+        if checkpoint.revision is not None and not re.fullmatch(_COMMIT, source.revision or ""):
+            _refuse_unpinned(checkpoint, checkpoint.origin, "revision")
+        found = {name: file_checksum(checkpoint.folder / name) for name in _python_files(checkpoint.folder)}
+    if others:
+        if not re.fullmatch(_COMMIT, source.code_revision or ""):
+            _refuse_unpinned(checkpoint, others[0], "code_revision")
+        folder = _snapshot(others[0], source.code_revision, [f"*{CODE}"])
+        found |= {f"{others[0]}@{folder.name}/{name}": file_checksum(folder / name) for name in _python_files(folder)}
+    if not found:
+        msg = f"{checkpoint.origin}: got no Python file in {checkpoint.folder}, wanted {named['AutoModel']}"
+        raise ModelError(f"{msg}; fetch the checkpoint again")
+    return found
+
+
+def _python_files(folder: Path) -> list[str]:
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob(f"*{CODE}"))
+
+
+def _refuse_unpinned(checkpoint: Checkpoint, repo: str, setting: str) -> NoReturn:
+    msg = (
+        f"{checkpoint.origin}: its code is in {repo}, and nothing says at which commit; read that code, then pin it by "
+        f"model.checkpoints.DIM.{setting}=COMMIT (40 hex digits), or leave model.trust_remote_code out"
+    )
+    raise ModelError(msg)
 
 
 def on_disk(source: CheckpointSource) -> bool:
@@ -97,41 +166,42 @@ def _package_folder(package: str) -> Path | None:
     return path if path.is_dir() else None
 
 
-def _from_hub(repo: str, revision: str | None, *, allow_pickle: bool) -> Checkpoint:
+def _from_hub(repo: str, revision: str | None, *, allow_pickle: bool, remote_code: bool) -> Checkpoint:
     """Return a hub repository's files, from the local cache where they are, else downloaded (with resume)."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HfHubHTTPError,
-        LocalEntryNotFoundError,
-        OfflineModeIsEnabled,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
+    patterns = [*FILES, "artifact.metadata", *([f"*{CODE}"] if remote_code else [])]
+    folder = _snapshot(repo, revision, patterns)
+    if allow_pickle and not (folder / WEIGHTS).is_file():
+        folder = _snapshot(repo, revision, [*patterns, PICKLE])
+    # A snapshot folder is named by the commit that it holds.
+    return _checkpoint(folder, origin=repo, revision=folder.name, allow_pickle=allow_pickle)
+
+
+def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
+    """Return the folder of a commit. Raises ModelError that says why it cannot be had and what to do."""
+    from huggingface_hub.errors import RevisionNotFoundError
 
     wanted = f"{repo}@{revision or 'main'}"
     try:
-        folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*FILES, "artifact.metadata"]))
-        if allow_pickle and not (folder / WEIGHTS).is_file():
-            folder = Path(snapshot_download(repo, revision=revision, allow_patterns=[*FILES, PICKLE]))
+        return hub.snapshot(repo, revision=revision, patterns=patterns)
     except RevisionNotFoundError as error:
         msg = f"{wanted}: the repository has no such revision; check the revision in the model's config"
         raise ModelError(msg) from error
-    except (GatedRepoError, RepositoryNotFoundError) as error:
-        msg = (
-            f"{wanted}: the hub says the repository is missing, private or gated; "
-            "set HF_TOKEN to a token with access, or choose other dims with dim="
-        )
+    except hub.DownloadError as error:
+        msg = f"{wanted}: {error}"
         raise ModelError(msg) from error
-    except (LocalEntryNotFoundError, OfflineModeIsEnabled, HfHubHTTPError, OSError) as error:
+    except OSError as error:  # the hub's own errors are kinds of it
+        if (status := hub.answered(error)) in _CLOSED:
+            msg = (
+                f"{wanted}: the hub answers {status}, as for a repository that is missing, private or gated; "
+                "set HF_TOKEN to a token with access, or choose other dims with dim="
+            )
+            raise ModelError(msg) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         msg = (
             f"{wanted}: not in the local Hugging Face cache and the hub could not be reached ({reason}); "
             "fetch it on a machine with network, or give the folder of a copy by path"
         )
         raise ModelError(msg) from error
-    # A snapshot folder is named by the commit that it holds.
-    return _checkpoint(folder, origin=repo, revision=folder.name, allow_pickle=allow_pickle)
 
 
 def _checkpoint(folder: Path, *, origin: str, revision: str | None, allow_pickle: bool) -> Checkpoint:
@@ -154,6 +224,8 @@ def _checkpoint(folder: Path, *, origin: str, revision: str | None, allow_pickle
 
 def file_checksum(path: Path) -> str:
     """Return xxh3-128 of a file's bytes, read in 1 MiB pieces."""
+    import xxhash  # here, because the GPU benchmark imports this module where xxhash is not installed
+
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):

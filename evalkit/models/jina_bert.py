@@ -1,9 +1,10 @@
 """JinaBERT, which transformers lacks: BERT with symmetric ALiBi for positions and a GEGLU feed-forward.
 
-Shapes: B texts, T tokens, H hidden size, A attention heads, K width of a head.
+Shapes: B texts, T tokens, H hidden size, I inner size, A attention heads, K width of a head.
 Module names are the checkpoints' own keys, so that every tensor loads under the name it was saved with. Written from
-the architecture's description (arXiv 2310.19923) and its key layout as other projects read it (second-hand: vLLM's and
-text-embeddings-inference's loaders); tests/parity/test_hub_checkpoints_parity.py holds it to a float64 implementation.
+the architecture's description (arXiv 2310.19923) and its key layouts as other projects read them (second-hand: vLLM's,
+text-embeddings-inference's and llama.cpp's loaders); tests/parity/test_hub_checkpoints_parity.py holds all of them to a
+float64 implementation. Which layout a checkpoint has is seen from its keys: its config.json does not say.
 """
 
 from __future__ import annotations
@@ -12,9 +13,12 @@ import math
 from dataclasses import dataclass
 
 import torch
+from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers.modeling_outputs import BaseModelOutput
+
+from evalkit.models.attention import Packing, packed_attention
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,6 +33,10 @@ class JinaBertConfig:
     layer_norm_eps: float
     type_vocab_size: int
     pad_token_id: int
+    qk_norm: bool = False
+    """Queries and keys are normalised before they are cut into heads."""
+    outer_norms: bool = False
+    """Attention and feed-forward are added and normalised by the layer, the attention a second time."""
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -66,13 +74,25 @@ class _SelfAttention(nn.Module):
         self.query = nn.Linear(config.hidden_size, config.hidden_size)
         self.key = nn.Linear(config.hidden_size, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, config.hidden_size)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.layer_norm_q = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.layer_norm_k = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, x_BTH: Tensor, bias_BATT: Tensor) -> Tensor:
+    def forward(self, x_BTH: Tensor, bias_BATT: Tensor, packing: Packing | None = None) -> Tensor:
+        query_BTH, key_BTH, value_BTH = self.query(x_BTH), self.key(x_BTH), self.value(x_BTH)
+        if self.qk_norm:
+            query_BTH, key_BTH = self.layer_norm_q(query_BTH), self.layer_norm_k(key_BTH)
         query_BATK, key_BATK, value_BATK = (
-            layer(x_BTH).unflatten(-1, (self.heads, -1)).transpose(1, 2) for layer in (self.query, self.key, self.value)
+            rearrange(part_BTH, "b t (a k) -> b a t k", a=self.heads) for part_BTH in (query_BTH, key_BTH, value_BTH)
         )
+        if packing is not None:
+            query, key, value = (part[0].transpose(0, 1) for part in (query_BATK, key_BATK, value_BATK))
+            scale = query.shape[-1] ** -0.5
+            mixed_XAK = packed_attention(query, key, value, packing, scale=scale, bias_ATT=bias_BATT[0])
+            return mixed_XAK.flatten(1).unsqueeze(0)
         mixed_BATK = functional.scaled_dot_product_attention(query_BATK, key_BATK, value_BATK, attn_mask=bias_BATT)
-        return mixed_BATK.transpose(1, 2).flatten(2)
+        return rearrange(mixed_BATK, "b a t k -> b t (a k)")
 
 
 class _AttentionOutput(nn.Module):
@@ -92,8 +112,8 @@ class _Attention(nn.Module):
         self.self = _SelfAttention(config)
         self.output = _AttentionOutput(config)
 
-    def forward(self, x_BTH: Tensor, bias_BATT: Tensor) -> Tensor:
-        out_BTH: Tensor = self.output(self.self(x_BTH, bias_BATT), x_BTH)
+    def forward(self, x_BTH: Tensor, bias_BATT: Tensor, packing: Packing | None) -> Tensor:
+        out_BTH: Tensor = self.output(self.self(x_BTH, bias_BATT, packing), x_BTH)
         return out_BTH
 
 
@@ -105,8 +125,22 @@ class _GatedFeedForward(nn.Module):
         self.layernorm = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
     def forward(self, x_BTH: Tensor) -> Tensor:
-        gate, inner = self.gated_layers(x_BTH).chunk(2, dim=-1)
-        out_BTH: Tensor = self.layernorm(self.wo(functional.gelu(gate) * inner) + x_BTH)
+        gate_BTI, inner_BTI = rearrange(self.gated_layers(x_BTH), "b t (half i) -> half b t i", half=2)
+        out_BTH: Tensor = self.layernorm(self.wo(functional.gelu(gate_BTI) * inner_BTI) + x_BTH)
+        return out_BTH
+
+
+class _UpGatedFeedForward(nn.Module):
+    """The feed-forward of checkpoints with outer norms: the second half is the gate, not the first."""
+
+    def __init__(self, config: JinaBertConfig) -> None:
+        super().__init__()
+        self.up_gated_layer = nn.Linear(config.hidden_size, 2 * config.intermediate_size, bias=False)
+        self.down_layer = nn.Linear(config.intermediate_size, config.hidden_size)
+
+    def forward(self, x_BTH: Tensor) -> Tensor:
+        up_BTI, gate_BTI = rearrange(self.up_gated_layer(x_BTH), "b t (half i) -> half b t i", half=2)
+        out_BTH: Tensor = self.down_layer(up_BTI * functional.gelu(gate_BTI))
         return out_BTH
 
 
@@ -114,10 +148,19 @@ class _Layer(nn.Module):
     def __init__(self, config: JinaBertConfig) -> None:
         super().__init__()
         self.attention = _Attention(config)
-        self.mlp = _GatedFeedForward(config)
+        self.outer_norms = config.outer_norms
+        self.mlp = _UpGatedFeedForward(config) if config.outer_norms else _GatedFeedForward(config)
+        if config.outer_norms:
+            self.layer_norm_1 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
+            self.layer_norm_2 = nn.LayerNorm(config.hidden_size, eps=config.layer_norm_eps)
 
-    def forward(self, x_BTH: Tensor, bias_BATT: Tensor) -> Tensor:
-        out_BTH: Tensor = self.mlp(self.attention(x_BTH, bias_BATT))
+    def forward(self, x_BTH: Tensor, bias_BATT: Tensor, packing: Packing | None) -> Tensor:
+        mixed_BTH: Tensor = self.attention(x_BTH, bias_BATT, packing)
+        if self.outer_norms:
+            inner_BTH = self.layer_norm_1(x_BTH + mixed_BTH)
+            out_BTH: Tensor = self.layer_norm_2(inner_BTH + self.mlp(inner_BTH))
+        else:
+            out_BTH = self.mlp(mixed_BTH)
         return out_BTH
 
 
@@ -137,14 +180,19 @@ class JinaBertModel(nn.Module):
         self.embeddings = _Embeddings(config)
         self.encoder = _Encoder(config)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:
-        """Return the hidden states [B, T, H]; where `attention_mask` [B, T] is 0, no token attends."""
+    def forward(
+        self, input_ids: Tensor, attention_mask: Tensor | None = None, packing: Packing | None = None
+    ) -> BaseModelOutput:
+        """Return the hidden states [B, T, H]; where `attention_mask` [B, T] is 0, no token attends.
+
+        With `packing`, the one row of `input_ids` holds texts back to back, each attending to itself alone.
+        """
         x_BTH = self.embeddings(input_ids)
-        bias_BATT = self._bias(input_ids.shape[1], x_BTH)
+        bias_BATT = self._bias(input_ids.shape[1] if packing is None else packing.longest_q, x_BTH)
         if attention_mask is not None:
             bias_BATT = bias_BATT.masked_fill(~attention_mask.bool()[:, None, None, :], -math.inf)
         for layer in self.encoder.layer:
-            x_BTH = layer(x_BTH, bias_BATT)
+            x_BTH = layer(x_BTH, bias_BATT, packing)
         return BaseModelOutput(last_hidden_state=x_BTH)
 
     def _bias(self, length: int, like: Tensor) -> Tensor:

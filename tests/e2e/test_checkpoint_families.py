@@ -4,13 +4,16 @@ import json
 
 import pytest
 from checkpoints import (
+    CLIP_HIDDEN,
     publish,
     write_colbert_xm,
     write_colbertv2,
     write_jina_checkpoint,
+    write_jina_clip,
     write_jina_colbert_v1,
     write_jina_embeddings_v2,
     write_mdpr,
+    write_qk_norm,
 )
 from rich.console import Console
 from safetensors.torch import load_file, save_file
@@ -25,6 +28,8 @@ FAMILIES = {
     "colbertv2": (write_colbertv2, 128, []),
     "colbert-xm": (write_colbert_xm, 128, ["model.adapter=de_DE"]),
     "mdpr": (lambda folder, dim: write_mdpr(folder), 24, ["model.allow_pickle=true"]),
+    "jina-embeddings-v2-base-es": (lambda folder, dim: write_qk_norm(folder, outer_norms=True), 24, []),
+    "jina-clip-v1": (lambda folder, dim: write_jina_clip(folder), CLIP_HIDDEN, []),
     "jina-embeddings-v2-base-de": (lambda folder, dim: write_jina_embeddings_v2(folder), 24, []),
 }
 
@@ -68,4 +73,4 @@ def test_the_canary_stops_a_run_before_anything_is_encoded(run, tmp_path):
 
     with pytest.raises(ModelError, match="fails the canary, query norms at 128"):
         run("colbertv2", 128, write=write)
-    assert not list((tmp_path / "cache").rglob("shard-*"))
+    assert not list((tmp_path / "cache").rglob("*.safetensors"))

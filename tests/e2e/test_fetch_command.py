@@ -1,11 +1,22 @@
 """`evalkit fetch` as a user types it: on disk, proved, moved, and refused in one line."""
 
+import contextlib
+import os
+import pty
 import subprocess
 import sys
+import termios
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from checkpoints import write_jina_checkpoint
+from fake_hub import FakeHub
 from shared_material import shared_data
+
+from evalkit.compose import compose
+from evalkit.models.checkpoint import file_checksum
 
 
 def evalkit(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -53,3 +64,80 @@ def test_a_mistake_is_one_line(tmp_path: Path, words: list[str], code: int, mess
     assert done.returncode == code, done.stderr
     assert message in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+SMALL = ["dim=128", "dataset=demo", "dataset.demo.documents=100", "dataset.demo.queries=20"]
+
+
+@pytest.fixture
+def hub(tmp_path: Path) -> Iterator[FakeHub]:
+    """A hub that holds a small jina-colbert-v2, large enough to be cut off inside."""
+    commit = compose(["model=jina-colbert-v2"]).model.checkpoints["128"].revision
+    with FakeHub() as server:
+        folder = write_jina_checkpoint(tmp_path / "repository", dim=128, hidden=640, layers=3)
+        server.publish("jinaai/jina-colbert-v2", folder, commit=commit)
+        yield server
+
+
+def reaching(hub: FakeHub, home: Path) -> dict[str, str]:
+    offline = ("HF_HUB_OFFLINE", "HF_TOKEN", "HF_HUB_CACHE")
+    inherited = {name: value for name, value in os.environ.items() if name not in offline}
+    return {**inherited, "HF_ENDPOINT": hub.url, "HF_HOME": str(home)}
+
+
+def test_a_download_that_was_killed_goes_on_where_it_stopped(tmp_path: Path, hub: FakeHub) -> None:
+    """The second process asks for the rest alone, prints no bar into a pipe, and the file is whole."""
+    command = [sys.executable, "-m", "evalkit", "fetch", "model=jina-colbert-v2", *SMALL]
+    command += [f"cache_dir={tmp_path / 'cache'}"]
+    settings = {"env": reaching(hub, tmp_path / "home"), "cwd": tmp_path, "text": True}
+    hub.faults["model.safetensors"] = ("stall", 25_000_000)
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings) as killed:
+        assert hub.stalled.wait(120)
+        (partial,) = waited_for(lambda: [path for path in (tmp_path / "home").rglob("*.incomplete") if size(path)])
+        killed.kill()
+    kept = size(partial)
+    assert 0 < kept <= 25_000_000
+    hub.go_on.set()
+    hub.faults.clear()
+    hub.asked.clear()
+    done = subprocess.run(command, capture_output=True, timeout=300, check=False, **settings)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [each.range for each in hub.gets("model.safetensors")] == [f"bytes={kept}-"]
+    assert f"128/model.safetensors             {file_checksum(tmp_path / 'repository' / 'model.safetensors')}" in (
+        done.stdout
+    )
+    hub.asked.clear()
+    again = subprocess.run(command, capture_output=True, timeout=300, check=False, **settings)
+    assert again.returncode == 0
+    assert not [each for each in hub.asked if "/resolve/" in each.path]
+
+
+def waited_for(found: Callable[[], list[Path]]) -> list[Path]:
+    for _ in range(200):
+        if paths := found():
+            return paths
+        time.sleep(0.05)
+    return found()
+
+
+def size(path: Path) -> int:
+    return path.stat().st_size if path.is_file() else 0
+
+
+def test_progress_is_shown_on_a_terminal(tmp_path: Path, hub: FakeHub) -> None:
+    command = [sys.executable, "-m", "evalkit", "fetch", "model=jina-colbert-v2", *SMALL]
+    command += [f"cache_dir={tmp_path / 'cache'}"]
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, 120))
+    shown = bytearray()
+    with subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=theirs, env=reaching(hub, tmp_path / "home"), cwd=tmp_path
+    ) as process:
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # how a terminal says that its last user has gone
+            while piece := os.read(ours, 1 << 16):
+                shown += piece
+    os.close(ours)
+    assert process.returncode == 0, shown.decode()
+    assert "jina-colbert-v2/model.safetensors: 100%" in shown.decode()
+    assert "MB/s" in shown.decode()

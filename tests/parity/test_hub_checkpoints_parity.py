@@ -5,15 +5,19 @@ import math
 import pytest
 import torch
 from checkpoints import (
+    CLIP_HIDDEN,
     HEADS,
     REVISION,
+    SIZES,
     publish,
     write_colbert_xm,
     write_colbertv2,
     write_jina_checkpoint,
+    write_jina_clip,
     write_jina_colbert_v1,
     write_jina_embeddings_v2,
     write_mdpr,
+    write_qk_norm,
 )
 
 from evalkit.compose import compose
@@ -41,10 +45,11 @@ def gelu(x):
 
 def attention(x, t, at, *, attended, bias=0.0):
     length, hidden = x.shape
-    q, k, v = (
-        linear(x, t, f"{at}attention.self.{name}").view(length, HEADS, -1).transpose(0, 1)
-        for name in ("query", "key", "value")
-    )
+    flat = [linear(x, t, f"{at}attention.self.{name}") for name in ("query", "key", "value")]
+    for place, side in enumerate("qk"):
+        if f"{at}attention.self.layer_norm_{side}.weight" in t:
+            flat[place] = norm(flat[place], t, f"{at}attention.self.layer_norm_{side}")
+    q, k, v = (part.view(length, HEADS, -1).transpose(0, 1) for part in flat)
     logits = q @ k.transpose(1, 2) / math.sqrt(hidden // HEADS) + bias
     logits[:, :, attended:] = -math.inf
     mixed = (logits.softmax(-1) @ v).transpose(0, 1).reshape(length, hidden)
@@ -90,6 +95,41 @@ def jina_bert(t, ids, attended, adapter):
     return x
 
 
+def outer_norms(t, ids, attended, adapter):
+    """The newer JinaBERT: the second half is the gate, and the attention's sum is normalised twice."""
+    distance = torch.tensor([[abs(i - j) for j in range(len(ids))] for i in range(len(ids))])
+    bias = -torch.tensor([2.0**-4, 2.0**-8, 2.0**-2]).double()[:, None, None] * distance
+    x = embedded(t, ids)
+    for at in layers(t):
+        x = norm(x + attention(x, t, at, attended=attended, bias=bias), t, f"{at}layer_norm_1")
+        both = linear(x, t, f"{at}mlp.up_gated_layer")
+        inner, gate = both[:, : both.shape[1] // 2], both[:, both.shape[1] // 2 :]
+        x = norm(linear(gelu(gate) * inner, t, f"{at}mlp.down_layer") + x, t, f"{at}layer_norm_2")
+    return x
+
+
+def clip_text_tower(t, ids, attended, adapter):
+    """JinaBERT under the names of its flash-attention code, each translated by hand."""
+    plain = {
+        "embeddings.word_embeddings.weight": t["embeddings.word_embeddings.weight"],
+        "embeddings.token_type_embeddings.weight": t["embeddings.token_type_embeddings.weight"],
+    }
+    for part in ("weight", "bias"):
+        plain[f"embeddings.LayerNorm.{part}"] = t[f"emb_ln.{part}"]
+        for layer in range(2):
+            old, new = f"encoder.layers.{layer}.", f"encoder.layer.{layer}."
+            rows = len(t[f"{old}mixer.Wqkv.{part}"]) // 3
+            for place, name in enumerate(("query", "key", "value")):
+                piece = t[f"{old}mixer.Wqkv.{part}"][place * rows : (place + 1) * rows]
+                plain[f"{new}attention.self.{name}.{part}"] = piece
+            plain[f"{new}attention.output.dense.{part}"] = t[f"{old}mixer.out_proj.{part}"]
+            plain[f"{new}attention.output.LayerNorm.{part}"] = t[f"{old}norm1.{part}"]
+            plain[f"{new}mlp.wo.{part}"] = t[f"{old}mlp.wo.{part}"]
+            plain[f"{new}mlp.layernorm.{part}"] = t[f"{old}norm2.{part}"]
+            plain[f"{new}mlp.gated_layers.weight"] = t[f"{old}mlp.gated_layers.weight"]
+    return jina_bert(plain, ids, attended, adapter)
+
+
 def xmod(t, ids, attended, adapter):
     """Positions begin behind the pad id, as in XLM-R; the adapter stands between two uses of the layer's last norm."""
     x = embedded(t, ids, positions=range(2, 2 + len(ids)))
@@ -101,15 +141,27 @@ def xmod(t, ids, attended, adapter):
     return x
 
 
+def write_es(folder):
+    return write_qk_norm(folder, outer_norms=False)
+
+
+def write_zh(folder):
+    return write_qk_norm(folder, outer_norms=True)
+
+
 SYSTEMS = {
     "colbertv2": ("colbert-ir/colbertv2.0", write_colbertv2, bert, "bert."),
     "jina-colbert-v1-en": ("jinaai/jina-colbert-v1-en", write_jina_colbert_v1, jina_bert, "bert."),
     "colbert-xm": ("antoinelouis/colbert-xm", write_colbert_xm, xmod, "roberta."),
     "mdpr": ("castorini/mdpr-tied-pft-msmarco", write_mdpr, bert, ""),
     "jina-embeddings-v2-base-en": ("jinaai/jina-embeddings-v2-base-en", write_jina_embeddings_v2, jina_bert, "bert."),
-    "jina-embeddings-v2-base-zh": ("jinaai/jina-embeddings-v2-base-zh", write_jina_embeddings_v2, jina_bert, "bert."),
+    "jina-embeddings-v2-base-de": ("jinaai/jina-embeddings-v2-base-de", write_jina_embeddings_v2, jina_bert, "bert."),
+    "jina-embeddings-v2-base-es": ("jinaai/jina-embeddings-v2-base-es", write_es, jina_bert, "bert."),
+    "jina-embeddings-v2-base-zh": ("jinaai/jina-embeddings-v2-base-zh", write_zh, outer_norms, "bert."),
+    "jina-clip-v1": ("jinaai/jina-clip-v1", write_jina_clip, clip_text_tower, "text_model.transformer."),
 }
-HIDDEN = 24
+"""Which of the layouts the Spanish and the Chinese model have is not known: one of them stands for each here."""
+HIDDEN = {"jina-clip-v1": CLIP_HIDDEN}
 
 
 @pytest.fixture
@@ -124,7 +176,7 @@ def load(name, repo, *overrides):
     model = compose([f"model={name}", "dataset=xquad/en", "dataset.path=none", *overrides]).model
     if model.head == "none":
         (source,) = model.checkpoints.values()
-        model = type(model)(**{**vars(model), "checkpoints": {str(HIDDEN): source}})
+        model = type(model)(**{**vars(model), "checkpoints": {str(HIDDEN.get(name, SIZES["hidden"])): source}})
     found = checkpoints(model, model.dims)
     (encoder,) = load_encoders(model, found, device=torch.device("cpu"))
     return encoder, next(iter(found.values()))

@@ -5,12 +5,15 @@ import json
 import pytest
 import torch
 from checkpoints import (
+    CLIP_HIDDEN,
     REVISION,
     publish,
     write_colbert_xm,
     write_colbertv2,
     write_jina_checkpoint,
+    write_jina_clip,
     write_mdpr,
+    write_qk_norm,
 )
 from safetensors.torch import load_file, save_file
 
@@ -193,11 +196,6 @@ def test_safetensors_are_taken_where_both_formats_are_there(tmp_path):
     assert tuple(encoder.heads) == (16,)
 
 
-def test_running_a_checkpoints_own_code_is_refused():
-    with pytest.raises(ConfigError, match="no path that runs a checkpoint's code"):
-        compose(["model=jina-colbert-v2", "model.trust_remote_code=true"])
-
-
 def test_another_architecture_is_refused_by_name(tmp_path):
     write_colbertv2(tmp_path, dim=16)
     with pytest.raises(ModelError, match=r"has model_type 'bert', wanted xlm-roberta or jina_embeddings_v3"):
@@ -286,3 +284,31 @@ def test_a_download_cut_short_is_refused_by_the_missing_file(tmp_path, monkeypat
     config = config_of(d8=CheckpointSource(repo="o/n", revision=REVISION))
     with pytest.raises(ModelError, match=r"checkpoint o/n lacks model\.safetensors"):
         checkpoints(config, config.dims)
+
+
+@pytest.mark.parametrize("text_config", [{"pooler_type": "cls_pooler"}, {"proj_type": "linear"}])
+def test_a_text_tower_that_does_more_than_the_mean_is_another_architecture(tmp_path, text_config):
+    write_jina_clip(tmp_path, **text_config)
+    with pytest.raises(ModelError, match=r"for the text tower, wanted mean_pooler and no projection"):
+        load_as("jina-clip-v1", tmp_path, CLIP_HIDDEN)
+
+
+def test_a_clip_checkpoint_without_the_text_tower_is_refused(tmp_path):
+    write_jina_clip(tmp_path)
+    changed(tmp_path, lambda tensors: tensors.pop("text_model.transformer.embeddings.word_embeddings.weight"))
+    with pytest.raises(ModelError, match=r"has no text_model\.transformer\.… for 'embeddings\.word_embeddings"):
+        load_as("jina-clip-v1", tmp_path, CLIP_HIDDEN)
+
+
+def test_a_projection_beside_the_text_tower_is_unexpected(tmp_path):
+    write_jina_clip(tmp_path)
+    changed(tmp_path, lambda tensors: tensors.update({"text_model.proj.weight": torch.ones(1)}))
+    with pytest.raises(ModelError, match=r"unexpected text_model\.proj\.weight"):
+        load_as("jina-clip-v1", tmp_path, CLIP_HIDDEN)
+
+
+def test_normalised_queries_and_keys_must_be_in_every_layer(tmp_path):
+    write_qk_norm(tmp_path, outer_norms=True)
+    changed(tmp_path, lambda tensors: tensors.pop("bert.encoder.layer.1.attention.self.layer_norm_k.bias"))
+    with pytest.raises(ModelError, match=r"missing encoder\.layer\.1\.attention\.self\.layer_norm_k\.bias"):
+        load_as("jina-embeddings-v2-base-es", tmp_path, 24)

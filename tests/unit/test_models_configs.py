@@ -1,18 +1,14 @@
 """Every model config is valid, says where its facts are from, and is listed."""
 
 import re
-from types import SimpleNamespace
 
 import pytest
-from checkpoints import publish, write_colbertv2, write_jina_checkpoint
-from huggingface_hub.errors import RepositoryNotFoundError
+from checkpoints import publish, write_colbertv2
 from typer.testing import CliRunner
 
 from evalkit.cli import app
 from evalkit.compose import compose
 from evalkit.config import Bm25Config, group_names
-from evalkit.errors import ModelError
-from evalkit.models.encoder import checkpoints
 
 CARD = {"jina-colbert-v2", "jina-colbert-v1-en", "colbertv2", "colbert-xm", "mdpr", "bm25"}
 
@@ -53,20 +49,10 @@ def test_the_list_of_models_shows_sizes_lengths_commits_and_what_is_on_disk(tmp_
     assert re.search(r"in the package.* yes, yes, yes", rows["demo"])
 
 
-def test_a_private_repository_names_itself_the_token_and_the_dims_that_can_run(tmp_path, monkeypatch):
-    whole = {dim: write_jina_checkpoint(tmp_path / str(dim), dim=dim) for dim in (128, 64)}
-
-    def answer(repo, **_):
-        if repo == "jinaai/jina-colbert-v2-96":
-            raise RepositoryNotFoundError("401 Client Error", response=SimpleNamespace(headers={}, request=None))
-        return str(whole[64 if repo.endswith("-64") else 128])
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", answer)
-    model = compose(["model=jina-colbert-v2"]).model
-    with pytest.raises(ModelError) as caught:
-        checkpoints(model, model.dims)
-    message = str(caught.value)
-    assert "jinaai/jina-colbert-v2-96@main" in message
-    assert "HF_TOKEN" in message
-    assert message.endswith("can run: dim=128,64")
-    assert "\n" not in message
+def test_one_setting_of_a_dims_checkpoint_is_changed_and_the_others_stay():
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    words = [f"model.checkpoints.96.revision={commit}", f"model.checkpoints.96.code_revision={commit}"]
+    changed = compose(["model=jina-colbert-v2", *words]).model.checkpoints
+    assert list(changed) == ["128", "96", "64"]
+    assert (changed["96"].repo, changed["96"].revision) == ("jinaai/jina-colbert-v2-96", commit)
+    assert changed["96"].code_revision == commit

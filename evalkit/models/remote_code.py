@@ -1,0 +1,148 @@
+"""Let a checkpoint's own Python code build its backbone: only where a config asks for it, pinned and checksummed.
+
+Shapes: B texts, T tokens, H hidden size. Native classes are the default for every model here. Code written for an older
+transformers may import and still compute something else, so what cannot be relied on is checked or put right below.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers.modeling_outputs import BaseModelOutput
+
+from evalkit.config import EncoderConfig
+from evalkit.errors import ModelError
+from evalkit.models.backbones import HEAD, Backbone, misfit
+from evalkit.models.checkpoint import Checkpoint
+
+log = logging.getLogger(__name__)
+
+LEFT_OUT = (HEAD, "cls.", "lm_head.")
+"""Tensors that no backbone has: the projection, which is applied here, and heads that predict masked words."""
+
+
+class RemoteBackbone(nn.Module):
+    """A checkpoint's own module, called the way every backbone here is."""
+
+    def __init__(self, inner: nn.Module, embeddings: nn.Module) -> None:
+        """Wrap the module; its embeddings are registered first, under the name that the canary looks for."""
+        super().__init__()
+        self.word_embeddings = embeddings
+        self.inner = inner
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:
+        """Return the hidden states [B, T, H]. Others' code gets the mask in the form that all take: 0 and 1, always."""
+        mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
+        found = self.inner(input_ids=input_ids, attention_mask=mask_BT)
+        return BaseModelOutput(last_hidden_state=found.last_hidden_state)
+
+
+def build(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], config: EncoderConfig) -> Backbone:
+    """Build the backbone that the checkpoint's `auto_map` names, from the checkpoint's tensors.
+
+    Raises ModelError when the code fails, a tensor is missing, unexpected or mis-shaped, or the result is no encoder.
+    """
+    origin = checkpoint.origin
+    if config.rope_theta != "checkpoint" or config.adapter is not None:
+        msg = f"{origin}: model.rope_theta and model.adapter do not reach the checkpoint's own code; leave them out"
+        raise ModelError(msg)
+    _warn_once(
+        f"model {config.name}: running the checkpoint's own code, as model.trust_remote_code=true asks: "
+        f"{', '.join(sorted(checkpoint.code()))} of {origin}{f'@{checkpoint.revision}' if checkpoint.revision else ''}"
+    )
+    kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(LEFT_OUT)}
+    try:
+        with _quiet_and_offline():
+            module, report = _loaded(checkpoint, kept)
+            hidden_size = _probe(module)
+    except Exception as error:  # whatever others' code raises
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        msg = (
+            f"{origin}: the checkpoint's own code fails ({reason}); "
+            "leave model.trust_remote_code out to use the native class, if there is one"
+        )
+        raise ModelError(msg) from error
+    missing, unexpected = (sorted(report[f"{kind}_keys"]) for kind in ("missing", "unexpected"))
+    misshapen = [
+        f"{name} is {tuple(got)}, wanted {tuple(wanted)}" for name, got, wanted in sorted(report["mismatched_keys"])
+    ]
+    if problem := misfit(missing, unexpected, [*misshapen, *report.get("error_msgs", ())]):
+        msg = f"{origin}: the checkpoint does not fit its own code: {problem}"
+        raise ModelError(msg)
+    return Backbone(module.eval().requires_grad_(requires_grad=False), hidden_size, None)
+
+
+def _loaded(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> tuple[RemoteBackbone, dict[str, Any]]:
+    """Return the module with its tensors, and transformers' account of them.
+
+    The automatic classes' own way to code, without their registry: there, a second checkpoint's code of the same name
+    is taken for one that is known already.
+    """
+    from transformers import AutoConfig
+    from transformers.dynamic_module_utils import get_class_from_dynamic_module
+
+    folder, named = str(checkpoint.folder), checkpoint.config()["auto_map"]
+    _, commit = checkpoint.code_repository or ("", None)
+
+    def code(name: str) -> Any:
+        return get_class_from_dynamic_module(named[name], folder, code_revision=commit, local_files_only=True)
+
+    config = (code("AutoConfig") if "AutoConfig" in named else AutoConfig).from_pretrained(folder)
+    made = code("AutoModel")(config)
+    module, report = type(made).from_pretrained(
+        None,
+        config=config,
+        state_dict=dict(tensors),
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are reported instead, all of them
+    )
+    saved = set(made.state_dict())
+    found = dict(module.named_buffers())
+    for name, buffer in made.named_buffers():
+        if name not in saved:
+            # from_pretrained builds without memory, so a buffer that no file has is left as it was found there: a RoPE
+            # table of noise, for example, and no error.
+            found[name].copy_(buffer)
+    return RemoteBackbone(module, module.get_input_embeddings()).eval(), report
+
+
+@torch.inference_mode()
+def _probe(module: RemoteBackbone) -> int:
+    """Return the hidden size, from two tokens' hidden states. Raises ValueError when these are none."""
+    hidden_BTH = module(input_ids=torch.zeros(1, 2, dtype=torch.int64)).last_hidden_state
+    if hidden_BTH.ndim != 3 or hidden_BTH.shape[:2] != (1, 2):
+        msg = f"last_hidden_state is {tuple(hidden_BTH.shape)}, wanted (1, 2, hidden size) for two tokens"
+        raise ValueError(msg)
+    return int(hidden_BTH.shape[2])
+
+
+@contextmanager
+def _quiet_and_offline() -> Iterator[None]:
+    """Keep transformers' bars and tables off the terminal, and others' code from fetching what nobody pinned."""
+    from huggingface_hub import constants
+    from transformers.utils import logging
+
+    noise: Any = logging
+    before = constants.HF_HUB_OFFLINE, noise.get_verbosity(), noise.is_progress_bar_enabled()
+    constants.HF_HUB_OFFLINE = True
+    noise.set_verbosity_error()
+    noise.disable_progress_bar()
+    try:
+        yield
+    finally:
+        constants.HF_HUB_OFFLINE = before[0]
+        noise.set_verbosity(before[1])
+        if before[2]:
+            noise.enable_progress_bar()
+
+
+@cache
+def _warn_once(message: str) -> None:
+    log.warning("%s", message)

@@ -42,7 +42,7 @@ class Cell(NamedTuple):
     """Every setting and checksum that decides the score."""
     checkpoint: Checkpoint | None
     store_key: str
-    """Where its embeddings are; shared by runs with other queries."""
+    """Where its embeddings are; shared by runs with other queries and by corpora that share documents."""
     search_key: str
     """Where its per-shard top-k are."""
 
@@ -61,7 +61,8 @@ def plan(task: Task) -> list[Cell]:
             system = identity.bm25_facts(model)
         else:
             assert dim is not None  # config admits None for BM25 only
-            system = identity.vector_facts(model, config, found[dim], dim, attention=attention_path(task.device))
+            path = attention_path(model, config.engine.attention, task.device)
+            system = identity.vector_facts(model, config, found[dim], dim, attention=path)
         protocol = {**system, **corpus, **search}
         cells.append(
             Cell(
@@ -69,7 +70,7 @@ def plan(task: Task) -> list[Cell]:
                 run_id=identity.run_id(task.dataset.name, task.dataset.split, model.name, dim, protocol),
                 protocol=protocol,
                 checkpoint=None if dim is None else found[dim],
-                store_key=identity.key_of({**system, **corpus}),
+                store_key=identity.store_key(system),
                 search_key=identity.key_of(protocol),
             )
         )

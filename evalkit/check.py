@@ -19,6 +19,7 @@ from torch import Tensor
 from evalkit import environment
 from evalkit.config import Bm25Config, EncoderConfig, RunConfig
 from evalkit.errors import ConfigError, ModelError
+from evalkit.models.attention import choose
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder, checkpoints, load_encoders
 from evalkit.models.tokens import Tokens
@@ -80,9 +81,10 @@ def check(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Finding]]]:
         raise ConfigError(msg)
     device = environment.choose_device(config.engine.device)
     found = checkpoints(model, [dim for dim in config.dims if dim is not None])
-    for encoder in load_encoders(model, found, device=device):
+    for encoder in load_encoders(model, found, device=device, attention=config.engine.attention):
         reload = reloader(encoder, found)
-        yield tuple(encoder.heads), [*examine(encoder, reload=reload), *_dtype(encoder, reload=reload)]
+        findings = [*examine(encoder, reload=reload), *packing(encoder), *_dtype(encoder, reload=reload)]
+        yield tuple(encoder.heads), findings
 
 
 def reloader(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Reload:
@@ -93,7 +95,8 @@ def reloader(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Reload:
 
 def canary(encoder: Encoder, found: Mapping[int, Checkpoint]) -> None:
     """Ask every cheap question before a long run. Raises ModelError with the first failure and its likeliest cause."""
-    for finding in examine(encoder, reload=reloader(encoder, found)):
+    packed = packing(encoder) if encoder.attention != "sdpa" else ()
+    for finding in (*examine(encoder, reload=reloader(encoder, found)), *packed):
         if finding.verdict == "FAILED":
             msg = (
                 f"model {encoder.config.name!r} fails the canary, {finding.question}: {finding.measured}; "
@@ -132,7 +135,7 @@ def vectors_of(encoder: Encoder, texts: Sequence[Tokens], *, documents: bool) ->
     return {dim: list(torch.split(vectors.cpu(), counts.tolist())) for dim, (vectors, counts) in packed.items()}
 
 
-def _sides(encoder: Encoder) -> Iterator[tuple[str, list[Tokens], bool]]:
+def _sides(encoder: Encoder) -> Iterator[tuple[str, Sequence[Tokens], bool]]:
     yield "query", encoder.tokenize_queries(TEXTS), False
     yield "document", encoder.tokenize_documents(TEXTS), True
 
@@ -276,6 +279,28 @@ def _batching(encoder: Encoder) -> Iterator[Finding]:
                     worst = max(worst, float((vectors_TD - alone_TD).abs().max()) / scale)
         measured = f"max |Δ| {worst:.1e}, at most {atol:.0e} in {encoder.config.dtype}"
         yield _judged(f"{side} alone and in a batch", worst <= atol, measured, "padding: padded tokens are attended to")
+
+
+def packing(encoder: Encoder) -> Iterator[Finding]:
+    """Compare packed texts with the same texts padded, by the attention path that the device would pack with."""
+    config = encoder.config
+    asked = encoder.attention if encoder.attention != "sdpa" else "varlen"
+    path = choose(asked, config=config, device=encoder.device).path
+    if path == "sdpa":
+        yield Finding("packed and padded", "no figures", f"{config.backbone} in {config.dtype} is not packed here")
+        return
+    packed, padded = replace(encoder, attention=path), replace(encoder, attention="sdpa")
+    atol = BATCHED_ATOL[config.dtype]
+    for side, texts, documents in _sides(encoder):
+        worst = 0.0
+        wanted = vectors_of(padded, texts, documents=documents)
+        for dim, ours in vectors_of(packed, texts, documents=documents).items():
+            together_XD = torch.cat(wanted[dim])
+            scale = max(1.0, float(together_XD.norm(dim=1).max()))
+            worst = max(worst, float((torch.cat(ours) - together_XD).abs().max()) / scale)
+        measured = f"{path}: max |Δ| {worst:.1e}, at most {atol:.0e} in {config.dtype}"
+        cause = "packed attention: texts attend to their neighbours, or positions run on (engine.attention=sdpa)"
+        yield _judged(f"{side} packed and padded", worst <= atol, measured, cause)
 
 
 def _dtype(encoder: Encoder, *, reload: Reload) -> Iterator[Finding]:

@@ -1,39 +1,106 @@
-"""Texts to vectors: tokenise once, sort by length, cut into batches of a token budget, encode, put back in order.
+"""Texts to vectors: sort by length, cut into batches of few shapes, encode, put back in order.
 
-Shapes: N texts, X vectors of all texts packed, D dim.
+Shapes: N texts, X vectors of all texts packed, D dim, T padded width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import logging
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cache
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from evalkit.errors import ModelError
+from evalkit import memory
+from evalkit.errors import DeviceError, ModelError
 from evalkit.models.encoder import Encoder
-from evalkit.models.tokens import Tokens
+from evalkit.models.tokens import Tokens, TokenTable
 from evalkit.store import ShardVectors
+
+log = logging.getLogger(__name__)
+
+WIDTH_RATIO = 1.05
+"""Padded widths are this far apart: 2.5 % of padding on average, and few enough shapes for native libraries' caches."""
+TAIL_STEP = 4
+"""The last texts of a shard, too few for a batch, are padded to every fourth width."""
+
+
+class Cut(NamedTuple):
+    """Some texts to encode together, longest first, and the width that they are padded to; 0 where they are packed."""
+
+    rows: np.ndarray
+    width: int
+
+    def size(self, lengths_N: np.ndarray) -> int:
+        """Return the tokens of the batch, padded ones among them."""
+        return self.width * len(self.rows) if self.width else int(lengths_N[self.rows].sum())
+
+
+@cache
+def widths(longest: int) -> np.ndarray:
+    """Return the widths that texts of at most `longest` tokens are padded to, ascending.
+
+    >>> widths(300)[-3:].tolist()
+    [273, 286, 300]
+    """
+    steps = [longest]
+    while steps[-1] > 1:
+        steps.append(min(steps[-1] - 1, int(-(-steps[-1] // WIDTH_RATIO))))
+    return np.array(steps[::-1])
+
+
+def cuts(lengths_N: np.ndarray, *, batch_tokens: int, longest: int) -> Iterator[Cut]:
+    """Yield padded batches, longest texts first, whose size stays within the budget.
+
+    A width has one number of texts, and what is left at the end is cut by powers of two, at widths further apart: so a
+    long run meets all its shapes early. A text longer than the budget is a batch of its own.
+    """
+    order_N = np.argsort(-lengths_N, kind="stable")
+    fine = widths(max(longest, int(lengths_N.max(initial=1))))
+    coarse = fine[::-1][::TAIL_STEP][::-1]
+    begin = 0
+    while begin < len(order_N):
+        length, left = int(lengths_N[order_N[begin]]), len(order_N) - begin
+        width = int(fine[np.searchsorted(fine, length)])
+        texts = max(1, batch_tokens // width)
+        if left < texts:
+            width = int(coarse[np.searchsorted(coarse, length)])
+            texts = 1 << (min(left, max(1, batch_tokens // width)).bit_length() - 1)
+        yield Cut(order_N[begin : begin + texts], width)
+        begin += texts
+
+
+def packed_cuts(lengths_N: np.ndarray, *, batch_tokens: int) -> Iterator[Cut]:
+    """Yield batches of texts that need no padding, longest first, of as many tokens as the budget has."""
+    order_N = np.argsort(-lengths_N, kind="stable")
+    ends_N = np.cumsum(lengths_N[order_N])
+    begin = 0
+    while begin < len(order_N):
+        before = int(ends_N[begin - 1]) if begin else 0
+        end = max(begin + 1, int(np.searchsorted(ends_N, before + batch_tokens, side="right")))
+        yield Cut(order_N[begin:end], 0)
+        begin = end
 
 
 def batches(lengths: Sequence[int], *, batch_tokens: int) -> Iterator[list[int]]:
     """Yield the positions of texts, longest first, in batches whose padded size stays within the budget.
 
-    A text longer than the budget is a batch of its own. Sorting by tokens makes padding next to nothing.
-
     >>> list(batches([2, 9, 3, 2], batch_tokens=6))
     [[1], [2, 0], [3]]
     """
-    order = sorted(range(len(lengths)), key=lambda position: (-lengths[position], position))
-    batch: list[int] = []
-    for position in order:
-        if batch and (len(batch) + 1) * lengths[batch[0]] > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(position)
-    if batch:
-        yield batch
+    lengths_N = np.array(lengths, dtype=np.int64)
+    for cut in cuts(lengths_N, batch_tokens=batch_tokens, longest=int(lengths_N.max(initial=1))):
+        yield [int(row) for row in cut.rows]
+
+
+def say_halved(tokens: int, reason: str) -> None:
+    """Report a batch that did not fit."""
+    log.warning("a batch did not fit memory (%s): batches hold %d tokens at most from here on", reason, tokens)
 
 
 def encode(  # noqa: PLR0913 (keyword-only behind the first three)
@@ -45,34 +112,185 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
     batch_tokens: int,
     storage: torch.dtype,
     on_batch: Callable[[int, int], None] = lambda _texts, _tokens: None,
+    on_halved: Callable[[int, str], None] = say_halved,
 ) -> dict[int, ShardVectors]:
     """Encode tokenised texts at every dim of the encoder; `on_batch` hears of texts and tokens done.
 
     `documents` drops the model's punctuation tokens. Vectors are rounded to `storage` here, once: whatever is
-    searched is what is stored. Raises ModelError that names the text when a vector is not finite.
+    searched is what is stored. A batch that does not fit memory is halved, and so are those behind it; `on_halved`
+    hears of the tokens that batches have from there on, and why. Raises ModelError that names the text when a vector
+    is not finite, DeviceError when one text alone does not fit or the device fails.
     """
-    lengths_N = _kept(texts, encoder, documents=documents)
-    start_N = np.concatenate([[0], np.cumsum(lengths_N)])
+    table = TokenTable.of(texts)
+    lengths_N = table.lengths_N
+    counts_N = _counts(table, encoder, documents=documents)
+    start_N = np.concatenate([[0], np.cumsum(counts_N)])
     out = {dim: torch.empty((int(start_N[-1]), _width(encoder, dim)), dtype=storage) for dim in encoder.heads}
-    for batch in batches([len(text.ids) for text in texts], batch_tokens=batch_tokens):
-        rows = torch.from_numpy(np.concatenate([np.arange(start_N[i], start_N[i + 1]) for i in batch]))
-        vectors = encoder.vectors(encoder.batch([texts[i] for i in batch], skip_punctuation=documents))
-        for dim, (packed_XD, counts_B) in vectors.items():
-            rounded_XD = packed_XD.to("cpu").to(storage)
-            if not bool(torch.isfinite(rounded_XD).all()):
-                _refuse_unfinite(rounded_XD, counts_B, [ids[i] for i in batch], encoder, dim)
-            out[dim][rows] = rounded_XD
-        on_batch(len(batch), sum(len(texts[i].ids) for i in batch))
-    lengths = torch.from_numpy(lengths_N)
+
+    rules = encoder.config.document if documents else encoder.config.query
+    todo = (
+        cuts(lengths_N, batch_tokens=batch_tokens, longest=rules.max_tokens)
+        if encoder.attention == "sdpa"
+        else packed_cuts(lengths_N, batch_tokens=batch_tokens)
+    )
+
+    def launch(cut: Cut) -> _Flight | str:
+        return _launch(cut, table, encoder, documents=documents, storage=storage)
+
+    with device_errors(encoder.device):
+        for flight in _landed(todo, launch, ids, lengths_N, batch_tokens=batch_tokens, on_halved=on_halved):
+            rows = flight.cut.rows
+            to_X = torch.from_numpy(np.concatenate([np.arange(start_N[row], start_N[row + 1]) for row in rows]))
+            for (dim, copied), finite in zip(flight.copies.items(), flight.finite.tolist(), strict=True):
+                vectors_XD, counts_B = copied
+                if not finite and not torch.isfinite(vectors_XD).all():  # numbers just above the range round into it
+                    _refuse_unfinite(vectors_XD, counts_B, [ids[row] for row in rows], encoder, dim)
+                out[dim][to_X] = vectors_XD
+            on_batch(len(rows), int(lengths_N[rows].sum()))
+    lengths = torch.from_numpy(counts_N)
     return {dim: ShardVectors(tuple(ids), lengths, vectors_XD) for dim, vectors_XD in out.items()}
 
 
-def _kept(texts: Sequence[Tokens], encoder: Encoder, *, documents: bool) -> np.ndarray:
+def _landed(  # noqa: PLR0913 (keyword-only behind the first four)
+    cuts_to_do: Iterable[Cut],
+    launch: Callable[[Cut], _Flight | str],
+    ids: Sequence[str],
+    lengths_N: np.ndarray,
+    *,
+    batch_tokens: int,
+    on_halved: Callable[[int, str], None],
+) -> Iterator[_Flight]:
+    """Yield every batch once its vectors are on the host; the device has the next batch by then.
+
+    A batch that does not fit is halved, and whatever behind it is as large. Raises DeviceError for a text alone.
+    """
+    todo = deque(cuts_to_do)
+    fits = max(batch_tokens, int(lengths_N.max(initial=0)))
+    flying: _Flight | None = None
+    width = -1
+    while todo:
+        cut = todo.popleft()
+        if cut.size(lengths_N) > fits and len(cut.rows) > 1:
+            todo.extendleft(reversed(_halves(cut, lengths_N)))
+            continue
+        if cut.width != width:
+            memory.give_back()
+            width = cut.width
+        started = launch(cut)
+        if flying is not None:
+            yield flying.wait()
+            flying = None
+        if isinstance(started, _Flight):
+            flying = started
+            continue
+        if len(cut.rows) == 1:
+            msg = (
+                f"text {ids[int(cut.rows[0])]!r} of {int(lengths_N[cut.rows[0]])} tokens does not fit memory on its "
+                f"own ({started}); wanted a larger device, or a lower max_tokens of the model"
+            )
+            raise DeviceError(msg)
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        halves = _halves(cut, lengths_N)
+        fits = max(half.size(lengths_N) for half in halves)
+        on_halved(fits, started)
+        todo.extendleft(reversed(halves))
+    if flying is not None:
+        yield flying.wait()
+
+
+def _halves(cut: Cut, lengths_N: np.ndarray) -> list[Cut]:
+    middle = -(-len(cut.rows) // 2)
+    first, second = cut.rows[:middle], cut.rows[middle:]
+    return [Cut(first, cut.width), Cut(second, int(lengths_N[second].max()) if cut.width else 0)]
+
+
+class _Flight(NamedTuple):
+    """A batch whose vectors are on their way to the host; there once `landed` is (None: they are there)."""
+
+    cut: Cut
+    copies: dict[int, tuple[Tensor, Tensor]]
+    finite: Tensor
+    """One flag per dim."""
+    landed: torch.cuda.Event | None
+
+    def wait(self) -> _Flight:
+        """Return the flight once its vectors are there: the one point at which the host waits for the device."""
+        if self.landed is not None:
+            self.landed.synchronize()
+        return self
+
+
+def _launch(cut: Cut, texts: TokenTable, encoder: Encoder, *, documents: bool, storage: torch.dtype) -> _Flight | str:
+    """Start a batch, and the copy of its rounded vectors to the host. Return why it does not fit where it does not."""
+    try:
+        batch = encoder.batch(texts.take(cut.rows), skip_punctuation=documents, width=cut.width or None)
+        vectors = encoder.vectors(batch)
+        finite = torch.stack([_in_range(packed_XD, storage) for packed_XD, _ in vectors.values()])
+        rounded = {dim: (packed_XD.to(storage), counts_B) for dim, (packed_XD, counts_B) in vectors.items()}
+        copies = {dim: (_to_host(vectors_XD), counts_B) for dim, (vectors_XD, counts_B) in rounded.items()}
+        flags = _to_host(finite)
+        landed = None
+        if encoder.device.type == "cuda":
+            landed = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
+            landed.record(torch.cuda.current_stream(encoder.device))
+        return _Flight(cut, copies, flags, landed)
+    except (RuntimeError, MemoryError) as error:
+        if not _is_out_of_memory(error):
+            raise
+        # Only its text: the error itself holds the batch's tensors, whose memory the next attempt needs.
+        return str(error).strip().partition("\n")[0] or type(error).__name__
+
+
+def _in_range(packed_XD: Tensor, storage: torch.dtype) -> Tensor:
+    """Tell, without waiting for the device, whether all numbers stay finite when rounded; NaN is in no range.
+
+    On the fp32 numbers and by their extremes: `isfinite` over fp16 took a fifth of the host's whole time on the CPU.
+    """
+    if not packed_XD.numel():
+        return torch.ones((), dtype=torch.bool, device=packed_XD.device)
+    lowest, highest = packed_XD.aminmax()
+    largest = torch.finfo(storage).max
+    return (lowest >= -largest) & (highest <= largest)
+
+
+def _to_host(tensor: Tensor) -> Tensor:
+    """Start a copy into pinned memory, which torch keeps for the next batch; on the CPU there is nothing to copy."""
+    if tensor.device.type != "cuda":
+        return tensor
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    return host.copy_(tensor, non_blocking=True)
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Tell memory that ran out from other failures: torch says it in three ways."""
+    texts = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in texts)
+
+
+@contextmanager
+def device_errors(device: torch.device) -> Iterator[None]:
+    """Turn the failure of a device into one clear line. Raises DeviceError."""
+    try:
+        yield
+    except RuntimeError as error:
+        if not (isinstance(error, torch.AcceleratorError) or "CUDA error" in str(error)):
+            raise
+        reason = str(error).strip().partition("\n")[0]
+        msg = (
+            f"device {device} failed ({reason}); finished shards are kept: run the same command again when it is back, "
+            "or elsewhere with engine.device"
+        )
+        raise DeviceError(msg) from error
+
+
+def _counts(table: TokenTable, encoder: Encoder, *, documents: bool) -> np.ndarray:
     """Return how many vectors each text will have [N], known from the ids alone."""
     if encoder.config.pooling != "tokens":
-        return np.ones(len(texts), dtype=np.int64)
-    skipped = frozenset(encoder.skipped.tolist()) if documents else frozenset()
-    return np.array([sum(token not in skipped for token in text.ids) for text in texts], dtype=np.int64)
+        return np.ones(len(table), dtype=np.int64)
+    kept_X = encoder.kept(table, skip_punctuation=documents)
+    counts_N: np.ndarray = np.diff(np.concatenate([[0], np.cumsum(kept_X)])[table.starts_N])
+    return counts_N
 
 
 def _width(encoder: Encoder, dim: int) -> int:

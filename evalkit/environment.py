@@ -11,7 +11,9 @@ from typing import Any
 import torch
 
 import evalkit
+from evalkit.config import EncoderConfig, RunConfig
 from evalkit.errors import ConfigError
+from evalkit.models.attention import choose, flash_version
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "ranx", "numba", "ir-datasets", "PyStemmer")
 
@@ -26,10 +28,20 @@ def environment(device: torch.device | None) -> dict[str, Any]:
         "processors": os.cpu_count(),
         "packages": {name: _version(name) for name in PACKAGES},
     }
+    if (flash := flash_version()) is not None:
+        facts["packages"]["flash-attn"] = flash
     if device is not None:
         facts["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         facts["threads"] = torch.get_num_threads()
     return facts
+
+
+def attention_given_up(config: RunConfig, device: torch.device) -> dict[str, str]:
+    """Return why the attention path is not the one asked for, or not the fastest; empty where nothing was given up."""
+    if not isinstance(config.model, EncoderConfig):
+        return {}
+    problem = choose(config.engine.attention, config=config.model, device=device).problem
+    return {"attention_given_up": problem} if problem else {}
 
 
 def choose_device(name: str) -> torch.device:

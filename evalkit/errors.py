@@ -26,6 +26,10 @@ class ModelError(EvalkitError):
     """A checkpoint or tokenizer is missing, malformed or not what the config says."""
 
 
+class DeviceError(EvalkitError):
+    """A device has failed, or one text alone does not fit its memory."""
+
+
 class StoreError(EvalkitError):
     """A checkpointed shard on disk is not what its manifest says."""
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import yaml
 
 from evalkit import paths, results
-from evalkit.config import EncoderConfig, RunConfig, run_config
+from evalkit.config import EncoderConfig, RunConfig
 from evalkit.errors import ConfigError, DatasetError, nearest
 from evalkit.replay import Material
 from evalkit.results import CellScores
@@ -99,14 +99,10 @@ def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | No
     """Return the config that a run was made with. Raises ConfigError when it cannot be read any more."""
     path = paths.run_dir(results_dir, cell.run_id) / results.CONFIG
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        values["dim"] = values.pop("dims")
-        if dataset_path is not None:
-            values["dataset"]["path"] = str(dataset_path)
+        return results.config_of(yaml.safe_load(path.read_text(encoding="utf-8")), dataset_path=dataset_path)
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         msg = f"{path}: not the settings of a run ({error}); run the cell again"
         raise ConfigError(msg) from error
-    return run_config(values)
 
 
 def text_flags(config: RunConfig, material: Material, queries: Sequence[str]) -> dict[str, tuple[str, ...]]:
@@ -207,7 +203,8 @@ def _match(
     model, dim = config.model, cell.dim
     assert isinstance(model, EncoderConfig)
     assert dim is not None
-    (encoder,) = load_encoders(model, checkpoints(model, [dim]), device=choose_device(config.engine.device))
+    device = choose_device(config.engine.device)
+    (encoder,) = load_encoders(model, checkpoints(model, [dim]), device=device, attention=config.engine.attention)
     query_tokens, document_tokens = encoder.tokenize_queries([query]), encoder.tokenize_documents([document])
     storage, budget = DTYPES[config.store.dtype], config.engine.batch_tokens
     query_LD = encode(["q"], query_tokens, encoder, documents=False, batch_tokens=budget, storage=storage)[dim]

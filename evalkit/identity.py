@@ -1,4 +1,6 @@
-"""What decides a result: the store key names everything that changes a vector, the run id adds the search.
+"""What decides a result: the store key names everything but texts that changes a document's vector.
+
+The run id adds the corpus, how it is cut, the queries and the search.
 
 Metrics, cutoffs and tables are in neither, so scoring again never encodes again.
 """
@@ -13,12 +15,14 @@ from typing import Any
 import xxhash
 
 from evalkit.config import Bm25Config, EncoderConfig, RunConfig
-from evalkit.datasets.survey import Survey
+from evalkit.datasets.survey import CUT, Survey
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.types import Dataset, Query
 
 SEARCH_RULES = 1
 """Raised whenever a change of the search or tie rule can move a run."""
+ENCODING_RULES = 2
+"""Raised whenever a change of how texts are batched can move the last bits of a vector."""
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
@@ -47,8 +51,10 @@ def vector_facts(
         "dtype": config.dtype,
         "rope_theta": config.rope_theta,
         **({} if config.adapter is None else {"adapter": config.adapter}),
+        **({} if not config.trust_remote_code else {"trust_remote_code": True}),
         "attention": attention,
         "batch_tokens": run.engine.batch_tokens,
+        "encoding_rules": ENCODING_RULES,
         "stored_dtype": run.store.dtype,
     }
 
@@ -67,7 +73,15 @@ def bm25_facts(config: Bm25Config) -> dict[str, Any]:
 
 def corpus_facts(survey: Survey, run: RunConfig) -> dict[str, Any]:
     """Return what a corpus is and how it is cut."""
-    return {"corpus": survey.checksum, "shard_tokens": run.store.shard_tokens}
+    return {"corpus": survey.checksum, "shard_tokens": run.store.shard_tokens, "cut": CUT}
+
+
+def store_key(system: Mapping[str, Any]) -> str:
+    """Return the address of a system's document vectors: its facts without the query's rules, which move none of them.
+
+    The corpus is not among them: each shard is addressed by its own content, so that corpora share what they share.
+    """
+    return key_of({name: fact for name, fact in system.items() if name != "query"})
 
 
 def search_facts(dataset: Dataset, run: RunConfig) -> dict[str, Any]:

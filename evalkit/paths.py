@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 
@@ -21,22 +22,16 @@ def fetched_file(cache_dir: Path, name: str) -> Path:
 
 
 def store_dir(cache_dir: Path, store_key: str) -> Path:
-    """Name the folder of the checkpointed embeddings of one corpus under one model and dim."""
+    """Name the folder of the checkpointed embeddings under one model and dim, of whatever corpus.
+
+    A shard's files are named by its checksum, here and among the top-k: `ShardRange.checksum`.
+    """
     return cache_dir / "stores" / store_key
 
 
 def topk_dir(cache_dir: Path, search_key: str) -> Path:
     """Name the folder of the checkpointed top-k of each shard for one set of queries."""
     return cache_dir / "topk" / search_key
-
-
-def shard_name(index: int) -> str:
-    """Name the stem of a shard's files.
-
-    >>> shard_name(7)
-    'shard-00007'
-    """
-    return f"shard-{index:05d}"
 
 
 def run_dir(results_dir: Path, run_id: str) -> Path:
@@ -47,17 +42,25 @@ def run_dir(results_dir: Path, run_id: str) -> Path:
 def write_whole(path: Path, data: bytes) -> None:
     """Write a file so that after any fault it is either the whole new content or what was there before."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with temporary.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    publish(temporary, path)
+    unfinished = temporary(path)
+    try:
+        with unfinished.open("wb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+        publish(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
 
 
-def publish(temporary: Path, path: Path) -> None:
+def temporary(path: Path) -> Path:
+    """Name what will be renamed to a path: of this process alone, also among machines that share a file system."""
+    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+
+
+def publish(unfinished: Path, path: Path) -> None:
     """Rename a fully written, synced file into place and sync the folder, so that the name survives a power cut."""
-    temporary.replace(path)
+    unfinished.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
         os.fsync(folder)

@@ -22,6 +22,7 @@ from evalkit.check import canary
 from evalkit.config import Bm25Config, EncoderConfig, RunConfig
 from evalkit.datasets.survey import ShardRange, survey
 from evalkit.engines.local import map_shards
+from evalkit.maxsim import kernels
 from evalkit.models import bm25
 from evalkit.models.analysis import ANALYZERS
 from evalkit.models.encoder import load_encoders
@@ -29,6 +30,7 @@ from evalkit.paths import run_dir, write_whole
 from evalkit.progress import documents_bar
 from evalkit.results import CellScores
 from evalkit.search import Hits, drop_self, merge, no_hits, separate_ties, to_run
+from evalkit.stages import limit_tokenizer, tokenizer_threads
 from evalkit.steps import bm25_count_step, bm25_score_step, costs, vector_step
 
 METRICS = ("ndcg@10", "mrr@10", "recall@100")
@@ -54,6 +56,8 @@ def run(config: RunConfig, *, console: Console) -> list[CellScores]:
 
 def prepare(config: RunConfig, *, console: Console) -> Task:
     """Open the dataset and survey its corpus: counts, checksum, duplicate ids, shard cuts."""
+    device = environment.choose_device(config.engine.device)
+    kernels.require(config.engine.maxsim, device)
     dataset = datasets.load(config.dataset)
     with documents_bar(console, f"survey of {dataset.name}", total=config.dataset.counts.documents) as advance:
         surveyed = survey(
@@ -66,7 +70,7 @@ def prepare(config: RunConfig, *, console: Console) -> Task:
             progress=lambda documents: advance(documents, 0),
         )
     deviations = datasets.check(dataset, surveyed, config.dataset)
-    return Task(config, dataset, surveyed, deviations, environment.choose_device(config.engine.device), console)
+    return Task(config, dataset, surveyed, deviations, device, console)
 
 
 def search(task: Task, cells: Sequence[Cell]) -> dict[str, Hits]:
@@ -84,13 +88,16 @@ def search_vectors(task: Task, cells: Sequence[Cell], model: EncoderConfig) -> d
     by_dim = {cell.dim: cell for cell in cells if cell.dim is not None}
     found = {dim: cell.checkpoint for dim, cell in by_dim.items() if cell.checkpoint is not None}
     best = {cell.run_id: no_hits() for cell in cells}
-    for encoder in load_encoders(model, found, device=task.device):
+    limit_tokenizer(tokenizer_threads(task.config.engine.tokenizer_workers, task.device))
+    for encoder in load_encoders(model, found, device=task.device, attention=task.config.engine.attention):
         canary(encoder, found)
         members = {dim: by_dim[dim] for dim in encoder.heads}
         title = f"{model.name} at dim {', '.join(map(str, members))} on {task.dataset.name}"
-        with documents_bar(task.console, title, total=task.survey.documents) as advance:
-            step = vector_step(task, encoder, members, best, advance)
-            for hits in map_shards(step, task.survey.shards):
+        with (
+            documents_bar(task.console, title, total=task.survey.documents) as advance,
+            vector_step(task, encoder, members, best, advance) as step,
+        ):
+            for hits in map_shards(step.run, task.survey.shards, ahead=step.ahead):
                 for run_id, shard_hits in hits.items():
                     best[run_id] = merge([best[run_id], shard_hits], depth=task.depth)
     return best
@@ -141,6 +148,12 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores
     write_whole(folder / results.CONFIG, yaml.safe_dump(results.plain(config), sort_keys=False).encode())
     cost = {} if cell.dim is None else costs(task, cell)
     vectors = {} if "vectors" not in cost else {"document_vectors": int(cost.pop("vectors"))}
+    counted: dict[str, int] = {
+        name: int(cost.pop(name)) for name in ("fitted_batch_tokens", "reused_shards") if name in cost
+    }
+    if reused := counted.get("reused_shards"):
+        line = f"{reused:,} of {len(task.survey.shards):,} shards had been encoded before, for another run"
+        task.console.print(f"{cell.run_id}: {line}", highlight=False, soft_wrap=True)
     scores = CellScores(
         run_id=cell.run_id,
         model=config.model.name,
@@ -159,6 +172,7 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores
             "dropped_self": dropped,
             "shards": len(task.survey.shards),
             **vectors,
+            **counted,
         },
         deviations=task.deviations,
         protocol=cell.protocol,
@@ -169,6 +183,7 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores
         },
         environment={
             **environment.environment(None if cell.dim is None else task.device),
+            **environment.attention_given_up(config, task.device),
             "dataset_source": dataset.source,
             "checkpoint": None if cell.checkpoint is None else dataclasses.asdict(cell.checkpoint) | {"folder": None},
         },

@@ -18,7 +18,7 @@ from evalkit.compare import bootstrap_interval, paired_p, values_of
 from evalkit.config import EncoderConfig, RunConfig
 from evalkit.errors import ConfigError, StoreError
 from evalkit.models.encoder import load_encoders
-from evalkit.paths import shard_name, store_dir
+from evalkit.paths import store_dir
 from evalkit.results import CellScores
 from evalkit.search import drop_self, floors, merge, no_hits, search_shard, to_run
 from evalkit.steps import encode_queries
@@ -70,14 +70,16 @@ def measure(config: RunConfig, cell: CellScores, results_dir: Path, *, console: 
         msg = f"{cell.run_id}: its settings now give {planned.run_id}; wanted the same dataset, checkpoint and evalkit"
         raise StoreError(f"{msg}; run the cell again")
     assert planned.checkpoint is not None
-    (encoder,) = load_encoders(model, {cell.dim: planned.checkpoint}, device=task.device)
+    (encoder,) = load_encoders(
+        model, {cell.dim: planned.checkpoint}, device=task.device, attention=config.engine.attention
+    )
     queries = encode_queries(task, encoder)[cell.dim]
     best = {width: no_hits() for width in WIDTHS}
     folder = store_dir(config.cache_dir, planned.store_key)
     for shard in task.survey.shards:
-        arrays = store.load(folder, shard_name(shard.index))
+        arrays = store.load(folder, shard.checksum)
         if arrays is None:
-            msg = f"{folder / shard_name(shard.index)}: the embeddings of this shard are not stored"
+            msg = f"{folder / shard.checksum}: the embeddings of this shard are not stored"
             raise StoreError(f"{msg}; run the cell again with store.keep=embeddings and an empty results folder")
         stored = store.vectors_from_arrays(arrays)
         for width in WIDTHS:

@@ -1,6 +1,7 @@
 """Shards on disk: written whole, checksummed, verified on reading, never trusted because a file merely exists.
 
-A shard is two files: NAME.safetensors with the arrays and NAME.json, its manifest, written last. No manifest: not
+A shard is two files: NAME.safetensors with the arrays and NAME.json, its manifest, written last. Its name is the
+checksum of its ids and texts, so that what is stored of them is found whichever corpus they are in. No manifest: not
 finished. A manifest whose checksum does not fit the arrays: damaged, reported, and redone by whoever asked.
 """
 
@@ -19,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from evalkit.models.checkpoint import file_checksum
-from evalkit.paths import publish, write_whole
+from evalkit.paths import publish, temporary, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -36,16 +37,22 @@ class ShardVectors(NamedTuple):
 
 
 def save(folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Checkpoint arrays and facts under a name: arrays first, manifest last, each synced and renamed into place."""
+    """Checkpoint arrays and facts under a name: arrays first, manifest last, each synced and renamed into place.
+
+    Several processes may save one shard at a time: the same texts give the same arrays, so that each manifest fits.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{name}.safetensors"
-    temporary = folder / f".{name}.{os.getpid()}.tmp"
-    save_file({key: array.contiguous() for key, array in arrays.items()}, temporary)
-    with temporary.open("rb+") as file:
-        os.fsync(file.fileno())
-    checksum = file_checksum(temporary)
-    size_bytes = temporary.stat().st_size
-    publish(temporary, path)
+    unfinished = temporary(path)
+    try:
+        save_file({key: array.contiguous() for key, array in arrays.items()}, unfinished)
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        checksum = file_checksum(unfinished)
+        size_bytes = unfinished.stat().st_size
+        publish(unfinished, path)
+    finally:
+        unfinished.unlink(missing_ok=True)
     manifest = {"format": FORMAT, "size_bytes": size_bytes, "xxh3_128": checksum, "facts": dict(facts)}
     write_whole(folder / f"{name}.json", json.dumps(manifest, sort_keys=True, indent=1).encode())
 

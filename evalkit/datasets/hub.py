@@ -1,6 +1,6 @@
 """Copies on the Hugging Face Hub: Parquet or JSON-lines files in its cache layout, streamed; no loading script is run.
 
-The repository's README.md says which files a config has, as `datasets` reads it:
+The repository's README.md says which files a config has, and `datasets` reads it and finds them, by its own rules:
 
     configs:
       - config_name: corpus
@@ -12,6 +12,9 @@ The repository's README.md says which files a config has, as `datasets` reads it
 
 Only the files of the configs that a dataset names are fetched. They lie where every other library looks for them, under
 `HF_HOME/hub/datasets--OWNER--NAME/snapshots/COMMIT`, so what is there once is read with the network off.
+
+Rows are read by Arrow, row group by row group, and lines by the folder reader: `datasets`' own streams decode every row
+before a slice, its memory maps need a second copy on disk, and its JSON reader makes times of ids that look like dates.
 """
 
 from __future__ import annotations
@@ -19,16 +22,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Final
 
 import xxhash
-import yaml
 
 from evalkit.config import DatasetConfig, HubCopy
 from evalkit.datasets.folder import bad, json_object, read_lines, shown
 from evalkit.errors import DatasetError, nearest
+from evalkit.hub import snapshot
 from evalkit.types import Dataset, Document, Query
 
 _BATCH_ROWS: Final = 1024
@@ -144,14 +146,8 @@ def load_hub(config: DatasetConfig) -> Dataset:
 
 def _snapshot(copy: HubCopy, patterns: Sequence[str]) -> Path:
     """Return the folder of a commit, with the files of these patterns fetched unless they are there."""
-    from huggingface_hub import snapshot_download
-
     try:
-        return Path(
-            snapshot_download(
-                copy.repo, repo_type="dataset", revision=copy.revision, allow_patterns=list(dict.fromkeys(patterns))
-            )
-        )
+        return snapshot(copy.repo, revision=copy.revision, patterns=patterns, repo_type="dataset")
     except (OSError, ValueError, RuntimeError) as error:  # the Hub's own errors are kinds of these
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
         msg = (
@@ -163,33 +159,48 @@ def _snapshot(copy: HubCopy, patterns: Sequence[str]) -> Path:
 
 def _patterns(folder: Path, name: str, split: str) -> list[str]:
     """Return the path patterns of a config's files, from the repository's README.md: its only split, or `split`."""
+    from datasets.data_files import sanitize_patterns  # type: ignore[import-untyped]  # the package carries no types
+    from datasets.utils.metadata import MetadataConfigs  # type: ignore[import-untyped]  # as above
+    from huggingface_hub import DatasetCard
+    from yaml import YAMLError
+
     path = folder / "README.md"
     try:
-        header = path.read_text(encoding="utf-8").split("---\n")[1]
-        configs = {entry["config_name"]: entry["data_files"] for entry in yaml.safe_load(header)["configs"]}
-    except (OSError, ValueError, IndexError, KeyError, TypeError, yaml.YAMLError) as error:
+        configs = MetadataConfigs.from_dataset_card_data(DatasetCard(path.read_text(encoding="utf-8")).data)
+        splits_by_config = {each: sanitize_patterns(found["data_files"]) for each, found in configs.items()}
+        if not splits_by_config:
+            raise ValueError("no configs")  # noqa: TRY301 (told below with the others)
+    except (OSError, ValueError, KeyError, TypeError, YAMLError) as error:
         remedy = "choose another source with dataset.sources or dataset.path"
         raise bad(path, None, "no readable `configs` in its header", "config names and data files", remedy) from error
-    if name not in configs:
-        raise bad(path, None, f"no config {name!r}", "it", nearest(name, configs))
-    found = configs[name]
-    splits = {"": found} if isinstance(found, str) else {entry["split"]: entry["path"] for entry in found}
+    if name not in splits_by_config:
+        raise bad(path, None, f"no config {name!r}", "it", nearest(name, splits_by_config))
+    splits: dict[str, list[str]] = {str(each): list(found) for each, found in splits_by_config[name].items()}
     if len(splits) > 1 and split not in splits:
         raise bad(path, None, f"no split {split!r} in config {name!r}", "it", nearest(split, splits))
-    wanted = splits[split] if split in splits else next(iter(splits.values()))
-    return [wanted] if isinstance(wanted, str) else list(wanted)
+    return splits[split] if split in splits else next(iter(splits.values()))
 
 
 def _files(folder: Path, patterns: Sequence[str], copy: HubCopy) -> tuple[Path, ...]:
-    """Return the files of these patterns, sorted by name; raise DatasetError when one is missing."""
-    names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+    """Return the files of these patterns in the order in which `datasets` reads them.
+
+    Raises DatasetError when one is missing.
+    """
+    from datasets.data_files import resolve_pattern
+
+    files: dict[Path, None] = {}
     remedy = f"fetch {copy.repo} again with the network on"
     for pattern in patterns:
-        found = [name for name in names if fnmatch(name, pattern)]
-        wanted = max((int(match[1]) for name in found if (match := _NUMBERED.search(name))), default=1)
+        try:
+            found = [Path(name) for name in resolve_pattern(pattern, str(folder))]
+        except FileNotFoundError:
+            found = []
+        numbers = [int(match[1]) for path in found if (match := _NUMBERED.search(path.name))]
+        wanted = max(numbers, default=1) if "*" in pattern else 1
         if len(found) < wanted:
             raise bad(folder, None, f"{len(found)} of the files {pattern}", f"{wanted} or more of them", remedy)
-    return tuple(folder / name for name in names if any(fnmatch(name, pattern) for pattern in patterns))
+        files |= dict.fromkeys(found)
+    return tuple(files)
 
 
 def _read_queries(files: Sequence[Path]) -> Iterator[Query]:

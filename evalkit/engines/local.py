@@ -10,7 +10,21 @@ from evalkit.datasets.survey import ShardRange
 Result = TypeVar("Result")
 
 
-def map_shards(step: Callable[[ShardRange], Result], shards: Iterable[ShardRange]) -> Iterator[Result]:
-    """Yield the step's result for each shard, in order. The step skips by itself what is already checkpointed."""
-    for shard in shards:
+def map_shards(
+    step: Callable[[ShardRange], Result],
+    shards: Iterable[ShardRange],
+    *,
+    ahead: Callable[[ShardRange], None] = lambda _shard: None,
+) -> Iterator[Result]:
+    """Yield the step's result for each shard, in order. The step skips by itself what is already checkpointed.
+
+    `ahead` hears of each shard while the one before it has its turn.
+    """
+    following = iter(shards)
+    shard = next(following, None)
+    while shard is not None:
+        coming = next(following, None)
+        if coming is not None:
+            ahead(coming)
         yield step(shard)
+        shard = coming

@@ -1,6 +1,6 @@
 """Encoders: batches of token ids to L2-normalised vectors, one per token or one per text, at one or more dims.
 
-Shapes: B texts of a batch, T tokens of the longest, H hidden size, D dim.
+Shapes: B texts of a batch, T tokens of the longest, X tokens of all, V of them that give vectors, H hidden size, D dim.
 A single-vector model is the case of one vector per text, so the store and the search know only one kind of model.
 """
 
@@ -11,15 +11,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evalkit.config import EncoderConfig
+from evalkit.config import Attention, EncoderConfig
 from evalkit.errors import ModelError
 from evalkit.models import backbones, tokens
+from evalkit.models.attention import Packing, choose, enable, packing_of
+from evalkit.models.attention import Path as AttentionPath
+from evalkit.models.backbones import Backbone
 from evalkit.models.checkpoint import TOKENIZER, WEIGHTS, Checkpoint, resolve
-from evalkit.models.tokens import Tokens, Vocabulary
+from evalkit.models.tokens import Tokens, TokenTable, Vocabulary
 
 log = logging.getLogger(__name__)
 
@@ -30,21 +34,30 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
-WIDTH_STEP = 8
-"""Batches are padded to a multiple of this, because CPU kernels keep a plan for every shape that they have met."""
-
-
-def attention_path(device: torch.device) -> str:
+def attention_path(config: EncoderConfig, asked: Attention, device: torch.device) -> str:
     """Name the attention path and the device type, both of which can move the last bits of a vector."""
-    return f"sdpa/{device.type}"
+    return f"{choose(asked, config=config, device=device).path}/{device.type}"
 
 
 class Batch(NamedTuple):
-    """Right-padded ids, which of them are attended to, and which give vectors (all [B, T])."""
+    """Right-padded ids and which of them are attended to [B, T], and which give vectors."""
 
     ids_BT: Tensor
     attended_BT: Tensor
-    kept_BT: Tensor
+    kept_V: Tensor
+    """Rows of the flattened [B * T] that give vectors."""
+    counts_B: Tensor
+    """How many of them each text has."""
+
+
+class PackedBatch(NamedTuple):
+    """The ids of some texts back to back, each with its position in its own text, and which of them give vectors."""
+
+    ids_X: Tensor
+    position_X: Tensor
+    packing: Packing
+    kept_V: Tensor
+    counts_B: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,46 +73,83 @@ class Encoder:
     device: torch.device
     dtype: torch.dtype
     rope_theta: float | None
+    attention: AttentionPath = "sdpa"
+
+    def __post_init__(self) -> None:
+        if self.attention != "sdpa":
+            enable(self.module, self.config.backbone)
 
     def only(self, dims: Sequence[int]) -> Encoder:
         """Return the same backbone with the heads of some dims."""
         return replace(self, heads={dim: self.heads[dim] for dim in dims})
 
-    def tokenize_queries(self, texts: Sequence[str]) -> list[Tokens]:
+    def tokenize_queries(self, texts: Sequence[str]) -> TokenTable:
         """Return each query's ids under the model's rules."""
         return tokens.tokenize(texts, self.config.query, self.vocabulary)
 
-    def tokenize_documents(self, texts: Sequence[str]) -> list[Tokens]:
+    def tokenize_documents(self, texts: Sequence[str]) -> TokenTable:
         """Return each document's ids under the model's rules."""
         return tokens.tokenize(texts, self.config.document, self.vocabulary)
 
-    def batch(self, texts: Sequence[Tokens], *, skip_punctuation: bool) -> Batch:
-        """Pad the ids of some texts on the right; `skip_punctuation` marks the document skiplist as not kept."""
-        width = -(-max(len(text.ids) for text in texts) // WIDTH_STEP) * WIDTH_STEP
-        pad = self.vocabulary.pad
-        ids_BT = torch.tensor([text.ids + [pad] * (width - len(text.ids)) for text in texts])
-        position_T = torch.arange(width)
-        attended_BT = position_T < torch.tensor([[text.attended] for text in texts])
-        kept_BT = position_T < torch.tensor([[len(text.ids)] for text in texts])
+    def kept(self, texts: TokenTable, *, skip_punctuation: bool) -> np.ndarray:
+        """Return which ids give vectors of their own [X]: all but a document's skipped punctuation."""
         if skip_punctuation and len(self.skipped):
-            kept_BT &= ~torch.isin(ids_BT, self.skipped)
-        return Batch(ids_BT, attended_BT, kept_BT)
+            kept_X: np.ndarray = ~np.isin(texts.ids_X, self.skipped.numpy())
+            return kept_X
+        return np.ones(len(texts.ids_X), dtype=bool)
+
+    def batch(
+        self, texts: Sequence[Tokens], *, skip_punctuation: bool, width: int | None = None
+    ) -> Batch | PackedBatch:
+        """Lay the ids of some texts out as the encoder's attention wants them: packed, or padded on the right.
+
+        `skip_punctuation` leaves the document skiplist without vectors; `width` pads beyond the longest text.
+        """
+        table = TokenTable.of(texts)
+        kept_X = self.kept(table, skip_punctuation=skip_punctuation)
+        counts_B = torch.from_numpy(np.diff(np.concatenate([[0], np.cumsum(kept_X)])[table.starts_N]))
+        if self.attention != "sdpa":
+            return PackedBatch(
+                ids_X=torch.from_numpy(table.ids_X.astype(np.int64)),
+                position_X=torch.from_numpy(self._positions(table)),
+                packing=packing_of(table.lengths_N, table.attended_N, path=self.attention),
+                kept_V=torch.from_numpy(np.flatnonzero(kept_X)),
+                counts_B=counts_B,
+            )
+        place_T = np.arange(width or table.lengths_N.max())
+        real_BT = place_T < table.lengths_N[:, None]
+        ids_BT = np.full(real_BT.shape, self.vocabulary.pad, dtype=np.int64)
+        ids_BT[real_BT] = table.ids_X
+        return Batch(
+            ids_BT=torch.from_numpy(ids_BT),
+            attended_BT=torch.from_numpy(place_T < table.attended_N[:, None]),
+            kept_V=torch.from_numpy(np.flatnonzero(real_BT)[kept_X]),
+            counts_B=counts_B,
+        )
+
+    def _positions(self, table: TokenTable) -> np.ndarray:
+        """Return each id's position in its own text [X]; XMOD counts from behind its pad id and passes pads over."""
+        begin_X = np.repeat(table.starts_N[:-1], table.lengths_N)
+        if self.config.backbone != "xmod":
+            position_X: np.ndarray = np.arange(len(table.ids_X)) - begin_X
+            return position_X
+        real_X = table.ids_X != self.vocabulary.pad
+        before_X = np.concatenate([[0], np.cumsum(real_X)])
+        counted_X: np.ndarray = (before_X[1:] - before_X[begin_X]) * real_X + self.vocabulary.pad
+        return counted_X
 
     @torch.inference_mode()
-    def vectors(self, batch: Batch) -> dict[int, tuple[Tensor, Tensor]]:
+    def vectors(self, batch: Batch | PackedBatch) -> dict[int, tuple[Tensor, Tensor]]:
         """Return by dim the fp32 vectors of a batch, packed [ΣT, D], and how many each text has [B].
 
         Projection is one GEMM per head, so that a dim's vectors do not depend on which other dims run beside it.
+        Nothing here waits for the device: rows and counts are known from the ids.
         """
-        ids_BT = batch.ids_BT.to(self.device)
-        attended_BT = batch.attended_BT.to(self.device)
-        mask = None if bool(batch.attended_BT.all()) else attended_BT
-        hidden_BTH = self.module(input_ids=ids_BT, attention_mask=mask).last_hidden_state
+        hidden_XH = self._hidden(batch)
         if self.config.pooling == "tokens":
-            kept_BT = batch.kept_BT.to(self.device)
-            packed_XH, counts_B = hidden_BTH[kept_BT], batch.kept_BT.sum(1)
+            packed_XH, counts_B = hidden_XH.index_select(0, self._upload(batch.kept_V)), batch.counts_B
         else:
-            packed_XH, counts_B = self._pooled(hidden_BTH, attended_BT), torch.ones(len(ids_BT), dtype=torch.int64)
+            packed_XH, counts_B = self._pooled(hidden_XH, batch), torch.ones_like(batch.counts_B)
         out = {}
         for dim, head_DH in self.heads.items():
             vectors_XD = (packed_XH if head_DH is None else packed_XH @ head_DH.T).float()
@@ -109,11 +159,40 @@ class Encoder:
             out[dim] = (vectors_XD, counts_B)
         return out
 
-    def _pooled(self, hidden_BTH: Tensor, attended_BT: Tensor) -> Tensor:
+    def _hidden(self, batch: Batch | PackedBatch) -> Tensor:
+        """Return the hidden states of every place of a batch [X, H], padded places among them."""
+        if isinstance(batch, PackedBatch):
+            given = {"input_ids": self._upload(batch.ids_X).unsqueeze(0), "packing": batch.packing.to(self._upload)}
+            if self.config.backbone != "jina_bert":  # which has ALiBi in place of positions
+                given["position_ids"] = self._upload(batch.position_X).unsqueeze(0)
+            hidden = self.module(**given).last_hidden_state
+        else:
+            mask = None if bool(batch.attended_BT.all()) else self._upload(batch.attended_BT)
+            hidden = self.module(input_ids=self._upload(batch.ids_BT), attention_mask=mask).last_hidden_state
+        flat_XH: Tensor = hidden.flatten(0, 1)
+        return flat_XH
+
+    def _pooled(self, hidden_XH: Tensor, batch: Batch | PackedBatch) -> Tensor:
+        if isinstance(batch, PackedBatch):
+            packing = batch.packing.to(self._upload)
+            if self.config.pooling == "cls":
+                return hidden_XH[packing.starts_q[:-1]]
+            attended_YH = hidden_XH if packing.attended_Y is None else hidden_XH[packing.attended_Y]
+            counts_B = packing.starts_k.diff().long()
+            summed_BH = torch.segment_reduce(attended_YH.float(), "sum", lengths=counts_B, axis=0)
+            return summed_BH / counts_B.unsqueeze(1)
+        hidden_BTH = hidden_XH.view(*batch.ids_BT.shape, -1)
         if self.config.pooling == "cls":
             return hidden_BTH[:, 0]
-        weight_BT1 = attended_BT.unsqueeze(-1).float()
-        return (hidden_BTH.float() * weight_BT1).sum(1) / weight_BT1.sum(1)
+        weight_BT1 = self._upload(batch.attended_BT).unsqueeze(-1).float()
+        mean_BH: Tensor = (hidden_BTH.float() * weight_BT1).sum(1) / weight_BT1.sum(1)
+        return mean_BH
+
+    def _upload(self, tensor: Tensor) -> Tensor:
+        """Copy to the device; from pinned memory, which lets the copy run beside what the device is doing."""
+        if self.device.type != "cuda":
+            return tensor.to(self.device)
+        return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
 def checkpoints(config: EncoderConfig, dims: Sequence[int]) -> dict[int, Checkpoint]:
@@ -122,7 +201,9 @@ def checkpoints(config: EncoderConfig, dims: Sequence[int]) -> dict[int, Checkpo
     failed: dict[int, ModelError] = {}
     for dim in dims:
         try:
-            found[dim] = resolve(config.checkpoints[str(dim)], allow_pickle=config.allow_pickle)
+            found[dim] = resolve(
+                config.checkpoints[str(dim)], allow_pickle=config.allow_pickle, remote_code=config.trust_remote_code
+            )
         except ModelError as error:
             failed[dim] = error
     if failed:
@@ -133,7 +214,9 @@ def checkpoints(config: EncoderConfig, dims: Sequence[int]) -> dict[int, Checkpo
     return found
 
 
-def load_encoders(config: EncoderConfig, found: Mapping[int, Checkpoint], *, device: torch.device) -> list[Encoder]:
+def load_encoders(
+    config: EncoderConfig, found: Mapping[int, Checkpoint], *, device: torch.device, attention: Attention = "auto"
+) -> list[Encoder]:
     """Load the dims' checkpoints; dims whose backbones are equal by content share one encoder, hence one pass.
 
     Raises ModelError for tensors that do not fit, a missing head or missing special tokens.
@@ -156,9 +239,14 @@ def load_encoders(config: EncoderConfig, found: Mapping[int, Checkpoint], *, dev
     encoders = []
     for tensors, members in groups:
         checkpoint = next(iter(members.values()))
-        backbone = backbones.build(tensors, checkpoint.config(), config, origin=checkpoint.origin)
+        if config.trust_remote_code:
+            from evalkit.models import remote_code
+
+            backbone = remote_code.build(checkpoint, tensors, config)
+        else:
+            backbone = backbones.build(tensors, checkpoint.config(), config, origin=checkpoint.origin)
         vocabulary = tokens.load_vocabulary(checkpoint)
-        _check_vocabulary(vocabulary, config, tensors, checkpoint)
+        _check_vocabulary(vocabulary, config, backbone, checkpoint)
         if config.head == "none" and any(dim != backbone.hidden_size for dim in members):
             wanted = f"without a head, dim is the hidden size {backbone.hidden_size}"
             msg = f"{checkpoint.origin}: {wanted}; got {', '.join(map(str, members))}"
@@ -176,6 +264,7 @@ def load_encoders(config: EncoderConfig, found: Mapping[int, Checkpoint], *, dev
                 device=device,
                 dtype=dtype,
                 rope_theta=backbone.rope_theta,
+                attention=choose(attention, config=config, device=device).path,
             )
         )
     return encoders
@@ -204,7 +293,7 @@ def _same_backbone(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bo
 
 def _same_reading(one: Checkpoint, other: Checkpoint) -> bool:
     """Whether tokenizer and architecture agree too: equal weights under other tokens are another model."""
-    if one.checksums[TOKENIZER] != other.checksums[TOKENIZER]:
+    if one.checksums[TOKENIZER] != other.checksums[TOKENIZER] or one.code() != other.code():
         return False
     one_values, other_values = one.config(), other.config()
     keys = (*backbones.ARCHITECTURE_KEYS, *backbones.OPTIONAL_KEYS)
@@ -212,10 +301,10 @@ def _same_reading(one: Checkpoint, other: Checkpoint) -> bool:
 
 
 def _check_vocabulary(
-    vocabulary: Vocabulary, config: EncoderConfig, tensors: Mapping[str, Tensor], checkpoint: Checkpoint
+    vocabulary: Vocabulary, config: EncoderConfig, backbone: Backbone, checkpoint: Checkpoint
 ) -> None:
     """Refuse a tokenizer that lacks a marker or has ids beyond the embedding matrix."""
-    rows = next(tensor.shape[0] for name, tensor in tensors.items() if name.endswith("word_embeddings.weight"))
+    rows = next(len(values) for name, values in backbone.module.named_parameters() if "word_embeddings" in name)
     if vocabulary.size > rows:
         msg = (
             f"{checkpoint.origin}: the tokenizer has {vocabulary.size} tokens, the model {rows}; wanted the model's own"

@@ -63,15 +63,26 @@ def test_shards_partition_the_corpus_in_order(
 
 @settings(deadline=None)
 @given(DOCUMENTS, SHARD_TOKENS, MAX_DOCUMENT_TOKENS)
-def test_a_shard_is_within_its_bound_and_as_full_as_it_can_be(
+def test_a_shard_is_within_its_bound_and_no_needlessly_small_one(
     documents: list[Document], shard_tokens: int, max_document_tokens: int
 ) -> None:
-    """Only a single document may exceed the bound, and no shard could have taken the next document too."""
+    """Only a single document may exceed the bound; below a quarter of it a shard ends only for want of room."""
     estimates = [estimated_tokens(each.joined(), max_document_tokens=max_document_tokens) for each in documents]
     for shard in surveyed(documents, shard_tokens=shard_tokens, max_document_tokens=max_document_tokens).shards:
         tokens = sum(estimates[shard.start : shard.stop])
         assert tokens <= shard_tokens or shard.stop - shard.start == 1
-        assert shard.stop == len(documents) or tokens + estimates[shard.stop] > shard_tokens
+        last = shard.stop == len(documents)
+        assert last or 4 * tokens >= shard_tokens or tokens + estimates[shard.stop] > shard_tokens
+
+
+@settings(deadline=None)
+@given(DOCUMENTS, st.data())
+def test_cuts_forget_what_lies_before_the_shard(documents: list[Document], data: st.DataObject) -> None:
+    """A corpus that begins where a shard begins has the same shards from there on, by content."""
+    shards = surveyed(documents).shards
+    first = data.draw(st.sampled_from(shards))
+    again = surveyed(documents[first.start :]).shards
+    assert [shard.checksum for shard in again] == [shard.checksum for shard in shards[first.index :]]
 
 
 @settings(deadline=None)

@@ -12,7 +12,7 @@ from evalkit import pipeline, results, runs, store
 from evalkit.cells import plan
 from evalkit.compose import compose
 from evalkit.models.encoder import checkpoints, load_encoders
-from evalkit.paths import shard_name, store_dir
+from evalkit.paths import store_dir
 from evalkit.steps import encode_queries
 
 QUIET = Console(quiet=True)
@@ -64,7 +64,7 @@ def test_late_interaction_minilm_on_nfcorpus_equals_sentence_transformers_and_br
     (encoder,) = load_encoders(config.model, found, device=torch.device("cpu"))
     queries = encode_queries(task, encoder)[384]
     folder = store_dir(config.cache_dir, planned.store_key)
-    shards = [store.vectors_from_arrays(store.load(folder, shard_name(shard.index))) for shard in task.survey.shards]
+    shards = [store.vectors_from_arrays(store.load(folder, shard.checksum)) for shard in task.survey.shards]
     run = runs.read_run(tmp_path / "results" / "runs" / cell.run_id / results.RUN)
     starts = [0, *queries.lengths_N.cumsum(0).tolist()]
     for place in range(0, len(queries.ids), 60):

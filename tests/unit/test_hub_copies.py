@@ -20,6 +20,7 @@ from evalkit import datasets
 from evalkit.config import DatasetConfig, HubCopy
 from evalkit.datasets.hub import HubCorpus, load_hub
 from evalkit.errors import DatasetError
+from evalkit.types import Query
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 README = """---
@@ -75,9 +76,11 @@ def lay(hub: Path, files: dict[str, bytes]) -> Path:
 
 @pytest.fixture
 def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    """Return a cache in a hidden folder, as ~/.cache is one."""
+    folder = tmp_path / ".cache" / "hub"
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder))
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    return tmp_path / "hub"
+    return folder
 
 
 def config(**changes: Any) -> DatasetConfig:
@@ -109,6 +112,37 @@ def test_a_copy_in_the_cache_is_read_without_the_network(hub: Path) -> None:
         (row["_id"], row["title"] or "", row["text"]) for row in CORPUS
     ]
     assert dataset.source == f"hub owner/small@{COMMIT}"
+
+
+@pytest.mark.parametrize(
+    "data_files",
+    [
+        '"corpus/corpus-*.parquet"',
+        '["corpus/corpus-*.parquet"]',
+        '["corpus/corpus-00000-of-00002.parquet", "corpus/corpus-*.parquet"]',
+        '[{split: train, path: ["corpus/corpus-00000-of-00002.parquet", "corpus/corpus-00001-of-00002.parquet"]}]',
+        '[{split: test, path: "corpus/**"}, {split: dev, path: "queries.jsonl"}]',
+    ],
+    ids=["one pattern", "patterns", "a file twice", "files of a split", "folders below"],
+)
+def test_every_way_in_which_a_copy_may_name_its_files_is_read(hub: Path, data_files: str) -> None:
+    """Those that `datasets` takes, each with the same documents in the same order."""
+    named = README.replace('[{split: corpus, path: "corpus/corpus-*.parquet"}]', data_files)
+    assert named != README
+    # One star does not cross folders, two do.
+    other = {} if "**" in data_files else {"corpus/corpus-old/part.parquet": table(CORPUS)}
+    lay(hub, {**small_copy(), **other, "README.md": named.encode()})
+    assert [document.id for document in load_hub(config()).corpus.documents()] == [row["_id"] for row in CORPUS]
+
+
+def test_ids_and_texts_that_look_like_dates_stay_what_they_are(hub: Path) -> None:
+    """A reader that guesses types makes times of them."""
+    files = {
+        "queries.jsonl": lines([{"_id": "2009-01-02", "text": "2020-01-01"}]),
+        "qrels/test.jsonl.gz": gzip.compress(lines([{"query-id": "2009-01-02", "corpus-id": "d7", "score": 1}])),
+    }
+    lay(hub, {**small_copy(), **files})
+    assert load_hub(config()).queries == (Query("2009-01-02", "2020-01-01"),)
 
 
 def test_a_copy_without_a_pinned_revision_says_so_and_names_the_commit(hub: Path) -> None:
@@ -190,6 +224,13 @@ def test_a_source_that_can_be_read_but_deviates_is_refused_not_passed_over(hub: 
     ("damage", "complaint"),
     [
         ({"README.md": b"# no header"}, "README.md: got no readable `configs` in its header, wanted config names"),
+        ({"README.md": b"---\nlicense: mit\n---\n"}, "README.md: got no readable `configs` in its header, wanted"),
+        ({"README.md": b"---\nconfigs: [1, 2]\n---\n"}, "README.md: got no readable `configs` in its header, wanted"),
+        ({"README.md": b"---\nconfigs: [}\n---\n"}, "README.md: got no readable `configs` in its header, wanted"),
+        (
+            {"README.md": b"---\nconfigs: [{config_name: corpus, data_files: [{a: b}]}]\n---\n"},
+            "README.md: got no readable `configs` in its header, wanted config names and data files; choose another",
+        ),
         ({"README.md": README.replace("name: corpus", "name: texts").encode()}, "got no config 'corpus', wanted it"),
         ({"README.md": README.replace("split: test", "split: dev").encode()}, "got no split 'test' in config"),
         ({"corpus/corpus-00001-of-00002.parquet": None}, "got 1 of the files corpus/corpus-*.parquet, wanted 2"),

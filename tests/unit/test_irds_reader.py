@@ -22,7 +22,7 @@ import pytest
 
 SETS = ("beir/nfcorpus/test", "beir/fiqa/test", "miracl/te/dev", "mmarco/v2/dt/dev/small", "msmarco-passage/dev/small")
 PROBE = """
-import json, os, pickle, sys
+import json, os, pickle, sys, tracemalloc
 import ir_datasets
 from evalkit import datasets
 from evalkit.config import DatasetConfig
@@ -85,6 +85,14 @@ found["refusals"] = {
     "qrels of too few columns": refusal(lambda: datasets.load(config("miracl/fi/dev"))),
     "grade out of range": refusal(lambda: datasets.load(config("miracl/th/dev"))),
 }
+found["peaks"] = {}
+for identifier in ("mmarco/v2/it/dev/small", "mmarco/v2/pt/dev/small", "miracl/bn/dev", "miracl/ko/dev"):
+    corpus = IrdsCorpus(identifier)
+    next(corpus.documents())  # what the package loads once is not what grows
+    tracemalloc.start()
+    count = sum(1 for _ in corpus.documents())
+    found["peaks"][identifier] = [count, tracemalloc.get_traced_memory()[1]]
+    tracemalloc.stop()
 found["not stored"] = [irds.stored(name) for name in ("beir/scifact/test", "miracl/sw/dev", "mmarco/v2/ja/dev/small")]
 found["climbing"] = len(list(datasets.load(config("beir/trec-covid")).corpus.documents()))
 json.dump(found, open(sys.argv[1], "w"))
@@ -175,6 +183,15 @@ def lay_everything(home: Path) -> None:
     (dutch / "dutch_collection.tsv").write_text("0\teen\n1\ttwee\n2\tdrie\n", encoding="utf-8")
     (dutch / "dutch.queries.dev.tsv").write_text("9\tvraag\n10\tniet beoordeeld\n", encoding="utf-8")
     (dutch / "vietnamese_collection.tsv").write_text("0\tmot\n1 hai\n", encoding="utf-8")
+    for language, count in (("italian", 2_000), ("portuguese", 20_000)):
+        rows = "".join(f"{number}\tparole {number} parole\n" for number in range(count))
+        (dutch / f"{language}_collection.tsv").write_text(rows, encoding="utf-8")
+    for language, count in (("bn", 2_000), ("ko", 20_000)):
+        folder = home / "miracl" / "v1.0" / language / "docs"
+        folder.mkdir(parents=True)
+        rows = "".join(json.dumps({"docid": f"{n}#0", "title": "t", "text": f"text {n}"}) + "\n" for n in range(count))
+        for number in range(3):  # as many files as Korean has, one of them full
+            (folder / f"docs-{number}.jsonl.gz").write_bytes(gzip.compress(rows.encode() if number == 0 else b""))
     (home / "mmarco" / "qrels.dev.small.tsv").write_text("9\t0\t2\t1\n", encoding="utf-8")
 
 
@@ -304,6 +321,14 @@ def test_no_document_store_is_built_where_streaming_does(found: dict[str, Any]) 
     """BEIR's reader always builds one; MIRACL and mMARCO are spared the second copy."""
     stores = sorted(path.relative_to(found["home"]).as_posix() for path in Path(found["home"]).rglob("*.pklz4"))
     assert stores == ["beir/fiqa/docs.pklz4", "beir/nfcorpus/docs.pklz4", "beir/trec-covid/docs.pklz4"]
+
+
+def test_memory_stays_flat_while_a_collection_grows_tenfold(found: dict[str, Any]) -> None:
+    """Of 2,000 and of 20,000 documents, in a table and in gzipped files, one at a time is held."""
+    for small, large in (("mmarco/v2/it/dev/small", "mmarco/v2/pt/dev/small"), ("miracl/bn/dev", "miracl/ko/dev")):
+        (few, low), (many, high) = found["peaks"][small], found["peaks"][large]
+        assert (few, many) == (2_000, 20_000)
+        assert high < 1.2 * low + 50_000
 
 
 @pytest.mark.parametrize("identifier", ["beir/nfcorpus/test", "miracl/te/dev", "mmarco/v2/dt/dev/small"])

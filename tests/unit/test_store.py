@@ -2,10 +2,13 @@
 
 import json
 import logging
+import subprocess
+import sys
 
+import pytest
 import torch
 
-from evalkit import store
+from evalkit import identity, store
 from evalkit.store import ShardVectors
 
 
@@ -65,3 +68,66 @@ def test_a_shard_of_another_format_is_unfinished(tmp_path):
 
 def test_saving_leaves_no_temporary_file(tmp_path):
     assert sorted(path.name for path in saved(tmp_path).iterdir()) == ["shard-00000.json", "shard-00000.safetensors"]
+
+
+WRITER = """
+import sys, torch
+from pathlib import Path
+from evalkit import store
+from evalkit.store import ShardVectors
+vectors = torch.arange(300_000).view(-1, 3).half()
+arrays = store.vectors_to_arrays(ShardVectors(("a", "b"), torch.tensor([1, len(vectors) - 1]), vectors))
+print("ready", flush=True)
+sys.stdin.readline()
+for number in range(100):
+    store.save(Path(sys.argv[1]), "shared", arrays, {"run_id": sys.argv[2], "encode_s": number})
+"""
+
+
+def test_two_processes_that_write_one_shard_leave_it_whole_at_every_moment(tmp_path):
+    """Two datasets that share the shard, run side by side: the arrays are equal, so that either's manifest fits."""
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WRITER, str(tmp_path), name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for name in ("one", "other")
+    ]
+    for writer in writers:
+        assert writer.stdout.readline() == "ready\n"
+    for writer in writers:
+        writer.stdin.write("\n")
+        writer.stdin.flush()
+    loaded = 0
+    while any(writer.poll() is None for writer in writers):
+        if store.finished(tmp_path, "shared") is not None:
+            assert store.load(tmp_path, "shared") is not None
+            loaded += 1
+    assert [writer.wait() for writer in writers] == [0, 0]
+    for writer in writers:
+        writer.stdin.close()
+        writer.stdout.close()
+    assert loaded > 0
+    assert store.load(tmp_path, "shared") is not None
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shared.json", "shared.safetensors"]
+
+
+def test_a_write_that_fails_leaves_no_temporary_file(tmp_path, monkeypatch):
+    def full(arrays, path):
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(store, "save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        saved(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_store_key_holds_what_moves_a_documents_vector_and_no_query_rule():
+    facts = {"checkpoint": {"model": "x"}, "query": {"max_tokens": 32}, "document": {"max_tokens": 300}, "dim": 128}
+    key = identity.store_key(facts)
+    assert identity.store_key({**facts, "query": {"max_tokens": 64}}) == key
+    for other in ({"document": {"max_tokens": 180}}, {"dim": 64}, {"checkpoint": {"model": "y"}}):
+        assert identity.store_key({**facts, **other}) != key

@@ -12,7 +12,7 @@ import pytest
 import xxhash
 
 from evalkit.datasets import survey as survey_module
-from evalkit.datasets.survey import ShardRange, Survey, estimated_tokens, survey
+from evalkit.datasets.survey import Survey, estimated_tokens, survey
 from evalkit.errors import DatasetError
 from evalkit.types import Document
 
@@ -73,10 +73,77 @@ def test_documents_are_counted_and_so_are_those_without_any_text(tmp_path: Path)
     assert (found.documents, found.empty_documents, found.missing) == (4, 2, ())
 
 
-def test_shards_are_cut_where_the_next_document_would_not_fit(tmp_path: Path) -> None:
-    """Seven documents of 10 tokens in shards of 30: 3 + 3 + 1."""
-    found = surveyed(ListCorpus(ten_token_documents(7)), tmp_path, shard_tokens=30)
-    assert found.shards == (ShardRange(0, 0, 3), ShardRange(1, 3, 6), ShardRange(2, 6, 7))
+def ids_hashing(low: bool, count: int, *, part: float) -> list[str]:
+    """Return ids whose hash lies in the lowest part of all hashes, or above it."""
+    ids = (f"d{number}" for number in range(100 * count))
+    return [each for each in ids if (xxhash.xxh3_64_intdigest(each.encode()) < part * 2**64) == low][:count]
+
+
+def bounds(found: Survey) -> list[tuple[int, int]]:
+    return [(shard.start, shard.stop) for shard in found.shards]
+
+
+def test_a_shard_is_cut_where_the_next_document_would_not_fit(tmp_path: Path) -> None:
+    """90 documents of 10 tokens in shards of 400, none of a low hash (a tenth are, of this length): 40 + 40 + 10."""
+    documents = [Document(each, "", "x" * 14) for each in ids_hashing(low=False, count=90, part=0.1)]
+    assert bounds(surveyed(ListCorpus(documents), tmp_path, shard_tokens=400)) == [(0, 40), (40, 80), (80, 90)]
+
+
+def test_a_shard_is_cut_before_a_low_hash_once_it_holds_a_quarter_of_its_tokens(tmp_path: Path) -> None:
+    """Low hashes at 9 and 10: 90 tokens of 400 are less than a quarter, 100 are not. The next shard is full at 50."""
+    ids = ids_hashing(low=False, count=60, part=0.1)
+    ids[9:11] = ids_hashing(low=True, count=2, part=0.1)
+    documents = [Document(each, "", "x" * 14) for each in ids]
+    assert bounds(surveyed(ListCorpus(documents), tmp_path, shard_tokens=400)) == [(0, 10), (10, 50), (50, 60)]
+
+
+def test_a_document_twice_as_long_is_twice_as_likely_to_begin_a_shard(tmp_path: Path) -> None:
+    """A hash between a tenth and a fifth is low for 20 tokens and not for 10, so that cuts are tokens apart."""
+    between = "d15"
+    assert 0.1 < xxhash.xxh3_64_intdigest(between.encode()) / 2**64 < 0.2
+    before = [Document(each, "", "x" * 14) for each in ids_hashing(low=False, count=20, part=0.2)]
+    for text, shards in (("x" * 14, 1), ("x" * 34, 2)):
+        corpus = ListCorpus([*before, Document(between, "", text)])
+        assert len(surveyed(corpus, tmp_path, shard_tokens=400).shards) == shards
+
+
+def test_a_shard_is_named_by_its_ids_and_joined_texts_wherever_it_lies(tmp_path: Path) -> None:
+    """The same documents behind others, or with the title written into the text, are the same shard to a model."""
+    behind = [Document(each, "", "x" * 14) for each in ids_hashing(low=False, count=40, part=0.1)]
+    low = ids_hashing(low=True, count=1, part=0.1)
+    shard = [Document(each, "Title", "text of it") for each in (*low, "e1", "e2")]
+    alone = surveyed(ListCorpus(shard), tmp_path, shard_tokens=400).shards
+    (_, last) = surveyed(ListCorpus([*behind, *shard]), tmp_path, shard_tokens=400).shards
+    assert (last.start, last.checksum) == (40, alone[0].checksum)
+    joined = [document._replace(title="", text=document.joined()) for document in shard]
+    assert surveyed(ListCorpus(joined), tmp_path, shard_tokens=400).shards == alone
+    for other in (
+        shard[::-1],
+        shard[:2],
+        [*shard[:2], shard[2]._replace(id="e9")],
+        [*shard[:2], shard[2]._replace(text="")],
+    ):
+        assert surveyed(ListCorpus(other), tmp_path, shard_tokens=400).shards[0].checksum != alone[0].checksum
+
+
+def test_where_the_id_ends_and_the_text_begins_is_part_of_a_shards_name(tmp_path: Path) -> None:
+    """The same bytes, divided otherwise."""
+    names = {
+        surveyed(ListCorpus([Document(each, "", text)]), tmp_path).shards[0].checksum
+        for each, text in (("ab", "c"), ("a", "bc"))
+    }
+    assert len(names) == 2
+
+
+def test_documents_taken_out_change_only_the_shards_around_them(tmp_path: Path) -> None:
+    """Ten of 20,000 documents, far apart. Cut where shards are full, nearly every one behind the first would change."""
+    whole = [Document(f"d{number}", "", f"{number} " * (5 + number % 7)) for number in range(20_000)]
+    fewer = [document for place, document in enumerate(whole) if place % 2000 != 999]
+    one, other = (surveyed(ListCorpus(each), tmp_path, shard_tokens=2000).shards for each in (whole, fewer))
+    known = {shard.checksum for shard in one}
+    changed = [shard for shard in other if shard.checksum not in known]
+    assert 10 <= len(changed) <= 3 * 10
+    assert len(other) > 400
 
 
 def test_a_document_larger_than_a_shard_is_a_shard_by_itself(tmp_path: Path) -> None:
@@ -160,7 +227,7 @@ def test_other_parameters_or_documents_are_surveyed_anew(tmp_path: Path) -> None
     """Shard size, judged ids and the corpus's fingerprint each make another survey."""
     corpus = ListCorpus(ten_token_documents(7))
     surveyed(corpus, tmp_path)
-    assert len(surveyed(corpus, tmp_path, shard_tokens=30).shards) == 3
+    assert len(surveyed(corpus, tmp_path, shard_tokens=30).shards) == 7
     assert surveyed(corpus, tmp_path, judged_ids=["z"]).missing == ("z",)
     assert corpus.passes == 3
     assert surveyed(ListCorpus(ten_token_documents(8)), tmp_path).documents == 8
@@ -194,7 +261,7 @@ def test_a_survey_is_one_readable_file(tmp_path: Path) -> None:
     assert json.loads(path.read_text(encoding="utf-8"))["survey"] == {
         "documents": 2,
         "checksum": found.checksum,
-        "shards": [[0, 2]],
+        "shards": [[0, 2, found.shards[0].checksum]],
         "empty_documents": 0,
         "missing": [],
     }

@@ -5,8 +5,9 @@ from checkpoints import PIECES, write_xlmr_tokenizer
 
 from evalkit.config import TextRules
 from evalkit.errors import ModelError
+from evalkit.models import tokens as tokens_module
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.tokens import load_vocabulary, skipped_ids, tokenize
+from evalkit.models.tokens import Tokens, TokenTable, load_vocabulary, skipped_ids, tokenize
 
 QUERY = TextRules(max_tokens=8, marker="[QueryMarker]", expansion=True, attend_to_expansion=True)
 HELLO, WORLD = 4 + PIECES.index("▁hello"), 4 + PIECES.index("▁world")
@@ -38,15 +39,15 @@ def test_a_long_text_is_cut_so_that_it_still_ends_in_the_last_token(vocabulary):
 
 def test_a_document_has_its_own_marker_and_no_masks(vocabulary):
     rules = TextRules(max_tokens=300, marker="[DocumentMarker]")
-    assert tokenize(["hello"], rules, vocabulary) == [([0, MASK + 2, HELLO, 2], 4)]
+    assert list(tokenize(["hello"], rules, vocabulary)) == [([0, MASK + 2, HELLO, 2], 4)]
 
 
 def test_without_a_marker_there_are_only_the_special_tokens(vocabulary):
-    assert tokenize(["hello"], TextRules(max_tokens=9), vocabulary) == [([0, HELLO, 2], 3)]
+    assert list(tokenize(["hello"], TextRules(max_tokens=9), vocabulary)) == [([0, HELLO, 2], 3)]
 
 
 def test_an_empty_text_still_has_its_special_tokens(vocabulary):
-    assert tokenize([""], TextRules(max_tokens=9), vocabulary) == [([0, 2], 2)]
+    assert list(tokenize([""], TextRules(max_tokens=9), vocabulary)) == [([0, 2], 2)]
 
 
 def test_the_two_skiplists_differ_on_the_plain_full_stop(vocabulary):
@@ -70,3 +71,24 @@ def test_a_file_that_is_no_tokenizer_is_refused(tmp_path):
     (tmp_path / "tokenizer.json").write_text("{", encoding="utf-8")
     with pytest.raises(ModelError, match="not a tokenizer file"):
         load_vocabulary(Checkpoint(folder=tmp_path, origin="fixture", revision=None, checksums={}))
+
+
+def test_a_table_of_tokens_reads_like_a_list_of_them():
+    texts = [Tokens([1, 2, 3], 2), Tokens([], 0), Tokens([4], 1)]
+    table = TokenTable.of(texts)
+    assert list(table) == texts
+    assert (len(table), table[-1], list(table[1:])) == (3, texts[2], texts[1:])
+    assert table.lengths_N.tolist() == [3, 0, 1]
+    assert list(table.take([2, 0, 2])) == [texts[2], texts[0], texts[2]]
+    assert TokenTable.of(table) is table
+    assert list(TokenTable.of([])) == []
+    with pytest.raises(IndexError):
+        table[3]
+
+
+def test_texts_that_go_to_the_tokenizer_apart_stay_in_order(vocabulary, monkeypatch):
+    texts = ["hello"] * 3 + ["world", "hello world", ""]
+    wanted = list(tokenize(texts, QUERY, vocabulary))
+    monkeypatch.setattr(tokens_module, "TEXTS_AT_ONCE", 2)
+    assert list(tokenize(texts, QUERY, vocabulary)) == wanted
+    assert list(tokenize([], QUERY, vocabulary)) == []

@@ -1,0 +1,306 @@
+"""Packed attention: texts back to back in one row, each attending to its own ids alone, and nothing padded.
+
+Shapes: B texts, X ids of all texts packed, Y ids that are attended to, A heads, K width of a head.
+`sdpa` pads and masks, and runs anywhere. `varlen` and `flash` pack: torch's own kernel and flash-attn's on CUDA, and on
+the CPU a loop over texts that says what the kernels must give (`evalkit check` compares them with the padded path).
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+import importlib.util
+import inspect
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from functools import cache
+from itertools import groupby, pairwise
+from typing import Any, Literal, NamedTuple, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from evalkit.config import Attention, EncoderConfig
+
+log = logging.getLogger(__name__)
+
+Path: TypeAlias = Literal["sdpa", "varlen", "flash"]
+"""How a batch of texts is laid out and attended to."""
+NAME = "evalkit"
+"""The name under which transformers' attention interface knows `attend`."""
+NATIVE = ("jina_embeddings_v3", "bert", "xmod")
+"""Backbones of transformers, whose attention goes through its interface."""
+HEAD_STEP = 8
+"""The CUDA kernels want heads of a multiple of this width; narrower ones are filled with zeros, which add nothing."""
+PROBE_ATOL = 5e-2
+"""How far a kernel's answer may be from the padded path's in half precision, on values of about 1."""
+
+
+class Packing(NamedTuple):
+    """Where each text of a packed row begins and ends, for those that attend and for those attended to."""
+
+    starts_q: Tensor
+    """First row of each text, and the end [B + 1], int32; likewise for the ids attended to."""
+    starts_k: Tensor
+    longest_q: int
+    longest_k: int
+    attended_Y: Tensor | None
+    """Rows that are attended to; None means all: query masks may give vectors without being attended to."""
+    path: Path
+
+    def to(self, upload: Callable[[Tensor], Tensor]) -> Packing:
+        """Return the packing with its tensors where `upload` puts them."""
+        attended_Y = None if self.attended_Y is None else upload(self.attended_Y)
+        return self._replace(starts_q=upload(self.starts_q), starts_k=upload(self.starts_k), attended_Y=attended_Y)
+
+
+def packing_of(lengths_N: np.ndarray, attended_N: np.ndarray, *, path: Path) -> Packing:
+    """Return the packing of texts of some lengths, the first `attended_N` ids of each attended to."""
+    starts_q, starts_k = (np.concatenate([[0], np.cumsum(counts_N)]) for counts_N in (lengths_N, attended_N))
+    whole = bool((lengths_N == attended_N).all())
+    rows_Y = np.repeat(starts_q[:-1] - starts_k[:-1], attended_N) + np.arange(starts_k[-1])
+    return Packing(
+        starts_q=torch.from_numpy(starts_q.astype(np.int32)),
+        starts_k=torch.from_numpy(starts_k.astype(np.int32)),
+        longest_q=int(lengths_N.max()),
+        longest_k=int(attended_N.max()),
+        attended_Y=None if whole else torch.from_numpy(rows_Y),
+        path=path,
+    )
+
+
+def attend(  # noqa: PLR0913 (the interface is transformers')
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    packing: Packing | None = None,
+    **more: Any,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend as transformers' models ask for it: packed where the caller gave a packing, else as `sdpa` does.
+
+    Heads come as [1, A, X, K] and go as [1, X, A, K].
+    """
+    from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+    if packing is None:
+        mixed, weights = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
+        return mixed, weights
+    query_XAK, key_XAK, value_XAK = (heads[0].transpose(0, 1) for heads in (query, key, value))
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    return packed_attention(query_XAK, key_XAK, value_XAK, packing, scale=scale).unsqueeze(0), None
+
+
+def packed_attention(  # noqa: PLR0913 (keyword-only behind the first four)
+    query_XAK: Tensor,
+    key_XAK: Tensor,
+    value_XAK: Tensor,
+    packing: Packing,
+    *,
+    scale: float,
+    bias_ATT: Tensor | None = None,
+) -> Tensor:
+    """Return each id's mixture of its own text's values [X, A, K].
+
+    `bias_ATT`, of the longest text, is added to every text's logits; no CUDA kernel takes it.
+    """
+    if packing.attended_Y is not None:
+        key_XAK, value_XAK = key_XAK[packing.attended_Y], value_XAK[packing.attended_Y]
+    if bias_ATT is not None or query_XAK.device.type != "cuda":
+        return _by_text(query_XAK, key_XAK, value_XAK, packing, scale, bias_ATT)
+    return _KERNELS[packing.path](query_XAK, key_XAK, value_XAK, packing, scale)
+
+
+def _by_text(  # noqa: PLR0913, PLR0917 (the kernels' arguments, and the bias that none of them takes)
+    query_XAK: Tensor,
+    key_YAK: Tensor,
+    value_YAK: Tensor,
+    packing: Packing,
+    scale: float,
+    bias_ATT: Tensor | None = None,
+) -> Tensor:
+    """Attend text by text, neighbours of equal length together: what the kernels must give, and the CPU's path."""
+    mixed_XAK = torch.empty_like(query_XAK)
+    for q, k, texts in equal_runs(packing):
+        parts = (query_XAK[q], key_YAK[k], value_YAK[k])
+        query, key, value = (part.view(texts, -1, *part.shape[1:]).transpose(1, 2) for part in parts)
+        bias = None if bias_ATT is None else bias_ATT[:, : query.shape[2], : key.shape[2]]
+        mixed = functional.scaled_dot_product_attention(query, key, value, attn_mask=bias, scale=scale)
+        mixed_XAK[q] = mixed.transpose(1, 2).flatten(0, 1)
+    return mixed_XAK
+
+
+def equal_runs(packing: Packing) -> list[tuple[slice, slice, int]]:
+    """Return the rows that attend, the rows attended to, and the number of texts of each run of equal lengths."""
+    starts_q, starts_k = packing.starts_q.tolist(), packing.starts_k.tolist()
+    spans = list(zip(pairwise(starts_q), pairwise(starts_k), strict=True))
+    runs = []
+    for _, run in groupby(spans, key=lambda span: (span[0][1] - span[0][0], span[1][1] - span[1][0])):
+        texts = list(run)
+        (first_q, first_k), (last_q, last_k) = texts[0], texts[-1]
+        runs.append((slice(first_q[0], last_q[1]), slice(first_k[0], last_k[1]), len(texts)))
+    return runs
+
+
+def _widened(*heads: Tensor) -> tuple[Tensor, ...]:
+    missing = -heads[0].shape[-1] % HEAD_STEP
+    return tuple(functional.pad(part, (0, missing)) for part in heads) if missing else heads
+
+
+def _varlen(query_XAK: Tensor, key_YAK: Tensor, value_YAK: Tensor, packing: Packing, scale: float) -> Tensor:
+    from torch.nn.attention.varlen import varlen_attn
+
+    query, key, value = _widened(query_XAK, key_YAK, value_YAK)
+    starts_q, starts_k, longest_q, longest_k, *_ = packing
+    options = _varlen_options()
+    mixed = varlen_attn(query, key, value, starts_q, starts_k, longest_q, longest_k, scale=scale, **options)
+    assert isinstance(mixed, Tensor)  # nothing beside it was asked for
+    return mixed[..., : query_XAK.shape[-1]]
+
+
+@cache
+def _varlen_options() -> Mapping[str, Any]:
+    """One split where this torch knows the option: a text's vectors then do not depend on its neighbours."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return {"num_splits": 1} if "num_splits" in inspect.signature(varlen_attn).parameters else {}
+
+
+def _flash(query_XAK: Tensor, key_YAK: Tensor, value_YAK: Tensor, packing: Packing, scale: float) -> Tensor:
+    kernel = importlib.import_module("flash_attn").flash_attn_varlen_func
+    query, key, value = _widened(query_XAK, key_YAK, value_YAK)
+    starts_q, starts_k, longest_q, longest_k, *_ = packing
+    mixed: Tensor = kernel(query, key, value, starts_q, starts_k, longest_q, longest_k, softmax_scale=scale)
+    return mixed[..., : query_XAK.shape[-1]]
+
+
+_KERNELS: Mapping[Path, Callable[[Tensor, Tensor, Tensor, Packing, float], Tensor]] = {
+    "varlen": _varlen,
+    "flash": _flash,
+}
+
+
+@cache
+def _register() -> None:
+    from transformers import AttentionInterface, AttentionMaskInterface
+    from transformers.masking_utils import sdpa_mask
+
+    AttentionInterface.register(NAME, attend)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def enable(module: nn.Module, backbone: str) -> None:
+    """Let a backbone of transformers attend through `attend`, which is `sdpa` itself until a packing is given."""
+    if backbone in NATIVE:
+        _register()
+        config: Any = module.config
+        config._attn_implementation = NAME  # noqa: SLF001 (the only way to choose it for a class built by hand)
+
+
+def packable(config: EncoderConfig) -> bool:
+    """Whether a model can take packed texts: one that runs a checkpoint's own code cannot be relied on to."""
+    return not config.trust_remote_code
+
+
+class Chosen(NamedTuple):
+    """The attention path in force, and what was given up on the way to it (empty where nothing was)."""
+
+    path: Path
+    problem: str
+
+
+def choose(asked: Attention, *, config: EncoderConfig, device: torch.device) -> Chosen:
+    """Return the attention path for a model on a device; a path that cannot be had is reported once.
+
+    `auto` pads on the CPU, where sorting by length leaves next to nothing to save, and packs on CUDA in half precision.
+    """
+    chosen = _choose(asked, device, config.dtype, config.backbone, packable(config))
+    if chosen.problem:
+        _say_once(chosen.problem)
+    return chosen
+
+
+def _choose(
+    asked: Attention,
+    device: torch.device,
+    dtype: str,
+    backbone: str,
+    can_pack: bool,  # noqa: FBT001 (a row's own column)
+) -> Chosen:
+    if asked == "sdpa":
+        return Chosen("sdpa", "")
+    reason = _unpackable(asked, device, dtype, backbone, can_pack)
+    if reason:
+        return Chosen("sdpa", "" if asked == "auto" else f"engine.attention={asked}: {reason}; sdpa is used instead")
+    if device.type != "cuda":
+        return Chosen("varlen" if asked == "varlen" else "sdpa", "")
+    wanted: tuple[Path, ...] = ("varlen",) if asked == "varlen" else ("flash", "varlen")
+    problems: list[str] = []
+    for path in wanted:
+        problem = probe(path, device, dtype)
+        if not problem:
+            return Chosen(path, _given_up(problems, path))
+        if path != "flash" or asked == "flash" or flash_version() is not None:  # auto does not miss what is not there
+            problems.append(problem)
+    return Chosen("sdpa", _given_up(problems, "sdpa"))
+
+
+def _unpackable(
+    asked: Attention,
+    device: torch.device,
+    dtype: str,
+    backbone: str,
+    can_pack: bool,  # noqa: FBT001 (a row's own column)
+) -> str:
+    """Return why a model cannot be packed on a device; empty when it can."""
+    if not can_pack:
+        return "a checkpoint's own code takes no packed texts"
+    if device.type != "cuda":
+        return "flash-attn runs on CUDA only" if asked == "flash" else ""
+    if dtype == "float32":
+        return "packed attention on CUDA wants half precision (model.dtype=bfloat16)"
+    return "no packed kernel takes ALiBi" if backbone == "jina_bert" else ""
+
+
+def _given_up(problems: Sequence[str], path: Path) -> str:
+    return f"{'; '.join(problems)}; {path} is used instead" if problems else ""
+
+
+@cache
+def flash_version() -> str | None:
+    """Return the version of flash-attn, or None where it is not installed."""
+    try:
+        return importlib.metadata.version("flash-attn")
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+@cache
+def probe(path: Path, device: torch.device, dtype: str) -> str:
+    """Run a kernel on two short texts and compare with the reference. Return what is wrong, empty when nothing is."""
+    if path == "flash" and flash_version() is None:
+        return "flash-attn is not installed (pip install 'evalkit[flash]')"
+    label = f"flash-attn {flash_version()}" if path == "flash" else "torch's variable-length attention"
+    generator = torch.Generator().manual_seed(0)
+    lengths_N = np.array([5, 3])
+    packing = packing_of(lengths_N, lengths_N, path=path)
+    query, key, value = (torch.randn(8, 2, 16, generator=generator).to(getattr(torch, dtype)) for _ in range(3))
+    wanted = _by_text(query.float(), key.float(), value.float(), packing, 0.25)
+    here = packing.to(lambda starts: starts.to(device))
+    try:
+        ours = _KERNELS[path](query.to(device), key.to(device), value.to(device), here, 0.25).float().cpu()
+    except Exception as error:  # noqa: BLE001 (a binary built for another torch or GPU fails in ways of its own)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"{label} is unusable here ({type(error).__name__}: {reason})"
+    apart = float((ours - wanted).abs().max())
+    return "" if apart <= PROBE_ATOL else f"{label} gives wrong values here (off by {apart:.1e})"
+
+
+@cache
+def _say_once(problem: str) -> None:
+    log.warning("%s", problem)

@@ -1,0 +1,117 @@
+"""How long `evalkit report` takes over many runs, and whether two reports have the same bytes.
+
+    python scripts/bench_report.py --runs 500
+
+Writes a results folder of invented runs: every published cell of the known datasets first, under other systems' names
+after that, each with as many queries as the dataset's config counts. Its scores mean nothing. Then types
+`evalkit report` so many times, each in a process of its own, and prints seconds, files and bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import random
+import subprocess
+import sys
+import tempfile
+import time
+from itertools import count
+from pathlib import Path
+
+import yaml
+
+from evalkit import published, results, runs
+from evalkit.config import configs_dir
+from evalkit.types import Hit
+
+METRICS = ("ndcg@10", "mrr@10", "recall@100")
+
+
+def datasets() -> list[dict[str, object]]:
+    """Return the configs of every dataset whose queries are counted."""
+    texts = (path.read_text(encoding="utf-8") for path in sorted((configs_dir() / "dataset").rglob("*.yaml")))
+    return [values for text in texts if (values := yaml.safe_load(text)).get("counts", {}).get("queries")]
+
+
+def cells(wanted: int) -> list[tuple[str, int | None, dict[str, object]]]:
+    """Return so many (system, dim, dataset): the published ones, then more systems."""
+    known = {str(values["name"]): values for values in datasets()}
+    pairs = dict.fromkeys((score.system, score.dim, score.dataset) for score in published.published_scores())
+    found = [(system, dim, known[dataset]) for system, dim, dataset in pairs if dataset in known]
+    for number in count(1):
+        if len(found) >= wanted:
+            return found[:wanted]
+        found += [(f"invented-{number}", 128, values) for values in known.values()]
+    raise AssertionError
+
+
+def invent(folder: Path, system: str, dim: int | None, dataset: dict[str, object], seed: int) -> None:
+    """Write one run."""
+    draw = random.Random(seed)  # noqa: S311 (invented scores, no secret)
+    name, split = str(dataset["name"]), str(dataset["split"])
+    queries = [f"q{number}" for number in range(int(dataset["counts"]["queries"]))]  # type: ignore[index]
+    per_query = {query: {metric: round(draw.random(), 6) for metric in METRICS} for query in queries}
+    means = results.group_means(per_query, queries)
+    run_id = f"{name.replace('/', '-')}.{split}.{system}{'' if dim is None else f'-{dim}'}.{seed:010x}"
+    where = folder / "runs" / run_id
+    where.mkdir(parents=True)
+    (where / results.PER_QUERY).write_text(results.per_query_table(per_query, METRICS), encoding="utf-8")
+    runs.write_run({queries[0]: [Hit("d", 1.0)]}, where / results.RUN, tag=run_id)
+    runs.write_qrels({query: {"d": 1} for query in queries}, where / results.QRELS)
+    scores = results.CellScores(
+        run_id=run_id,
+        model=system,
+        dim=dim,
+        dataset=name,
+        split=split,
+        language=str(dataset["language"]),
+        main_metric=str(dataset["main_metric"]),
+        metrics=means,
+        groups={},
+        counts={"documents": 1000, "queries": len(queries), "document_vectors": 100_000},
+        deviations=(),
+        protocol={"corpus": dataset.get("checksum"), "drop_self": dataset["drop_self"], "stored_dtype": "float16"},
+        wall_s={"encode_and_search": 1.0, "score": 0.1},
+        environment={"evalkit": "0", "packages": {}, "checkpoint": None},
+    )
+    results.write(scores, folder)
+
+
+def main() -> None:
+    """Write the runs, report them, and print a line of JSON."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--runs", type=int, default=500, help="how many finished runs the results folder holds")
+    parser.add_argument("--rounds", type=int, default=3, help="how many times the report is made")
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        invented = cells(asked.runs)
+        for seed, (system, dim, dataset) in enumerate(invented):
+            invent(folder, system, dim, dataset, seed)
+        seconds, digests = [], set()
+        for _ in range(asked.rounds):
+            started = time.monotonic()
+            command = [sys.executable, "-m", "evalkit", "report", "--results-dir", name]
+            done = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 (evalkit itself)
+            seconds.append(round(time.monotonic() - started, 2))
+            files = [path for part in ("tables", "site") for path in sorted((folder / part).rglob("*.*"))]
+            digests.add(hashlib.sha256(b"".join(path.read_bytes() for path in files if path.is_file())).hexdigest())
+        print(
+            json.dumps(
+                {
+                    "runs": len(invented),
+                    "queries": sum(int(dataset["counts"]["queries"]) for _, _, dataset in invented),  # type: ignore[index]
+                    "seconds": seconds,
+                    "same_bytes": len(digests) == 1,
+                    "files": sum(path.is_file() for path in files),
+                    "page_bytes": (folder / "site" / "index.html").stat().st_size,
+                    "complaints": len(done.stderr.splitlines()),
+                }
+            )
+        )
+
+
+if __name__ == "__main__":
+    main()

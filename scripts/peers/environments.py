@@ -1,0 +1,60 @@
+"""Each peer's own environment, made from the PEP 723 block at the top of its script."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).parent
+OURS = ("evalkit", "torch")
+"""Contenders that run where the bench runs."""
+
+
+def script(contender: str) -> Path:
+    """Return a contender's script.
+
+    >>> script("maxsim-cpu").name
+    'with_maxsim_cpu.py'
+    """
+    return FOLDER / f"with_{contender.replace('-', '_')}.py"
+
+
+def peers() -> list[str]:
+    """Return the contenders that want an environment of their own."""
+    names = (path.stem.removeprefix("with_").replace("_", "-") for path in sorted(FOLDER.glob("with_*.py")))
+    return [name for name in names if name not in OURS]
+
+
+def python(contender: str, environments: Path) -> Path:
+    """Return the interpreter that runs a contender, whether it is there or not."""
+    return Path(sys.executable) if contender in OURS else environments / contender / "bin" / "python"
+
+
+def block(contender: str) -> dict[str, Any]:
+    """Return the PEP 723 block of a contender's script.
+
+    >>> block("maxsim-cpu")["dependencies"]
+    ['maxsim-cpu==0.1.0', 'numpy']
+    """
+    text = script(contender).read_text(encoding="utf-8")
+    found = re.search(r"^# /// script$\n((?:^#(?: .*)?$\n)+?)^# ///$", text, re.MULTILINE)
+    if found is None:
+        return {}
+    return tomllib.loads("".join(line[2:] for line in found.group(1).splitlines(keepends=True)))
+
+
+def install(contender: str, environments: Path) -> None:
+    """Make a contender's environment with venv and pip. Raises CalledProcessError when pip fails."""
+    wanted = block(contender)
+    home = environments / contender
+    commands = [[sys.executable, "-m", "venv", str(home)]]
+    pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet"]
+    commands.append([*pip, *wanted["dependencies"]])
+    if alone := wanted.get("tool", {}).get("bench", {}).get("without-dependencies"):
+        commands.append([*pip, "--no-deps", *alone])
+    for command in commands:
+        subprocess.run(command, check=True)  # noqa: S603 (our own interpreter; names from the script itself)

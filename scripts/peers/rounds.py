@@ -1,0 +1,183 @@
+"""The bench's side: workers in processes of their own, and rounds that take turns so that drift hits all alike."""
+
+from __future__ import annotations
+
+import json
+import select
+import subprocess
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any, NamedTuple, Self
+
+from peers import environments
+
+
+class Contender(NamedTuple):
+    """Who takes part, and how it is asked to."""
+
+    name: str
+    """As it is printed."""
+    library: str
+    """Whose script and environment it runs in (peers/with_*.py)."""
+    job: Mapping[str, Any]
+    precision: str = "fp32"
+    """The GEMM ceiling that it is held against."""
+
+
+class WorkerError(Exception):
+    """A worker that could not be started, died or did not answer in time."""
+
+
+class Worker:
+    """A contender's process, which waits for its rounds."""
+
+    def __init__(self, contender: Contender, *, environments_dir: Path, work: Path, limit_s: float) -> None:
+        """Start the process and wait until it is ready. Raises WorkerError."""
+        interpreter = environments.python(contender.library, environments_dir)
+        if not interpreter.exists():
+            msg = f"no environment at {interpreter.parents[1].name}; make it with --install {contender.library}"
+            raise WorkerError(msg)
+        stem = "".join(character if character.isalnum() else "-" for character in contender.name)
+        own = work / stem
+        own.mkdir(parents=True, exist_ok=True)
+        job = own / "job.json"
+        job.write_text(json.dumps({"work": str(own), **contender.job}), encoding="utf-8")
+        self._limit_s = limit_s
+        self._errors = (own / "stderr.txt").open("wb")
+        self.started = time.perf_counter()
+        self._process = subprocess.Popen(  # noqa: S603 (interpreters and scripts of our own)
+            [interpreter, environments.script(contender.library), job],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            cwd=own,
+        )
+        try:
+            self.facts = self._answer()["ready"]
+        except WorkerError:
+            self.close()
+            raise
+
+    @property
+    def process_id(self) -> int:
+        """Return the process' id."""
+        return self._process.pid
+
+    def round(self, size: int, *, save: Path | None = None) -> dict[str, Any]:
+        """Return what one round of a size came to: `seconds`, and the stage's own facts. Raises WorkerError."""
+        request = {"size": size, "save": None if save is None else str(save)}
+        assert self._process.stdin is not None
+        try:
+            self._process.stdin.write(f"{json.dumps(request)}\n".encode())
+            self._process.stdin.flush()
+        except BrokenPipeError as error:
+            raise WorkerError(self._last_words()) from error
+        return self._answer()
+
+    def finish(self) -> dict[str, Any]:
+        """Tell the worker that no more rounds come; return its last facts: peak memory, where it still says it."""
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:
+            return self._answer()
+        except WorkerError:
+            return {}
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        ready, _, _ = select.select([self._process.stdout], [], [], self._limit_s)
+        if not ready:
+            msg = f"no answer in {self._limit_s:.0f} s"
+            raise WorkerError(msg)
+        line = self._process.stdout.readline()
+        if not line:
+            raise WorkerError(self._last_words())
+        answer: dict[str, Any] = json.loads(line)
+        return answer
+
+    def _last_words(self) -> str:
+        self._process.wait()
+        text = Path(str(self._errors.name)).read_text(encoding="utf-8", errors="replace").strip()
+        return f"exit status {self._process.returncode}: {text.splitlines()[-1] if text else 'no message'}"
+
+    def close(self) -> None:
+        """End the process if it still runs, and close its files."""
+        self._process.kill()
+        self._process.wait()
+        for stream in (self._process.stdin, self._process.stdout, self._errors):
+            if stream is not None and not stream.closed:
+                stream.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class TreePeak:
+    """Watches the resident memory of a process and all its descendants, added up, from a thread."""
+
+    def __init__(self, process_id: int, *, every_s: float = 0.05) -> None:
+        """Start to watch."""
+        self.peak_mib = 0.0
+        self._process_id, self._every_s = process_id, every_s
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> float:
+        """Stop watching and return the largest sum that was seen, in MiB."""
+        self._stop.set()
+        self._thread.join()
+        return round(self.peak_mib, 1)
+
+    def _watch(self) -> None:
+        while not self._stop.wait(self._every_s):
+            self.peak_mib = max(self.peak_mib, sum(map(_resident_mib, tree(self._process_id))))
+
+
+def tree(process_id: int) -> list[int]:
+    """Return a process and its descendants; those that end meanwhile are left out."""
+    found = [process_id]
+    for parent in found:
+        for children in Path(f"/proc/{parent}/task").glob("*/children"):
+            try:
+                found += map(int, children.read_text().split())
+            except OSError:
+                continue
+    return found
+
+
+def _resident_mib(process_id: int) -> float:
+    try:
+        text = Path(f"/proc/{process_id}/status").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return 0.0
+    lines = [line for line in text.splitlines() if line.startswith("VmRSS:")]
+    return int(lines[0].split()[1]) / 1024 if lines else 0.0
+
+
+def turns(names: Sequence[str], rounds: int) -> list[list[str]]:
+    """Return who comes when in each round: everybody once, each round beginning one further on.
+
+    >>> turns(["a", "b", "c"], 2)
+    [['a', 'b', 'c'], ['b', 'c', 'a']]
+    """
+    return [[*names[turn % len(names) :], *names[: turn % len(names)]] for turn in range(rounds)]
+
+
+def fitting_size(full: int, probe: int, probe_s: float, budget_s: float | None) -> int:
+    """Return the size of a round that stays within a budget, going by a smaller one; one rule for all contenders.
+
+    >>> fitting_size(100, 8, probe_s=1.0, budget_s=4.0)
+    32
+    """
+    if budget_s is None:
+        return full
+    return min(full, max(probe, int(probe * budget_s / probe_s)))

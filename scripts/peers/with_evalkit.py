@@ -1,0 +1,186 @@
+"""evalkit itself, as one contender among others; it runs in the environment that runs the bench."""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from rich.console import Console
+from worker import Prepared, null_forward, read_documents, serve
+
+from evalkit import cells, compose, metrics, pipeline, runs, steps, store
+from evalkit.config import EncoderConfig, RunConfig
+from evalkit.encode import encode as encode_texts
+from evalkit.maxsim import packed
+from evalkit.models.encoder import DTYPES, Encoder, checkpoints, load_encoders
+from evalkit.search import floors, no_hits, search_shard, to_run
+from evalkit.store import ShardVectors, vectors_to_arrays
+
+
+def maxsim(job: Mapping[str, Any]) -> Prepared:
+    """Prepare the nominating product at a precision, or the whole exact search of the best `depth`."""
+    import numpy as np
+
+    folder = Path(job["inputs"])
+    query_QLD, document_XD, lengths_N = (
+        torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("queries", "documents", "lengths")
+    )
+    shard = ShardVectors(tuple(f"d{i}" for i in range(len(lengths_N))), lengths_N, document_XD)
+    documents = packed.pack(document_XD, lengths_N)
+
+    def sides(queries: int) -> ShardVectors:
+        lengths_Q = torch.full((queries,), query_QLD.shape[1])
+        return ShardVectors(tuple(f"q{i}" for i in range(queries)), lengths_Q, query_QLD[:queries].flatten(0, 1))
+
+    def product(queries: int) -> torch.Tensor:
+        asked = sides(queries)
+        query = packed.pack(asked.vectors_XD, asked.lengths_N)
+        return packed.scores(query, documents, precision=job["precision"])
+
+    def search(queries: int) -> object:
+        open_Q = floors(no_hits(), queries=queries, depth=job["depth"])
+        return search_shard(
+            sides(queries),
+            shard,
+            depth=job["depth"],
+            floor_Q=open_Q,
+            device=torch.device("cpu"),
+            precision=job["precision"],
+        )
+
+    if job["variant"] == "search":
+        return Prepared(search)
+    return Prepared(product, array=torch.Tensor.numpy)
+
+
+def config_of(job: Mapping[str, Any], folder: str, *words: str) -> RunConfig:
+    """Return the config of a run over the job's collection, with everything that is written in a folder."""
+    data = ["dataset=folder", f"dataset.path={job['inputs']}"] if job.get("inputs") else []
+    return compose.compose([*job["words"], *data, *words, f"results_dir={folder}/results", f"cache_dir={folder}/cache"])
+
+
+def encoder_of(config: RunConfig) -> Encoder:
+    """Load the one encoder of a run's config."""
+    assert isinstance(config.model, EncoderConfig)
+    found = checkpoints(config.model, [dim for dim in config.dims if dim is not None])
+    (encoder,) = load_encoders(config.model, found, device=torch.device("cpu"), attention=config.engine.attention)
+    return encoder
+
+
+def encode(job: Mapping[str, Any]) -> Prepared:
+    """Prepare encoding from texts to fp16 vectors; on the stage `host` with a model that costs nothing.
+
+    The variant `stored` writes the vectors as a checkpointed shard too.
+    """
+    config = config_of(job, job["work"])
+    encoder = encoder_of(config)
+    (dim,) = encoder.heads
+    ids, texts = read_documents(job["inputs"])
+    if job["stage"] == "host":
+        encoder.module.forward = null_forward(job["hidden_size"], dtype=encoder.dtype)
+
+    def run(documents: int) -> ShardVectors:
+        vectors = encode_texts(
+            ids[:documents],
+            encoder.tokenize_documents(texts[:documents]),
+            encoder,
+            documents=True,
+            batch_tokens=config.engine.batch_tokens,
+            storage=DTYPES[config.store.dtype],
+        )[dim]
+        if job["variant"] == "stored":
+            store.save(Path(job["work"]) / "store", "shard", vectors_to_arrays(vectors), {})
+        return vectors
+
+    def compared(vectors: ShardVectors) -> Any:
+        if job["stage"] == "host":  # rows of a table
+            return None
+        return vectors.vectors_XD[: int(vectors.lengths_N[: job["compared"]].sum())].float().numpy()
+
+    return Prepared(run, facts=lambda vectors: {"vectors": len(vectors.vectors_XD)}, array=compared)
+
+
+def evaluate(config: RunConfig, run_file: Path) -> dict[str, float]:
+    """Encode and search a collection and write the run file: a run without its metrics."""
+    started = time.perf_counter()
+    task = pipeline.prepare(config, console=Console(quiet=True))
+    planned = cells.plan(task)
+    surveyed = time.perf_counter()
+    best = pipeline.search(task, planned)
+    for cell in planned:
+        ranked = to_run(best[cell.run_id], [query.id for query in task.dataset.queries])
+        runs.write_run(ranked, run_file, tag="evalkit")
+    cost = steps.costs(task, planned[0])
+    parts = {name: float(cost[name]) for name in ("encode_s", "search_s") if name in cost}
+    return {"survey_s": surveyed - started, **parts}
+
+
+def end_to_end(job: Mapping[str, Any]) -> Prepared:
+    """Prepare nothing ahead: the whole evaluation, from nothing on disk to the run file, is the round."""
+
+    def run(_size: int) -> dict[str, float]:
+        with tempfile.TemporaryDirectory(dir=job["work"]) as folder:
+            return evaluate(config_of(job, folder), Path(job["run"]))
+
+    return Prepared(run, facts=lambda parts: parts)
+
+
+def score(job: Mapping[str, Any]) -> Prepared:
+    """Prepare the NDCG@10 of a run file over the collection's judgements: one implementation for all contenders."""
+
+    def run(_size: int) -> dict[str, float]:
+        qrels: dict[str, dict[str, int]] = {}
+        for line in (Path(job["inputs"]) / "qrels" / "test.tsv").read_text(encoding="utf-8").splitlines()[1:]:
+            query, document, grade = line.split("\t")
+            qrels.setdefault(query, {})[document] = int(grade)
+        measured = metrics.score(runs.read_run(Path(job["run"])), qrels, ("ndcg@10",))
+        return {"ndcg@10": round(measured.means["ndcg@10"], 5)}
+
+    return Prepared(run, facts=lambda value: value)
+
+
+def checkpoint(job: Mapping[str, Any]) -> Prepared:
+    """Prepare encoding and search with embeddings checkpointed, with top-k alone, or with nothing written at all."""
+    if job["variant"] == "nothing":
+        store.save = lambda *_: None
+
+    def run(_size: int) -> dict[str, float]:
+        with tempfile.TemporaryDirectory(dir=job["work"]) as folder:
+            keep = "topk" if job["variant"] == "nothing" else job["variant"]
+            config = config_of(job, folder, f"store.keep={keep}")
+            task = pipeline.prepare(config, console=Console(quiet=True))
+            started = time.perf_counter()
+            pipeline.search(task, cells.plan(task))
+            return {"encode_and_search_s": time.perf_counter() - started}
+
+    return Prepared(run, facts=lambda parts: parts)
+
+
+def dims(job: Mapping[str, Any]) -> Prepared:
+    """Prepare a whole run of the demo, metrics included, into fresh folders."""
+
+    def run(documents: int) -> int:
+        with tempfile.TemporaryDirectory(dir=job["work"]) as folder:
+            config = config_of(job, folder, f"dataset.demo.documents={documents}")
+            return len(pipeline.run(config, console=Console(quiet=True)))
+
+    return Prepared(run, facts=lambda finished: {"cells": finished})
+
+
+if __name__ == "__main__":
+    serve(
+        {
+            "maxsim": maxsim,
+            "encode": encode,
+            "host": encode,
+            "end-to-end": end_to_end,
+            "score": score,
+            "checkpoint": checkpoint,
+            "dims": dims,
+        },
+        packages=("evalkit", "torch", "transformers", "tokenizers"),
+    )

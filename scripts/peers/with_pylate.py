@@ -1,0 +1,108 @@
+# /// script
+# requires-python = ">=3.11"
+# dependencies = [
+#   "torch==2.13.0", "transformers==5.3.0", "sentence-transformers==5.3.0", "datasets", "accelerate", "pandas",
+#   "ujson==5.12.0", "ninja==1.11.1.4", "numpy",
+# ]
+# [tool.bench]
+# without-dependencies = ["pylate==1.6.0", "fastkmeans==0.5.0"]
+# ///
+"""PyLate's encoder and its PLAID index, called as its documentation does, with its defaults.
+
+fast-plaid has no build for this torch, and PyLate asks for one that pins torch 2.11 or older, whose wheels come with
+CUDA; so PyLate is installed without its dependencies and PLAID is its other backend, Stanford's (`use_fast=False`).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pylate import indexes, models, retrieve
+from worker import Prepared, null_forward, read_documents, read_queries, serve, write_run
+
+# Its index compiles C++ with ninja, which stands beside this interpreter.
+os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+
+
+def model_of(job: Mapping[str, Any]) -> models.ColBERT:
+    """Return the checkpoint as PyLate reads it, without markers, expansion and skiplist, as the others have it.
+
+    PyLate puts a projection behind every backbone: here it is the identity.
+    """
+    model = models.ColBERT(
+        model_name_or_path=job["model"],
+        embedding_size=job["hidden_size"],
+        query_prefix="",
+        document_prefix="",
+        query_length=job["max_tokens"],
+        document_length=job["max_tokens"],
+        do_query_expansion=False,
+        skiplist_words=[],
+        device="cpu",
+        model_kwargs={"dtype": job["variant"]},
+    )
+    with torch.no_grad():
+        model[1].linear.weight.copy_(torch.eye(job["hidden_size"]))
+    return model
+
+
+def encode(job: Mapping[str, Any]) -> Prepared:
+    """Prepare its encoding of documents; on the stage `host` with a model, projection too, that costs nothing."""
+    model = model_of(job)
+    _, texts = read_documents(job["inputs"])
+    if job["stage"] == "host":
+        model[0].auto_model.forward = null_forward(job["hidden_size"], dtype=model[0].auto_model.dtype)
+        model[1].forward = lambda features: features
+    return Prepared(
+        lambda documents: model.encode(texts[:documents], is_query=False, show_progress_bar=False),
+        facts=lambda vectors: {"vectors": sum(map(len, vectors))},
+        array=lambda vectors: None if job["stage"] == "host" else _first(vectors, job["compared"]),
+    )
+
+
+def _first(vectors: list[Any], texts: int) -> Any:
+    """Return the vectors of the first texts in fp32; PyLate gives arrays, or tensors where numpy lacks the type."""
+    return torch.cat([torch.as_tensor(text) for text in vectors[:texts]]).float().numpy()
+
+
+def end_to_end(job: Mapping[str, Any]) -> Prepared:
+    """Prepare nothing ahead: the whole evaluation is the round; `warm-up` compiles the index's C++ extensions."""
+
+    def run(size: int) -> dict[str, float]:
+        model = model_of(job)
+        ids, texts = (column[:size] for column in read_documents(job["inputs"]))
+        query_ids, queries = read_queries(job["inputs"])
+        started = time.perf_counter()
+        documents = model.encode(texts, is_query=False, show_progress_bar=False)
+        encoded = time.perf_counter()
+        with tempfile.TemporaryDirectory() as folder:
+            index = indexes.PLAID(
+                index_folder=folder,
+                index_name="bench",
+                override=True,
+                use_fast=False,
+                embedding_size=job["hidden_size"],
+            )
+            index.add_documents(documents_ids=ids, documents_embeddings=documents)
+            indexed = time.perf_counter()
+            vectors = model.encode(queries, is_query=True, show_progress_bar=False)
+            found = retrieve.ColBERT(index=index).retrieve(queries_embeddings=vectors, k=job["depth"], device="cpu")
+        rows = zip(query_ids, found, strict=True)
+        hits = {query: [(hit["id"], float(hit["score"])) for hit in ranked] for query, ranked in rows}
+        write_run(job["run"], hits, tag="pylate")
+        parts = {"encode_s": encoded - started, "index_s": indexed - encoded}
+        return {**parts, "search_s": time.perf_counter() - indexed}
+
+    return Prepared(run, facts=lambda parts: parts)
+
+
+if __name__ == "__main__":
+    stages = {"encode": encode, "host": encode, "end-to-end": end_to_end, "warm-up": end_to_end}
+    serve(stages, packages=("pylate", "fastkmeans", "sentence-transformers", "transformers", "tokenizers", "torch"))

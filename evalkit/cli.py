@@ -14,6 +14,7 @@ from rich.logging import RichHandler
 from evalkit.errors import EvalkitError
 
 if TYPE_CHECKING:
+    from evalkit.reruns import Deviation
     from evalkit.results import CellScores
 
 app = typer.Typer(
@@ -45,12 +46,16 @@ def run(context: typer.Context) -> None:
     from evalkit.config import RunConfig
 
     cells: list[CellScores] = []
+    deviations: list[Deviation] = []
     failed = 0
 
     def job(config: RunConfig) -> None:
-        from evalkit import pipeline
+        from evalkit import jobs, pipeline, reruns
 
-        cells.extend(pipeline.run(config, console=_err))
+        with jobs.recorded(config):
+            done = pipeline.run(config, console=_err)
+        cells.extend(done)
+        deviations.extend(reruns.measure(done, config.results_dir)[0])
 
     def complain(error: EvalkitError) -> None:
         nonlocal failed
@@ -64,10 +69,142 @@ def run(context: typer.Context) -> None:
     if cells:
         from evalkit.report import table
 
-        _out.print(table.terminal(table.rows(cells)))
+        _out.print(table.terminal(table.rows(cells, deviations=deviations)))
     if failed:
         _complain(f"{failed} of the combinations failed; the same command runs only what is missing")
         raise typer.Exit(1)
+
+
+@app.command(
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+    epilog="Example: evalkit plan -m model=jina-colbert-v2,bm25 dataset=beir/fiqa,beir/scifact",
+)
+def plan(context: typer.Context) -> None:
+    """Show what a run would do: cells, what is on disk, shards left, bytes, time. Writes nothing, loads no weights.
+
+    The words are those of run; several values per word make a sweep, with -m or without. Fails when a cell cannot run.
+    """
+    from evalkit import forecast, results
+    from evalkit.report import plans
+
+    words = [word for word in context.args if word not in ("-m", "--multirun")]
+    planned: list[forecast.Planned] = []
+    problems: list[str] = []
+    for combination, config in forecast.combinations(words):
+        if isinstance(config, EvalkitError):
+            problems.append(f"{' '.join(combination)}: {config}")
+        else:
+            planned += forecast.look(config, results.readable(config.results_dir)[0])
+    if planned:
+        _out.print(plans.plan_table(planned))
+    for line in plans.plan_lines(planned):
+        typer.echo(line)
+    problems += plans.plan_problems(planned)
+    for problem in problems:
+        _complain(problem)
+    if problems:
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: evalkit status model=jina-colbert-v2 dataset=beir/fiqa")
+def status(
+    overrides: Annotated[
+        list[str] | None, typer.Argument(help="a selection, as for plan; none: everything. results_dir=, cache_dir=")
+    ] = None,
+) -> None:
+    """Show what is finished, at work (shards done), stopped, failed or damaged; other processes are not disturbed."""
+    from evalkit import compose, forecast, jobs, results
+    from evalkit.report import plans
+
+    words = [word for word in overrides or [] if word not in ("-m", "--multirun")]
+    everything = all(word.startswith(("results_dir=", "cache_dir=")) for word in words)
+    configs = [compose.compose(words)] if everything else [config for _, config in forecast.combinations(words)]
+    failed = [str(config) for config in configs if isinstance(config, EvalkitError)]
+    chosen = [config for config in configs if not isinstance(config, EvalkitError)]
+    records = [job for folder in dict.fromkeys(config.cache_dir for config in chosen) for job in jobs.known(folder)]
+    finished: list[CellScores] = []
+    if everything:
+        finished, failed = results.readable(chosen[0].results_dir)
+        chosen = [job.config for job in records if job.config is not None]
+    cells = forecast.with_jobs([cell for config in chosen for cell in forecast.look(config)], records)
+    done = {cell.run_id for cell in finished}
+    shown = [(cell, job) for cell, job in cells if cell.run_id is None or cell.run_id not in done]
+    _out.print(plans.status_table(finished, shown, [job for job in records if everything and job.config is None]))
+    failed += [cell.problem for cell, _ in shown if cell.state == "damaged" and cell.problem]
+    failed += [f"{job.process}: {job.error}" for job in records if job.error and any(job is one for _, one in shown)]
+    for problem in dict.fromkeys(failed):
+        _complain(problem)
+    if failed:
+        raise typer.Exit(1)
+
+
+cache = typer.Typer(
+    help="Look into the cache of embeddings, top-k and surveys, verify it, and take out what is not wanted.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    epilog="Example: evalkit cache ls",
+)
+app.add_typer(cache, name="cache")
+CacheDir = Annotated[Path | None, typer.Option(help="the cache; by default that of the config (EVALKIT_CACHE)")]
+ResultsDir = Annotated[Path, typer.Option(help="where finished runs are, which tell what the cache's keys mean")]
+
+
+@cache.command(name="ls", epilog="Example: evalkit cache ls")
+def cache_ls(cache_dir: CacheDir = None, results_dir: ResultsDir = Path("results")) -> None:
+    """List what lies in the cache: kind, key, datasets, shards, size, last use, and the runs that use it."""
+    from evalkit import inventory
+    from evalkit.report import plans
+
+    folder = _cache_dir(cache_dir)
+    found = inventory.entries(folder, _cells(results_dir))
+    _out.print(plans.cache_table(found))
+    typer.echo(f"{folder}: {plans.size(sum(entry.size_bytes for entry in found))}")
+
+
+@cache.command(name="verify", epilog="Example: evalkit cache verify")
+def cache_verify(cache_dir: CacheDir = None) -> None:
+    """Read every shard and compare its checksum with its manifest's; fails when one is damaged."""
+    from evalkit import inventory
+    from evalkit.report import plans
+
+    checked = inventory.verify(inventory.entries(_cache_dir(cache_dir), ()))
+    typer.echo(f"{checked.whole} shards whole ({plans.size(checked.bytes_read)}), {checked.unfinished} unfinished")
+    for line in checked.damaged:
+        _complain(line)
+    if checked.damaged:
+        raise typer.Exit(1)
+
+
+@cache.command(name="rm", epilog="Example: evalkit cache rm beir/fiqa --yes")
+def cache_rm(
+    names: Annotated[list[str] | None, typer.Argument(help="keys, their beginnings, or datasets")] = None,
+    *,
+    unused: Annotated[
+        bool, typer.Option("--unused", help="also what no finished, stopped or working run uses")
+    ] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
+    cache_dir: CacheDir = None,
+    results_dir: ResultsDir = Path("results"),
+) -> None:
+    """Remove what is named from the cache, after asking. Results are never touched; runs make anew what they need."""
+    from evalkit import inventory
+    from evalkit.errors import ConfigError
+    from evalkit.report import plans
+
+    folder, finished = _cache_dir(cache_dir), _cells(results_dir)
+    if not names and not unused:
+        msg = "got nothing to remove, wanted keys, datasets or --unused (evalkit cache ls)"
+        raise ConfigError(msg)
+    if unused and not finished:
+        msg = f"no finished run under {results_dir}, so all would count as unused; name the results with --results-dir"
+        raise ConfigError(msg)
+    found = inventory.chosen(inventory.entries(folder, finished), names or [], unused=unused)
+    _out.print(plans.cache_table(found))
+    if not found:
+        return
+    if not yes and not typer.confirm(f"remove {plans.size(sum(entry.size_bytes for entry in found))}?"):
+        raise typer.Exit(1)
+    typer.echo(f"removed {plans.size(inventory.remove(found, folder))} from {folder}")
 
 
 @app.command(name="ls", epilog="Example: evalkit ls models")
@@ -254,23 +391,42 @@ def replay(
     run: Annotated[str, typer.Argument(help="a run: its id or the beginning of it, or its system where that is clear")],
     results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
     metric: Annotated[str | None, typer.Option(help="for example mrr@10; by default the dataset's main metric")] = None,
+    dataset_path: Annotated[Path | None, typer.Option(help="where the dataset is now, if it moved")] = None,
 ) -> None:
-    """Score a saved run under the other rules that people publish under, and name those that land on each number."""
-    from evalkit import compare, replay
+    """Score a saved run under the other rules that people publish under, and name those that land on each number.
+
+    The dataset's other splits are tried too where it is on disk, as far as they judge the run's queries.
+    """
+    from evalkit import compare, replay, reruns, splits
+    from evalkit import explain as texts
     from evalkit.report import verbs
 
-    cell = compare.one(_cells(results_dir), run)
+    cells = _cells(results_dir)
+    cell = compare.one(cells, run)
     name = compare.measured(cell, metric)
     material = replay.load(results_dir, cell)
     replayed = replay.replay(material, name)
+    others: list[splits.OtherSplit] = []
+    try:
+        config = texts.saved_config(results_dir, cell, dataset_path=dataset_path)
+        others, unread = splits.others(config.dataset, replay.asked(material))
+    except EvalkitError as error:
+        unread = [f"other splits are not tried: {error}"]
+    replayed += replay.replay_splits(material, others, name)
     typer.echo(cell.run_id)
     _out.print(verbs.replayed_table(replayed, name))
-    for line in verbs.landing_lines(replay.landings(material, replayed, name)):
+    deviation = reruns.of(cell, name, reruns.measure([cell], results_dir)[0])
+    for line in (
+        *replay.disjoint(material, others),
+        *verbs.landing_lines(replay.landings(material, replayed, name, deviation=deviation)),
+    ):
         typer.echo(line)
+    for line in unread:
+        _complain(line)
 
 
 @app.command(epilog="Example: evalkit explain demo-64 --against demo-128 --results-dir results")
-def explain(  # noqa: PLR0913, PLR0917
+def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the command)
     run: Annotated[str, typer.Argument(help="a run: its id or the beginning of it, or its system where that is clear")],
     results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
     against: Annotated[str | None, typer.Option(help="another run; by default the published score")] = None,
@@ -278,7 +434,7 @@ def explain(  # noqa: PLR0913, PLR0917
     query: Annotated[str | None, typer.Option(help="with --document: show this pair token by token")] = None,
     document: Annotated[str | None, typer.Option(help="with --query: show this pair token by token")] = None,
     dataset_path: Annotated[Path | None, typer.Option(help="where the dataset is now, if it moved")] = None,
-    texts: Annotated[bool, typer.Option(help="read the texts too, to find what was truncated")] = True,  # noqa: FBT002
+    texts: Annotated[bool, typer.Option(help="read the texts too, to find what was truncated")] = True,  # noqa: FBT002 (a flag)
 ) -> None:
     """Rank queries by what they contribute to a difference, and say what is odd about each.
 
@@ -348,6 +504,13 @@ def _cells(results_dir: Path) -> list[CellScores]:
     for problem in problems:
         _complain(problem)
     return cells
+
+
+def _cache_dir(asked: Path | None) -> Path:
+    """Return the cache that is asked for, else that of the config."""
+    from evalkit import compose
+
+    return asked.expanduser() if asked is not None else compose.compose([]).cache_dir
 
 
 def _complain(message: str) -> None:

@@ -79,6 +79,21 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
     return float(low), float(high)
 
 
+def normal_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
+    """Return the 95 % interval of a mean by its standard error: 1.96 of them to either side.
+
+    Beside a bootstrap it costs nothing, and over the hundreds of queries of a run it says the same.
+
+    >>> [round(end, 3) for end in normal_interval([0.0, 1.0, 0.0, 1.0])]
+    [-0.066, 1.066]
+    """
+    value_Q = np.asarray(values, dtype=np.float64)
+    mean, error = float(value_Q.mean()), 0.0
+    if len(value_Q) > 1:
+        error = float(value_Q.std(ddof=1)) / math.sqrt(len(value_Q))
+    return mean - 1.96 * error, mean + 1.96 * error
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Return p-values corrected for their number by Holm's step-down method, in the order given.
 
@@ -132,7 +147,7 @@ def compare(cells: Sequence[CellScores], results_dir: Path, *, metric: str | Non
     return _corrected(found)
 
 
-def _compared(  # noqa: PLR0913, PLR0917
+def _compared(  # noqa: PLR0913, PLR0917 (one caller: two runs, each with its values)
     dataset: str,
     metric: str,
     base: CellScores,
@@ -176,12 +191,11 @@ def _corrected(found: Sequence[Comparison]) -> list[Comparison]:
 
 def values_of(cell: CellScores, results_dir: Path, metric: str) -> dict[str, float]:
     """Return a run's values by query for one metric. Raises ScoreError when it was not measured."""
-    names, values = results.read_per_query(run_dir(results_dir, cell.run_id) / results.PER_QUERY)
-    if metric not in names:
-        msg = f"{cell.run_id}: metric {metric!r} was not measured; {nearest(metric, names)}"
+    table = results.read_per_query(run_dir(results_dir, cell.run_id) / results.PER_QUERY)
+    if metric not in table.metrics:
+        msg = f"{cell.run_id}: metric {metric!r} was not measured; {nearest(metric, table.metrics)}"
         raise ScoreError(msg)
-    place = names.index(metric)
-    return {query: numbers[place] for query, numbers in values.items()}
+    return dict(zip(table.queries, table.column(metric).tolist(), strict=True))
 
 
 def choose(cells: Iterable[CellScores], words: Sequence[str]) -> list[CellScores]:

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from decimal import ROUND_HALF_UP, Decimal
 from functools import cache
 from itertools import combinations
+from operator import itemgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -75,6 +76,26 @@ class AverageAudit(NamedTuple):
     """The smallest sets of rows without which the stated value comes out; empty when none of up to two rows does."""
 
 
+class Claim(NamedTuple):
+    """An average that is stated elsewhere, over a table's rows and further cells of the card."""
+
+    system: str
+    dim: int | None
+    table: str
+    value: float
+    digits: int
+    stated: str
+    """Where and over what, in the words of who states it; `[C]` where what it is over is inferred."""
+    also: tuple[str, ...]
+    """The datasets beyond the table's rows."""
+    recomputed: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the rows give the stated value."""
+        return rounded(self.recomputed, self.digits) == self.value
+
+
 class Verdict(NamedTuple):
     """What a measured value says about a published one."""
 
@@ -99,12 +120,12 @@ def _tables(directory: Path) -> tuple[dict[str, Any], ...]:
     return tuple(_read(path) for path in paths)
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # libyaml's where PyYAML has it
     """YAML as it stands in the file: a name that stands twice is refused, where PyYAML keeps the last."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 (PyYAML's own signature)
         """Return the mapping. Raises ConstructorError for a name that stands twice."""
-        mapping = super().construct_mapping(node, deep=deep)
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         if len(mapping) != len(node.value):
             names = [self.construct_object(name) for name, _ in node.value]
             twice = next(name for place, name in enumerate(names) if name in names[:place])
@@ -128,8 +149,8 @@ def _read(path: Path) -> dict[str, Any]:
             for exception in system.get("exceptions", {}).values():
                 exception.items()
         for average in values["averages"]:
-            for key in ("system", "dim", "value"):
-                average[key]
+            itemgetter("system", "dim", "value")(average)
+        list(map(itemgetter("system", "dim", "value", "stated", "also"), values.get("claims", [])))
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         msg = f"{path}: not a table of published scores ({type(error).__name__}: {reason}); repair the file"
@@ -182,6 +203,11 @@ def _printed(value: Any, digits: int) -> bool:
 
 def published_scores(directory: Path | None = None) -> tuple[PublishedScore, ...]:
     """Return every published cell, table by table. Raises ScoreError for a malformed file."""
+    return _scores(directory or published_dir())
+
+
+@cache
+def _scores(directory: Path) -> tuple[PublishedScore, ...]:
     return tuple(
         PublishedScore(
             system["system"],
@@ -203,7 +229,7 @@ def published_scores(directory: Path | None = None) -> tuple[PublishedScore, ...
             },
             float(system.get("index_loss", 0.0)),
         )
-        for table in _tables(directory or published_dir())
+        for table in _tables(directory)
         for system in table["systems"]
         for dataset, value in system["values"].items()
     )
@@ -211,11 +237,20 @@ def published_scores(directory: Path | None = None) -> tuple[PublishedScore, ...
 
 def find(system: str, dim: int | None, dataset: str, metric: str) -> list[PublishedScore]:
     """Return what was published for a cell, the card's score first; the same value of one source counts once."""
-    found: dict[tuple[str, float], PublishedScore] = {}
-    for score in published_scores():
-        if (score.system, score.dim, score.dataset, score.metric) == (system, dim, dataset, metric):
-            found.setdefault((score.source, score.value), score)
-    return sorted(found.values(), key=lambda score: (score.source != CARD, score.source))
+    return list(_by_cell(published_dir()).get((system, dim, dataset, metric), ()))
+
+
+@cache
+def _by_cell(directory: Path) -> dict[tuple[str, int | None, str, str], tuple[PublishedScore, ...]]:
+    """Return the published scores of every cell, as `find` gives them."""
+    found: dict[tuple[str, int | None, str, str], dict[tuple[str, float], PublishedScore]] = {}
+    for score in _scores(directory):
+        cell = found.setdefault((score.system, score.dim, score.dataset, score.metric), {})
+        cell.setdefault((score.source, score.value), score)
+    return {
+        key: tuple(sorted(scores.values(), key=lambda score: (score.source != CARD, score.source)))
+        for key, scores in found.items()
+    }
 
 
 def rounded(value: float, digits: int) -> float:
@@ -311,6 +346,31 @@ def stated_averages(directory: Path | None = None) -> tuple[StatedAverage, ...]:
                     rows,
                 )
             )
+    return tuple(found)
+
+
+def claims(directory: Path | None = None) -> tuple[Claim, ...]:
+    """Return every average that is stated elsewhere, computed again from the card.
+
+    Raises ScoreError for one over a cell that the card has not.
+    """
+    card: dict[tuple[str, int | None], dict[str, float]] = {}
+    for score in published_scores(directory):
+        if score.source == CARD:
+            card.setdefault((score.system, score.dim), {}).setdefault(score.dataset, score.value)
+    found = []
+    for table in _tables(directory or published_dir()):
+        for claim in table.get("claims", []):
+            name, also = (claim["system"], claim["dim"]), tuple(claim["also"])
+            rows = [dict(one["values"]) for one in table["systems"] if (one["system"], one["dim"]) == name]
+            known = card.get(name, {})
+            if not rows or not set(also) <= known.keys():
+                msg = f"published averages: got a claim of {name} with {', '.join(also)}, wanted cells of the card"
+                raise ScoreError(f"{msg}; repair the claims of table {table['table']}")
+            values = [*rows[0].values(), *(known[dataset] for dataset in also)]
+            mean = math.fsum(values) / len(values)
+            value, digits = float(claim["value"]), int(table["digits"])
+            found.append(Claim(*name, table["table"], value, digits, str(claim["stated"]), also, mean))
     return tuple(found)
 
 

@@ -8,13 +8,16 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from evalkit import metrics, paths, published, results, runs
 from evalkit.errors import ScoreError
 from evalkit.published import PublishedScore, Verdict
 from evalkit.results import CellScores
 from evalkit.types import Hit, Qrels, Run
+
+if TYPE_CHECKING:
+    from evalkit.splits import OtherSplit
 
 OPTIONS: Mapping[str, Mapping[str, str]] = {
     "self_ids": {
@@ -126,8 +129,8 @@ def score(material: Material, rules: Rules, metric: str) -> Replayed:
         msg = f"{material.cell.run_id}: no query is left with {', '.join(rules.differing(own))}; wanted at least one"
         raise ScoreError(f"{msg}; check the run's judgements")
     name = metric.partition("@")[0] + ("_burges" if rules.gain == "exponential" else "")
-    asked = f"{name}@{rules.cutoff}"
-    return Replayed(rules.differing(own), metrics.score(ruled, qrels, [asked]).means[asked], len(qrels))
+    cut = f"{name}@{rules.cutoff}"
+    return Replayed(rules.differing(own), metrics.score(ruled, qrels, [cut]).means[cut], len(qrels))
 
 
 def _ranked(query: str, hits: Sequence[Hit], grades: Mapping[str, int], rules: Rules, depth: int | None) -> list[Hit]:
@@ -162,7 +165,7 @@ def candidates(material: Material, metric: str) -> list[Rules]:
         tuple(texts) if can_differ[name] else (getattr(own, name),) for name, texts in OPTIONS.items()
     ]
     cutoffs = (own.cutoff, *(cutoff for cutoff in CUTOFFS if cutoff <= (material.depth or cutoff)))
-    found = [Rules(*parts) for parts in itertools.product(*values, dict.fromkeys(cutoffs))]  # type: ignore[arg-type]
+    found = [Rules(*parts) for parts in itertools.product(*values, dict.fromkeys(cutoffs))]  # type: ignore[arg-type] # of each field its own type, in the fields' order
     few = [rules for rules in found if len(rules.differing(own)) <= MOST_CHANGES]
     return sorted(few, key=lambda rules: len(rules.differing(own)))
 
@@ -188,14 +191,55 @@ def replay(material: Material, metric: str) -> list[Replayed]:
     return found
 
 
-def landings(material: Material, replayed: Sequence[Replayed], metric: str) -> list[Landing]:
-    """Return each published score of the cell with the simplest rule sets that land on it at its digits."""
+def asked(material: Material) -> set[str]:
+    """Return the ids of the queries that the run answered: those with hits, and those that its judgements name."""
+    return {*material.run, *material.qrels}
+
+
+def replay_splits(material: Material, others: Sequence[OtherSplit], metric: str) -> list[Replayed]:
+    """Score a run under its own rules by the judgements of other splits, as far as these are of the same queries.
+
+    Of a split that judges further queries, the mean is taken over the shared ones, as trec_eval does by default, and
+    over all with 0 for those that the run was not asked, as trec_eval -c does.
+    """
+    found = []
+    for other in others:
+        if not other.qrels:
+            continue
+        value = score(material._replace(qrels=other.qrels), own_rules(material, metric), metric).value
+        shared = len(other.qrels)
+        if shared == other.judged:
+            found.append(Replayed((f"judgements of split {other.name}",), value, shared))
+            continue
+        words = f"judgements of split {other.name}, {shared:,} of whose {other.judged:,} queries are in the run"
+        found.append(Replayed((f"{words}; the others left out",), value, shared))
+        found.append(Replayed((f"{words}; the others 0",), value * shared / other.judged, other.judged))
+    return found
+
+
+def disjoint(material: Material, others: Sequence[OtherSplit]) -> list[str]:
+    """Return a line for every split that judges none of the run's queries."""
+    return [
+        f"split {other.name}: none of its {other.judged:,} judged queries is among the run's {len(asked(material)):,}; "
+        f"only a run of its own can be scored by it (dataset.split={other.name})"
+        for other in others
+        if not other.qrels
+    ]
+
+
+def landings(material: Material, replayed: Sequence[Replayed], metric: str, *, deviation: float = 0.0) -> list[Landing]:
+    """Return each published score of the cell with the simplest rule sets that land on it at its digits.
+
+    `deviation` is that of the cell's re-runs, which the verdict on the run's own value allows for.
+    """
     found = []
     cell = material.cell
     for one in published.find(cell.model, cell.dim, cell.dataset, metric):
         landing = [entry for entry in replayed if published.rounded(entry.value, one.digits) == one.value]
         fewest = min((len(entry.changed) for entry in landing), default=0)
         differs = (*cell.deviations, *published.differing(one, cell.protocol, cell.split))
-        verdict = published.verdict(replayed[0].value, one, declared_loss=one.index_loss, differs=differs)
+        verdict = published.verdict(
+            replayed[0].value, one, deviation=deviation, declared_loss=one.index_loss, differs=differs
+        )
         found.append(Landing(one, verdict, tuple(entry for entry in landing if len(entry.changed) == fewest)))
     return found

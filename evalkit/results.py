@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
+from evalkit.config import RunConfig, run_config
 from evalkit.errors import ScoreError
 from evalkit.paths import run_dir, write_whole
 
@@ -135,6 +138,19 @@ def plain(value: Any) -> Any:
     return str(value) if isinstance(value, Path) else value
 
 
+def config_of(values: Mapping[str, Any], *, dataset_path: Path | None = None) -> RunConfig:
+    """Undo `plain` for the settings of a run; `dataset_path` is where its dataset is now, if it moved.
+
+    Raises ConfigError, KeyError, TypeError or AttributeError for what are no settings of this evalkit.
+    """
+    settings = {("dim" if name == "dims" else name): value for name, value in values.items()}
+    if dataset_path is not None:
+        settings["dataset"] = {**settings["dataset"], "path": str(dataset_path)}
+    if settings["dim"] == [None]:
+        settings["dim"] = None
+    return run_config(settings)
+
+
 class Collected(NamedTuple):
     """The cells that can be tabled, and a line for everything that keeps a run out of the tables or apart in them."""
 
@@ -158,11 +174,11 @@ def collect(results_dir: Path, *, checksums: Mapping[str, str]) -> Collected:
             kept += claiming
             continue
         names = " and ".join(cell.run_id for cell in claiming)
-        differing = ", ".join(_differing(claiming)) or "nothing"
+        settings = ", ".join(differing(claiming)) or "nothing"
         system = model if dim is None else f"{model} at dim {dim}"
         problems.append(
-            f"{system} on {dataset}: {len(claiming)} runs claim this cell, {names} (they differ in {differing}); "
-            "neither is tabled: move all but one out of the results folder"
+            f"{system} on {dataset}: {len(claiming)} runs claim this cell, {names} (they differ in {settings}); "
+            "neither is tabled: move all but one out of the results folder, or, if they are re-runs, below reruns/"
         )
     return Collected(*_with_corpora_checked(kept, checksums, problems))
 
@@ -178,18 +194,18 @@ def readable(results_dir: Path) -> tuple[list[CellScores], list[str]]:
     return cells, problems
 
 
-def _differing(claiming: Sequence[CellScores]) -> list[str]:
+def differing(claiming: Sequence[CellScores]) -> list[str]:
     """Name the settings in which runs of one cell differ."""
-    flat = [{"split": cell.split, **_flat(cell.protocol)} for cell in claiming]
-    names = sorted({name for settings in flat for name in settings})
-    return [name for name in names if len({repr(settings.get(name)) for settings in flat}) > 1]
+    settings = [{"split": cell.split, **flat(cell.protocol)} for cell in claiming]
+    names = sorted({name for known in settings for name in known})
+    return [name for name in names if len({repr(known.get(name)) for known in settings}) > 1]
 
 
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Return nested settings by dotted name."""
     found: dict[str, Any] = {}
     for name, value in values.items():
-        found |= _flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found
 
 
@@ -215,21 +231,50 @@ def _with_corpora_checked(
     return tuple(sorted(checked, key=lambda cell: cell.run_id)), tuple(found)
 
 
-def read_per_query(path: Path) -> tuple[tuple[str, ...], dict[str, tuple[float, ...]]]:
-    """Return the metrics of a per_query.tsv and each query's values. Raises ScoreError for a damaged file."""
+class QueryTable(NamedTuple):
+    """A run's values by query. Shapes: Q queries, M metrics."""
+
+    metrics: tuple[str, ...]
+    queries: tuple[str, ...]
+    value_QM: np.ndarray
+
+    def column(self, metric: str) -> np.ndarray:
+        """Return one metric's values in the queries' order [Q]."""
+        return self.value_QM[:, self.metrics.index(metric)]
+
+
+def read_per_query(path: Path) -> QueryTable:
+    """Read a per_query.tsv. Raises ScoreError for a damaged file.
+
+    Arrow parses it: a report of the whole card reads 1.5 million lines of numbers.
+    """
+    from pyarrow import csv
+
     try:
-        header, *lines = path.read_text(encoding="utf-8").splitlines()
-        names = tuple(header.split("\t")[1:])
-        values = {}
-        for line in lines:
-            query, *numbers = line.split("\t")
-            values[query] = tuple(float(number) for number in numbers)
-            if len(numbers) != len(names) or not all(map(math.isfinite, values[query])):
-                raise ValueError(line)  # noqa: TRY301
-    except (OSError, ValueError) as error:
+        with path.open(encoding="utf-8") as file:
+            _, *names = file.readline().rstrip("\n").split("\t")
+        table = csv.read_csv(
+            path,
+            read_options=csv.ReadOptions(use_threads=False),
+            parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
+            convert_options=csv.ConvertOptions(
+                column_types={"query_id": "string", **dict.fromkeys(names, "float64")}, null_values=[]
+            ),
+        )
+        # By DLPack, because pyarrow's own to_numpy imports pandas, which takes as long as the rest of a report.
+        value_QM = np.stack([np.from_dlpack(table[name].combine_chunks()) for name in names], axis=1)
+        queries = table["query_id"].to_pylist()
+        if not queries:
+            raise ValueError("no query")  # noqa: TRY301 (told below with the others)
+        usable_QM = (value_QM >= 0) & (value_QM <= 1)  # nor is NaN
+        if not usable_QM.all():
+            place = int(np.flatnonzero(~usable_QM.all(axis=1))[0])
+            msg = f"{value_QM[place].tolist()} on line {place + 2}, wanted numbers from 0 to 1"
+            raise ValueError(msg)  # noqa: TRY301 (told below with the others)
+    except (OSError, ValueError, KeyError) as error:  # Arrow's own errors are kinds of ValueError and KeyError
         msg = f"{path}: not a whole table of queries ({error}); delete the run's scores.json and run the cell again"
         raise ScoreError(msg) from error
-    return names, values
+    return QueryTable(tuple(names), tuple(queries), value_QM)
 
 
 def read_all(results_dir: Path) -> list[CellScores]:

@@ -1,4 +1,10 @@
-"""TREC run files, `query Q0 document rank score tag`, the tie rule under which each is read, and TREC judgements."""
+"""TREC run files, `query Q0 document rank score tag`, the tie rule under which each is read, and TREC judgements.
+
+The tie rule, stated here once: a query's hits stand by fp32 score descending, and of equal scores the document id that
+is greater by its UTF-8 bytes stands first, as trec_eval ranks. `rank_hits` applies it to lists of hits, and
+`evalkit.search.merge` to arrays of them. BM25 searches under Anserini's order instead (of equal scores the lesser id
+first) and then parts the scores, so that its run file has no ties left.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +28,7 @@ FP32_LIMIT = 2.0**128 - 2.0**103
 
 
 def rank_hits(hits: Iterable[Hit]) -> list[Hit]:
-    """Rank one query's hits as trec_eval does: fp32 score descending, then document id descending by UTF-8 bytes.
+    """Rank one query's hits under the tie rule above.
 
     >>> rank_hits([Hit("a", 1.0), Hit("b", 1.0), Hit("c", 2.0)])
     [Hit(document_id='c', score=2.0), Hit(document_id='b', score=1.0), Hit(document_id='a', score=1.0)]

@@ -43,8 +43,8 @@ def no_hits() -> Hits:
 def merge(parts: Sequence[Hits], *, depth: int, ties: TieRule = "trec_eval") -> Hits:
     """Keep each query's best `depth` hits of several sets: score descending, then document id.
 
-    Of equal fp32 scores trec_eval ranks the higher id first, by UTF-8 bytes; Anserini the lower. Merging is
-    associative, so shards may come in any grouping; the result is ordered by query and rank.
+    Of equal fp32 scores trec_eval ranks the higher id first, by UTF-8 bytes; Anserini the lower (evalkit.runs states
+    the rule). Merging is associative, so shards may come in any grouping; the result is ordered by query and rank.
     """
     query_H = np.concatenate([part.query_H for part in parts])
     id_H = np.concatenate([part.id_H for part in parts])

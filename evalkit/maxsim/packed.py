@@ -176,8 +176,8 @@ def error_bound(queries: Packed, documents: Packed, *, precision: Precision = "f
     """Return per query the largest possible |score - exact score| [Q], for any order of the additions.
 
     With unit roundoff u = 2⁻²⁴ and γ(n) = n·u / (1 - n·u): a dot product of D terms is off by at most γ(D)·‖q‖·‖d‖,
-    a sum of L maxima by at most γ(L) of the sum of their sizes (Higham, Accuracy and Stability, §3.1 and §4.2); one more
-    unit is for the exact score's own rounding to fp32, in which documents are ranked.
+    a sum of L maxima by at most γ(L) of the sum of their sizes (Higham, Accuracy and Stability, §3.1 and §4.2). One
+    term more is for the exact score's own rounding to fp32, in which documents are ranked.
     Rounding q to q' and d to d' adds at most ‖q - q'‖·‖d‖ + ‖q'‖·‖d - d'‖, by Cauchy and Schwarz; both residuals are
     measured, not estimated.
     """

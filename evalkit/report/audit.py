@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from evalkit.published import audit, disagreements, published_scores
+from evalkit.published import audit, claims, disagreements, published_scores
 
 
 def audit_table() -> Table:
@@ -27,7 +27,7 @@ def audit_table() -> Table:
 
 
 def audit_lines() -> list[str]:
-    """Return the single cells of the card that are likely slips, or that another source gives otherwise."""
+    """Return the card's cells that are likely slips or that others give otherwise, and averages stated elsewhere."""
     lines = [
         f"likely slip: {score.system} on {score.dataset}: {score.slip}" for score in published_scores() if score.slip
     ]
@@ -36,5 +36,10 @@ def audit_lines() -> list[str]:
         f"{found.card.value:.{found.card.digits}f} on the card, {found.other.source} has "
         f"{found.other.value:.{found.other.digits}f}"
         for found in disagreements()
+    ]
+    lines += [
+        f"stated elsewhere: {claim.system} {claim.value:.{claim.digits}f} ({claim.stated}): the {claim.table} rows "
+        f"with {' and '.join(claim.also)} give {claim.recomputed:.4f}, it {'holds' if claim.holds else 'DOES NOT HOLD'}"
+        for claim in claims()
     ]
     return lines

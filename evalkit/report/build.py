@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import yaml
 
-from evalkit import paths, published, results
+from evalkit import paths, published, reruns, results
 from evalkit.config import configs_dir
 from evalkit.errors import ScoreError
 from evalkit.report import card, exports, page, sheets, table
@@ -31,18 +31,21 @@ class Report(NamedTuple):
 def build(results_dir: Path) -> Report:
     """Read a results folder and make every file of the report, in memory. Raises ScoreError for bad waivers."""
     found = results.collect(results_dir, checksums=_checksums())
-    waivers, deviations = card.read_waivers(results_dir), card.read_deviations(results_dir)
+    waivers = card.read_waivers(results_dir)
+    deviations, odd_reruns = reruns.measure(found.cells, results_dir)
     judged = card.judge(found.cells, waivers=waivers, deviations=deviations)
     tables = card.card_tables(judged)
     board = card.leaderboard(tables, found.cells)
     per_query, problems = _per_query(results_dir, found)
+    problems += odd_reruns
     used = {one.waiver for one in judged if one.waiver is not None}
     problems += [
         f"{results_dir / 'waivers.yaml'}: the waiver of {waiver.system} on {waiver.dataset} waives nothing; remove it"
         for waiver in waivers
         if waiver not in used
     ]
-    runs = "# Measured runs\n\n" + table.markdown(table.rows(found.cells, deviations=deviations))
+    rows = tuple(table.rows(found.cells, deviations=deviations))
+    runs = "# Measured runs\n\n" + table.markdown(rows)
     files: dict[str, str] = {
         "tables/runs.md": runs,
         "tables/runs.csv": sheets.csv_text(
@@ -50,14 +53,14 @@ def build(results_dir: Path) -> Report:
         ),
         "tables/cells.csv": sheets.csv_text(sheets.LONG_COLUMNS, sheets.long_rows(judged)),
     }
-    for sheet in (*map(sheets.card_sheet, tables), sheets.leaderboard_sheet(board), sheets.dims_sheet(found.cells)):
+    for sheet in (*map(sheets.card_sheet, tables), *_others(board, found.cells, deviations)):
         files[f"tables/{sheet.name}.md"] = sheets.markdown(sheet)
         files[f"tables/{sheet.name}.csv"] = sheets.csv_sheet(sheet)
         files[f"tables/{sheet.name}.tex"] = sheets.latex(sheet)
     files |= {f"tables/mteb/{name}": text for name, text in exports.mteb_files(found.cells).items()}
     files |= {f"tables/model-index/{name}": text for name, text in exports.model_index(found.cells).items()}
     files["site/index.html"] = page.render(
-        page.Material(found.cells, judged, tables, board, published.audit(), per_query, tuple(problems))
+        page.Material(found.cells, judged, tables, board, published.audit(), per_query, tuple(problems), deviations)
     )
     unwaived = tuple(
         f"{one.score.system} on {one.score.dataset}: {one.score.metric} {sheets.fixed(one.measured, 5)} is "
@@ -70,8 +73,14 @@ def build(results_dir: Path) -> Report:
         {name: text.encode() for name, text in files.items()},
         tuple(problems),
         unwaived,
-        tuple(table.rows(found.cells, deviations=deviations)),
+        rows,
     )
+
+
+def _others(
+    board: card.Leaderboard, cells: Sequence[CellScores], deviations: Sequence[reruns.Deviation]
+) -> tuple[sheets.Sheet, ...]:
+    return sheets.leaderboard_sheet(board), sheets.dims_sheet(cells), sheets.reruns_sheet(deviations)
 
 
 def write(report: Report, out: Path) -> None:

@@ -15,6 +15,7 @@ import yaml
 from evalkit import published
 from evalkit.errors import ScoreError
 from evalkit.published import CARD, PublishedScore, Verdict
+from evalkit.reruns import Deviation
 from evalkit.results import CellScores
 
 TITLES = {
@@ -37,16 +38,6 @@ class Waiver(NamedTuple):
     dataset: str
     source: str
     reason: str
-
-
-class Deviation(NamedTuple):
-    """How far re-runs of a cell were measured to differ from each other."""
-
-    system: str
-    dim: int | None
-    dataset: str
-    metric: str
-    value: float
 
 
 class Judged(NamedTuple):
@@ -276,17 +267,6 @@ def read_waivers(results_dir: Path) -> tuple[Waiver, ...]:
         Waiver(**entry)
         for entry in _entries(path, set(Waiver._fields), wanted)
         if _checked(isinstance(entry["reason"], str) and entry["reason"].strip(), path, entry, wanted)
-    )
-
-
-def read_deviations(results_dir: Path) -> tuple[Deviation, ...]:
-    """Return the measured re-run deviations of a results folder (deviations.yaml). Raises ScoreError for others."""
-    path = results_dir / "deviations.yaml"
-    wanted = "wanted a list of {system, dim, dataset, metric, value}, each value a number from 0 to 1"
-    return tuple(
-        Deviation(**entry)
-        for entry in _entries(path, set(Deviation._fields), wanted)
-        if _checked(type(entry["value"]) in (int, float) and 0 <= entry["value"] <= 1, path, entry, wanted)
     )
 
 

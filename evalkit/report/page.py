@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import base64
 import json
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
+import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from evalkit.compare import bootstrap_interval, storage
+from evalkit.compare import normal_interval, storage
 from evalkit.published import CARD, AverageAudit
 from evalkit.report import plot, sheets
 from evalkit.report.audit import audit_lines
 from evalkit.report.card import CardTable, Judged, Leaderboard
 from evalkit.report.table import METRICS
-from evalkit.results import CellScores
+from evalkit.reruns import Deviation
+from evalkit.results import CellScores, QueryTable
 
 SYMBOLS = {"MATCH": "✓", "NEAR": "≈", "HIGHER": "▲", "LOWER": "▼", "PROTOCOL-DIFFERS": "≠", "NOT-RUN": "○"}
 MEANINGS = {
@@ -27,10 +30,11 @@ MEANINGS = {
     "PROTOCOL-DIFFERS": "measured under another setting, which is named",
     "NOT-RUN": "not measured here",
 }
-PER_QUERY_DIGITS = 4
+SCALE = 10_000
+"""Values by query have four decimals on the page."""
 
-PerQuery = Mapping[str, tuple[tuple[str, ...], Mapping[str, tuple[float, ...]]]]
-"""Run id → metric names and each query's values."""
+PerQuery = Mapping[str, QueryTable]
+"""Run id → each query's values."""
 
 
 class Material(NamedTuple):
@@ -43,6 +47,7 @@ class Material(NamedTuple):
     audit: Sequence[AverageAudit]
     per_query: PerQuery
     problems: Sequence[str]
+    deviations: Sequence[Deviation] = ()
 
 
 def render(material: Material) -> str:
@@ -62,6 +67,7 @@ def render(material: Material) -> str:
         leaderboard_sheet=sheets.leaderboard_sheet(material.leaderboard),
         tally={label: verdicts.count(label) for label in SYMBOLS},
         by_run=_by_run(material.judged),
+        deviations={(one.system, one.dim, one.dataset, one.metric): one for one in material.deviations},
         audit_lines=audit_lines(),
         elsewhere=_elsewhere(material.judged),
         others=[found for found in material.judged if found.score.source != CARD],
@@ -145,11 +151,9 @@ def _measured_plot(dataset: str, cells: Sequence[CellScores], per_query: PerQuer
     for cell in sorted(cells, key=lambda cell: cell.dim or 0):
         size = sizes[cell.run_id]
         x = size.per_passage / 1000 if counted and size.per_passage is not None else size.per_vector
-        metrics, values = per_query.get(cell.run_id, ((), {}))
-        interval = None
-        if cell.main_metric in metrics:
-            place = metrics.index(cell.main_metric)
-            interval = bootstrap_interval([numbers[place] for numbers in values.values()])
+        queries = per_query.get(cell.run_id)
+        known = queries is not None and cell.main_metric in queries.metrics
+        interval = normal_interval(queries.column(cell.main_metric)) if queries is not None and known else None
         point = plot.Point(x, cell.metrics[cell.main_metric], f"dim {cell.dim}", interval)
         series.setdefault(cell.model, []).append(point)
     unit = "kB per passage" if counted else "bytes per vector"
@@ -159,20 +163,26 @@ def _measured_plot(dataset: str, cells: Sequence[CellScores], per_query: PerQuer
 
 
 def _data(material: Material) -> Markup:
-    """Return what the page's script reads: each run's values by query. No text in it can end the script element."""
-    runs = {
-        cell.run_id: {
+    """Return what the page's script reads: each run's values by query, as whole numbers of 1/SCALE in 16 bits.
+
+    Runs on the same queries share one list of ids, and a run is unpacked when it is opened, so that the page of a whole
+    card stays one that a browser opens at once. No text in it can end the script element.
+    """
+    lists: dict[tuple[str, ...], int] = {}
+    runs = {}
+    for cell in material.cells:
+        if (table := material.per_query.get(cell.run_id)) is None:
+            continue
+        packed_MQ = np.floor(table.value_QM.T * SCALE + 0.5).astype("<u2")
+        runs[cell.run_id] = {
             "system": cell.model if cell.dim is None else f"{cell.model} ({cell.dim})",
             "dataset": cell.dataset,
             "main": cell.main_metric,
-            "metrics": list(material.per_query[cell.run_id][0]),
-            "queries": [
-                [query, *(round(value, PER_QUERY_DIGITS) for value in values)]
-                for query, values in material.per_query[cell.run_id][1].items()
-            ],
+            "metrics": list(table.metrics),
+            "queries": lists.setdefault(table.queries, len(lists)),
+            "values": base64.b64encode(packed_MQ.tobytes()).decode(),
         }
-        for cell in material.cells
-        if cell.run_id in material.per_query
-    }
-    text = json.dumps(runs, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    return Markup(text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029"))  # noqa: S704
+    data = {"scale": SCALE, "queries": list(lists), "runs": runs}
+    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    escaped = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
+    return Markup(escaped)  # noqa: S704 (JSON in which nothing can be markup)

@@ -8,9 +8,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from evalkit.compare import storage
-from evalkit.published import rounded
+from evalkit.published import NEAR, rounded
 from evalkit.report.card import Average, CardTable, Judged, Leaderboard
 from evalkit.report.table import ABSENT, METRICS, said, signed
+from evalkit.reruns import Deviation
 from evalkit.results import CellScores
 
 CARD_DIGITS = 3
@@ -152,6 +153,21 @@ def dims_sheet(cells: Sequence[CellScores]) -> Sheet:
             quality = fixed(cell.metrics[cell.main_metric], 5)
             rows.append((*what, quality, str(size.per_vector), fixed(size.per_passage, 0), corpus_mb))
     return Sheet("dims", "Quality against storage", header, tuple(rows), ("Bytes of the vectors as stored.",))
+
+
+def reruns_sheet(deviations: Sequence[Deviation]) -> Sheet:
+    """Return how far the runs of each cell that was run more than once lie apart."""
+    header = ("system", "dim", "dataset", "metric", "runs", "standard deviation", "NEAR within", "the runs differ in")
+    rows = [
+        (
+            *(one.system, ABSENT if one.dim is None else str(one.dim), one.dataset, METRIC_NAMES[one.metric]),
+            *(str(one.runs), fixed(one.value, 6), fixed(max(NEAR, 3 * one.value), 6)),
+            ", ".join(one.differing) or ABSENT,
+        )
+        for one in sorted(deviations, key=lambda one: (one.dataset, one.system, -(one.dim or 0)))
+    ]
+    notes = ("Each cell's tabled run and the runs of it below reruns/; a cell that is not here was run once.",)
+    return Sheet("reruns", "Re-runs", header, tuple(rows), notes)
 
 
 def long_rows(judged: Sequence[Judged]) -> list[tuple[str, ...]]:

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from rich.table import Table
 
 from evalkit import published
-from evalkit.report.card import Deviation, verdict_on
+from evalkit.report.card import verdict_on
+from evalkit.reruns import Deviation
 from evalkit.results import CellScores
 
 ABSENT = "–"

@@ -144,9 +144,17 @@ def test_a_mistake_is_one_line_and_a_nonzero_exit(tmp_path, words, code, message
     assert done.stdout == ""
 
 
-@pytest.mark.parametrize("verb", ["run", "ls", "fetch", "report", "score"])
+VERBS = ("run", "ls", "check", "fetch", "plan", "status", "report", "audit", "replay", "compare", "explain", "score")
+
+
+def test_the_help_names_every_verb(tmp_path):
+    words = evalkit("--help", cwd=tmp_path).stdout.split()
+    assert set(words) >= {*VERBS, "cache", "rerank"}
+
+
+@pytest.mark.parametrize("verb", [*VERBS, "rerank", "cache", "cache ls", "cache verify", "cache rm"])
 def test_every_verbs_help_gives_an_example(tmp_path, verb):
-    done = evalkit(verb, "--help", cwd=tmp_path)
+    done = evalkit(*verb.split(), "--help", cwd=tmp_path)
     assert done.returncode == 0
     assert f"Example: evalkit {verb}" in done.stdout
 

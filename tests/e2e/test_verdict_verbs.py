@@ -31,7 +31,10 @@ def collection(folder):
     lines = [json.dumps({"_id": name, "text": text}) for name, text in texts.items()]
     (folder / "queries.jsonl").write_text("\n".join(lines), encoding="utf-8")
     rows = [f"d{place}\td{(place + 1) % 10}\t1" for place in range(10)]
-    (folder / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *rows]), encoding="utf-8")
+    splits = {"test": rows, "dev": [*rows[:3], "x1\td1\t1"], "train": ["t1\td1\t1"]}
+    for name, judged in splits.items():
+        text = "\n".join(["query-id\tcorpus-id\tscore", *judged])
+        (folder / "qrels" / f"{name}.tsv").write_text(text, encoding="utf-8")
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +62,16 @@ def test_replay_gives_the_scores_of_the_run_that_kept_its_own_ids(finished):
     line = next(line for line in kept.splitlines() if line.rstrip().endswith(" the query's own id dropped"))
     assert line.startswith(f"{values(finished / 'results')['ndcg@10']:.5f}")
     assert "drop_self is off, published with on" in kept
+
+
+def test_replay_tries_the_splits_that_judge_the_runs_queries(finished):
+    done = evalkit("replay", "beir-arguana", cwd=finished)
+    assert done.returncode == 0
+    assert "judgements of split dev, 3 of whose 4 queries are in the run; the others left out" in done.stdout
+    assert "split train: none of its 1 judged queries is among the run's 10; only a run of its own" in done.stdout
+    moved = evalkit("replay", "beir-arguana", "--dataset-path", "gone", cwd=finished)
+    assert moved.returncode == 0
+    assert "other splits are not tried: dataset.path=gone: not on disk" in moved.stderr
 
 
 def test_what_was_dropped_lies_beside_the_run(finished):
@@ -136,11 +149,6 @@ def test_score_gives_a_run_file_the_same_verdict(finished):
     assert "published here are scores: all-minilm-l6-v2, bm25, " in unnamed.stdout
     other = evalkit(*words, "model=demo", "dim=64", cwd=finished)
     assert "nothing is published for demo on beir/arguana" in other.stdout
-
-
-@pytest.mark.parametrize("verb", ["replay", "explain", "compare", "report", "score"])
-def test_help_ends_in_an_example(verb, tmp_path):
-    assert f"Example: evalkit {verb} " in evalkit(verb, "--help", cwd=tmp_path).stdout
 
 
 def test_a_run_that_is_not_there_is_named(finished):

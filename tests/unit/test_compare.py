@@ -120,3 +120,15 @@ def test_int8_is_off_by_at_most_half_a_step_and_its_scale():
     assert bool((off <= 0.5 * step_X1 + vectors_XD.abs() * 2**-10).all())
     assert torch.equal(narrowed(torch.zeros(1, 3), "int8"), torch.zeros(1, 3))
     assert torch.equal(narrowed(vectors_XD.half(), "float16"), vectors_XD.half())
+
+
+def test_the_paired_test_is_ranxs_students_test():
+    from ranx.statistical_tests import paired_student_t_test
+
+    base, other = list(noisy(0.0, seed=1).values()), list(noisy(0.01, seed=2).values())
+    assert compare.paired_p(base, other) == pytest.approx(float(paired_student_t_test(base, other)[0]), rel=1e-12)
+
+
+def test_a_normal_interval_is_near_the_bootstraps():
+    values = list(noisy(0.0, seed=1, queries=400).values())
+    assert compare.normal_interval(values) == pytest.approx(compare.bootstrap_interval(values), abs=0.002)

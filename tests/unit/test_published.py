@@ -10,6 +10,7 @@ from evalkit.errors import ScoreError
 from evalkit.published import (
     PublishedScore,
     audit,
+    claims,
     differing,
     disagreements,
     find,
@@ -247,3 +248,16 @@ def test_settings_and_losses_that_cannot_be_so_are_refused(tmp_path, new, messag
 def test_the_cells_that_other_sources_give_otherwise_are_the_slips_that_can_be_seen():
     found = {(one.card.system, one.card.dataset, one.other.value) for one in disagreements()}
     assert found == {("bm25", "beir/arguana", 0.4142), ("mdpr", "miracl/yo", 0.4439)}
+
+
+def test_the_release_posts_average_is_the_cards_13_sets_and_ms_marco():
+    (claim,) = claims()
+    assert (claim.value, claim.also, claim.holds) == (0.521, ("msmarco/dev-small",), True)
+    assert claim.recomputed == pytest.approx((13 * 0.53077 + 0.396) / 14, abs=1e-5)
+
+
+def test_a_claim_over_what_the_card_has_not_is_refused(tmp_path):
+    text = (published_dir() / "beir.yaml").read_text(encoding="utf-8")
+    (tmp_path / "beir.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ScoreError, match=r"with msmarco/dev-small, wanted cells of the card; repair the claims"):
+        claims(tmp_path)

@@ -14,6 +14,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from report_material import cell, late, put
 from typer.testing import CliRunner
 
+from evalkit import reruns, results
 from evalkit.cli import app
 from evalkit.errors import EvalkitError, ScoreError
 from evalkit.report import build, sheets
@@ -153,19 +154,66 @@ def test_a_waiver_that_waives_nothing_is_named(folder):
     )
 
 
-def test_a_measured_deviation_widens_near(tmp_path):
+def rerun(folder, name, **changes):
+    put(folder / "reruns" / name, late(**changes))
+
+
+def with_settings(**changes):
+    return {"protocol": {**late().protocol, **changes}}
+
+
+def test_a_deviation_is_measured_from_runs_of_the_cell_and_widens_near(tmp_path):
     put(tmp_path, late(value=0.352))
-    entry = {"system": "jina-colbert-v2", "dim": 128, "dataset": "beir/nfcorpus", "metric": "ndcg@10", "value": 0.002}
-    (tmp_path / "deviations.yaml").write_text(yaml.safe_dump([entry]), encoding="utf-8")
-    assert " NEAR " in report(tmp_path).stdout
+    assert " HIGHER " in report(tmp_path).stdout
+    rerun(tmp_path, "bfloat16", value=0.348, run_id="other", **with_settings(dtype="bfloat16"))
+    done = report(tmp_path)
+    assert " NEAR " in done.stdout
+    assert done.exit_code == 0
+    table = (tmp_path / "tables" / "reruns.md").read_text(encoding="utf-8")
+    # Two runs .004 apart: standard deviation .004 / sqrt(2) = .002828, three of them .008485.
+    assert "| jina-colbert-v2 | 128 | beir/nfcorpus | NDCG@10 | 2 | 0.002828 | 0.008485 | dtype |" in table
+    page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
+    assert "re-run deviation 0.002828 over 2 runs (dtype)" in page
 
 
-def test_a_measured_deviation_must_be_a_number(folder):
-    (folder / "deviations.yaml").write_text(
-        "[{system: a, dim: 1, dataset: d, metric: m, value: much}]", encoding="utf-8"
-    )
-    with pytest.raises(ScoreError, match=r"deviations\.yaml: got .*, each value a number from 0 to 1"):
-        build.build(folder)
+def test_a_rerun_on_another_machine_keeps_its_run_id(tmp_path):
+    put(tmp_path, late(value=0.352))
+    elsewhere = {**late().environment, "device": "NVIDIA", "packages": {"ranx": "1"}}
+    rerun(tmp_path, "gpu", value=0.350, environment=elsewhere)
+    (ndcg, *_), problems = reruns.measure(build.build(tmp_path).cells, tmp_path)
+    assert (ndcg.runs, ndcg.differing, problems) == (2, ("device", "packages.ranx"), ())
+    assert ndcg.value == pytest.approx(0.002 / 2**0.5)
+
+
+def test_reruns_that_agree_leave_near_at_a_thousandth(tmp_path):
+    put(tmp_path, late(value=0.352))
+    rerun(tmp_path, "again", value=0.352)
+    assert " HIGHER " in report(tmp_path).stdout
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"query_tokens": 16}, "gpu/beir-nfcorpus.test.jina-colbert-v2-128.2: differs from beir-nfcorpus.test.jina-"),
+        ({"query_tokens": 16}, "in query.max_tokens, wanted a re-run (other attention, batch_tokens, cut, dtype, enc"),
+        ({"dim": 64}, "gpu/beir-nfcorpus.test.jina-colbert-v2-64.2: got no tabled run of this cell, wanted one to com"),
+    ],
+)
+def test_what_is_no_rerun_widens_nothing_and_is_named(tmp_path, changes, message):
+    put(tmp_path, late(value=0.352))
+    rerun(tmp_path, "gpu", **changes)
+    done = report(tmp_path)
+    assert done.exit_code == 1
+    assert message in done.stderr
+    assert " HIGHER " in done.stdout
+
+
+def test_a_damaged_rerun_is_named(tmp_path):
+    put(tmp_path, late())
+    rerun(tmp_path, "gpu")
+    (path,) = (tmp_path / "reruns").rglob("scores.json")
+    path.write_text("{", encoding="utf-8")
+    assert "not whole JSON" in report(tmp_path).stderr
 
 
 def test_the_check_fails_when_a_file_drifted_is_missing_or_is_left_over(folder):
@@ -279,6 +327,35 @@ def test_a_damaged_table_of_queries_costs_only_its_drill_down(folder):
     assert done.exit_code == 1
     assert "per_query.tsv: not a whole table of queries" in done.stderr
     assert "| 0.325 | +0.0005 | MATCH | card |" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "Empty CSV file"),
+        ("query_id\tndcg@10\n", "no query"),
+        ("query_id\tndcg@10\nq1\t0.5\nq2\t1.5\n", "[1.5] on line 3, wanted numbers from 0 to 1"),
+        ("query_id\tndcg@10\nq1\t-0.1\n", "[-0.1] on line 2, wanted numbers from 0 to 1"),
+        ("query_id\tndcg@10\nq1\n", "Expected 2 columns, got 1"),
+        ("query_id\tndcg@10\nq1\t\n", "conversion error to double"),
+        ("id\tndcg@10\nq1\t0.5\n", "query_id"),
+    ],
+)
+def test_a_table_of_queries_that_is_not_whole_is_refused(tmp_path, text, message):
+    (tmp_path / "per_query.tsv").write_text(text, encoding="utf-8")
+    with pytest.raises(ScoreError, match=r"per_query\.tsv: not a whole table of queries \(") as caught:
+        results.read_per_query(tmp_path / "per_query.tsv")
+    assert message in str(caught.value)
+
+
+def test_a_table_of_queries_comes_back_as_it_was_written(tmp_path):
+    values = {'"q"': {"ndcg@10": 1 / 3, "mrr@10": 0.0}, "NA": {"ndcg@10": 1e-5, "mrr@10": 1.0}}
+    text = results.per_query_table(values, ("ndcg@10", "mrr@10"))
+    (tmp_path / "per_query.tsv").write_text(text, encoding="utf-8")
+    table = results.read_per_query(tmp_path / "per_query.tsv")
+    assert table.queries == ('"q"', "NA")
+    assert table.value_QM.tolist() == [[1 / 3, 0.0], [1e-5, 1.0]]
+    assert table.column("mrr@10").tolist() == [0.0, 1.0]
 
 
 def test_an_empty_results_folder_is_refused(tmp_path):

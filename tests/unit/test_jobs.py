@@ -1,0 +1,64 @@
+"""Records of runs at work: there while it runs, gone when it is done, kept with the error when it failed."""
+
+import dataclasses
+
+import pytest
+
+from evalkit import jobs
+from evalkit.compose import compose
+from evalkit.errors import ScoreError
+
+
+@pytest.fixture
+def config(tmp_path):
+    return dataclasses.replace(compose(["model=bm25"]), cache_dir=tmp_path / "cache", results_dir=tmp_path / "results")
+
+
+def test_a_record_is_locked_while_its_run_works_and_gone_afterwards(config):
+    with jobs.recorded(config):
+        (job,) = jobs.known(config.cache_dir)
+        assert job.running
+        assert job.config == config
+    assert jobs.known(config.cache_dir) == []
+
+
+def fail(config, error):
+    with jobs.recorded(config):
+        raise error
+
+
+def test_a_failed_run_keeps_its_record_with_the_error(config):
+    with pytest.raises(ScoreError):
+        fail(config, ScoreError("got this, wanted that"))
+    (job,) = jobs.known(config.cache_dir)
+    assert (job.running, job.error) == (False, "got this, wanted that")
+
+
+def test_an_interrupted_run_keeps_its_record_without_an_error(config):
+    with pytest.raises(KeyboardInterrupt):
+        fail(config, KeyboardInterrupt())
+    (job,) = jobs.known(config.cache_dir)
+    assert (job.running, job.error) == (False, None)
+
+
+def test_the_same_command_twice_keeps_one_record_until_the_first_is_done(config):
+    with jobs.recorded(config):
+        with jobs.recorded(config):
+            assert len(jobs.known(config.cache_dir)) == 1
+        assert jobs.known(config.cache_dir)[0].running
+    assert jobs.known(config.cache_dir) == []
+
+
+def test_a_record_that_cannot_be_read_is_a_run_without_settings(config):
+    path = config.cache_dir / jobs.FOLDER / "x.json"
+    path.parent.mkdir(parents=True)
+    for text in ("", "{", "[]", '{"config": {}, "process": "p", "started": "s", "error": null}'):
+        path.write_text(text, encoding="utf-8")
+        (job,) = jobs.known(config.cache_dir)
+        assert (job.config, job.running) == (None, False)
+
+
+def test_a_cache_that_cannot_be_written_stops_no_run(config, tmp_path):
+    (tmp_path / "cache").write_text("a file", encoding="utf-8")
+    with jobs.recorded(config):
+        assert jobs.known(config.cache_dir) == []

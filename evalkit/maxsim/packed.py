@@ -5,7 +5,8 @@ Shapes: Q queries, N documents, D dim; Y query vectors and X document vectors, p
 Document vectors, sorted by their document's length, are cut into blocks of one size wherever that falls. A block is one
 matrix product; documents of equal length in it are one reduction, and a document that a cut divides keeps the maximum
 of its first part for the next block. So nothing is padded, and every product but those of the last queries has the same
-shape: native libraries keep a plan per shape, which would otherwise cost time and memory at every new corpus.
+shape: native libraries keep a plan per shape, which would otherwise cost time and memory at every new corpus. On the
+CPU each core has blocks of its own (`threads`), small enough that the reduction finds the product in its cache.
 """
 
 from __future__ import annotations
@@ -15,15 +16,16 @@ from contextlib import contextmanager
 from itertools import pairwise
 from typing import Literal, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from evalkit.maxsim import threads
+
 Precision = Literal["float32", "bfloat16"]
-DOCUMENT_VECTORS = 2048
+DOCUMENT_VECTORS = 1024
 """Document vectors of one product."""
-QUERY_VECTORS = 2048
-"""Query vectors of one product, at most: larger blocks spare calls, these keep the product at 16 MiB."""
+QUERY_VECTORS = 1600
+"""Query vectors of one product, at most: larger blocks spare calls, these keep a core's product at 6 MiB."""
 
 
 def fastest_precision(device: torch.device) -> Precision:
@@ -54,28 +56,53 @@ def scores(queries: Packed, documents: Packed, *, precision: Precision = "float3
     device = documents.vectors_XD.device
     query_YD = queries.vectors_XD.to(device=device, dtype=torch.float32)
     query_blocks = list(_query_blocks(queries.starts_N))
+    query_DY = [query_YD[block.vectors].T.contiguous() for block in query_blocks]
     lengths_N = documents.starts_N.diff()
     order_N = torch.argsort(lengths_N, stable=True)
+    starts_N, lengths_N = documents.starts_N[:-1][order_N], lengths_N[order_N]
     sorted_NQ = torch.empty((len(lengths_N), len(queries.starts_N) - 1), device=device)
-    carried_Y = torch.empty(len(query_YD), device=device)
-    widest = max(block.vectors.stop - block.vectors.start for block in query_blocks)
-    product = torch.empty(DOCUMENT_VECTORS * widest, device=device)
-    for rows_X, pieces in _document_blocks(documents.starts_N[:-1][order_N], lengths_N[order_N]):
-        document_XD = documents.vectors_XD.index_select(0, rows_X.to(device)).float()
-        within = slice(pieces[0].first, pieces[-1].first + pieces[-1].documents)
-        for block in query_blocks:
-            width = block.vectors.stop - block.vectors.start
-            similarity_XY = product[: DOCUMENT_VECTORS * width].view(DOCUMENT_VECTORS, width)
-            with _matmul_precision(precision):
-                torch.mm(document_XD, query_YD[block.vectors].T, out=similarity_XY)
-            best_PY = _maxima(similarity_XY, pieces)
-            if pieces[0].continues:
-                torch.maximum(best_PY[0], carried_Y[block.vectors], out=best_PY[0])
-            carried_Y[block.vectors] = best_PY[-1]
-            sorted_NQ[within, block.queries] = _sums(best_PY, block)  # an unfinished last document is set again
+
+    @torch.inference_mode()
+    def score(begin: int, end: int) -> None:
+        products = _Products(documents.vectors_XD, query_blocks)
+        carried_Y = torch.empty(len(query_YD), device=device)
+        for rows_X, pieces in _document_blocks(starts_N[begin:end], lengths_N[begin:end]):
+            products.take(rows_X.to(device))
+            within = slice(begin + pieces[0].first, begin + pieces[-1].first + pieces[-1].documents)
+            for block, block_DY in zip(query_blocks, query_DY, strict=True):
+                best_PY = _maxima(products.with_queries(block_DY), pieces)
+                if pieces[0].continues:
+                    torch.maximum(best_PY[0], carried_Y[block.vectors], out=best_PY[0])
+                carried_Y[block.vectors] = best_PY[-1]
+                sorted_NQ[within, block.queries] = _sums(best_PY, block)  # an unfinished last document is set again
+
+    cores = torch.get_num_threads() if device.type == "cpu" else 1
+    with _matmul_precision(precision):
+        threads.map_ranges(score, threads.equal_ranges(lengths_N.cumsum(0), threads=cores))
     out_QN = torch.empty_like(sorted_NQ.T)
     out_QN[:, order_N.to(device)] = sorted_NQ.T
     return out_QN
+
+
+class _Products:
+    """The product of one block of documents with one of queries at a time, in memory that is taken once."""
+
+    def __init__(self, document_XD: Tensor, query_blocks: Sequence[_QueryBlock]) -> None:
+        widest = max(block.vectors.stop - block.vectors.start for block in query_blocks)
+        self._document_XD = document_XD
+        self._taken_XD = document_XD.new_empty((DOCUMENT_VECTORS, document_XD.shape[1]))
+        self._block_XD = torch.empty_like(self._taken_XD, dtype=torch.float32)
+        self._product = torch.empty(DOCUMENT_VECTORS * widest, device=document_XD.device)
+
+    def take(self, rows_X: Tensor) -> None:
+        """Make these rows, as many as a block has, the block of documents."""
+        torch.index_select(self._document_XD, 0, rows_X, out=self._taken_XD)
+        self._block_XD.copy_(self._taken_XD)
+
+    def with_queries(self, query_DY: Tensor) -> Tensor:
+        """Return the similarities of the block with some queries' vectors [X, Y], overwritten by the next call."""
+        similarity_XY = self._product[: DOCUMENT_VECTORS * query_DY.shape[1]].view(DOCUMENT_VECTORS, -1)
+        return torch.mm(self._block_XD, query_DY, out=similarity_XY)
 
 
 class _Piece(NamedTuple):
@@ -228,20 +255,28 @@ def exact_scores(queries: Packed, documents: Packed, query_H: Tensor, document_H
     below 32 for up to 32 query vectors: float64 holds each of them without rounding. The result is then the same on
     every machine, in any order of the additions. For fp32 vectors or longer queries it is float64-accurate.
     """
-    query_YD = queries.vectors_XD.double().numpy()
-    document_XD, document_starts = documents.vectors_XD.numpy(), documents.starts_N.tolist()
-    query_starts, query_lengths = queries.starts_N.numpy()[:-1], queries.starts_N.diff().numpy()
-    order_H = np.argsort(document_H.numpy(), kind="stable")
-    out_H = np.empty(len(query_H), dtype=np.float32)
-    chosen, first = np.unique(document_H.numpy()[order_H], return_index=True)
-    edges = pairwise([*first.tolist(), len(order_H)])
-    for document, (begin, end) in zip(chosen.tolist(), edges, strict=True):
-        pairs_H = order_H[begin:end]
-        document_TD = document_XD[document_starts[document] : document_starts[document + 1]].astype(np.float64)
-        asked_H = query_H.numpy()[pairs_H]
-        lengths = query_lengths[asked_H]
-        ends = lengths.cumsum()
-        rows = np.arange(ends[-1]) + np.repeat(query_starts[asked_H] - ends + lengths, lengths)
-        best_Y = (query_YD[rows] @ document_TD.T).max(axis=1)
-        out_H[pairs_H] = np.add.reduceat(best_Y, ends - lengths)
-    return torch.from_numpy(out_H)
+    if not len(query_H):
+        return torch.zeros(0)
+    query_YD = queries.vectors_XD.double()
+    query_starts, document_starts = queries.starts_N[:-1], documents.starts_N.tolist()
+    order_H = torch.argsort(document_H, stable=True)
+    vectors_H = queries.starts_N.diff()[query_H[order_H]]
+    chosen, pairs = torch.unique_consecutive(document_H[order_H], return_counts=True)
+    first, last = (pairs.cumsum(0) - pairs).tolist(), pairs.cumsum(0).tolist()
+    out_H = torch.empty(len(query_H))
+
+    @torch.inference_mode()
+    def score(begin: int, end: int) -> None:
+        for place, document in enumerate(chosen[begin:end].tolist(), start=begin):
+            asked = order_H[first[place] : last[place]]
+            vectors = vectors_H[first[place] : last[place]]
+            ends = vectors.cumsum(0)
+            rows_Y = torch.repeat_interleave(query_starts[query_H[asked]] - ends + vectors, vectors)
+            query_rows_YD = query_YD[rows_Y + torch.arange(len(rows_Y))]
+            document_TD = documents.vectors_XD[document_starts[document] : document_starts[document + 1]].double()
+            best_Y = torch.mm(document_TD, query_rows_YD.T).amax(0)
+            out_H[asked] = torch.segment_reduce(best_Y, "sum", lengths=vectors).float()
+
+    products = documents.starts_N.diff()[chosen] * vectors_H.cumsum(0)[pairs.cumsum(0) - 1].diff(prepend=torch.zeros(1))
+    threads.map_ranges(score, threads.equal_ranges(products.cumsum(0), threads=torch.get_num_threads()))
+    return out_H

@@ -124,8 +124,8 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
     table = TokenTable.of(texts)
     lengths_N = table.lengths_N
     counts_N = _counts(table, encoder, documents=documents)
-    start_N = np.concatenate([[0], np.cumsum(counts_N)])
-    out = {dim: torch.empty((int(start_N[-1]), _width(encoder, dim)), dtype=storage) for dim in encoder.heads}
+    out = {dim: torch.empty((int(counts_N.sum()), _width(encoder, dim)), dtype=storage) for dim in encoder.heads}
+    places = {dim: torch.split(vectors_XD, counts_N.tolist()) for dim, vectors_XD in out.items()}
 
     rules = encoder.config.document if documents else encoder.config.query
     todo = (
@@ -140,12 +140,12 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
     with device_errors(encoder.device):
         for flight in _landed(todo, launch, ids, lengths_N, batch_tokens=batch_tokens, on_halved=on_halved):
             rows = flight.cut.rows
-            to_X = torch.from_numpy(np.concatenate([np.arange(start_N[row], start_N[row + 1]) for row in rows]))
             for (dim, copied), finite in zip(flight.copies.items(), flight.finite.tolist(), strict=True):
                 vectors_XD, counts_B = copied
-                if not finite and not torch.isfinite(vectors_XD).all():  # numbers just above the range round into it
-                    _refuse_unfinite(vectors_XD, counts_B, [ids[row] for row in rows], encoder, dim)
-                out[dim][to_X] = vectors_XD
+                if not finite:
+                    _refuse_unfinite(vectors_XD.to(storage), counts_B, [ids[row] for row in rows], encoder, dim)
+                for row, of_text in zip(rows.tolist(), torch.split(vectors_XD, counts_B.tolist()), strict=True):
+                    places[dim][row].copy_(of_text)
             on_batch(len(rows), int(lengths_N[rows].sum()))
     lengths = torch.from_numpy(counts_N)
     return {dim: ShardVectors(tuple(ids), lengths, vectors_XD) for dim, vectors_XD in out.items()}
@@ -226,10 +226,10 @@ def _launch(cut: Cut, texts: TokenTable, encoder: Encoder, *, documents: bool, s
     try:
         batch = encoder.batch(texts.take(cut.rows), skip_punctuation=documents, width=cut.width or None)
         vectors = encoder.vectors(batch)
-        finite = torch.stack([_in_range(packed_XD, storage) for packed_XD, _ in vectors.values()])
-        rounded = {dim: (packed_XD.to(storage), counts_B) for dim, (packed_XD, counts_B) in vectors.items()}
-        copies = {dim: (_to_host(vectors_XD), counts_B) for dim, (vectors_XD, counts_B) in rounded.items()}
-        flags = _to_host(finite)
+        unit = encoder.config.normalize
+        finite = torch.stack([_in_range(packed_XD, storage, unit=unit) for packed_XD, _ in vectors.values()])
+        copies = {dim: (_to_host(packed_XD, storage), counts_B) for dim, (packed_XD, counts_B) in vectors.items()}
+        flags = _to_host(finite, finite.dtype)
         landed = None
         if encoder.device.type == "cuda":
             landed = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
@@ -242,24 +242,28 @@ def _launch(cut: Cut, texts: TokenTable, encoder: Encoder, *, documents: bool, s
         return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-def _in_range(packed_XD: Tensor, storage: torch.dtype) -> Tensor:
+def _in_range(packed_XD: Tensor, storage: torch.dtype, *, unit: bool) -> Tensor:
     """Tell, without waiting for the device, whether all numbers stay finite when rounded; NaN is in no range.
 
-    On the fp32 numbers and by their extremes: `isfinite` over fp16 took a fifth of the host's whole time on the CPU.
+    A vector that was brought to unit length is finite throughout or NaN throughout, so its first number tells. Others
+    by their extremes: `isfinite` over fp16 took a fifth of the host's whole time on the CPU.
     """
     if not packed_XD.numel():
         return torch.ones((), dtype=torch.bool, device=packed_XD.device)
-    lowest, highest = packed_XD.aminmax()
+    lowest, highest = (packed_XD[:, 0] if unit else packed_XD).aminmax()
     largest = torch.finfo(storage).max
     return (lowest >= -largest) & (highest <= largest)
 
 
-def _to_host(tensor: Tensor) -> Tensor:
-    """Start a copy into pinned memory, which torch keeps for the next batch; on the CPU there is nothing to copy."""
+def _to_host(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Round and start a copy into pinned memory, which torch keeps for the next batch.
+
+    On the CPU there is nothing to copy: numbers are rounded on their way to their place.
+    """
     if tensor.device.type != "cuda":
         return tensor
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    return host.copy_(tensor, non_blocking=True)
+    host = torch.empty(tensor.shape, dtype=dtype, pin_memory=True)
+    return host.copy_(tensor.to(dtype), non_blocking=True)
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -300,6 +304,8 @@ def _width(encoder: Encoder, dim: int) -> int:
 
 def _refuse_unfinite(vectors_XD: Tensor, counts_B: Tensor, ids: Sequence[str], encoder: Encoder, dim: int) -> None:
     bad_X = ~torch.isfinite(vectors_XD).all(1)
+    if not bad_X.any():  # numbers just above the range round into it
+        return
     owner = torch.repeat_interleave(torch.arange(len(ids)), counts_B)[bad_X][0]
     msg = (
         f"text {ids[int(owner)]!r} has a vector that is not finite (model {encoder.config.name}, dim {dim}, "

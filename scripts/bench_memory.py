@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--documents", type=int, default=5000, help="the smaller size; the larger is ten times it")
     parser.add_argument("--queries", type=int, default=100)
-    parser.add_argument("--shard-tokens", type=int, default=250_000)
+    parser.add_argument("--shard-tokens", type=int, default=200_000)
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     sizes = (chosen.documents, 10 * chosen.documents)

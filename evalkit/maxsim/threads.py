@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
 
 import torch
 
@@ -17,7 +18,7 @@ def map_ranges(work: Callable[[int, int], None], edges: Sequence[int]) -> None:
 
     torch lets go of Python's lock while it computes, so only what is between its calls takes turns.
     """
-    ranges = list(zip(edges[:-1], edges[1:], strict=True))
+    ranges = list(pairwise(edges))
     if len(ranges) == 1:
         work(*ranges[0])
         return

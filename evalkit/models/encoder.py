@@ -14,7 +14,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from evalkit.config import Attention, EncoderConfig
 from evalkit.errors import ModelError
@@ -153,10 +152,7 @@ class Encoder:
         out = {}
         for dim, head_DH in self.heads.items():
             vectors_XD = (packed_XH if head_DH is None else packed_XH @ head_DH.T).float()
-            if self.config.normalize:
-                # In fp32: a half-precision norm is off by up to 4e-3.
-                vectors_XD = functional.normalize(vectors_XD, dim=-1)
-            out[dim] = (vectors_XD, counts_B)
+            out[dim] = (to_unit_length(vectors_XD) if self.config.normalize else vectors_XD, counts_B)
         return out
 
     def _hidden(self, batch: Batch | PackedBatch) -> Tensor:
@@ -193,6 +189,16 @@ class Encoder:
         if self.device.type != "cuda":
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)
+
+
+def to_unit_length(vectors_XD: Tensor) -> Tensor:
+    """Divide each vector by its norm, in fp32 and in place: a half-precision norm is off by up to 4e-3.
+
+    What `torch.nn.functional.normalize` returns, but for a vector whose norm is not finite: it becomes NaN throughout,
+    where division by infinity would leave zeros that nothing notices.
+    """
+    norm_X1 = torch.linalg.vector_norm(vectors_XD, dim=-1, keepdim=True).clamp_min(1e-12)
+    return vectors_XD.div_(norm_X1.masked_fill_(norm_X1.isinf(), torch.nan))
 
 
 def checkpoints(config: EncoderConfig, dims: Sequence[int]) -> dict[int, Checkpoint]:

@@ -264,6 +264,13 @@ def test_a_vector_that_is_not_finite_names_its_text(tmp_path, name, documents, a
         encoded(encoder, documents=documents, batch_tokens=100)
 
 
+def test_a_norm_beyond_fp32_names_its_text_and_leaves_no_zero_vector(tmp_path):
+    encoder = load(FAMILIES["colbertv2"], tmp_path / "m", "colbertv2")
+    huge = dataclasses.replace(encoder, heads={DIM: encoder.heads[DIM] * 1e25})
+    with pytest.raises(ModelError, match="has a vector that is not finite"):
+        encoded(huge)
+
+
 def test_a_value_that_only_half_precision_overflows_is_found_before_it_is_stored(tmp_path):
     encoder = load(FAMILIES["colbertv2"], tmp_path / "m", "colbertv2", normalize=False)
     large = dataclasses.replace(encoder, heads={DIM: encoder.heads[DIM] * 1e6})

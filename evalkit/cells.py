@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from rich.console import Console
 
-from evalkit import identity
+from evalkit import environment, identity
 from evalkit.config import Bm25Config, EncoderConfig, RunConfig
 from evalkit.datasets.survey import Survey
 from evalkit.models.checkpoint import Checkpoint
@@ -31,6 +31,11 @@ class Task(NamedTuple):
     def depth(self) -> int:
         """Documents to search for per query: one more where the query's own document will be dropped."""
         return self.config.search.depth + int(self.dataset.drop_self)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens of an encoding batch at most."""
+        return environment.batch_tokens(self.config.engine.batch_tokens, self.device)
 
 
 class Cell(NamedTuple):
@@ -62,7 +67,9 @@ def plan(task: Task) -> list[Cell]:
         else:
             assert dim is not None  # config admits None for BM25 only
             path = attention_path(model, config.engine.attention, task.device)
-            system = identity.vector_facts(model, config, found[dim], dim, attention=path)
+            system = identity.vector_facts(
+                model, config, found[dim], dim, attention=path, batch_tokens=task.batch_tokens
+            )
         protocol = {**system, **corpus, **search}
         cells.append(
             Cell(

@@ -311,12 +311,12 @@ def rerank(
     found = runs.read_run(run_file)
     if dataset.drop_self:
         found, _ = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
-    reranker = load_reranker(config.reranker, device=environment.choose_device(config.engine.device))
+    device = environment.choose_device(config.engine.device)
+    reranker = load_reranker(config.reranker, device=device)
+    budget = environment.batch_tokens(config.engine.batch_tokens, device)
     pairs = sum(min(depth, len(found.get(query.id, ()))) for query in dataset.queries)
     with documents_bar(_err, f"{reranker.config.name} on {dataset.name}", total=pairs) as advance:
-        new = stage.rerank(
-            found, dataset, reranker, depth=depth, batch_tokens=config.engine.batch_tokens, advance=advance
-        )
+        new = stage.rerank(found, dataset, reranker, depth=depth, batch_tokens=budget, advance=advance)
     runs.write_run(new, out, tag=reranker.config.name)
     before, after = (metrics.score(scored, dataset.qrels, METRICS).means for scored in (found, new))
     typer.echo(

@@ -286,8 +286,8 @@ class EngineConfig:
     name: Literal["local"]
     device: str
     """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
-    batch_tokens: int
-    """Padded tokens per encoding batch at most."""
+    batch_tokens: Literal["auto"] | int
+    """Padded tokens per encoding batch at most; `auto` goes by the device (`evalkit.environment.batch_tokens`)."""
     nominate: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the products that nominate documents for exact scoring: it moves the time, never the run."""
     maxsim: MaxsimKernel = "auto"
@@ -300,8 +300,8 @@ class EngineConfig:
     """CPU threads; None leaves PyTorch's choice."""
 
     def __post_init__(self) -> None:
-        if self.batch_tokens < 1:
-            msg = f"engine.batch_tokens={self.batch_tokens}: wanted a positive number of tokens"
+        if self.batch_tokens != "auto" and self.batch_tokens < 1:
+            msg = f"engine.batch_tokens={self.batch_tokens}: wanted a positive number of tokens, or auto"
             raise ConfigError(msg)
         if self.tokenizer_workers != "auto" and self.tokenizer_workers < 0:
             msg = f"engine.tokenizer_workers={self.tokenizer_workers}: wanted auto, 0 or a number of threads"

@@ -6,7 +6,7 @@ import importlib.metadata
 import os
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
@@ -61,6 +61,15 @@ def choose_device(name: str) -> torch.device:
         msg = f"engine.device={name!r} is not here ({count} CUDA devices); wanted auto, cpu or cuda"
         raise ConfigError(msg)
     return device
+
+
+BATCH_TOKENS = {"cpu": 2048, "cuda": 32_768}
+"""Batches under `auto`. On a CPU larger ones are no faster and take memory; a GPU has to be filled."""
+
+
+def batch_tokens(asked: Literal["auto"] | int, device: torch.device) -> int:
+    """Return the padded tokens of a batch at most."""
+    return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]) if asked == "auto" else asked
 
 
 def _version(package: str) -> str | None:

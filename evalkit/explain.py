@@ -197,7 +197,7 @@ def _match(
 ) -> tuple[list[TokenMatch], tuple[bool, bool]]:
     """Return every query token's best document token, with vectors rounded as they are stored."""
     from evalkit.encode import encode
-    from evalkit.environment import choose_device
+    from evalkit.environment import batch_tokens, choose_device
     from evalkit.models.encoder import DTYPES, checkpoints, load_encoders
 
     model, dim = config.model, cell.dim
@@ -206,7 +206,7 @@ def _match(
     device = choose_device(config.engine.device)
     (encoder,) = load_encoders(model, checkpoints(model, [dim]), device=device, attention=config.engine.attention)
     query_tokens, document_tokens = encoder.tokenize_queries([query]), encoder.tokenize_documents([document])
-    storage, budget = DTYPES[config.store.dtype], config.engine.batch_tokens
+    storage, budget = DTYPES[config.store.dtype], batch_tokens(config.engine.batch_tokens, device)
     query_LD = encode(["q"], query_tokens, encoder, documents=False, batch_tokens=budget, storage=storage)[dim]
     document_TD = encode(["d"], document_tokens, encoder, documents=True, batch_tokens=budget, storage=storage)[dim]
     similarity_LT = query_LD.vectors_XD.double() @ document_TD.vectors_XD.double().T

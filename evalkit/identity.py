@@ -34,8 +34,8 @@ def key_of(facts: Mapping[str, Any]) -> str:
     return xxhash.xxh3_64_hexdigest(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode())
 
 
-def vector_facts(
-    config: EncoderConfig, run: RunConfig, checkpoint: Checkpoint, dim: int, *, attention: str
+def vector_facts(  # noqa: PLR0913 (keyword-only behind the first four)
+    config: EncoderConfig, run: RunConfig, checkpoint: Checkpoint, dim: int, *, attention: str, batch_tokens: int
 ) -> dict[str, Any]:
     """Return everything but the corpus that changes a vector. The system's name is not among it."""
     return {
@@ -53,7 +53,7 @@ def vector_facts(
         **({} if config.adapter is None else {"adapter": config.adapter}),
         **({} if not config.trust_remote_code else {"trust_remote_code": True}),
         "attention": attention,
-        "batch_tokens": run.engine.batch_tokens,
+        "batch_tokens": batch_tokens,
         "encoding_rules": ENCODING_RULES,
         "stored_dtype": run.store.dtype,
     }

@@ -44,7 +44,7 @@ def encode_queries(
         encoder.tokenize_queries([query.text for query in task.dataset.queries]),
         encoder,
         documents=False,
-        batch_tokens=task.config.engine.batch_tokens,
+        batch_tokens=task.batch_tokens,
         storage=DTYPES[task.config.store.dtype],
         on_halved=on_halved,
     )
@@ -166,7 +166,7 @@ def vector_step(
     Texts are tokenised ahead of the model and checkpoints written behind it, each in a thread (evalkit.stages). Raises
     DeviceError when the device fails, StoreError when a checkpoint cannot be written.
     """
-    budget = _Budget(task.config.engine.batch_tokens)
+    budget = _Budget(task.batch_tokens)
     chosen = task.config.engine.nominate
     threaded = tokenizer_threads(task.config.engine.tokenizer_workers, task.device) > 0
     queries = encode_queries(task, encoder, on_halved=budget.halve)

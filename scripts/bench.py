@@ -5,9 +5,10 @@
     python scripts/bench.py --out results/bench --stages maxsim,dims   # these need no corpus
 
 Every contender runs in a process of its own with its own defaults, gets the same inputs, and waits while the others
-have their turn: each round everybody once, in an order that moves on. Ratios are of paired rounds, their median; rates
-are those of the fastest round. A slow contender gets fewer queries (`size` says how many), never other documents. Each
-stage leaves OUT/STAGE.json, all of them OUT/bench.png. A contender without an environment is listed as not measured.
+have their turn: each round everybody once, in an order that moves on. Ratios and shares of a ceiling are of paired
+rounds, their median; rates are those of the fastest round. A slow contender gets fewer queries (`size` says how many),
+never other documents. Each stage leaves OUT/STAGE.json, all of them OUT/bench.png. A contender without an environment
+is listed as not measured.
 """
 
 from __future__ import annotations
@@ -372,7 +373,7 @@ def measure(case: Case, chosen: argparse.Namespace, work: Path) -> dict[str, Any
             contenders[name] = {
                 "library": contender.library,
                 "environment": started[name].worker.facts,
-                **counted(case, contender, started[name].size, seconds, ceilings),
+                **counted(case, contender, started[name].size, seconds, sampled),
                 **taken[name][-1],
                 **last[name],
                 **compared(case, name, work),
@@ -411,9 +412,9 @@ def start(case: Case, contender: Contender, chosen: argparse.Namespace, work: Pa
 
 
 def counted(
-    case: Case, contender: Contender, size: int, seconds: Sequence[float], ceilings: Mapping[str, float]
+    case: Case, contender: Contender, size: int, seconds: Sequence[float], ceilings: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
-    """Return a contender's times and rates, and its share of the GEMM rate at its precision."""
+    """Return a contender's times and rates, and its share of each round's GEMM rate at its precision, their median."""
     found: dict[str, Any] = {
         "size": size,
         "seconds": [round(value, 4) for value in seconds],
@@ -423,9 +424,11 @@ def counted(
         "rate": round(case.work(size) / min(seconds), 2),
         "median_rate": round(case.work(size) / statistics.median(seconds), 2),
     }
-    ceiling = ceilings.get(f"{contender.precision} GEMM GFLOP/s")
-    if case.flops is not None and ceiling:
-        found["share_of_ceiling"] = round(case.flops(size) / min(seconds) / 1e9 / ceiling, 3)
+    gemm = f"{contender.precision} GEMM GFLOP/s"
+    if case.flops is not None and ceilings and gemm in ceilings[0]:
+        flops = case.flops(size) / 1e9
+        shares = [flops / own_s / ceiling[gemm] for own_s, ceiling in zip(seconds, ceilings, strict=True)]
+        found["share_of_ceiling"] = round(statistics.median(shares), 3)
     return found
 
 

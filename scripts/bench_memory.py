@@ -3,6 +3,7 @@
     python scripts/bench_memory.py --model demo --documents 5000 --out results/bench/memory.json
 
 Each size runs in a process of its own, into a temporary folder; the peak is what the operating system accounts to it.
+Shards are small, so that even the smaller corpus fills several: with a part of one it would need less for that alone.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ def main() -> None:
     parser.add_argument("--model", default="demo")
     parser.add_argument("--documents", type=int, default=5000, help="the smaller size; the larger is ten times it")
     parser.add_argument("--queries", type=int, default=100)
-    parser.add_argument("--shard-tokens", type=int, default=200_000)
+    parser.add_argument("--shard-tokens", type=int, default=40_000)
     parser.add_argument("--out", type=Path)
     chosen = parser.parse_args()
     sizes = (chosen.documents, 10 * chosen.documents)

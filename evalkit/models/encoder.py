@@ -146,7 +146,9 @@ class Encoder:
         """
         hidden_XH = self._hidden(batch)
         if self.config.pooling == "tokens":
-            packed_XH, counts_B = hidden_XH.index_select(0, self._upload(batch.kept_V)), batch.counts_B
+            packed_XH, counts_B = hidden_XH, batch.counts_B
+            if len(batch.kept_V) < len(hidden_XH):  # else nothing is padding or punctuation
+                packed_XH = hidden_XH.index_select(0, self._upload(batch.kept_V))
         else:
             packed_XH, counts_B = self._pooled(hidden_XH, batch), torch.ones_like(batch.counts_B)
         out = {}

@@ -12,7 +12,7 @@ import torch
 from rich.console import Console
 from worker import Prepared, null_forward, read_documents, serve
 
-from evalkit import cells, compose, metrics, pipeline, runs, steps, store
+from evalkit import cells, compose, environment, metrics, pipeline, runs, steps, store
 from evalkit.config import EncoderConfig, RunConfig
 from evalkit.encode import encode as encode_texts
 from evalkit.maxsim import packed
@@ -89,7 +89,7 @@ def encode(job: Mapping[str, Any]) -> Prepared:
             encoder.tokenize_documents(texts[:documents]),
             encoder,
             documents=True,
-            batch_tokens=config.engine.batch_tokens,
+            batch_tokens=environment.batch_tokens(config.engine.batch_tokens, encoder.device),
             storage=DTYPES[config.store.dtype],
         )[dim]
         if job["variant"] == "stored":

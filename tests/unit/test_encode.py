@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
 
-from evalkit import check, pipeline, steps
+from evalkit import check, environment, pipeline, steps
+from evalkit.cells import plan
 from evalkit.compose import compose
 from evalkit.encode import batches, cuts, device_errors, encode, packed_cuts, widths
 from evalkit.errors import DeviceError, ModelError
@@ -294,3 +295,18 @@ def test_tokenising_ahead_changes_no_byte(tmp_path, workers, monkeypatch):
     run(tmp_path / "ahead", f"engine.tokenizer_workers={workers}")
     assert len(taken) == len(store_bytes(tmp_path / "ahead")) - 1
     assert store_bytes(tmp_path / "ahead") == store_bytes(tmp_path / "in-turn")
+
+
+def test_batches_go_by_the_device_unless_a_number_is_asked_for():
+    cpu, cuda = torch.device("cpu"), torch.device("cuda", 1)
+    assert environment.batch_tokens("auto", cpu) == environment.BATCH_TOKENS["cpu"]
+    assert environment.batch_tokens("auto", cuda) == environment.BATCH_TOKENS["cuda"]
+    assert environment.batch_tokens(77, cuda) == environment.batch_tokens(77, cpu) == 77
+
+
+def test_the_number_of_tokens_and_not_auto_is_what_a_cell_records(tmp_path):
+    words = ["model=demo", "dim=64", "dataset.demo.documents=100", "dataset.demo.queries=10"]
+    config = compose([*words, f"results_dir={tmp_path}/r", f"cache_dir={tmp_path}/c", "engine.device=cpu"])
+    (cell,) = plan(pipeline.prepare(config, console=QUIET))
+    assert config.engine.batch_tokens == "auto"
+    assert cell.protocol["batch_tokens"] == environment.BATCH_TOKENS["cpu"]

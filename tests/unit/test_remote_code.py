@@ -97,7 +97,7 @@ def test_the_code_is_in_the_checksums_the_store_key_and_the_result(tmp_path, tra
     for trust in (False, True):
         model = model_of(source, trust=trust)
         changed = type(config)(**{**vars(config), "model": model, "dims": (16,)})
-        facts = vector_facts(model, changed, checkpoints(model, (16,))[16], 16, attention="sdpa/cpu")
+        facts = vector_facts(model, changed, checkpoints(model, (16,))[16], 16, attention="sdpa/cpu", batch_tokens=99)
         keys.append(facts)
     assert "trust_remote_code" not in keys[0]
     assert keys[1]["trust_remote_code"] is True

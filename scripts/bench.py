@@ -383,6 +383,7 @@ def measure(case: Case, chosen: argparse.Namespace, work: Path) -> dict[str, Any
         "unit": case.unit,
         "reference": case.reference,
         "ceilings": ceilings,
+        "ceilings by round": [{name: round(rate, 1) for name, rate in one.items()} for one in sampled],
         "contenders": contenders,
         f"{case.reference} is times": ratios(case, contenders),
         "not measured": missing,

@@ -275,8 +275,8 @@ Attention: TypeAlias = Literal["auto", "sdpa", "varlen", "flash"]
 """How texts attend: padded (`sdpa`) or packed, by torch's kernel (`varlen`) or flash-attn's."""
 
 
-MaxsimKernel: TypeAlias = Literal["auto", "packed", "triton", "late-interaction-kernels"]
-"""The kernel that nominates documents: `auto` is `triton` for half-precision vectors on CUDA, else `packed`."""
+MaxsimKernel: TypeAlias = Literal["auto", "simd", "packed", "triton", "late-interaction-kernels"]
+"""The kernel that nominates documents: `auto` is `simd` on a CPU, `triton` on CUDA where both can, else `packed`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -288,8 +288,11 @@ class EngineConfig:
     """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
     batch_tokens: Literal["auto"] | int
     """Padded tokens per encoding batch at most; `auto` goes by the device (`evalkit.environment.batch_tokens`)."""
-    nominate: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Precision of the products that nominate documents for exact scoring: it moves the time, never the run."""
+    nominate: Literal["float32", "bfloat16"] = "float32"
+    """Precision of the products that nominate documents for exact scoring: it moves the time, never the run.
+
+    `bfloat16` multiplies faster on CPUs with units for it, and nominates more documents to be scored exactly.
+    """
     maxsim: MaxsimKernel = "auto"
     """The kernel of those products: like `nominate`, it moves the time, never the run."""
     attention: Attention = "auto"

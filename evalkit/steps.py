@@ -20,7 +20,6 @@ from evalkit.cells import Cell, Task
 from evalkit.config import Bm25Config
 from evalkit.datasets.survey import ShardRange
 from evalkit.encode import device_errors, encode, say_halved
-from evalkit.maxsim.packed import Precision, fastest_precision
 from evalkit.models import bm25
 from evalkit.models.analysis import Analyzer
 from evalkit.models.encoder import DTYPES, Encoder
@@ -62,7 +61,6 @@ class VectorStep:
     cannot enter the run, in whatever order shards come."""
     advance: Advance
     queries: Mapping[int, ShardVectors]
-    precision: Precision
     budget: _Budget
     tokenized: Ahead[ShardRange, _Texts]
     writer: Writer
@@ -138,7 +136,7 @@ class VectorStep:
             depth=self.task.depth,
             floor_Q=floors(self.best[cell.run_id], queries=len(self.task.dataset.queries), depth=self.task.depth),
             device=self.task.device,
-            precision=self.precision,
+            precision=self.task.config.engine.nominate,
             maxsim=self.task.config.engine.maxsim,
         )
         search_s = round(time.monotonic() - started, 3)
@@ -167,7 +165,6 @@ def vector_step(
     DeviceError when the device fails, StoreError when a checkpoint cannot be written.
     """
     budget = _Budget(task.batch_tokens)
-    chosen = task.config.engine.nominate
     threaded = tokenizer_threads(task.config.engine.tokenizer_workers, task.device) > 0
     queries = encode_queries(task, encoder, on_halved=budget.halve)
 
@@ -182,7 +179,6 @@ def vector_step(
             best=best,
             advance=advance,
             queries=queries,
-            precision=fastest_precision(task.device) if chosen == "auto" else chosen,
             budget=budget,
             tokenized=tokenized,
             writer=writer,

@@ -14,10 +14,10 @@ from torch import Tensor
 
 from evalkit.config import MaxsimKernel
 from evalkit.errors import ConfigError
-from evalkit.maxsim import packed, rescore
+from evalkit.maxsim import packed, rescore, simd
 from evalkit.maxsim.packed import Packed, Precision
 
-KernelName = Literal["packed", "triton", "late-interaction-kernels"]
+KernelName = Literal["simd", "packed", "triton", "late-interaction-kernels"]
 MODULES: Mapping[str, str] = {"triton": "triton", "late-interaction-kernels": "late_interaction_kernels"}
 """The module that each optional kernel needs."""
 PIECE = 16
@@ -58,12 +58,19 @@ def bind(choice: MaxsimKernel, documents: Packed, *, device: torch.device, preci
     """
     require(choice, device)
     on_device = documents._replace(vectors_XD=documents.vectors_XD.to(device))
-    name = _automatic(documents, device) if choice == "auto" else choice
-    exact_scores = packed.exact_scores if device.type == "cpu" and name == "packed" else rescore.exact_scores
+    name = _automatic(documents, device, precision) if choice == "auto" else choice
+    exact_scores = simd.exact_scores if device.type == "cpu" and simd.available() else rescore.exact_scores
 
     def exact(queries: Packed, query_H: Tensor, document_H: Tensor) -> Tensor:
         return exact_scores(queries, on_device, query_H, document_H).cpu()
 
+    if name == "simd":
+        return Kernel(
+            name,
+            lambda queries: simd.scores(queries, on_device),
+            lambda queries: packed.error_bound(queries, on_device),
+            exact,
+        )
     if name == "packed":
         return Kernel(
             name,
@@ -79,7 +86,10 @@ def bind(choice: MaxsimKernel, documents: Packed, *, device: torch.device, preci
 
 
 def require(choice: MaxsimKernel, device: torch.device) -> None:
-    """Refuse a kernel that cannot run: its package is missing, or it needs a GPU. Raises ConfigError."""
+    """Refuse a kernel that cannot run: its package is missing, or it needs another device. Raises ConfigError."""
+    if choice == "simd" and (device.type != "cpu" or not simd.available()):
+        msg = f"engine.maxsim=simd: got device {device.type}, wanted a CPU with AVX2 or AVX-512; use engine.maxsim=auto"
+        raise ConfigError(msg)
     module = MODULES.get(choice)
     if module is None:
         return
@@ -97,12 +107,13 @@ def _interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def _automatic(documents: Packed, device: torch.device) -> KernelName:
-    """Choose by what is there: the Triton kernel for half-precision vectors on a GPU from Ampere on."""
+def _automatic(documents: Packed, device: torch.device, precision: Precision) -> KernelName:
+    """Choose by what is there: a CPU's vector units, or Triton for half-precision vectors on a GPU from Ampere on."""
+    if device.type == "cpu":
+        return "simd" if precision == "float32" and simd.available() else "packed"
     vectors_XD = documents.vectors_XD
     promising = (
-        device.type == "cuda"
-        and importlib.util.find_spec("triton") is not None
+        importlib.util.find_spec("triton") is not None
         and torch.cuda.get_device_capability(device) >= (8, 0)
         and vectors_XD.dtype in (torch.float16, torch.bfloat16)
         and len(vectors_XD) >= SHORTEST_LENGTH * (len(documents.starts_N) - 1)

@@ -28,12 +28,6 @@ QUERY_VECTORS = 1600
 """Query vectors of one product, at most: larger blocks spare calls, these keep a core's product at 6 MiB."""
 
 
-def fastest_precision(device: torch.device) -> Precision:
-    """Return bfloat16 on a CPU with matrix units for it, else float32; results/bench/maxsim.json has both rates."""
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return "bfloat16" if device.type == "cpu" and capabilities.get("amx_bf16") else "float32"
-
-
 class Packed(NamedTuple):
     """Vectors of several texts one behind the other, and where each text starts (N + 1 entries)."""
 
@@ -246,37 +240,3 @@ def _norms(vectors_XD: Tensor) -> Tensor:
 def _gamma(terms: int) -> float:
     unit = 2.0**-24
     return terms * unit / (1 - terms * unit)
-
-
-def exact_scores(queries: Packed, documents: Packed, query_H: Tensor, document_H: Tensor) -> Tensor:
-    """Return the exact MaxSim, rounded once to fp32 [H], of chosen (query, document) pairs; both sides on the CPU.
-
-    fp16 numbers are multiples of 2⁻²⁴, so products are multiples of 2⁻⁴⁸, and with unit vectors every partial sum is
-    below 32 for up to 32 query vectors: float64 holds each of them without rounding. The result is then the same on
-    every machine, in any order of the additions. For fp32 vectors or longer queries it is float64-accurate.
-    """
-    if not len(query_H):
-        return torch.zeros(0)
-    query_YD = queries.vectors_XD.double()
-    query_starts, document_starts = queries.starts_N[:-1], documents.starts_N.tolist()
-    order_H = torch.argsort(document_H, stable=True)
-    vectors_H = queries.starts_N.diff()[query_H[order_H]]
-    chosen, pairs = torch.unique_consecutive(document_H[order_H], return_counts=True)
-    first, last = (pairs.cumsum(0) - pairs).tolist(), pairs.cumsum(0).tolist()
-    out_H = torch.empty(len(query_H))
-
-    @torch.inference_mode()
-    def score(begin: int, end: int) -> None:
-        for place, document in enumerate(chosen[begin:end].tolist(), start=begin):
-            asked = order_H[first[place] : last[place]]
-            vectors = vectors_H[first[place] : last[place]]
-            ends = vectors.cumsum(0)
-            rows_Y = torch.repeat_interleave(query_starts[query_H[asked]] - ends + vectors, vectors)
-            query_rows_YD = query_YD[rows_Y + torch.arange(len(rows_Y))]
-            document_TD = documents.vectors_XD[document_starts[document] : document_starts[document + 1]].double()
-            best_Y = torch.mm(document_TD, query_rows_YD.T).amax(0)
-            out_H[asked] = torch.segment_reduce(best_Y, "sum", lengths=vectors).float()
-
-    products = documents.starts_N.diff()[chosen] * vectors_H.cumsum(0)[pairs.cumsum(0) - 1].diff(prepend=torch.zeros(1))
-    threads.map_ranges(score, threads.equal_ranges(products.cumsum(0), threads=torch.get_num_threads()))
-    return out_H

@@ -15,10 +15,12 @@ from worker import Prepared, null_forward, read_documents, serve
 from evalkit import cells, compose, environment, metrics, pipeline, runs, steps, store
 from evalkit.config import EncoderConfig, RunConfig
 from evalkit.encode import encode as encode_texts
-from evalkit.maxsim import packed
+from evalkit.maxsim import kernels, packed
 from evalkit.models.encoder import DTYPES, Encoder, checkpoints, load_encoders
 from evalkit.search import floors, no_hits, search_shard, to_run
 from evalkit.store import ShardVectors, vectors_to_arrays
+
+CPU = torch.device("cpu")
 
 
 def maxsim(job: Mapping[str, Any]) -> Prepared:
@@ -30,7 +32,7 @@ def maxsim(job: Mapping[str, Any]) -> Prepared:
         torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("queries", "documents", "lengths")
     )
     shard = ShardVectors(tuple(f"d{i}" for i in range(len(lengths_N))), lengths_N, document_XD)
-    documents = packed.pack(document_XD, lengths_N)
+    kernel = kernels.bind("auto", packed.pack(document_XD, lengths_N), device=CPU, precision=job["precision"])
 
     def sides(queries: int) -> ShardVectors:
         lengths_Q = torch.full((queries,), query_QLD.shape[1])
@@ -39,7 +41,7 @@ def maxsim(job: Mapping[str, Any]) -> Prepared:
     def product(queries: int) -> torch.Tensor:
         asked = sides(queries)
         query = packed.pack(asked.vectors_XD, asked.lengths_N)
-        return packed.scores(query, documents, precision=job["precision"])
+        return kernel.scores(query)
 
     def search(queries: int) -> object:
         open_Q = floors(no_hits(), queries=queries, depth=job["depth"])
@@ -48,7 +50,7 @@ def maxsim(job: Mapping[str, Any]) -> Prepared:
             shard,
             depth=job["depth"],
             floor_Q=open_Q,
-            device=torch.device("cpu"),
+            device=CPU,
             precision=job["precision"],
         )
 
@@ -67,7 +69,7 @@ def encoder_of(config: RunConfig) -> Encoder:
     """Load the one encoder of a run's config."""
     assert isinstance(config.model, EncoderConfig)
     found = checkpoints(config.model, [dim for dim in config.dims if dim is not None])
-    (encoder,) = load_encoders(config.model, found, device=torch.device("cpu"), attention=config.engine.attention)
+    (encoder,) = load_encoders(config.model, found, device=CPU, attention=config.engine.attention)
     return encoder
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalkit import search
-from evalkit.maxsim import packed, reference
+from evalkit.maxsim import kernels, packed, reference, rescore, simd
 from evalkit.search import (
     Hits,
     drop_self,
@@ -61,13 +61,16 @@ def all_open(queries):
     distinct=st.integers(2, 40),
     depth=st.integers(1, 30),
     longest=st.sampled_from([1, 3, 40]),
-    precision=st.sampled_from(["float32", "bfloat16"]),
+    kernel=st.sampled_from([("auto", "float32"), ("packed", "float32"), ("packed", "bfloat16")]),
 )
-def test_search_equals_brute_force_to_the_bit_ties_included(seed, dim, distinct, depth, longest, precision):
+def test_search_equals_brute_force_to_the_bit_ties_included(seed, dim, distinct, depth, longest, kernel):
     generator = torch.Generator().manual_seed(seed)
     queries = texts(generator, 5, dim=dim, longest=6, distinct=distinct, prefix="q")
     shard = texts(generator, 30, dim=dim, longest=longest, distinct=distinct, prefix="d")
-    hits = search_shard(queries, shard, depth=depth, floor_Q=all_open(queries), device=CPU, precision=precision)
+    maxsim, precision = kernel
+    hits = search_shard(
+        queries, shard, depth=depth, floor_Q=all_open(queries), device=CPU, precision=precision, maxsim=maxsim
+    )
     assert to_run(hits, queries.ids) == brute_force(queries, shard, depth)
 
 
@@ -91,36 +94,42 @@ def test_the_run_does_not_depend_on_how_or_in_which_order_the_corpus_is_cut(seed
     assert to_run(best, queries.ids) == brute_force(queries, whole, 10)
 
 
-@pytest.mark.parametrize(("precision", "useful"), [("float32", 1e-3), ("bfloat16", 0.3)])
+@pytest.mark.parametrize(
+    ("maxsim", "precision", "useful"),
+    [("auto", "float32", 1e-3), ("packed", "float32", 1e-3), ("packed", "bfloat16", 0.3)],
+)
 @pytest.mark.parametrize("longest", [1, 2, 17, 700, 5000])
-def test_packed_scores_are_within_their_proven_error_bound(longest, precision, useful):
+def test_nominating_scores_are_within_their_proven_error_bound(longest, maxsim, precision, useful):
     generator = torch.Generator().manual_seed(longest)
     queries = texts(generator, 7, dim=128, longest=32, distinct=100, prefix="q")
     shard = texts(generator, 50, dim=128, longest=longest, distinct=5000, prefix="d")
     query, documents = (packed.pack(side.vectors_XD, side.lengths_N) for side in (queries, shard))
-    fast_QN = packed.scores(query, documents, precision=precision).double()
+    kernel = kernels.bind(maxsim, documents, device=CPU, precision=precision)
+    fast_QN = kernel.scores(query).double()
     pairs = torch.cartesian_prod(torch.arange(7), torch.arange(50))
-    exact_QN = packed.exact_scores(query, documents, pairs[:, 0], pairs[:, 1]).view(7, 50).double()
-    bound_Q = packed.error_bound(query, documents, precision=precision)
+    exact_QN = rescore.exact_scores(query, documents, pairs[:, 0], pairs[:, 1]).view(7, 50).double()
+    bound_Q = kernel.error_bound(query)
     assert ((fast_QN - exact_QN).abs() <= bound_Q.unsqueeze(1) + 2e-6).all()
     assert float(bound_Q.max()) < useful
 
 
-def test_scores_of_queries_longer_than_a_block_are_right():
+@pytest.mark.parametrize("maxsim", ["auto", "packed"])
+def test_scores_of_queries_longer_than_a_block_are_right(maxsim):
     generator = torch.Generator().manual_seed(1)
     queries = texts(generator, 2, dim=4, longest=3, distinct=9, prefix="q")
     long = ShardVectors(("q",), torch.tensor([1500]), torch.randn(1500, 4, generator=generator).half())
     shard = texts(generator, 9, dim=4, longest=5, distinct=9, prefix="d")
     both = packed.pack(torch.cat([queries.vectors_XD, long.vectors_XD]), torch.cat([queries.lengths_N, long.lengths_N]))
     documents = packed.pack(shard.vectors_XD, shard.lengths_N)
-    scores = packed.scores(both, documents)
+    scores = kernels.bind(maxsim, documents, device=CPU).scores(both)
     starts = [0, *shard.lengths_N.cumsum(0).tolist()]
     wanted = [reference.maxsim(long.vectors_XD, shard.vectors_XD[a:b]) for a, b in pairwise(starts)]
     assert np.allclose(scores[2].numpy(), wanted, rtol=1e-5)
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-def test_the_run_does_not_depend_on_block_sizes_or_threads(precision, monkeypatch):
+@pytest.mark.parametrize("maxsim", ["auto", "packed"])
+def test_the_run_does_not_depend_on_block_sizes_or_threads(precision, maxsim, monkeypatch):
     generator = torch.Generator().manual_seed(5)
     queries = texts(generator, 9, dim=96, longest=32, distinct=60, prefix="q")
     shard = texts(generator, 200, dim=96, longest=90, distinct=300, prefix="d")
@@ -130,9 +139,19 @@ def test_the_run_does_not_depend_on_block_sizes_or_threads(precision, monkeypatc
         for rows, columns, block, count in [(7, 33, 2, 1), (64, 40, 9, 2), (5000, 5000, 4, 3)]:
             monkeypatch.setattr(packed, "DOCUMENT_VECTORS", rows)
             monkeypatch.setattr(packed, "QUERY_VECTORS", columns)
+            monkeypatch.setattr(simd, "BLOCK_BYTES", 4 * 96 * rows)
+            monkeypatch.setattr(simd, "EXACT_BLOCK_BYTES", 8 * 96 * rows)
             monkeypatch.setattr(search, "QUERY_BLOCK", block)
             torch.set_num_threads(count)
-            hits = search_shard(queries, shard, depth=20, floor_Q=all_open(queries), device=CPU, precision=precision)
+            hits = search_shard(
+                queries,
+                shard,
+                depth=20,
+                floor_Q=all_open(queries),
+                device=CPU,
+                precision=precision,
+                maxsim=maxsim,
+            )
             assert to_run(hits, queries.ids) == wanted
     finally:
         torch.set_num_threads(threads)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalkit.errors import ConfigError
-from evalkit.maxsim import kernels, packed, pieces, reference, rescore
+from evalkit.maxsim import kernels, packed, pieces, reference, rescore, simd
 from evalkit.search import floors, merge, no_hits, search_shard
 from evalkit.store import ShardVectors
 
@@ -220,7 +220,7 @@ def test_rescoring_in_batches_equals_rescoring_one_by_one_to_the_bit(seed, docum
     batched_H = rescore.exact_scores(
         queries, on_device(documents), pairs_H2[:, 0], pairs_H2[:, 1], batch_numbers=batch_numbers
     )
-    assert torch.equal(batched_H.cpu(), packed.exact_scores(queries, documents, pairs_H2[:, 0], pairs_H2[:, 1]))
+    assert torch.equal(batched_H.cpu().view(-1), exact(queries, documents)[pairs_H2[:, 0], pairs_H2[:, 1]].float())
 
 
 def test_rescoring_no_pairs_gives_no_scores():
@@ -255,8 +255,11 @@ def test_vectors_of_512_numbers_fit_hopper_and_not_an_ampere_card_of_100_kib():
     assert tensor_core.tilings(128, piece=16, shared_bytes=101_376)
 
 
-def test_auto_is_the_packed_kernel_on_a_cpu():
-    assert kernels.bind("auto", texts(1, [5], dim=16), device=torch.device("cpu")).name == "packed"
+@pytest.mark.skipif(not simd.available(), reason="the processor has no AVX2")
+def test_auto_is_the_vector_unit_kernel_on_a_cpu_unless_bf16_is_asked_for():
+    documents, device = texts(1, [5], dim=16), torch.device("cpu")
+    assert kernels.bind("auto", documents, device=device).name == "simd"
+    assert kernels.bind("auto", documents, device=device, precision="bfloat16").name == "packed"
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a GPU")

@@ -1,0 +1,131 @@
+"""Launch the vector-unit kernel: blocks of documents for each core, in fp32 to nominate, in float64 to score exactly.
+
+Shapes: Q queries, N documents, D dim; H pairs; Y query vectors and X document vectors, packed; M panels.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from evalkit.maxsim import threads
+from evalkit.maxsim.packed import Packed
+
+BLOCK_BYTES = 1 << 19
+"""Document vectors that one call of the kernel takes: they stay in a core's second-level cache for all queries."""
+EXACT_BLOCK_BYTES = 1 << 21
+"""The same for exact scores, in which a document meets few queries: what counts there is the number of calls."""
+
+
+@cache
+def available() -> bool:
+    """Tell whether the kernel can be compiled here and has vector units that it was written for."""
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return importlib.util.find_spec("numba") is not None and bool(capabilities.get("avx2"))
+
+
+def scores(queries: Packed, documents: Packed) -> Tensor:
+    """Return MaxSim scores [Q, N] in fp32; `packed.error_bound` says how far from exact they can be.
+
+    Every text must have at least one vector, and vectors must be finite.
+    """
+    from evalkit.maxsim import simd_kernel
+
+    panel_MDY = _panels(queries.vectors_XD.float()).numpy()
+    starts_Q, starts_N = queries.starts_N.numpy(), documents.starts_N
+    out_NQ = torch.empty((len(starts_N) - 1, len(starts_Q) - 1))
+
+    def score(begin: int, end: int) -> None:
+        for first, behind in _blocks(starts_N, begin, end, rows=BLOCK_BYTES // 4 // panel_MDY.shape[1]):
+            block_XD = _widened(documents.vectors_XD[starts_N[first] : starts_N[behind]].float())
+            block_starts = (starts_N[first : behind + 1] - starts_N[first]).numpy()
+            simd_kernel.all_scores(block_XD.numpy(), block_starts, panel_MDY, starts_Q, out_NQ[first:behind].numpy())
+
+    threads.map_ranges(score, threads.equal_ranges(starts_N[1:], threads=torch.get_num_threads()))
+    return out_NQ.T
+
+
+def exact_scores(queries: Packed, documents: Packed, query_H: Tensor, document_H: Tensor) -> Tensor:
+    """Return the exact MaxSim, rounded once to fp32 [H], of chosen (query, document) pairs.
+
+    fp16 numbers are multiples of 2⁻²⁴, so products are multiples of 2⁻⁴⁸, and with unit vectors every partial sum is
+    below 32 for up to 32 query vectors: float64 holds each of them without rounding. The result is then the same on
+    every machine, in any order of the additions. For fp32 vectors or longer queries it is float64-accurate.
+    """
+    from evalkit.maxsim import simd_kernel
+
+    if not len(query_H):
+        return torch.zeros(0)
+    width = simd_kernel.panel_vectors(8)
+    lengths_Q = queries.starts_N.diff()
+    panels_Q = (lengths_Q + width - 1) // width
+    panel_starts_Q = torch.cat([torch.zeros(1, dtype=torch.int64), panels_Q.cumsum(0)])
+    owner_Y = torch.repeat_interleave(torch.arange(len(lengths_Q)), lengths_Q)
+    place_Y = torch.arange(len(owner_Y)) - queries.starts_N[owner_Y] + panel_starts_Q[owner_Y] * width
+    spaced_YD = torch.zeros((int(panel_starts_Q[-1]) * width, queries.vectors_XD.shape[1]), dtype=torch.float64)
+    spaced_YD[place_Y] = queries.vectors_XD.double()
+    panel_MDY = _panels(spaced_YD).numpy()
+
+    order_H = torch.argsort(document_H, stable=True)
+    asked_H = query_H[order_H].numpy()
+    chosen_C, pairs_C = torch.unique_consecutive(document_H[order_H], return_counts=True)
+    chosen_H = torch.repeat_interleave(torch.arange(len(chosen_C)), pairs_C)
+    pair_starts_C = torch.cat([torch.zeros(1, dtype=torch.int64), pairs_C.cumsum(0)])
+    lengths_C = documents.starts_N.diff()[chosen_C]
+    starts_C = torch.cat([torch.zeros(1, dtype=torch.int64), lengths_C.cumsum(0)])
+    shift_C = documents.starts_N[chosen_C] - starts_C[:-1]
+    sorted_H = torch.empty(len(query_H), dtype=torch.float64)
+
+    def score(begin: int, end: int) -> None:
+        for first, behind in _blocks(starts_C, begin, end, rows=EXACT_BLOCK_BYTES // 8 // panel_MDY.shape[1]):
+            row_X = torch.arange(int(starts_C[first]), int(starts_C[behind]))
+            row_X += torch.repeat_interleave(shift_C[first:behind], lengths_C[first:behind])
+            pairs = slice(int(pair_starts_C[first]), int(pair_starts_C[behind]))
+            simd_kernel.pair_scores(
+                _widened(documents.vectors_XD[row_X].double()).numpy(),
+                (starts_C[first : behind + 1] - starts_C[first]).numpy(),
+                panel_MDY,
+                panel_starts_Q.numpy(),
+                lengths_Q.numpy(),
+                asked_H[pairs],
+                (chosen_H[pairs] - first).numpy(),
+                sorted_H[pairs].numpy(),
+            )
+
+    work_C = (lengths_C * pairs_C).cumsum(0)
+    threads.map_ranges(score, threads.equal_ranges(work_C, threads=torch.get_num_threads()))
+    out_H = torch.empty(len(query_H))
+    out_H[order_H] = sorted_H.float()
+    return out_H
+
+
+def _blocks(starts_N: Tensor, begin: int, end: int, *, rows: int) -> list[tuple[int, int]]:
+    """Cut documents `begin` to `end` into blocks of at most some rows, or of one document that is longer alone."""
+    blocks = []
+    while begin < end:
+        behind = int(torch.searchsorted(starts_N, int(starts_N[begin]) + rows, right=True)) - 1
+        behind = min(max(behind, begin + 1), end)
+        blocks.append((begin, behind))
+        begin = behind
+    return blocks
+
+
+def _panels(query_YD: Tensor) -> Tensor:
+    """Return query vectors side by side in panels [M, D, Y], the last filled up with zeros."""
+    from evalkit.maxsim import simd_kernel
+
+    width = simd_kernel.panel_vectors(query_YD.element_size())
+    filled_YD = functional.pad(_widened(query_YD), (0, 0, 0, -len(query_YD) % width))
+    return filled_YD.view(-1, width, filled_YD.shape[1]).transpose(1, 2).contiguous()
+
+
+def _widened(vectors_XD: Tensor) -> Tensor:
+    """Fill vectors up with zeros, which add nothing, to a multiple of the numbers that the kernel takes at a time."""
+    from evalkit.maxsim import simd_kernel
+
+    missing = -vectors_XD.shape[1] % simd_kernel.UNROLLED
+    return functional.pad(vectors_XD, (0, missing)) if missing else vectors_XD.contiguous()

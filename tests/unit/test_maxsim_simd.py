@@ -1,0 +1,96 @@
+"""The vector-unit kernel: every length and shape against the definition, garbage in its outputs, narrower registers."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from evalkit.errors import ConfigError
+from evalkit.maxsim import kernels, packed, rescore, simd
+
+CPU = torch.device("cpu")
+needs_units = pytest.mark.skipif(not simd.available(), reason="the processor has no AVX2")
+
+
+def texts(lengths, *, dim, seed, dtype=torch.float16):
+    generator = torch.Generator().manual_seed(seed)
+    vectors = torch.nn.functional.normalize(torch.randn(sum(lengths), dim, generator=generator), dim=1)
+    return packed.pack(vectors.to(dtype), torch.tensor(lengths))
+
+
+def every_pair(queries, documents):
+    pairs = torch.cartesian_prod(*(torch.arange(len(side.starts_N) - 1) for side in (queries, documents)))
+    return pairs[:, 0], pairs[:, 1]
+
+
+@needs_units
+@pytest.mark.parametrize("dim", [1, 4, 30, 64, 96, 128, 384])
+def test_documents_and_queries_of_every_small_length_are_scored_as_by_the_definition(dim):
+    queries = texts([1, 2, 31, 32, 33, 64, 65, 130], dim=dim, seed=1)
+    documents = texts([*range(1, 26), 300], dim=dim, seed=2)
+    pairs = every_pair(queries, documents)
+    wanted_H = rescore.exact_scores(queries, documents, *pairs)
+    assert torch.equal(simd.exact_scores(queries, documents, *pairs), wanted_H)
+    assert torch.allclose(simd.scores(queries, documents).flatten(), wanted_H, atol=1e-4)
+
+
+@needs_units
+def test_negative_similarities_are_not_lost_to_the_panels_filling():
+    queries, documents = texts([3], dim=8, seed=3), texts([2, 7], dim=8, seed=4)
+    documents = documents._replace(vectors_XD=-queries.vectors_XD[:1].expand(9, 8))
+    queries = packed.pack(queries.vectors_XD[:1], torch.tensor([1]))
+    assert simd.scores(queries, documents).max() < -0.99
+    assert simd.exact_scores(queries, documents, *every_pair(queries, documents)).max() < -0.99
+
+
+@needs_units
+def test_whatever_the_output_held_before_leaves_no_trace(monkeypatch):
+    queries, documents = texts([5, 40], dim=16, seed=5), texts([3, 9, 20], dim=16, seed=6)
+    wanted = simd.scores(queries, documents).clone()
+    empty = torch.empty
+    monkeypatch.setattr(torch, "empty", lambda *size, **more: empty(*size, **more).fill_(torch.nan))
+    assert torch.equal(simd.scores(queries, documents), wanted)
+    assert not simd.exact_scores(queries, documents, *every_pair(queries, documents)).isnan().any()
+
+
+@needs_units
+def test_no_pairs_give_no_scores():
+    none_H = torch.zeros(0, dtype=torch.int64)
+    assert simd.exact_scores(texts([4], dim=16, seed=1), texts([5], dim=16, seed=2), none_H, none_H).tolist() == []
+
+
+NARROW = """
+import torch
+torch.cpu.get_capabilities = lambda: {"avx2": True}
+from test_maxsim_simd import every_pair, rescore, simd, texts
+from evalkit.maxsim import simd_kernel
+assert simd_kernel.REGISTERS == (32, 2)
+queries, documents = texts([1, 8, 9, 40], dim=96, seed=1), texts([1, 2, 5, 6, 7, 30], dim=96, seed=2)
+pairs = every_pair(queries, documents)
+wanted = rescore.exact_scores(queries, documents, *pairs)
+assert torch.equal(simd.exact_scores(queries, documents, *pairs), wanted)
+assert torch.allclose(simd.scores(queries, documents).flatten(), wanted, atol=1e-4)
+"""
+
+
+@needs_units
+def test_processors_with_avx2_alone_are_served_by_narrower_tiles(tmp_path):
+    environment = {**os.environ, "NUMBA_CPU_NAME": "haswell", "NUMBA_CPU_FEATURES": "+avx2,+fma,+avx"}
+    environment |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run([sys.executable, "-c", NARROW], env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_a_processor_without_the_units_is_told_so_and_served_by_another_kernel(monkeypatch):
+    monkeypatch.setattr(simd, "available", lambda: False)
+    documents = texts([4, 2], dim=8, seed=1)
+    with pytest.raises(ConfigError, match=r"engine\.maxsim=simd: got device cpu, wanted a CPU with AVX2 or AVX-512"):
+        kernels.bind("simd", documents, device=CPU)
+    kernel = kernels.bind("auto", documents, device=CPU)
+    assert kernel.name == "packed"
+    assert torch.equal(
+        kernel.exact_scores(documents, *every_pair(documents, documents)),
+        rescore.exact_scores(documents, documents, *every_pair(documents, documents)),
+    )

@@ -23,6 +23,8 @@ class Counts:
     documents: int | None = None
     queries: int | None = None
     judgements: int | None = None
+    missing: int = 0
+    """Judged documents that the published corpus itself has not: no system can find them, and all lose by it."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -169,6 +169,7 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores
             "empty_documents": task.survey.empty_documents,
             "queries": len(dataset.queries),
             "judgements": sum(len(judged) for judged in dataset.qrels.values()),
+            **({"missing_documents": len(task.survey.missing)} if task.survey.missing else {}),
             "dropped_self": dropped,
             "shards": len(task.survey.shards),
             **vectors,

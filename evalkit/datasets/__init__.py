@@ -144,18 +144,8 @@ def _deviations(config: DatasetConfig, dataset: Dataset, survey: Survey | None) 
             f"dataset {dataset.name}: got judgements of {len(unknown)} unknown queries (the first is {unknown[0]!r}, "
             f"{where}), wanted every judged query among the queries"
         )
-    if survey and survey.missing:
-        missing = frozenset(survey.missing)
-        query_id, document_id = next(
-            (query_id, document_id)
-            for query_id, judged in dataset.qrels.items()
-            for document_id in judged
-            if document_id in missing
-        )
-        yield (
-            f"dataset {dataset.name}: got judgements of {len(missing)} documents that the corpus has not (the first is "
-            f"{document_id!r}, {_where(config, dataset, query_id, document_id)}), wanted every judged document in it"
-        )
+    if survey and len(survey.missing) != config.counts.missing:
+        yield _missing(config, dataset, frozenset(survey.missing))
     for query_id, judged in dataset.qrels.items():
         for document_id, grade in judged.items():
             if grade not in GRADES:
@@ -177,6 +167,25 @@ def _deviations(config: DatasetConfig, dataset: Dataset, survey: Survey | None) 
             f"dataset {dataset.name}: got a corpus of checksum {survey.checksum} from {dataset.source}, wanted "
             f"{config.checksum}, so some id, title or text differs, or their order"
         )
+
+
+def _missing(config: DatasetConfig, dataset: Dataset, missing: frozenset[str]) -> str:
+    """Say that other judged documents are missing from the corpus than from the published one."""
+    known = config.counts.missing
+    wanted = f"{known} as published" if known else "every judged document in it"
+    first = ""
+    if missing:
+        query_id, document_id = next(
+            (query_id, document_id)
+            for query_id, judged in dataset.qrels.items()
+            for document_id in judged
+            if document_id in missing
+        )
+        first = f" (the first is {document_id!r}, {_where(config, dataset, query_id, document_id)})"
+    return (
+        f"dataset {dataset.name}: got judgements of {len(missing)} documents that the corpus has not{first}, "
+        f"wanted {wanted}"
+    )
 
 
 def _where(config: DatasetConfig, dataset: Dataset, query_id: str, document_id: str) -> str:

@@ -371,6 +371,25 @@ def test_judgements_of_unknown_documents_are_refused_or_recorded(tmp_path: Path)
     assert datasets.check(dataset, found, config(folder, verify=False)) == (deviation,)
 
 
+def test_documents_that_the_published_corpus_lacks_too_are_no_deviation(tmp_path: Path) -> None:
+    """ArguAna judges five documents that nobody has: that many are right, fewer mean another corpus."""
+    folder = small_folder(tmp_path)
+    path = folder / "qrels" / "test.tsv"
+    path.write_text("q1\td1\t1\nq1\tz\t1\nq1\ta\t0\n", encoding="utf-8")
+    dataset = datasets.load(config(folder))
+    found = surveyed(dataset, tmp_path)
+    assert datasets.check(dataset, found, config(folder, counts=Counts(missing=2))) == ()
+    assert refusal(lambda: datasets.check(dataset, found, config(folder, counts=Counts(missing=3)))) == (
+        f"dataset small: got judgements of 2 documents that the corpus has not (the first is 'z', {path} line 2), "
+        f"wanted 3 as published{ACCEPT}"
+    )
+    path.write_text("q1\td1\t1\n", encoding="utf-8")
+    dataset = datasets.load(config(folder))
+    assert refusal(
+        lambda: datasets.check(dataset, surveyed(dataset, tmp_path), config(folder, counts=Counts(missing=3)))
+    ) == (f"dataset small: got judgements of 0 documents that the corpus has not, wanted 3 as published{ACCEPT}")
+
+
 @pytest.mark.parametrize(
     ("counts", "deviation"),
     [

@@ -147,6 +147,7 @@ def test_every_config_has_official_counts_and_says_where_it_comes_from(name: str
     assert config.counts.documents == (known["documents"] or 8841823)
     assert config.counts.judgements == (known["judgements"] or 7437)
     assert None not in (config.counts.queries, config.mean_characters)
+    assert config.counts.missing == (5 if name == "beir/arguana" else 0)
     assert config.licence
     assert config.citation
     assert config.drop_self == name.startswith("beir/")

@@ -97,12 +97,12 @@ def source_names(config: DatasetConfig) -> tuple[SourceName, ...]:
 
 
 def on_disk(config: DatasetConfig) -> SourceName | None:
-    """Return the first source whose documents are on disk, or None; looks, and neither fetches nor reads them."""
+    """Return the first source that has all documents on disk, or None; looks, and neither fetches nor reads them."""
     for name in source_names(config):
         there = {
             "folder": config.path is not None and Path(config.path).expanduser().is_dir(),
             "ir_datasets": config.ir_datasets_id is not None and irds.stored(config.ir_datasets_id),
-            "hub": config.hub is not None and hub.stored(config.hub),
+            "hub": config.hub is not None and hub.stored(config.hub, config.split),
             "demo": True,
         }
         if there[name]:

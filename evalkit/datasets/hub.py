@@ -96,11 +96,21 @@ class HubCorpus:
                     )
 
 
-def stored(copy: HubCopy) -> bool:
-    """Return whether the copy's commit is in the Hub's cache, without fetching anything."""
+def stored(copy: HubCopy, split: str) -> bool:
+    """Return whether all files of the documents are in the Hub's cache, without fetching any.
+
+    The cache of a repository that holds several datasets, as MIRACL's does, may have those of another alone.
+    """
     from huggingface_hub import try_to_load_from_cache
 
-    return isinstance(try_to_load_from_cache(copy.repo, "README.md", revision=copy.revision, repo_type="dataset"), str)
+    readme = try_to_load_from_cache(copy.repo, "README.md", revision=copy.revision, repo_type="dataset")
+    if not isinstance(readme, str):
+        return False
+    folder = Path(readme).parent
+    try:
+        return all(path.is_file() for path in _files(folder, _patterns(folder, copy.corpus, split), copy))
+    except DatasetError:
+        return False
 
 
 def load_hub(config: DatasetConfig) -> Dataset:

@@ -5,6 +5,7 @@ ir-datasets is imported on first use: the import takes a second, and it fixes IR
 
 from __future__ import annotations
 
+import re
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
+
+import xxhash
 
 from evalkit.config import DatasetConfig
 from evalkit.errors import DatasetError, nearest
@@ -29,6 +32,7 @@ _READ_ERRORS: Final = (
     zipfile.BadZipFile,
     zlib.error,
 )
+_SPLIT: Final = re.compile("/(train|dev|test)$")
 _SHOWN_CHARACTERS: Final = 300
 """How much of the package's own message is quoted."""
 
@@ -59,20 +63,18 @@ class IrdsCorpus:
         if family == "beir":  # one folder per set, with everything in it
             return tuple(path for path in sorted((home / family / name).rglob("*")) if path.is_file())
         with _explained(self.dataset_id):
-            documents = Path(dataset.docs_path())
+            documents = _document_files(dataset, fetch=True)
             # dev/small's queries are picked out of dev's where they have no file of their own.
             asked = dataset if hasattr(dataset, "queries_path") else _dataset(self.dataset_id.removesuffix("/small"))
             others = [Path(asked.queries_path()), Path(dataset.qrels_path())]
-        # MIRACL's documents are all files of a folder; the tables of mMARCO's languages lie in one.
-        parts = sorted(documents.parent.iterdir()) if family == "miracl" else [documents]
         version = home / family / "irds_version.txt"
-        return (*parts, *others, *(version,) * version.is_file())
+        return (*documents, *others, *(version,) * version.is_file())
 
     def fingerprint(self) -> str:
-        """Return the id, the package's version, and size and time of the file that documents are read from.
+        """Return the id, the package's version, and sizes and times of the files that documents are read from.
 
-        That file is the collection's own (of several, the first), else the document store, built here if need be.
-        Downloads what is not on disk; the package verifies the checksums of what it downloads.
+        These are the collection's own, else the document store, built here if need be. Downloads what is not on disk;
+        the package verifies the checksums of what it downloads.
 
         Raises:
             DatasetError: The collection cannot be had.
@@ -83,13 +85,13 @@ class IrdsCorpus:
         dataset = _dataset(self.dataset_id)
         with _explained(self.dataset_id):
             if hasattr(dataset, "docs_path"):
-                path = Path(dataset.docs_path())
+                paths = _document_files(dataset, fetch=True)
             else:
                 store = dataset.docs_store()
                 store.build()
-                path = Path(store.path) / "bin"
-            facts = path.stat()
-        return f"{self.dataset_id}-{ir_datasets.__version__}-{facts.st_size}-{facts.st_mtime_ns}"
+                paths = [Path(store.path) / "bin"]
+            facts = [(found.st_size, found.st_mtime_ns) for found in (path.stat() for path in paths)]
+        return f"{self.dataset_id}-{ir_datasets.__version__}-{xxhash.xxh3_128_hexdigest(repr(facts).encode())}"
 
     def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
         """Yield documents in the package's order.
@@ -119,14 +121,13 @@ class IrdsCorpus:
 
 
 def stored(dataset_id: str) -> bool:
-    """Return whether a collection's documents are on disk (of several files the first), without fetching any."""
-    family, name = dataset_id.split("/")[:2] if "/" in dataset_id else (dataset_id, "")
-    if family == "beir":
-        return (
-            any((_home() / family / name).glob("**/docs.pklz4")) or (_home() / family / name / "source.zip").is_file()
-        )
+    """Return whether all of a collection's documents are on disk, without fetching any."""
+    if dataset_id.startswith("beir/"):
+        folder = _home() / _SPLIT.sub("", dataset_id)
+        # Without the positions, which the package writes behind the documents, a document store is half built.
+        return (folder / "source.zip").is_file() or (folder / "docs.pklz4" / "bin.pos").is_file()
     dataset = _dataset(dataset_id)
-    return hasattr(dataset, "docs_path") and Path(dataset.docs_path(force=False)).is_file()
+    return hasattr(dataset, "docs_path") and all(path.is_file() for path in _document_files(dataset, fetch=False))
 
 
 def load_ir_datasets(config: DatasetConfig) -> Dataset:
@@ -171,6 +172,14 @@ def load_ir_datasets(config: DatasetConfig) -> Dataset:
         source=f"ir_datasets {_version()} {identifier}",
         unjudged_queries=len(known) - len(queries),
     )
+
+
+def _document_files(dataset: Any, *, fetch: bool) -> list[Path]:
+    """Return the files that a collection's documents are read from, of which `docs_path` names the first alone."""
+    parts = getattr(dataset.docs_handler(), "_dlcs", None)
+    if parts is None:
+        return [Path(dataset.docs_path() if fetch else dataset.docs_path(force=False))]
+    return [Path(part.path(force=fetch)) for part in parts]
 
 
 def _home() -> Path:

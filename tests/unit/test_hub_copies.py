@@ -160,6 +160,17 @@ def test_any_range_of_a_copy_is_that_slice_across_files_and_row_groups(hub: Path
             assert list(corpus.documents(start, stop)) == whole[start:stop]
 
 
+@pytest.mark.parametrize("gone", ["README.md", "corpus/corpus-00001-of-00002.parquet", "blob"])
+def test_a_copy_whose_documents_are_not_all_there_is_not_on_disk(hub: Path, gone: str) -> None:
+    """As after a download that was cut off, or beside the only language of a repository that was fetched."""
+    assert datasets.on_disk(config()) is None
+    snapshot = lay(hub, small_copy())
+    assert datasets.on_disk(config()) == "hub"
+    lost = snapshot / ("corpus/corpus-00000-of-00002.parquet" if gone == "blob" else gone)
+    (lost.resolve() if gone == "blob" else lost).unlink()
+    assert datasets.on_disk(config()) is None
+
+
 def test_a_copy_has_a_fingerprint_of_commit_and_files(hub: Path) -> None:
     snapshot = lay(hub, small_copy())
     corpus = load_hub(config()).corpus

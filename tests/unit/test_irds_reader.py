@@ -93,6 +93,17 @@ for identifier in ("mmarco/v2/it/dev/small", "mmarco/v2/pt/dev/small", "miracl/b
     count = sum(1 for _ in corpus.documents())
     found["peaks"][identifier] = [count, tracemalloc.get_traced_memory()[1]]
     tracemalloc.stop()
+second = ir_datasets.util.home_path() / "miracl/v1.0/te/docs/docs-1.jsonl.gz"
+os.utime(second, (0, 0))
+found["fingerprint after a change of the second file"] = IrdsCorpus("miracl/te/dev").fingerprint()
+second.rename(second.with_suffix(".aside"))
+found["stored without its second file"] = irds.stored("miracl/te/dev")
+store = ir_datasets.util.home_path() / "beir/fiqa"
+(store / "source.zip").unlink()
+found["stored as a document store alone"] = irds.stored("beir/fiqa/test")
+(store / "docs.pklz4" / "bin.pos").unlink()
+found["stored as half a document store"] = irds.stored("beir/fiqa/test")
+found["stored in another version"] = irds.stored("beir/webis-touche2020/v2")
 found["not stored"] = [irds.stored(name) for name in ("beir/scifact/test", "miracl/sw/dev", "mmarco/v2/ja/dev/small")]
 found["climbing"] = len(list(datasets.load(config("beir/trec-covid")).corpus.documents()))
 json.dump(found, open(sys.argv[1], "w"))
@@ -126,6 +137,7 @@ def lay_everything(home: Path) -> None:
         qrels="q\t3\t1\n",
     )
     lay_beir(home, "nq", corpus=[], queries=[{"_id": "q", "text": "x", "metadata": {}}], qrels="other\td\t1\n")
+    lay_beir(home, "webis-touche2020", corpus=[], queries=[], qrels="")
     (home / "beir" / "arguana").mkdir()
     (home / "beir" / "arguana" / "source.zip").write_bytes(b"not a zip")
 
@@ -259,6 +271,14 @@ def test_what_is_on_disk_is_known_without_fetching(found: dict[str, Any]) -> Non
     assert found["not stored"] == [False, False, False]
 
 
+def test_what_is_only_partly_on_disk_is_not_on_disk(found: dict[str, Any]) -> None:
+    """One of two gzipped files, a document store that was being built, the first version's files of a set."""
+    assert not found["stored without its second file"]
+    assert found["stored as a document store alone"]
+    assert not found["stored as half a document store"]
+    assert not found["stored in another version"]
+
+
 @pytest.mark.parametrize(
     ("identifier", "files"),
     [
@@ -333,10 +353,15 @@ def test_memory_stays_flat_while_a_collection_grows_tenfold(found: dict[str, Any
 
 @pytest.mark.parametrize("identifier", ["beir/nfcorpus/test", "miracl/te/dev", "mmarco/v2/dt/dev/small"])
 def test_a_fingerprint_names_the_collection_and_stays(found: dict[str, Any], identifier: str) -> None:
-    """Id, the package's version, and the file's size and time."""
+    """Id, the package's version, and the files' sizes and times."""
     one, again = found[identifier]["fingerprints"]
     assert one == again
     assert one.startswith(f"{identifier}-0.")
+
+
+def test_a_fingerprint_changes_with_any_of_a_collections_files(found: dict[str, Any]) -> None:
+    """Else an old survey, and vectors stored under its shards' names, would be believed of other texts."""
+    assert found["fingerprint after a change of the second file"] not in found["miracl/te/dev"]["fingerprints"]
 
 
 def test_an_unknown_id_is_refused_with_the_nearest(found: dict[str, Any]) -> None:

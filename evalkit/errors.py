@@ -22,6 +22,10 @@ class DatasetError(EvalkitError):
     """A corpus, query or qrels file is missing or malformed."""
 
 
+class DeviationError(DatasetError):
+    """A dataset can be read and is not the published one."""
+
+
 class ModelError(EvalkitError):
     """A checkpoint or tokenizer is missing, malformed or not what the config says."""
 

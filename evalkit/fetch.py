@@ -25,6 +25,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
 from evalkit import datasets, pipeline
+from evalkit.cells import Task
 from evalkit.compose import check_overrides, compose
 from evalkit.config import EncoderConfig, RunConfig
 from evalkit.datasets.hub import HubCorpus
@@ -75,7 +76,7 @@ def fetch(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:
     Raises EvalkitError subclasses when something cannot be had or is not what its config says.
     """
     found = [_model(config) for config in _once(configs, "model")]
-    found += [_dataset(config, console=console) for config in _once(configs, "dataset")]
+    found += [_dataset(pipeline.prepare(config, console=console)) for config in _once(configs, "dataset")]
     cache_dir = configs[0].cache_dir
     for each in found:
         record = {"name": each.name, "source": each.source, "checksums": dict(each.checksums)}
@@ -86,20 +87,17 @@ def fetch(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:
 def verify(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:
     """Read every model and dataset of a selection whole with the network off, and compare it with what was fetched.
 
-    Sources that are on disk beside the one used must hold the same. The notes of a dataset are its integrity report.
+    Sources that are on disk beside the one used must hold the same. The notes of a dataset are accepted deviations, its
+    integrity report and what was compared.
     Raises EvalkitError subclasses for what is missing, damaged, changed or in disagreement.
     """
     with network_off(), tempfile.TemporaryDirectory() as scratch:
         found = [_model(config) for config in _once(configs, "model")]
         for config in _once(configs, "dataset"):
             # A cached survey would be believed without reading the corpus, hence the scratch folder.
-            found.append(_dataset(replace(config, cache_dir=Path(scratch)), console=console))
-            dataset = datasets.load(config.dataset)
-            notes = integrity(dataset).lines()
-            for other in _other_sources(config, dataset):
-                agree(dataset, other)
-                notes.append(f"the same as from                  {other.source}")
-            found[-1] = found[-1]._replace(notes=tuple(notes))
+            task = pipeline.prepare(replace(config, cache_dir=Path(scratch)), console=console)
+            report = (*integrity(task.dataset).lines(), *_compared(config, task.dataset))
+            found.append(_dataset(task)._replace(notes=(*task.deviations, *report)))
     for each in found:
         path = fetched_file(configs[0].cache_dir, each.name)
         if path.is_file() and (recorded := json.loads(path.read_bytes())["checksums"]) != each.checksums:
@@ -308,8 +306,7 @@ def _stored_files(checkpoint: Checkpoint) -> list[Path]:
     return [*files, *(reference for reference in references if reference.is_file())]
 
 
-def _dataset(config: RunConfig, *, console: Console) -> Fetched:
-    task = pipeline.prepare(config, console=console)
+def _dataset(task: Task) -> Fetched:
     corpus = task.dataset.corpus
     return Fetched(
         f"dataset {task.dataset.name} {task.dataset.split}",
@@ -320,13 +317,20 @@ def _dataset(config: RunConfig, *, console: Console) -> Fetched:
     )
 
 
-def _other_sources(config: RunConfig, used: Dataset) -> Iterator[Dataset]:
-    """Yield the dataset from each further source that is on disk."""
+def _compared(config: RunConfig, used: Dataset) -> Iterator[str]:
+    """Compare the dataset with what each further source has on disk; yield a line for each.
+
+    Counts are not asserted of these: `agree` names what differs. Raises DatasetError for a difference.
+    """
     for name in datasets.source_names(config.dataset):
+        one = replace(config.dataset, sources=(name,), verify=False)
+        if datasets.on_disk(one) is None:
+            continue
         try:
-            other = datasets.load(replace(config.dataset, sources=(name,)))
-            other.corpus.fingerprint()
-        except DatasetError:
+            other = datasets.load(one)
+        except DatasetError as error:
+            yield f"not compared                      {error}"
             continue
         if other.source != used.source:
-            yield other
+            agree(used, other)
+            yield f"the same as from                  {other.source}"

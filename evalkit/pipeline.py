@@ -20,7 +20,7 @@ from evalkit import datasets, environment, metrics, results, runs
 from evalkit.cells import Cell, Task, plan
 from evalkit.check import canary
 from evalkit.config import Bm25Config, EncoderConfig, RunConfig
-from evalkit.datasets.survey import ShardRange, survey
+from evalkit.datasets.survey import ShardRange, Survey, survey
 from evalkit.engines.local import map_shards
 from evalkit.maxsim import kernels
 from evalkit.models import bm25
@@ -32,6 +32,7 @@ from evalkit.results import CellScores
 from evalkit.search import Hits, drop_self, merge, no_hits, separate_ties, to_run
 from evalkit.stages import limit_tokenizer, tokenizer_threads
 from evalkit.steps import bm25_count_step, bm25_score_step, costs, vector_step
+from evalkit.types import Dataset
 
 METRICS = ("ndcg@10", "mrr@10", "recall@100")
 
@@ -58,17 +59,20 @@ def prepare(config: RunConfig, *, console: Console) -> Task:
     """Open the dataset and survey its corpus: counts, checksum, duplicate ids, shard cuts."""
     device = environment.choose_device(config.engine.device)
     kernels.require(config.engine.maxsim, device)
-    dataset = datasets.load(config.dataset)
-    with documents_bar(console, f"survey of {dataset.name}", total=config.dataset.counts.documents) as advance:
-        surveyed = survey(
-            dataset.corpus,
-            shard_tokens=config.store.shard_tokens,
-            max_document_tokens=_max_document_tokens(config),
-            cache_dir=config.cache_dir,
-            name=dataset.name,
-            judged_ids=datasets.judged_ids(dataset),
-            progress=lambda documents: advance(documents, 0),
-        )
+
+    def survey_of(dataset: Dataset) -> Survey:
+        with documents_bar(console, f"survey of {dataset.name}", total=config.dataset.counts.documents) as advance:
+            return survey(
+                dataset.corpus,
+                shard_tokens=config.store.shard_tokens,
+                max_document_tokens=_max_document_tokens(config),
+                cache_dir=config.cache_dir,
+                name=dataset.name,
+                judged_ids=datasets.judged_ids(dataset),
+                progress=lambda documents: advance(documents, 0),
+            )
+
+    dataset, surveyed = datasets.load_surveyed(config.dataset, survey_of)
     deviations = datasets.check(dataset, surveyed, config.dataset)
     return Task(config, dataset, surveyed, deviations, device, console)
 

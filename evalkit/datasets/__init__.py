@@ -6,18 +6,20 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final
+from typing import Final, TypeVar
 
 from evalkit.config import DatasetConfig, SourceName
 from evalkit.datasets import hub, irds
 from evalkit.datasets.folder import judgement_line, load_folder
 from evalkit.datasets.survey import Survey
-from evalkit.errors import DatasetError
+from evalkit.errors import DatasetError, DeviationError
 from evalkit.types import Corpus, Dataset, Document
 
-__all__ = ["SOURCES", "check", "judged_ids", "load", "on_disk", "source_names"]
+__all__ = ["SOURCES", "check", "judged_ids", "load", "load_surveyed", "on_disk", "source_names"]
 
 log = logging.getLogger(__name__)
+
+Used = TypeVar("Used")
 
 GRADES: Final = range(-10, 101)
 """What a relevance grade may be; TREC's go from -2 to 4. Beyond it a column was mistaken for the grade."""
@@ -54,22 +56,39 @@ def load(config: DatasetConfig, *, with_corpus: bool = True) -> Dataset:
         DatasetError: The dataset cannot be had or read, or (unless `config.verify` is false) deviates.
 
     """
+    several = len(source_names(config)) > 1
+    return _first(config, lambda dataset: dataset.corpus.fingerprint() if with_corpus and several else None)[0]
+
+
+def load_surveyed(config: DatasetConfig, survey_of: Callable[[Dataset], Survey]) -> tuple[Dataset, Survey]:
+    """Load a dataset as `load` does, from the first source whose documents can be read to their end, and survey it.
+
+    A source whose documents the survey finds damaged failed like one that cannot be had: the next is tried.
+
+    Raises:
+        DatasetError: As `load` does, and for what the survey of the last source refuses.
+
+    """
+    return _first(config, survey_of)
+
+
+def _first(config: DatasetConfig, use: Callable[[Dataset], Used]) -> tuple[Dataset, Used]:
+    """Return the dataset from the first source that can be read and used, and what its use returned."""
     names = source_names(config)
     reasons: list[str] = []
     for name in names:
         try:
             dataset = SOURCES[name](config)
-            if with_corpus and len(names) > 1:
-                dataset.corpus.fingerprint()
+            if config.template == "text":
+                dataset = dataclasses.replace(dataset, corpus=TitlelessCorpus(dataset.corpus))
+            _accept(config, _deviations(config, dataset, None))
+            return dataset, use(dataset)
+        except DeviationError:
+            raise
         except DatasetError as error:
             reasons.append(str(error))
             if name != names[-1]:
                 log.warning("dataset %s: source %s failed, the next one is tried: %s", config.name, name, error)
-            continue
-        _accept(config, _deviations(config, dataset, None))
-        if config.template == "text":
-            return dataclasses.replace(dataset, corpus=TitlelessCorpus(dataset.corpus))
-        return dataset
     if len(reasons) == 1:
         raise DatasetError(reasons[0])
     msg = f"dataset {config.name}: got it from none of its sources, wanted one of {', '.join(names)}"
@@ -130,7 +149,7 @@ def _accept(config: DatasetConfig, deviations: Iterator[str]) -> tuple[str, ...]
     for deviation in deviations:
         if config.verify:
             msg = f"{deviation}; repair the data, or accept and record the deviation with dataset.verify=false"
-            raise DatasetError(msg)
+            raise DeviationError(msg)
         found.append(deviation)
     return tuple(found)
 

@@ -45,7 +45,8 @@ def terminal(table_rows: Sequence[Row]) -> Table:
     """Return the table for a terminal."""
     table = Table(box=None, pad_edge=False)
     for name in _header(table_rows):
-        table.add_column(name, justify="left" if name in TEXT_COLUMNS else "right", no_wrap=True)
+        # A verdict names every deviation: it alone takes several lines, and leaves the other columns their width.
+        table.add_column(name, justify="left" if name in TEXT_COLUMNS else "right", no_wrap=name != "verdict")
     for values in _lines(table_rows):
         table.add_row(*values)
     return table

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import json
+import logging
 import socket
 import tarfile
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import huggingface_hub.constants
 import pytest
 from rich.console import Console
-from test_hub_copies import COMMIT, lay, lines, small_copy
+from test_hub_copies import COMMIT, CORPUS, lay, lines, small_copy
 
-from evalkit import fetch
-from evalkit.config import configs_dir
+from evalkit import datasets, fetch
+from evalkit.config import DatasetConfig, configs_dir
+from evalkit.datasets import irds
+from evalkit.datasets.folder import load_folder
 from evalkit.errors import ConfigError, DatasetError, EvalkitError, StoreError
+from evalkit.types import Dataset
 
 QUIET = Console(quiet=True)
 
@@ -103,6 +109,86 @@ def test_what_is_not_on_disk_fails_the_proof(words: list[str], tmp_path: Path) -
     )
 
 
+def folder_beside_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qrels: str) -> None:
+    """Let ir-datasets' place in the order of sources be taken by a folder that holds what the copy holds."""
+    folder = tmp_path / "folder"
+    (folder / "qrels").mkdir(parents=True)
+    (folder / "corpus.jsonl").write_bytes(lines([{**row, "title": row["title"] or ""} for row in CORPUS]))
+    (folder / "queries.jsonl").write_bytes(lines([{"_id": "q0", "text": "unjudged"}, {"_id": "q1", "text": "judged"}]))
+    (folder / "qrels" / "test.tsv").write_text(qrels, encoding="utf-8")
+
+    def load_beside(config: DatasetConfig) -> Dataset:
+        return load_folder(replace(config, path=str(folder)))
+
+    monkeypatch.setitem(datasets.SOURCES, "ir_datasets", load_beside)  # type: ignore[arg-type]  # a dict indeed
+    monkeypatch.setattr(irds, "stored", lambda _identifier: True)
+
+
+def test_sources_that_agree_are_said_to(words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder_beside_the_copy(tmp_path, monkeypatch, "q1\td7\t2\nq1\td0\t0\n")
+    both = [*words, "dataset.sources=[hub,ir_datasets]", "dataset.ir_datasets_id=any/id"]
+    notes = fetch.verify(fetch.selection(both), console=QUIET)[1].notes
+    assert "the same as from                  folder folder" in notes
+
+
+@pytest.mark.parametrize(
+    ("qrels", "complaint"),
+    [
+        ("q1\td7\t2\n", "query 'q1', document 'd0': relevance 0 and None"),
+        ("q1\td7\t2\nq1\td0\t0\nq0\td3\t1\n", "query 'q0' with text 'unjudged' in one of them only"),
+    ],
+    ids=["a judgement less", "a query more"],
+)
+def test_sources_whose_counts_differ_disagree(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qrels: str, complaint: str
+) -> None:
+    """That one of them deviates from the published counts is no reason to pass it over."""
+    folder_beside_the_copy(tmp_path, monkeypatch, qrels)
+    both = [*words, "dataset.sources=[hub,ir_datasets]", "dataset.ir_datasets_id=any/id"]
+    message = refusal(lambda: fetch.verify(fetch.selection(both), console=QUIET), DatasetError)
+    assert f"hub owner/small@{COMMIT} and folder folder disagree; got {complaint}, wanted the same from both" in message
+
+
+def test_a_further_source_that_cannot_be_read_is_said_not_to_be_compared(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_beside_the_copy(tmp_path, monkeypatch, "q1\td7\n")
+    both = [*words, "dataset.sources=[hub,ir_datasets]", "dataset.ir_datasets_id=any/id"]
+    notes = fetch.verify(fetch.selection(both), console=QUIET)[1].notes
+    assert notes[-1].startswith("not compared                      ")
+    assert notes[-1].endswith(
+        "got 2 columns, wanted 3 (query-id corpus-id score); ids hold no white space; repair the line"
+    )
+
+
+def test_accepted_deviations_are_part_of_the_proof(words: list[str]) -> None:
+    accepted = [*words, "dataset.counts.documents=11", "dataset.verify=false"]
+    notes = fetch.verify(fetch.selection(accepted), console=QUIET)[1].notes
+    assert notes[0] == "dataset xquad/en: got 10 documents, wanted 11 as published"
+
+
+def test_a_source_whose_documents_are_damaged_gives_way_to_the_next(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The survey finds it, which is the first to read them to their end; what was used is recorded."""
+    folder_beside_the_copy(tmp_path, monkeypatch, "q1\td7\t2\nq1\td0\t0\n")
+    corpus = tmp_path / "folder" / "corpus.jsonl"
+    (tmp_path / "folder" / "corpus.jsonl.gz").write_bytes(gzip.compress(corpus.read_bytes())[:-9])
+    corpus.unlink()
+    both = [*words, "dataset.sources=[ir_datasets,hub]", "dataset.ir_datasets_id=any/id"]
+    with caplog.at_level(logging.WARNING):
+        (_, dataset) = fetch.fetch(fetch.selection(both), console=QUIET)
+    assert dataset.source == f"hub owner/small@{COMMIT}"
+    (record,) = caplog.records
+    assert "source ir_datasets failed, the next one is tried: " in record.getMessage()
+    assert "got the end of a truncated gzip file after this line, wanted a whole file" in record.getMessage()
+    message = refusal(
+        lambda: fetch.fetch(fetch.selection([*both[:-2], "dataset.sources=[ir_datasets]", both[-1]]), console=QUIET),
+        DatasetError,
+    )
+    assert "got the end of a truncated gzip file" in message
+
+
 def test_a_checksum_that_changed_since_the_fetch_fails_the_proof(words: list[str], tmp_path: Path) -> None:
     configs = fetch.selection(words)
     fetch.fetch(configs, console=QUIET)
@@ -154,9 +240,9 @@ def bundle_of(path: Path, members: list[tarfile.TarInfo], listed: list[str]) -> 
     return path
 
 
-def link(name: str) -> tarfile.TarInfo:
+def special(name: str, kind: bytes) -> tarfile.TarInfo:
     member = tarfile.TarInfo(name)
-    member.type, member.linkname = tarfile.SYMTYPE, "/etc/passwd"
+    member.type, member.linkname = kind, "/etc/passwd"
     return member
 
 
@@ -166,9 +252,17 @@ def link(name: str) -> tarfile.TarInfo:
         (tarfile.TarInfo("huggingface/../../outside"), "got member 'huggingface/../../outside', which leads elsewhere"),
         (tarfile.TarInfo("/outside"), "got member '/outside', which leads elsewhere"),
         (tarfile.TarInfo("elsewhere/x"), "which leads elsewhere, wanted names under huggingface or ir_datasets"),
-        (link("huggingface/link"), "got member 'huggingface/link', which is a link, wanted plain files only"),
+        *(
+            (special("huggingface/x", kind), f"got member 'huggingface/x', which is {what}, wanted plain files only")
+            for kind, what in (
+                (tarfile.SYMTYPE, "a link"),
+                (tarfile.LNKTYPE, "a link"),
+                (tarfile.CHRTYPE, "no plain file"),
+                (tarfile.FIFOTYPE, "no plain file"),
+            )
+        ),
     ],
-    ids=["climbing", "absolute", "unknown home", "link"],
+    ids=["climbing", "absolute", "unknown home", "link", "hard link", "device", "pipe"],
 )
 def test_a_member_that_leads_elsewhere_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, member: tarfile.TarInfo, complaint: str

@@ -153,9 +153,16 @@ def load_ir_datasets(config: DatasetConfig) -> Dataset:
     qrels: dict[str, dict[str, int]] = {}
     with _explained(identifier):
         for judgement in source.qrels_iter():
-            qrels.setdefault(judgement.query_id, {})[judgement.doc_id] = judgement.relevance
+            grades = qrels.setdefault(judgement.query_id, {})
+            if (first := grades.setdefault(judgement.doc_id, judgement.relevance)) != judgement.relevance:
+                pair = f"query {judgement.query_id!r} and document {judgement.doc_id!r}"
+                raise _damaged(identifier, f"grades {first} and {judgement.relevance} for {pair}", "one for a pair")
         known = tuple(Query(query.query_id, query.text) for query in source.queries_iter())
     queries = tuple(query for query in known if query.id in qrels)
+    if empty := [query.id for query in queries if not query.text.strip()]:
+        raise _damaged(identifier, f"query {empty[0]!r} with empty text", "some text")
+    if len({query.id for query in queries}) < len(queries):
+        raise _damaged(identifier, "a query id twice", "every id once")
     if not queries:
         msg = f"dataset {config.name}: got no query with a judgement from ir_datasets id {identifier!r}"
         raise DatasetError(f"{msg}, wanted at least one; delete its files under IR_DATASETS_HOME and get them anew")
@@ -195,7 +202,16 @@ def _version() -> str:
 
 
 def _document(record: Any) -> Document:
-    return Document(record.doc_id, getattr(record, "title", ""), record.text)
+    identifier, title, text = record.doc_id, getattr(record, "title", None) or "", record.text
+    if not isinstance(text, str) or not isinstance(identifier, str) or identifier.split() != [identifier]:
+        msg = f"document {identifier!r} with text {text!r:.60}, wanted an id without white space and text"
+        raise ValueError(msg)  # told by _explained
+    return Document(identifier, title, text)
+
+
+def _damaged(identifier: str, got: str, wanted: str) -> DatasetError:
+    remedy = f"delete its files under {_home()} and get them anew"
+    return DatasetError(f"ir_datasets id {identifier!r}: got {got}, wanted {wanted}; {remedy}")
 
 
 def _dataset(identifier: str) -> Any:

@@ -83,6 +83,11 @@ found["refusals"] = {
     "half a zip": refusal(lambda: datasets.load(config("beir/scidocs"))),
     "too few columns": refusal(lambda: list(IrdsCorpus("mmarco/v2/vi/dev/small").documents())),
     "qrels of too few columns": refusal(lambda: datasets.load(config("miracl/fi/dev"))),
+    "two grades": refusal(lambda: datasets.load(config("miracl/ar/dev"))),
+    "empty query": refusal(lambda: datasets.load(config("miracl/es/dev"))),
+    "query twice": refusal(lambda: datasets.load(config("miracl/fa/dev"))),
+    "text null": refusal(lambda: list(IrdsCorpus("miracl/hi/dev").documents())),
+    "id with a space": refusal(lambda: list(IrdsCorpus("miracl/id/dev").documents())),
     "grade out of range": refusal(lambda: datasets.load(config("miracl/th/dev"))),
 }
 found["peaks"] = {}
@@ -120,6 +125,33 @@ def lay_beir(home: Path, name: str, *, corpus: list[dict[str, Any]], queries: li
         file.writestr(f"{name}/qrels/test.tsv", f"query-id\tcorpus-id\tscore\n{qrels}")
 
 
+def lay_odd_languages(home: Path) -> None:
+    """Write MIRACL collections that are damaged, one way each."""
+    damaged = home / "miracl" / "v1.0" / "yo" / "docs"
+    damaged.mkdir(parents=True)
+    (damaged / "docs-1.jsonl.gz").write_bytes(gzip.compress(b'{"docid": "0#0", "title": "", "text": "x"}\n')[:-12])
+
+    for language, topics, qrels in (
+        ("fi", "7\tx\n", "7\tQ0\t1#0\n"),
+        ("th", "7\tx\n", "7\tQ0\t1#0\t300\n"),
+        ("ar", "7\tx\n", "7\tQ0\t1#0\t1\n7\tQ0\t1#0\t0\n"),
+        ("es", "7\t \n", "7\tQ0\t1#0\t1\n"),
+        ("fa", "7\tx\n7\ty\n", "7\tQ0\t1#0\t1\n"),
+    ):
+        folder = home / "miracl" / "v1.0" / language / "dev"
+        folder.mkdir(parents=True)
+        (folder / "topics.tsv").write_text(topics, encoding="utf-8")
+        (folder / "qrels.tsv").write_text(qrels, encoding="utf-8")
+
+    for language, entry in (
+        ("hi", {"docid": "0#0", "title": None, "text": None}),
+        ("id", {"docid": "0 0", "title": None, "text": "x"}),
+    ):
+        folder = home / "miracl" / "v1.0" / language / "docs"
+        folder.mkdir(parents=True)
+        (folder / "docs-0.jsonl.gz").write_bytes(gzip.compress(f"{json.dumps(entry)}\n".encode()))
+
+
 def lay_everything(home: Path) -> None:
     with_url = {"metadata": {"url": "https://example.org"}}
     lay_beir(
@@ -150,16 +182,6 @@ def lay_everything(home: Path) -> None:
         (telugu / "docs" / f"docs-{number}.jsonl.gz").write_bytes(gzip.compress(text.encode()))
     (telugu / "dev" / "topics.tsv").write_text("7\tప్రశ్న\n8\tunjudged\n", encoding="utf-8")
     (telugu / "dev" / "qrels.tsv").write_text("7\tQ0\t1#0\t1\n7\tQ0\t2#1\t0\n", encoding="utf-8")
-    damaged = home / "miracl" / "v1.0" / "yo" / "docs"
-    damaged.mkdir(parents=True)
-    (damaged / "docs-1.jsonl.gz").write_bytes(gzip.compress(b'{"docid": "0#0", "title": "", "text": "x"}\n')[:-12])
-
-    for language, qrels in (("fi", "7\tQ0\t1#0\n"), ("th", "7\tQ0\t1#0\t300\n")):
-        folder = home / "miracl" / "v1.0" / language / "dev"
-        folder.mkdir(parents=True)
-        (folder / "topics.tsv").write_text("7\tx\n", encoding="utf-8")
-        (folder / "qrels.tsv").write_text(qrels, encoding="utf-8")
-
     lay_beir(
         home,
         "scidocs",
@@ -212,6 +234,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What a process of its own reads from the collections that this file lays."""
     home = tmp_path_factory.mktemp("ir_datasets")
     lay_everything(home)
+    lay_odd_languages(home)
     environment = {
         **os.environ,
         **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9"),
@@ -412,6 +435,31 @@ def test_files_that_cannot_be_had_or_read_are_refused(
         ", wanted its whole files on disk or a download; check the network, delete damaged files under "
         f"{found['home']} or lay whole ones there, or give a BEIR-format folder by dataset.path=DIR"
     )
+
+
+@pytest.mark.parametrize(
+    ("case", "language", "complaint"),
+    [
+        ("two grades", "ar", "grades 1 and 0 for query '7' and document '1#0', wanted one for a pair"),
+        ("empty query", "es", "query '7' with empty text, wanted some text"),
+        ("query twice", "fa", "a query id twice, wanted every id once"),
+    ],
+)
+def test_queries_and_judgements_are_held_to_the_folders_rules(
+    found: dict[str, Any], case: str, language: str, complaint: str
+) -> None:
+    """The package itself lets the last of two grades win, and an empty query through."""
+    remedy = f"delete its files under {found['home']} and get them anew"
+    assert found["refusals"][case] == f"ir_datasets id 'miracl/{language}/dev': got {complaint}; {remedy}"
+
+
+@pytest.mark.parametrize(
+    ("case", "got"),
+    [("text null", "document '0#0' with text None"), ("id with a space", "document '0 0' with text 'x'")],
+)
+def test_a_document_that_no_run_file_or_model_can_take_is_refused(found: dict[str, Any], case: str, got: str) -> None:
+    """A title that is null is none."""
+    assert f": got ValueError: {got}, wanted an id without white space and text, " in found["refusals"][case]
 
 
 def test_no_query_with_a_judgement_is_refused(found: dict[str, Any]) -> None:

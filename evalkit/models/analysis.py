@@ -419,21 +419,22 @@ ANALYZERS: Mapping[str, Callable[[], Analyzer]] = MappingProxyType(
 
 _NO_STOP_WORDS = "Lucene also drops its stop words"
 _LIGHT = "Lucene has a lighter stemmer of its own, and drops stop words; no library has it"
+_SAME = "its stemmer is another program after the same paper"
 LUCENE_DEPARTURES: Mapping[str, str] = MappingProxyType(
     {
-        "english": "none",
+        "english": "none; Anserini's choice for languages that it has no analyzer for (vi, yo)",
         "cjk": "zh: none; ko: Anserini took it once, now Nori; ja: Kuromoji, whose dictionary cannot be matched",
         "whitespace": "none; Anserini's choice for sw",
-        "standard": "bn, te: Lucene normalises, stems and drops stop words, which no library does; vi: it has none",
+        "standard": "bn, te: Lucene normalises, stems and drops stop words, which no library does",
         "thai": "Lucene breaks words by Java's dictionary, which cannot be matched: pairs of characters instead",
-        "dutch": f"{_NO_STOP_WORDS}, and keeps four words unstemmed",
+        "dutch": f"{_NO_STOP_WORDS}, and stems four words by a list",
         "finnish": _NO_STOP_WORDS,
         "russian": _NO_STOP_WORDS,
         "arabic": f"Lucene normalises first; {_LIGHT}",
         "french": f"Lucene drops elided articles first; {_LIGHT}",
-        "german": _LIGHT,
-        "hindi": f"Lucene normalises first; {_LIGHT}",
-        "indonesian": _LIGHT,
+        "german": f"Lucene normalises umlauts and ß first; {_LIGHT}",
+        "hindi": f"Lucene normalises first, and drops stop words; {_SAME}",
+        "indonesian": f"{_NO_STOP_WORDS}; {_SAME}",
         "italian": f"Lucene drops elided articles first; {_LIGHT}",
         "persian": f"Lucene normalises first; {_LIGHT}",
         "portuguese": _LIGHT,

@@ -210,7 +210,7 @@ def cache_rm(
 @app.command(name="ls", epilog="Example: evalkit ls models")
 def list_names(
     what: Annotated[
-        str, typer.Argument(help="models, datasets, analyzers, engines, experiments, settings or runs")
+        str, typer.Argument(help="models, datasets, analyzers, engines, rerankers, experiments, settings or runs")
     ] = "models",
     results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
 ) -> None:

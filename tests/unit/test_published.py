@@ -17,6 +17,7 @@ from evalkit.published import (
     published_dir,
     published_scores,
     rounded,
+    stated_averages,
     verdict,
 )
 
@@ -108,6 +109,9 @@ def cell(value, digits=3):
         (0.326, "NEAR"),
         (0.3261, "HIGHER"),
         (0.3239, "LOWER"),
+        (0.32449999999999996, "MATCH"),  # a mean of .3245 as its summation may leave it
+        (0.3260000000000001, "NEAR"),
+        (0.32399999999999995, "NEAR"),
         (None, "NOT-RUN"),
     ],
 )
@@ -143,6 +147,14 @@ def test_a_known_difference_is_named_whatever_the_value():
 
 def test_halves_are_rounded_up_as_people_do():
     assert [rounded(value, 3) for value in (0.0005, 0.1235, 0.9995)] == [0.001, 0.124, 1.0]
+
+
+def test_a_mean_that_floats_leave_below_a_half_is_rounded_as_on_paper():
+    (bm25,) = (one for one in stated_averages() if (one.table, one.system) == ("mmarco", "bm25"))
+    kept = [value for dataset, value in bm25.rows.items() if dataset != "mmarco/fr"]
+    mean = math.fsum(kept) / len(kept)  # 1.65 / 12 = .1375 on paper
+    assert mean < 0.1375
+    assert rounded(mean, 3) == 0.138
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "table: t\n", "table: {", "systems: 5\ntable: t\nmetric: m\ndigits: 3\n"])

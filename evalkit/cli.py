@@ -397,18 +397,17 @@ def replay(
 
     The dataset's other splits are tried too where it is on disk, as far as they judge the run's queries.
     """
-    from evalkit import compare, replay, reruns, splits
-    from evalkit import explain as texts
+    from evalkit import compare, replay, reruns, results, splits
     from evalkit.report import verbs
 
     cells = _cells(results_dir)
     cell = compare.one(cells, run)
     name = compare.measured(cell, metric)
-    material = replay.load(results_dir, cell)
+    material = replay.load(results_dir, cell, dataset_path=dataset_path)
     replayed = replay.replay(material, name)
     others: list[splits.OtherSplit] = []
     try:
-        config = texts.saved_config(results_dir, cell, dataset_path=dataset_path)
+        config = results.saved_config(results_dir, cell, dataset_path=dataset_path)
         others, unread = splits.others(config.dataset, replay.asked(material))
     except EvalkitError as error:
         unread = [f"other splits are not tried: {error}"]
@@ -477,12 +476,12 @@ def compare(
     if plot is not None:
         pareto.draw(chosen, plot)
     if precision:
-        from evalkit import explain
         from evalkit import precision as widths
+        from evalkit import results
 
         for cell in chosen:
             if cell.dim is not None:
-                config = explain.saved_config(results_dir, cell)
+                config = results.saved_config(results_dir, cell)
                 _out.print(verbs.precision_table(cell, widths.measure(config, cell, results_dir, console=_err)))
 
 

@@ -57,10 +57,10 @@ def storage(cell: CellScores, *, bytes_per_value: int | None = None) -> Storage 
     if cell.dim is None:
         return None
     width = bytes_per_value or (4 if cell.protocol.get("stored_dtype") == "float32" else 2)
-    vectors = cell.counts.get("document_vectors")
-    if vectors is None:
+    vectors, documents = cell.counts.get("document_vectors"), cell.counts.get("documents")
+    if vectors is None or not documents:
         return Storage(cell.dim * width, None, None)
-    return Storage(cell.dim * width, cell.dim * width * vectors / cell.counts["documents"], cell.dim * width * vectors)
+    return Storage(cell.dim * width, cell.dim * width * vectors / documents, cell.dim * width * vectors)
 
 
 def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:

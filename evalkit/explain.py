@@ -7,12 +7,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-import yaml
-
-from evalkit import paths, results
 from evalkit.config import EncoderConfig, RunConfig
 from evalkit.errors import ConfigError, DatasetError, nearest
 from evalkit.replay import Material
@@ -93,16 +89,6 @@ def flags(material: Material, query: str) -> tuple[str, ...]:
 
 def _some(names: Sequence[str], *, most: int = 3) -> str:
     return ", ".join(names[:most]) + (", …" if len(names) > most else "")
-
-
-def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> RunConfig:
-    """Return the config that a run was made with. Raises ConfigError when it cannot be read any more."""
-    path = paths.run_dir(results_dir, cell.run_id) / results.CONFIG
-    try:
-        return results.config_of(yaml.safe_load(path.read_text(encoding="utf-8")), dataset_path=dataset_path)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
-        msg = f"{path}: not the settings of a run ({error}); run the cell again"
-        raise ConfigError(msg) from error
 
 
 def text_flags(config: RunConfig, material: Material, queries: Sequence[str]) -> dict[str, tuple[str, ...]]:

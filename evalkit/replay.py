@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from evalkit import metrics, paths, published, results, runs
-from evalkit.errors import ScoreError
+from evalkit.errors import DatasetError, EvalkitError, ScoreError
 from evalkit.published import PublishedScore, Verdict
 from evalkit.results import CellScores
 from evalkit.types import Hit, Qrels, Run
@@ -88,17 +88,44 @@ class Material(NamedTuple):
     depth: int | None
 
 
-def load(results_dir: Path, cell: CellScores) -> Material:
-    """Read what a finished run left. Raises ScoreError when a file is missing or damaged."""
+def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> Material:
+    """Read what a finished run left, and from the dataset the judgements that do not lie beside it.
+
+    Raises ScoreError when a file is missing or damaged.
+    """
     folder = paths.run_dir(results_dir, cell.run_id)
     qrels_path, dropped_path = folder / results.QRELS, folder / results.DROPPED
-    if not qrels_path.is_file():
-        msg = f"{qrels_path}: is not there; delete {results.SCORES} beside it and type the same evalkit run again"
-        raise ScoreError(f"{msg} (nothing that is checkpointed is encoded again)")
+    if qrels_path.is_file():
+        qrels: Qrels = runs.read_qrels(qrels_path)
+    else:
+        qrels = _dataset_qrels(results_dir, cell, dataset_path)
     kept = runs.read_run(folder / results.RUN)
     dropped = runs.read_run(dropped_path) if dropped_path.is_file() else {}
     whole = {query: runs.rank_hits([*kept.get(query, []), *dropped.get(query, [])]) for query in {**kept, **dropped}}
-    return Material(cell, whole, runs.read_qrels(qrels_path), cell.protocol.get("depth"))
+    return Material(cell, whole, qrels, cell.protocol.get("depth"))
+
+
+def _dataset_qrels(results_dir: Path, cell: CellScores, dataset_path: Path | None) -> Qrels:
+    """Return the dataset's judgements, where its terms keep them out of the results (nfcorpus)."""
+    from evalkit import datasets
+
+    wanted = f"{cell.run_id}: got no {results.QRELS}, wanted the judgements beside the run or its dataset on disk"
+    try:
+        config = results.saved_config(results_dir, cell, dataset_path=dataset_path).dataset
+        if datasets.on_disk(config) is None:
+            msg = f"{config.name} is not on disk"
+            raise DatasetError(msg)
+        qrels = datasets.load(config, with_corpus=False).qrels
+    except EvalkitError as error:
+        msg = f"{wanted} ({error}); give its folder by --dataset-path, or fetch it"
+        raise ScoreError(msg) from error
+    got, scored = sum(map(len, qrels.values())), cell.counts.get("judgements")
+    if got != scored:
+        msg = (
+            f"{cell.run_id}: got {got} judgements from {cell.dataset}, wanted the {scored} that the run was scored with"
+        )
+        raise ScoreError(f"{msg}; give the same copy of the dataset by --dataset-path")
+    return qrels
 
 
 def own_rules(material: Material, metric: str) -> Rules:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
+import yaml
 
 from evalkit.config import RunConfig, run_config
-from evalkit.errors import ScoreError
+from evalkit.errors import ConfigError, ScoreError
 from evalkit.paths import run_dir, write_whole
 
 SCHEMA = 1
@@ -25,6 +27,14 @@ QRELS = "qrels.trec.gz"
 DROPPED = "dropped.trec.gz"
 """The hits that the self-id rule took out of the run; there is no file when it took none."""
 PER_QUERY = "per_query.tsv"
+KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("run_id", "model", "dataset", "split", "language", "main_metric"), (str,)),
+    **dict.fromkeys(("metrics", "groups", "counts", "protocol", "wall_s", "environment"), (dict,)),
+    "dim": (int, NoneType),
+    "deviations": (list,),
+}
+"""What each field is in the file; a file may have been edited by hand."""
+JSON_NAMES = {str: "a text", dict: "an object", list: "a list", int: "a whole number", NoneType: "null"}
 CONFIG = "config.yaml"
 
 
@@ -89,17 +99,31 @@ def read(path: Path) -> CellScores:
         wrong = ", ".join(sorted(set(values) ^ names))
         msg = f"{path}: missing or unknown fields: {wrong}; delete it and run the cell again"
         raise ScoreError(msg)
-    scores = CellScores(**{**values, "deviations": tuple(values["deviations"])})
-    groups = [(f"{name} ", group) for name, group in scores.groups.items()]
-    for where, means in (("", scores.metrics), ("seconds of ", scores.wall_s), *groups):
-        for name, value in means.items():
-            if type(value) not in (int, float) or not math.isfinite(value):
-                msg = f"{path}: {where}{name} is {value}, wanted a finite number; delete it and run the cell again"
-                raise ScoreError(msg)
-    if scores.main_metric not in scores.metrics:
-        msg = f"{path}: got no {scores.main_metric}, its main metric; delete it and run the cell again"
+    for mistake in _mistakes(path, values):
+        msg = f"{path}: {mistake}"
         raise ScoreError(msg)
-    return scores
+    return CellScores(**{**values, "deviations": tuple(values["deviations"])})
+
+
+def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what the fields of a scores.json say that cannot be so, each with what to do."""
+    again = "delete it and run the cell again"
+    for name, kinds in KINDS.items():
+        if type(values[name]) not in kinds:
+            yield f"{name} is {values[name]!r}, wanted {' or '.join(JSON_NAMES[kind] for kind in kinds)}; {again}"
+            return  # what follows needs fields of their kinds
+    if path.parent.name != values["run_id"]:
+        yield f"run_id is {values['run_id']!r}, wanted its folder's name; give the folder its name back"
+    named = [("", "metrics"), ("count of ", "counts"), ("seconds of ", "wall_s")]
+    parts = [(where, values[name]) for where, name in named]
+    for where, numbers in (*parts, *((f"{name} ", group) for name, group in values["groups"].items())):
+        most = math.inf if where in ("count of ", "seconds of ") else 1
+        for name, value in numbers.items():
+            if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= most:
+                wanted = "a number from 0 to 1" if most == 1 else "a finite number from 0 on"
+                yield f"{where}{name} is {value!r}, wanted {wanted}; {again}"
+    if values["main_metric"] not in values["metrics"]:
+        yield f"got no {values['main_metric']}, its main metric; {again}"
 
 
 def _refuse(constant: str) -> float:
@@ -149,6 +173,16 @@ def config_of(values: Mapping[str, Any], *, dataset_path: Path | None = None) ->
     if settings["dim"] == [None]:
         settings["dim"] = None
     return run_config(settings)
+
+
+def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> RunConfig:
+    """Return the config that a run was made with. Raises ConfigError when it cannot be read any more."""
+    path = run_dir(results_dir, cell.run_id) / CONFIG
+    try:
+        return config_of(yaml.safe_load(path.read_text(encoding="utf-8")), dataset_path=dataset_path)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        msg = f"{path}: not the settings of a run ({error}); run the cell again"
+        raise ConfigError(msg) from error
 
 
 class Collected(NamedTuple):
@@ -275,6 +309,15 @@ def read_per_query(path: Path) -> QueryTable:
         msg = f"{path}: not a whole table of queries ({error}); delete the run's scores.json and run the cell again"
         raise ScoreError(msg) from error
     return QueryTable(tuple(names), tuple(queries), value_QM)
+
+
+def disagreement(scores: CellScores, queries: QueryTable) -> str | None:
+    """Say which metric is not the mean of its values by query, or None where every one is."""
+    for metric in queries.metrics:
+        mean, said = math.fsum(queries.column(metric).tolist()) / len(queries.queries), scores.metrics.get(metric)
+        if said is None or not math.isclose(mean, said, rel_tol=0, abs_tol=1e-9):
+            return f"got a mean {metric} of {mean}, wanted the {said} of {SCORES}"
+    return None
 
 
 def read_all(results_dir: Path) -> list[CellScores]:

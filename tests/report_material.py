@@ -68,7 +68,7 @@ def put(folder: Path, scores: CellScores, *, per_query=None, run=None, qrels=Non
     path.mkdir(parents=True, exist_ok=True)
     value = scores.metrics[scores.main_metric]
     values = per_query or {"q1": value, "q2": value}
-    table = {query: {"ndcg@10": one, "mrr@10": one, "recall@100": one} for query, one in values.items()}
+    table = {query: {**scores.metrics, scores.main_metric: one} for query, one in values.items()}
     (path / "per_query.tsv").write_text(results.per_query_table(table, tuple(scores.metrics)), encoding="utf-8")
     runs.write_run(run or {"q1": [Hit("d1", 1.0)]}, path / "run.trec.gz", tag="t")
     runs.write_qrels(qrels or {"q1": {"d1": 1}, "q2": {"d2": 1}}, path / "qrels.trec.gz")

@@ -32,15 +32,16 @@ def build(results_dir: Path) -> Report:
     """Read a results folder and make every file of the report, in memory. Raises ScoreError for bad waivers."""
     found = results.collect(results_dir, checksums=_checksums())
     waivers = card.read_waivers(results_dir)
+    found, per_query = _with_queries(results_dir, found)
     deviations, odd_reruns = reruns.measure(found.cells, results_dir)
     judged = card.judge(found.cells, waivers=waivers, deviations=deviations)
     tables = card.card_tables(judged)
     board = card.leaderboard(tables, found.cells)
-    per_query, problems = _per_query(results_dir, found)
-    problems += odd_reruns
+    problems = [*found.problems, *odd_reruns]
     used = {one.waiver for one in judged if one.waiver is not None}
     problems += [
-        f"{results_dir / 'waivers.yaml'}: the waiver of {waiver.system} on {waiver.dataset} waives nothing; remove it"
+        f"{results_dir / 'waivers.yaml'}: the waiver of {waiver.system} on {waiver.dataset} ({waiver.metric}) "
+        "waives nothing; remove it"
         for waiver in waivers
         if waiver not in used
     ]
@@ -112,16 +113,27 @@ def _stale(report: Report, out: Path) -> list[str]:
     return [name for name in names if name not in report.files]
 
 
-def _per_query(results_dir: Path, found: results.Collected) -> tuple[page.PerQuery, list[str]]:
-    """Return each run's values by query, and the problems known so far with those of damaged files."""
-    per_query, problems = {}, list(found.problems)
+def _with_queries(results_dir: Path, found: results.Collected) -> tuple[results.Collected, page.PerQuery]:
+    """Return the runs with their values by query.
+
+    A run whose scores are not the means of its queries is left out, for one of the two was changed; a run whose table
+    of queries is damaged costs only its drill-down.
+    """
+    cells, problems, per_query = [], list(found.problems), {}
     for cell in found.cells:
+        path = paths.run_dir(results_dir, cell.run_id) / results.PER_QUERY
         try:
-            path = paths.run_dir(results_dir, cell.run_id) / results.PER_QUERY
-            per_query[cell.run_id] = results.read_per_query(path)
+            queries = results.read_per_query(path)
         except ScoreError as error:
             problems.append(str(error))
-    return per_query, problems
+            cells.append(cell)
+            continue
+        if wrong := results.disagreement(cell, queries):
+            problems.append(f"{path}: {wrong}; the run is left out: run the cell again")
+            continue
+        per_query[cell.run_id] = queries
+        cells.append(cell)
+    return results.Collected(tuple(cells), tuple(problems)), per_query
 
 
 def _checksums() -> dict[str, str]:

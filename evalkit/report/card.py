@@ -36,6 +36,7 @@ class Waiver(NamedTuple):
     system: str
     dim: int | None
     dataset: str
+    metric: str
     source: str
     reason: str
 
@@ -102,7 +103,7 @@ def judge(
 ) -> tuple[Judged, ...]:
     """Return every published score of every source with its verdict."""
     by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in cells}
-    waived = {(waiver.system, waiver.dim, waiver.dataset, waiver.source): waiver for waiver in waivers}
+    waived = {waiver[:5]: waiver for waiver in waivers}
     spread = {(found.system, found.dim, found.dataset, found.metric): found.value for found in deviations}
     judged = []
     for score in published.published_scores():
@@ -110,7 +111,7 @@ def judge(
         verdict = verdict_on(
             cell, score, deviation=spread.get((score.system, score.dim, score.dataset, score.metric), 0.0)
         )
-        waiver = waived.get((score.system, score.dim, score.dataset, score.source))
+        waiver = waived.get((score.system, score.dim, score.dataset, score.metric, score.source))
         judged.append(Judged(score, cell, verdict, waiver if verdict.label in ("HIGHER", "LOWER") else None))
     return tuple(judged)
 
@@ -262,7 +263,7 @@ def _unfaithful(cell: CellScores, table: CardTable | None, system: System) -> bo
 def read_waivers(results_dir: Path) -> tuple[Waiver, ...]:
     """Return the waivers of a results folder (waivers.yaml). Raises ScoreError unless each has its reason."""
     path = results_dir / "waivers.yaml"
-    wanted = "wanted a list of {system, dim, dataset, source, reason}, each reason a sentence"
+    wanted = "wanted a list of {system, dim, dataset, metric, source, reason}, each reason a sentence"
     return tuple(
         Waiver(**entry)
         for entry in _entries(path, set(Waiver._fields), wanted)

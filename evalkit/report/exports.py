@@ -127,8 +127,9 @@ def model_name(cell: CellScores) -> str:
 
 def revision(cell: CellScores) -> str:
     """Return the checkpoint's revision where it has one."""
-    checkpoint = cell.environment.get("checkpoint") or {}
-    return str(checkpoint.get("revision") or "no_revision_available")
+    checkpoint = cell.environment.get("checkpoint")
+    known = checkpoint.get("revision") if isinstance(checkpoint, Mapping) else None
+    return str(known or "no_revision_available")
 
 
 def model_index(cells: Sequence[CellScores]) -> dict[str, str]:

@@ -91,7 +91,7 @@ def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
     lines = []
     for row in table_rows:
         cell = row.cell
-        groups = [cell.groups[name]["ndcg@10"] if name in cell.groups else None for name in _groups(table_rows)]
+        groups = [cell.groups.get(name, {}).get("ndcg@10") for name in _groups(table_rows)]
         line = [cell.model, ABSENT if cell.dim is None else str(cell.dim), cell.dataset]
         line += [f"{cell.metrics[name]:.5f}" if name in cell.metrics else ABSENT for name in METRICS]
         line += [ABSENT if value is None else f"{value:.5f}" for value in groups]

@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 import evalkit.explain
-from evalkit import published, replay
+from evalkit import published, replay, results
 from evalkit.compare import Comparison, storage, values_of
 from evalkit.errors import ConfigError, EvalkitError
 from evalkit.explain import Contribution, PairView
@@ -40,12 +40,12 @@ class Question(NamedTuple):
 def explain(question: Question, results_dir: Path, out: Console, *, complain: Callable[[str], None]) -> None:
     """Answer, on a console. Raises EvalkitError; texts that cannot be had only cost the flags that need them."""
     cell = question.cell
-    material = replay.load(results_dir, cell)
+    material = replay.load(results_dir, cell, dataset_path=question.dataset_path)
     if question.query is not None or question.document is not None:
         if question.query is None or question.document is None:
             msg = "got one of --query and --document, wanted both or none of them"
             raise ConfigError(msg)
-        config = evalkit.explain.saved_config(results_dir, cell, dataset_path=question.dataset_path)
+        config = results.saved_config(results_dir, cell, dataset_path=question.dataset_path)
         show_pair(evalkit.explain.pair(config, material, question.query, question.document), out)
         return
     metric = cell.main_metric
@@ -62,7 +62,7 @@ def explain(question: Question, results_dir: Path, out: Console, *, complain: Ca
     odd: Mapping[str, Sequence[str]] = {}
     if question.texts:
         try:
-            config = evalkit.explain.saved_config(results_dir, cell, dataset_path=question.dataset_path)
+            config = results.saved_config(results_dir, cell, dataset_path=question.dataset_path)
             odd = evalkit.explain.text_flags(config, material, [one.query for one in shown[: question.top]])
         except EvalkitError as error:
             complain(f"truncation is not checked: {error}")

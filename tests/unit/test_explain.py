@@ -7,7 +7,7 @@ import pytest
 from report_material import cell, put
 from rich.console import Console
 
-from evalkit import explain, pipeline, precision, replay
+from evalkit import explain, pipeline, precision, replay, results
 from evalkit.compose import compose
 from evalkit.errors import ConfigError, DatasetError, StoreError
 from evalkit.types import Hit
@@ -50,7 +50,7 @@ def demo(tmp_path_factory):
 def test_a_pair_token_by_token_adds_up_to_the_runs_score(demo):
     results_dir, scores = demo
     material = replay.load(results_dir, scores)
-    config = explain.saved_config(results_dir, scores)
+    config = results.saved_config(results_dir, scores)
     query, hits = next(iter(material.run.items()))
     view = explain.pair(config, material, query, hits[0].document_id)
     assert view.in_run == hits[0].score
@@ -65,7 +65,7 @@ def test_truncation_and_absent_documents_are_found_in_the_texts(demo):
     material = replay.load(results_dir, scores)
     query = next(iter(material.qrels))
     absent = material._replace(qrels={query: {**material.qrels[query], "nowhere": 1}})
-    config = explain.saved_config(results_dir, scores)
+    config = results.saved_config(results_dir, scores)
     short = dataclasses.replace(config.model, query=dataclasses.replace(config.model.query, max_tokens=6))
     lines = explain.text_flags(dataclasses.replace(config, model=short), absent, [query])[query]
     assert "not in the corpus: nowhere" in lines
@@ -76,7 +76,7 @@ def test_truncation_and_absent_documents_are_found_in_the_texts(demo):
 def test_what_is_not_there_is_named(demo):
     results_dir, scores = demo
     material = replay.load(results_dir, scores)
-    config = explain.saved_config(results_dir, scores)
+    config = results.saved_config(results_dir, scores)
     query = next(iter(material.qrels))
     with pytest.raises(DatasetError, match="query 'q99' is not in demo; "):
         explain.pair(config, material, "q99", "d")
@@ -96,12 +96,12 @@ def test_settings_that_cannot_be_read_are_one_clear_line(tmp_path):
     for text in ("[", "5", "model: 5\n"):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(ConfigError, match=r"config\.yaml: not the settings of a run"):
-            explain.saved_config(tmp_path, cell())
+            results.saved_config(tmp_path, cell())
 
 
 def test_precision_wants_vectors_and_the_very_run(demo):
     results_dir, scores = demo
-    config = explain.saved_config(results_dir, scores)
+    config = results.saved_config(results_dir, scores)
     changed = dataclasses.replace(scores, run_id="demo.test.demo-64.0")
     with pytest.raises(StoreError, match=r"demo\.test\.demo-64\.0: its settings now give demo\.test\.demo-64\..*again"):
         precision.measure(config, changed, results_dir, console=Console(quiet=True))

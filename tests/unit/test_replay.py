@@ -1,9 +1,13 @@
 """Replaying a saved run: which rule set lands on which published number."""
 
+import json
+
 import pytest
+import yaml
 from report_material import cell, late, put
 
-from evalkit import metrics, replay, runs
+from evalkit import metrics, replay, results, runs
+from evalkit.compose import compose
 from evalkit.errors import ScoreError
 from evalkit.types import Hit
 
@@ -131,10 +135,39 @@ def test_rules_that_leave_no_query_are_refused():
         replay.score(material, rules, "ndcg@10")
 
 
+def without_judgements(folder, *, judgements):
+    """A run of two queries, with the judgements left to its dataset, as the terms of some want it."""
+    dataset = folder / "data"
+    (dataset / "qrels").mkdir(parents=True)
+    lines = {"corpus": ["d1", "d2"], "queries": ["q1", "q2"]}
+    for name, ids in lines.items():
+        text = "".join(json.dumps({"_id": one, "title": "", "text": one}) + "\n" for one in ids)
+        (dataset / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    (dataset / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td2\t1\n", encoding="utf-8")
+    scores = cell(dataset="folder", counts={"documents": 2, "queries": 2, "judgements": judgements})
+    path = put(folder, scores)
+    (path / "qrels.trec.gz").unlink()
+    config = compose(["model=bm25", "dataset=folder", f"dataset.path={folder}/moved"])
+    (path / "config.yaml").write_text(yaml.safe_dump(results.plain(config)), encoding="utf-8")
+    return scores
+
+
+def test_judgements_that_do_not_lie_beside_a_run_are_its_datasets(tmp_path):
+    scores = without_judgements(tmp_path, judgements=2)
+    material = replay.load(tmp_path, scores, dataset_path=tmp_path / "data")
+    assert material.qrels == {"q1": {"d1": 1}, "q2": {"d2": 1}}
+
+
 def test_a_run_without_its_judgements_says_how_to_get_them(tmp_path):
-    (put(tmp_path, cell()) / "qrels.trec.gz").unlink()
-    with pytest.raises(ScoreError, match=r"qrels\.trec\.gz: is not there; delete scores\.json beside it"):
-        replay.load(tmp_path, cell())
+    scores = without_judgements(tmp_path, judgements=2)
+    with pytest.raises(ScoreError, match=r"got no qrels\.trec\.gz, wanted .* give its folder by --dataset-path"):
+        replay.load(tmp_path, scores)
+
+
+def test_other_judgements_than_the_runs_are_refused(tmp_path):
+    scores = without_judgements(tmp_path, judgements=3)
+    with pytest.raises(ScoreError, match="got 2 judgements from folder, wanted the 3 that the run was scored with"):
+        replay.load(tmp_path, scores, dataset_path=tmp_path / "data")
 
 
 def test_judgements_survive_and_bad_ones_are_named(tmp_path):

@@ -123,7 +123,13 @@ def test_higher_and_lower_fail_the_check_until_waived_with_a_reason(tmp_path):
     done = report(tmp_path, "--check")
     assert done.exit_code == 1
     assert "jina-colbert-v2 on beir/nfcorpus: ndcg@10 0.40000 is HIGHER than card's 0.346" in done.stderr
-    waiver = {"system": "jina-colbert-v2", "dim": 128, "dataset": "beir/nfcorpus", "source": "card"}
+    waiver = {
+        "system": "jina-colbert-v2",
+        "dim": 128,
+        "dataset": "beir/nfcorpus",
+        "metric": "ndcg@10",
+        "source": "card",
+    }
     (tmp_path / "waivers.yaml").write_text(yaml.safe_dump([{**waiver, "reason": "index unknown"}]), encoding="utf-8")
     assert report(tmp_path).exit_code == 0
     assert report(tmp_path, "--check").exit_code == 0
@@ -133,7 +139,10 @@ def test_higher_and_lower_fail_the_check_until_waived_with_a_reason(tmp_path):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("[{system: a, dim: 1, dataset: d, source: card, reason: ''}]", "wanted a list of {system, dim, dataset"),
+        (
+            "[{system: a, dim: 1, dataset: d, metric: m, source: card, reason: ''}]",
+            "wanted a list of {system, dim, dataset",
+        ),
         ("[{system: a}]", "wanted a list of {system, dim, dataset"),
         ("{", "not YAML"),
         ("5", "got 5, wanted a list"),
@@ -147,10 +156,11 @@ def test_a_waiver_without_a_reason_is_refused(folder, text, message):
 
 
 def test_a_waiver_that_waives_nothing_is_named(folder):
-    entry = {"system": "bm25", "dim": None, "dataset": "beir/fiqa", "source": "card", "reason": "once"}
+    entry = {"system": "bm25", "dim": None, "dataset": "beir/fiqa", "metric": "ndcg@10", "source": "card"}
+    entry["reason"] = "once"
     (folder / "waivers.yaml").write_text(yaml.safe_dump([entry]), encoding="utf-8")
     assert build.build(folder).problems == (
-        f"{folder}/waivers.yaml: the waiver of bm25 on beir/fiqa waives nothing; remove it",
+        f"{folder}/waivers.yaml: the waiver of bm25 on beir/fiqa (ndcg@10) waives nothing; remove it",
     )
 
 
@@ -263,6 +273,22 @@ def damage_types(folder):
     rewrite(folder / "runs" / late().run_id, metrics=5)
 
 
+def damage_name(folder):
+    rewrite(folder / "runs" / late().run_id, model=None)
+
+
+def damage_range(folder):
+    rewrite(folder / "runs" / late().run_id, metrics={"ndcg@10": 1.7, "mrr@10": 0.1, "recall@100": 0.1})
+
+
+def damage_folder(folder):
+    rewrite(folder / "runs" / late().run_id, run_id="elsewhere")
+
+
+def damage_value(folder):
+    rewrite(folder / "runs" / late().run_id, metrics={**late().metrics, "ndcg@10": 0.9})
+
+
 def damage_twins(folder):
     put(folder, late(run_id="twin", query_tokens=16))
 
@@ -273,9 +299,16 @@ def damage_twins(folder):
         (damage_newer, "schema_version is 99, this evalkit reads 1"),
         (damage_cut, "not whole JSON"),
         (damage_nan, "not whole JSON (got NaN, wanted a finite number)"),
-        (damage_overflow, "seconds of score is inf, wanted a finite number"),
+        (damage_overflow, "seconds of score is inf, wanted a finite number from 0 on"),
         (damage_no_main, "got no ndcg@10, its main metric"),
-        (damage_types, "not scores ("),
+        (damage_types, "metrics is 5, wanted an object"),
+        (damage_name, "model is None, wanted a text"),
+        (damage_range, "ndcg@10 is 1.7, wanted a number from 0 to 1"),
+        (damage_folder, "run_id is 'elsewhere', wanted its folder's name"),
+        (
+            damage_value,
+            "per_query.tsv: got a mean ndcg@10 of 0.346, wanted the 0.9 of scores.json; the run is left out",
+        ),
         (damage_twins, "jina-colbert-v2 at dim 128 on beir/nfcorpus: 2 runs claim this cell"),
     ],
 )

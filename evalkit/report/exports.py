@@ -31,6 +31,10 @@ TASKS = {
     "beir/nq": "NQ",
     "msmarco/dev-small": "MSMARCO",
 }
+MAIN = "ndcg@10"
+"""The main score of every one of these tasks, MS MARCO among them, whose main metric on the card is MRR@10."""
+SPLITS = {"xquad": "validation"}
+"""What MTEB calls the split of a family, where not as the dataset does."""
 FAMILIES = {"miracl": "MIRACLRetrieval", "xquad": "XQuADRetrieval", "mmarco": "mMARCO"}
 """Tasks with one subset per language; mMARCO is none of MTEB's own."""
 LANGUAGES = {
@@ -71,6 +75,12 @@ def task_of(dataset: str) -> tuple[str, str]:
     return (FAMILIES[family], language) if family in FAMILIES and language else (dataset.replace("/", "-"), "default")
 
 
+def main_metric_of(cell: CellScores) -> str:
+    """Return the metric that MTEB's reader takes `main_score` for; of a task that is none of its own, the dataset's."""
+    own = cell.dataset in TASKS or cell.dataset.partition("/")[0] in ("miracl", "xquad")
+    return MAIN if own and MAIN in cell.metrics else cell.main_metric
+
+
 def mteb_name(metric: str) -> str:
     """Return a metric as MTEB spells it.
 
@@ -89,7 +99,8 @@ def mteb_files(cells: Sequence[CellScores]) -> dict[str, str]:
     for (model, version, task), members in sorted(grouped.items()):
         scores: dict[str, list[dict[str, Any]]] = {}
         for cell in members:
-            scores.setdefault(cell.split, []).append(_entry(cell))
+            split = SPLITS.get(cell.dataset.partition("/")[0], cell.split)
+            scores.setdefault(split, []).append(_entry(cell))
         result = {
             "dataset_revision": "+".join(dict.fromkeys(_corpus(cell) for cell in members)),
             "task_name": task,
@@ -107,8 +118,8 @@ def mteb_files(cells: Sequence[CellScores]) -> dict[str, str]:
 def _entry(cell: CellScores) -> dict[str, Any]:
     _, subset = task_of(cell.dataset)
     metrics = {mteb_name(metric): rounded(value, 5) for metric, value in sorted(cell.metrics.items())}
-    main = rounded(cell.metrics[cell.main_metric], 5)
-    languages = [LANGUAGES[cell.language]] if cell.language in LANGUAGES else [cell.language]
+    main = rounded(cell.metrics[main_metric_of(cell)], 5)
+    languages = [LANGUAGES.get(cell.language, cell.language)]
     return {**metrics, "main_score": main, "hf_subset": subset, "languages": languages}
 
 

@@ -14,6 +14,9 @@ from rich.logging import RichHandler
 from evalkit.errors import EvalkitError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from evalkit.precision import Narrowed
     from evalkit.reruns import Deviation
     from evalkit.results import CellScores
 
@@ -458,7 +461,8 @@ def compare(
     metric: Annotated[str | None, typer.Option(help="for example mrr@10; by default the dataset's main metric")] = None,
     plot: Annotated[Path | None, typer.Option(help="write quality against storage here: .svg, .png or .pdf")] = None,
     precision: Annotated[  # noqa: FBT002 (a flag)
-        bool, typer.Option("--precision", help="search the stored embeddings again as fp16 and int8; encodes none")
+        bool,
+        typer.Option("--precision", help="search the stored embeddings again as fp16 and int8 (drawn by --plot too)"),
     ] = False,
 ) -> None:
     """Put runs side by side: differences with paired tests, and what each stores and takes.
@@ -473,8 +477,7 @@ def compare(
     if not (precision and len(chosen) == 1):
         _out.print(verbs.comparison_table(compare.compare(chosen, results_dir, metric=metric)))
     _out.print(verbs.costs_table(chosen))
-    if plot is not None:
-        pareto.draw(chosen, plot)
+    narrowed: dict[str, Sequence[Narrowed]] = {}
     if precision:
         from evalkit import precision as widths
         from evalkit import results
@@ -482,7 +485,10 @@ def compare(
         for cell in chosen:
             if cell.dim is not None:
                 config = results.saved_config(results_dir, cell)
-                _out.print(verbs.precision_table(cell, widths.measure(config, cell, results_dir, console=_err)))
+                narrowed[cell.run_id] = widths.measure(config, cell, results_dir, console=_err)
+                _out.print(verbs.precision_table(cell, narrowed[cell.run_id]))
+    if plot is not None:
+        pareto.draw(chosen, plot, intervals=compare.intervals(chosen, results_dir), narrowed=narrowed)
 
 
 @app.command(epilog="Example: evalkit audit")

@@ -198,6 +198,13 @@ def values_of(cell: CellScores, results_dir: Path, metric: str) -> dict[str, flo
     return dict(zip(table.queries, table.column(metric).tolist(), strict=True))
 
 
+def intervals(cells: Iterable[CellScores], results_dir: Path) -> dict[str, tuple[float, float]]:
+    """Return the 95 % interval of each run's main metric over its queries, by run id."""
+    return {
+        cell.run_id: normal_interval(list(values_of(cell, results_dir, cell.main_metric).values())) for cell in cells
+    }
+
+
 def choose(cells: Iterable[CellScores], words: Sequence[str]) -> list[CellScores]:
     """Return the runs that each word names: a run id, its beginning, a system, or a dataset; all for no words.
 

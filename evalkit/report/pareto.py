@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from evalkit.compare import storage
 from evalkit.errors import ConfigError, ScoreError
 from evalkit.paths import write_whole
 from evalkit.results import CellScores
 
+if TYPE_CHECKING:
+    from evalkit.precision import Narrowed
+
+INK = "#1f5f8b"
 FORMATS = (".svg", ".png", ".pdf")
 
 
@@ -28,16 +33,58 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
     return kept
 
 
-def draw(cells: Sequence[CellScores], path: Path) -> None:
-    """Write the plot, one panel per dataset; the same runs give the same bytes.
+class Point(NamedTuple):
+    """One way to store one run's vectors."""
+
+    kilobytes: float
+    """Per passage."""
+    quality: float
+    label: str
+    interval: tuple[float, float] | None
+    """95 % of the mean over queries."""
+
+
+def points(
+    cells: Sequence[CellScores],
+    *,
+    intervals: Mapping[str, tuple[float, float]],
+    narrowed: Mapping[str, Sequence[Narrowed]],
+) -> dict[str, list[Point]]:
+    """Return what is to be drawn by dataset: runs that counted their vectors, and their narrower storage if measured.
+
+    `intervals` and `narrowed` are by run id.
+    """
+    found: dict[str, list[Point]] = {}
+    for cell in cells:
+        size = storage(cell)
+        if size is None or size.per_passage is None:
+            continue
+        name, here = f"{cell.model}-{cell.dim}", found.setdefault(cell.dataset, [])
+        quality = cell.metrics[cell.main_metric]
+        here.append(Point(size.per_passage / 1000, quality, name, intervals.get(cell.run_id)))
+        for one in narrowed.get(cell.run_id, ()):
+            if one.bytes_per_vector != size.per_vector:
+                kilobytes = size.per_passage * one.bytes_per_vector / size.per_vector / 1000
+                here.append(Point(kilobytes, one.value, f"{name} {one.width}", None))
+    return dict(sorted(found.items()))
+
+
+def draw(
+    cells: Sequence[CellScores],
+    path: Path,
+    *,
+    intervals: Mapping[str, tuple[float, float]] = {},
+    narrowed: Mapping[str, Sequence[Narrowed]] = {},
+) -> None:
+    """Write the plot, one panel per dataset; the same runs give the same bytes. Hollow: another is better in both.
 
     Raises ConfigError for another format, ScoreError when no run has counted its vectors.
     """
     if path.suffix not in FORMATS:
         msg = f"plot {path}: got format {path.suffix!r}, wanted one of {', '.join(FORMATS)}"
         raise ConfigError(msg)
-    sized = [(cell, size) for cell in cells if (size := storage(cell)) is not None and size.per_passage is not None]
-    if not sized:
+    panels = points(cells, intervals=intervals, narrowed=narrowed)
+    if not panels:
         msg = "no run among these counted its vectors; wanted one with dims, run by this evalkit (evalkit run model=…)"
         raise ScoreError(msg)
     import matplotlib as mpl
@@ -45,24 +92,30 @@ def draw(cells: Sequence[CellScores], path: Path) -> None:
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    datasets = sorted({cell.dataset for cell, _ in sized})
+    metric = {cell.dataset: cell.main_metric for cell in cells}
     with mpl.rc_context({"svg.hashsalt": "evalkit", "font.size": 9}):
-        figure, axes = plt.subplots(1, len(datasets), figsize=(4.6 * len(datasets), 3.6), squeeze=False)
-        for axis, dataset in zip(axes[0], datasets, strict=True):
-            here = [
-                (size.per_passage / 1000, cell.metrics[cell.main_metric], cell)
-                for cell, size in sized
-                if cell.dataset == dataset and size.per_passage is not None
-            ]
-            points = [(kilobytes, quality) for kilobytes, quality, _ in here]
-            best = front(points)
-            axis.plot([points[place][0] for place in best], [points[place][1] for place in best], color="#1f5f8b")
-            axis.scatter(*zip(*points, strict=True), color="#1f5f8b", zorder=3)
-            for kilobytes, quality, cell in here:
-                label = f"{cell.model}-{cell.dim}"
-                axis.annotate(label, (kilobytes, quality), textcoords="offset points", xytext=(6, 5))
-            axis.set(title=dataset, xlabel="kB per passage", ylabel=here[0][2].main_metric)
-            axis.margins(0.25)
+        figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.6), squeeze=False)
+        for axis, (dataset, here) in zip(axes[0], panels.items(), strict=True):
+            best = front([(point.kilobytes, point.quality) for point in here])
+            axis.plot([here[place].kilobytes for place in best], [here[place].quality for place in best], color=INK)
+            widest = max(point.kilobytes for point in here)
+            for place, point in enumerate(here):
+                if point.interval is not None:
+                    axis.vlines(point.kilobytes, *point.interval, color=INK, alpha=0.35)
+                axis.scatter(
+                    point.kilobytes, point.quality, edgecolors=INK, color=INK if place in best else "white", zorder=3
+                )
+                right = point.kilobytes > widest / 2
+                axis.annotate(
+                    point.label,
+                    (point.kilobytes, point.quality),
+                    textcoords="offset points",
+                    xytext=(-6 if right else 6, 5),
+                    ha="right" if right else "left",
+                )
+            axis.set(title=dataset, xlabel="kB per passage", ylabel=metric[dataset])
+            axis.margins(0.1)
+            axis.set_xlim(left=0)
             axis.grid(alpha=0.3)
         figure.tight_layout()
         data = io.BytesIO()

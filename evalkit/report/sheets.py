@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 from evalkit.compare import storage
 from evalkit.published import NEAR, rounded
-from evalkit.report.card import Average, CardTable, Judged, Leaderboard
+from evalkit.report.card import Average, CardTable, Judged, Leaderboard, System
 from evalkit.report.table import ABSENT, METRICS, said, signed
 from evalkit.reruns import Deviation
 from evalkit.results import CellScores
@@ -25,6 +25,9 @@ TEX = str.maketrans(
         **{character: f"\\{character}" for character in "&%$#_{}"},
         "\\": r"\textbackslash{}",
         "~": r"\textasciitilde{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "|": r"\textbar{}",
         "^": r"\textasciicircum{}",
         "→": r"$\rightarrow$",
         "≠": r"$\neq$",
@@ -69,9 +72,11 @@ def card_sheet(table: CardTable) -> Sheet:
         cells = (_average(of[system]) if system in of else ABSENT for system in table.systems)
         rows.append((f"average of {len(datasets)}", METRIC_NAMES[metric], *cells))
     notes = [f"Published by the card; protocol: {table.protocol}."]
+    quoted = [system.label for system in table.systems if origin(table, system) == "quoted"]
+    notes += [f"Quoted by the card from elsewhere: {', '.join(quoted)}."] if quoted else []
     notes += [f"The average of {len(datasets)} is over {', '.join(datasets)}." for datasets in averages]
     notes += [
-        f"{found.score.system} on {found.score.dataset}: {_why(found)}"
+        f"{found.score.system} on {found.score.dataset}: {_why(found)}."
         for found in table.cells.values()
         if found.score.slip or found.verdict.differs or found.waiver
     ]
@@ -84,6 +89,11 @@ def card_sheet(table: CardTable) -> Sheet:
     notes.append("Published → measured VERDICT; a cell with the published score alone is NOT-RUN.")
     long_names = {f"average of {len(datasets)}": f"average of {' '.join(datasets)}" for datasets in averages}
     return Sheet(table.name, table.title, header, tuple(rows), tuple(notes), long_names)
+
+
+def origin(table: CardTable, system: System) -> str:
+    """Return whether the card's authors ran a column or quoted it from elsewhere."""
+    return next(found.score.origin for (_, of), found in table.cells.items() if of == system)
 
 
 def broken(average: Average) -> bool:

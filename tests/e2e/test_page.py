@@ -95,6 +95,23 @@ def test_the_audit_the_problems_and_the_partial_averages_are_told(page):
     assert "1 of 13 run" in find(page, "#beir tfoot").text
 
 
+def test_the_question_of_the_title_is_answered_in_numbers(page):
+    # nfcorpus of bm25 and of jina-colbert-v2 at 128, the latter in two of the card's tables, and 64 with short queries.
+    answer = find(page, ".answer").text
+    assert "4 of its 149 cells have been measured; 3 hold (MATCH or NEAR)." in answer
+    assert "3 of its 12 averages do not follow from its own rows." in answer
+
+
+def test_a_column_says_whether_the_card_ran_or_quoted_it(page):
+    assert [text.splitlines()[-1] for text in texts(page, "#beir thead th")[2:]] == ["run", "run", "quoted", "quoted"]
+
+
+def test_a_likely_slip_leads_to_what_is_known_of_it(page):
+    slip = find(page, "#beir .slip")
+    assert slip.get_attribute("href").endswith("#beir-notes")
+    assert "without dropping the query's own document" in find(page, "#beir-notes").text
+
+
 def test_a_click_on_a_header_sorts_and_a_second_turns_it(page):
     header = find(page, "#beir thead th:nth-child(3)")
     button = header.find_element("css selector", "button")
@@ -184,6 +201,8 @@ def test_a_phone_scrolls_the_tables_and_not_the_page(page):
         page.refresh()
         width, inner = page.execute_script("return [document.documentElement.scrollWidth, innerWidth]")
         assert width <= inner == 390
+        shown = find(page, "#beir tbody tr:first-child td:nth-child(3)")  # a number beside its dataset, unscrolled
+        assert page.execute_script("return arguments[0].getBoundingClientRect().right", shown) < inner
         find(page, "#runs .drill").click()
         assert page.execute_script("return document.getElementById('queries').getBoundingClientRect().width") <= 390
     finally:

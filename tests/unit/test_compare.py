@@ -8,7 +8,7 @@ from scipy.stats import ttest_rel
 
 from evalkit import compare
 from evalkit.errors import ConfigError, ScoreError
-from evalkit.precision import narrowed
+from evalkit.precision import Narrowed, narrowed
 from evalkit.report import pareto
 
 
@@ -104,6 +104,19 @@ def test_the_plot_is_the_same_bytes_each_time(tmp_path):
     assert text == (tmp_path / "two.svg").read_bytes()
     assert b"<svg" in text
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_narrower_storage_stands_beside_the_run_in_the_plot():
+    run = late(dim=64)
+    same = Narrowed("float16", 128, 0.346, 0.0, (0.0, 0.0), 1.0)
+    int8 = Narrowed("int8", 66, 0.345, -0.001, (-0.002, 0.0), 0.2)
+    found = pareto.points([run, cell()], intervals={run.run_id: (0.3, 0.4)}, narrowed={run.run_id: [same, int8]})
+    assert found == {
+        "beir/nfcorpus": [
+            (12.8, 0.346, "jina-colbert-v2-64", (0.3, 0.4)),
+            (6.6, 0.345, "jina-colbert-v2-64 int8", None),
+        ]
+    }
 
 
 def test_a_plot_needs_vectors_and_a_known_format(tmp_path):

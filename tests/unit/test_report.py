@@ -430,6 +430,38 @@ def test_the_json_has_the_fields_of_mtebs_results(folder):
     assert json.loads(files["tables/mteb/jina-colbert-v2-128/no_revision_available/model_meta.json"])["revision"]
 
 
+def mteb_scores(folder, model, task):
+    (path,) = (name for name in build.build(folder).files if f"/{model}/" in name and name.endswith(f"/{task}.json"))
+    return json.loads(build.build(folder).files[path])["scores"]
+
+
+def test_mteb_reads_ndcg_as_the_main_score_of_ms_marco(tmp_path):
+    put(tmp_path, cell(dataset="msmarco/dev-small", split="dev", main_metric="mrr@10", run_id="m"))
+    (entry,) = mteb_scores(tmp_path, "bm25", "MSMARCO")["dev"]
+    assert (entry["main_score"], entry["ndcg_at_10"], entry["mrr_at_10"]) == (0.32545, 0.32545, 0.5)
+
+
+def test_the_main_score_of_mmarco_which_mteb_has_not_is_the_cards(tmp_path):
+    put(tmp_path, cell(dataset="mmarco/fr", split="dev", main_metric="mrr@10", run_id="m"))
+    (entry,) = mteb_scores(tmp_path, "bm25", "mMARCO")["dev"]
+    assert entry["main_score"] == 0.5
+
+
+def test_mteb_has_xquad_under_validation(tmp_path):
+    put(tmp_path, cell(dataset="xquad/es", language="es", run_id="x"))
+    assert list(mteb_scores(tmp_path, "bm25", "XQuADRetrieval")) == ["validation"]
+
+
+def test_a_table_says_which_columns_the_card_quotes(folder):
+    text = build.build(folder).files["tables/beir.md"].decode()
+    assert "- Quoted by the card from elsewhere: colbertv2 (128), bm25.\n" in text
+
+
+def test_what_latex_draws_as_other_characters_is_named():
+    sheet = sheets.Sheet("s", "a<b>c|d", ("x",), (("1",),), ())
+    assert r"a\textless{}b\textgreater{}c\textbar{}d" in sheets.latex(sheet)
+
+
 def test_the_latex_escapes_what_latex_would_read(folder):
     text = build.build(folder).files["tables/beir.tex"].decode()
     assert text.count(r"\toprule") == text.count(r"\bottomrule") == 1

@@ -246,6 +246,8 @@ def _expansion(encoder: Encoder) -> Iterator[Finding]:
         return
     (expanded,) = encoder.tokenize_queries([HELLO])
     real = len(expanded.ids) - expanded.ids.count(encoder.vocabulary.mask)
+    if real == rules.max_tokens:  # so short a query has no room for masks
+        return
     plain = Tokens(expanded.ids[:real], real)
     attended, unattended = Tokens(expanded.ids, len(expanded.ids)), Tokens(expanded.ids, real)
     in_force = "attended to" if rules.attend_to_expansion else "not attended to"

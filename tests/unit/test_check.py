@@ -65,6 +65,12 @@ def test_a_sound_checkpoint_of_every_family_passes(name, tmp_path):
     assert failures(encoder, reload) == []
 
 
+def test_a_query_that_leaves_no_room_for_masks_says_nothing_against_the_checkpoint():
+    ((_, findings),) = check.check(compose(["model=demo", "model.query.max_tokens=6"]))
+    assert [finding for finding in findings if finding.verdict == "FAILED"] == []
+    assert not any("expansion vectors" in finding.question for finding in findings)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_demo_passes_in_every_dtype(dtype):
     ((dims, findings),) = check.check(compose(["model=demo", f"model.dtype={dtype}"]))

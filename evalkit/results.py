@@ -314,7 +314,7 @@ def read_per_query(path: Path) -> QueryTable:
 def disagreement(scores: CellScores, queries: QueryTable) -> str | None:
     """Say which metric is not the mean of its values by query, or None where every one is."""
     for metric in queries.metrics:
-        mean, said = math.fsum(queries.column(metric).tolist()) / len(queries.queries), scores.metrics.get(metric)
+        mean, said = float(queries.column(metric).mean()), scores.metrics.get(metric)
         if said is None or not math.isclose(mean, said, rel_tol=0, abs_tol=1e-9):
             return f"got a mean {metric} of {mean}, wanted the {said} of {SCORES}"
     return None

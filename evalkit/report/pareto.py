@@ -110,7 +110,7 @@ def draw(
                     point.label,
                     (point.kilobytes, point.quality),
                     textcoords="offset points",
-                    xytext=(-6 if right else 6, 5),
+                    xytext=(-6 if right else 6, 5 if point.interval else -12),
                     ha="right" if right else "left",
                 )
             axis.set(title=dataset, xlabel="kB per passage", ylabel=metric[dataset])

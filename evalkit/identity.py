@@ -43,6 +43,7 @@ def vector_facts(  # noqa: PLR0913 (keyword-only behind the first four)
         "backbone": config.backbone,
         "dim": dim,
         "head": config.head,
+        **({} if len(config.dims) == 1 else {"heads": list(config.dims)}),  # their common GEMM
         "pooling": config.pooling,
         "normalize": config.normalize,
         "query": dataclasses.asdict(config.query),

@@ -1,6 +1,7 @@
 """Encoders: batches of token ids to L2-normalised vectors, one per token or one per text, at one or more dims.
 
-Shapes: B texts of a batch, T tokens of the longest, X tokens of all, V of them that give vectors, H hidden size, D dim.
+Shapes: B texts of a batch, T tokens of the longest, X tokens of all, V of them that give vectors, H hidden size, D dim,
+W the dims of all heads that the model has.
 A single-vector model is the case of one vector per text, so the store and the search know only one kind of model.
 """
 
@@ -9,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import NamedTuple
 
 import numpy as np
@@ -141,7 +143,6 @@ class Encoder:
     def vectors(self, batch: Batch | PackedBatch) -> dict[int, tuple[Tensor, Tensor]]:
         """Return by dim the fp32 vectors of a batch, packed [ΣT, D], and how many each text has [B].
 
-        Projection is one GEMM per head, so that a dim's vectors do not depend on which other dims run beside it.
         Nothing here waits for the device: rows and counts are known from the ids.
         """
         hidden_XH = self._hidden(batch)
@@ -152,10 +153,31 @@ class Encoder:
         else:
             packed_XH, counts_B = self._pooled(hidden_XH, batch), torch.ones_like(batch.counts_B)
         out = {}
-        for dim, head_DH in self.heads.items():
-            vectors_XD = (packed_XH if head_DH is None else packed_XH @ head_DH.T).float()
+        for dim, projected_XD in self._projected(packed_XH).items():
+            vectors_XD = projected_XD.float()
             out[dim] = (to_unit_length(vectors_XD) if self.config.normalize else vectors_XD, counts_B)
         return out
+
+    def _projected(self, hidden_XH: Tensor) -> dict[int, Tensor]:
+        """Return the hidden states through each head [X, D], by one GEMM for all of them."""
+        if self.config.head == "none":
+            return dict.fromkeys(self.heads, hidden_XH)
+        dims = self.config.dims
+        by_dim = dict(zip(dims, torch.split(hidden_XH @ self._heads_WH.T, list(dims), dim=1), strict=True))
+        return {dim: by_dim[dim] for dim in self.heads}
+
+    @cached_property
+    def _heads_WH(self) -> Tensor:
+        """The heads of all dims that the config lists, one below the other; zeros stand for those not in use.
+
+        A GEMM of another width may add in another order. This width is the model's own, so a dim has the same bits
+        whichever dims run beside it: a column does not depend on what the others hold.
+        """
+        used = {dim: head_DH for dim, head_DH in self.heads.items() if head_DH is not None}
+        any_DH = next(iter(used.values()))
+        return torch.cat(
+            [used[dim] if dim in used else any_DH.new_zeros(dim, any_DH.shape[1]) for dim in self.config.dims]
+        )
 
     def _hidden(self, batch: Batch | PackedBatch) -> Tensor:
         """Return the hidden states of every place of a batch [X, H], padded places among them."""

@@ -1,14 +1,17 @@
 """The native jina_embeddings_v3 path against an independent float64 implementation of the published architecture."""
 
+import dataclasses
 import math
 
 import pytest
 import torch
 from checkpoints import write_jina_checkpoint
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from evalkit.config import CheckpointSource, EncoderConfig, TextRules
-from evalkit.models.encoder import checkpoints, load_encoders
+from evalkit.models.encoder import DTYPES, Encoder, checkpoints, load_encoders
 
 HEADS, EPS = 4, 1e-5
 
@@ -121,16 +124,56 @@ def test_the_rope_base_changes_vectors_and_can_be_overridden(tmp_path):
     assert (vectors - forward(tensors, tokens[0].ids, theta=10000.0)).abs().max() > 1e-4
 
 
-def test_dims_with_equal_backbones_share_one_pass_and_do_not_move_each_other(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_dims_with_equal_backbones_share_one_pass_and_do_not_move_each_other(tmp_path, dtype):
     folders = {dim: write_jina_checkpoint(tmp_path / str(dim), dim=dim) for dim in (16, 12, 8)}
-    (together,) = load(config_of(folders))
-    assert tuple(together.heads) == (16, 12, 8)
-    tokens = together.tokenize_documents(TEXTS)
-    shared = together.vectors(together.batch(tokens, skip_punctuation=True))
-    for dim, folder in folders.items():
-        (alone,) = load(config_of({dim: folder}))
-        apart = alone.vectors(alone.batch(tokens, skip_punctuation=True))[dim][0]
-        assert torch.equal(shared[dim][0], apart)
+    config = dataclasses.replace(config_of(folders), dtype=dtype)
+    found = checkpoints(config, config.dims)
+    for some in ((16, 12, 8), (16,), (12,), (8,), (8, 16)):
+        (encoder,) = load_encoders(config, {dim: found[dim] for dim in some}, device=torch.device("cpu"))
+        assert tuple(encoder.heads) == some
+        tokens = encoder.tokenize_documents(TEXTS)
+        vectors = encoder.vectors(encoder.batch(tokens, skip_punctuation=True))
+        if len(some) == 3:
+            shared = vectors
+        for dim in some:
+            assert torch.equal(vectors[dim][0], shared[dim][0])
+
+
+def with_heads(heads, *, dtype):
+    """An encoder of published dims whose projection alone is asked for; no backbone is at work."""
+    return Encoder(
+        config=dataclasses.replace(config_of(dict.fromkeys((128, 96, 64), "none")), dtype=dtype),
+        module=torch.nn.Identity(),
+        heads=heads,
+        vocabulary=None,
+        skipped=torch.zeros(0, dtype=torch.int64),
+        device=torch.device("cpu"),
+        dtype=DTYPES[dtype],
+        rope_theta=None,
+    )
+
+
+@settings(deadline=None, max_examples=30)
+@given(
+    rows=st.integers(1, 300),
+    hidden=st.sampled_from([24, 128, 768, 1024]),
+    some=st.lists(st.sampled_from([128, 96, 64]), min_size=1, max_size=2, unique=True),
+    dtype=st.sampled_from(["float32", "bfloat16", "float16"]),
+    seed=st.integers(0, 2**32 - 1),
+)
+def test_a_dims_bits_do_not_depend_on_which_heads_are_in_use(rows, hidden, some, dtype, seed):
+    """At the sizes of the published models, where a GEMM of another width does add in another order (fp32, 1024)."""
+    draw = torch.Generator().manual_seed(seed)
+    hidden_XH = torch.randn(rows, hidden, generator=draw).to(DTYPES[dtype])
+    heads = {dim: torch.randn(dim, hidden, generator=draw).to(DTYPES[dtype]) for dim in (128, 96, 64)}
+    together = with_heads(heads, dtype=dtype)._projected(hidden_XH)
+    apart = with_heads({dim: heads[dim] for dim in some}, dtype=dtype)._projected(hidden_XH)
+    assert list(apart) == some
+    for dim in some:
+        assert torch.equal(apart[dim], together[dim])
+        exact_XD = hidden_XH.double() @ heads[dim].double().T
+        torch.testing.assert_close(apart[dim].double(), exact_XD, rtol=1e-2, atol=0.2)  # this head's and no other's
 
 
 def test_dims_with_different_backbones_run_apart_and_evalkit_says_so(tmp_path, caplog):

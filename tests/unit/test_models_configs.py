@@ -1,5 +1,6 @@
 """Every model config is valid, says where its facts are from, and is listed."""
 
+import dataclasses
 import re
 
 import pytest
@@ -9,6 +10,8 @@ from typer.testing import CliRunner
 from evalkit.cli import app
 from evalkit.compose import compose
 from evalkit.config import Bm25Config, group_names
+from evalkit.identity import vector_facts
+from evalkit.models.checkpoint import resolve
 
 CARD = {"jina-colbert-v2", "jina-colbert-v1-en", "colbertv2", "colbert-xm", "mdpr", "bm25"}
 
@@ -47,6 +50,16 @@ def test_the_list_of_models_shows_sizes_lengths_commits_and_what_is_on_disk(tmp_
         r"128, 96, 64 +559\.4 M +32 +300 .*4cf816e5, not pinned, 7c9f323b +no, no, no", rows["jina-colbert-v2"]
     )
     assert re.search(r"in the package.* yes, yes, yes", rows["demo"])
+
+
+def test_the_dims_that_share_a_projection_are_in_the_store_key_of_each():
+    config = compose(["model=demo"])
+    checkpoint = resolve(config.model.checkpoints["64"])
+    facts = vector_facts(config.model, config, checkpoint, 64, attention="sdpa/cpu", batch_tokens=99)
+    assert facts["heads"] == [128, 96, 64]
+    alone = dataclasses.replace(config.model, checkpoints={"64": config.model.checkpoints["64"]})
+    others = vector_facts(alone, config, checkpoint, 64, attention="sdpa/cpu", batch_tokens=99)
+    assert others == {name: fact for name, fact in facts.items() if name != "heads"}
 
 
 def test_one_setting_of_a_dims_checkpoint_is_changed_and_the_others_stay():

@@ -10,6 +10,7 @@ import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -94,9 +95,14 @@ def reloader(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Reload:
 
 
 def canary(encoder: Encoder, found: Mapping[int, Checkpoint]) -> None:
-    """Ask every cheap question before a long run. Raises ModelError with the first failure and its likeliest cause."""
+    """Ask every question that a long run depends on. Raises ModelError with the first failure and its likeliest cause.
+
+    A run in half precision is held against fp32 too, for which the weights are read once more: within what bfloat16
+    adds to the published figures, RoPE bases are hard to tell apart.
+    """
+    reload = reloader(encoder, found)
     packed = packing(encoder) if encoder.attention != "sdpa" else ()
-    for finding in (*examine(encoder, reload=reloader(encoder, found)), *packed):
+    for finding in chain(examine(encoder, reload=reload), packed, _dtype(encoder, reload=reload)):
         if finding.verdict == "FAILED":
             msg = (
                 f"model {encoder.config.name!r} fails the canary, {finding.question}: {finding.measured}; "

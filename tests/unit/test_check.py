@@ -182,6 +182,22 @@ def test_the_canary_stops_a_run_with_the_cause(tmp_path):
         check.canary(spoilt, found)
 
 
+def test_the_canary_of_a_run_in_bfloat16_settles_the_rope_base_in_fp32(tmp_path, monkeypatch):
+    folder = write("jina-colbert-v2", tmp_path / "m")
+    exact, _ = load(fixture_config("jina-colbert-v2", folder))
+    published = published_by(exact, check.vocabulary_rows(exact))
+    monkeypatch.setattr(check, "published_vectors", lambda: published)
+    config = fixture_config("jina-colbert-v2", folder, dtype="bfloat16")
+    encoder, _ = load(config)
+    check.canary(encoder, checkpoints(config, config.dims))
+
+    near = dataclasses.replace(config, rope_theta=10_500.0)
+    encoder, reload = load(near)
+    assert failures(encoder, reload) == []  # in bfloat16 this base is as good as the right one
+    with pytest.raises(ModelError, match=r"in float32: .* RoPE base: model\.rope_theta=10000"):
+        check.canary(encoder, checkpoints(near, near.dims))
+
+
 def test_a_model_without_vectors_has_nothing_to_check():
     with pytest.raises(ConfigError, match="'bm25' has no checkpoint to check; wanted a model with vectors"):
         list(check.check(compose(["model=bm25"])))

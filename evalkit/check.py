@@ -219,14 +219,25 @@ def _counts_and_norms(encoder: Encoder) -> Iterator[Finding]:
             yield _judged(f"{side} vectors at {dim}", counted, measured, cause)
             norms = torch.cat(vectors).norm(dim=1)
             if not bool(torch.isfinite(norms).all()):
-                cause = f"dtype: {encoder.config.dtype} overflows; model.dtype=float32"
-                yield Finding(f"{side} norms at {dim}", "FAILED", "not finite", cause)
+                yield Finding(f"{side} norms at {dim}", "FAILED", "not finite", _unfinite(encoder))
                 continue
             low, high = float(norms.min()), float(norms.max())
             unit = abs(low - 1) < NORM_ATOL and abs(high - 1) < NORM_ATOL
             good = unit if encoder.config.normalize else low > 0
             cause = "head missing or zero: a vector has no length" if low == 0 else "normalisation"
             yield _judged(f"{side} norms at {dim}", good, f"{low:.5f} to {high:.5f}", cause)
+
+
+def _unfinite(encoder: Encoder) -> str:
+    """Say what most likely makes vectors that are not finite: rounding makes no NaN of a weight, damage does."""
+    heads = {f"the head of {dim}": head for dim, head in encoder.heads.items() if head is not None}
+    damaged = [
+        name for name, weight in {**dict(encoder.module.named_parameters()), **heads}.items() if weight.isnan().any()
+    ]
+    if damaged:
+        return f"weights: {damaged[0]} holds NaN; fetch the checkpoint again"
+    dtype = encoder.config.dtype
+    return f"dtype: {dtype} overflows" + ("" if dtype == "float32" else "; model.dtype=float32")
 
 
 def _positions(encoder: Encoder) -> Iterator[Finding]:

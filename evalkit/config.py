@@ -166,6 +166,11 @@ class EncoderConfig:
     source: str = ""
     """Where the facts of this config were read, each with its certainty: A primary, B second-hand, C inferred."""
 
+    def __post_init__(self) -> None:
+        if self.rope_theta != "checkpoint" and self.rope_theta <= 0:
+            msg = f"model.rope_theta={self.rope_theta}: wanted checkpoint or a number above 0"
+            raise ConfigError(msg)
+
     @property
     def dims(self) -> tuple[int, ...]:
         """The dims that this model has, as the config lists them."""

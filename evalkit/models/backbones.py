@@ -46,8 +46,8 @@ XMOD_KEYS = (
     "ln_before_adapter",
 )
 OPTIONAL_KEYS = (
-    *("bos_token_id", "eos_token_id", "hidden_act", "rotary_emb_base", "position_embedding_type", "feed_forward_type"),
-    *("languages", *XMOD_KEYS),
+    *("bos_token_id", "eos_token_id", "hidden_act", "position_embedding_type", "feed_forward_type"),
+    *("rotary_emb_base", "rotary_emb_interleaved", "rotary_emb_scale_base", "languages", *XMOD_KEYS),
 )
 """What some backbones read beside; dims share a backbone only where all of these agree."""
 MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
@@ -57,6 +57,22 @@ MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
     "xmod": ("xmod",),
 }
 """The `model_type` of the config.json that each backbone reads."""
+FIXED_VALUES: Mapping[str, Mapping[str, Any]] = {
+    "jina_embeddings_v3": {
+        "position_embedding_type": "rotary",
+        "hidden_act": "gelu",
+        "rotary_emb_interleaved": False,
+        "rotary_emb_scale_base": None,
+    },
+    "bert": {"position_embedding_type": "absolute"},
+    "jina_bert": {},
+    "xmod": {"position_embedding_type": "absolute"},
+}
+"""What a backbone's class computes whatever config.json says of it: a checkpoint that asks for more is refused."""
+COUNTS = (
+    *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
+    *("intermediate_size", "max_position_embeddings", "type_vocab_size"),
+)
 DEFAULT_ROPE_THETA = 10_000.0
 """RoPE base where config.json has none: inferred (the original code's default), not published."""
 
@@ -115,6 +131,10 @@ def build(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Enco
             "leave model.rope_theta out"
         )
         raise ModelError(msg)
+    for name, value in FIXED_VALUES[config.backbone].items():
+        if name in values and values[name] != value:
+            msg = f"{origin}: config.json has {name} {values[name]!r}, wanted {value!r} for model.backbone"
+            raise ModelError(f"{msg}={config.backbone}; this is another architecture")
     return BACKBONES[config.backbone](tensors, values, config, origin=origin)
 
 
@@ -128,16 +148,19 @@ def jina_embeddings_v3(
     from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 
     asked = config.rope_theta
-    theta = float(values.get("rotary_emb_base", DEFAULT_ROPE_THETA) if asked == "checkpoint" else asked)
+    theta = values.get("rotary_emb_base", DEFAULT_ROPE_THETA) if asked == "checkpoint" else asked
+    if not isinstance(theta, int | float) or theta <= 0:
+        msg = f"{origin}: config.json has rotary_emb_base {theta!r}, wanted a number above 0; fetch the file again"
+        raise ModelError(msg)
     shape = config_values(values, [*ARCHITECTURE_KEYS, "bos_token_id", "eos_token_id"], origin=origin)
-    native = JinaEmbeddingsV3Config(**shape, rope_parameters={"rope_type": "default", "rope_theta": theta})
+    native = JinaEmbeddingsV3Config(**shape, rope_parameters={"rope_type": "default", "rope_theta": float(theta)})
     renamed: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         if name == HEAD or name.startswith("roberta.pooler."):
             continue
-        renamed.update(_native_names(name, tensor))
+        renamed.update(_native_names(name, tensor, origin=origin))
     module = filled(lambda c: JinaEmbeddingsV3Model(c, add_pooling_layer=False), native, renamed, origin=origin)
-    return Backbone(module, native.hidden_size, theta)
+    return Backbone(module, native.hidden_size, float(theta))
 
 
 _JINA_RENAMES = (
@@ -150,23 +173,31 @@ _JINA_RENAMES = (
 )
 
 
-def _native_names(name: str, tensor: Tensor) -> Iterable[tuple[str, Tensor]]:
+def _native_names(name: str, tensor: Tensor, *, origin: str) -> Iterable[tuple[str, Tensor]]:
     """Yield the native class's name for one checkpoint tensor; the fused Wqkv is cut into its rows [q; k; v]."""
     for pattern, replacement in _JINA_RENAMES:
         name = pattern.sub(replacement, name)
     if ".mixer.Wqkv." in name:
-        for part, piece in zip("qkv", rearrange(tensor, "(part rows) ... -> part rows ...", part=3), strict=True):
+        for part, piece in zip("qkv", _thirds(name, tensor, origin=origin), strict=True):
             yield name.replace(".mixer.Wqkv.", f".self_attn.{part}_proj."), piece
     else:
         yield name, tensor
+
+
+def _thirds(name: str, tensor: Tensor, *, origin: str) -> Tensor:
+    """Return the three parts of fused rows. Raises ModelError when they are not equal parts."""
+    if tensor.ndim == 0 or len(tensor) % 3:
+        msg = f"{origin}: mis-shaped {name} is {tuple(tensor.shape)}, wanted three equal parts [q; k; v]"
+        raise ModelError(msg)
+    return rearrange(tensor, "(part rows) ... -> part rows ...", part=3)
 
 
 def bert(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str) -> Backbone:
     """Build BERT without its pooler; keys may carry the `bert.` prefix of a full model."""
     from transformers import BertConfig, BertModel
 
-    del config
     native = BertConfig(**config_values(values, [*ARCHITECTURE_KEYS, "hidden_act"], origin=origin))
+    _check_positions(config, native.max_position_embeddings, origin=origin)
     renamed = _without(tensors, prefix="bert.", left_out=("pooler.", "cls."))
     module = filled(lambda c: BertModel(c, add_pooling_layer=False), native, renamed, origin=origin)
     return Backbone(module, native.hidden_size, None)
@@ -241,8 +272,7 @@ def _text_tower(
         for pattern, replacement in _TEXT_TOWER_RENAMES:
             name = pattern.sub(replacement, name)
         if ".mixer.Wqkv." in name:
-            parts = rearrange(tensor, "(part rows) ... -> part rows ...", part=3)
-            for part, piece in zip(("query", "key", "value"), parts, strict=True):
+            for part, piece in zip(("query", "key", "value"), _thirds(name, tensor, origin=origin), strict=True):
                 renamed[name.replace(".mixer.Wqkv.", f".attention.self.{part}.")] = piece
         else:
             renamed[name] = tensor
@@ -269,11 +299,12 @@ def xmod(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Encod
 
     names = [*ARCHITECTURE_KEYS, "hidden_act", "languages", *XMOD_KEYS]
     shape = config_values(values, names, origin=origin)
-    languages, chosen = list(shape["languages"]), config.adapter
+    languages, chosen = list(shape["languages"] or ()), config.adapter
     if chosen not in languages:
         msg = f"{origin}: no language adapter {chosen!r}; choose with model.adapter=CODE one of {', '.join(languages)}"
         raise ModelError(msg)
     native = XmodConfig(**{**shape, "languages": [chosen], "default_language": chosen})
+    _check_positions(config, shape["max_position_embeddings"] - shape["pad_token_id"] - 1, origin=origin)
     others = {language for language in languages if language != chosen}
     renamed = {
         name: tensor
@@ -282,6 +313,14 @@ def xmod(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Encod
     }
     module = filled(lambda c: XmodModel(c, add_pooling_layer=False), native, renamed, origin=origin)
     return Backbone(module, native.hidden_size, None)
+
+
+def _check_positions(config: EncoderConfig, positions: int, *, origin: str) -> None:
+    """Refuse texts that are longer than a model with learned positions has positions for."""
+    for side, rules in (("query", config.query), ("document", config.document)):
+        if rules.max_tokens > positions:
+            msg = f"{origin}: model.{side}.max_tokens={rules.max_tokens}, but the model has {positions} positions"
+            raise ModelError(f"{msg}; wanted no more tokens than that")
 
 
 _ADAPTER = re.compile(r"\.adapter_modules\.([^.]+)\.")
@@ -306,10 +345,27 @@ def _without(tensors: Mapping[str, Tensor], *, prefix: str, left_out: tuple[str,
 
 
 def config_values(values: Mapping[str, Any], names: list[str], *, origin: str) -> dict[str, Any]:
-    """Return some values of a config.json. Raises ModelError that names those that are missing."""
+    """Return some values of a config.json. Raises ModelError that names those that are missing or impossible."""
+    from transformers.activations import ACT2FN
+
     missing = [name for name in names if name not in values]
     if missing:
         msg = f"{origin}: config.json lacks {', '.join(missing)}, which the architecture needs"
+        raise ModelError(msg)
+    wrong = [
+        f"{name} {values[name]!r}"
+        for name in COUNTS
+        if name in names and (type(values[name]) is not int or values[name] < 1)
+    ]
+    if wrong:
+        msg = f"{origin}: config.json has {', '.join(wrong)}, wanted whole numbers above 0; fetch the file again"
+        raise ModelError(msg)
+    if "hidden_act" in names and values["hidden_act"] not in ACT2FN:
+        msg = f"{origin}: config.json has hidden_act {values['hidden_act']!r}, wanted one that transformers knows"
+        raise ModelError(f"{msg}: {', '.join(sorted(ACT2FN))}")
+    if values["hidden_size"] % values["num_attention_heads"]:
+        sizes = f"hidden_size {values['hidden_size']} and num_attention_heads {values['num_attention_heads']}"
+        msg = f"{origin}: config.json has {sizes}, wanted one a multiple of the other; fetch the file again"
         raise ModelError(msg)
     return {name: values[name] for name in names}
 
@@ -332,6 +388,11 @@ def filled(
         f"{name} is {tuple(tensors[name].shape)}, wanted {shapes[name]}"
         for name in sorted(set(shapes) & set(tensors))
         if tuple(tensors[name].shape) != shapes[name]
+    ]
+    misshapen += [
+        f"{name} is {str(tensors[name].dtype).removeprefix('torch.')}, wanted floating point"
+        for name in sorted(set(shapes) & set(tensors))
+        if not tensors[name].is_floating_point()  # a quantised copy, whose scales nothing here would apply
     ]
     if problem := misfit(missing, unexpected, misshapen):
         msg = f"{origin}: the checkpoint does not fit {type(config).__name__}: {problem}"

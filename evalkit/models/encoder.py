@@ -277,10 +277,8 @@ def load_encoders(
             backbone = backbones.build(tensors, checkpoint.config(), config, origin=checkpoint.origin)
         vocabulary = tokens.load_vocabulary(checkpoint)
         _check_vocabulary(vocabulary, config, backbone, checkpoint)
-        if config.head == "none" and any(dim != backbone.hidden_size for dim in members):
-            wanted = f"without a head, dim is the hidden size {backbone.hidden_size}"
-            msg = f"{checkpoint.origin}: {wanted}; got {', '.join(map(str, members))}"
-            raise ModelError(msg)
+        for dim, checkpoint_of_dim in members.items():
+            _check_width(heads[dim], dim, backbone, checkpoint_of_dim)
         encoders.append(
             Encoder(
                 config=config,
@@ -303,15 +301,30 @@ def load_encoders(
 def _head(tensors: Mapping[str, Tensor], config: EncoderConfig, dim: int, checkpoint: Checkpoint) -> Tensor | None:
     """Return the projection [D, H] of a checkpoint. Heads are trained apart: one is never cut from another."""
     if config.head == "none":
+        if backbones.HEAD in tensors:
+            msg = f"{checkpoint.origin}: unexpected {backbones.HEAD}; wanted no head, as model.head=none says"
+            raise ModelError(msg)
         return None
     if backbones.HEAD not in tensors:
         msg = f"{checkpoint.origin}: {WEIGHTS} has no {backbones.HEAD}; wanted the head of dim {dim}"
         raise ModelError(msg)
     head = tensors[backbones.HEAD]
-    if head.ndim != 2 or head.shape[0] != dim:
-        msg = f"{checkpoint.origin}: {backbones.HEAD} is {tuple(head.shape)}, wanted ({dim}, hidden size) for dim {dim}"
+    if head.ndim != 2 or head.shape[0] != dim or not head.is_floating_point():
+        found = f"{tuple(head.shape)} of {str(head.dtype).removeprefix('torch.')}"
+        msg = f"{checkpoint.origin}: {backbones.HEAD} is {found}, wanted ({dim}, hidden size) of floats for dim {dim}"
         raise ModelError(msg)
     return head
+
+
+def _check_width(head: Tensor | None, dim: int, backbone: Backbone, checkpoint: Checkpoint) -> None:
+    """Refuse a head for another hidden size, and a dim that is not the hidden size where there is no head."""
+    hidden = backbone.hidden_size
+    if head is None and dim != hidden:
+        msg = f"{checkpoint.origin}: without a head, dim is the hidden size {hidden}; got {dim}"
+        raise ModelError(msg)
+    if head is not None and head.shape[1] != hidden:
+        msg = f"{checkpoint.origin}: {backbones.HEAD} is {tuple(head.shape)}, wanted ({dim}, {hidden}) for dim {dim}"
+        raise ModelError(msg)
 
 
 def _same_backbone(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:

@@ -149,10 +149,15 @@ def test_a_head_of_zeros_is_named(tmp_path):
     assert "head missing or zero: a vector has no length" in {finding.cause for finding in failures(spoilt, reload)}
 
 
-def test_vectors_that_are_not_finite_are_laid_to_the_dtype(tmp_path):
-    encoder, reload = load(fixture_config("colbertv2", write("colbertv2", tmp_path)))
-    spoilt = dataclasses.replace(encoder, heads={DIM: torch.full_like(encoder.heads[DIM], torch.nan)})
-    assert any(finding.cause.startswith("dtype: float32 overflows") for finding in failures(spoilt, reload))
+def test_vectors_that_are_not_finite_are_laid_to_a_damaged_weight_or_to_the_dtype(tmp_path):
+    folder = write("colbertv2", tmp_path)
+    encoder, reload = load(fixture_config("colbertv2", folder))
+    for number, cause in ((torch.nan, "weights: the head of 16 holds NaN"), (torch.inf, "dtype: float32 overflows")):
+        spoilt = dataclasses.replace(encoder, heads={DIM: torch.full_like(encoder.heads[DIM], number)})
+        assert any(finding.cause.startswith(cause) for finding in failures(spoilt, reload))
+    half, reload = load(fixture_config("colbertv2", folder, dtype="float16"))
+    spoilt = dataclasses.replace(half, heads={DIM: half.heads[DIM] * 1e6})
+    assert "dtype: float16 overflows; model.dtype=float32" in {finding.cause for finding in failures(spoilt, reload)}
 
 
 def test_a_model_that_ignores_its_attention_mask_is_found(tmp_path):

@@ -74,8 +74,93 @@ def test_a_misshapen_tensor_is_named_with_both_shapes(tmp_path):
 
 def test_a_head_of_another_dim_is_refused_and_never_cut(tmp_path):
     folder = write_jina_checkpoint(tmp_path, dim=16)
-    with pytest.raises(ModelError, match=r"linear\.weight is \(16, 32\), wanted \(8, hidden size\) for dim 8"):
+    with pytest.raises(
+        ModelError, match=r"linear\.weight is \(16, 32\) of float32, wanted \(8, hidden size\) of floats"
+    ):
         load(folder, dim=8)
+
+
+def test_a_head_for_another_hidden_size_is_refused_with_both_shapes(tmp_path):
+    folder = write_jina_checkpoint(tmp_path, dim=8)
+    changed(folder, lambda tensors: tensors.update({"linear.weight": torch.ones(8, 31)}))
+    with pytest.raises(ModelError, match=r"linear\.weight is \(8, 31\), wanted \(8, 32\) for dim 8"):
+        load(folder)
+
+
+@pytest.mark.parametrize("name", ["linear.weight", "roberta.emb_ln.bias"])
+def test_quantised_weights_are_refused_because_their_scales_would_be_lost(tmp_path, name):
+    folder = write_jina_checkpoint(tmp_path, dim=8)
+    changed(folder, lambda tensors: tensors.update({name: tensors[name].to(torch.int8)}))
+    with pytest.raises(ModelError, match=r"int8, wanted .*float"):
+        load(folder)
+
+
+def test_fused_rows_that_are_no_three_equal_parts_are_misshapen(tmp_path):
+    folder = write_jina_checkpoint(tmp_path, dim=8)
+    name = "roberta.encoder.layers.0.mixer.Wqkv.weight"
+    changed(folder, lambda tensors: tensors.update({name: torch.ones(95, 32)}))
+    with pytest.raises(
+        ModelError, match=r"mis-shaped layers\.0\.mixer\.Wqkv\.weight is \(95, 32\), wanted three equal"
+    ):
+        load(folder)
+
+
+def test_a_head_is_unexpected_where_the_config_says_that_there_is_none(tmp_path):
+    write_colbertv2(tmp_path, dim=24)
+    with pytest.raises(ModelError, match=r"unexpected linear\.weight; wanted no head, as model\.head=none says"):
+        load_as("mdpr", tmp_path, 24)
+
+
+def rewritten(folder, **values):
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text(encoding="utf-8")), **values}), encoding="utf-8")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"num_hidden_layers": "two"}, "num_hidden_layers 'two', wanted whole numbers above 0"),
+        ({"hidden_size": 0}, "hidden_size 0, wanted whole numbers above 0"),
+        ({"num_attention_heads": 5}, "hidden_size 32 and num_attention_heads 5, wanted one a multiple of the other"),
+        ({"rotary_emb_base": None}, "rotary_emb_base None, wanted a number above 0"),
+        ({"rotary_emb_base": -1}, "rotary_emb_base -1, wanted a number above 0"),
+        ({"hidden_act": "gelu_new"}, "hidden_act 'gelu_new', wanted 'gelu' for .*; this is another architecture"),
+        ({"position_embedding_type": "absolute"}, "position_embedding_type 'absolute', wanted 'rotary'"),
+        ({"rotary_emb_interleaved": True}, "rotary_emb_interleaved True, wanted False"),
+        ({"rotary_emb_scale_base": 512.0}, "rotary_emb_scale_base 512.0, wanted None"),
+    ],
+)
+def test_a_config_that_the_native_class_does_not_compute_is_refused(tmp_path, values, message):
+    folder = rewritten(write_jina_checkpoint(tmp_path, dim=8), **values)
+    with pytest.raises(ModelError, match=f"config.json has {message}"):
+        load(folder)
+
+
+def test_a_bert_with_relative_positions_or_an_unknown_activation_is_refused(tmp_path):
+    folder = rewritten(write_colbertv2(tmp_path, dim=16), position_embedding_type="relative_key")
+    with pytest.raises(ModelError, match="position_embedding_type 'relative_key', wanted 'absolute'"):
+        load_as("colbertv2", folder, 16)
+    rewritten(folder, position_embedding_type="absolute", hidden_act="shrug")
+    with pytest.raises(ModelError, match=r"hidden_act 'shrug', wanted one that transformers knows: .*gelu"):
+        load_as("colbertv2", folder, 16)
+
+
+def test_texts_longer_than_the_learned_positions_are_refused_on_loading(tmp_path):
+    (tmp_path / "bert").mkdir()
+    write_colbertv2(tmp_path / "bert", dim=16)
+    with pytest.raises(ModelError, match=r"model\.document\.max_tokens=401, but the model has 400 positions"):
+        load_as("colbertv2", tmp_path / "bert", 16, "model.document.max_tokens=401")
+    (tmp_path / "xmod").mkdir()
+    write_colbert_xm(tmp_path / "xmod", dim=16)
+    with pytest.raises(ModelError, match=r"model\.query\.max_tokens=399, but the model has 398 positions"):
+        load_as("colbert-xm", tmp_path / "xmod", 16, "model.query.max_tokens=399", "model.adapter=en_XX")
+    load_as("colbert-xm", tmp_path / "xmod", 16, "model.query.max_tokens=398", "model.adapter=en_XX")
+
+
+def test_a_rope_base_that_is_no_base_is_refused_at_the_door():
+    with pytest.raises(ConfigError, match=r"model\.rope_theta=-1\.0: wanted checkpoint or a number above 0"):
+        compose(["model=demo", "model.rope_theta=-1"])
 
 
 def test_a_missing_head_is_refused(tmp_path):

@@ -96,6 +96,10 @@ def load_reranker(config: RerankerConfig, *, device: torch.device) -> Reranker:
         raise ModelError(msg)
     names = [*backbones.ARCHITECTURE_KEYS, "hidden_act"]
     native = XLMRobertaConfig(**backbones.config_values(values, names, origin=origin), id2label={0: "relevance"})
+    positions = values["max_position_embeddings"] - values["pad_token_id"] - 1
+    if config.max_tokens > positions:
+        msg = f"{origin}: reranker.max_tokens={config.max_tokens}, but the model has {positions} positions"
+        raise ModelError(f"{msg}; wanted no more tokens than that")
     renamed = dict(_native_names(backbones.read_tensors(checkpoint)))
     module = backbones.filled(XLMRobertaForSequenceClassification, native, renamed, origin=origin)
     return Reranker(

@@ -1,6 +1,7 @@
 """The native jina_embeddings_v3 path against an independent float64 implementation of the published architecture."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -122,6 +123,20 @@ def test_the_rope_base_changes_vectors_and_can_be_overridden(tmp_path):
     tensors = load_file(folder / "model.safetensors")
     assert (vectors - forward(tensors, tokens[0].ids, theta=20000.0)).abs().max() < 1e-5
     assert (vectors - forward(tensors, tokens[0].ids, theta=10000.0)).abs().max() > 1e-4
+
+
+def test_a_config_without_a_rope_base_means_10000_and_not_the_native_classs_20000(tmp_path):
+    folder = write_jina_checkpoint(tmp_path / "m", dim=16)
+    values = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    del values["rotary_emb_base"]
+    (folder / "config.json").write_text(json.dumps(values), encoding="utf-8")
+    (encoder,) = load(config_of({16: folder}))
+    tokens = encoder.tokenize_documents(TEXTS[:1])
+    vectors, _ = encoder.vectors(encoder.batch(tokens, skip_punctuation=True))[16]
+    tensors = load_file(folder / "model.safetensors")
+    assert encoder.rope_theta == 10000.0
+    assert (vectors - forward(tensors, tokens[0].ids, theta=10000.0)).abs().max() < 1e-5
+    assert (vectors - forward(tensors, tokens[0].ids, theta=20000.0)).abs().max() > 1e-4
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -1,5 +1,6 @@
 """The re-ranker against an independent float64 implementation, and over a run."""
 
+import dataclasses
 import math
 
 import pytest
@@ -115,6 +116,11 @@ def test_a_document_that_the_corpus_has_not_is_named(folder):
 def test_another_architecture_is_no_reranker(tmp_path):
     with pytest.raises(ModelError, match="has model_type 'bert', wanted xlm-roberta for a re-ranker"):
         load_reranker(config_of(write_colbertv2(tmp_path)), device=torch.device("cpu"))
+
+
+def test_pairs_longer_than_the_learned_positions_are_refused_on_loading(folder):
+    with pytest.raises(ModelError, match=r"reranker\.max_tokens=139, but the model has 138 positions"):
+        load_reranker(dataclasses.replace(config_of(folder), max_tokens=139), device=torch.device("cpu"))
 
 
 def test_a_pair_needs_room(tmp_path):

@@ -32,6 +32,54 @@ def test_a_model_config_is_named_like_its_file_and_gives_its_sources(name):
             assert source.revision is None or re.fullmatch(r"[0-9a-f]{40}", source.revision)
 
 
+V2, V2_64 = "4cf816e5e2b03167b132a3c847a9ecd48ba708e1", "7c9f323b61e6f96754300dea81bb51c3cc1d3f34"
+COLBERT, XM = "c1e84128e85ef755c096a95bdb06b47793b13acf", "960de711799d210957d18df59c14c59a439b608a"
+
+
+@pytest.mark.parametrize(
+    ("name", "revisions", "query", "document", "rest"),
+    [
+        (
+            "jina-colbert-v2",
+            {128: V2, 96: None, 64: V2_64},
+            (32, "[QueryMarker]", True, True),
+            (300, "[DocumentMarker]"),
+            ("jina_embeddings_v3", "tokens", True, "stanford", "bfloat16"),
+        ),
+        (
+            "jina-colbert-v1-en",
+            {128: None},
+            (32, "[unused0]", True, False),
+            (300, "[unused1]"),
+            ("jina_bert", "tokens", True, "stanford", "float32"),
+        ),
+        (
+            "colbertv2",
+            {128: COLBERT},
+            (32, "[unused0]", True, False),
+            (300, "[unused1]"),
+            ("bert", "tokens", True, "stanford", "float32"),
+        ),
+        (
+            "colbert-xm",
+            {128: XM},
+            (32, "<unk> .", True, True),
+            (256, "<unk> ."),
+            ("xmod", "tokens", True, "stanford", "float32"),
+        ),
+        ("mdpr", {768: None}, (256, None, False, False), (256, None), ("bert", "cls", False, "none", "float32")),
+    ],
+)
+def test_a_system_of_the_card_is_set_up_as_its_checkpoint_was_trained(name, revisions, query, document, rest):
+    """The facts once more, by hand: other tests load whatever a config says, so a slip in it would move a column."""
+    model = compose([f"model={name}", "dataset=beir/fiqa"]).model
+    assert {dim: model.checkpoints[str(dim)].revision for dim in model.dims} == revisions
+    rules = model.query
+    assert (rules.max_tokens, rules.marker, rules.expansion, rules.attend_to_expansion) == query
+    assert (model.document.max_tokens, model.document.marker) == document
+    assert (model.backbone, model.pooling, model.normalize, model.skiplist, model.dtype) == rest
+
+
 @pytest.mark.parametrize("name", group_names("reranker"))
 def test_a_reranker_config_is_named_like_its_file_and_pins_a_commit(name):
     reranker = compose([f"reranker={name}"]).reranker

@@ -10,7 +10,10 @@ whatever the ids look like, and ranks are given by position, so that equal score
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from types import ModuleType
 
 import numpy as np
 
@@ -71,11 +74,30 @@ def _arrays(run: Run, qrels: Qrels) -> tuple[np.ndarray, np.ndarray]:
 def _evaluate(judged_QJ2: np.ndarray, found_QH2: np.ndarray, metrics: Sequence[str]) -> dict[str, np.ndarray]:
     """Let ranx compute; it is imported here because the import alone takes about 2 s."""
     try:
-        import ranx
+        with _without_unused_modules():
+            import ranx
     except (OSError, RuntimeError) as error:
-        # numba and ir_datasets, which ranx imports, each want a folder to write to: "no locator available", EACCES.
+        # numba, which ranx imports, wants a folder to write to: "no locator available", EACCES.
         msg = f"ranx cannot be imported ({error}); it wants a home folder that can be written: set HOME to one"
         raise ScoreError(msg) from error
 
     # ranx 0.3.21 fails on one metric without its mean, and answers a list of several with a dict: name the first twice.
     return dict(ranx.evaluate(judged_QJ2, found_QH2, [metrics[0], *metrics], return_mean=False))
+
+
+@contextmanager
+def _without_unused_modules() -> Iterator[None]:
+    """Let ranx be imported without the modules behind functions of it that nobody calls here.
+
+    On import alone ir_datasets makes folders in the user's home, and matplotlib, which plots, a cache of fonts; a run
+    would leave both outside its results_dir and cache_dir, and fail where the home cannot be written.
+    """
+    stand_ins = {name: ModuleType(name) for name in ("ir_datasets", "ranx.meta.plot") if name not in sys.modules}
+    if plotting := stand_ins.get("ranx.meta.plot"):
+        plotting.__dict__["plot"] = None  # ranx.meta names it
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]

@@ -1,6 +1,7 @@
 """The commands as a user types them: what they print, what they leave, how they fail."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,10 +11,10 @@ import pytest
 SMALL = ["dataset.demo.documents=300", "dataset.demo.queries=24"]
 
 
-def evalkit(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "evalkit", *words], cwd=cwd, capture_output=True, text=True, timeout=600, check=False
-    )
+def evalkit(*words: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "evalkit", *words]
+    environment = {**os.environ, **variables}
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600, check=False)
 
 
 def places(folder: Path) -> list[str]:
@@ -23,7 +24,9 @@ def places(folder: Path) -> list[str]:
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     folder = tmp_path_factory.mktemp("finished")
-    done = evalkit("run", "-m", "model=bm25,demo", "dim=128,96,64", *SMALL, *places(folder), cwd=folder)
+    (folder / "home").mkdir()
+    words = ("run", "-m", "model=bm25,demo", "dim=128,96,64", *SMALL, *places(folder))
+    done = evalkit(*words, cwd=folder, HOME=f"{folder}/home")
     assert done.returncode == 0, done.stderr
     return folder, done
 
@@ -60,7 +63,8 @@ def test_each_cell_leaves_its_scores_where_they_are_looked_for(finished):
 
 def test_nothing_is_written_outside_results_dir_and_cache_dir(finished):
     folder, _ = finished
-    assert {path.name for path in folder.iterdir()} == {"results", "cache"}
+    assert {path.name for path in folder.iterdir()} == {"results", "cache", "home"}
+    assert list((folder / "home").rglob("*")) == []
 
 
 def test_a_finished_run_is_only_printed(finished):

@@ -60,10 +60,10 @@ def run(context: typer.Context) -> None:
         cells.extend(done)
         deviations.extend(reruns.measure(done, config.results_dir)[0])
 
-    def complain(error: EvalkitError) -> None:
+    def complain(line: str) -> None:
         nonlocal failed
         failed += 1
-        _complain(str(error))
+        _complain(line)
 
     if any(word in HYDRA_FLAGS for word in context.args):
         compose.hand_to_hydra(context.args, job, complain=complain)
@@ -109,7 +109,7 @@ def plan(context: typer.Context) -> None:
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: evalkit status model=jina-colbert-v2 dataset=beir/fiqa")
+@app.command(epilog="Example: evalkit status")
 def status(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="a selection, as for plan; none: everything. results_dir=, cache_dir=")
@@ -178,7 +178,7 @@ def cache_verify(cache_dir: CacheDir = None) -> None:
         raise typer.Exit(1)
 
 
-@cache.command(name="rm", epilog="Example: evalkit cache rm beir/fiqa --yes")
+@cache.command(name="rm", epilog="Example: evalkit cache rm demo --yes")
 def cache_rm(
     names: Annotated[list[str] | None, typer.Argument(help="keys, their beginnings, or datasets")] = None,
     *,
@@ -252,7 +252,9 @@ def report(
         raise typer.Exit(1)
 
 
-@app.command(epilog="Example: evalkit score run.trec.gz dataset=beir/nfcorpus dataset.path=DIR")
+@app.command(
+    epilog="Example: evalkit score results/runs/demo.test.demo-64.*/run.trec.gz dataset=demo model=demo dim=64"
+)
 def score(
     run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
     overrides: Annotated[
@@ -264,6 +266,7 @@ def score(
     With model=NAME (and dim=N) the published scores of that system follow, each with its verdict.
     """
     from evalkit import compose, datasets, metrics, runs
+    from evalkit.errors import ScoreError
     from evalkit.pipeline import METRICS
     from evalkit.report import verdicts
     from evalkit.search import drop_self
@@ -271,11 +274,15 @@ def score(
     config = compose.compose(overrides)
     dataset = datasets.load(config.dataset, with_corpus=False)
     found = runs.read_run(run_file)
+    missing = sum(query.id not in found for query in dataset.queries)
+    if missing == len(dataset.queries):
+        got, wanted = next(iter(found)), dataset.queries[0].id
+        msg = f"{run_file}: got no query that {dataset.name} ({dataset.split}) judges, but {got!r} and so on"
+        raise ScoreError(f"{msg}, wanted {wanted!r} and so on; check dataset and dataset.split")
     dropped = 0
     if dataset.drop_self:
         found, dropped = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
     scored = metrics.score(found, dataset.qrels, METRICS)
-    missing = sum(query.id not in found for query in dataset.queries)
     typer.echo(
         f"{dataset.name} ({dataset.split}): {len(dataset.queries)} queries, {missing} of them not in the run (0)"
     )
@@ -288,7 +295,7 @@ def score(
         typer.echo(line)
 
 
-@app.command(epilog="Example: evalkit rerank run.trec.gz --out new.trec.gz reranker=NAME dataset=demo")
+@app.command(epilog="Example: evalkit rerank run.trec.gz --out new.trec.gz reranker=jina-reranker-v2-base-multilingual")
 def rerank(
     run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
     overrides: Annotated[
@@ -329,7 +336,7 @@ def rerank(
         typer.echo(f"{name}\t{before[name]:.5f} → {after[name]:.5f}")
 
 
-@app.command(epilog="Example: evalkit check model=jina-colbert-v2 dim=128")
+@app.command(epilog="Example: evalkit check model=demo dim=128")
 def check(
     overrides: Annotated[
         list[str], typer.Argument(help="which model: model=NAME, dim=…, model.dtype=…, engine.device=…")
@@ -389,7 +396,7 @@ def fetch(
         typer.echo(f"{bundle}: {fetching.write_bundle(found, bundle):,} bytes")
 
 
-@app.command(epilog="Example: evalkit replay xquad-en.test.all-minilm-l6-v2")
+@app.command(epilog="Example: evalkit replay demo-64")
 def replay(
     run: Annotated[str, typer.Argument(help="a run: its id or the beginning of it, or its system where that is clear")],
     results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),

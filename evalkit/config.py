@@ -372,10 +372,17 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
         search=from_mapping(SearchConfig, values["search"], where="search"),
         store=from_mapping(StoreConfig, values["store"], where="store"),
         dims=_selected_dims(values.get("dim"), model),
-        results_dir=Path(str(values["results_dir"])).expanduser(),
-        cache_dir=Path(str(values["cache_dir"])).expanduser(),
+        results_dir=_folder("results_dir", values["results_dir"]),
+        cache_dir=_folder("cache_dir", values["cache_dir"]),
         reranker=None if reranker is None else from_mapping(RerankerConfig, reranker, where="reranker"),
     )
+
+
+def _folder(key: str, value: object) -> Path:
+    if not isinstance(value, (str, int)) or value == "":
+        msg = f"{key}={value!r}: wanted a folder, for example {key}=/data/{key.removesuffix('_dir')}"
+        raise ConfigError(msg)
+    return Path(str(value)).expanduser()
 
 
 def _for_dataset(model: Mapping[str, Any], dataset: DatasetConfig) -> dict[str, Any]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Final
+
+MOST_NAMED: Final = 20
+"""How many valid names a message lists: more than a line can hold help nobody."""
 
 
 class EvalkitError(ValueError):
@@ -43,7 +47,7 @@ class ScoreError(EvalkitError):
 
 
 def nearest(name: str, valid: Iterable[str], *, count: int = 3) -> str:
-    """Return a clause naming the valid names nearest to `name`, or all of them when none is near.
+    """Return a clause naming the valid names nearest to `name`, or, when none is near, all of them up to MOST_NAMED.
 
     >>> nearest("scifcat", ["scifact", "scidocs", "fiqa"])
     'did you mean scifact?'
@@ -54,4 +58,5 @@ def nearest(name: str, valid: Iterable[str], *, count: int = 3) -> str:
     close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
     if close:
         return f"did you mean {' or '.join(close)}?"
-    return f"valid: {', '.join(names)}"
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"valid: {', '.join(names[:MOST_NAMED])}{more}"

@@ -16,17 +16,15 @@ import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from itertools import product
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
 
 import xxhash
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
 from evalkit import datasets, pipeline
 from evalkit.cells import Task
-from evalkit.compose import check_overrides, compose
+from evalkit.compose import combinations, compose
 from evalkit.config import EncoderConfig, RunConfig
 from evalkit.datasets.hub import HubCorpus
 from evalkit.datasets.integrity import agree, integrity
@@ -60,14 +58,7 @@ class Fetched(NamedTuple):
 
 def selection(words: Sequence[str]) -> list[RunConfig]:
     """Return the config of every combination of the words' values. Raises ConfigError for a wrong word."""
-    check_overrides(words, sweep=True)
-    choices = []
-    for word, override in zip(words, OverridesParser.create().parse_overrides(list(words)), strict=True):
-        several = override.is_choice_sweep() and override.key_or_group != "dim"
-        choices.append(
-            [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()] if several else [word]
-        )
-    return [compose(combination) for combination in product(*choices)]
+    return [compose(combination) for combination in combinations(words)]
 
 
 def fetch(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:

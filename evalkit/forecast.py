@@ -8,18 +8,15 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import huggingface_hub.constants
 import torch
-from hydra.core.override_parser.overrides_parser import OverridesParser
 from rich.console import Console
 
-from evalkit import datasets, environment, identity, jobs, results, store
+from evalkit import compose, datasets, environment, identity, jobs, results, store
 from evalkit.cells import Cell, Task, plan
-from evalkit.compose import check_overrides, compose
 from evalkit.config import EncoderConfig, RunConfig
 from evalkit.datasets.irds import IrdsCorpus
 from evalkit.datasets.survey import Survey, survey
@@ -80,16 +77,9 @@ def combinations(words: Sequence[str]) -> Iterator[tuple[tuple[str, ...], RunCon
 
     Raises ConfigError for a name that is wrong in every combination.
     """
-    check_overrides(words, sweep=True)
-    choices = []
-    for word, override in zip(words, OverridesParser.create().parse_overrides(list(words)), strict=True):
-        several = override.is_choice_sweep() and override.key_or_group != "dim"
-        choices.append(
-            [f"{override.key_or_group}={value}" for value in override.sweep_string_iterator()] if several else [word]
-        )
-    for combination in product(*choices):
+    for combination in compose.combinations(words):
         try:
-            yield combination, compose(combination)
+            yield combination, compose.compose(combination)
         except ConfigError as error:
             yield combination, error
 

@@ -101,6 +101,12 @@ def test_the_config_can_be_shown_without_running(tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+def test_a_config_that_cannot_run_is_shown_and_fails(tmp_path):
+    done = evalkit("run", "--cfg", "job", "dim=77", *places(tmp_path), cwd=tmp_path)
+    assert (done.returncode, done.stdout.splitlines()[0]) == (2, "dim: 77")
+    assert done.stderr == "evalkit: dim=77 is not a dim of model 'demo'; valid: 128, 96, 64\n"
+
+
 def test_report_prints_markdown_of_what_is_finished(finished):
     folder, _ = finished
     done = evalkit("report", "--results-dir", f"{folder}/results", cwd=folder)
@@ -118,10 +124,19 @@ def test_score_gives_a_saved_run_its_own_scores(finished):
     assert f"ndcg@10\t{saved['ndcg@10']:.5f}" in done.stdout
 
 
+def test_a_run_of_another_dataset_is_refused_and_not_scored_as_zero(tmp_path):
+    (tmp_path / "run.trec").write_text("PLAIN-1 Q0 MED-1 1 2.5 x\n", encoding="utf-8")
+    done = evalkit("score", "run.trec", "dataset=demo", *SMALL, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    wanted = "got no query that demo (test) judges, but 'PLAIN-1' and so on, wanted 'q000000' and so on"
+    assert f"evalkit: run.trec: {wanted}" in done.stderr
+
+
 def test_one_bad_combination_does_not_cost_the_rest_of_a_sweep(tmp_path):
     words = ["-m", "model=bm25", "dataset=folder,demo", *places(tmp_path)]
     done = evalkit("run", *words, cwd=tmp_path)
     assert done.returncode == 1
+    assert "evalkit: dataset=folder: dataset 'folder' is read" in done.stderr
     assert "wanted dataset.path=DIR" in done.stderr
     assert "Traceback" not in done.stderr
     assert [line.split()[:3] for line in done.stdout.splitlines()[1:]] == [["bm25", "–", "demo"]]
@@ -134,6 +149,7 @@ def test_one_bad_combination_does_not_cost_the_rest_of_a_sweep(tmp_path):
         (["run", "dim=100"], 2, "evalkit: dim=100 is not a dim of model 'demo'; valid: 128, 96, 64"),
         (["run", "-m", "model=demo,nope"], 2, "evalkit: model 'nope' unknown"),
         (["run", "dataset=folder", "dataset.path=nowhere"], 1, "nothing at this path"),
+        (["run", "-m", "--cfg", "job", "model=demo,bm25"], 2, "got -m --cfg job, wanted one of them"),
         (["ls", "modles"], 2, "evalkit: ls 'modles' unknown; did you mean models"),
         (["report", "--results-dir", "nowhere"], 1, "no finished run under nowhere"),
         (["score", "nowhere.trec", "dataset=demo"], 1, "nowhere.trec"),

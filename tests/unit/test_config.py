@@ -2,7 +2,7 @@
 
 import pytest
 
-from evalkit.compose import all_settings, check_overrides, compose
+from evalkit.compose import all_settings, check_overrides, combinations, compose
 from evalkit.config import Bm25Config, EncoderConfig, group_names
 from evalkit.errors import ConfigError, nearest
 
@@ -79,6 +79,14 @@ def test_a_setting_that_the_yaml_leaves_out_can_be_given():
         (["model=demo,bm25"], "model=demo,bm25 gives several values; add -m"),
         (["demo"], "got 'demo', wanted setting=value"),
         (["dataset.verify=maybe"], r"dataset\.verify='maybe': wanted true or false"),
+        (["~model"], "got '~model', wanted setting=value; no setting can be taken out"),
+        (["results_dir="], r"results_dir='': wanted a folder, for example results_dir=/data/results"),
+        (["cache_dir=null"], r"cache_dir=None: wanted a folder, for example cache_dir=/data/cache"),
+        (
+            ["model=demo dim=64"],
+            r"got 'model=demo dim=64', wanted setting=value as Hydra's grammar has it \(.*\); quote",
+        ),
+        (["zzzzzz=1"], r"setting 'zzzzzz' unknown; valid: cache_dir, .* and \d+ more \(evalkit ls settings\)"),
     ],
 )
 def test_a_wrong_word_fails_at_once_with_what_is_valid(words, message):
@@ -95,6 +103,37 @@ def test_words_that_hydra_cannot_parse_are_one_line():
 
 def test_a_sweep_over_dims_becomes_one_pass_over_a_list():
     assert check_overrides(["model=demo,bm25", "dim=128,64"], sweep=True) == ["model=demo,bm25", "dim=[128,64]"]
+
+
+@pytest.mark.parametrize("path", ["/data/größe", "/a=b", "/a (1)/b", "/it's", "/плод/x:y", "/a b"])
+def test_a_path_is_read_as_it_is_typed_whatever_hydra_keeps_for_its_grammar(path):
+    config = compose(["dataset=folder", f"dataset.path={path}", f"results_dir={path}", f"cache_dir={path}"])
+    assert config.dataset.path == path
+    assert str(config.results_dir) == str(config.cache_dir) == path
+
+
+def test_a_tilde_that_the_shell_left_in_a_path_is_the_home_folder(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/of-somebody")
+    config = compose(["dataset=folder", "dataset.path=~/data", "results_dir=~/results"])
+    assert (config.dataset.path, str(config.results_dir)) == ("/home/of-somebody/data", "/home/of-somebody/results")
+
+
+def test_paths_of_any_letters_can_be_swept():
+    words = ["dataset=folder", "dataset.path=/größe/en,/größe/es"]
+    assert [compose(words).dataset.path for words in combinations(words)] == ["/größe/en", "/größe/es"]
+    with pytest.raises(ConfigError, match="gives several values; add -m"):
+        compose(words)
+
+
+def test_a_pattern_of_names_is_spelled_out_in_sub_folders_too():
+    swept = [words[0] for words in combinations(["dataset=glob(xquad/*)"])]
+    assert swept == [f"dataset={name}" for name in group_names("dataset") if name.startswith("xquad/")]
+    with pytest.raises(ConfigError, match=r"matches no dataset \(evalkit ls datasets\)"):
+        combinations(["dataset=glob(beri/*)"])
+
+
+def test_a_sweep_over_dims_may_be_written_as_a_choice():
+    assert check_overrides(["dim=choice(128,64)"], sweep=True) == ["dim=[128,64]"]
 
 
 def test_a_sweep_checks_every_name_of_the_sweep():

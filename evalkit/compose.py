@@ -38,6 +38,7 @@ from evalkit.config import (
     run_config,
 )
 from evalkit.errors import ConfigError, EvalkitError, nearest
+from evalkit.paths import make_folder
 
 SECTIONS: Mapping[str, tuple[type[Any], ...]] = {
     "model": tuple(dict.fromkeys(MODEL_KINDS.values())),
@@ -84,6 +85,8 @@ def hand_to_hydra(
         msg = f"got {' '.join(rest)}, wanted one of them: a sweep's configs are shown one by one (also: evalkit plan)"
         raise ConfigError(msg)
     checked = check_overrides(words, sweep=sweep)
+    if sweep:  # Hydra keeps its own record of a sweep there, and would answer with a traceback
+        make_folder(compose([word for word in words if word.startswith("cache_dir=")]).cache_dir / "hydra")
     swept = {override.key_or_group for _, override in _parsed(words) if override.is_sweep_override()}
 
     def job(composed: DictConfig) -> None:

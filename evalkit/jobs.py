@@ -11,7 +11,7 @@ import json
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -62,11 +62,11 @@ def recorded(config: RunConfig) -> Iterator[None]:
         except OSError:  # the same command twice: each shard is written whole by either, and one record is enough
             yield
             return
-        _write(file, facts)
+        _write(path, facts)
         try:
             yield
         except EvalkitError as error:
-            _write(file, {**facts, "error": str(error)})
+            _write(path, {**facts, "error": str(error)})
             raise
         path.unlink(missing_ok=True)
 
@@ -96,10 +96,10 @@ def _read(path: Path) -> Job | None:
         return Job(path, None, running, "unknown", "", None)
 
 
-def _write(file: Any, facts: dict[str, Any]) -> None:
-    file.truncate(0)
-    file.write(json.dumps(facts, ensure_ascii=False))
-    file.flush()
+def _write(path: Path, facts: dict[str, Any]) -> None:
+    """Write a record in place, for it is locked; on a full disk it stays empty, and the run is not stopped by it."""
+    with suppress(OSError):
+        path.write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
 
 
 def absolute(config: RunConfig) -> RunConfig:

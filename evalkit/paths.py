@@ -6,6 +6,8 @@ import os
 import socket
 from pathlib import Path
 
+from evalkit.errors import StoreError
+
 
 def survey_file(cache_dir: Path, key: str) -> Path:
     """Name the file of the counts, checksum and shard cuts of a corpus."""
@@ -39,18 +41,41 @@ def run_dir(results_dir: Path, run_id: str) -> Path:
     return results_dir / "runs" / run_id
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those above it where they are not there. Raises StoreError."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that after any fault it is either the whole new content or what was there before."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Write a file so that after any fault it is either the whole new content or what was there before.
+
+    Raises StoreError where it cannot be written: no space, no permission, no folder.
+    """
+    make_folder(path.parent)
     unfinished = temporary(path)
     try:
-        with unfinished.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        publish(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+        try:
+            with unfinished.open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+            publish(unfinished, path)
+        finally:
+            unfinished.unlink(missing_ok=True)
+    except OSError as error:
+        raise unwritable(path, error) from error
+
+
+def unwritable(path: Path, error: Exception) -> StoreError:
+    """Return the error that says why a file could not be written, that nothing is lost, and what to do."""
+    reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
+    return StoreError(
+        f"{path}: could not be written ({reason}); finished shards are kept: free disk space, "
+        "or choose another place (results_dir=DIR, cache_dir=DIR), and run the same command again"
+    )
 
 
 def temporary(path: Path) -> Path:

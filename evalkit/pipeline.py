@@ -26,7 +26,7 @@ from evalkit.maxsim import kernels
 from evalkit.models import bm25
 from evalkit.models.analysis import ANALYZERS
 from evalkit.models.encoder import load_encoders
-from evalkit.paths import run_dir, write_whole
+from evalkit.paths import make_folder, run_dir, write_whole
 from evalkit.progress import documents_bar
 from evalkit.results import CellScores
 from evalkit.search import Hits, drop_self, merge, no_hits, separate_ties, to_run
@@ -47,6 +47,7 @@ def run(config: RunConfig, *, console: Console) -> list[CellScores]:
     done = {cell.run_id: results.finished(config.results_dir, cell.run_id) for cell in cells}
     unfinished = [cell for cell in cells if done[cell.run_id] is None]
     if unfinished:
+        make_folder(run_dir(config.results_dir, unfinished[0].run_id).parent)  # fails now rather than after hours
         started = time.monotonic()
         best = search(task, unfinished)
         wall_s = time.monotonic() - started

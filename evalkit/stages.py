@@ -16,9 +16,9 @@ from types import TracebackType
 from typing import Generic, Literal, Self, TypeVar
 
 import torch
-from safetensors import SafetensorError
 
 from evalkit.errors import StoreError
+from evalkit.paths import unwritable
 
 log = logging.getLogger(__name__)
 
@@ -101,15 +101,9 @@ class Writer:
             return
         try:
             write()
-        except (OSError, SafetensorError) as error:
+        except (OSError, StoreError) as error:
             self._failed = True
-            for unfinished in path.parent.glob(f".{path.name}.{os.getpid()}.tmp"):
-                unfinished.unlink()
-            msg = (
-                f"{path}: could not be written ({error}); finished shards are kept: free disk space, "
-                "or choose another place with cache_dir=DIR, and run the same command again"
-            )
-            raise StoreError(msg) from error
+            raise (error if isinstance(error, StoreError) else unwritable(path, error)) from error
 
     def __enter__(self) -> Self:
         return self

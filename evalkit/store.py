@@ -16,11 +16,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from evalkit.models.checkpoint import file_checksum
-from evalkit.paths import publish, temporary, write_whole
+from evalkit.paths import make_folder, publish, temporary, unwritable, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -40,8 +41,9 @@ def save(folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[s
     """Checkpoint arrays and facts under a name: arrays first, manifest last, each synced and renamed into place.
 
     Several processes may save one shard at a time: the same texts give the same arrays, so that each manifest fits.
+    Raises StoreError where it cannot be written.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     path = folder / f"{name}.safetensors"
     unfinished = temporary(path)
     try:
@@ -51,6 +53,8 @@ def save(folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[s
         checksum = file_checksum(unfinished)
         size_bytes = unfinished.stat().st_size
         publish(unfinished, path)
+    except (OSError, SafetensorError) as error:
+        raise unwritable(path, error) from error
     finally:
         unfinished.unlink(missing_ok=True)
     manifest = {"format": FORMAT, "size_bytes": size_bytes, "xxh3_128": checksum, "facts": dict(facts)}

@@ -124,6 +124,20 @@ def test_score_gives_a_saved_run_its_own_scores(finished):
     assert f"ndcg@10\t{saved['ndcg@10']:.5f}" in done.stdout
 
 
+@pytest.mark.parametrize("place", ["results_dir", "cache_dir"])
+@pytest.mark.parametrize("sweep", [[], ["-m"]])
+def test_a_place_that_cannot_be_written_is_said_in_one_line(tmp_path, place, sweep):
+    (tmp_path / "file").write_text("not a folder", encoding="utf-8")
+    words = ["model=bm25,bm25s" if sweep else "model=bm25", *SMALL, *places(tmp_path), f"{place}={tmp_path}/file"]
+    done = evalkit("run", *sweep, *words, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (1, "")
+    # In a sweep each combination says so, and a last line counts them; a cache is found out before the first one.
+    lines = done.stderr.splitlines()
+    assert len(lines) == (3 if sweep and place == "results_dir" else 1)
+    assert "could not be written (Not a directory)" in lines[0]
+    assert "choose another place (results_dir=DIR, cache_dir=DIR)" in lines[0]
+
+
 def test_a_run_of_another_dataset_is_refused_and_not_scored_as_zero(tmp_path):
     (tmp_path / "run.trec").write_text("PLAIN-1 Q0 MED-1 1 2.5 x\n", encoding="utf-8")
     done = evalkit("score", "run.trec", "dataset=demo", *SMALL, cwd=tmp_path)

@@ -62,3 +62,12 @@ def test_a_cache_that_cannot_be_written_stops_no_run(config, tmp_path):
     (tmp_path / "cache").write_text("a file", encoding="utf-8")
     with jobs.recorded(config):
         assert jobs.known(config.cache_dir) == []
+
+
+def test_a_record_that_finds_no_space_stops_no_run(config):
+    path = config.cache_dir / jobs.FOLDER
+    with jobs.recorded(config):
+        (record,) = path.glob("*.json")
+        record.unlink()
+        record.symlink_to("/dev/full")  # every write to it fails with ENOSPC
+        jobs._write(record, {"config": None})

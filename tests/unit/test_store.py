@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from evalkit import identity, store
+from evalkit.errors import StoreError
 from evalkit.store import ShardVectors
 
 
@@ -120,7 +121,7 @@ def test_a_write_that_fails_leaves_no_temporary_file(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(store, "save_file", full)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(StoreError, match=r"shard-00000.safetensors: could not be written \(No space left on device\)"):
         saved(tmp_path)
     assert list(tmp_path.iterdir()) == []
 

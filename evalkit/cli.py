@@ -531,9 +531,9 @@ def _complain(message: str) -> None:
 
 def main() -> None:
     """Run a verb; turn the errors that a user can mend into one line and an exit code."""
-    logging.basicConfig(
-        level=logging.WARNING, format="%(message)s", handlers=[RichHandler(console=_err, show_path=False)]
-    )
+    # Rich wraps at the width of a terminal: in a log file a warning stays one line, and a path in it whole.
+    handler = RichHandler(console=_err, show_path=False) if _err.is_terminal else logging.StreamHandler()
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     try:
         app(standalone_mode=True)
     except EvalkitError as error:

@@ -64,5 +64,6 @@ def test_a_damaged_shard_is_redone_and_reported(tmp_path):
     for path in [*(tmp_path / "cache" / "topk").glob("*/*"), *(tmp_path / "results" / "runs").glob("*/*")]:
         path.unlink()
     again = subprocess.run(words, check=True, capture_output=True, text=True, timeout=600)
-    assert "the shard is redone" in " ".join(again.stderr.split())
+    (said,) = [line for line in again.stderr.splitlines() if "the shard is redone" in line]
+    assert said.startswith(f"{shard}: checksum is ")
     assert run_file(tmp_path) == wanted

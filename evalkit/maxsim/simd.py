@@ -60,47 +60,46 @@ def exact_scores(queries: Packed, documents: Packed, query_H: Tensor, document_H
 
     if not len(query_H):
         return torch.zeros(0)
-    width = simd_kernel.panel_vectors(8)
-    lengths_Q = queries.starts_N.diff()
-    panels_Q = (lengths_Q + width - 1) // width
-    panel_starts_Q = torch.cat([torch.zeros(1, dtype=torch.int64), panels_Q.cumsum(0)])
-    owner_Y = torch.repeat_interleave(torch.arange(len(lengths_Q)), lengths_Q)
-    place_Y = torch.arange(len(owner_Y)) - queries.starts_N[owner_Y] + panel_starts_Q[owner_Y] * width
-    spaced_YD = torch.zeros((int(panel_starts_Q[-1]) * width, queries.vectors_XD.shape[1]), dtype=torch.float64)
-    spaced_YD[place_Y] = queries.vectors_XD.double()
-    panel_MDY = _panels(spaced_YD).numpy()
+    query_YD = _widened(queries.vectors_XD.double())
+    turned = [query_LD.T.flatten() for query_LD in torch.split(query_YD, queries.starts_N.diff().tolist())]
+    query_numbers, starts_Q = torch.cat(turned).numpy(), queries.starts_N.numpy()
 
     order_H = torch.argsort(document_H, stable=True)
-    asked_H = query_H[order_H].numpy()
+    asked_H = query_H[order_H]
     chosen_C, pairs_C = torch.unique_consecutive(document_H[order_H], return_counts=True)
-    chosen_H = torch.repeat_interleave(torch.arange(len(chosen_C)), pairs_C)
-    pair_starts_C = torch.cat([torch.zeros(1, dtype=torch.int64), pairs_C.cumsum(0)])
-    lengths_C = documents.starts_N.diff()[chosen_C]
-    starts_C = torch.cat([torch.zeros(1, dtype=torch.int64), lengths_C.cumsum(0)])
+    pair_starts_C, lengths_C = _starts(pairs_C), documents.starts_N.diff()[chosen_C]
+    starts_C = _starts(lengths_C)
     shift_C = documents.starts_N[chosen_C] - starts_C[:-1]
+    vectors_C = _starts(queries.starts_N.diff()[asked_H])[pair_starts_C].diff()
+    width = simd_kernel.panel_vectors(query_YD.element_size())
+    panels = -(-int(vectors_C.max()) // width)
     sorted_H = torch.empty(len(query_H), dtype=torch.float64)
 
     def score(begin: int, end: int) -> None:
-        for first, behind in _blocks(starts_C, begin, end, rows=EXACT_BLOCK_BYTES // 8 // panel_MDY.shape[1]):
+        panel_MDY = torch.zeros((panels, query_YD.shape[1], width), dtype=torch.float64)
+        for first, behind in _blocks(starts_C, begin, end, rows=EXACT_BLOCK_BYTES // 8 // query_YD.shape[1]):
             row_X = torch.arange(int(starts_C[first]), int(starts_C[behind]))
             row_X += torch.repeat_interleave(shift_C[first:behind], lengths_C[first:behind])
             pairs = slice(int(pair_starts_C[first]), int(pair_starts_C[behind]))
             simd_kernel.pair_scores(
                 _widened(documents.vectors_XD[row_X].double()).numpy(),
                 (starts_C[first : behind + 1] - starts_C[first]).numpy(),
-                panel_MDY,
-                panel_starts_Q.numpy(),
-                lengths_Q.numpy(),
-                asked_H[pairs],
-                (chosen_H[pairs] - first).numpy(),
+                query_numbers,
+                starts_Q,
+                asked_H[pairs].numpy(),
+                (pair_starts_C[first : behind + 1] - pair_starts_C[first]).numpy(),
+                panel_MDY.numpy(),
                 sorted_H[pairs].numpy(),
             )
 
-    work_C = (lengths_C * pairs_C).cumsum(0)
-    threads.map_ranges(score, threads.equal_ranges(work_C, threads=torch.get_num_threads()))
+    threads.map_ranges(score, threads.equal_ranges((lengths_C * vectors_C).cumsum(0), threads=torch.get_num_threads()))
     out_H = torch.empty(len(query_H))
     out_H[order_H] = sorted_H.float()
     return out_H
+
+
+def _starts(lengths_N: Tensor) -> Tensor:
+    return torch.cat([torch.zeros(1, dtype=torch.int64), lengths_N.cumsum(0)])
 
 
 def _blocks(starts_N: Tensor, begin: int, end: int, *, rows: int) -> list[tuple[int, int]]:

@@ -211,18 +211,38 @@ def all_scores(document_XD, starts_N, panel_MDY, starts_Q, out_NQ):
 
 
 @njit(nogil=True, cache=True)
-def pair_scores(document_XD, starts_N, panel_MDY, panel_starts_Q, lengths_Q, query_H, document_H, out_H):
-    """Write the scores of pairs; each query has panels of its own, filled up with vectors that are not scored."""
-    panels, _, width = panel_MDY.shape
-    best_NMY = np.empty((1, panels, width), document_XD.dtype)
-    for pair in range(len(out_H)):
-        query, document = query_H[pair], document_H[pair]
-        score = 0.0
-        left = lengths_Q[query]
-        for panel in range(panel_starts_Q[query], panel_starts_Q[query + 1]):
-            best_NMY[0, panel] = -np.inf
-            _document(document_XD, starts_N[document], starts_N[document + 1], panel_MDY, panel, best_NMY, 0)
-            for vector in range(min(left, width)):
-                score += best_NMY[0, panel, vector]
-            left -= width
-        out_H[pair] = score
+def pair_scores(document_XD, starts_N, query_numbers, starts_Q, query_H, pair_starts_N, panel_MDY, out_H):
+    """Write the scores of pairs, which stand document by document.
+
+    `query_numbers` holds each query's vectors turned round [D, L], query behind query: those of one document's pairs
+    are laid side by side into the panels, so that short queries share one.
+    """
+    dim, width = document_XD.shape[1], panel_MDY.shape[2]
+    for document in range(len(starts_N) - 1):
+        vectors = 0
+        for pair in range(pair_starts_N[document], pair_starts_N[document + 1]):
+            query = query_H[pair]
+            length = starts_Q[query + 1] - starts_Q[query]
+            source = starts_Q[query] * dim
+            copied = 0
+            while copied < length:
+                panel, column = (vectors + copied) // width, (vectors + copied) % width
+                fitting = min(length - copied, width - column)
+                for number in range(dim):
+                    begin = source + number * length + copied
+                    for more in range(fitting):
+                        panel_MDY[panel, number, column + more] = query_numbers[begin + more]
+                copied += fitting
+            vectors += length
+        panels = (vectors + width - 1) // width
+        best_NMY = np.full((1, panels, width), -np.inf, document_XD.dtype)
+        for panel in range(panels):
+            _document(document_XD, starts_N[document], starts_N[document + 1], panel_MDY[:panels], panel, best_NMY, 0)
+        best_Y = best_NMY.reshape(panels * width)
+        place = 0
+        for pair in range(pair_starts_N[document], pair_starts_N[document + 1]):
+            score = out_H.dtype.type(0)
+            for _ in range(starts_Q[query_H[pair] + 1] - starts_Q[query_H[pair]]):
+                score += best_Y[place]
+                place += 1
+            out_H[pair] = score

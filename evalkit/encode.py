@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evalkit import memory
+from evalkit import cores, memory
 from evalkit.errors import DeviceError, ModelError
 from evalkit.models.encoder import Encoder
 from evalkit.models.tokens import Tokens, TokenTable
@@ -121,6 +121,7 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
     hears of the tokens that batches have from there on, and why. Raises ModelError that names the text when a vector
     is not finite, DeviceError when one text alone does not fit or the device fails.
     """
+    memory.keep_between_batches()
     table = TokenTable.of(texts)
     lengths_N = table.lengths_N
     counts_N = _counts(table, encoder, documents=documents)
@@ -137,8 +138,8 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
     def launch(cut: Cut) -> _Flight | str:
         return _launch(cut, table, encoder, documents=documents, storage=storage)
 
-    with device_errors(encoder.device):
-        for flight in _landed(todo, launch, ids, lengths_N, batch_tokens=batch_tokens, on_halved=on_halved):
+    with device_errors(encoder.device), _lanes(encoder.device) as lanes:
+        for flight in _landed(todo, launch, lanes, ids, lengths_N, batch_tokens=batch_tokens, on_halved=on_halved):
             rows = flight.cut.rows
             for (dim, copied), finite in zip(flight.copies.items(), flight.finite.tolist(), strict=True):
                 vectors_XD, counts_B = copied
@@ -154,34 +155,42 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
 def _landed(  # noqa: PLR0913 (keyword-only behind the first four)
     cuts_to_do: Iterable[Cut],
     launch: Callable[[Cut], _Flight | str],
+    lanes: _Lanes,
     ids: Sequence[str],
     lengths_N: np.ndarray,
     *,
     batch_tokens: int,
     on_halved: Callable[[int, str], None],
 ) -> Iterator[_Flight]:
-    """Yield every batch once its vectors are on the host; the device has the next batch by then.
+    """Yield every batch once its vectors are on the host; every lane has another batch by then.
 
-    A batch that does not fit is halved, and whatever behind it is as large. Raises DeviceError for a text alone.
+    A batch that does not fit is halved, and whatever behind it is as large. A text that does not fit beside others is
+    tried alone, and so is all behind it. Raises DeviceError for one that does not fit alone.
     """
     todo = deque(cuts_to_do)
     fits = max(batch_tokens, int(lengths_N.max(initial=0)))
-    flying: _Flight | None = None
-    width = -1
-    while todo:
-        cut = todo.popleft()
-        if cut.size(lengths_N) > fits and len(cut.rows) > 1:
-            todo.extendleft(reversed(_halves(cut, lengths_N)))
-            continue
-        if cut.width != width:
-            memory.give_back()
-            width = cut.width
-        started = launch(cut)
-        if flying is not None:
-            yield flying.wait()
-            flying = None
+    flying: deque[tuple[Cut, Callable[[], _Flight | str]]] = deque()
+    width, lanes_open = -1, lanes.number
+    while todo or flying:
+        while todo and len(flying) < lanes_open:
+            cut = _next(todo, lengths_N, fits=fits)
+            if cut.width != width:
+                memory.give_back(above_bytes=memory.SLACK_BYTES)
+                width = cut.width
+            flying.append((cut, lanes.start(launch, cut)))
+        cut, outcome = flying.popleft()
+        started = outcome()
         if isinstance(started, _Flight):
-            flying = started
+            yield started.wait()
+            continue
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        if len(cut.rows) == 1 and lanes_open > 1:
+            lanes_open = 1
+            for _, beside in flying:
+                beside()
+            todo.extendleft(reversed([cut, *(waiting for waiting, _ in flying)]))
+            flying.clear()
             continue
         if len(cut.rows) == 1:
             msg = (
@@ -189,14 +198,42 @@ def _landed(  # noqa: PLR0913 (keyword-only behind the first four)
                 f"own ({started}); wanted a larger device, or a lower max_tokens of the model"
             )
             raise DeviceError(msg)
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
         halves = _halves(cut, lengths_N)
-        fits = max(half.size(lengths_N) for half in halves)
-        on_halved(fits, started)
+        if (half := max(half.size(lengths_N) for half in halves)) < fits:
+            fits = half
+            on_halved(fits, started)
         todo.extendleft(reversed(halves))
-    if flying is not None:
-        yield flying.wait()
+
+
+def _next(todo: deque[Cut], lengths_N: np.ndarray, *, fits: int) -> Cut:
+    """Take the next batch, halved until it has no more tokens than fit."""
+    while todo[0].size(lengths_N) > fits and len(todo[0].rows) > 1:
+        todo.extendleft(reversed(_halves(todo.popleft(), lengths_N)))
+    return todo.popleft()
+
+
+class _Lanes(NamedTuple):
+    """How batches go side by side."""
+
+    number: int
+    start: Callable[[Callable[[Cut], _Flight | str], Cut], Callable[[], _Flight | str]]
+    """Starts a batch, and returns what waits for its start to have come to something."""
+
+
+@contextmanager
+def _lanes(device: torch.device) -> Iterator[_Lanes]:
+    """Yield a lane for each core, or two for a device that works on one batch while the other is on its way."""
+    if device.type != "cpu":
+
+        def at_once(launch: Callable[[Cut], _Flight | str], cut: Cut) -> Callable[[], _Flight | str]:
+            started = launch(cut)
+            return lambda: started
+
+        yield _Lanes(2, at_once)
+        return
+    count = torch.get_num_threads()
+    with cores.a_core_each(count) as pool:
+        yield _Lanes(count, lambda launch, cut: pool.submit(launch, cut).result)
 
 
 def _halves(cut: Cut, lengths_N: np.ndarray) -> list[Cut]:

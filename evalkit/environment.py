@@ -63,8 +63,8 @@ def choose_device(name: str) -> torch.device:
     return device
 
 
-BATCH_TOKENS = {"cpu": 2048, "cuda": 32_768}
-"""Batches under `auto`. On a CPU larger ones are no faster and take memory; a GPU has to be filled."""
+BATCH_TOKENS = {"cpu": 1024, "cuda": 32_768}
+"""Batches under `auto`: on a CPU one for each core, where larger ones are no faster and take memory."""
 
 
 def batch_tokens(asked: Literal["auto"] | int, device: torch.device) -> int:

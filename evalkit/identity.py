@@ -21,7 +21,7 @@ from evalkit.types import Dataset, Query
 
 SEARCH_RULES = 1
 """Raised whenever a change of the search or tie rule can move a run."""
-ENCODING_RULES = 2
+ENCODING_RULES = 3
 """Raised whenever a change of how texts are batched can move the last bits of a vector."""
 
 

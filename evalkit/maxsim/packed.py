@@ -6,7 +6,7 @@ Document vectors, sorted by their document's length, are cut into blocks of one 
 matrix product; documents of equal length in it are one reduction, and a document that a cut divides keeps the maximum
 of its first part for the next block. So nothing is padded, and every product but those of the last queries has the same
 shape: native libraries keep a plan per shape, which would otherwise cost time and memory at every new corpus. On the
-CPU each core has blocks of its own (`threads`), small enough that the reduction finds the product in its cache.
+CPU each core has blocks of its own (`evalkit.cores`), small enough that the reduction finds the product in its cache.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from evalkit.maxsim import threads
+from evalkit import cores
 
 Precision = Literal["float32", "bfloat16"]
 DOCUMENT_VECTORS = 1024
@@ -70,9 +70,9 @@ def scores(queries: Packed, documents: Packed, *, precision: Precision = "float3
                 carried_Y[block.vectors] = best_PY[-1]
                 sorted_NQ[within, block.queries] = _sums(best_PY, block)  # an unfinished last document is set again
 
-    cores = torch.get_num_threads() if device.type == "cpu" else 1
+    count = torch.get_num_threads() if device.type == "cpu" else 1
     with _matmul_precision(precision):
-        threads.map_ranges(score, threads.equal_ranges(lengths_N.cumsum(0), threads=cores))
+        cores.map_ranges(score, cores.equal_ranges(lengths_N.cumsum(0), cores=count))
     out_QN = torch.empty_like(sorted_NQ.T)
     out_QN[:, order_N.to(device)] = sorted_NQ.T
     return out_QN

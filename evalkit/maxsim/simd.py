@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evalkit.maxsim import threads
+from evalkit import cores
 from evalkit.maxsim.packed import Packed
 
 BLOCK_BYTES = 1 << 19
@@ -45,7 +45,7 @@ def scores(queries: Packed, documents: Packed) -> Tensor:
             block_starts = (starts_N[first : behind + 1] - starts_N[first]).numpy()
             simd_kernel.all_scores(block_XD.numpy(), block_starts, panel_MDY, starts_Q, out_NQ[first:behind].numpy())
 
-    threads.map_ranges(score, threads.equal_ranges(starts_N[1:], threads=torch.get_num_threads()))
+    cores.map_ranges(score, cores.equal_ranges(starts_N[1:], cores=torch.get_num_threads()))
     return out_NQ.T
 
 
@@ -92,7 +92,7 @@ def exact_scores(queries: Packed, documents: Packed, query_H: Tensor, document_H
                 sorted_H[pairs].numpy(),
             )
 
-    threads.map_ranges(score, threads.equal_ranges((lengths_C * vectors_C).cumsum(0), threads=torch.get_num_threads()))
+    cores.map_ranges(score, cores.equal_ranges((lengths_C * vectors_C).cumsum(0), cores=torch.get_num_threads()))
     out_H = torch.empty(len(query_H))
     out_H[order_H] = sorted_H.float()
     return out_H

@@ -7,12 +7,12 @@ import pytest
 import torch
 from hypothesis import given
 
-from evalkit.maxsim import threads
+from evalkit import cores
 
 
 @given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=40), count=st.integers(1, 9))
 def test_ranges_cover_all_items_once_and_none_is_larger_than_its_share_and_an_item(sizes, count):
-    edges = threads.equal_ranges(torch.tensor(sizes).cumsum(0), threads=count)
+    edges = cores.equal_ranges(torch.tensor(sizes).cumsum(0), cores=count)
     assert edges[0] == 0
     assert edges[-1] == len(sizes)
     assert edges == sorted(set(edges))
@@ -24,7 +24,7 @@ def test_ranges_cover_all_items_once_and_none_is_larger_than_its_share_and_an_it
 def test_every_range_is_worked_on_with_one_thread_and_the_number_of_threads_comes_back():
     before = torch.get_num_threads()
     seen = []
-    threads.map_ranges(lambda begin, end: seen.append((begin, end, torch.get_num_threads())), [0, 3, 4, 9])
+    cores.map_ranges(lambda begin, end: seen.append((begin, end, torch.get_num_threads())), [0, 3, 4, 9])
     assert sorted(seen) == [(0, 3, 1), (3, 4, 1), (4, 9, 1)]
     assert torch.get_num_threads() == before
 
@@ -37,5 +37,5 @@ def test_what_a_range_raises_is_raised_and_the_number_of_threads_comes_back():
             raise ValueError(f"rows {begin} to {end}")
 
     with pytest.raises(ValueError, match="rows 3 to 5"):
-        threads.map_ranges(fail, [0, 3, 5])
+        cores.map_ranges(fail, [0, 3, 5])
     assert torch.get_num_threads() == before

@@ -3,13 +3,16 @@
 huggingface_hub goes on after a broken connection, but keeps nothing of a download whose process ended, and compares
 sizes only. So blobs are laid into its cache here first, under the names that it gives them; it then finds them there.
 A blob's name is its content's address: SHA-256 for large files, git's SHA-1 for the others.
+
+What a commit holds never changes. So where one is pinned and all that is wanted of it is in the cache, nobody is asked.
 """
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterator, Sequence
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlparse
@@ -17,6 +20,7 @@ from urllib.parse import urlparse
 from evalkit.paths import publish
 
 RepoType = Literal["model", "dataset"]
+COMMIT: Final = re.compile("[0-9a-f]{40}")
 _BLOCK_BYTES: Final = 1 << 20
 _SHA256_DIGITS: Final = 64
 _SHA1_DIGITS: Final = 40
@@ -26,14 +30,27 @@ class DownloadError(OSError):
     """A download broke off, or ended with something else than the repository holds."""
 
 
-def snapshot(repo: str, *, revision: str | None, patterns: Sequence[str], repo_type: RepoType = "model") -> Path:
+def snapshot(
+    repo: str,
+    *,
+    revision: str | None,
+    patterns: Sequence[str],
+    whole: Callable[[Path], bool],
+    repo_type: RepoType = "model",
+) -> Path:
     """Return the folder of a commit with the files of these patterns, fetching those that are not in the cache.
 
-    A file that was cut off is asked for from there on, also by a later process. Progress is shown on a terminal.
+    The network is left alone where `revision` is a commit of whose folder `whole` says that nothing is missing: a file
+    is linked there only once all of it has arrived. A file that was cut off is asked for from there on, also by a later
+    process. Progress is shown on a terminal.
 
     Raises huggingface_hub's own errors for a repository or revision that cannot be had, and DownloadError when the
     connection breaks for good or a file's content is not what its address says.
     """
+    if revision is not None and COMMIT.fullmatch(revision):
+        kept = snapshot_folder(repo, revision, repo_type=repo_type)
+        if kept.is_dir() and whole(kept):
+            return kept
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import DryRunError
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
@@ -69,12 +86,12 @@ def snapshot(repo: str, *, revision: str | None, patterns: Sequence[str], repo_t
         raise DownloadError(msg) from error
 
 
-def snapshot_folder(repo: str, commit: str) -> Path:
-    """Return where the cache keeps a model repository at a commit, whether it is there or not."""
+def snapshot_folder(repo: str, commit: str, *, repo_type: RepoType = "model") -> Path:
+    """Return where the cache keeps a repository at a commit, whether it is there or not."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
-    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model") / "snapshots" / commit
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=repo_type) / "snapshots" / commit
 
 
 def answered(error: BaseException | None) -> int | None:

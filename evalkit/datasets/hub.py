@@ -22,6 +22,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from glob import has_magic
 from pathlib import Path
 from typing import Any, Final
 
@@ -157,7 +158,13 @@ def load_hub(config: DatasetConfig) -> Dataset:
 def _snapshot(copy: HubCopy, patterns: Sequence[str]) -> Path:
     """Return the folder of a commit, with the files of these patterns fetched unless they are there."""
     try:
-        return snapshot(copy.repo, revision=copy.revision, patterns=patterns, repo_type="dataset")
+        return snapshot(
+            copy.repo,
+            revision=copy.revision,
+            patterns=patterns,
+            whole=lambda folder: _whole(folder, patterns, copy),
+            repo_type="dataset",
+        )
     except (OSError, ValueError, RuntimeError) as error:  # the Hub's own errors are kinds of these
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
         msg = (
@@ -211,6 +218,24 @@ def _files(folder: Path, patterns: Sequence[str], copy: HubCopy) -> tuple[Path, 
             raise bad(folder, None, f"{len(found)} of the files {pattern}", f"{wanted} or more of them", remedy)
         files |= dict.fromkeys(found)
     return tuple(files)
+
+
+def _whole(folder: Path, patterns: Sequence[str], copy: HubCopy) -> bool:
+    """Return whether every file of these patterns is there for certain.
+
+    A name without wildcards is one file. Of other files only those of one numbered set say how many there are.
+    """
+    for pattern in patterns:
+        try:
+            found = _files(folder, [pattern], copy)
+        except DatasetError:
+            return False
+        sets = {_NUMBERED.sub(r"-of-\1.", str(path)) for path in found}
+        if has_magic(pattern) and (len(sets) > 1 or not _NUMBERED.search(found[0].name)):
+            return False
+        if not all(path.is_file() for path in found):  # a link whose content is gone
+            return False
+    return True
 
 
 def _read_queries(files: Sequence[Path]) -> Iterator[Query]:

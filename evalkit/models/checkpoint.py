@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import re
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
@@ -21,7 +21,6 @@ CONFIG = "config.json"
 FILES = (CONFIG, TOKENIZER, WEIGHTS)
 """The files that decide a vector; anything else in a repository is not read, but for code that a config asks for."""
 CODE = ".py"
-_COMMIT = r"[0-9a-f]{40}"
 _CLOSED = (401, 403, 404)
 """What the hub answers about a repository that it does not show, whether it is there or not."""
 
@@ -112,13 +111,13 @@ def _code(checkpoint: Checkpoint, source: CheckpointSource) -> dict[str, str]:
         raise ModelError(f"{msg}; use the native class: leave model.trust_remote_code out")
     found: dict[str, str] = {}
     if any("--" not in reference for reference in named.values()):
-        if checkpoint.revision is not None and not re.fullmatch(_COMMIT, source.revision or ""):
+        if checkpoint.revision is not None and not hub.COMMIT.fullmatch(source.revision or ""):
             _refuse_unpinned(checkpoint, checkpoint.origin, "revision")
         found = {name: file_checksum(checkpoint.folder / name) for name in _python_files(checkpoint.folder)}
     if others:
-        if not re.fullmatch(_COMMIT, source.code_revision or ""):
+        if not hub.COMMIT.fullmatch(source.code_revision or ""):
             _refuse_unpinned(checkpoint, others[0], "code_revision")
-        folder = _snapshot(others[0], source.code_revision, [f"*{CODE}"])
+        folder = _snapshot(others[0], source.code_revision, [f"*{CODE}"], whole=_unknown)
         found |= {f"{others[0]}@{folder.name}/{name}": file_checksum(folder / name) for name in _python_files(folder)}
     if not found:
         msg = f"{checkpoint.origin}: got no Python file in {checkpoint.folder}, wanted {named['AutoModel']}"
@@ -169,20 +168,33 @@ def _package_folder(package: str) -> Path | None:
 def _from_hub(repo: str, revision: str | None, *, allow_pickle: bool, remote_code: bool) -> Checkpoint:
     """Return a hub repository's files, from the local cache where they are, else downloaded (with resume)."""
     patterns = [*FILES, "artifact.metadata", *([f"*{CODE}"] if remote_code else [])]
-    folder = _snapshot(repo, revision, patterns)
+
+    def whole(folder: Path) -> bool:
+        """Pickled weights are fetched only from a commit that has no others, here and by transformers."""
+        weights = [WEIGHTS, PICKLE] if allow_pickle else [WEIGHTS]
+        found = {path.name for path in folder.iterdir() if path.is_file()}
+        return {CONFIG, TOKENIZER} <= found and not found.isdisjoint(weights)
+
+    complete = _unknown if remote_code else whole
+    folder = _snapshot(repo, revision, patterns, whole=complete)
     if allow_pickle and not (folder / WEIGHTS).is_file():
-        folder = _snapshot(repo, revision, [*patterns, PICKLE])
+        folder = _snapshot(repo, revision, [*patterns, PICKLE], whole=complete)
     # A snapshot folder is named by the commit that it holds.
     return _checkpoint(folder, origin=repo, revision=folder.name, allow_pickle=allow_pickle)
 
 
-def _snapshot(repo: str, revision: str | None, patterns: list[str]) -> Path:
+def _unknown(_folder: Path) -> bool:
+    """Only the hub knows how many files of code there are, all of which name what a run computes."""
+    return False
+
+
+def _snapshot(repo: str, revision: str | None, patterns: list[str], *, whole: Callable[[Path], bool]) -> Path:
     """Return the folder of a commit. Raises ModelError that says why it cannot be had and what to do."""
     from huggingface_hub.errors import RevisionNotFoundError
 
     wanted = f"{repo}@{revision or 'main'}"
     try:
-        return hub.snapshot(repo, revision=revision, patterns=patterns)
+        return hub.snapshot(repo, revision=revision, patterns=patterns, whole=whole)
     except RevisionNotFoundError as error:
         msg = f"{wanted}: the repository has no such revision; check the revision in the model's config"
         raise ModelError(msg) from error

@@ -3,12 +3,14 @@
 import pytest
 from checkpoints import write_jina_checkpoint
 from fake_hub import FakeHub, Repository, address
+from remote_checkpoints import write_own
+from test_hub_copies import config, small_copy
 
 from evalkit.compose import compose
 from evalkit.config import CheckpointSource
-from evalkit.datasets.hub import _snapshot
+from evalkit.datasets.hub import _snapshot, load_hub
 from evalkit.errors import DatasetError, ModelError
-from evalkit.models.checkpoint import WEIGHTS, resolve
+from evalkit.models.checkpoint import PICKLE, WEIGHTS, resolve
 from evalkit.models.encoder import checkpoints
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -33,6 +35,18 @@ def fetched(revision=COMMIT):
 def partial(tmp_path, server):
     etag = address(server.repositories["o/n"].files[WEIGHTS])
     return tmp_path / "hub" / "models--o--n" / "blobs" / f"{etag}.incomplete"
+
+
+def as_an_older_client_leaves_it(server, tmp_path, monkeypatch):
+    """Take away the listing by which the client knows what a commit holds; an unpacked bundle has none either.
+
+    It is kept in memory too, by its path; so the cache is moved.
+    """
+    (tmp_path / "hub").rename(tmp_path / "moved")
+    for listing in (tmp_path / "moved").glob("*/trees/*"):
+        listing.unlink()
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "moved"))
+    server.asked.clear()
 
 
 def refusal(error, action):
@@ -132,10 +146,80 @@ def test_a_revision_that_the_hub_does_not_know_is_named(fake):
     assert message == f"o/n@{'f' * 40}: the repository has no such revision; check the revision in the model's config"
 
 
-def test_a_hub_that_is_down_is_named_and_the_cache_is_enough_without_it(fake, monkeypatch):
+def test_a_pinned_checkpoint_that_is_there_is_used_without_asking_anybody(fake, tmp_path, monkeypatch):
     fetched()
-    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    as_an_older_client_leaves_it(fake, tmp_path, monkeypatch)
     assert fetched().revision == COMMIT
+    assert fake.asked == []
+    fetched(None)  # what the branch is at by now, only the hub knows
+    assert fake.asked
+
+
+@pytest.mark.parametrize("lost", ["config.json", "tokenizer.json", WEIGHTS])
+def test_a_pinned_checkpoint_that_lacks_a_file_is_asked_for(fake, lost):
+    path = fetched().folder / lost
+    path.resolve().unlink()
+    assert path.is_symlink()
+    fake.asked.clear()
+    assert (fetched().folder / lost).read_bytes() == fake.repositories["o/n"].files[lost]
+    assert len(fake.gets(lost)) == 1
+
+
+def test_pickled_weights_that_are_there_are_used_without_asking_anybody(fake, tmp_path, monkeypatch):
+    files = fake.repositories["o/n"].files
+    files[PICKLE] = files.pop(WEIGHTS)
+    source = CheckpointSource(repo="o/n", revision=COMMIT)
+    assert PICKLE in resolve(source, allow_pickle=True).checksums
+    as_an_older_client_leaves_it(fake, tmp_path, monkeypatch)
+    assert PICKLE in resolve(source, allow_pickle=True).checksums
+    assert fake.asked == []
+
+
+def test_how_much_code_a_commit_has_is_asked_every_time(fake, tmp_path):
+    """Another program may have fetched the weights alone, and what code is there names what a run computes."""
+    fake.publish("o/n", write_own(tmp_path / "own", trace=tmp_path / "ran"), commit=COMMIT)
+    fetched()
+    code = resolve(CheckpointSource(repo="o/n", revision=COMMIT), remote_code=True).code()
+    assert set(code) == {"configuration_own.py", "modeling_own.py"}
+
+
+def test_a_pinned_dataset_that_is_there_is_used_without_asking_anybody(fake, tmp_path, monkeypatch):
+    """Behind a dead network the hub's client would try five times, with a warning each, and the run would wait."""
+    fake.repositories["datasets/owner/small"] = Repository(COMMIT, small_copy())
+    load_hub(config())
+    as_an_older_client_leaves_it(fake, tmp_path, monkeypatch)
+    assert [document.id for document in load_hub(config()).corpus.documents()] == [f"d{n}" for n in range(10)]
+    assert fake.asked == []
+
+
+@pytest.mark.parametrize("lost", ["README.md", "queries.jsonl", "corpus/corpus-00001-of-00002.parquet"])
+def test_a_pinned_dataset_that_lacks_a_file_is_asked_for(fake, lost):
+    fake.repositories["datasets/owner/small"] = Repository(COMMIT, small_copy())
+    before = load_hub(config())
+    folder = next(folder for folder in before.corpus.files[0].parents if folder.name == COMMIT)
+    (folder / lost).resolve().unlink()
+    fake.asked.clear()
+    assert load_hub(config()) == before
+    assert len(fake.gets(lost)) == 1
+
+
+def test_files_whose_number_nobody_says_are_asked_for(fake):
+    """`part-*` is whole with one file or with ten."""
+    files = small_copy()
+    for number in range(2):
+        files[f"corpus/part-{number}.parquet"] = files.pop(f"corpus/corpus-0000{number}-of-00002.parquet")
+    files["README.md"] = files["README.md"].replace(b"corpus-*", b"part-*")
+    fake.repositories["datasets/owner/small"] = Repository(COMMIT, files)
+    before = load_hub(config())
+    before.corpus.files[1].unlink()
+    assert load_hub(config()) == before
+
+
+def test_a_hub_that_is_down_is_named_and_the_cache_is_enough_without_it(fake, monkeypatch):
+    fetched(None)
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+    for revision in (None, COMMIT):
+        assert fetched(revision).revision == COMMIT
     message = refusal(ModelError, lambda: resolve(CheckpointSource(repo="o/other", revision=COMMIT)))
     assert f"o/other@{COMMIT}: not in the local Hugging Face cache and the hub could not be reached" in message
 

@@ -323,5 +323,5 @@ def _compared(config: RunConfig, used: Dataset) -> Iterator[str]:
             yield f"not compared                      {error}"
             continue
         if other.source != used.source:
-            agree(used, other)
-            yield f"the same as from                  {other.source}"
+            same = "the same as from" if agree(used, other) else "same documents, another order"
+            yield f"{same:<33} {other.source}"

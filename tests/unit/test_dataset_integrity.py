@@ -74,7 +74,35 @@ def test_nfcorpus_has_40_texts_twice_and_nothing_else_that_is_odd() -> None:
 
 
 def test_sources_that_hold_the_same_agree() -> None:
-    agree(small(), small("two"))
+    assert agree(small(), small("two"))
+
+
+def test_sources_that_hold_the_same_in_another_order_agree() -> None:
+    assert not agree(small(), small("two", DOCUMENTS[::-1]))
+
+
+@pytest.mark.parametrize(
+    ("documents", "complaint"),
+    [
+        (
+            (*DOCUMENTS[:0:-1], Document("a", "T", "other")),
+            "got document number 1 ('a'): text 'x' and text 'other', wanted the same",
+        ),
+        (DOCUMENTS[:1:-1], "got document number 1 ('a'): id 'a' and id 'of no document'"),
+        ((Document("new", "", "x"), *DOCUMENTS), "got document number 1 ('new'): id 'of no document' and id 'new'"),
+        ((*DOCUMENTS, DOCUMENTS[0]), "got 5 and 6 documents, some of them more than once"),
+        (
+            (Document("a", "T x", ""), *DOCUMENTS[1:]),
+            "got document number 1 ('a'): title 'T' and title 'T x', wanted the same",
+        ),
+    ],
+    ids=["another text", "fewer", "one more", "one twice", "the title's end moved"],
+)
+def test_another_order_hides_no_difference(documents: tuple[Document, ...], complaint: str) -> None:
+    """The document that differs is named, not the first that stands elsewhere."""
+    with pytest.raises(DatasetError) as caught:
+        agree(small(), small("two", documents))
+    assert complaint in str(caught.value)
 
 
 @pytest.mark.parametrize(

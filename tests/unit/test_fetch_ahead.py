@@ -131,6 +131,17 @@ def test_sources_that_agree_are_said_to(words: list[str], tmp_path: Path, monkey
     assert "the same as from                  folder folder" in notes
 
 
+def test_sources_of_another_order_hold_the_same_documents(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_beside_the_copy(tmp_path, monkeypatch, "q1\td7\t2\nq1\td0\t0\n")
+    corpus = tmp_path / "folder" / "corpus.jsonl"
+    corpus.write_bytes(b"".join(reversed(corpus.read_bytes().splitlines(keepends=True))))
+    both = [*words, "dataset.sources=[hub,ir_datasets]", "dataset.ir_datasets_id=any/id"]
+    notes = fetch.verify(fetch.selection(both), console=QUIET)[1].notes
+    assert "same documents, another order     folder folder" in notes
+
+
 @pytest.mark.parametrize(
     ("qrels", "complaint"),
     [

@@ -98,13 +98,12 @@ def text_flags(config: RunConfig, material: Material, queries: Sequence[str]) ->
     """
     from evalkit import datasets
 
-    dataset = datasets.load(config.dataset)
-    texts = {query.id: query.text for query in dataset.queries}
     relevant = {
         query: [document for document, grade in material.qrels.get(query, {}).items() if grade > 0] for query in queries
     }
     wanted = {document for documents in relevant.values() for document in documents}
-    found = _documents(dataset, wanted)
+    dataset, found = datasets.load_read(config.dataset, lambda dataset: _documents(dataset, wanted))
+    texts = {query.id: query.text for query in dataset.queries}
     vocabulary = _vocabulary(config, material.cell)
     odd: dict[str, tuple[str, ...]] = {}
     for query in queries:
@@ -155,12 +154,11 @@ def pair(config: RunConfig, material: Material, query: str, document: str) -> Pa
         raise ConfigError(f"{msg} (evalkit ls models)")
     from evalkit import datasets
 
-    dataset = datasets.load(config.dataset)
-    texts = {one.id: one.text for one in dataset.queries}
-    if query not in texts:
-        msg = f"query {query!r} is not in {dataset.name}; {nearest(query, texts)}"
+    if query not in material.qrels:
+        msg = f"query {query!r} is not in {material.cell.dataset}; {nearest(query, material.qrels)}"
         raise DatasetError(msg)
-    found = _documents(dataset, {document})
+    dataset, found = datasets.load_read(config.dataset, lambda dataset: _documents(dataset, {document}))
+    texts = {one.id: one.text for one in dataset.queries}
     if document not in found:
         msg = f"document {document!r} is not in the corpus of {dataset.name}; take one of the run's, for example"
         hits = material.run.get(query, [])

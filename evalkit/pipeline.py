@@ -73,7 +73,7 @@ def prepare(config: RunConfig, *, console: Console) -> Task:
                 progress=lambda documents: advance(documents, 0),
             )
 
-    dataset, surveyed = datasets.load_surveyed(config.dataset, survey_of)
+    dataset, surveyed = datasets.load_read(config.dataset, survey_of)
     deviations = datasets.check(dataset, surveyed, config.dataset)
     return Task(config, dataset, surveyed, deviations, device, console)
 

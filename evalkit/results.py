@@ -176,13 +176,19 @@ def config_of(values: Mapping[str, Any], *, dataset_path: Path | None = None) ->
 
 
 def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> RunConfig:
-    """Return the config that a run was made with. Raises ConfigError when it cannot be read any more."""
+    """Return the config that a run was made with, its dataset's sources headed by the one that the run used.
+
+    Raises ConfigError when it cannot be read any more.
+    """
     path = run_dir(results_dir, cell.run_id) / CONFIG
     try:
-        return config_of(yaml.safe_load(path.read_text(encoding="utf-8")), dataset_path=dataset_path)
+        config = config_of(yaml.safe_load(path.read_text(encoding="utf-8")), dataset_path=dataset_path)
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
         msg = f"{path}: not the settings of a run ({error}); run the cell again"
         raise ConfigError(msg) from error
+    used = str(cell.environment.get("dataset_source")).partition(" ")[0]
+    sources = tuple(sorted(config.dataset.sources, key=lambda name: name != used))
+    return dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, sources=sources))
 
 
 class Collected(NamedTuple):

@@ -15,11 +15,11 @@ from evalkit.datasets.survey import Survey
 from evalkit.errors import DatasetError, DeviationError
 from evalkit.types import Corpus, Dataset, Document
 
-__all__ = ["SOURCES", "check", "judged_ids", "load", "load_surveyed", "on_disk", "source_names"]
+__all__ = ["SOURCES", "check", "judged_ids", "load", "load_read", "on_disk", "source_names"]
 
 log = logging.getLogger(__name__)
 
-Used = TypeVar("Used")
+Read = TypeVar("Read")
 
 GRADES: Final = range(-10, 101)
 """What a relevance grade may be; TREC's go from -2 to 4. Beyond it a column was mistaken for the grade."""
@@ -57,23 +57,18 @@ def load(config: DatasetConfig, *, with_corpus: bool = True) -> Dataset:
 
     """
     several = len(source_names(config)) > 1
-    return _first(config, lambda dataset: dataset.corpus.fingerprint() if with_corpus and several else None)[0]
+    return load_read(config, lambda dataset: dataset.corpus.fingerprint() if with_corpus and several else None)[0]
 
 
-def load_surveyed(config: DatasetConfig, survey_of: Callable[[Dataset], Survey]) -> tuple[Dataset, Survey]:
-    """Load a dataset as `load` does, from the first source whose documents can be read to their end, and survey it.
+def load_read(config: DatasetConfig, read: Callable[[Dataset], Read]) -> tuple[Dataset, Read]:
+    """Load a dataset as `load` does, from the first source whose documents `read` can read; return what it returned.
 
-    A source whose documents the survey finds damaged failed like one that cannot be had: the next is tried.
+    A source whose documents it finds damaged failed like one that cannot be had: the next is tried.
 
     Raises:
-        DatasetError: As `load` does, and for what the survey of the last source refuses.
+        DatasetError: As `load` does, and for what `read` refuses of the last source.
 
     """
-    return _first(config, survey_of)
-
-
-def _first(config: DatasetConfig, use: Callable[[Dataset], Used]) -> tuple[Dataset, Used]:
-    """Return the dataset from the first source that can be read and used, and what its use returned."""
     names = source_names(config)
     reasons: list[str] = []
     for name in names:
@@ -82,7 +77,7 @@ def _first(config: DatasetConfig, use: Callable[[Dataset], Used]) -> tuple[Datas
             if config.template == "text":
                 dataset = dataclasses.replace(dataset, corpus=TitlelessCorpus(dataset.corpus))
             _accept(config, _deviations(config, dataset, None))
-            return dataset, use(dataset)
+            return dataset, read(dataset)
         except DeviationError:
             raise
         except DatasetError as error:

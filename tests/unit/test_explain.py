@@ -1,14 +1,18 @@
 """Why a run scores what it scores: parts of Δ that add up, flags, and one pair token by token."""
 
 import dataclasses
+import gzip
+import logging
 import math
 
 import pytest
 from report_material import cell, put
 from rich.console import Console
+from test_hub_copies import COMMIT, lay, lines, small_copy
 
-from evalkit import explain, pipeline, precision, replay, results
+from evalkit import datasets, explain, pipeline, precision, replay, results
 from evalkit.compose import compose
+from evalkit.datasets.folder import load_folder
 from evalkit.errors import ConfigError, DatasetError, StoreError
 from evalkit.types import Hit
 
@@ -82,6 +86,56 @@ def test_what_is_not_there_is_named(demo):
         explain.pair(config, material, "q99", "d")
     with pytest.raises(DatasetError, match="document 'd' is not in the corpus of demo; take one of the run's"):
         explain.pair(config, material, query, "d")
+
+
+@pytest.fixture
+def fallen_through(tmp_path, monkeypatch):
+    """A run of the second source, because the first one's documents turned out damaged."""
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    lay(tmp_path / "hub", small_copy())
+    folder = tmp_path / "folder"
+    (folder / "qrels").mkdir(parents=True)
+    corpus = lines([{"_id": f"d{n}", "text": "x"} for n in range(99)])
+    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress(corpus)[:-9])
+    (folder / "queries.jsonl").write_bytes(lines([{"_id": "q1", "text": "judged"}]))
+    (folder / "qrels" / "test.tsv").write_text("q1\td7\t1\n", encoding="utf-8")
+    damaged = {"ir_datasets": lambda config: load_folder(dataclasses.replace(config, path=str(folder)))}
+    monkeypatch.setattr(datasets, "SOURCES", {**datasets.SOURCES, **damaged})
+    monkeypatch.setattr("evalkit.datasets.irds.stored", lambda _: True)
+    words = ["model=demo", "dim=64", "dataset=xquad/en", "dataset.sources=[ir_datasets,hub]", "dataset.checksum=null"]
+    words += ["dataset.ir_datasets_id=any/id", "dataset.hub.repo=owner/small", f"dataset.hub.revision={COMMIT}"]
+    words += ["dataset.hub.corpus=corpus", "dataset.hub.queries=queries", "dataset.hub.qrels=default"]
+    words += ["dataset.hub.split=test", *(f"dataset.counts.{what}=null" for what in ("documents", "queries"))]
+    words += ["dataset.counts.judgements=null", f"results_dir={tmp_path}/results", f"cache_dir={tmp_path}/cache"]
+    (scores,) = pipeline.run(compose(words), console=Console(quiet=True))
+    assert scores.environment["dataset_source"] == f"hub owner/small@{COMMIT}"
+    return tmp_path / "results", scores
+
+
+def test_the_source_that_a_run_used_is_read_again_not_the_one_that_failed_it(fallen_through, caplog):
+    results_dir, scores = fallen_through
+    (results_dir / "runs" / scores.run_id / "qrels.trec.gz").unlink()
+    with caplog.at_level(logging.WARNING):
+        material = replay.load(results_dir, scores)
+        config = results.saved_config(results_dir, scores)
+        flags = explain.text_flags(config, material, ["q1"])
+        view = explain.pair(config, material, "q1", "d7")
+    assert config.dataset.sources == ("hub", "ir_datasets")
+    assert material.qrels == {"q1": {"d7": 2, "d0": 0}}
+    assert (flags, view.document) == ({"q1": ()}, "Title 7 text 7")
+    assert caplog.records == []
+
+
+def test_where_no_source_is_recorded_a_damaged_one_gives_way_to_the_next(fallen_through, caplog):
+    results_dir, scores = fallen_through
+    material = replay.load(results_dir, scores)
+    config = results.saved_config(results_dir, dataclasses.replace(scores, environment={}))
+    assert config.dataset.sources == ("ir_datasets", "hub")
+    with caplog.at_level(logging.WARNING):
+        assert explain.pair(config, material, "q1", "d7").document == "Title 7 text 7"
+        assert explain.text_flags(config, material, ["q1"]) == {"q1": ()}
+    assert sum("source ir_datasets failed, the next one is tried" in one.getMessage() for one in caplog.records) == 2
 
 
 def test_a_system_without_token_vectors_has_no_pairs_to_show(tmp_path):

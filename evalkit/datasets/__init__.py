@@ -6,7 +6,7 @@ import dataclasses
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Final, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from evalkit.config import DatasetConfig, SourceName
 from evalkit.datasets import hub, irds
@@ -76,7 +76,7 @@ def load_read(config: DatasetConfig, read: Callable[[Dataset], Read]) -> tuple[D
             dataset = SOURCES[name](config)
             if config.template == "text":
                 dataset = dataclasses.replace(dataset, corpus=TitlelessCorpus(dataset.corpus))
-            _accept(config, _deviations(config, dataset, None))
+            _accept(config, dataset, _deviations(config, dataset, None))
             return dataset, read(dataset)
         except DeviationError:
             raise
@@ -136,25 +136,35 @@ def check(dataset: Dataset, survey: Survey, config: DatasetConfig) -> tuple[str,
         DatasetError: There is one and `config.verify` is true; a deviation is only recorded when it was asked for.
 
     """
-    return _accept(config, _deviations(config, dataset, survey))
+    return _accept(config, dataset, _deviations(config, dataset, survey))
 
 
-def _accept(config: DatasetConfig, deviations: Iterator[str]) -> tuple[str, ...]:
+class _Deviation(NamedTuple):
+    text: str
+    remedy: str = ""
+    """What may be right for this one besides the remedies for all."""
+
+
+def _accept(config: DatasetConfig, dataset: Dataset, deviations: Iterator[_Deviation]) -> tuple[str, ...]:
+    used = dataset.source.partition(" ")[0]
+    others = ",".join(name for name in source_names(config) if name != used)
     found = []
     for deviation in deviations:
         if config.verify:
-            msg = f"{deviation}; repair the data, or accept and record the deviation with dataset.verify=false"
+            another = f"choose another source with dataset.sources=[{others}]" if others else ""
+            remedies = ", ".join(filter(None, ("repair the data", another, deviation.remedy)))
+            msg = f"{deviation.text}; {remedies}, or accept and record the deviation with dataset.verify=false"
             raise DeviationError(msg)
-        found.append(deviation)
+        found.append(deviation.text)
     return tuple(found)
 
 
-def _deviations(config: DatasetConfig, dataset: Dataset, survey: Survey | None) -> Iterator[str]:
+def _deviations(config: DatasetConfig, dataset: Dataset, survey: Survey | None) -> Iterator[_Deviation]:
     """Yield deviations; those of documents only once the corpus has been surveyed."""
     known = {query.id for query in dataset.queries}
     if unknown := [query_id for query_id in dataset.qrels if query_id not in known]:
         where = _where(config, dataset, unknown[0], next(iter(dataset.qrels[unknown[0]])))
-        yield (
+        yield _Deviation(
             f"dataset {dataset.name}: got judgements of {len(unknown)} unknown queries (the first is {unknown[0]!r}, "
             f"{where}), wanted every judged query among the queries"
         )
@@ -164,7 +174,7 @@ def _deviations(config: DatasetConfig, dataset: Dataset, survey: Survey | None) 
         for document_id, grade in judged.items():
             if grade not in GRADES:
                 where = _where(config, dataset, query_id, document_id)
-                yield (
+                yield _Deviation(
                     f"dataset {dataset.name}: got relevance {grade} for document {document_id!r} ({where}), "
                     f"wanted {GRADES.start} to {GRADES.stop - 1}"
                 )
@@ -175,15 +185,18 @@ def _deviations(config: DatasetConfig, dataset: Dataset, survey: Survey | None) 
         (survey.documents if survey else None, config.counts.documents, "documents"),
     ):
         if measured is not None and published is not None and measured != published:
-            yield f"dataset {dataset.name}: got {measured:,} {what}, wanted {published:,} as published"
+            yield _Deviation(
+                f"dataset {dataset.name}: got {measured:,} {what} from {dataset.source}, "
+                f"wanted {published:,} as published"
+            )
     if survey and config.checksum and survey.checksum != config.checksum:
-        yield (
+        yield _Deviation(
             f"dataset {dataset.name}: got a corpus of checksum {survey.checksum} from {dataset.source}, wanted "
             f"{config.checksum}, so some id, title or text differs, or their order"
         )
 
 
-def _missing(config: DatasetConfig, dataset: Dataset, missing: frozenset[str]) -> str:
+def _missing(config: DatasetConfig, dataset: Dataset, missing: frozenset[str]) -> _Deviation:
     """Say that other judged documents are missing from the corpus than from the published one."""
     known = config.counts.missing
     wanted = f"{known} as published" if known else "every judged document in it"
@@ -196,9 +209,11 @@ def _missing(config: DatasetConfig, dataset: Dataset, missing: frozenset[str]) -
             if document_id in missing
         )
         first = f" (the first is {document_id!r}, {_where(config, dataset, query_id, document_id)})"
-    return (
-        f"dataset {dataset.name}: got judgements of {len(missing)} documents that the corpus has not{first}, "
-        f"wanted {wanted}"
+    so = "lacks these too" if missing else "has them all"
+    return _Deviation(
+        f"dataset {dataset.name}: got judgements of {len(missing)} documents that the corpus from {dataset.source} "
+        f"has not{first}, wanted {wanted}",
+        f"set dataset.counts.missing={len(missing)} if the published corpus {so}",
     )
 
 

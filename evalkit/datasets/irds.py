@@ -41,10 +41,11 @@ _SHOWN_CHARACTERS: Final = 300
 class IrdsCorpus:
     """The documents of an ir-datasets collection.
 
-    Where the package keeps a document store (always for BEIR), a range is read from the store. Elsewhere a range asked
-    of the package would first build one, a second copy on disk with all ids in memory at once (gigabytes for MIRACL);
-    so documents are streamed instead, and the place where the last range ended is kept open. Ranges read one after the
-    other, as shards are, cost one pass in all.
+    Where the package keeps a document store (always for BEIR), a range is read from the store, one document at a time.
+    To build it, once, the package holds the id and place of every document: 260 bytes each, measured at 20,000.
+    Elsewhere a range asked of the package would first build one, a second copy on disk with all ids in memory at once
+    (gigabytes for MIRACL); so documents are streamed instead, and the place where the last range ended is kept open.
+    Ranges read one after the other, as shards are, cost one pass in all.
     """
 
     dataset_id: str

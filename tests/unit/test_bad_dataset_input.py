@@ -362,12 +362,15 @@ def test_judgements_of_unknown_documents_are_refused_or_recorded(tmp_path: Path)
     path = folder / "qrels" / "test.tsv"
     path.write_text("q1\td1\t1\nq1\tz\t1\nq1\ta\t0\n", encoding="utf-8")
     deviation = (
-        f"dataset small: got judgements of 2 documents that the corpus has not (the first is 'z', {path} line 2), "
-        "wanted every judged document in it"
+        f"dataset small: got judgements of 2 documents that the corpus from folder {folder.name} has not (the first is "
+        f"'z', {path} line 2), wanted every judged document in it"
     )
     dataset = datasets.load(config(folder))
     found = surveyed(dataset, tmp_path)
-    assert refusal(lambda: datasets.check(dataset, found, config(folder))) == deviation + ACCEPT
+    lacks = ", set dataset.counts.missing=2 if the published corpus lacks these too"
+    assert refusal(lambda: datasets.check(dataset, found, config(folder))) == (
+        deviation + ACCEPT.replace(", or accept", f"{lacks}, or accept")
+    )
     assert datasets.check(dataset, found, config(folder, verify=False)) == (deviation,)
 
 
@@ -379,22 +382,26 @@ def test_documents_that_the_published_corpus_lacks_too_are_no_deviation(tmp_path
     dataset = datasets.load(config(folder))
     found = surveyed(dataset, tmp_path)
     assert datasets.check(dataset, found, config(folder, counts=Counts(missing=2))) == ()
-    assert refusal(lambda: datasets.check(dataset, found, config(folder, counts=Counts(missing=3)))) == (
-        f"dataset small: got judgements of 2 documents that the corpus has not (the first is 'z', {path} line 2), "
-        f"wanted 3 as published{ACCEPT}"
+    assert refusal(lambda: datasets.check(dataset, found, config(folder, counts=Counts(missing=3)))).startswith(
+        f"dataset small: got judgements of 2 documents that the corpus from folder {folder.name} has not (the first is "
+        f"'z', {path} line 2), wanted 3 as published; repair the data, set dataset.counts.missing=2 if "
     )
     path.write_text("q1\td1\t1\n", encoding="utf-8")
     dataset = datasets.load(config(folder))
     assert refusal(
         lambda: datasets.check(dataset, surveyed(dataset, tmp_path), config(folder, counts=Counts(missing=3)))
-    ) == (f"dataset small: got judgements of 0 documents that the corpus has not, wanted 3 as published{ACCEPT}")
+    ) == (
+        f"dataset small: got judgements of 0 documents that the corpus from folder {folder.name} has not, wanted 3 as "
+        "published; repair the data, set dataset.counts.missing=0 if the published corpus has them all, or accept and "
+        "record the deviation with dataset.verify=false"
+    )
 
 
 @pytest.mark.parametrize(
     ("counts", "deviation"),
     [
-        (Counts(queries=1323), "dataset small: got 1 queries with judgements, wanted 1,323 as published"),
-        (Counts(judgements=2), "dataset small: got 1 judgements, wanted 2 as published"),
+        (Counts(queries=1323), "got 1 queries with judgements from folder {}, wanted 1,323 as published"),
+        (Counts(judgements=2), "got 1 judgements from folder {}, wanted 2 as published"),
     ],
 )
 def test_other_counts_than_published_are_refused_before_the_corpus_is_read(
@@ -403,7 +410,9 @@ def test_other_counts_than_published_are_refused_before_the_corpus_is_read(
     """A malformed corpus does not come to light, since nobody has read it."""
     folder = small_folder(tmp_path)
     (folder / "corpus.jsonl").write_text("{", encoding="utf-8")
-    assert refusal(lambda: datasets.load(config(folder, counts=counts))) == deviation + ACCEPT
+    assert refusal(lambda: datasets.load(config(folder, counts=counts))) == (
+        f"dataset small: {deviation.format(folder.name)}{ACCEPT}"
+    )
     assert datasets.load(config(folder, counts=counts, verify=False)).name == "small"
 
 
@@ -413,7 +422,7 @@ def test_another_count_of_documents_than_published_is_refused_or_recorded(tmp_pa
     counts = Counts(documents=3, queries=1, judgements=1)
     dataset = datasets.load(config(folder, counts=counts))
     found = surveyed(dataset, tmp_path)
-    deviation = "dataset small: got 2 documents, wanted 3 as published"
+    deviation = f"dataset small: got 2 documents from folder {folder.name}, wanted 3 as published"
     assert refusal(lambda: datasets.check(dataset, found, config(folder, counts=counts))) == deviation + ACCEPT
     assert datasets.check(dataset, found, config(folder, counts=counts, verify=False)) == (deviation,)
     exact = Counts(documents=2, queries=1, judgements=1)

@@ -228,7 +228,11 @@ def test_a_source_that_can_be_read_but_deviates_is_refused_not_passed_over(hub: 
     from evalkit.config import Counts
 
     wanted = config(sources=("hub", "ir_datasets"), ir_datasets_id="beir/none", counts=Counts(queries=2))
-    assert "got 1 queries with judgements, wanted 2 as published" in refusal(lambda: datasets.load(wanted))
+    assert refusal(lambda: datasets.load(wanted)) == (
+        f"dataset small: got 1 queries with judgements from hub owner/small@{COMMIT}, wanted 2 as published; repair "
+        "the data, choose another source with dataset.sources=[ir_datasets], or accept and record the deviation with "
+        "dataset.verify=false"
+    )
 
 
 @pytest.mark.parametrize(

@@ -98,6 +98,16 @@ for identifier in ("mmarco/v2/it/dev/small", "mmarco/v2/pt/dev/small", "miracl/b
     count = sum(1 for _ in corpus.documents())
     found["peaks"][identifier] = [count, tracemalloc.get_traced_memory()[1]]
     tracemalloc.stop()
+found["store peaks"] = {}
+for identifier in ("beir/quora/test", "beir/climate-fever"):
+    corpus = IrdsCorpus(identifier)
+    list(corpus.documents(0, 0))  # the package builds its store, and holds every id while it does
+    tracemalloc.start()
+    count = sum(1 for _ in corpus.documents())
+    shards = sum(1 for start in range(0, count, 500) for _ in corpus.documents(start, start + 500))
+    corpus.fingerprint()
+    found["store peaks"][identifier] = [count, shards, tracemalloc.get_traced_memory()[1]]
+    tracemalloc.stop()
 second = ir_datasets.util.home_path() / "miracl/v1.0/te/docs/docs-1.jsonl.gz"
 os.utime(second, (0, 0))
 found["fingerprint after a change of the second file"] = IrdsCorpus("miracl/te/dev").fingerprint()
@@ -168,6 +178,9 @@ def lay_everything(home: Path) -> None:
         queries=[{"_id": "q", "text": "money", "metadata": {}}],
         qrels="q\t3\t1\n",
     )
+    for name, count in (("quora", 2_000), ("climate-fever", 20_000)):
+        rows = [{"_id": str(n), "title": "t", "text": f"text {n} " * 9, "metadata": {}} for n in range(count)]
+        lay_beir(home, name, corpus=rows, queries=[], qrels="")
     lay_beir(home, "nq", corpus=[], queries=[{"_id": "q", "text": "x", "metadata": {}}], qrels="other\td\t1\n")
     lay_beir(home, "webis-touche2020", corpus=[], queries=[], qrels="")
     (home / "beir" / "arguana").mkdir()
@@ -363,7 +376,9 @@ def test_an_abandoned_range_leaves_nothing_behind(found: dict[str, Any]) -> None
 def test_no_document_store_is_built_where_streaming_does(found: dict[str, Any]) -> None:
     """BEIR's reader always builds one; MIRACL and mMARCO are spared the second copy."""
     stores = sorted(path.relative_to(found["home"]).as_posix() for path in Path(found["home"]).rglob("*.pklz4"))
-    assert stores == ["beir/fiqa/docs.pklz4", "beir/nfcorpus/docs.pklz4", "beir/trec-covid/docs.pklz4"]
+    assert stores == [
+        f"beir/{name}/docs.pklz4" for name in ("climate-fever", "fiqa", "nfcorpus", "quora", "trec-covid")
+    ]
 
 
 def test_memory_stays_flat_while_a_collection_grows_tenfold(found: dict[str, Any]) -> None:
@@ -372,6 +387,13 @@ def test_memory_stays_flat_while_a_collection_grows_tenfold(found: dict[str, Any
         (few, low), (many, high) = found["peaks"][small], found["peaks"][large]
         assert (few, many) == (2_000, 20_000)
         assert high < 1.2 * low + 50_000
+
+
+def test_memory_stays_flat_while_a_document_store_grows_tenfold(found: dict[str, Any]) -> None:
+    """Whole, in shards, and for the fingerprint; the package's index of ids is left alone."""
+    (few, few_in_shards, low), (many, many_in_shards, high) = found["store peaks"].values()
+    assert (few, few_in_shards, many, many_in_shards) == (2_000, 2_000, 20_000, 20_000)
+    assert high < 1.2 * low + 50_000
 
 
 @pytest.mark.parametrize("identifier", ["beir/nfcorpus/test", "miracl/te/dev", "mmarco/v2/dt/dev/small"])

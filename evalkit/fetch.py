@@ -79,7 +79,7 @@ def verify(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:
     """Read every model and dataset of a selection whole with the network off, and compare it with what was fetched.
 
     Sources that are on disk beside the one used must hold the same. The notes of a dataset are accepted deviations, its
-    integrity report and what was compared.
+    integrity report and what was compared; a note says where no fetch was recorded to compare with.
     Raises EvalkitError subclasses for what is missing, damaged, changed or in disagreement.
     """
     with network_off(), tempfile.TemporaryDirectory() as scratch:
@@ -89,13 +89,23 @@ def verify(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:
             task = pipeline.prepare(replace(config, cache_dir=Path(scratch)), console=console)
             report = (*integrity(task.dataset).lines(), *_compared(config, task.dataset))
             found.append(_dataset(task)._replace(notes=(*task.deviations, *report)))
-    for each in found:
-        path = fetched_file(configs[0].cache_dir, each.name)
-        if path.is_file() and (recorded := json.loads(path.read_bytes())["checksums"]) != each.checksums:
-            part = next(key for key in {**recorded, **each.checksums} if recorded.get(key) != each.checksums.get(key))
-            got, wanted = each.checksums.get(part), recorded.get(part)
-            msg = f"{each.name}: got checksum {got} of {part}, wanted {wanted} as fetched"
-            raise StoreError(f"{msg}; delete the changed file and run evalkit fetch again")
+    return [_as_fetched(each, configs[0].cache_dir) for each in found]
+
+
+def _as_fetched(found: Fetched, cache_dir: Path) -> Fetched:
+    """Return what was found, with a note where no record tells what was fetched. Raises StoreError for a change."""
+    path = fetched_file(cache_dir, found.name)
+    if not path.is_file():
+        return found._replace(
+            notes=(*found.notes, f"not compared with a fetch         none is recorded in {cache_dir}")
+        )
+    recorded = json.loads(path.read_bytes())["checksums"]
+    if recorded != found.checksums:
+        part = next(key for key in {**recorded, **found.checksums} if recorded.get(key) != found.checksums.get(key))
+        msg = (
+            f"{found.name}: got checksum {found.checksums.get(part)} of {part}, wanted {recorded.get(part)} as fetched"
+        )
+        raise StoreError(f"{msg}; delete the changed file and run evalkit fetch again")
     return found
 
 

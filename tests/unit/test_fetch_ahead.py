@@ -92,6 +92,15 @@ def test_what_was_fetched_is_proved_with_the_network_off(words: list[str]) -> No
     assert "documents                         10" in proved[1].notes
 
 
+def test_where_no_fetch_is_recorded_the_proof_says_that_nothing_was_compared(words: list[str], tmp_path: Path) -> None:
+    """As on a machine to which a bundle was moved."""
+    configs = fetch.selection(words)
+    said = f"not compared with a fetch         none is recorded in {tmp_path / 'cache'}"
+    assert [each.notes[-1] for each in fetch.verify(configs, console=QUIET)] == [said, said]
+    fetch.fetch(configs, console=QUIET)
+    assert not any(said in each.notes for each in fetch.verify(configs, console=QUIET))
+
+
 def test_the_network_is_off_and_comes_back() -> None:
     before = socket.socket.connect, socket.getaddrinfo
     with fetch.network_off():
@@ -166,8 +175,8 @@ def test_a_further_source_that_cannot_be_read_is_said_not_to_be_compared(
     folder_beside_the_copy(tmp_path, monkeypatch, "q1\td7\n")
     both = [*words, "dataset.sources=[hub,ir_datasets]", "dataset.ir_datasets_id=any/id"]
     notes = fetch.verify(fetch.selection(both), console=QUIET)[1].notes
-    assert notes[-1].startswith("not compared                      ")
-    assert notes[-1].endswith(
+    assert notes[-2].startswith("not compared                      ")
+    assert notes[-2].endswith(
         "got 2 columns, wanted 3 (query-id corpus-id score); ids hold no white space; repair the line"
     )
 
@@ -175,7 +184,7 @@ def test_a_further_source_that_cannot_be_read_is_said_not_to_be_compared(
 def test_accepted_deviations_are_part_of_the_proof(words: list[str]) -> None:
     accepted = [*words, "dataset.counts.documents=11", "dataset.verify=false"]
     notes = fetch.verify(fetch.selection(accepted), console=QUIET)[1].notes
-    assert notes[0] == "dataset xquad/en: got 10 documents, wanted 11 as published"
+    assert notes[0] == f"dataset xquad/en: got 10 documents from hub owner/small@{COMMIT}, wanted 11 as published"
 
 
 def test_a_source_whose_documents_are_damaged_gives_way_to_the_next(

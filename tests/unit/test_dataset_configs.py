@@ -15,12 +15,16 @@ import zipfile
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
+import huggingface_hub.constants
 import ir_datasets
 import pytest
+import yaml
 from shared_material import shared_data
+from test_hub_copies import lines, table
 
+from evalkit import datasets
 from evalkit.compose import compose
-from evalkit.config import Bm25Config, EncoderConfig, group_names
+from evalkit.config import Bm25Config, DatasetConfig, EncoderConfig, group_names
 from evalkit.datasets import GRADES
 from evalkit.datasets.folder import qrels_file, read_qrels, read_queries
 from evalkit.errors import ConfigError
@@ -128,6 +132,86 @@ def test_every_dataset_of_the_card_opens_from_its_files(found: dict[str, Any], n
     assert list(read["qrels"]) == ["q1"]
     assert read["source"].startswith("ir_datasets ")
     assert read["on disk"] == "ir_datasets"
+
+
+def hub_only(name: str) -> DatasetConfig:
+    return compose([f"dataset={name}", "dataset.sources=[hub]", "dataset.verify=false"]).dataset
+
+
+COPIES = [
+    name
+    for name in group_names("dataset")
+    if name not in ("folder", "demo", "ir-datasets") and "hub" in compose([f"dataset={name}"]).dataset.sources
+]
+
+
+def lay_copy(cache: Path, names: list[str]) -> None:
+    """Lay one repository as its datasets' configs name it: each with its own rows, the judgements beside other splits.
+
+    A repository of one dataset has JSON lines under names of their own, as BEIR's have; one of several has numbered
+    Parquet files in a folder for each config, as MIRACL's and XQuAD's.
+    """
+    configs = []
+    for config in map(hub_only, names):
+        copy = config.hub
+        assert copy is not None
+        folder = cache / f"datasets--{copy.repo.replace('/', '--')}" / "snapshots" / str(copy.revision)
+        wanted = copy.split or config.split
+        parts = {
+            copy.corpus: {wanted: [{"_id": "d1", "title": "T", "text": f"document of {config.name}"}]},
+            copy.queries: {wanted: [{"_id": "q1", "text": f"query of {config.name}"}]},
+            copy.qrels: {
+                split: [{"query-id": "q1", "corpus-id": "d1", "score": 1 if split == wanted else 2}]
+                for split in ("train", "validation", "dev", "test")
+            },
+        }
+        assert len(parts) == 3
+        for name, rows_by_split in parts.items():
+            data_files = []
+            for split, rows in rows_by_split.items():
+                stem = f"{name}/{split}"
+                path = f"{stem}.jsonl" if len(names) == 1 else f"{stem}-00000-of-00001.parquet"
+                (folder / path).parent.mkdir(parents=True, exist_ok=True)
+                (folder / path).write_bytes(lines(rows) if len(names) == 1 else table(rows))
+                data_files.append({"split": split, "path": path if len(names) == 1 else f"{stem}-*"})
+            configs.append({"config_name": name, "data_files": data_files})
+    assert len({entry["config_name"] for entry in configs}) == 3 * len(names)
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump({'configs': configs})}---\n", encoding="utf-8")
+
+
+@pytest.fixture(scope="module")
+def copies(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    cache = tmp_path_factory.mktemp("hub")
+    repositories: dict[str, list[str]] = {}
+    for name in COPIES:
+        copy = hub_only(name).hub
+        assert copy is not None
+        repositories.setdefault(f"{copy.repo}@{copy.revision}", []).append(name)
+    for names in repositories.values():
+        lay_copy(cache, names)
+    return cache
+
+
+def test_a_copy_is_named_for_all_but_twelve_languages_of_mmarco() -> None:
+    assert set(CARD) - set(COPIES) == {name for name in CARD if name.startswith("mmarco/")} - {"mmarco/nl"}
+    assert len(COPIES) == 37
+
+
+@pytest.mark.parametrize("name", COPIES)
+def test_every_copy_opens_by_the_names_split_and_revision_of_its_config(
+    copies: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """Its own rows, not those of another language in the same repository, nor another split's judgements."""
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(copies))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    config = hub_only(name)
+    dataset = datasets.load(config)
+    assert [tuple(document) for document in dataset.corpus.documents()] == [("d1", "T", f"document of {name}")]
+    assert [tuple(query) for query in dataset.queries] == [("q1", f"query of {name}")]
+    assert dataset.qrels == {"q1": {"d1": 1}}
+    assert config.hub is not None
+    assert dataset.source == f"hub {config.hub.repo}@{config.hub.revision}"
+    assert datasets.on_disk(config) == "hub"
 
 
 def has_titles(name: str) -> bool:

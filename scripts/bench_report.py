@@ -4,7 +4,8 @@
 
 Writes a results folder of invented runs: every published cell of the known datasets first, under other systems' names
 after that, each with as many queries as the dataset's config counts. Its scores mean nothing. Then types
-`evalkit report` so many times, each in a process of its own, and prints seconds, files and bytes.
+`evalkit report` so many times, each in a process of its own, and prints the clock's and the processor's seconds, files
+and bytes.
 """
 
 from __future__ import annotations
@@ -13,10 +14,12 @@ import argparse
 import hashlib
 import json
 import random
+import resource
 import subprocess
 import sys
 import tempfile
 import time
+from functools import cache
 from itertools import count
 from pathlib import Path
 
@@ -47,17 +50,23 @@ def cells(wanted: int) -> list[tuple[str, int | None, dict[str, object]]]:
     raise AssertionError
 
 
+@cache
+def values(number: int) -> tuple[list[str], dict[str, float], str]:
+    """Return so many queries, their means and their table; every value has all of a float's digits, as NDCG has."""
+    draw = random.Random(number)  # noqa: S311 (invented scores, no secret)
+    queries = [f"q{place}" for place in range(number)]
+    per_query = {query: {metric: draw.random() for metric in METRICS} for query in queries}
+    return queries, results.group_means(per_query, queries), results.per_query_table(per_query, METRICS)
+
+
 def invent(folder: Path, system: str, dim: int | None, dataset: dict[str, object], seed: int) -> None:
     """Write one run."""
-    draw = random.Random(seed)  # noqa: S311 (invented scores, no secret)
     name, split = str(dataset["name"]), str(dataset["split"])
-    queries = [f"q{number}" for number in range(int(dataset["counts"]["queries"]))]  # type: ignore[index]
-    per_query = {query: {metric: round(draw.random(), 6) for metric in METRICS} for query in queries}
-    means = results.group_means(per_query, queries)
+    queries, means, table = values(int(dataset["counts"]["queries"]))  # type: ignore[index]
     run_id = f"{name.replace('/', '-')}.{split}.{system}{'' if dim is None else f'-{dim}'}.{seed:010x}"
     where = folder / "runs" / run_id
     where.mkdir(parents=True)
-    (where / results.PER_QUERY).write_text(results.per_query_table(per_query, METRICS), encoding="utf-8")
+    (where / results.PER_QUERY).write_text(table, encoding="utf-8")
     runs.write_run({queries[0]: [Hit("d", 1.0)]}, where / results.RUN, tag=run_id)
     runs.write_qrels({query: {"d": 1} for query in queries}, where / results.QRELS)
     scores = results.CellScores(
@@ -90,12 +99,13 @@ def main() -> None:
         invented = cells(asked.runs)
         for seed, (system, dim, dataset) in enumerate(invented):
             invent(folder, system, dim, dataset, seed)
-        seconds, digests = [], set()
+        seconds, user_s, digests = [], [], set()
         for _ in range(asked.rounds):
-            started = time.monotonic()
+            started, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
             command = [sys.executable, "-m", "evalkit", "report", "--results-dir", name]
             done = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 (evalkit itself)
             seconds.append(round(time.monotonic() - started, 2))
+            user_s.append(round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - used, 2))
             files = [path for part in ("tables", "site") for path in sorted((folder / part).rglob("*.*"))]
             digests.add(hashlib.sha256(b"".join(path.read_bytes() for path in files if path.is_file())).hexdigest())
         print(
@@ -104,6 +114,7 @@ def main() -> None:
                     "runs": len(invented),
                     "queries": sum(int(dataset["counts"]["queries"]) for _, _, dataset in invented),  # type: ignore[index]
                     "seconds": seconds,
+                    "user_s": user_s,
                     "same_bytes": len(digests) == 1,
                     "files": sum(path.is_file() for path in files),
                     "page_bytes": (folder / "site" / "index.html").stat().st_size,

@@ -245,7 +245,7 @@ def _standing(
     values = {
         cell.dataset: cell.metrics[collection.metric]
         for cell in cells
-        if System(cell.model, cell.dim) == system
+        if (cell.model, cell.dim) == system
         and cell.dataset in collection.datasets
         and collection.metric in cell.metrics
         and not _unfaithful(cell, table, system)

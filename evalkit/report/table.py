@@ -88,10 +88,10 @@ def _header(table_rows: Sequence[Row]) -> list[str]:
 
 
 def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
-    lines = []
+    lines, names = [], _groups(table_rows)
     for row in table_rows:
         cell = row.cell
-        groups = [cell.groups.get(name, {}).get("ndcg@10") for name in _groups(table_rows)]
+        groups = [cell.groups.get(name, {}).get("ndcg@10") for name in names]
         line = [cell.model, ABSENT if cell.dim is None else str(cell.dim), cell.dataset]
         line += [f"{cell.metrics[name]:.5f}" if name in cell.metrics else ABSENT for name in METRICS]
         line += [ABSENT if value is None else f"{value:.5f}" for value in groups]

@@ -263,13 +263,15 @@ def score(
 ) -> None:
     """Score a TREC run file of any system against a dataset's judgements, under the same rules as our own runs.
 
-    With model=NAME (and dim=N) the published scores of that system follow, each with its verdict.
+    With model=NAME (and dim=N) the published scores of that system follow, each with its verdict. The run's own
+    settings are those that you declare, for example model.query.max_tokens=32: one that differs from what was published
+    is the verdict.
     """
     from evalkit import compose, datasets, metrics, runs
     from evalkit.errors import ScoreError
     from evalkit.pipeline import METRICS
     from evalkit.report import verdicts
-    from evalkit.search import drop_self
+    from evalkit.search import drop_self, self_hits
 
     config = compose.compose(overrides)
     dataset = datasets.load(config.dataset, with_corpus=False)
@@ -279,7 +281,7 @@ def score(
         got, wanted = next(iter(found)), dataset.queries[0].id
         msg = f"{run_file}: got no query that {dataset.name} ({dataset.split}) judges, but {got!r} and so on"
         raise ScoreError(f"{msg}, wanted {wanted!r} and so on; check dataset and dataset.split")
-    dropped = 0
+    dropped, own = 0, self_hits(found)
     if dataset.drop_self:
         found, dropped = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
     scored = metrics.score(found, dataset.qrels, METRICS)
@@ -291,7 +293,9 @@ def score(
     for name, value in scored.means.items():
         typer.echo(f"{name}\t{value:.5f}")
     named = any(word.startswith("model=") for word in overrides)
-    for line in verdicts.lines(config if named else None, dataset, scored.means):
+    words = [word.lstrip("+").partition("=")[0] for word in overrides]
+    declared = [word.removeprefix("model.") for word in words if word.startswith("model.")]
+    for line in verdicts.lines(config if named else None, dataset, scored.means, declared=declared, self_hits=own):
         typer.echo(line)
 
 
@@ -474,15 +478,17 @@ def compare(
 ) -> None:
     """Put runs side by side: differences with paired tests, and what each stores and takes.
 
-    The first run of each dataset is the base. p comes from a paired t-test, corrected by Holm's method over datasets;
-    the interval from a paired bootstrap over queries.
+    The first run of each dataset is the base. p comes from a paired t-test, corrected by Holm's method over all
+    comparisons of the table; the interval from a paired bootstrap over queries.
     """
     from evalkit import compare
     from evalkit.report import pareto, verbs
 
     chosen = compare.choose(_cells(results_dir), run or [])
     if not (precision and len(chosen) == 1):
-        _out.print(verbs.comparison_table(compare.compare(chosen, results_dir, metric=metric)))
+        comparisons = compare.compare(chosen, results_dir, metric=metric)
+        _out.print(verbs.comparison_table(comparisons))
+        typer.echo(verbs.family_line(comparisons))
     _out.print(verbs.costs_table(chosen))
     narrowed: dict[str, Sequence[Narrowed]] = {}
     if precision:

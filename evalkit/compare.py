@@ -46,7 +46,7 @@ class Comparison(NamedTuple):
     p: float
     """Two-sided paired t-test."""
     p_holm: float
-    """Corrected by Holm's method over the datasets on which the same two systems are compared."""
+    """Corrected by Holm's method over all comparisons made together: every dataset, system and dim."""
     queries: int
     wins: int
     losses: int
@@ -144,7 +144,8 @@ def compare(cells: Sequence[CellScores], results_dir: Path, *, metric: str | Non
         shown = ", ".join(cell.run_id for cell in cells) or "none"
         msg = f"got runs {shown}; wanted two or more on one dataset (evalkit ls runs)"
         raise ScoreError(msg)
-    return _corrected(found)
+    corrected = holm([one.p for one in found])
+    return [one._replace(p_holm=p) for one, p in zip(found, corrected, strict=True)]
 
 
 def _compared(  # noqa: PLR0913, PLR0917 (one caller: two runs, each with its values)
@@ -175,18 +176,6 @@ def _compared(  # noqa: PLR0913, PLR0917 (one caller: two runs, each with its va
         wins=sum(difference > 0 for difference in differences),
         losses=sum(difference < 0 for difference in differences),
     )
-
-
-def _corrected(found: Sequence[Comparison]) -> list[Comparison]:
-    """Correct over the datasets on which the same two systems meet."""
-    families: dict[tuple[object, ...], list[int]] = {}
-    for place, one in enumerate(found):
-        families.setdefault((one.base.model, one.base.dim, one.other.model, one.other.dim), []).append(place)
-    corrected = list(found)
-    for places in families.values():
-        for place, p in zip(places, holm([found[place].p for place in places]), strict=True):
-            corrected[place] = found[place]._replace(p_holm=p)
-    return corrected
 
 
 def values_of(cell: CellScores, results_dir: Path, metric: str) -> dict[str, float]:

@@ -29,7 +29,7 @@ from evalkit.models.encoder import load_encoders
 from evalkit.paths import make_folder, run_dir, write_whole
 from evalkit.progress import documents_bar
 from evalkit.results import CellScores
-from evalkit.search import Hits, drop_self, merge, no_hits, separate_ties, to_run
+from evalkit.search import Hits, drop_self, merge, no_hits, self_hits, separate_ties, to_run
 from evalkit.stages import limit_tokenizer, tokenizer_threads
 from evalkit.steps import bm25_count_step, bm25_score_step, costs, vector_step
 from evalkit.types import Dataset
@@ -176,6 +176,7 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores
             "judgements": sum(len(judged) for judged in dataset.qrels.values()),
             **({"missing_documents": len(task.survey.missing)} if task.survey.missing else {}),
             "dropped_self": dropped,
+            **({} if dataset.drop_self else {"kept_self": self_hits(kept)}),
             "shards": len(task.survey.shards),
             **vectors,
             **counted,

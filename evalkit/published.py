@@ -300,10 +300,14 @@ def verdict(
     return Verdict("HIGHER" if delta > 0 else "LOWER")
 
 
-def differing(published: PublishedScore, protocol: Mapping[str, Any], split: str) -> tuple[str, ...]:
+def differing(
+    published: PublishedScore, protocol: Mapping[str, Any], split: str, *, self_hits: int | None = None
+) -> tuple[str, ...]:
     """Return each setting in which a run differs from a published score, with what both had.
 
     Only settings that are known of the published score are compared: what nobody published cannot be told apart.
+    `self_hits` are the run's hits whose id is the query's own, kept or dropped, None where nobody counted them: without
+    any, dropping them or not gives the same run, so that the rule tells nothing apart.
 
     >>> score = PublishedScore("s", 1, "d", "m", 0.1, 1, "card", "run", "t", "", settings={"query.max_tokens": 32})
     >>> differing(score, {"query": {"max_tokens": 16}}, "test")
@@ -311,6 +315,8 @@ def differing(published: PublishedScore, protocol: Mapping[str, Any], split: str
     """
     found = []
     for name, wanted in published.settings.items():
+        if name == "drop_self" and self_hits == 0:
+            continue
         got: Any = {**protocol, "split": split}
         for part in name.split("."):
             got = got.get(part) if isinstance(got, Mapping) else None

@@ -264,7 +264,7 @@ def landings(material: Material, replayed: Sequence[Replayed], metric: str, *, d
     for one in published.find(cell.model, cell.dim, cell.dataset, metric):
         landing = [entry for entry in replayed if published.rounded(entry.value, one.digits) == one.value]
         fewest = min((len(entry.changed) for entry in landing), default=0)
-        differs = (*cell.deviations, *published.differing(one, cell.protocol, cell.split))
+        differs = (*cell.deviations, *published.differing(one, cell.protocol, cell.split, self_hits=cell.self_hits))
         verdict = published.verdict(
             replayed[0].value, one, deviation=deviation, declared_loss=one.index_loss, differs=differs
         )

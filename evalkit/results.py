@@ -63,6 +63,11 @@ class CellScores:
     environment: Mapping[str, Any]
     schema_version: int = SCHEMA
 
+    @property
+    def self_hits(self) -> int | None:
+        """Hits whose id is the query's own, kept or dropped; None where the run did not count them."""
+        return self.counts.get("dropped_self" if self.protocol.get("drop_self") else "kept_self")
+
 
 def write(scores: CellScores, results_dir: Path) -> Path:
     """Write a cell's scores.json. Raises ScoreError for a value that is not a finite number."""

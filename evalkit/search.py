@@ -156,6 +156,15 @@ def separate_ties(hits: Hits) -> Hits:
     return hits._replace(score_H=score_H)
 
 
+def self_hits(run: Mapping[str, list[Hit]]) -> int:
+    """Count the hits whose document id is the query's own.
+
+    >>> self_hits({"q": [Hit("q", 2.0), Hit("d", 1.0)], "r": [Hit("d", 1.0)]})
+    1
+    """
+    return sum(hit.document_id == query for query, hits in run.items() for hit in hits)
+
+
 def drop_self(run: Mapping[str, list[Hit]], *, depth: int) -> tuple[dict[str, list[Hit]], int]:
     """Drop each query's own document (BEIR's rule where ids overlap), keep `depth` hits, and count the dropped.
 

@@ -120,7 +120,7 @@ def verdict_on(cell: CellScores | None, score: PublishedScore, *, deviation: flo
     """Return the verdict on a run, if there is one, with every setting in which it is known to differ."""
     if cell is None or score.metric not in cell.metrics:
         return published.verdict(None, score)
-    differs = (*cell.deviations, *published.differing(score, cell.protocol, cell.split))
+    differs = (*cell.deviations, *published.differing(score, cell.protocol, cell.split, self_hits=cell.self_hits))
     return published.verdict(
         cell.metrics[score.metric], score, deviation=deviation, declared_loss=score.index_loss, differs=differs
     )

@@ -50,7 +50,7 @@ LANGUAGES = {
     "id": "ind-Latn",
     "it": "ita-Latn",
     "ja": "jpn-Jpan",
-    "ko": "kor-Hang",
+    "ko": "kor-Kore",
     "nl": "nld-Latn",
     "pt": "por-Latn",
     "ru": "rus-Cyrl",
@@ -61,6 +61,9 @@ LANGUAGES = {
     "yo": "yor-Latn",
     "zh": "zho-Hans",
 }
+"""Tags as MTEB's MIRACLRetrieval has them; mMARCO's Italian, Dutch, Portuguese and Vietnamese as its other tasks."""
+TAGS = {"xquad/ar": "arb-Arab"}
+"""Where a task of MTEB's has another tag for a language."""
 
 
 def task_of(dataset: str) -> tuple[str, str]:
@@ -119,7 +122,7 @@ def _entry(cell: CellScores) -> dict[str, Any]:
     _, subset = task_of(cell.dataset)
     metrics = {mteb_name(metric): rounded(value, 5) for metric, value in sorted(cell.metrics.items())}
     main = rounded(cell.metrics[main_metric_of(cell)], 5)
-    languages = [LANGUAGES.get(cell.language, cell.language)]
+    languages = [TAGS.get(cell.dataset) or LANGUAGES.get(cell.language, cell.language)]
     return {**metrics, "main_score": main, "hf_subset": subset, "languages": languages}
 
 

@@ -13,9 +13,16 @@ from evalkit.paths import write_whole
 from evalkit.results import CellScores
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.text import Annotation
+
     from evalkit.precision import Narrowed
 
 INK = "#1f5f8b"
+MARK = 5
+"""Half a mark's width in pixels of the drawing."""
+PLACES = tuple((x, y) for y in (5, -12, 17, -24, 29, -36, 41, -48) for x in (6, -6))
+"""Where a label may stand beside its point, in points to the right and up; the likeliest first."""
 FORMATS = (".svg", ".png", ".pdf")
 
 
@@ -69,6 +76,39 @@ def points(
     return dict(sorted(found.items()))
 
 
+def label(axis: Axes, here: Sequence[Point]) -> list[Annotation]:
+    """Write each point's label beside it, at the first of PLACES where it covers no other label and no other point.
+
+    The axis must have its final size and limits. A label that fits nowhere takes the place where it covers least.
+    """
+    from matplotlib.transforms import Bbox
+
+    frame = axis.get_window_extent()
+    marks = [
+        Bbox.from_bounds(x - MARK, y - MARK, 2 * MARK, 2 * MARK)
+        for x, y in (axis.transData.transform((point.kilobytes, point.quality)) for point in here)
+    ]
+    written: list[Annotation] = []
+    taken = []
+    for place, point in enumerate(here):
+        text = axis.annotate(
+            point.label, (point.kilobytes, point.quality), xytext=PLACES[0], textcoords="offset points"
+        )
+        others = [*taken, *marks[:place], *marks[place + 1 :]]
+        costs = []
+        for number, (x, y) in enumerate(PLACES):
+            text.set(position=(x, y), horizontalalignment="left" if x > 0 else "right")
+            box = text.get_window_extent()
+            outside = not (frame.containsx(box.x0) and frame.containsx(box.x1) and frame.containsy(box.y0))
+            outside = outside or not frame.containsy(box.y1)
+            costs.append((outside + box.count_overlaps(others), number))
+        x, y = PLACES[min(costs)[1]]
+        text.set(position=(x, y), horizontalalignment="left" if x > 0 else "right")
+        taken.append(text.get_window_extent())
+        written.append(text)
+    return written
+
+
 def draw(
     cells: Sequence[CellScores],
     path: Path,
@@ -98,26 +138,19 @@ def draw(
         for axis, (dataset, here) in zip(axes[0], panels.items(), strict=True):
             best = front([(point.kilobytes, point.quality) for point in here])
             axis.plot([here[place].kilobytes for place in best], [here[place].quality for place in best], color=INK)
-            widest = max(point.kilobytes for point in here)
             for place, point in enumerate(here):
                 if point.interval is not None:
                     axis.vlines(point.kilobytes, *point.interval, color=INK, alpha=0.35)
                 axis.scatter(
                     point.kilobytes, point.quality, edgecolors=INK, color=INK if place in best else "white", zorder=3
                 )
-                right = point.kilobytes > widest / 2
-                axis.annotate(
-                    point.label,
-                    (point.kilobytes, point.quality),
-                    textcoords="offset points",
-                    xytext=(-6 if right else 6, 5 if point.interval else -12),
-                    ha="right" if right else "left",
-                )
             axis.set(title=dataset, xlabel="kB per passage", ylabel=metric[dataset])
             axis.margins(0.1)
             axis.set_xlim(left=0)
             axis.grid(alpha=0.3)
         figure.tight_layout()
+        for axis, here in zip(axes[0], panels.values(), strict=True):
+            label(axis, here)
         data = io.BytesIO()
         figure.savefig(
             data,

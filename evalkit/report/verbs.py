@@ -145,6 +145,14 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     return table
 
 
+def family_line(comparisons: Sequence[Comparison]) -> str:
+    """Say over what the p-values were corrected."""
+    count = len(comparisons)
+    return (
+        f"p (Holm): corrected over {'the one comparison' if count == 1 else f'all {count} comparisons'} of this table"
+    )
+
+
 def costs_table(cells: Sequence[CellScores]) -> Table:
     """Return what each run stores and how long it took."""
     columns = ("dataset", "system", "bytes/vector", "bytes/passage", "corpus MB", "encode s", "search s")
@@ -162,7 +170,7 @@ def costs_table(cells: Sequence[CellScores]) -> Table:
 
 def precision_table(cell: CellScores, measured: Sequence[Narrowed]) -> Table:
     """Return a run's quality with its document vectors stored more narrowly."""
-    columns = ("dataset", "system", "stored as", "bytes/vector", cell.main_metric, "Δ", "95 % of Δ", "p")
+    columns = ("dataset", "system", "stored as", "bytes/vector", cell.main_metric, "Δ", "95 % of Δ", "p, uncorrected")
     table = _table(*columns, text=["dataset", "system", "stored as"])
     for one in measured:
         table.add_row(

@@ -1,33 +1,46 @@
-"""The verdicts on a run file whose settings are not known, beyond the dataset it was scored on."""
+"""The verdicts on a run file, whose settings are those of its dataset and those that its owner declares."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
-from evalkit import published
+from evalkit import published, results
 from evalkit.config import RunConfig
 from evalkit.report.sheets import fixed
 from evalkit.report.table import said, signed
 from evalkit.types import Dataset
 
 KNOWN = ("split", "drop_self")
-"""The published settings that scoring itself decides; the others are those of whoever made the run."""
+"""The published settings that scoring itself decides; of the others, those count that whoever made the run declares."""
 
 
-def lines(config: RunConfig | None, dataset: Dataset, means: Mapping[str, float]) -> list[str]:
-    """Return a line per published score of a system on this dataset; without a system, who has published any."""
+def lines(
+    config: RunConfig | None,
+    dataset: Dataset,
+    means: Mapping[str, float],
+    *,
+    declared: Collection[str] = (),
+    self_hits: int | None = None,
+) -> list[str]:
+    """Return a line per published score of a system on this dataset; without a system, who has published any.
+
+    `declared` names settings of the model in `config` that are the run's own; `self_hits` are the file's hits whose id
+    is the query's own. A file without any may have had them dropped, which is the same only as a rule that drops them.
+    """
     if config is None:
         found = {score.system for score in published.published_scores() if score.dataset == dataset.name}
         known = f": {', '.join(sorted(found))}" if found else " of nobody"
         return [f"published here are scores{known}; name the run's system for a verdict (model=NAME, dim=N)"]
     name = config.model.name
+    protocol = {**results.plain(config.model), "drop_self": dataset.drop_self}
+    kept_none = self_hits if not dataset.drop_self else None
     said_of = []
     for dim in config.dims:
         for metric, value in means.items():
             for score in published.find(name, dim, dataset.name, metric):
-                settings = {key: wanted for key, wanted in score.settings.items() if key in KNOWN}
+                settings = {key: wanted for key, wanted in score.settings.items() if _known(key, declared)}
                 asked = score._replace(settings=settings)
-                differs = published.differing(asked, {"drop_self": dataset.drop_self}, dataset.split)
+                differs = published.differing(asked, protocol, dataset.split, self_hits=kept_none)
                 verdict = published.verdict(value, score, declared_loss=score.index_loss, differs=differs)
                 system = name if dim is None else f"{name} at dim {dim}"
                 said_of.append(
@@ -35,3 +48,8 @@ def lines(config: RunConfig | None, dataset: Dataset, means: Mapping[str, float]
                     f"Δ {signed(value - score.value, 4)})"
                 )
     return said_of or [f"nothing is published for {name} on {dataset.name}"]
+
+
+def _known(setting: str, declared: Collection[str]) -> bool:
+    """Whether a setting is scoring's own or declared, by its name or by that of the part that it belongs to."""
+    return setting in KNOWN or any(f"{setting}.".startswith(f"{name}.") for name in declared)

@@ -112,6 +112,7 @@ def test_compare_shows_differences_costs_and_a_plot(finished):
     assert done.returncode == 0, done.stderr
     rows = [line.split() for line in done.stdout.splitlines()]
     assert ["demo", "ndcg@10", "demo-128", "demo-64"] in [row[:4] for row in rows]
+    assert "p (Holm): corrected over the one comparison of this table" in done.stdout
     costs = {row[1]: row[2:] for row in rows if len(row) == 7 and row[0] == "demo"}
     assert (costs["demo-128"][0], costs["demo-64"][0]) == ("256", "128")
     assert int(costs["demo-128"][1]) == pytest.approx(2 * int(costs["demo-64"][1]), abs=1)
@@ -149,6 +150,32 @@ def test_score_gives_a_run_file_the_same_verdict(finished):
     assert "published here are scores: all-minilm-l6-v2, bm25, " in unnamed.stdout
     other = evalkit(*words, "model=demo", "dim=64", cwd=finished)
     assert "nothing is published for demo on beir/arguana" in other.stdout
+
+
+def test_score_takes_the_declared_settings_into_its_verdict(finished):
+    (run,) = (finished / "results").glob("runs/beir-arguana*/run.trec.gz")
+    words = ["score", run, "dataset=beir/arguana", "dataset.path=own", "dataset.verify=false"]
+    late = evalkit(*words, "model=jina-colbert-v2", "dim=128", "model.query.max_tokens=16", cwd=finished).stdout
+    assert "PROTOCOL-DIFFERS: query.max_tokens is 16, published with 32 (card 0.366 for jina-colbert-v2" in late
+    lexical = evalkit(*words, "model=bm25", "model.k1=1.2", "model.b=0.4", cwd=finished).stdout
+    assert "PROTOCOL-DIFFERS: k1 is 1.2, published with 0.9 (anserini 0.4142 for bm25" in lexical
+    silent = evalkit(*words, "model=jina-colbert-v2", "dim=128", cwd=finished).stdout
+    assert "HIGHER (card 0.366 for jina-colbert-v2" in silent
+
+
+def test_score_without_a_self_hit_asks_nothing_of_the_self_id_rule(finished):
+    (filtered,) = (finished / "results").glob("runs/beir-arguana*/run.trec.gz")
+    (kept,) = (finished / "kept").glob("runs/beir-arguana*/run.trec.gz")
+    words = ["dataset=beir/arguana", "dataset.path=own", "dataset.verify=false", "dataset.drop_self=false"]
+    differs = "drop_self is off, published with on"
+    assert differs not in evalkit("score", filtered, *words, "model=bm25", cwd=finished).stdout
+    assert differs in evalkit("score", kept, *words, "model=bm25", cwd=finished).stdout
+
+
+def test_a_run_counts_the_self_hits_that_it_kept(finished):
+    (path,) = (finished / "kept").glob("runs/beir-arguana*/scores.json")
+    counts = json.loads(path.read_text(encoding="utf-8"))["counts"]
+    assert (counts["kept_self"], counts["dropped_self"]) == (10, 0)
 
 
 def test_a_run_that_is_not_there_is_named(finished):

@@ -9,7 +9,7 @@ from scipy.stats import ttest_rel
 from evalkit import compare
 from evalkit.errors import ConfigError, ScoreError
 from evalkit.precision import Narrowed, narrowed
-from evalkit.report import pareto
+from evalkit.report import pareto, verbs
 
 
 def noisy(shift, *, seed, queries=40):
@@ -41,15 +41,50 @@ def test_a_difference_has_its_p_value_and_its_interval(folder):
     assert compare.compare(cells(), folder)[1].interval == worse.interval
 
 
-def test_holm_corrects_over_the_datasets_on_which_the_same_systems_meet(folder):
+def test_holm_corrects_over_every_comparison_of_the_table(folder):
     for dim in (128, 64):
         put(folder, late(dim=dim, dataset="beir/fiqa", run_id=f"fiqa-{dim}"), per_query=noisy(dim / 1e5, seed=dim))
     both = [*cells(), *(late(dim=dim, dataset="beir/fiqa", run_id=f"fiqa-{dim}") for dim in (128, 64))]
-    found = {(one.dataset, one.other.dim): one for one in compare.compare(both, folder)}
-    pair = [found["beir/nfcorpus", 64], found["beir/fiqa", 64]]
-    assert [one.p_holm for one in pair] == compare.holm([one.p for one in pair])
-    alone = found["beir/nfcorpus", 96]
-    assert alone.p_holm == alone.p
+    found = compare.compare(both, folder)
+    assert [(one.dataset, one.other.dim) for one in found] == [
+        ("beir/nfcorpus", 96),
+        ("beir/nfcorpus", 64),
+        ("beir/fiqa", 64),
+    ]
+    # By hand: the least p three times, the next twice, the last once, none below the one before it.
+    least, middle, last = sorted(found, key=lambda one: one.p)
+    assert (least.p_holm, middle.p_holm) == (3 * least.p, max(3 * least.p, 2 * middle.p))
+    assert last.p_holm == max(middle.p_holm, last.p)
+    assert verbs.family_line(found) == "p (Holm): corrected over all 3 comparisons of this table"
+    assert verbs.family_line(found[:1]) == "p (Holm): corrected over the one comparison of this table"
+
+
+@pytest.mark.parametrize(
+    ("p_values", "corrected"),
+    [
+        # Holm (1979) by hand: .005 × 4, .01 × 3, .03 × 2, and .04 × 1 raised to the .06 before it.
+        ([0.01, 0.04, 0.03, 0.005], [0.03, 0.06, 0.06, 0.02]),
+        ([0.5, 0.5, 0.9], [1.0, 1.0, 1.0]),
+        ([0.02, 0.02], [0.04, 0.04]),
+        ([0.3], [0.3]),
+        ([], []),
+    ],
+)
+def test_holm_gives_what_is_computed_by_hand(p_values, corrected):
+    assert compare.holm(p_values) == pytest.approx(corrected)
+
+
+def test_holm_rejects_what_its_step_down_rule_rejects():
+    """The rule as Holm wrote it: from the least p on, reject while p <= alpha / (hypotheses left)."""
+    generator = np.random.default_rng(0)
+    for _ in range(200):
+        p_values = (generator.random(generator.integers(1, 9)) ** 3).tolist()
+        rejected = set()
+        for place, index in enumerate(np.argsort(p_values)):
+            if p_values[index] > 0.05 / (len(p_values) - place):
+                break
+            rejected.add(int(index))
+        assert {index for index, p in enumerate(compare.holm(p_values)) if p <= 0.05} == rejected
 
 
 def test_a_single_query_proves_nothing_and_a_constant_difference_everything():
@@ -117,6 +152,25 @@ def test_a_narrower_storage_stands_beside_the_run_in_the_plot():
             (6.6, 0.345, "jina-colbert-v2-64 int8", None),
         ]
     }
+
+
+def test_labels_of_points_that_lie_close_cover_neither_each_other_nor_a_point():
+    from matplotlib import pyplot as plt
+
+    close = [
+        pareto.Point(x, y, f"jina-colbert-v2-{x:g}", None)
+        for x, y in ((12, 0.346), (12.2, 0.3461), (12.4, 0.346), (6, 0.345), (6.1, 0.3449), (25, 0.3462), (1, 0.34))
+    ]
+    figure, axis = plt.subplots(figsize=(4.6, 3.6))
+    try:
+        axis.scatter([point.kilobytes for point in close], [point.quality for point in close])
+        axis.set_xlim(left=0)
+        boxes = [text.get_window_extent() for text in pareto.label(axis, close)]
+        marks = axis.transData.transform([(point.kilobytes, point.quality) for point in close])
+    finally:
+        plt.close(figure)
+    assert [box.count_overlaps(boxes) for box in boxes] == [1] * len(close)  # itself
+    assert not any(box.contains(*mark) for box in boxes for mark in marks)
 
 
 def test_a_plot_needs_vectors_and_a_known_format(tmp_path):

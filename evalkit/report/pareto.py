@@ -15,6 +15,7 @@ from evalkit.results import CellScores
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Annotation
+    from matplotlib.transforms import BboxBase
 
     from evalkit.precision import Narrowed
 
@@ -89,7 +90,7 @@ def label(axis: Axes, here: Sequence[Point]) -> list[Annotation]:
         for x, y in (axis.transData.transform((point.kilobytes, point.quality)) for point in here)
     ]
     written: list[Annotation] = []
-    taken = []
+    taken: list[BboxBase] = []
     for place, point in enumerate(here):
         text = axis.annotate(
             point.label, (point.kilobytes, point.quality), xytext=PLACES[0], textcoords="offset points"

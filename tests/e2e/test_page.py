@@ -224,3 +224,66 @@ def test_the_dims_plot_shows_every_point(page):
     assert titles[0].startswith("Published: jina-colbert-v2, mean of nfcorpus, fiqa")
     assert "Measured: jina-colbert-v2 on beir/nfcorpus" in titles
     assert len(page.find_elements("css selector", "#dims circle")) == 3 + 2
+
+
+def tab_to(page, selector, *, most=80):
+    """Press the tab key until it has brought the focus to an element, which then has a visible outline."""
+    from selenium.webdriver.common.keys import Keys
+
+    for _ in range(most):
+        press(page, Keys.TAB)
+        here = page.switch_to.active_element
+        if page.execute_script("return arguments[0].matches(arguments[1])", here, selector):
+            assert page.execute_script("return getComputedStyle(arguments[0]).outlineStyle", here) == "solid"
+            return here
+    pytest.fail(f"{most} presses of the tab key do not reach {selector}")
+
+
+def test_the_tab_enter_and_escape_keys_alone_reach_every_main_action(page):
+    from selenium.webdriver.common.keys import Keys
+
+    page.refresh()
+    tab_to(page, ".skip", most=1)
+    theme = page.execute_script("return document.documentElement.dataset.theme")
+    tab_to(page, "#theme")
+    press(page, Keys.ENTER)
+    assert page.execute_script("return document.documentElement.dataset.theme") != theme
+    press(page, Keys.ENTER)
+    tab_to(page, "nav a[href='#beir']")
+    press(page, Keys.ENTER)
+    header = tab_to(page, "#beir thead th:nth-child(3) button")
+    press(page, Keys.ENTER)
+    assert header.find_element("xpath", "..").get_attribute("aria-sort") == "descending"
+    opener = tab_to(page, "#beir .drill")
+    press(page, Keys.ENTER)
+    assert find(page, "#queries").is_displayed()
+    tab_to(page, "#find")
+    press(page, "q10")
+    assert find(page, "#count").text == "1 of 3 queries"
+    press(page, Keys.ESCAPE)
+    if find(page, "#queries").is_displayed():  # the first only empties the search field
+        press(page, Keys.ESCAPE)
+    assert not find(page, "#queries").is_displayed()
+    assert page.switch_to.active_element == opener
+    tab_to(page, "#provenance summary", most=400)
+    press(page, Keys.ENTER)
+    assert find(page, "#provenance details").get_attribute("open")
+
+
+def test_every_table_wider_than_a_phone_scrolls_by_itself(page):
+    metrics = {"width": 390, "height": 844, "deviceScaleFactor": 2, "mobile": True}
+    page.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+    try:
+        page.refresh()
+        wide = [
+            region
+            for region in page.find_elements("css selector", ".scroll")
+            if page.execute_script("return arguments[0].scrollWidth > arguments[0].clientWidth", region)
+        ]
+        assert len(wide) >= 5
+        for region in wide:
+            moved = page.execute_script("arguments[0].scrollLeft = 60; return arguments[0].scrollLeft", region)
+            assert moved > 0, region.get_attribute("aria-label")
+            assert region.get_attribute("tabindex") == "0"  # by the arrow keys too
+    finally:
+        page.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})

@@ -37,6 +37,7 @@ MODEL = "all-minilm-l6-v2-late"
 HIDDEN, LAYERS, INNER, MAX_TOKENS = 384, 6, 1536, 256
 """all-MiniLM-L6-v2's shape, and the length that every contender cuts texts at."""
 QUERY_VECTORS, DEPTH, COMPARED = 32, 100, 8
+DIMS = (128, 96, 64)
 """Vectors per query of the stage maxsim; hits per query; texts or queries whose values are held against each other."""
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
@@ -104,6 +105,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--maxsim-queries", type=int, default=100)
     parser.add_argument("--maxsim-documents", type=int, default=2000)
     parser.add_argument("--demo-documents", type=int, default=1000)
+    parser.add_argument("--full-size-documents", type=int, default=40)
     parser.add_argument("--budget-s", type=float, default=1.2, help="of a contender's round in the stage maxsim")
     parser.add_argument("--limit-s", type=float, default=3600, help="for one answer of a contender")
     parser.add_argument("--force", action="store_true", help="end-to-end: measure again what has its figures")
@@ -208,7 +210,32 @@ def checkpoint(chosen: argparse.Namespace, work: Path) -> list[Case]:
 
 
 def dims(chosen: argparse.Namespace, _work: Path) -> list[Case]:
-    """Whole runs of the demo, metrics included: all three dims at once, and each alone."""
+    """All three dims at once and each alone: whole runs of the demo, and the step of a full-size jina-colbert-v2."""
+    return [dims_of_the_demo(chosen), dims_of_a_full_size_model(chosen)]
+
+
+def dims_of_a_full_size_model(chosen: argparse.Namespace) -> Case:
+    """Encode, checkpoint and search at every dim with random weights of jina-colbert-v2's shape, and at one."""
+    lengths = np.random.default_rng(0).integers(20, 151, chosen.full_size_documents).tolist()
+    job = {"stage": "dims-full-size", "lengths": lengths, "queries": 8, "depth": DEPTH, "all_dims": DIMS}
+    return Case(
+        name="full size",
+        contenders=(
+            Contender("evalkit, dims 128, 96 and 64", "evalkit", {**job, "dims": DIMS}),
+            Contender("evalkit, dim 128", "evalkit", {**job, "dims": DIMS[:1]}),
+        ),
+        reference="evalkit, dim 128",
+        size=len(lengths),
+        size_of="documents",
+        unit="documents/s",
+        work=float,
+        probe=len(lengths),
+        inputs={"tokens": sum(lengths), "queries": job["queries"], "model": "jina-colbert-v2's shape, random weights"},
+    )
+
+
+def dims_of_the_demo(chosen: argparse.Namespace) -> Case:
+    """Run the demo whole, metrics included."""
     queries = min(200, chosen.demo_documents // 5)
     job = {"stage": "dims"}
     words = ["model=demo", "dataset=demo", f"dataset.demo.queries={queries}"]
@@ -217,19 +244,17 @@ def dims(chosen: argparse.Namespace, _work: Path) -> list[Case]:
         Contender(f"evalkit, {name}", "evalkit", {**job, "words": [*words, f"dim={selection}"]})
         for name, selection in selections.items()
     )
-    return [
-        Case(
-            name="dims",
-            contenders=contenders,
-            reference="evalkit, dim 128",
-            size=chosen.demo_documents,
-            size_of="documents",
-            unit="documents/s",
-            work=float,
-            probe=chosen.demo_documents,
-            inputs={"documents": chosen.demo_documents, "queries": queries},
-        )
-    ]
+    return Case(
+        name="demo",
+        contenders=contenders,
+        reference="evalkit, dim 128",
+        size=chosen.demo_documents,
+        size_of="documents",
+        unit="documents/s",
+        work=float,
+        probe=chosen.demo_documents,
+        inputs={"documents": chosen.demo_documents, "queries": queries},
+    )
 
 
 def evalkit_encoder(name: str, job: Mapping[str, Any], dtype: str, *, variant: str = "") -> Contender:

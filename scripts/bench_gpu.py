@@ -24,7 +24,7 @@ import statistics
 import sys
 import time
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -33,6 +33,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from peers.random_encoder import encoder_of, token_table
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
@@ -244,8 +245,8 @@ def check_packed_attention(bench: Bench) -> None:
 
     half = torch.float32 if bench.device.type == "cpu" else torch.bfloat16
     table = token_table(passage_lengths(6 if bench.smoke else 200, seed=7), vocabulary=1000)
-    reference = encoder_of(bench, layers=2, vocabulary=1000, dtype=torch.float32, attention="sdpa")
-    padded = encoder_of(bench, layers=2, vocabulary=1000, dtype=half, attention="sdpa")
+    reference = encoder_of(bench.device, layers=2, vocabulary=1000, dtype=torch.float32, attention="sdpa")
+    padded = encoder_of(bench.device, layers=2, vocabulary=1000, dtype=half, attention="sdpa")
     wanted = encoded(reference, table, storage=torch.float32)
     padded_error = float((encoded(padded, table, storage=torch.float32) - wanted).norm(dim=1).max())
     for path in ("varlen", "flash"):
@@ -253,7 +254,7 @@ def check_packed_attention(bench: Bench) -> None:
         if chosen.path != path:
             bench.record("encoding", f"attention {path}", chosen.problem)
             continue
-        packing = encoder_of(bench, layers=2, vocabulary=1000, dtype=half, attention=path)
+        packing = encoder_of(bench.device, layers=2, vocabulary=1000, dtype=half, attention=path)
         error = float((encoded(packing, table, storage=torch.float32) - wanted).norm(dim=1).max())
         facts = {"error": error, "padded error": padded_error, "sound": error <= 2 * padded_error + 1e-5}
         bench.record("correctness", f"packed attention ({path})", facts)
@@ -411,76 +412,6 @@ def whole_search(bench: Bench, queries_count: int, total: int) -> None:
 # ---------------------------------------------------------------- encoding
 
 
-def token_table(lengths: np.ndarray, *, vocabulary: int) -> Any:
-    """Return random ids of texts of some lengths."""
-    from evalkit.models.tokens import TokenTable
-
-    starts = np.concatenate([[0], np.cumsum(lengths)])
-    ids = np.random.default_rng(0).integers(4, vocabulary, size=int(starts[-1]), dtype=np.int32)
-    return TokenTable(ids, starts, lengths)
-
-
-def encoder_of(  # noqa: PLR0913 (keyword-only)
-    bench: Bench,
-    *,
-    layers: int,
-    vocabulary: int,
-    dtype: torch.dtype,
-    attention: str,
-    hidden: int = 64,
-    dims: Iterable[int] = (128,),
-) -> Any:
-    """Return evalkit's encoder around a jina_embeddings_v3 of random weights, the same for the same shape."""
-    from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
-
-    from evalkit.config import CheckpointSource, EncoderConfig, TextRules
-    from evalkit.models.encoder import Encoder
-    from evalkit.models.tokens import Vocabulary
-
-    shape = JinaEmbeddingsV3Config(
-        vocab_size=vocabulary,
-        hidden_size=hidden,
-        num_hidden_layers=layers,
-        num_attention_heads=hidden // 64 if hidden > 64 else 2,
-        intermediate_size=4 * hidden,
-        max_position_embeddings=8194,
-        type_vocab_size=1,
-        pad_token_id=1,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
-        attn_implementation="sdpa",
-    )
-    torch.manual_seed(0)
-    with torch.device(bench.device):
-        module = JinaEmbeddingsV3Model(shape, add_pooling_layer=False).eval()
-        heads = {dim: torch.randn(dim, hidden) / hidden**0.5 for dim in dims}
-    named = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[dtype]
-    rules = TextRules(max_tokens=300)
-    config = EncoderConfig(
-        name="random",
-        kind="late_interaction",
-        backbone="jina_embeddings_v3",
-        checkpoints={str(dim): CheckpointSource(path="none") for dim in dims},
-        query=rules,
-        document=rules,
-        head="linear",
-        pooling="tokens",
-        normalize=True,
-        skiplist="none",
-        dtype=named,
-    )
-    return Encoder(
-        config=config,
-        module=module.to(dtype),
-        heads={dim: head.to(dtype) for dim, head in heads.items()},
-        vocabulary=Vocabulary(tokenizer=None, first=0, last=2, pad=1, mask=3, size=vocabulary),  # type: ignore[arg-type]
-        skipped=torch.zeros(0, dtype=torch.int64),
-        device=bench.device,
-        dtype=dtype,
-        rope_theta=10_000.0,
-        attention=attention,
-    )
-
-
 def encoded(encoder: Any, table: Any, *, storage: torch.dtype, batch_tokens: int = 4096) -> Tensor:
     """Return the first dim's vectors of all texts, as evalkit encodes them."""
     from evalkit.encode import encode
@@ -499,7 +430,7 @@ def encoding(bench: Bench) -> None:
     dtype = torch.float32 if bench.smoke else torch.bfloat16
     lengths = passage_lengths(40 if bench.smoke else 30_000, seed=11)
     table = token_table(lengths, vocabulary=vocabulary)
-    probe = encoder_of(bench, layers=1, vocabulary=100, dtype=dtype, attention="sdpa")
+    probe = encoder_of(bench.device, layers=1, vocabulary=100, dtype=dtype, attention="sdpa")
     path = choose("varlen" if bench.smoke else "auto", config=probe.config, device=bench.device).path
     attention_flop = 4 * 1024 * LAYERS * float((lengths.astype(float) ** 2).sum() / lengths.sum())
     per_token = ENCODER_LAYER_FLOP * LAYERS + attention_flop
@@ -522,7 +453,7 @@ def encoding(bench: Bench) -> None:
         bench.synchronize()
         return time.perf_counter() - start
 
-    ours = encoder_of(bench, **shape, dtype=dtype, attention=path)
+    ours = encoder_of(bench.device, **shape, dtype=dtype, attention=path)
     some = table[: len(table) // 10]
     timed(ours, some, 16_384)  # warm-up: libraries load, memory pools fill
     rates = {}
@@ -533,7 +464,7 @@ def encoding(bench: Bench) -> None:
     chosen = max(rates, key=lambda size: rates[size], default=16_384)
     padded_rates(bench, table, shape, report, rates.get(chosen))
     if bench.fits("three dims in one pass", 20):
-        three = encoder_of(bench, **shape, dtype=dtype, attention=path, dims=(128, 96, 64))
+        three = encoder_of(bench.device, **shape, dtype=dtype, attention=path, dims=(128, 96, 64))
         timed(three, some, chosen)
         one_s, three_s = timed(ours, table, chosen), timed(three, table, chosen)
         bench.record("encoding", "three dims over one", round(three_s / one_s, 3))
@@ -555,7 +486,7 @@ def padded_rates(
         name = f"padded arrival order, {str(dtype).removeprefix('torch.')}"
         if not bench.fits(f"encoding, {name}", 20):
             continue
-        encoder = encoder_of(bench, **shape, dtype=dtype, attention="sdpa")
+        encoder = encoder_of(bench.device, **shape, dtype=dtype, attention="sdpa")
         few = table[: 8 if bench.smoke else 3200]
         arrival_order(encoder, few[:64])
         start = time.perf_counter()

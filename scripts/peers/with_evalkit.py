@@ -8,7 +8,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from random_encoder import FULL_SIZE, token_table
+from random_encoder import encoder_of as encoder_of_random
 from rich.console import Console
 from worker import Prepared, null_forward, read_documents, serve
 
@@ -25,8 +28,6 @@ CPU = torch.device("cpu")
 
 def maxsim(job: Mapping[str, Any]) -> Prepared:
     """Prepare the nominating product at a precision, or the whole exact search of the best `depth`."""
-    import numpy as np
-
     folder = Path(job["inputs"])
     query_QLD, document_XD, lengths_N = (
         torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("queries", "documents", "lengths")
@@ -173,6 +174,31 @@ def dims(job: Mapping[str, Any]) -> Prepared:
     return Prepared(run, facts=lambda finished: {"cells": finished})
 
 
+def dims_full_size(job: Mapping[str, Any]) -> Prepared:
+    """Prepare encoding, checkpointing and search of documents at some dims of a full-size model of random weights."""
+    dims = job["dims"]
+    encoder = encoder_of_random(CPU, dtype=torch.float32, attention="sdpa", dims=job["all_dims"], **FULL_SIZE).only(
+        dims
+    )
+    lengths_N = np.array(job["lengths"])
+    table = token_table(lengths_N, vocabulary=FULL_SIZE["vocabulary"])
+    ids = [f"d{place}" for place in range(len(lengths_N))]
+    queries = token_table(np.full(job["queries"], 32), vocabulary=FULL_SIZE["vocabulary"])
+    query_ids = [f"q{place}" for place in range(job["queries"])]
+    options = {"batch_tokens": environment.batch_tokens("auto", CPU), "storage": torch.float16}
+    query_vectors = encode_texts(query_ids, queries, encoder, documents=False, **options)
+
+    def run(_size: int) -> int:
+        shards = encode_texts(ids, table, encoder, documents=True, **options)
+        for dim, shard in shards.items():
+            store.save(Path(job["work"]) / "store", f"dim-{dim}", vectors_to_arrays(shard), {})
+            open_Q = floors(no_hits(), queries=len(query_ids), depth=job["depth"])
+            search_shard(query_vectors[dim], shard, depth=job["depth"], floor_Q=open_Q, device=CPU)
+        return len(shards)
+
+    return Prepared(run, facts=lambda found: {"cells": found})
+
+
 if __name__ == "__main__":
     serve(
         {
@@ -183,6 +209,7 @@ if __name__ == "__main__":
             "score": score,
             "checkpoint": checkpoint,
             "dims": dims,
+            "dims-full-size": dims_full_size,
         },
         packages=("evalkit", "torch", "transformers", "tokenizers"),
     )

@@ -1,0 +1,82 @@
+"""jina-colbert-v2's network with random weights and texts: for speed alone, whose arithmetic values do not move."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+
+FULL_SIZE = {"layers": 24, "vocabulary": 250_004, "hidden": 1024}
+"""The shape of jina-colbert-v2."""
+
+
+def token_table(lengths: np.ndarray, *, vocabulary: int) -> Any:
+    """Return random ids of texts of some lengths."""
+    from evalkit.models.tokens import TokenTable
+
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    ids = np.random.default_rng(0).integers(4, vocabulary, size=int(starts[-1]), dtype=np.int32)
+    return TokenTable(ids, starts, lengths)
+
+
+def encoder_of(  # noqa: PLR0913 (keyword-only)
+    device: torch.device,
+    *,
+    layers: int,
+    vocabulary: int,
+    dtype: torch.dtype,
+    attention: str,
+    hidden: int = 64,
+    dims: Iterable[int] = (128,),
+) -> Any:
+    """Return evalkit's encoder around a jina_embeddings_v3 of random weights, the same for the same shape."""
+    from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
+
+    from evalkit.config import CheckpointSource, EncoderConfig, TextRules
+    from evalkit.models.encoder import Encoder
+    from evalkit.models.tokens import Vocabulary
+
+    shape = JinaEmbeddingsV3Config(
+        vocab_size=vocabulary,
+        hidden_size=hidden,
+        num_hidden_layers=layers,
+        num_attention_heads=hidden // 64 if hidden > 64 else 2,
+        intermediate_size=4 * hidden,
+        max_position_embeddings=8194,
+        type_vocab_size=1,
+        pad_token_id=1,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        attn_implementation="sdpa",
+    )
+    torch.manual_seed(0)
+    with torch.device(device):
+        module = JinaEmbeddingsV3Model(shape, add_pooling_layer=False).eval()
+        heads = {dim: torch.randn(dim, hidden) / hidden**0.5 for dim in dims}
+    named = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[dtype]
+    rules = TextRules(max_tokens=300)
+    config = EncoderConfig(
+        name="random",
+        kind="late_interaction",
+        backbone="jina_embeddings_v3",
+        checkpoints={str(dim): CheckpointSource(path="none") for dim in dims},
+        query=rules,
+        document=rules,
+        head="linear",
+        pooling="tokens",
+        normalize=True,
+        skiplist="none",
+        dtype=named,
+    )
+    return Encoder(
+        config=config,
+        module=module.to(dtype),
+        heads={dim: head.to(dtype) for dim, head in heads.items()},
+        vocabulary=Vocabulary(tokenizer=None, first=0, last=2, pad=1, mask=3, size=vocabulary),  # type: ignore[arg-type]
+        skipped=torch.zeros(0, dtype=torch.int64),
+        device=device,
+        dtype=dtype,
+        rope_theta=10_000.0,
+        attention=attention,
+    )

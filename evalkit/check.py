@@ -20,6 +20,7 @@ from torch import Tensor
 from evalkit import environment
 from evalkit.config import Bm25Config, EncoderConfig, RunConfig
 from evalkit.errors import ConfigError, ModelError
+from evalkit.models import metadata
 from evalkit.models.attention import choose
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder, checkpoints, load_encoders
@@ -84,7 +85,8 @@ def check(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Finding]]]:
     found = checkpoints(model, [dim for dim in config.dims if dim is not None])
     for encoder in load_encoders(model, found, device=device, attention=config.engine.attention):
         reload = reloader(encoder, found)
-        findings = [*examine(encoder, reload=reload), *packing(encoder), *_dtype(encoder, reload=reload)]
+        own = _own_account(model, {dim: found[dim] for dim in encoder.heads})
+        findings = [own, *examine(encoder, reload=reload), *packing(encoder), *_dtype(encoder, reload=reload)]
         yield tuple(encoder.heads), findings
 
 
@@ -149,6 +151,14 @@ def _sides(encoder: Encoder) -> Iterator[tuple[str, Sequence[Tokens], bool]]:
 def vocabulary_rows(encoder: Encoder) -> int:
     """Return the rows of the embedding matrix: the published number tells the real model from a stand-in."""
     return next(len(values) for name, values in encoder.module.named_parameters() if "word_embeddings" in name)
+
+
+def _own_account(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> Finding:
+    """Say where the checkpoint's own account and the config differ and may: the rest has been refused on finding it."""
+    if not any(metadata.said_by(checkpoint) for checkpoint in found.values()):
+        return Finding("the checkpoint's own account", "no figures", "it has no artifact.metadata")
+    measured = "; ".join(metadata.notes(config, found)) or "artifact.metadata says what the config says"
+    return Finding("the checkpoint's own account", "ok", measured)
 
 
 def _token_ids(encoder: Encoder) -> Iterator[Finding]:

@@ -154,14 +154,29 @@ def _fetch(repo: str, name: str, *, commit: str, repo_type: RepoType) -> None:
 
 def _address(path: Path, *, like: str) -> str:
     """Return a file's content address of the same kind as `like`; `like` itself where that is no address."""
-    if len(like) not in (_SHA1_DIGITS, _SHA256_DIGITS):
+    digest = address_digest(like, size_bytes=path.stat().st_size)
+    if digest is None:
         return like
-    digest = hashlib.sha256()
-    if len(like) == _SHA1_DIGITS:
-        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
     for block in _blocks(path):
         digest.update(block)
     return digest.hexdigest()
+
+
+def address_digest(address: str, *, size_bytes: int) -> hashlib._Hash | None:
+    """Return what computes a content address of the same kind, for a file of that size; None where it is no address."""
+    if re.fullmatch(r"[0-9a-f]*", address) is None:
+        return None
+    if len(address) == _SHA256_DIGITS:
+        return hashlib.sha256()
+    if len(address) == _SHA1_DIGITS:
+        return hashlib.sha1(b"blob %d\0" % size_bytes, usedforsecurity=False)
+    return None
+
+
+def blob_of(path: Path) -> Path | None:
+    """Return the blob that a file of a snapshot is a link to, named by its content; None for a file of another kind."""
+    blob = path.resolve()
+    return blob if path.is_symlink() and blob.parent.name == "blobs" else None
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

@@ -23,7 +23,7 @@ from evalkit.config import Bm25Config, EncoderConfig, RunConfig
 from evalkit.datasets.survey import ShardRange, Survey, survey
 from evalkit.engines.local import map_shards
 from evalkit.maxsim import kernels
-from evalkit.models import bm25
+from evalkit.models import bm25, metadata
 from evalkit.models.analysis import ANALYZERS
 from evalkit.models.encoder import load_encoders
 from evalkit.paths import make_folder, run_dir, write_whole
@@ -93,6 +93,8 @@ def search_vectors(task: Task, cells: Sequence[Cell], model: EncoderConfig) -> d
     by_dim = {cell.dim: cell for cell in cells if cell.dim is not None}
     found = {dim: cell.checkpoint for dim, cell in by_dim.items() if cell.checkpoint is not None}
     best = {cell.run_id: no_hits() for cell in cells}
+    for line in metadata.notes(model, found):
+        task.console.print(f"{model.name}: {line}", highlight=False, markup=False, soft_wrap=True)
     limit_tokenizer(tokenizer_threads(task.config.engine.tokenizer_workers, task.device))
     for encoder in load_encoders(model, found, device=task.device, attention=task.config.engine.attention):
         canary(encoder, found)
@@ -181,7 +183,7 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores
             **vectors,
             **counted,
         },
-        deviations=task.deviations,
+        deviations=(*task.deviations, *_accepted(config, cell)),
         protocol=cell.protocol,
         wall_s={
             "encode_and_search": round(search_s, 3),
@@ -197,6 +199,14 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores
     )
     results.write(scores, config.results_dir)
     return scores
+
+
+def _accepted(config: RunConfig, cell: Cell) -> tuple[str, ...]:
+    """Return what of the config contradicts the checkpoint's own account, as model.verify=false allows."""
+    if not isinstance(config.model, EncoderConfig) or cell.checkpoint is None or cell.dim is None:
+        return ()
+    found = metadata.differences(config.model, cell.checkpoint, cell.dim).contradictions
+    return tuple(f"artifact.metadata has {clause}" for clause in found)
 
 
 def _max_document_tokens(config: RunConfig) -> int:

@@ -6,10 +6,11 @@ jina-colbert-v2's config.json an automatic class would build another network and
 
 from __future__ import annotations
 
+import math
 import pickle
 import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from einops import rearrange
@@ -73,6 +74,9 @@ COUNTS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("intermediate_size", "max_position_embeddings", "type_vocab_size"),
 )
+TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
+MEASURES = ("layer_norm_eps", "adapter_reduction_factor")
+SWITCHES = ("pre_norm", "adapter_layer_norm", "adapter_reuse_layer_norm", "ln_before_adapter")
 DEFAULT_ROPE_THETA = 10_000.0
 """RoPE base where config.json has none: inferred (the original code's default), not published."""
 
@@ -118,13 +122,7 @@ def build(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Enco
 
     Raises ModelError for another architecture, a missing value or tensors that do not fit.
     """
-    found, wanted = values.get("model_type"), MODEL_TYPES[config.backbone]
-    if found is not None and found not in wanted:
-        msg = (
-            f"{origin}: config.json has model_type {found!r}, wanted {' or '.join(wanted)} "
-            f"for model.backbone={config.backbone}; this is another architecture"
-        )
-        raise ModelError(msg)
+    check_model_type(values, config, origin=origin)
     if config.rope_theta != "checkpoint" and config.backbone != "jina_embeddings_v3":
         msg = (
             f"{origin}: got rope_theta={config.rope_theta} for {config.backbone}, which has no RoPE; "
@@ -142,6 +140,17 @@ def jina_embeddings_v3(
     tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str
 ) -> Backbone:
     """Build transformers' native `jina_embeddings_v3` from the keys of jina-colbert-v2's repositories.
+def check_model_type(values: Mapping[str, Any], config: EncoderConfig, *, origin: str) -> None:
+    """Refuse a checkpoint of another architecture than the config's backbone, by the name that it gives itself."""
+    found, wanted = values.get("model_type"), MODEL_TYPES[config.backbone]
+    if found is not None and found not in wanted:
+        msg = (
+            f"{origin}: config.json has model_type {found!r}, wanted {' or '.join(wanted)} "
+            f"for model.backbone={config.backbone}; this is another architecture"
+        )
+        raise ModelError(msg)
+
+
 
     The pooler is left out: no vector of a late-interaction model passes through it.
     """
@@ -149,7 +158,7 @@ def jina_embeddings_v3(
 
     asked = config.rope_theta
     theta = values.get("rotary_emb_base", DEFAULT_ROPE_THETA) if asked == "checkpoint" else asked
-    if not isinstance(theta, int | float) or theta <= 0:
+    if not _positive(theta):
         msg = f"{origin}: config.json has rotary_emb_base {theta!r}, wanted a number above 0; fetch the file again"
         raise ModelError(msg)
     shape = config_values(values, [*ARCHITECTURE_KEYS, "bos_token_id", "eos_token_id"], origin=origin)
@@ -352,15 +361,17 @@ def config_values(values: Mapping[str, Any], names: list[str], *, origin: str) -
     if missing:
         msg = f"{origin}: config.json lacks {', '.join(missing)}, which the architecture needs"
         raise ModelError(msg)
-    wrong = [
-        f"{name} {values[name]!r}"
-        for name in COUNTS
-        if name in names and (type(values[name]) is not int or values[name] < 1)
-    ]
-    if wrong:
-        msg = f"{origin}: config.json has {', '.join(wrong)}, wanted whole numbers above 0; fetch the file again"
-        raise ModelError(msg)
-    if "hidden_act" in names and values["hidden_act"] not in ACT2FN:
+    for kind, fits, wanted in (
+        (COUNTS, _count, "whole numbers above 0"),
+        (TOKEN_IDS, lambda value: type(value) is int and 0 <= value < values["vocab_size"], "ids of the vocabulary"),
+        (MEASURES, _positive, "numbers above 0"),
+        (SWITCHES, lambda value: isinstance(value, bool), "true or false"),
+        (("languages",), lambda value: isinstance(value, list), "a list"),
+    ):
+        if wrong := [f"{name} {values[name]!r}" for name in kind if name in names and not fits(values[name])]:
+            msg = f"{origin}: config.json has {', '.join(wrong)}, wanted {wanted}; fetch the file again"
+            raise ModelError(msg)
+    if "hidden_act" in names and str(values["hidden_act"]) not in ACT2FN:
         msg = f"{origin}: config.json has hidden_act {values['hidden_act']!r}, wanted one that transformers knows"
         raise ModelError(f"{msg}: {', '.join(sorted(ACT2FN))}")
     if values["hidden_size"] % values["num_attention_heads"]:
@@ -368,6 +379,14 @@ def config_values(values: Mapping[str, Any], names: list[str], *, origin: str) -
         msg = f"{origin}: config.json has {sizes}, wanted one a multiple of the other; fetch the file again"
         raise ModelError(msg)
     return {name: values[name] for name in names}
+
+
+def _count(value: object) -> bool:
+    return type(value) is int and value > 0
+
+
+def _positive(value: object) -> bool:
+    return type(value) in (int, float) and 0 < cast("float", value) < math.inf
 
 
 def filled(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import json
 from collections.abc import Callable
@@ -18,8 +19,10 @@ PICKLE = "pytorch_model.bin"
 """The old format of weights, which may hold code; read only where a config allows it, and then tensors only."""
 TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
+METADATA = "artifact.metadata"
+"""What Stanford ColBERT saves of a model's settings; optional, and no vector is made of it."""
 FILES = (CONFIG, TOKENIZER, WEIGHTS)
-"""The files that decide a vector; anything else in a repository is not read, but for code that a config asks for."""
+"""The files that decide a vector. Of anything else only METADATA is read, and code that a config asks for."""
 CODE = ".py"
 _CLOSED = (401, 403, 404)
 """What the hub answers about a repository that it does not show, whether it is there or not."""
@@ -50,16 +53,20 @@ class Checkpoint:
 
     def config(self) -> dict[str, Any]:
         """Return config.json. Raises ModelError when it is not a JSON object."""
-        path = self.folder / CONFIG
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (UnicodeDecodeError, json.JSONDecodeError) as error:
-            msg = f"{path}: not JSON ({error}); wanted the checkpoint's configuration; fetch the file again"
-            raise ModelError(msg) from error
-        if not isinstance(values, dict):
-            msg = f"{path}: got a {type(values).__name__}, wanted a JSON object; fetch the file again"
-            raise ModelError(msg)
-        return values
+        return read_json(self.folder / CONFIG)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in one of a checkpoint's files. Raises ModelError when there is none."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        msg = f"{path}: not JSON ({error}); wanted the checkpoint's configuration; fetch the file again"
+        raise ModelError(msg) from error
+    if not isinstance(values, dict):
+        msg = f"{path}: got a {type(values).__name__}, wanted a JSON object; fetch the file again"
+        raise ModelError(msg)
+    return values
 
 
 def resolve(source: CheckpointSource, *, allow_pickle: bool = False, remote_code: bool = False) -> Checkpoint:
@@ -113,12 +120,14 @@ def _code(checkpoint: Checkpoint, source: CheckpointSource) -> dict[str, str]:
     if any("--" not in reference for reference in named.values()):
         if checkpoint.revision is not None and not hub.COMMIT.fullmatch(source.revision or ""):
             _refuse_unpinned(checkpoint, checkpoint.origin, "revision")
-        found = {name: file_checksum(checkpoint.folder / name) for name in _python_files(checkpoint.folder)}
+        found = {name: _proved_checksum(checkpoint.folder / name) for name in _python_files(checkpoint.folder)}
     if others:
         if not hub.COMMIT.fullmatch(source.code_revision or ""):
             _refuse_unpinned(checkpoint, others[0], "code_revision")
         folder = _snapshot(others[0], source.code_revision, [f"*{CODE}"], whole=_unknown)
-        found |= {f"{others[0]}@{folder.name}/{name}": file_checksum(folder / name) for name in _python_files(folder)}
+        found |= {
+            f"{others[0]}@{folder.name}/{name}": _proved_checksum(folder / name) for name in _python_files(folder)
+        }
     if not found:
         msg = f"{checkpoint.origin}: got no Python file in {checkpoint.folder}, wanted {named['AutoModel']}"
         raise ModelError(f"{msg}; fetch the checkpoint again")
@@ -167,7 +176,7 @@ def _package_folder(package: str) -> Path | None:
 
 def _from_hub(repo: str, revision: str | None, *, allow_pickle: bool, remote_code: bool) -> Checkpoint:
     """Return a hub repository's files, from the local cache where they are, else downloaded (with resume)."""
-    patterns = [*FILES, "artifact.metadata", *([f"*{CODE}"] if remote_code else [])]
+    patterns = [*FILES, METADATA, *([f"*{CODE}"] if remote_code else [])]
 
     def whole(folder: Path) -> bool:
         """Pickled weights are fetched only from a commit that has no others, here and by transformers."""
@@ -230,16 +239,35 @@ def _checkpoint(folder: Path, *, origin: str, revision: str | None, allow_pickle
     if missing:
         msg = f"checkpoint {origin} lacks {', '.join(missing)}; wanted {', '.join(FILES)} in {folder}"
         raise ModelError(msg)
-    checksums = {name: file_checksum(folder / name) for name in files}
+    checksums = {name: _proved_checksum(folder / name) for name in files}
     return Checkpoint(folder=folder, origin=origin, revision=revision, checksums=checksums)
 
 
-def file_checksum(path: Path) -> str:
-    """Return xxh3-128 of a file's bytes, read in 1 MiB pieces."""
+def _proved_checksum(path: Path) -> str:
+    """Return a file's checksum. Raises ModelError when the hub's cache keeps it under another content's name.
+
+    The name is the content's address since the download; what a disk or a hand changed later shows in the same read.
+    """
+    blob = hub.blob_of(path)
+    proof = None if blob is None else hub.address_digest(blob.name, size_bytes=path.stat().st_size)
+    checksum = file_checksum(path, beside=proof)
+    if blob is not None and proof is not None and proof.hexdigest() != blob.name:
+        msg = (
+            f"{path}: got content {proof.hexdigest()}, wanted {blob.name}, which its name in the cache says; "
+            f"it was damaged since it was fetched: delete {blob} and fetch it again"
+        )
+        raise ModelError(msg)
+    return checksum
+
+
+def file_checksum(path: Path, *, beside: hashlib._Hash | None = None) -> str:
+    """Return xxh3-128 of a file's bytes, read in 1 MiB pieces; a digest `beside` it takes the same bytes in."""
     import xxhash  # here, because the GPU benchmark imports this module where xxhash is not installed
 
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while piece := file.read(1 << 20):
             digest.update(piece)
+            if beside is not None:
+                beside.update(piece)
     return digest.hexdigest()

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from evalkit.config import Attention, EncoderConfig
 from evalkit.errors import ModelError
-from evalkit.models import backbones, tokens
+from evalkit.models import backbones, metadata, tokens
 from evalkit.models.attention import Packing, choose, enable, packing_of
 from evalkit.models.attention import Path as AttentionPath
 from evalkit.models.backbones import Backbone
@@ -226,14 +226,21 @@ def to_unit_length(vectors_XD: Tensor) -> Tensor:
 
 
 def checkpoints(config: EncoderConfig, dims: Sequence[int]) -> dict[int, Checkpoint]:
-    """Find the checkpoint of each dim. Raises ModelError that names the dims whose checkpoints can still be had."""
+    """Find the checkpoint of each dim, and hold what it says of itself against the config.
+
+    Raises ModelError that names the dims whose checkpoints can still be had.
+    """
     found: dict[int, Checkpoint] = {}
     failed: dict[int, ModelError] = {}
     for dim in dims:
         try:
-            found[dim] = resolve(
+            checkpoint = resolve(
                 config.checkpoints[str(dim)], allow_pickle=config.allow_pickle, remote_code=config.trust_remote_code
             )
+            if not config.trust_remote_code:
+                backbones.check_model_type(checkpoint.config(), config, origin=checkpoint.origin)
+            metadata.refuse_contradictions(config, checkpoint, dim)
+            found[dim] = checkpoint
         except ModelError as error:
             failed[dim] = error
     if failed:

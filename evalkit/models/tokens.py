@@ -22,6 +22,7 @@ FIRST_TOKENS = ("<s>", "[CLS]")
 LAST_TOKENS = ("</s>", "[SEP]")
 PAD_TOKENS = ("<pad>", "[PAD]")
 MASK_TOKENS = ("<mask>", "[MASK]")
+UNKNOWN_TOKENS = ("<unk>", "[UNK]")
 TEXTS_AT_ONCE = 1024
 """Texts per call of the tokenizer: enough to keep its threads busy."""
 

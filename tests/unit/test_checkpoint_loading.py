@@ -1,5 +1,6 @@
 """Every tensor accounted for, and a clear line for whatever is wrong with a checkpoint."""
 
+import hashlib
 import json
 
 import pytest
@@ -123,6 +124,12 @@ def rewritten(folder, **values):
         ({"num_hidden_layers": "two"}, "num_hidden_layers 'two', wanted whole numbers above 0"),
         ({"hidden_size": 0}, "hidden_size 0, wanted whole numbers above 0"),
         ({"num_attention_heads": 5}, "hidden_size 32 and num_attention_heads 5, wanted one a multiple of the other"),
+        ({"pad_token_id": "1"}, "pad_token_id '1', wanted ids of the vocabulary; fetch the file again"),
+        ({"bos_token_id": 0.5, "eos_token_id": None}, "bos_token_id 0.5, eos_token_id None, wanted ids of the"),
+        ({"pad_token_id": 99}, "pad_token_id 99, wanted ids of the vocabulary"),
+        ({"layer_norm_eps": "1e-5"}, "layer_norm_eps '1e-5', wanted numbers above 0; fetch the file again"),
+        ({"layer_norm_eps": True}, "layer_norm_eps True, wanted numbers above 0"),
+        ({"rotary_emb_base": float("nan")}, "rotary_emb_base nan, wanted a number above 0"),
         ({"rotary_emb_base": None}, "rotary_emb_base None, wanted a number above 0"),
         ({"rotary_emb_base": -1}, "rotary_emb_base -1, wanted a number above 0"),
         ({"hidden_act": "gelu_new"}, "hidden_act 'gelu_new', wanted 'gelu' for .*; this is another architecture"),
@@ -144,6 +151,21 @@ def test_a_bert_with_relative_positions_or_an_unknown_activation_is_refused(tmp_
     rewritten(folder, position_embedding_type="absolute", hidden_act="shrug")
     with pytest.raises(ModelError, match=r"hidden_act 'shrug', wanted one that transformers knows: .*gelu"):
         load_as("colbertv2", folder, 16)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"pre_norm": "no"}, "pre_norm 'no', wanted true or false"),
+        ({"adapter_reduction_factor": None}, "adapter_reduction_factor None, wanted numbers above 0"),
+        ({"languages": 2}, "languages 2, wanted a list"),
+    ],
+)
+def test_an_xmod_config_with_values_of_another_kind_is_refused(tmp_path, values, message):
+    write_colbert_xm(tmp_path, dim=16)
+    rewritten(tmp_path, **values)
+    with pytest.raises(ModelError, match=f"config.json has {message}"):
+        load_as("colbert-xm", tmp_path, 16, "model.adapter=en_XX")
 
 
 def test_texts_longer_than_the_learned_positions_are_refused_on_loading(tmp_path):
@@ -359,6 +381,28 @@ def test_a_branch_name_resolves_to_the_commit_that_is_recorded(tmp_path, monkeyp
     publish(tmp_path, "o/n", lambda folder: write_jina_checkpoint(folder, dim=8))
     unpinned = config_of(d8=CheckpointSource(repo="o/n"))
     assert checkpoints(unpinned, unpinned.dims)[8].revision == REVISION
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "config.json"])
+def test_a_bit_that_flipped_in_the_cache_is_found_by_the_blobs_own_name(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    snapshot = publish(tmp_path, "o/n", lambda folder: write_jina_checkpoint(folder, dim=8))
+    config = config_of(d8=CheckpointSource(repo="o/n", revision=REVISION))
+    sound = checkpoints(config, config.dims)[8].checksums
+    blob = (snapshot / name).resolve()
+    if name == "config.json":  # small files are named by git's address
+        content = blob.read_bytes()
+        git = hashlib.sha1(b"blob %d\0" % len(content) + content, usedforsecurity=False).hexdigest()
+        (snapshot / name).unlink()
+        blob = blob.rename(blob.with_name(git))
+        (snapshot / name).symlink_to(blob)
+        assert checkpoints(config, config.dims)[8].checksums == sound
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    with pytest.raises(ModelError, match=rf"{name}: got content .*, wanted {blob.name}.*: delete {blob} and fetch it"):
+        checkpoints(config, config.dims)
 
 
 def test_a_download_cut_short_is_refused_by_the_missing_file(tmp_path, monkeypatch):

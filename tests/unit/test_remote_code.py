@@ -175,9 +175,11 @@ def test_code_of_another_repository_moves_with_the_bundle(hub, trace):
 
 
 def test_code_in_several_other_repositories_is_refused(hub, trace):
-    publish(hub, "o/n", lambda folder: write_own(folder, trace=trace, code="o/code"))
-    folder = hub / "models--o--n" / "snapshots" / REVISION
-    set_config(folder, auto_map={"AutoConfig": "o/a--a.A", "AutoModel": "o/b--b.B"})
+    def write(folder):
+        write_own(folder, trace=trace, code="o/code")
+        set_config(folder, auto_map={"AutoConfig": "o/a--a.A", "AutoModel": "o/b--b.B"})
+
+    publish(hub, "o/n", write)
     message = refusal(CheckpointSource(repo="o/n", revision=REVISION, code_revision=CODE_COMMIT))
     assert "its code is in several repositories (o/a, o/b), wanted one at most" in message
 

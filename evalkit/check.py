@@ -22,8 +22,8 @@ from evalkit.config import Bm25Config, EncoderConfig, RunConfig
 from evalkit.errors import ConfigError, ModelError
 from evalkit.models import metadata
 from evalkit.models.attention import choose
-from evalkit.models.checkpoint import Checkpoint
-from evalkit.models.encoder import Encoder, checkpoints, load_encoders
+from evalkit.models.checkpoint import Checkpoint, on_disk, resolve
+from evalkit.models.encoder import Encoder, checkpoints, load_encoders, with_head_of
 from evalkit.models.tokens import Tokens
 
 HELLO = "Hello World"
@@ -87,7 +87,28 @@ def check(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Finding]]]:
         reload = reloader(encoder, found)
         own = _own_account(model, {dim: found[dim] for dim in encoder.heads})
         findings = [own, *examine(encoder, reload=reload), *packing(encoder), *_dtype(encoder, reload=reload)]
+        findings += _published(encoder, found)
         yield tuple(encoder.heads), findings
+
+
+def with_published_head(encoder: Encoder, found: Mapping[int, Checkpoint]) -> tuple[Encoder, Mapping[int, Checkpoint]]:
+    """Add the head that figures are published for, where it is on disk and belongs to the very backbone that is loaded.
+
+    So a run at another dim is held to the figures too, at the price of reading one more file.
+    """
+    published, config = published_vectors(), encoder.config
+    source = config.checkpoints.get(str(published.dim))
+    if source is None or not _is_published_model(encoder, published) or published.dim in encoder.heads:
+        return encoder, found
+    if not on_disk(source):
+        return encoder, found
+    other = resolve(source, allow_pickle=config.allow_pickle, remote_code=config.trust_remote_code)
+    widened = with_head_of(encoder, found[next(iter(encoder.heads))], other, published.dim)
+    return (encoder, found) if widened is None else (widened, {**found, published.dim: other})
+
+
+def _is_published_model(encoder: Encoder, published: Published) -> bool:
+    return encoder.config.name == published.model and vocabulary_rows(encoder) == published.vocabulary
 
 
 def reloader(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Reload:
@@ -99,12 +120,12 @@ def reloader(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Reload:
 def canary(encoder: Encoder, found: Mapping[int, Checkpoint]) -> None:
     """Ask every question that a long run depends on. Raises ModelError with the first failure and its likeliest cause.
 
-    A run in half precision is held against fp32 too, for which the weights are read once more: within what bfloat16
-    adds to the published figures, RoPE bases are hard to tell apart.
+    Where figures are published, a run in half precision is held to them in fp32 too, for which the weights are read
+    once more: within what bfloat16 adds to the figures, RoPE bases are hard to tell apart.
     """
     reload = reloader(encoder, found)
     packed = packing(encoder) if encoder.attention != "sdpa" else ()
-    for finding in chain(examine(encoder, reload=reload), packed, _dtype(encoder, reload=reload)):
+    for finding in chain(examine(encoder, reload=reload), packed, _published(encoder, found)):
         if finding.verdict == "FAILED":
             msg = (
                 f"model {encoder.config.name!r} fails the canary, {finding.question}: {finding.measured}; "
@@ -121,7 +142,8 @@ def examine(encoder: Encoder, *, reload: Reload, published: Published | None = N
     yield from _positions(encoder)
     yield from _expansion(encoder)
     yield from _batching(encoder)
-    yield _published_vectors(encoder, published or published_vectors(), reload=reload)
+    if published is not None:
+        yield _published_vectors(encoder, published, reload=reload)
 
 
 def published_vectors() -> Published:
@@ -348,18 +370,34 @@ def _dtype(encoder: Encoder, *, reload: Reload) -> Iterator[Finding]:
         limit = DTYPE_COSINE[config.dtype]
         measured = f"{config.dtype}: 1 − cosine at most {worst:.1e}, wanted {limit:.0e} or less"
         yield _judged(f"{side} in the run's dtype against fp32", worst <= limit, measured, "dtype: model.dtype=float32")
-    yield _published_vectors(exact, published_vectors(), reload=reload)
+
+
+def _published(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Iterator[Finding]:
+    """Hold an encoder to the published vectors, in the run's dtype and in fp32."""
+    published = published_vectors()
+    encoder, found = with_published_head(encoder, found)
+    reload = reloader(encoder, found)
+    yield _published_vectors(encoder, published, reload=reload)
+    if encoder.config.dtype != "float32" and _is_published_model(encoder, published) and published.dim in encoder.heads:
+        yield _published_vectors(reload(replace(encoder.config, dtype="float32")), published, reload=reload)
 
 
 def _published_vectors(encoder: Encoder, published: Published, *, reload: Reload) -> Finding:
     """Compare with the published figures; when they are missed, try what would meet them."""
     config = encoder.config
     question = f"published vectors of {published.text!r} in {config.dtype}"
-    if config.name != published.model or published.dim not in encoder.heads:
+    if config.name != published.model:
         return Finding(question, "no figures", f"none are published for {config.name} at {_dims(encoder)}")
     rows = vocabulary_rows(encoder)
     if rows != published.vocabulary:
         reason = f"{rows} rows: a stand-in, not the published model of {published.vocabulary}"
+        return Finding(question, "no figures", reason)
+    if published.dim not in encoder.heads:
+        reason = (
+            f"none are published at {_dims(encoder)}; those at {published.dim} settle the RoPE base "
+            f"({encoder.rope_theta}) where its checkpoint is on disk and has the same backbone: "
+            f"evalkit fetch model={config.name} dim={published.dim}"
+        )
         return Finding(question, "no figures", reason)
     worst, atol = deviation(encoder, published), published.atol + PUBLISHED_ATOL[config.dtype]
     measured = f"max |Δ| {worst:.1e}, at most {atol:.0e}, RoPE base {encoder.rope_theta}"

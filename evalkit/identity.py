@@ -51,6 +51,8 @@ def vector_facts(  # noqa: PLR0913 (keyword-only behind the first four)
         "skiplist": config.skiplist,
         "dtype": config.dtype,
         "rope_theta": config.rope_theta,
+        # Before, half precision rounded them too: such vectors are not to be found under the same key.
+        **({"rope_frequencies": "float32"} if _rope_in_half(config) else {}),
         **({} if config.adapter is None else {"adapter": config.adapter}),
         **({} if not config.trust_remote_code else {"trust_remote_code": True}),
         "attention": attention,
@@ -58,6 +60,10 @@ def vector_facts(  # noqa: PLR0913 (keyword-only behind the first four)
         "encoding_rules": ENCODING_RULES,
         "stored_dtype": run.store.dtype,
     }
+
+
+def _rope_in_half(config: EncoderConfig) -> bool:
+    return config.backbone == "jina_embeddings_v3" and config.dtype != "float32" and not config.trust_remote_code
 
 
 def bm25_facts(config: Bm25Config) -> dict[str, Any]:

@@ -81,6 +81,10 @@ DEFAULT_ROPE_THETA = 10_000.0
 """RoPE base where config.json has none: inferred (the original code's default), not published."""
 
 
+ROPE_FREQUENCIES = ("rotary_emb.inv_freq", "rotary_emb.original_inv_freq")
+"""The native class's buffers of them."""
+
+
 class Backbone(NamedTuple):
     """A loaded transformer, and the facts of it that a result must record."""
 
@@ -136,10 +140,6 @@ def build(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Enco
     return BACKBONES[config.backbone](tensors, values, config, origin=origin)
 
 
-def jina_embeddings_v3(
-    tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str
-) -> Backbone:
-    """Build transformers' native `jina_embeddings_v3` from the keys of jina-colbert-v2's repositories.
 def check_model_type(values: Mapping[str, Any], config: EncoderConfig, *, origin: str) -> None:
     """Refuse a checkpoint of another architecture than the config's backbone, by the name that it gives itself."""
     found, wanted = values.get("model_type"), MODEL_TYPES[config.backbone]
@@ -151,6 +151,10 @@ def check_model_type(values: Mapping[str, Any], config: EncoderConfig, *, origin
         raise ModelError(msg)
 
 
+def jina_embeddings_v3(
+    tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str
+) -> Backbone:
+    """Build transformers' native `jina_embeddings_v3` from the keys of jina-colbert-v2's repositories.
 
     The pooler is left out: no vector of a late-interaction model passes through it.
     """

@@ -213,6 +213,21 @@ def test_a_system_loaded_by_its_revision_offline_equals_float64(hub, name):
     assert worst < 1e-5
 
 
+def test_half_precision_leaves_the_frequencies_of_rope_exact(hub):
+    revision = pinned_of_64()
+    publish(hub, "jinaai/jina-colbert-v2-64", lambda folder: write_jina_checkpoint(folder, dim=64), revision=revision)
+    model = compose(["model=jina-colbert-v2", "model.dtype=bfloat16"]).model
+    (encoder,) = load_encoders(model, checkpoints(model, (64,)), device=torch.device("cpu"))
+    frequencies = dict(encoder.module.named_buffers())["rotary_emb.inv_freq"]
+    wanted = torch.tensor([10_000.0 ** (-2 * place / 8) for place in range(4)], dtype=torch.float64)
+    assert {parameter.dtype for parameter in encoder.module.parameters()} == {torch.bfloat16}
+    assert float((frequencies.double() / wanted - 1).abs().max()) < 1e-6
+
+
+def pinned_of_64():
+    return compose(["model=jina-colbert-v2"]).model.checkpoints["64"].revision
+
+
 def test_the_adapter_of_another_language_gives_other_vectors(hub):
     publish(hub, "antoinelouis/colbert-xm", write_colbert_xm, revision=pinned("colbert-xm"))
     one, other = (load("colbert-xm", "", f"model.adapter={code}")[0] for code in ("en_XX", "de_DE"))

@@ -138,7 +138,9 @@ def test_the_published_vectors_are_carried_whole():
 
 def test_a_stand_in_is_not_held_to_the_published_figures(tmp_path):
     encoder, reload = load(fixture_config("jina-colbert-v2", write("jina-colbert-v2", tmp_path)))
-    verdicts = {finding.question: finding.verdict for finding in check.examine(encoder, reload=reload)}
+    published = check.published_vectors()
+    found = check.examine(encoder, reload=reload, published=published)
+    verdicts = {finding.question: finding.verdict for finding in found}
     assert verdicts["ids of known tokens"] == "no figures"
     assert verdicts["published vectors of 'Hello World' in float32"] == "no figures"
 
@@ -201,6 +203,42 @@ def test_the_canary_of_a_run_in_bfloat16_settles_the_rope_base_in_fp32(tmp_path,
     assert failures(encoder, reload) == []  # in bfloat16 this base is as good as the right one
     with pytest.raises(ModelError, match=r"in float32: .* RoPE base: model\.rope_theta=10000"):
         check.canary(encoder, checkpoints(near, near.dims))
+
+
+def test_another_dim_is_held_to_the_published_vectors_by_the_head_that_is_on_disk(tmp_path, monkeypatch):
+    folder = write("jina-colbert-v2", tmp_path / "published")
+    exact, _ = load(fixture_config("jina-colbert-v2", folder))
+    published = published_by(exact, check.vocabulary_rows(exact))
+    monkeypatch.setattr(check, "published_vectors", lambda: published)
+    write_jina_checkpoint(tmp_path / "small", dim=8)
+
+    def model_of(place, **changes):
+        config = fixture_config("jina-colbert-v2", place, **changes)
+        small = dataclasses.replace(config.checkpoints[str(DIM)], path=str(tmp_path / "small"))
+        return dataclasses.replace(config, checkpoints={**config.checkpoints, "8": small})
+
+    def verdicts(config):
+        found = checkpoints(config, (8,))
+        (encoder,) = load_encoders(config, found, device=torch.device("cpu"))
+        return list(check._published(encoder, found))
+
+    for dtype, times in (("float32", 1), ("bfloat16", 2)):
+        assert [finding.verdict for finding in verdicts(model_of(folder, dtype=dtype))] == ["ok"] * times
+    wrong = verdicts(model_of(folder, rope_theta=20_000.0))
+    assert [finding.cause for finding in wrong] == ["RoPE base: model.rope_theta=10000, which meets the figures"]
+    other = write_jina_checkpoint(tmp_path / "other", dim=DIM, seed=7)
+    for place in (other, tmp_path / "nowhere"):
+        (unsettled,) = verdicts(model_of(place))
+        assert unsettled.verdict == "no figures"
+        assert f"those at {DIM} settle the RoPE base (10000.0)" in unsettled.measured
+        assert f"evalkit fetch model=jina-colbert-v2 dim={DIM}" in unsettled.measured
+
+
+def test_the_canary_reads_no_weights_again_where_no_figures_are_published(tmp_path, monkeypatch):
+    config = fixture_config("jina-colbert-v2", write("jina-colbert-v2", tmp_path), dtype="bfloat16")
+    encoder, _ = load(config)
+    monkeypatch.setattr(check, "load_encoders", lambda *_a, **_k: pytest.fail("the weights were read again"))
+    check.canary(encoder, checkpoints(config, config.dims))
 
 
 def test_a_model_without_vectors_has_nothing_to_check():

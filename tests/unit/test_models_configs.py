@@ -100,6 +100,14 @@ def test_the_list_of_models_shows_sizes_lengths_commits_and_what_is_on_disk(tmp_
     assert re.search(r"in the package.* yes, yes, yes", rows["demo"])
 
 
+def test_only_half_precision_of_the_rope_backbone_is_keyed_by_exact_frequencies():
+    for words, keyed in (([], False), (["model.dtype=bfloat16"], True)):
+        config = compose(["model=demo", "dim=64", *words])
+        checkpoint = resolve(config.model.checkpoints["64"])
+        facts = vector_facts(config.model, config, checkpoint, 64, attention="sdpa/cpu", batch_tokens=2048)
+        assert ("rope_frequencies" in facts) is keyed
+
+
 def test_the_dims_that_share_a_projection_are_in_the_store_key_of_each():
     config = compose(["model=demo"])
     checkpoint = resolve(config.model.checkpoints["64"])

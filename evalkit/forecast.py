@@ -188,6 +188,9 @@ class _Unread:
     def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:  # noqa: ARG002 (a Corpus')
         raise _NotSurveyedError
 
+    def where(self, index: int) -> str:
+        return self.corpus.where(index)
+
 
 def _cached_survey(config: RunConfig, dataset: Dataset) -> Survey | None:
     inner = getattr(dataset.corpus, "corpus", dataset.corpus)

@@ -57,6 +57,10 @@ class Corpus(Protocol):
         """Yield documents `start` (inclusive) to `stop` (exclusive; None: the end) in corpus order."""
         ...
 
+    def where(self, index: int) -> str:
+        """Say where document `index` stands, for messages; a reader of files names the file and the line."""
+        ...
+
 
 @dataclass(frozen=True)
 class Dataset:

@@ -42,6 +42,10 @@ class Without:
         assert (start, stop) == (0, None)
         return (document for place, document in enumerate(self.corpus.documents()) if place not in self.removed)
 
+    def where(self, index: int) -> str:
+        """Return the document's number, from 1, among those that are left."""
+        return f"document number {index + 1}"
+
 
 class Shards(NamedTuple):
     """Each shard's documents, by what names its content."""

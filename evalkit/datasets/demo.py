@@ -228,6 +228,10 @@ class DemoCorpus:
                 region = self._region(number)
             yield self._document(region, index)
 
+    def where(self, index: int) -> str:
+        """Return the document's number, from 1."""
+        return f"document number {index + 1}"
+
     def document(self, index: int) -> Document:
         """Return one document."""
         return self._document(self._region(index // DOCUMENTS_PER_REGION), index)

@@ -59,10 +59,11 @@ class FolderCorpus:
         """Yield documents in file order; the lines before `start` are passed over unparsed.
 
         Raises:
-            DatasetError: The file is not there, or a line in the range is not a document.
+            DatasetError: The file is not there or holds no document, or a line in the range is none.
 
         """
         file = _data_file(self.path, "corpus.jsonl")
+        number = 0
         for number, line in islice(read_lines(file), start, stop):
             fields = _entry(file, number, line)
             title = fields.get("title")
@@ -71,6 +72,14 @@ class FolderCorpus:
                 "" if title is None else _text(file, number, "title", title),
                 _text(file, number, "text", fields.get("text")),
             )
+        if start == 0 and stop != 0 and not number:
+            raise bad(file, None, "no document", "at least one", "get the file anew")
+
+    def where(self, index: int) -> str:
+        """Return the file and the line of a document."""
+        file = _data_file(self.path, "corpus.jsonl")
+        number, _ = next(islice(read_lines(file), index, None))
+        return f"{file} line {number}"
 
 
 def load_folder(config: DatasetConfig) -> Dataset:

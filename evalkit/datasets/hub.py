@@ -23,6 +23,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from glob import has_magic
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -78,23 +79,29 @@ class HubCorpus:
             DatasetError: A file is damaged, or a row in the range is not a document.
 
         """
+        for path, number, row in islice(self._rows_from(start), None if stop is None else max(0, stop - start)):
+            title = row.get("title")
+            yield Document(
+                _text(path, number, "id", row["id"]),
+                "" if title is None else _text(path, number, "title", title),
+                _text(path, number, "text", row["text"]),
+            )
+
+    def where(self, index: int) -> str:
+        """Return the file and the row of a document."""
+        path, number, _ = next(self._rows_from(index))
+        return f"{path} row {number}"
+
+    def _rows_from(self, start: int) -> Iterator[tuple[Path, int, Mapping[str, Any]]]:
+        """Yield the rows from the one of document `start` on, with their file and their number in it."""
         position = 0
         for path in self.files:
-            if stop is not None and position >= stop:
-                return
             skipped, rows = _rows(path, max(0, start - position), optional=("title",), needed=("text",), ids=_IDS)
             position += skipped
             for number, row in rows:
-                if stop is not None and position >= stop:
-                    return
                 position += 1
                 if position > start:
-                    title = row.get("title")
-                    yield Document(
-                        _text(path, number, "id", row["id"]),
-                        "" if title is None else _text(path, number, "title", title),
-                        _text(path, number, "text", row["text"]),
-                    )
+                    yield path, number, row
 
 
 def stored(copy: HubCopy, split: str) -> bool:

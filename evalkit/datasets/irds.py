@@ -120,6 +120,10 @@ class IrdsCorpus:
             if stop is not None:
                 self._resumable = (stop, records)
 
+    def where(self, index: int) -> str:
+        """Return the document's number, from 1, in the collection."""
+        return f"document number {index + 1} of {self.dataset_id}"
+
 
 def stored(dataset_id: str) -> bool:
     """Return whether all of a collection's documents are on disk, without fetching any."""

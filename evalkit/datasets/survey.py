@@ -184,17 +184,14 @@ def _refuse_duplicates(corpus: Corpus, id_hashes: array[int], *, name: str) -> N
     suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
     if not suspects:
         return
-    numbers: dict[str, int] = {}
-    for number, document in enumerate(corpus.documents(), start=1):
+    places: dict[str, int] = {}
+    for place, document in enumerate(corpus.documents()):
         if xxhash.xxh3_64_intdigest(document.id.encode()) not in suspects:
             continue
-        first = numbers.setdefault(document.id, number)
-        if first != number:
-            msg = (
-                f"dataset {name}: got document id {document.id!r} twice, as documents number {first} and {number} of "
-                "the corpus (in a file: its lines that are not blank), wanted every id once; remove or rename one"
-            )
-            raise DatasetError(msg)
+        first = places.setdefault(document.id, place)
+        if first != place:
+            msg = f"{corpus.where(place)}: got document id {document.id!r} again (first: {corpus.where(first)})"
+            raise DatasetError(f"{msg}, wanted every id of dataset {name} once; remove or rename one of the two")
 
 
 def _key(fingerprint: str, shard_tokens: int, max_document_tokens: int, judged_ids: Collection[str]) -> str:

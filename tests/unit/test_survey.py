@@ -31,6 +31,9 @@ class ListCorpus:
         self.passes += 1
         yield from self.listed[start:stop]
 
+    def where(self, index: int) -> str:
+        return f"list line {index + 1}"
+
 
 @dataclass(frozen=True)
 class GeneratedCorpus:
@@ -44,6 +47,9 @@ class GeneratedCorpus:
     def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
         for number in range(start, self.count if stop is None else min(stop, self.count)):
             yield Document(f"d{number}", "", "some words of text " * 10)
+
+    def where(self, index: int) -> str:
+        return f"d{index}"
 
 
 def surveyed(
@@ -181,8 +187,8 @@ def test_an_id_that_occurs_twice_is_refused_with_both_places(tmp_path: Path) -> 
     with pytest.raises(DatasetError) as caught:
         surveyed(ListCorpus(documents), tmp_path)
     assert str(caught.value) == (
-        "dataset small: got document id 'd1' twice, as documents number 2 and 6 of the corpus (in a file: its lines "
-        "that are not blank), wanted every id once; remove or rename one"
+        "list line 6: got document id 'd1' again (first: list line 2), wanted every id of dataset small once; "
+        "remove or rename one of the two"
     )
 
 

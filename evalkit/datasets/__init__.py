@@ -10,7 +10,7 @@ from typing import Final, NamedTuple, TypeVar
 
 from evalkit.config import DatasetConfig, SourceName
 from evalkit.datasets import hub, irds
-from evalkit.datasets.folder import judgement_line, load_folder
+from evalkit.datasets.folder import judgement_line, load_folder, qrels_file
 from evalkit.datasets.survey import Survey
 from evalkit.errors import DatasetError, DeviationError
 from evalkit.types import Corpus, Dataset, Document
@@ -104,6 +104,10 @@ class TitlelessCorpus:
         """Yield the documents, their titles empty."""
         return (document._replace(title="") for document in self.corpus.documents(start, stop))
 
+    def where(self, index: int) -> str:
+        """Return the corpus' own."""
+        return self.corpus.where(index)
+
 
 def source_names(config: DatasetConfig) -> tuple[SourceName, ...]:
     """Return the sources of a dataset in the order in which they are tried."""
@@ -168,6 +172,10 @@ def _deviations(config: DatasetConfig, dataset: Dataset, survey: Survey | None) 
             f"dataset {dataset.name}: got judgements of {len(unknown)} unknown queries (the first is {unknown[0]!r}, "
             f"{where}), wanted every judged query among the queries"
         )
+    if not any(grade > 0 for judged in dataset.qrels.values() for grade in judged.values()):
+        judgements = f"{sum(map(len, dataset.qrels.values())):,} judgements without a relevance above 0"
+        file = f" in {qrels_file(Path(config.path).expanduser(), dataset.split)}" if config.path else ""
+        yield f"dataset {dataset.name}: got {judgements}{file}, wanted at least one, for every metric would be 0"
     if survey and len(survey.missing) != config.counts.missing:
         yield _missing(config, dataset, frozenset(survey.missing))
     for query_id, judged in dataset.qrels.items():

@@ -429,25 +429,50 @@ def test_another_count_of_documents_than_published_is_refused_or_recorded(tmp_pa
     assert datasets.check(dataset, found, config(folder, counts=exact)) == ()
 
 
-def test_a_document_id_that_occurs_twice_is_refused_with_both_places(tmp_path: Path) -> None:
+def test_a_document_id_that_occurs_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
     """Whatever the two lines say."""
     folder = small_folder(tmp_path / "data")
     with (folder / "corpus.jsonl").open("a", encoding="utf-8") as file:
-        file.write(GOOD_LINE)
+        file.write(f"\n{GOOD_LINE}")  # the blank line is counted too, as an editor counts
     dataset = load_folder(config(folder))
     assert refusal(lambda: surveyed(dataset, tmp_path)) == (
-        "dataset small: got document id 'd1' twice, as documents number 1 and 3 of the corpus (in a file: its lines "
-        "that are not blank), wanted every id once; remove or rename one"
+        f"{folder / 'corpus.jsonl'} line 4: got document id 'd1' again (first: {folder / 'corpus.jsonl'} line 1), "
+        "wanted every id of dataset small once; remove or rename one of the two"
     )
+    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress((folder / "corpus.jsonl").read_bytes()))
+    (folder / "corpus.jsonl").unlink()
+    assert refusal(lambda: surveyed(dataset, tmp_path)).startswith(f"{folder / 'corpus.jsonl.gz'} line 4: ")
 
 
 def test_a_corpus_of_blank_lines_is_empty(tmp_path: Path) -> None:
-    """An empty file and one of newlines alike."""
+    """An empty file, one of newlines and a gzipped one alike: the file is named."""
     folder = small_folder(tmp_path / "data")
-    (folder / "corpus.jsonl").write_text("\n\n", encoding="utf-8")
-    assert "got an empty corpus, wanted at least one document" in refusal(
-        lambda: surveyed(load_folder(config(folder)), tmp_path)
+    complaint = "got no document, wanted at least one; get the file anew"
+    for text in ("\n\n", ""):
+        (folder / "corpus.jsonl").write_text(text, encoding="utf-8")
+        message = refusal(lambda: surveyed(load_folder(config(folder)), tmp_path))
+        assert message == f"{folder / 'corpus.jsonl'}: {complaint}"
+    (folder / "corpus.jsonl").unlink()
+    (folder / "corpus.jsonl.gz").write_bytes(gzip.compress(b""))
+    message = refusal(lambda: surveyed(load_folder(config(folder)), tmp_path))
+    assert message == f"{folder / 'corpus.jsonl.gz'}: {complaint}"
+
+
+def test_judgements_that_find_nothing_relevant_are_refused_or_recorded(tmp_path: Path) -> None:
+    """Every metric of every system would be 0 without a word; one relevant document is enough to measure something."""
+    folder = small_folder(tmp_path)
+    path = folder / "qrels" / "test.tsv"
+    path.write_text("q1\td1\t0\nq1\td2\t-1\n", encoding="utf-8")
+    deviation = (
+        f"dataset small: got 2 judgements without a relevance above 0 in {path}, wanted at least one, for every "
+        "metric would be 0"
     )
+    assert refusal(lambda: datasets.load(config(folder))) == deviation + ACCEPT
+    accepted = config(folder, verify=False)
+    dataset = datasets.load(accepted)
+    assert datasets.check(dataset, surveyed(dataset, tmp_path), accepted) == (deviation,)
+    path.write_text("q1\td1\t0\nq1\td2\t1\n", encoding="utf-8")
+    assert datasets.load(config(folder)).qrels == {"q1": {"d1": 0, "d2": 1}}
 
 
 def test_an_endless_document_and_an_empty_one_are_no_errors(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -37,6 +37,8 @@ KINDS: Mapping[str, tuple[type, ...]] = {
 """What each field is in the file; a file may have been edited by hand."""
 JSON_NAMES = {str: "a text", dict: "an object", list: "a list", int: "a whole number", NoneType: "null"}
 CONFIG = "config.yaml"
+_SHOWN_CHARACTERS = 16
+"""How much of a value tells two runs apart: of two checksums the beginnings."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,9 +244,28 @@ def readable(results_dir: Path) -> tuple[list[CellScores], list[str]]:
 
 def differing(claiming: Sequence[CellScores]) -> list[str]:
     """Name the settings in which runs of one cell differ."""
-    settings = [{"split": cell.split, **flat(cell.protocol)} for cell in claiming]
+    settings = [_settings(cell) for cell in claiming]
     names = sorted({name for known in settings for name in known})
     return [name for name in names if len({repr(known.get(name)) for known in settings}) > 1]
+
+
+def distinctions(cells: Iterable[CellScores]) -> dict[str, str]:
+    """Return by run id what tells a run from the others of its cell, as ` (k1=0.8)`; nothing where it is alone."""
+    by_cell: dict[tuple[str, int | None, str], dict[str, CellScores]] = {}
+    for cell in cells:
+        by_cell.setdefault((cell.model, cell.dim, cell.dataset), {})[cell.run_id] = cell
+    found = {}
+    for alike in by_cell.values():
+        names = differing(list(alike.values()))
+        for run_id, cell in alike.items():
+            known = _settings(cell)
+            values = ", ".join(f"{name}={str(known.get(name))[:_SHOWN_CHARACTERS]}" for name in names)
+            found[run_id] = f" ({values})" if values else ""
+    return found
+
+
+def _settings(cell: CellScores) -> dict[str, Any]:
+    return {"split": cell.split, **flat(cell.protocol)}
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

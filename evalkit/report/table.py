@@ -13,7 +13,7 @@ from rich.table import Table
 from evalkit import published
 from evalkit.report.card import verdict_on
 from evalkit.reruns import Deviation
-from evalkit.results import CellScores
+from evalkit.results import CellScores, distinctions
 
 ABSENT = "–"
 TEXT_COLUMNS = ("system", "dataset", "compared", "verdict", "source")
@@ -89,10 +89,11 @@ def _header(table_rows: Sequence[Row]) -> list[str]:
 
 def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
     lines, names = [], _groups(table_rows)
+    told_apart = distinctions(row.cell for row in table_rows)
     for row in table_rows:
         cell = row.cell
         groups = [cell.groups.get(name, {}).get("ndcg@10") for name in names]
-        line = [cell.model, ABSENT if cell.dim is None else str(cell.dim), cell.dataset]
+        line = [cell.model + told_apart[cell.run_id], ABSENT if cell.dim is None else str(cell.dim), cell.dataset]
         line += [f"{cell.metrics[name]:.5f}" if name in cell.metrics else ABSENT for name in METRICS]
         line += [ABSENT if value is None else f"{value:.5f}" for value in groups]
         if row.published is None or row.verdict is None:

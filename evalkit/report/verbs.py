@@ -52,7 +52,7 @@ def explain(question: Question, results_dir: Path, out: Console, *, complain: Ca
     values = values_of(cell, results_dir, metric)
     if question.other is not None:
         against: Mapping[str, float] | float = values_of(question.other, results_dir, metric)
-        name = system(question.other)
+        name = system(question.other) + results.distinctions([cell, question.other])[question.other.run_id]
     else:
         known = published.find(cell.model, cell.dim, cell.dataset, metric)
         against = known[0].value if known else cell.metrics[metric]
@@ -134,11 +134,13 @@ def comparison_table(comparisons: Sequence[Comparison]) -> Table:
     """Return paired differences with their sampling error."""
     columns = ("dataset", "metric", "base", "other", "base value", "value", "Δ", "95 % of Δ", "p", "p (Holm)", "+/-")
     table = _table(*columns, text=["dataset", "metric", "base", "other"])
+    told_apart = results.distinctions(cell for one in comparisons for cell in (one.base, one.other))
     for one in comparisons:
         low, high = one.interval
+        names = [system(cell) + told_apart[cell.run_id] for cell in (one.base, one.other)]
         base, other = one.base.metrics[one.metric], one.other.metrics[one.metric]
         table.add_row(
-            *(one.dataset, one.metric, system(one.base), system(one.other), fixed(base, 5), fixed(other, 5)),
+            *(one.dataset, one.metric, *names, fixed(base, 5), fixed(other, 5)),
             *(signed(one.delta, 4), f"{signed(low, 4)} … {signed(high, 4)}", p_value(one.p), p_value(one.p_holm)),
             f"{one.wins}/{one.losses}",
         )
@@ -157,11 +159,12 @@ def costs_table(cells: Sequence[CellScores]) -> Table:
     """Return what each run stores and how long it took."""
     columns = ("dataset", "system", "bytes/vector", "bytes/passage", "corpus MB", "encode s", "search s")
     table = _table(*columns, text=["dataset", "system"])
+    told_apart = results.distinctions(cells)
     for cell in cells:
         size = storage(cell)
         corpus = None if size is None or size.corpus is None else size.corpus / 1e6
         table.add_row(
-            *(cell.dataset, system(cell), ABSENT if size is None else str(size.per_vector)),
+            *(cell.dataset, system(cell) + told_apart[cell.run_id], ABSENT if size is None else str(size.per_vector)),
             *(fixed(None if size is None else size.per_passage, 0), fixed(corpus, 2)),
             *(fixed(cell.wall_s.get("encode"), 2), fixed(cell.wall_s.get("search"), 2)),
         )

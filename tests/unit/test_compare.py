@@ -9,7 +9,7 @@ from scipy.stats import ttest_rel
 from evalkit import compare
 from evalkit.errors import ConfigError, ScoreError
 from evalkit.precision import Narrowed, narrowed
-from evalkit.report import pareto, verbs
+from evalkit.report import pareto, table, verbs
 
 
 def noisy(shift, *, seed, queries=40):
@@ -199,3 +199,19 @@ def test_the_paired_test_is_ranxs_students_test():
 def test_a_normal_interval_is_near_the_bootstraps():
     values = list(noisy(0.0, seed=1, queries=400).values())
     assert compare.normal_interval(values) == pytest.approx(compare.bootstrap_interval(values), abs=0.002)
+
+
+def test_runs_of_a_sweep_over_a_setting_are_told_apart_by_it_in_every_table(tmp_path):
+    swept = [cell(run_id=f"beir-nfcorpus.test.bm25.{k1}", protocol={**cell().protocol, "k1": k1}) for k1 in (0.8, 0.9)]
+    for place, one in enumerate(swept):
+        put(tmp_path, one, per_query=noisy(0.0, seed=place))
+
+    def column(made, name):
+        return next(list(one.cells) for one in made.columns if one.header == name)
+
+    labels = ["bm25 (k1=0.8)", "bm25 (k1=0.9)"]
+    compared = verbs.comparison_table(compare.compare(swept, tmp_path))
+    assert [*column(compared, "base"), *column(compared, "other")] == labels
+    assert column(verbs.costs_table(swept), "system") == labels
+    assert list(dict.fromkeys(column(table.terminal(table.rows(swept)), "system"))) == labels
+    assert set(column(table.terminal(table.rows([swept[0], late()])), "system")) == {"bm25", "jina-colbert-v2"}

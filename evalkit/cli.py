@@ -114,8 +114,13 @@ def status(
     overrides: Annotated[
         list[str] | None, typer.Argument(help="a selection, as for plan; none: everything. results_dir=, cache_dir=")
     ] = None,
+    *,
+    forget: Annotated[bool, typer.Option("--forget", help="first forget the runs that failed; shards stay")] = False,
 ) -> None:
-    """Show what is finished, at work (shards done), stopped, failed or damaged; other processes are not disturbed."""
+    """Show what is finished, at work (shards done), stopped, failed or damaged; other processes are not disturbed.
+
+    Exits with 1 while something has failed or is damaged. A run has failed until it ends well or is forgotten.
+    """
     from evalkit import compose, forecast, jobs, results
     from evalkit.report import plans
 
@@ -124,7 +129,11 @@ def status(
     configs = [compose.compose(words)] if everything else [config for _, config in forecast.combinations(words)]
     failed = [str(config) for config in configs if isinstance(config, EvalkitError)]
     chosen = [config for config in configs if not isinstance(config, EvalkitError)]
-    records = [job for folder in dict.fromkeys(config.cache_dir for config in chosen) for job in jobs.known(folder)]
+    caches = list(dict.fromkeys(config.cache_dir for config in chosen))
+    if forget:
+        forgotten = sum(jobs.forget(jobs.known(folder)) for folder in caches)
+        typer.echo(f"forgot {forgotten} runs that failed")
+    records = [job for folder in caches for job in jobs.known(folder)]
     finished: list[CellScores] = []
     if everything:
         finished, failed = results.readable(chosen[0].results_dir)
@@ -134,9 +143,12 @@ def status(
     shown = [(cell, job) for cell, job in cells if cell.run_id is None or cell.run_id not in done]
     _out.print(plans.status_table(finished, shown, [job for job in records if everything and job.config is None]))
     failed += [cell.problem for cell, _ in shown if cell.state == "damaged" and cell.problem]
-    failed += [f"{job.process}: {job.error}" for job in records if job.error and any(job is one for _, one in shown)]
+    errors = [job for job in records if job.error and any(job is one for _, one in shown)]
+    failed += [f"{job.process}: {job.error}" for job in errors]
     for problem in dict.fromkeys(failed):
         _complain(problem)
+    if errors:
+        _complain(f"{len(errors)} runs failed: run them again, or take them off this list with evalkit status --forget")
     if failed:
         raise typer.Exit(1)
 
@@ -540,6 +552,7 @@ def main() -> None:
     # Rich wraps at the width of a terminal: in a log file a warning stays one line, and a path in it whole.
     handler = RichHandler(console=_err, show_path=False) if _err.is_terminal else logging.StreamHandler()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
+    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own: each line came twice
     try:
         app(standalone_mode=True)
     except EvalkitError as error:

@@ -1,6 +1,7 @@
 """Who is at work on which cells: a record per `evalkit run`, locked while its process lives, so that a kill shows.
 
-A record lies beside the checkpoints and goes when its run is done; one that nobody holds is of a run that stopped.
+A record lies beside the checkpoints and goes when its run is done; one that nobody holds is of a run that stopped or
+failed. That of a run that failed stays until the same run ends well or it is forgotten: nobody may be there to see.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,6 +76,15 @@ def known(cache_dir: Path) -> list[Job]:
     """Return every record under a cache, oldest first; a lock that is tried is given back at once."""
     found = [job for path in sorted((cache_dir / FOLDER).glob("*.json")) if (job := _read(path)) is not None]
     return sorted(found, key=lambda job: (job.started, job.path))
+
+
+def forget(records: Iterable[Job]) -> int:
+    """Take out the records of runs that failed, unless they are at work again; return how many were taken out."""
+    failed = [job.path for job in records if job.error]
+    again = [job for path in failed if (job := _read(path)) is not None and job.error and not job.running]
+    for job in again:
+        job.path.unlink(missing_ok=True)
+    return len(again)
 
 
 def _read(path: Path) -> Job | None:

@@ -177,6 +177,18 @@ def test_a_run_that_failed_is_told_with_its_error(tmp_path):
     assert done.returncode == 1
     assert rows(done.stdout, "failed")[0][:2] == ["failed", "bm25"]
     assert "nothing at this path" in done.stderr
+    assert "1 runs failed: run them again, or take them off this list with evalkit status --forget" in done.stderr
+
+
+def test_a_run_that_failed_is_forgotten_when_asked_and_status_is_content(finished, tmp_path):
+    places = (f"results_dir={finished / 'results'}", f"cache_dir={tmp_path}")
+    assert evalkit("run", "dataset=folder", "dataset.path=nowhere", "model=bm25", *places, cwd=tmp_path).returncode == 1
+    forgotten = evalkit("status", "--forget", *places, cwd=tmp_path)
+    assert forgotten.returncode == 0, forgotten.stderr
+    assert "forgot 1 runs that failed" in forgotten.stdout
+    assert rows(forgotten.stdout, "failed") == []
+    assert len(rows(forgotten.stdout, "finished")) == 3
+    assert evalkit("status", *places, cwd=tmp_path).returncode == 0
 
 
 def test_a_damaged_result_is_told_by_status(finished, tmp_path):

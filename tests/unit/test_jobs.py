@@ -34,6 +34,22 @@ def test_a_failed_run_keeps_its_record_with_the_error(config):
     assert (job.running, job.error) == (False, "got this, wanted that")
 
 
+def test_only_what_failed_and_is_not_at_work_again_is_forgotten(config):
+    with pytest.raises(ScoreError):
+        fail(config, ScoreError("got this, wanted that"))
+    other = dataclasses.replace(config, results_dir=config.results_dir / "other")
+    with pytest.raises(KeyboardInterrupt):
+        fail(other, KeyboardInterrupt())
+    seen = jobs.known(config.cache_dir)
+    with jobs.recorded(config):
+        assert jobs.forget(seen) == 0
+    with pytest.raises(ScoreError):
+        fail(config, ScoreError("got this, wanted that"))
+    assert jobs.forget(jobs.known(config.cache_dir)) == 1
+    (left,) = jobs.known(config.cache_dir)
+    assert left.config == other
+
+
 def test_an_interrupted_run_keeps_its_record_without_an_error(config):
     with pytest.raises(KeyboardInterrupt):
         fail(config, KeyboardInterrupt())

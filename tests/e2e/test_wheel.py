@@ -1,10 +1,14 @@
 """The wheel carries everything: installed away from the checkout, it runs from any folder."""
 
+import ast
 import json
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
@@ -43,3 +47,55 @@ def test_an_installed_wheel_runs_the_demo_from_any_folder(tmp_path):
         timeout=600,
     )
     assert "miracl/sw" in listed.stdout
+
+
+def test_every_module_that_the_package_imports_is_declared_and_the_optional_ones_wait_until_they_are_asked_for():
+    """The wheel's test borrows its dependencies, so it would not miss one that pyproject.toml forgets."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    declared = {distribution(line) for line in project["dependencies"]}
+    extras = project["optional-dependencies"]
+    optional = {distribution(line) for name in ("flash", "kernels") for line in extras[name]}
+    imports = {}
+    for path in sorted((ROOT / "evalkit").rglob("*.py")):
+        module = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        imports[module] = list(imported(ast.parse(path.read_text("utf-8"))))
+    begun = set()  # the modules that are loaded when a verb begins, whatever it finds installed
+    waiting = [name for name, _ in imports["evalkit.cli"]]
+    while waiting:
+        module = waiting.pop()
+        if module in imports and module not in begun:
+            begun.add(module)
+            waiting += [name for name, lazily in imports[module] if not lazily]
+    assert {"evalkit.pipeline", "evalkit.maxsim.kernels", "evalkit.models.attention"} <= begun
+    distributions = packages_distributions()
+    wrong = []
+    for module, found in imports.items():
+        for name, lazily in found:
+            top = name.partition(".")[0]
+            owners = {distribution(owner) for owner in distributions.get(top, [top])}
+            if top in sys.stdlib_module_names or top == "evalkit" or owners & declared:
+                continue
+            if not owners & optional or (module in begun and not lazily):
+                wrong.append(f"{module} imports {top} ({', '.join(sorted(owners))})")
+    assert wrong == []
+    seen = {name.partition(".")[0] for found in imports.values() for name, _ in found}
+    assert {"yaml", "markupsafe", "llvmlite", "triton", "flash_attn"} <= seen
+
+
+def distribution(requirement):
+    """Return the normal form of the name that a requirement begins with."""
+    return re.sub(r"[-_.]+", "-", re.match(r"[\w.-]+", requirement)[0]).lower()
+
+
+def imported(tree, *, lazily=False):
+    """Yield what a module imports, and whether only when a function of it runs."""
+    for node in ast.iter_child_nodes(tree):
+        inside = lazily or isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.Lambda))
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            yield node.module, inside
+            yield from ((f"{node.module}.{alias.name}", inside) for alias in node.names)
+        elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "import_module":
+            yield node.args[0].value, inside
+        yield from imported(node, lazily=inside)

@@ -52,7 +52,7 @@ def snapshot(
         if kept.is_dir() and whole(kept):
             return kept
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import DryRunError
+    from huggingface_hub.errors import DryRunError, LocalEntryNotFoundError
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     class Silent(tqdm):
@@ -69,6 +69,11 @@ def snapshot(
     }
     try:
         if not constants.HF_HUB_OFFLINE:
+            if reason := _unreachable():
+                try:
+                    return Path(snapshot_download(repo, **wanted, local_files_only=True))
+                except LocalEntryNotFoundError as error:
+                    raise LocalEntryNotFoundError(reason) from error
             try:
                 planned = snapshot_download(repo, **wanted, dry_run=True)
             except DryRunError:  # the hub is not to be had; below, the cache may do, or the reason is raised
@@ -84,6 +89,19 @@ def snapshot(
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         msg = f"the connection broke ({reason}); what has arrived is kept: run the same command again to go on"
         raise DownloadError(msg) from error
+
+
+def _unreachable() -> str | None:
+    """Say why the hub cannot be reached, or None: asked once, for the library asks for most of a minute, warning."""
+    from huggingface_hub import constants, get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
+    except Exception as error:
+        if not type(error).__module__.startswith("httpx"):
+            raise
+        return " ".join(f"{constants.ENDPOINT}: {type(error).__name__}: {error}".split())
+    return None
 
 
 def snapshot_folder(repo: str, commit: str, *, repo_type: RepoType = "model") -> Path:

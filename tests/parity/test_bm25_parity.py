@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import random
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Literal, NamedTuple
 
 import bm25s
 import numpy as np
 import pytest
 import pytrec_eval
+from shared_material import shared_data
 
 from evalkit.config import Bm25Config
 from evalkit.models.analysis import english
@@ -57,10 +56,7 @@ class Nfcorpus(NamedTuple):
 
 @pytest.fixture(scope="module")
 def nfcorpus() -> Nfcorpus:
-    beside_the_project = Path(__file__).resolve().parents[2].parent / "shared"
-    folder = Path(os.environ.get("EVALKIT_SHARED", beside_the_project)) / "data" / "nfcorpus"
-    if not (folder / "corpus.jsonl").exists():
-        pytest.skip(f"nfcorpus is not at {folder}; set EVALKIT_SHARED to the folder that holds data/nfcorpus")
+    folder = shared_data("nfcorpus")
 
     def rows(name: str) -> Iterator[dict[str, str]]:
         with (folder / name).open(encoding="utf-8") as lines:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import gzip
 import json
-import os
 import tracemalloc
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
+from shared_material import shared_data
 
 from evalkit import datasets
 from evalkit.config import Counts, DatasetConfig
@@ -91,14 +91,6 @@ def folder_config(
         verify=verify,
         counts=counts or Counts(),
     )
-
-
-def shared_data(name: str) -> Path:
-    beside_the_project = Path(__file__).resolve().parents[2].parent / "shared"
-    folder = Path(os.environ.get("EVALKIT_SHARED", beside_the_project)) / "data" / name
-    if not folder.is_dir():
-        pytest.skip(f"{name} is not at {folder}; set EVALKIT_SHARED to the folder that holds data/{name}")
-    return folder
 
 
 def test_documents_are_read_in_order_and_an_absent_title_is_empty(tmp_path: Path) -> None:

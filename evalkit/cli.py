@@ -190,7 +190,7 @@ def cache_verify(cache_dir: CacheDir = None) -> None:
         raise typer.Exit(1)
 
 
-@cache.command(name="rm", epilog="Example: evalkit cache rm demo --yes")
+@cache.command(name="rm", epilog="Example, after evalkit run: evalkit cache rm demo --yes")
 def cache_rm(
     names: Annotated[list[str] | None, typer.Argument(help="keys, their beginnings, or datasets")] = None,
     *,
@@ -235,7 +235,7 @@ def list_names(
     _out.print(listing.listing(what, results_dir=results_dir))
 
 
-@app.command(epilog="Example: evalkit report --results-dir results > table.md")
+@app.command(epilog="Example, after evalkit run: evalkit report --results-dir results > table.md")
 def report(
     results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
     out: Annotated[Path | None, typer.Option(help="where tables/ and site/ go; by default the results folder")] = None,
@@ -265,7 +265,8 @@ def report(
 
 
 @app.command(
-    epilog="Example: evalkit score results/runs/demo.test.demo-64.*/run.trec.gz dataset=demo model=demo dim=64"
+    epilog="Example, after evalkit run: "
+    "evalkit score results/runs/demo.test.demo-64.*/run.trec.gz dataset=demo model=demo dim=64"
 )
 def score(
     run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
@@ -311,7 +312,10 @@ def score(
         typer.echo(line)
 
 
-@app.command(epilog="Example: evalkit rerank run.trec.gz --out new.trec.gz reranker=jina-reranker-v2-base-multilingual")
+@app.command(
+    epilog="Example, which needs a run file of the demo and fetches the re-ranker from the Hub: "
+    "evalkit rerank run.trec.gz --out new.trec.gz reranker=jina-reranker-v2-base-multilingual dataset=demo"
+)
 def rerank(
     run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
     overrides: Annotated[
@@ -380,7 +384,8 @@ def check(
 
 @app.command(
     context_settings={"allow_extra_args": True},
-    epilog="Example: evalkit fetch model=jina-colbert-v2 dim=128 dataset=beir/fiqa,beir/scifact --bundle fiqa.tar",
+    epilog="Example, which needs the network: "
+    "evalkit fetch model=jina-colbert-v2 dim=128 dataset=beir/fiqa,beir/scifact --bundle fiqa.tar",
 )
 def fetch(
     context: typer.Context,
@@ -412,7 +417,7 @@ def fetch(
         typer.echo(f"{bundle}: {fetching.write_bundle(found, bundle):,} bytes")
 
 
-@app.command(epilog="Example: evalkit replay demo-64")
+@app.command(epilog="Example, after evalkit run: evalkit replay demo-64")
 def replay(
     run: Annotated[str, typer.Argument(help="a run: its id or the beginning of it, or its system where that is clear")],
     results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
@@ -450,7 +455,7 @@ def replay(
         _complain(line)
 
 
-@app.command(epilog="Example: evalkit explain demo-64 --against demo-128 --results-dir results")
+@app.command(epilog="Example, after evalkit run: evalkit explain demo-64 --against demo-128 --results-dir results")
 def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the command)
     run: Annotated[str, typer.Argument(help="a run: its id or the beginning of it, or its system where that is clear")],
     results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
@@ -477,7 +482,7 @@ def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the comman
     )
 
 
-@app.command(epilog="Example: evalkit compare demo-128 demo-96 demo-64 --plot dims.svg")
+@app.command(epilog="Example, after evalkit run: evalkit compare demo-128 demo-96 demo-64 --plot dims.svg")
 def compare(
     run: Annotated[list[str] | None, typer.Argument(help="runs or systems, the base first; none: all runs")] = None,
     results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),

@@ -200,6 +200,9 @@ def choose(cells: Iterable[CellScores], words: Sequence[str]) -> list[CellScores
     Within a word the greatest dim comes first. Raises ScoreError for a word that names none.
     """
     known = sorted(cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0)))
+    if not known:
+        msg = "got no finished run, wanted one or more; run one first, for example: evalkit run (or give --results-dir)"
+        raise ScoreError(msg)
     chosen: dict[str, CellScores] = {}
     for word in words or ("",):
         named = [cell for cell in known if names(cell, word)]

@@ -187,10 +187,15 @@ def test_the_help_names_every_verb(tmp_path):
 
 
 @pytest.mark.parametrize("verb", [*VERBS, "rerank", "cache", "cache ls", "cache verify", "cache rm"])
-def test_every_verbs_help_gives_an_example(tmp_path, verb):
+def test_every_verbs_help_gives_an_example_and_says_what_it_needs(tmp_path, verb):
     done = evalkit(*verb.split(), "--help", cwd=tmp_path)
     assert done.returncode == 0
-    assert f"Example: evalkit {verb}" in done.stdout
+    need = {
+        **dict.fromkeys(("report", "replay", "compare", "explain", "score", "cache rm"), ", after evalkit run"),
+        "fetch": ", which needs the network",
+        "rerank": ", which needs a run file of the demo and fetches the re-ranker from the Hub",
+    }.get(verb, "")
+    assert f"Example{need}: evalkit {verb}" in " ".join(done.stdout.split())
 
 
 @pytest.mark.parametrize("what", ["models", "datasets", "analyzers", "engines", "experiments", "settings"])

@@ -201,6 +201,12 @@ def test_a_normal_interval_is_near_the_bootstraps():
     assert compare.normal_interval(values) == pytest.approx(compare.bootstrap_interval(values), abs=0.002)
 
 
+def test_where_nothing_was_run_yet_the_command_to_run_is_named(tmp_path):
+    for words in ([], ["demo-64"]):
+        with pytest.raises(ScoreError, match=r"^got no finished run, .* run one first, for example: evalkit run "):
+            compare.choose([], words)
+
+
 def test_runs_of_a_sweep_over_a_setting_are_told_apart_by_it_in_every_table(tmp_path):
     swept = [cell(run_id=f"beir-nfcorpus.test.bm25.{k1}", protocol={**cell().protocol, "k1": k1}) for k1 in (0.8, 0.9)]
     for place, one in enumerate(swept):

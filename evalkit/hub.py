@@ -52,7 +52,6 @@ def snapshot(
         if kept.is_dir() and whole(kept):
             return kept
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import DryRunError, LocalEntryNotFoundError
     from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
 
     class Silent(tqdm):
@@ -70,17 +69,8 @@ def snapshot(
     try:
         if not constants.HF_HUB_OFFLINE:
             if reason := _unreachable():
-                try:
-                    return Path(snapshot_download(repo, **wanted, local_files_only=True))
-                except LocalEntryNotFoundError as error:
-                    raise LocalEntryNotFoundError(reason) from error
-            try:
-                planned = snapshot_download(repo, **wanted, dry_run=True)
-            except DryRunError:  # the hub is not to be had; below, the cache may do, or the reason is raised
-                planned = []
-            for file in planned:
-                if file.will_download:
-                    _fetch(repo, file.filename, commit=file.commit_hash, repo_type=repo_type)
+                return _from_cache(repo, wanted, reason)
+            _fetch_missing(repo, wanted)
         return Path(snapshot_download(repo, **wanted))
     except Exception as error:
         # The HTTP library's errors are no OSError, and which library it is depends on huggingface_hub's version.
@@ -89,6 +79,31 @@ def snapshot(
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         msg = f"the connection broke ({reason}); what has arrived is kept: run the same command again to go on"
         raise DownloadError(msg) from error
+
+
+def _from_cache(repo: str, wanted: dict[str, Any], reason: str) -> Path:
+    """Return what the cache has of a repository. Raises LocalEntryNotFoundError with the reason if files lack."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(repo, **wanted, local_files_only=True))
+    except LocalEntryNotFoundError as error:
+        raise LocalEntryNotFoundError(reason) from error
+
+
+def _fetch_missing(repo: str, wanted: dict[str, Any]) -> None:
+    """Fetch the files that the cache lacks; where the hub cannot say which, nothing is fetched."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import DryRunError
+
+    try:
+        planned = snapshot_download(repo, **wanted, dry_run=True)
+    except DryRunError:  # the cache may do, or the reason is raised when it is asked
+        return
+    for file in planned:
+        if file.will_download:
+            _fetch(repo, file.filename, commit=file.commit_hash, repo_type=wanted["repo_type"])
 
 
 def _unreachable() -> str | None:

@@ -38,6 +38,7 @@ HIDDEN, LAYERS, INNER, MAX_TOKENS = 384, 6, 1536, 256
 """all-MiniLM-L6-v2's shape, and the length that every contender cuts texts at."""
 QUERY_VECTORS, DEPTH, COMPARED = 32, 100, 8
 DIMS = (128, 96, 64)
+LEFT_OUT = "left out by --leave-out"
 """Vectors per query of the stage maxsim; hits per query; texts or queries whose values are held against each other."""
 VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "ONEDNN_PRIMITIVE_CACHE_CAPACITY")
 
@@ -108,6 +109,7 @@ def arguments() -> argparse.ArgumentParser:
     parser.add_argument("--full-size-documents", type=int, default=40)
     parser.add_argument("--budget-s", type=float, default=1.2, help="of a contender's round in the stage maxsim")
     parser.add_argument("--limit-s", type=float, default=3600, help="for one answer of a contender")
+    parser.add_argument("--leave-out", default="", help="contenders with these words in their names, comma-separated")
     parser.add_argument("--force", action="store_true", help="end-to-end: measure again what has its figures")
     return parser
 
@@ -375,6 +377,9 @@ def measure(case: Case, chosen: argparse.Namespace, work: Path) -> dict[str, Any
     with ExitStack() as stack:
         started: dict[str, Started] = {}
         for contender in (CEILINGS, *case.contenders):
+            if left_out(contender, chosen):
+                missing[contender.name] = LEFT_OUT
+                continue
             try:
                 started[contender.name] = start(case, contender, chosen, work, stack)
             except WorkerError as error:
@@ -522,6 +527,9 @@ def end_to_end(chosen: argparse.Namespace, work: Path) -> None:
     )
     missing: dict[str, str] = {}
     for contender in contenders:
+        if left_out(contender, chosen):
+            missing[contender.name] = LEFT_OUT
+            continue
         if contender.name in kept:
             print(f"end-to-end: {contender.name} has its figures (--force measures it again)", flush=True)
             continue
@@ -581,6 +589,11 @@ def evaluated(contender: Contender, chosen: argparse.Namespace, work: Path, inpu
         "peak_tree_mib": max(tree_mib, last.get("peak_mib", 0.0)),
         **scored,
     }
+
+
+def left_out(contender: Contender, chosen: argparse.Namespace) -> bool:
+    """Tell whether the command line leaves a contender out, such as bf16 on a processor that has no units for it."""
+    return any(word in contender.name for word in filter(None, chosen.leave_out.split(",")))
 
 
 # ---- what is written

@@ -175,7 +175,7 @@ def _deviations(config: DatasetConfig, dataset: Dataset, survey: Survey | None) 
     if not any(grade > 0 for judged in dataset.qrels.values() for grade in judged.values()):
         got = f"{sum(map(len, dataset.qrels.values())):,} judgements without a relevance above 0"
         file = f" in {qrels_file(Path(config.path).expanduser(), dataset.split)}" if config.path else ""
-        yield f"dataset {dataset.name}: got {got}{file}, wanted at least one, for every metric would be 0"
+        yield _Deviation(f"dataset {dataset.name}: got {got}{file}, wanted at least one, for every metric would be 0")
     if survey and len(survey.missing) != config.counts.missing:
         yield _missing(config, dataset, frozenset(survey.missing))
     for query_id, judged in dataset.qrels.items():

@@ -289,7 +289,7 @@ def load_encoders(
         encoders.append(
             Encoder(
                 config=config,
-                module=_moved(backbone.module, device, dtype),
+                module=moved(backbone.module, device, dtype),
                 heads={
                     dim: None if (head := heads[dim]) is None else head.to(device=device, dtype=dtype)
                     for dim in members
@@ -305,7 +305,7 @@ def load_encoders(
     return encoders
 
 
-def _moved(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def moved(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
     """Bring a module to a device and dtype, but for RoPE's frequencies, which stay in fp32 as in the native library.
 
     Rounded to bfloat16 they turn position 300 by up to .13 radian too far or too little (base 10000, heads of 64).

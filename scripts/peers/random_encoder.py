@@ -35,7 +35,7 @@ def encoder_of(  # noqa: PLR0913 (keyword-only)
     from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 
     from evalkit.config import CheckpointSource, EncoderConfig, TextRules
-    from evalkit.models.encoder import Encoder
+    from evalkit.models.encoder import Encoder, moved
     from evalkit.models.tokens import Vocabulary
 
     shape = JinaEmbeddingsV3Config(
@@ -71,7 +71,7 @@ def encoder_of(  # noqa: PLR0913 (keyword-only)
     )
     return Encoder(
         config=config,
-        module=module.to(dtype),
+        module=moved(module, device, dtype),
         heads={dim: head.to(dtype) for dim, head in heads.items()},
         vocabulary=Vocabulary(tokenizer=None, first=0, last=2, pad=1, mask=3, size=vocabulary),  # type: ignore[arg-type]
         skipped=torch.zeros(0, dtype=torch.int64),

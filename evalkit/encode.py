@@ -10,10 +10,12 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from evalkit import cores, memory
@@ -116,10 +118,10 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
 ) -> dict[int, ShardVectors]:
     """Encode tokenised texts at every dim of the encoder; `on_batch` hears of texts and tokens done.
 
-    `documents` drops the model's punctuation tokens. Vectors are rounded to `storage` here, once: whatever is
-    searched is what is stored. A batch that does not fit memory is halved, and so are those behind it; `on_halved`
-    hears of the tokens that batches have from there on, and why. Raises ModelError that names the text when a vector
-    is not finite, DeviceError when one text alone does not fit or the device fails.
+    `documents` drops the model's punctuation tokens. Texts of equal ids are encoded once. Vectors are rounded to
+    `storage` here, once: whatever is searched is what is stored. A batch that does not fit memory is halved, and so are
+    those behind it; `on_halved` hears of the tokens that batches have from there on, and why. Raises ModelError that
+    names the text when a vector is not finite, DeviceError when one text alone does not fit or the device fails.
     """
     memory.keep_between_batches()
     table = TokenTable.of(texts)
@@ -128,12 +130,15 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
     out = {dim: torch.empty((int(counts_N.sum()), _width(encoder, dim)), dtype=storage) for dim in encoder.heads}
     places = {dim: torch.split(vectors_XD, counts_N.tolist()) for dim, vectors_XD in out.items()}
 
+    alike = _alike(table)
+    first_U = np.array(list(alike), dtype=np.int64)
     rules = encoder.config.document if documents else encoder.config.query
-    todo = (
-        cuts(lengths_N, batch_tokens=batch_tokens, longest=rules.max_tokens)
+    of_distinct = (
+        cuts(lengths_N[first_U], batch_tokens=batch_tokens, longest=rules.max_tokens)
         if encoder.attention == "sdpa"
-        else packed_cuts(lengths_N, batch_tokens=batch_tokens)
+        else packed_cuts(lengths_N[first_U], batch_tokens=batch_tokens)
     )
+    todo = (cut._replace(rows=first_U[cut.rows]) for cut in of_distinct)
 
     def launch(cut: Cut) -> _Flight | str:
         return _launch(cut, table, encoder, documents=documents, storage=storage)
@@ -146,10 +151,25 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
                 if not finite:
                     _refuse_unfinite(vectors_XD.to(storage), counts_B, [ids[row] for row in rows], encoder, dim)
                 for row, of_text in zip(rows.tolist(), torch.split(vectors_XD, counts_B.tolist()), strict=True):
-                    places[dim][row].copy_(of_text)
-            on_batch(len(rows), int(lengths_N[rows].sum()))
+                    for place in alike[row]:
+                        places[dim][place].copy_(of_text)
+            times_B = np.array([len(alike[row]) for row in rows.tolist()])
+            on_batch(int(times_B.sum()), int((lengths_N[rows] * times_B).sum()))
     lengths = torch.from_numpy(counts_N)
     return {dim: ShardVectors(tuple(ids), lengths, vectors_XD) for dim, vectors_XD in out.items()}
+
+
+def _alike(table: TokenTable) -> dict[int, list[int]]:
+    """Return the places of texts of equal ids, by the first of them.
+
+    Batches of another shape can move the last bits of a vector: were equal texts encoded apart, a tie between them
+    would be decided by chance.
+    """
+    groups: dict[tuple[bytes, int], list[int]] = {}
+    for row, (begin, end) in enumerate(pairwise(table.starts_N.tolist())):
+        digest = xxhash.xxh3_128_digest(table.ids_X[begin:end].tobytes())
+        groups.setdefault((digest, int(table.attended_N[row])), []).append(row)
+    return {rows[0]: rows for rows in groups.values()}
 
 
 def _landed(  # noqa: PLR0913 (keyword-only behind the first four)

@@ -13,7 +13,9 @@ import os
 import platform
 import resource
 import sys
+import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -119,14 +121,22 @@ def read_maxsim(job: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 
 
 def null_forward(hidden_size: int, *, dtype: Any) -> Callable[..., Any]:
-    """Return a `forward` that costs nothing: every batch gets the same rows of a table that is filled once."""
+    """Return a `forward` that costs nothing: every batch gets the same rows of a table that is filled once.
+
+    Each thread has a table of its own: who normalises in place would otherwise write to another core's cache.
+    """
     import torch
     from transformers.modeling_outputs import BaseModelOutput
 
-    table_XH = torch.randn(1 << 15, hidden_size).to(dtype)
+    tables = [torch.randn(1 << 15, hidden_size).to(dtype) for _ in range(os.cpu_count() or 1)]
+    free = deque(range(len(tables)))
+    own = threading.local()
 
     def forward(input_ids: Any = None, **_: object) -> Any:
-        hidden_BTH = table_XH[: input_ids.numel()].view(*input_ids.shape, hidden_size)
+        if not hasattr(own, "place"):
+            own.place = free[0]
+            free.rotate(-1)
+        hidden_BTH = tables[own.place][: input_ids.numel()].view(*input_ids.shape, hidden_size)
         return BaseModelOutput(last_hidden_state=hidden_BTH)
 
     return forward

@@ -112,6 +112,22 @@ def test_vectors_do_not_depend_on_the_size_of_batches(colbert):
         assert (found.vectors_XD - wanted.vectors_XD).abs().max() < 1e-5
 
 
+def test_equal_texts_have_equal_vectors_and_are_encoded_once(colbert):
+    """Many of one text, so that encoded apart they would fall into batches of several shapes."""
+    seen = []
+    encoder = dataclasses.replace(colbert, module=Small(colbert.module, 10**9, None))
+    texts = ["the world , hello"] * 37 + ["a b"] + ["the world , hello"] * 4 + ["a b"]
+    ids = [str(place) for place in range(len(texts))]
+    options = {"documents": True, "batch_tokens": 8, "storage": torch.float32}
+    heard = {"on_batch": lambda count, tokens: seen.append((count, tokens))}
+    (shard,) = encode(ids, encoder.tokenize_documents(texts), encoder, **options, **heard).values()
+    vectors = torch.split(shard.vectors_XD, shard.lengths_N.tolist())
+    assert all(torch.equal(vectors[place], vectors[texts.index(text)]) for place, text in enumerate(texts))
+    assert len(encoder.module.seen) == 2
+    assert sum(count for count, _ in seen) == len(texts)
+    assert sum(tokens for _, tokens in seen) == int(encoder.tokenize_documents(texts).lengths_N.sum())
+
+
 class Small(nn.Module):
     """A module whose device holds some tokens at most."""
 
@@ -153,7 +169,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_vectors_are_the_same(colber
 def test_batches_behind_one_that_did_not_fit_are_as_small(colbert):
     """Otherwise every batch of a long run would fail before it is halved."""
     heard = []
-    long = [TEXTS[2]] * 40
+    words = TEXTS[2].split()
+    long = [" ".join([*words[:place], "world", *words[place + 1 :]]) for place in range(40)]
     small = Small(colbert.module, 700, MemoryError())
     encoder = dataclasses.replace(colbert, module=small)
     options = {"documents": True, "batch_tokens": 1000, "storage": torch.float32}

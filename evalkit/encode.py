@@ -28,8 +28,6 @@ log = logging.getLogger(__name__)
 
 WIDTH_RATIO = 1.05
 """Padded widths are this far apart: 2.5 % of padding on average, and few enough shapes for native libraries' caches."""
-TAIL_STEP = 4
-"""The last texts of a shard, too few for a batch, are padded to every fourth width."""
 
 
 class Cut(NamedTuple):
@@ -59,20 +57,20 @@ def widths(longest: int) -> np.ndarray:
 def cuts(lengths_N: np.ndarray, *, batch_tokens: int, longest: int) -> Iterator[Cut]:
     """Yield padded batches, longest texts first, whose size stays within the budget.
 
-    A width has one number of texts, and what is left at the end is cut by powers of two, at widths further apart: so a
-    long run meets all its shapes early. A text longer than the budget is a batch of its own.
+    A text's own length decides the width that it is padded to, in whatever company: on a core of its own a batch then
+    gives it the same bits always. A width has one number of texts, and what is left of it is cut by powers of two, so
+    that a long run meets all its shapes early. A text longer than the budget is a batch of its own.
     """
     order_N = np.argsort(-lengths_N, kind="stable")
     fine = widths(max(longest, int(lengths_N.max(initial=1))))
-    coarse = fine[::-1][::TAIL_STEP][::-1]
+    width_N = fine[np.searchsorted(fine, lengths_N[order_N])]
     begin = 0
     while begin < len(order_N):
-        length, left = int(lengths_N[order_N[begin]]), len(order_N) - begin
-        width = int(fine[np.searchsorted(fine, length)])
+        width = int(width_N[begin])
+        left = int(np.searchsorted(-width_N, -width, side="right")) - begin
         texts = max(1, batch_tokens // width)
         if left < texts:
-            width = int(coarse[np.searchsorted(coarse, length)])
-            texts = 1 << (min(left, max(1, batch_tokens // width)).bit_length() - 1)
+            texts = 1 << (left.bit_length() - 1)
         yield Cut(order_N[begin : begin + texts], width)
         begin += texts
 
@@ -93,7 +91,7 @@ def batches(lengths: Sequence[int], *, batch_tokens: int) -> Iterator[list[int]]
     """Yield the positions of texts, longest first, in batches whose padded size stays within the budget.
 
     >>> list(batches([2, 9, 3, 2], batch_tokens=6))
-    [[1], [2, 0], [3]]
+    [[1], [2], [0, 3]]
     """
     lengths_N = np.array(lengths, dtype=np.int64)
     for cut in cuts(lengths_N, batch_tokens=batch_tokens, longest=int(lengths_N.max(initial=1))):
@@ -162,8 +160,8 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
 def _alike(table: TokenTable) -> dict[int, list[int]]:
     """Return the places of texts of equal ids, by the first of them.
 
-    Batches of another shape can move the last bits of a vector: were equal texts encoded apart, a tie between them
-    would be decided by chance.
+    On a GPU batches of another shape can move the last bits of a vector: were equal texts encoded apart, a tie between
+    them would be decided by chance.
     """
     groups: dict[tuple[bytes, int], list[int]] = {}
     for row, (begin, end) in enumerate(pairwise(table.starts_N.tolist())):
@@ -218,7 +216,7 @@ def _landed(  # noqa: PLR0913 (keyword-only behind the first four)
                 f"own ({started}); wanted a larger device, or a lower max_tokens of the model"
             )
             raise DeviceError(msg)
-        halves = _halves(cut, lengths_N)
+        halves = _halves(cut)
         if (half := max(half.size(lengths_N) for half in halves)) < fits:
             fits = half
             on_halved(fits, started)
@@ -228,7 +226,7 @@ def _landed(  # noqa: PLR0913 (keyword-only behind the first four)
 def _next(todo: deque[Cut], lengths_N: np.ndarray, *, fits: int) -> Cut:
     """Take the next batch, halved until it has no more tokens than fit."""
     while todo[0].size(lengths_N) > fits and len(todo[0].rows) > 1:
-        todo.extendleft(reversed(_halves(todo.popleft(), lengths_N)))
+        todo.extendleft(reversed(_halves(todo.popleft())))
     return todo.popleft()
 
 
@@ -256,10 +254,10 @@ def _lanes(device: torch.device) -> Iterator[_Lanes]:
         yield _Lanes(count, lambda launch, cut: pool.submit(launch, cut).result)
 
 
-def _halves(cut: Cut, lengths_N: np.ndarray) -> list[Cut]:
+def _halves(cut: Cut) -> list[Cut]:
     middle = -(-len(cut.rows) // 2)
     first, second = cut.rows[:middle], cut.rows[middle:]
-    return [Cut(first, cut.width), Cut(second, int(lengths_N[second].max()) if cut.width else 0)]
+    return [Cut(first, cut.width), Cut(second, cut.width)]
 
 
 class _Flight(NamedTuple):

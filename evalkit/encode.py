@@ -5,6 +5,7 @@ Shapes: N texts, X vectors of all texts packed, D dim, T padded width.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -15,7 +16,6 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 
 from evalkit import cores, memory
@@ -165,7 +165,7 @@ def _alike(table: TokenTable) -> dict[int, list[int]]:
     """
     groups: dict[tuple[bytes, int], list[int]] = {}
     for row, (begin, end) in enumerate(pairwise(table.starts_N.tolist())):
-        digest = xxhash.xxh3_128_digest(table.ids_X[begin:end].tobytes())
+        digest = hashlib.blake2b(table.ids_X[begin:end].tobytes(), digest_size=16).digest()
         groups.setdefault((digest, int(table.attended_N[row])), []).append(row)
     return {rows[0]: rows for rows in groups.values()}
 

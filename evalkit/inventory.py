@@ -116,6 +116,10 @@ def _embeddings(cache_dir: Path, searches: Mapping[str, Sequence[Shard]], users:
             using = set(named.get((folder.name, shard.manifest.stem), ()))
             using |= {str(shard.facts["run_id"])} if "run_id" in shard.facts else set()
             groups.setdefault(tuple(sorted(using)), []).append(shard)
+        if len(groups) == 2 and () in groups:
+            # What a killed process left without a manifest does not say whose it is; here all others are of one user.
+            unsigned = groups.pop(())
+            next(iter(groups.values())).extend(unsigned)
         for runs, members in groups.items():
             known = [by_run[run] for run in runs if run in by_run]
             files = [path for shard in members for path in shard.files]

@@ -227,6 +227,11 @@ def test_the_cache_is_listed_verified_and_emptied_by_name(finished, tmp_path):
     assert f"{stored[0].name}: got checksum " in damaged.stderr
     assert f"{stored[1].name}: is not there, though its manifest is" in damaged.stderr
     assert damaged.stdout.endswith("1 unfinished\n")
+    # A kill between a shard's two files leaves one without a manifest: it is its neighbours', and no entry of its own.
+    for path in cache.glob(f"topk/*/{stored[2].stem}.*"):
+        path.unlink()
+    still = evalkit("cache", "ls", *places, cwd=tmp_path)
+    assert [row[2] for row in rows(still.stdout, "embeddings")] == ["demo"] * 2
     key = next(line.split()[1] for line in listed.stdout.splitlines() if line.startswith("embeddings"))
     asked = evalkit("cache", "rm", key[:8], *places, cwd=tmp_path)
     assert asked.returncode == 1

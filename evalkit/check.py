@@ -20,7 +20,7 @@ from torch import Tensor
 from evalkit import environment
 from evalkit.config import Bm25Config, EncoderConfig, RunConfig
 from evalkit.errors import ConfigError, ModelError
-from evalkit.models import metadata
+from evalkit.models import linear, metadata
 from evalkit.models.attention import choose
 from evalkit.models.checkpoint import Checkpoint, on_disk, resolve
 from evalkit.models.encoder import Encoder, checkpoints, load_encoders, with_head_of
@@ -264,7 +264,7 @@ def _unfinite(encoder: Encoder) -> str:
     """Say what most likely makes vectors that are not finite: rounding makes no NaN of a weight, damage does."""
     heads = {f"the head of {dim}": head for dim, head in encoder.heads.items() if head is not None}
     damaged = [
-        name for name, weight in {**dict(encoder.module.named_parameters()), **heads}.items() if weight.isnan().any()
+        name for name, weight in {**dict(linear.weights(encoder.module)), **heads}.items() if weight.isnan().any()
     ]
     if damaged:
         return f"weights: {damaged[0]} holds NaN; fetch the checkpoint again"

@@ -21,8 +21,8 @@ from evalkit.types import Dataset, Query
 
 SEARCH_RULES = 1
 """Raised whenever a change of the search or tie rule can move a run."""
-ENCODING_RULES = 3
-"""Raised whenever a change of how texts are batched can move the last bits of a vector."""
+ENCODING_RULES = 4
+"""Raised whenever a change of how texts are batched or multiplied can move the last bits of a vector."""
 
 
 def key_of(facts: Mapping[str, Any]) -> str:

@@ -8,7 +8,7 @@ A single-vector model is the case of one vector per text, so the store and the s
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from evalkit.config import Attention, EncoderConfig
 from evalkit.errors import ModelError
-from evalkit.models import backbones, metadata, tokens
+from evalkit.models import backbones, linear, metadata, tokens
 from evalkit.models.attention import Packing, choose, enable, packing_of
 from evalkit.models.attention import Path as AttentionPath
 from evalkit.models.backbones import Backbone
@@ -163,20 +163,22 @@ class Encoder:
         if self.config.head == "none":
             return dict.fromkeys(self.heads, hidden_XH)
         dims = self.config.dims
-        by_dim = dict(zip(dims, torch.split(hidden_XH @ self._heads_WH.T, list(dims), dim=1), strict=True))
+        by_dim = dict(zip(dims, torch.split(self._all_heads(hidden_XH), list(dims), dim=1), strict=True))
         return {dim: by_dim[dim] for dim in self.heads}
 
     @cached_property
-    def _heads_WH(self) -> Tensor:
-        """The heads of all dims that the config lists, one below the other; zeros stand for those not in use.
+    def _all_heads(self) -> Callable[[Tensor], Tensor]:
+        """The GEMM with the heads [W, H] of all dims that the config lists; zeros stand for those not in use.
 
         A GEMM of another width may add in another order. This width is the model's own, so a dim has the same bits
         whichever dims run beside it: a column does not depend on what the others hold.
         """
         used = {dim: head_DH for dim, head_DH in self.heads.items() if head_DH is not None}
         any_DH = next(iter(used.values()))
-        return torch.cat(
-            [used[dim] if dim in used else any_DH.new_zeros(dim, any_DH.shape[1]) for dim in self.config.dims]
+        return linear.projection(
+            torch.cat(
+                [used[dim] if dim in used else any_DH.new_zeros(dim, any_DH.shape[1]) for dim in self.config.dims]
+            )
         )
 
     def _hidden(self, batch: Batch | PackedBatch) -> Tensor:
@@ -286,10 +288,13 @@ def load_encoders(
         _check_vocabulary(vocabulary, config, backbone, checkpoint)
         for dim, checkpoint_of_dim in members.items():
             _check_width(heads[dim], dim, backbone, checkpoint_of_dim)
+        module = moved(backbone.module, device, dtype)
+        if not config.trust_remote_code:  # a checkpoint's own code is run as it is
+            linear.pack(module)
         encoders.append(
             Encoder(
                 config=config,
-                module=moved(backbone.module, device, dtype),
+                module=module,
                 heads={
                     dim: None if (head := heads[dim]) is None else head.to(device=device, dtype=dtype)
                     for dim in members

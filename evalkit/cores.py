@@ -26,7 +26,11 @@ def a_core_each(cores: int) -> Iterator[ThreadPoolExecutor]:
     try:
         # OpenMP counts threads by caller: what this thread says does not reach the pool's.
         with ThreadPoolExecutor(cores, "evalkit-core", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            yield pool
+            try:
+                yield pool
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)  # only what has begun is waited for
+                raise
     finally:
         torch.set_num_threads(threads)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -28,6 +29,10 @@ log = logging.getLogger(__name__)
 
 WIDTH_RATIO = 1.05
 """Padded widths are this far apart: 2.5 % of padding on average, and few enough shapes for native libraries' caches."""
+
+
+IN_LINE = 16
+"""Batches handed to each core's thread ahead: no core waits for the thread that hands them out."""
 
 
 class Cut(NamedTuple):
@@ -141,18 +146,24 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
     def launch(cut: Cut) -> _Flight | str:
         return _launch(cut, table, encoder, documents=documents, storage=storage)
 
-    with device_errors(encoder.device), _lanes(encoder.device) as lanes:
-        for flight in _landed(todo, launch, lanes, ids, lengths_N, batch_tokens=batch_tokens, on_halved=on_halved):
-            rows = flight.cut.rows
-            for (dim, copied), finite in zip(flight.copies.items(), flight.finite.tolist(), strict=True):
-                vectors_XD, counts_B = copied
-                if not finite:
-                    _refuse_unfinite(vectors_XD.to(storage), counts_B, [ids[row] for row in rows], encoder, dim)
-                for row, of_text in zip(rows.tolist(), torch.split(vectors_XD, counts_B.tolist()), strict=True):
-                    for place in alike[row]:
-                        places[dim][place].copy_(of_text)
-            times_B = np.array([len(alike[row]) for row in rows.tolist()])
-            on_batch(int(times_B.sum()), int((lengths_N[rows] * times_B).sum()))
+    one_at_a_time = threading.Lock()
+
+    def land(flight: _Flight) -> None:
+        flight.wait()
+        rows = flight.cut.rows.tolist()
+        for (dim, copied), finite in zip(flight.copies.items(), flight.finite.tolist(), strict=True):
+            vectors_XD, counts_B = copied
+            if not finite:
+                _refuse_unfinite(vectors_XD.to(storage), counts_B, [ids[row] for row in rows], encoder, dim)
+            for row, of_text in zip(rows, torch.split(vectors_XD, counts_B.tolist()), strict=True):
+                for place in alike[row]:
+                    places[dim][place].copy_(of_text)
+        times_B = np.array([len(alike[row]) for row in rows])
+        with one_at_a_time:
+            on_batch(int(times_B.sum()), int((lengths_N[flight.cut.rows] * times_B).sum()))
+
+    with device_errors(encoder.device), _lanes(encoder.device, launch, land) as lanes:
+        _land_all(todo, lanes, ids, lengths_N, batch_tokens=batch_tokens, on_halved=on_halved)
     lengths = torch.from_numpy(counts_N)
     return {dim: ShardVectors(tuple(ids), lengths, vectors_XD) for dim, vectors_XD in out.items()}
 
@@ -170,57 +181,60 @@ def _alike(table: TokenTable) -> dict[int, list[int]]:
     return {rows[0]: rows for rows in groups.values()}
 
 
-def _landed(  # noqa: PLR0913 (keyword-only behind the first four)
+def _land_all(  # noqa: PLR0913 (keyword-only behind the first four)
     cuts_to_do: Iterable[Cut],
-    launch: Callable[[Cut], _Flight | str],
     lanes: _Lanes,
     ids: Sequence[str],
     lengths_N: np.ndarray,
     *,
     batch_tokens: int,
     on_halved: Callable[[int, str], None],
-) -> Iterator[_Flight]:
-    """Yield every batch once its vectors are on the host; every lane has another batch by then.
+) -> None:
+    """See that the vectors of every batch come to their places.
 
     A batch that does not fit is halved, and whatever behind it is as large. A text that does not fit beside others is
     tried alone, and so is all behind it. Raises DeviceError for one that does not fit alone.
     """
     todo = deque(cuts_to_do)
     fits = max(batch_tokens, int(lengths_N.max(initial=0)))
-    flying: deque[tuple[Cut, Callable[[], _Flight | str]]] = deque()
-    width, lanes_open = -1, lanes.number
+    flying: deque[tuple[Cut, Callable[[], str]]] = deque()
+    width, at_once = -1, lanes.at_once
     while todo or flying:
-        while todo and len(flying) < lanes_open:
+        while todo and len(flying) < at_once:
             cut = _next(todo, lengths_N, fits=fits)
             if cut.width != width:
                 memory.give_back(above_bytes=memory.SLACK_BYTES)
                 width = cut.width
-            flying.append((cut, lanes.start(launch, cut)))
-        cut, outcome = flying.popleft()
-        started = outcome()
-        if isinstance(started, _Flight):
-            yield started.wait()
-            continue
-        if torch.cuda.is_available():
+            flying.append((cut, lanes.start(cut)))
+        oldest = [flying.popleft() for _ in range(min(len(flying), max(1, at_once // 2)))]
+        failed = _failed(oldest)
+        if failed and torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if len(cut.rows) == 1 and lanes_open > 1:
-            lanes_open = 1
-            for _, beside in flying:
-                beside()
-            todo.extendleft(reversed([cut, *(waiting for waiting, _ in flying)]))
+        if at_once > 1 and any(len(cut.rows) == 1 for cut, _ in failed):
+            at_once = 1
+            todo.extendleft(cut for cut, _ in reversed([*failed, *_failed(flying)]))
             flying.clear()
             continue
-        if len(cut.rows) == 1:
-            msg = (
-                f"text {ids[int(cut.rows[0])]!r} of {int(lengths_N[cut.rows[0]])} tokens does not fit memory on its "
-                f"own ({started}); wanted a larger device, or a lower max_tokens of the model"
-            )
-            raise DeviceError(msg)
-        halves = _halves(cut)
-        if (half := max(half.size(lengths_N) for half in halves)) < fits:
-            fits = half
-            on_halved(fits, started)
-        todo.extendleft(reversed(halves))
+        for cut, problem in reversed(failed):
+            if len(cut.rows) == 1:
+                msg = (
+                    f"text {ids[int(cut.rows[0])]!r} of {int(lengths_N[cut.rows[0]])} tokens does not fit memory on "
+                    f"its own ({problem}); wanted a larger device, or a lower max_tokens of the model"
+                )
+                raise DeviceError(msg)
+            halves = _halves(cut)
+            if (half := max(half.size(lengths_N) for half in halves)) < fits:
+                fits = half
+                on_halved(fits, problem)
+            todo.extendleft(reversed(halves))
+
+
+def _failed(flying: Iterable[tuple[Cut, Callable[[], str]]]) -> list[tuple[Cut, str]]:
+    """Wait for some batches; return those that do not fit, and why.
+
+    The last is waited for first: this thread then sleeps once, and the others keep Python's lock among themselves.
+    """
+    return [(cut, problem) for cut, outcome in reversed(list(flying)) if (problem := outcome())][::-1]
 
 
 def _next(todo: deque[Cut], lengths_N: np.ndarray, *, fits: int) -> Cut:
@@ -233,25 +247,35 @@ def _next(todo: deque[Cut], lengths_N: np.ndarray, *, fits: int) -> Cut:
 class _Lanes(NamedTuple):
     """How batches go side by side."""
 
-    number: int
-    start: Callable[[Callable[[Cut], _Flight | str], Cut], Callable[[], _Flight | str]]
-    """Starts a batch, and returns what waits for its start to have come to something."""
+    at_once: int
+    """How many are begun before the first of them must have come to something."""
+    start: Callable[[Cut], Callable[[], str]]
+    """Starts a batch; what it returns waits for the batch and says why it does not fit, empty where it does."""
 
 
 @contextmanager
-def _lanes(device: torch.device) -> Iterator[_Lanes]:
+def _lanes(
+    device: torch.device, launch: Callable[[Cut], _Flight | str], land: Callable[[_Flight], None]
+) -> Iterator[_Lanes]:
     """Yield a lane for each core, or two for a device that works on one batch while the other is on its way."""
+
+    def landed(started: _Flight | str) -> str:
+        if isinstance(started, str):
+            return started
+        land(started)
+        return ""
+
     if device.type != "cpu":
 
-        def at_once(launch: Callable[[Cut], _Flight | str], cut: Cut) -> Callable[[], _Flight | str]:
+        def begun(cut: Cut) -> Callable[[], str]:
             started = launch(cut)
-            return lambda: started
+            return lambda: landed(started)
 
-        yield _Lanes(2, at_once)
+        yield _Lanes(2, begun)
         return
     count = torch.get_num_threads()
     with cores.a_core_each(count) as pool:
-        yield _Lanes(count, lambda launch, cut: pool.submit(launch, cut).result)
+        yield _Lanes(IN_LINE * count, lambda cut: pool.submit(lambda: landed(launch(cut))).result)
 
 
 def _halves(cut: Cut) -> list[Cut]:
@@ -269,11 +293,10 @@ class _Flight(NamedTuple):
     """One flag per dim."""
     landed: torch.cuda.Event | None
 
-    def wait(self) -> _Flight:
-        """Return the flight once its vectors are there: the one point at which the host waits for the device."""
+    def wait(self) -> None:
+        """Return once the vectors are there: the one point at which the host waits for the device."""
         if self.landed is not None:
             self.landed.synchronize()
-        return self
 
 
 def _launch(cut: Cut, texts: TokenTable, encoder: Encoder, *, documents: bool, storage: torch.dtype) -> _Flight | str:

@@ -1,5 +1,6 @@
 """Ranges of work side by side: what is cut, what is called, what is raised, what is left behind."""
 
+import threading
 from itertools import pairwise
 
 import hypothesis.strategies as st
@@ -39,3 +40,21 @@ def test_what_a_range_raises_is_raised_and_the_number_of_threads_comes_back():
     with pytest.raises(ValueError, match="rows 3 to 5"):
         cores.map_ranges(fail, [0, 3, 5])
     assert torch.get_num_threads() == before
+
+
+def test_an_interruption_waits_only_for_what_has_begun():
+    begun, may_end = threading.Event(), threading.Event()
+    done = []
+
+    def work(place):
+        begun.set()
+        assert may_end.wait(60)
+        done.append(place)
+
+    with pytest.raises(KeyboardInterrupt), cores.a_core_each(1) as pool:
+        waiting = [pool.submit(work, place) for place in range(5)]
+        assert begun.wait(60)
+        threading.Timer(0.2, may_end.set).start()
+        raise KeyboardInterrupt
+    assert done == [0]
+    assert [future.cancelled() for future in waiting] == [False, True, True, True, True]

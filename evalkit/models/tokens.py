@@ -6,9 +6,11 @@ The rules are those of Stanford ColBERT and PyLate, read from the checkpoints' o
 
 from __future__ import annotations
 
+import re
 import string
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, NamedTuple, overload
 
 import numpy as np
@@ -25,6 +27,9 @@ MASK_TOKENS = ("<mask>", "[MASK]")
 UNKNOWN_TOKENS = ("<unk>", "[UNK]")
 TEXTS_AT_ONCE = 1024
 """Texts per call of the tokenizer: enough to keep its threads busy."""
+CHARACTERS_A_TOKEN = 6
+"""What is read of a long text for each token that there is room for: enough for most texts of any language."""
+_END_OF_WORD = re.compile(r"[^\W_] ")
 
 
 class Tokens(NamedTuple):
@@ -97,6 +102,38 @@ class Vocabulary:
     mask: int
     size: int
 
+    @cached_property
+    def splits_at_spaces(self) -> bool:
+        """Whether no token reaches over a space, so that the words before one have their ids whatever follows."""
+        splitter = self.tokenizer.pre_tokenizer
+        if splitter is None:
+            return False
+        pieces = [ends for _, ends in splitter.pre_tokenize_str("ab cd")]
+        added = (token.content for token in self.tokenizer.get_added_tokens_decoder().values())
+        return all(end <= 3 or begin >= 2 for begin, end in pieces) and not any(map(_END_OF_WORD.search, added))
+
+    def encoded(self, texts: Sequence[str], room: int) -> list[list[int]]:
+        """Return the first `room` ids of each text, without special tokens.
+
+        Of a long text no more is read than is likely to give them, up to the end of a word; one that gives too few is
+        read whole.
+        """
+        some = [self._beginning(text, room) for text in texts]
+        found = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(some, add_special_tokens=False)]
+        short = [place for place, ids in enumerate(found) if len(ids) < room and len(some[place]) < len(texts[place])]
+        if short:
+            whole = self.tokenizer.encode_batch_fast([texts[place] for place in short], add_special_tokens=False)
+            for place, encoding in zip(short, whole, strict=True):
+                found[place] = encoding.ids
+        return [ids[:room] for ids in found]
+
+    def _beginning(self, text: str, room: int) -> str:
+        likely = room * CHARACTERS_A_TOKEN
+        if len(text) <= likely or not self.splits_at_spaces:
+            return text
+        end = _END_OF_WORD.search(text, likely)
+        return text if end is None else text[: end.start() + 1]
+
     def marker(self, token: str) -> int:
         """Return a marker's id. Raises ModelError when the tokenizer has no such token."""
         found = self.tokenizer.token_to_id(token)
@@ -152,8 +189,8 @@ def tokenize(texts: Sequence[str], rules: TextRules, vocabulary: Vocabulary) -> 
     attended: list[int] = []
     for begin in range(0, len(texts), TEXTS_AT_ONCE):
         some = list(texts[begin : begin + TEXTS_AT_ONCE])
-        for encoding in vocabulary.tokenizer.encode_batch_fast(some, add_special_tokens=False):
-            ids = [*head, *encoding.ids[:room], vocabulary.last]
+        for of_text in vocabulary.encoded(some, room):
+            ids = [*head, *of_text, vocabulary.last]
             real = len(ids)
             if rules.expansion:
                 ids += [vocabulary.mask] * (rules.max_tokens - real)

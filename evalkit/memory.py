@@ -12,6 +12,8 @@ SLACK_BYTES = 24 << 20
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _ARENA_MAX = -3, -1, -8
 """glibc's names for `mallopt`'s parameters (malloc.h)."""
 _KEPT_BYTES = 1 << 30
+_CACHED_SHAPES = 64
+"""Several times those of one padded width: its number of texts, powers of two below, and a model's four sizes."""
 
 
 @cache
@@ -26,6 +28,16 @@ def keep_between_batches() -> None:
         library.mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
         library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
         library.mallopt(_ARENA_MAX, 1)  # threads with batches of their own reuse each other's memory
+
+
+@cache
+def bound_native_caches() -> None:
+    """Keep oneDNN's caches small, unless the user has set their sizes; before its first use in the process.
+
+    Each shape of a product costs .6 MB there, in two caches of 1,024 shapes each.
+    """
+    for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
+        os.environ.setdefault(name, str(_CACHED_SHAPES))
 
 
 def give_back(*, above_bytes: int = 0) -> None:

@@ -1,8 +1,8 @@
-"""Linear layers in fp32 on a CPU: oneDNN's, which add the bias and take GELU while a sum is still in registers.
+"""Linear layers in fp32 on a CPU: oneDNN's, which add bias and residual or take GELU while a sum is in registers.
 
 torch's own call copies the bias into the output, has MKL add the product to it, and passes over all of it once more
-for GELU. oneDNN's weights are laid out once for all batches. From two rows up it gives a row the same bits whatever
-rows are beside it, where MKL takes another path below sixteen.
+for GELU or the residual. oneDNN's weights are laid out once for all batches. From two rows up it gives a row the same
+bits whatever rows are beside it, where MKL takes another path below sixteen.
 
 Shapes: X rows, I width in, O width out.
 """
@@ -17,10 +17,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evalkit import memory
+
 LAID_OUT_FOR = 1024
 """The number of rows that oneDNN is told to expect; others are as right."""
 GELU_PLACES = (("dense", "intermediate_act_fn"), ("fc1", "activation_fn"))
 """What transformers calls a layer and the activation on it: in BERT and XMOD, in jina_embeddings_v3."""
+RESIDUAL_BLOCKS = ("BertSelfOutput", "BertOutput")
+"""transformers' blocks of a layer, the residual and a norm, in this order."""
 
 
 class PackedLinear(nn.Module):
@@ -45,6 +49,25 @@ class PackedLinear(nn.Module):
         out: Tensor = _operator("_linear_pointwise")(rows, self._laid_out, self.bias, *self._after)
         return out
 
+    def plus(self, rows: Tensor, other: Tensor) -> Tensor:
+        """Return what the layer gives for [..., I] before GELU, and another tensor [..., O] added to it."""
+        out: Tensor = _operator("_linear_pointwise").binary(rows, other, self._laid_out, self.bias, "add")
+        return out
+
+
+class PackedResidual(nn.Module):
+    """`norm(x @ weight.T + bias + residual)`, the sum in one pass over the output."""
+
+    def __init__(self, dense: nn.Linear, norm: nn.Module) -> None:
+        """Take over the parts of a block."""
+        super().__init__()
+        self.dense, self.LayerNorm = PackedLinear(dense.weight, dense.bias), norm
+
+    def forward(self, rows: Tensor, residual: Tensor) -> Tensor:
+        """Return what the block gives for [..., I] and [..., O]: [..., O]."""
+        out: Tensor = self.LayerNorm(self.dense.plus(rows, residual))
+        return out
+
 
 @cache
 def _operator(name: str) -> Any:
@@ -55,13 +78,17 @@ def _operator(name: str) -> Any:
 def pack(module: nn.Module) -> None:
     """Replace the linear layers of a module in fp32 on the CPU, each with the GELU behind it; else change nothing."""
     for parent in list(module.modules()):
+        if type(parent).__name__ in RESIDUAL_BLOCKS:  # replaced whole
+            continue
         for layer, activation in GELU_PLACES:
             linear, function = getattr(parent, layer, None), getattr(parent, activation, None)
             if _fits(linear) and _is_gelu(function):
                 setattr(parent, layer, PackedLinear(linear.weight, linear.bias, gelu=True))
                 setattr(parent, activation, nn.Identity())
         for name, child in list(parent.named_children()):
-            if _fits(child):
+            if type(child).__name__ in RESIDUAL_BLOCKS and _fits(dense := getattr(child, "dense", None)):
+                setattr(parent, name, PackedResidual(dense, child.get_submodule("LayerNorm")))
+            elif _fits(child):
                 setattr(parent, name, PackedLinear(child.weight, child.bias))
 
 
@@ -99,11 +126,17 @@ def _is_gelu(function: object) -> bool:
 @cache
 def can_pack() -> bool:
     """Whether this torch has oneDNN's layers, and they give what torch's own do."""
+    memory.bound_native_caches()
     generator = torch.Generator().manual_seed(0)
-    rows, weight, bias = (torch.randn(*shape, generator=generator) for shape in ((3, 32), (16, 32), (16,)))
+    shapes = ((3, 32), (16, 32), (16,), (3, 16))
+    rows, weight, bias, residual = (torch.randn(*shape, generator=generator) for shape in shapes)
     try:
         with torch.inference_mode():
-            ours = PackedLinear(weight, bias, gelu=True)(rows)
+            layer = PackedLinear(weight, bias, gelu=True)
+            ours, added = layer(rows), layer.plus(rows, residual)
     except (AttributeError, RuntimeError, TypeError):  # the calls are torch's own affair, and may go or change
         return False
-    return torch.allclose(ours, functional.gelu(functional.linear(rows, weight, bias)), atol=1e-5)
+    wanted = functional.linear(rows, weight, bias)
+    return torch.allclose(ours, functional.gelu(wanted), atol=1e-5) and torch.allclose(
+        added, wanted + residual, atol=1e-5
+    )

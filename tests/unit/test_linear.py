@@ -47,6 +47,25 @@ def test_a_row_has_the_same_bits_whatever_rows_are_beside_it(given):
         assert torch.equal(layer(many_XI[begin : begin + rows].clone()), all_XO[begin : begin + rows]), rows
 
 
+@torch.inference_mode()
+def test_berts_blocks_have_their_residual_in_the_same_pass(given):
+    from transformers import BertConfig
+    from transformers.models.bert.modeling_bert import BertLayer
+
+    torch.manual_seed(0)
+    layer = BertLayer(BertConfig(hidden_size=IN, intermediate_size=OUT, num_attention_heads=4)).eval()
+    for values in layer.parameters():
+        values.normal_(std=0.3)
+    hidden = given[0].unsqueeze(0)
+    wanted = layer(hidden)
+    linear.pack(layer)
+    kinds = [type(child) for child in layer.modules()]
+    assert kinds.count(linear.PackedResidual) == 2
+    assert kinds.count(linear.PackedLinear) == 6
+    assert nn.Linear not in kinds
+    torch.testing.assert_close(layer(hidden), wanted, rtol=1e-4, atol=1e-4)
+
+
 def test_a_packed_layer_still_shows_its_weight(given):
     _, weight_OI, bias_O = given
     module = nn.Sequential(nn.Linear(IN, OUT))

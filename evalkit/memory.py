@@ -12,8 +12,8 @@ SLACK_BYTES = 24 << 20
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _ARENA_MAX = -3, -1, -8
 """glibc's names for `mallopt`'s parameters (malloc.h)."""
 _KEPT_BYTES = 1 << 30
-_CACHED_SHAPES = 64
-"""Several times those of one padded width: its number of texts, powers of two below, and a model's four sizes."""
+_CACHED_SHAPES = 32
+"""Twice those of one padded width: its number of texts, powers of two below, and a model's four sizes."""
 
 
 @cache

@@ -284,6 +284,7 @@ def load_encoders(
             backbone = remote_code.build(checkpoint, tensors, config)
         else:
             backbone = backbones.build(tensors, checkpoint.config(), config, origin=checkpoint.origin)
+        tensors.clear()  # the module holds what it took: a layer's weight is freed once it is laid out
         vocabulary = tokens.load_vocabulary(checkpoint)
         _check_vocabulary(vocabulary, config, backbone, checkpoint)
         for dim, checkpoint_of_dim in members.items():

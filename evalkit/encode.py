@@ -151,10 +151,7 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
     def land(flight: _Flight) -> None:
         flight.wait()
         rows = flight.cut.rows.tolist()
-        for (dim, copied), finite in zip(flight.copies.items(), flight.finite.tolist(), strict=True):
-            vectors_XD, counts_B = copied
-            if not finite:
-                _refuse_unfinite(vectors_XD.to(storage), counts_B, [ids[row] for row in rows], encoder, dim)
+        for dim, (vectors_XD, counts_B) in flight.copies.items():
             for row, of_text in zip(rows, torch.split(vectors_XD, counts_B.tolist()), strict=True):
                 for place in alike[row]:
                     places[dim][place].copy_(of_text)
@@ -165,6 +162,8 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
     with device_errors(encoder.device), _lanes(encoder.device, launch, land) as lanes:
         _land_all(todo, lanes, ids, lengths_N, batch_tokens=batch_tokens, on_halved=on_halved)
     lengths = torch.from_numpy(counts_N)
+    for dim, vectors_XD in out.items():
+        _refuse_unfinite(vectors_XD, lengths, ids, encoder, dim)
     return {dim: ShardVectors(tuple(ids), lengths, vectors_XD) for dim, vectors_XD in out.items()}
 
 
@@ -289,8 +288,6 @@ class _Flight(NamedTuple):
 
     cut: Cut
     copies: dict[int, tuple[Tensor, Tensor]]
-    finite: Tensor
-    """One flag per dim."""
     landed: torch.cuda.Event | None
 
     def wait(self) -> None:
@@ -302,35 +299,19 @@ class _Flight(NamedTuple):
 def _launch(cut: Cut, texts: TokenTable, encoder: Encoder, *, documents: bool, storage: torch.dtype) -> _Flight | str:
     """Start a batch, and the copy of its rounded vectors to the host. Return why it does not fit where it does not."""
     try:
-        batch = encoder.batch(texts.take(cut.rows), skip_punctuation=documents, width=cut.width or None)
+        batch = encoder.batch(texts, skip_punctuation=documents, rows=cut.rows, width=cut.width or None)
         vectors = encoder.vectors(batch)
-        unit = encoder.config.normalize
-        finite = torch.stack([_in_range(packed_XD, storage, unit=unit) for packed_XD, _ in vectors.values()])
         copies = {dim: (_to_host(packed_XD, storage), counts_B) for dim, (packed_XD, counts_B) in vectors.items()}
-        flags = _to_host(finite, finite.dtype)
         landed = None
         if encoder.device.type == "cuda":
             landed = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
             landed.record(torch.cuda.current_stream(encoder.device))
-        return _Flight(cut, copies, flags, landed)
+        return _Flight(cut, copies, landed)
     except (RuntimeError, MemoryError) as error:
         if not _is_out_of_memory(error):
             raise
         # Only its text: the error itself holds the batch's tensors, whose memory the next attempt needs.
         return str(error).strip().partition("\n")[0] or type(error).__name__
-
-
-def _in_range(packed_XD: Tensor, storage: torch.dtype, *, unit: bool) -> Tensor:
-    """Tell, without waiting for the device, whether all numbers stay finite when rounded; NaN is in no range.
-
-    A vector that was brought to unit length is finite throughout or NaN throughout, so its first number tells. Others
-    by their extremes: `isfinite` over fp16 took a fifth of the host's whole time on the CPU.
-    """
-    if not packed_XD.numel():
-        return torch.ones((), dtype=torch.bool, device=packed_XD.device)
-    lowest, highest = (packed_XD[:, 0] if unit else packed_XD).aminmax()
-    largest = torch.finfo(storage).max
-    return (lowest >= -largest) & (highest <= largest)
 
 
 def _to_host(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -380,11 +361,17 @@ def _width(encoder: Encoder, dim: int) -> int:
     return dim if head is None else int(head.shape[0])
 
 
-def _refuse_unfinite(vectors_XD: Tensor, counts_B: Tensor, ids: Sequence[str], encoder: Encoder, dim: int) -> None:
-    bad_X = ~torch.isfinite(vectors_XD).all(1)
-    if not bad_X.any():  # numbers just above the range round into it
+def _refuse_unfinite(vectors_XD: Tensor, lengths_N: Tensor, ids: Sequence[str], encoder: Encoder, dim: int) -> None:
+    """Raise ModelError that names the first text with a vector that is not finite, if there is one.
+
+    A vector that was brought to unit length is finite throughout or NaN throughout, so its first number tells. Others
+    by their extremes, which are NaN or infinite where any number is: `isfinite` takes many times longer over fp16.
+    """
+    first_XD = vectors_XD[:, :1] if encoder.config.normalize else vectors_XD
+    if not first_XD.numel() or all(bool(torch.isfinite(extreme)) for extreme in first_XD.aminmax()):
         return
-    owner = torch.repeat_interleave(torch.arange(len(ids)), counts_B)[bad_X][0]
+    bad_X = ~torch.isfinite(first_XD).all(1)
+    owner = torch.repeat_interleave(torch.arange(len(ids)), lengths_N)[bad_X][0]
     msg = (
         f"text {ids[int(owner)]!r} has a vector that is not finite (model {encoder.config.name}, dim {dim}, "
         f"{encoder.config.dtype}); rerun with model.dtype=float32"

@@ -95,37 +95,59 @@ class Encoder:
     def kept(self, texts: TokenTable, *, skip_punctuation: bool) -> np.ndarray:
         """Return which ids give vectors of their own [X]: all but a document's skipped punctuation."""
         if skip_punctuation and len(self.skipped):
-            kept_X: np.ndarray = ~np.isin(texts.ids_X, self.skipped.numpy())
-            return kept_X
+            return self._kept(texts.ids_X)
         return np.ones(len(texts.ids_X), dtype=bool)
 
+    def _kept(self, ids: np.ndarray) -> np.ndarray:
+        """Return which ids are not in the skiplist, in the shape they have."""
+        kept: np.ndarray = self._kept_S.take(ids, mode="clip")
+        return kept
+
+    @cached_property
+    def _kept_S(self) -> np.ndarray:
+        """Which ids are not in the skiplist, up to its largest; the last entry stands for all above."""
+        kept_S = np.ones(int(self.skipped.max()) + 2, dtype=bool)
+        kept_S[self.skipped.numpy()] = False
+        return kept_S
+
     def batch(
-        self, texts: Sequence[Tokens], *, skip_punctuation: bool, width: int | None = None
+        self,
+        texts: Sequence[Tokens],
+        *,
+        skip_punctuation: bool,
+        rows: np.ndarray | None = None,
+        width: int | None = None,
     ) -> Batch | PackedBatch:
         """Lay the ids of some texts out as the encoder's attention wants them: packed, or padded on the right.
 
-        `skip_punctuation` leaves the document skiplist without vectors; `width` pads beyond the longest text.
+        `skip_punctuation` leaves the document skiplist without vectors; `rows` chooses among the texts; `width` pads
+        beyond the longest of them.
         """
         table = TokenTable.of(texts)
-        kept_X = self.kept(table, skip_punctuation=skip_punctuation)
-        counts_B = torch.from_numpy(np.diff(np.concatenate([[0], np.cumsum(kept_X)])[table.starts_N]))
         if self.attention != "sdpa":
-            return PackedBatch(
-                ids_X=torch.from_numpy(table.ids_X.astype(np.int64)),
-                position_X=torch.from_numpy(self._positions(table)),
-                packing=packing_of(table.lengths_N, table.attended_N, path=self.attention),
-                kept_V=torch.from_numpy(np.flatnonzero(kept_X)),
-                counts_B=counts_B,
-            )
-        place_T = np.arange(width or table.lengths_N.max())
-        real_BT = place_T < table.lengths_N[:, None]
-        ids_BT = np.full(real_BT.shape, self.vocabulary.pad, dtype=np.int64)
-        ids_BT[real_BT] = table.ids_X
+            return self._packed(table if rows is None else table.take(rows), skip_punctuation=skip_punctuation)
+        chosen_B = np.arange(len(table)) if rows is None else rows
+        length_B1 = table.lengths_N[chosen_B, None]
+        place_T = np.arange(width or length_B1.max())
+        real_BT = place_T < length_B1
+        ids_BT = table.ids_X.take(table.starts_N[chosen_B, None] + place_T, mode="clip").astype(np.int64)
+        ids_BT[~real_BT] = self.vocabulary.pad
+        kept_BT = real_BT & self._kept(ids_BT) if skip_punctuation and len(self.skipped) else real_BT
         return Batch(
             ids_BT=torch.from_numpy(ids_BT),
-            attended_BT=torch.from_numpy(place_T < table.attended_N[:, None]),
-            kept_V=torch.from_numpy(np.flatnonzero(real_BT)[kept_X]),
-            counts_B=counts_B,
+            attended_BT=torch.from_numpy(place_T < table.attended_N[chosen_B, None]),
+            kept_V=torch.from_numpy(np.flatnonzero(kept_BT)),
+            counts_B=torch.from_numpy(kept_BT.sum(1)),
+        )
+
+    def _packed(self, table: TokenTable, *, skip_punctuation: bool) -> PackedBatch:
+        kept_X = self.kept(table, skip_punctuation=skip_punctuation)
+        return PackedBatch(
+            ids_X=torch.from_numpy(table.ids_X.astype(np.int64)),
+            position_X=torch.from_numpy(self._positions(table)),
+            packing=packing_of(table.lengths_N, table.attended_N, path=self.attention),
+            kept_V=torch.from_numpy(np.flatnonzero(kept_X)),
+            counts_B=torch.from_numpy(np.diff(np.concatenate([[0], np.cumsum(kept_X)])[table.starts_N])),
         )
 
     def _positions(self, table: TokenTable) -> np.ndarray:
@@ -223,8 +245,8 @@ def to_unit_length(vectors_XD: Tensor) -> Tensor:
     What `torch.nn.functional.normalize` returns, but for a vector whose norm is not finite: it becomes NaN throughout,
     where division by infinity would leave zeros that nothing notices.
     """
-    norm_X1 = torch.linalg.vector_norm(vectors_XD, dim=-1, keepdim=True).clamp_min(1e-12)
-    return vectors_XD.div_(norm_X1.masked_fill_(norm_X1.isinf(), torch.nan))
+    norm_X1 = torch.linalg.vector_norm(vectors_XD, dim=-1, keepdim=True).clamp_min_(1e-12)
+    return vectors_XD.div_(norm_X1.add_(norm_X1, alpha=0))  # zero times infinity is NaN
 
 
 def checkpoints(config: EncoderConfig, dims: Sequence[int]) -> dict[int, Checkpoint]:

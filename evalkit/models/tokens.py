@@ -62,7 +62,7 @@ class TokenTable(Sequence[Tokens]):
         arrays = [np.empty(0, dtype=np.int32), *(np.asarray(of_text, dtype=np.int32) for of_text in ids)]
         return cls(np.concatenate(arrays), starts_N, np.array(attended, dtype=np.int64))
 
-    @property
+    @cached_property
     def lengths_N(self) -> np.ndarray:
         """Return how many ids each text has."""
         lengths_N: np.ndarray = np.diff(self.starts_N)

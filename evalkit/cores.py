@@ -8,31 +8,57 @@ gives the same bits however many other cores there are.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from functools import cache
 from itertools import pairwise
+from typing import Any, Protocol, TypeVar
 
 import torch
 
+Result = TypeVar("Result")
+
+
+class Submit(Protocol):
+    """Starts work in a thread."""
+
+    def __call__(self, work: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        """Return what will hold the result of `work(*arguments)`."""
+
 
 @contextmanager
-def a_core_each(cores: int) -> Iterator[ThreadPoolExecutor]:
-    """Yield a pool of threads that take one core each; torch's own number of threads comes back on leaving.
+def a_core_each(cores: int) -> Iterator[Submit]:
+    """Yield what starts work in threads that take one core each; torch's own number of threads comes back on leaving.
 
-    torch lets go of Python's lock while it computes, so only what is between its calls takes turns.
+    Leaving waits for what has begun. On an error what waits in line is dropped. torch lets go of Python's lock while it
+    computes, so only what is between its calls takes turns.
     """
     threads = torch.get_num_threads()
+    started: list[Future[Any]] = []
+
+    def submit(work: Callable[..., Result], *arguments: Any) -> Future[Result]:
+        future = pool.submit(work, *arguments)
+        started.append(future)
+        return future
+
     torch.set_num_threads(1)
+    pool = _pool(cores)
     try:
-        # OpenMP counts threads by caller: what this thread says does not reach the pool's.
-        with ThreadPoolExecutor(cores, "evalkit-core", initializer=torch.set_num_threads, initargs=(1,)) as pool:
-            try:
-                yield pool
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)  # only what has begun is waited for
-                raise
+        yield submit
+    except BaseException:
+        for future in started:
+            future.cancel()
+        raise
     finally:
+        wait(started)
         torch.set_num_threads(threads)
+
+
+@cache
+def _pool(cores: int) -> ThreadPoolExecutor:
+    """Return threads that stay: starting one takes milliseconds."""
+    # OpenMP counts threads by caller: what the main thread says does not reach the pool's.
+    return ThreadPoolExecutor(cores, "evalkit-core", initializer=torch.set_num_threads, initargs=(1,))
 
 
 def map_ranges(work: Callable[[int, int], None], edges: Sequence[int]) -> None:
@@ -41,8 +67,8 @@ def map_ranges(work: Callable[[int, int], None], edges: Sequence[int]) -> None:
     if len(ranges) == 1:
         work(*ranges[0])
         return
-    with a_core_each(len(ranges)) as pool:
-        for done in [pool.submit(work, *of) for of in ranges]:
+    with a_core_each(len(ranges)) as submit:
+        for done in [submit(work, *of) for of in ranges]:
             done.result()
 
 

@@ -273,8 +273,8 @@ def _lanes(
         yield _Lanes(2, begun)
         return
     count = torch.get_num_threads()
-    with cores.a_core_each(count) as pool:
-        yield _Lanes(IN_LINE * count, lambda cut: pool.submit(lambda: landed(launch(cut))).result)
+    with cores.a_core_each(count) as submit:
+        yield _Lanes(IN_LINE * count, lambda cut: submit(lambda: landed(launch(cut))).result)
 
 
 def _halves(cut: Cut) -> list[Cut]:

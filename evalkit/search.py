@@ -20,7 +20,7 @@ from evalkit.maxsim import kernels, packed
 from evalkit.store import ShardVectors
 from evalkit.types import Hit
 
-QUERY_BLOCK = 256
+QUERY_BLOCK = 512
 """Queries per block of nomination: bounds the [block, N] score matrix."""
 
 

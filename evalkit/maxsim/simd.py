@@ -82,7 +82,7 @@ def exact_scores(queries: Packed, documents: Packed, query_H: Tensor, document_H
             row_X += torch.repeat_interleave(shift_C[first:behind], lengths_C[first:behind])
             pairs = slice(int(pair_starts_C[first]), int(pair_starts_C[behind]))
             simd_kernel.pair_scores(
-                _widened(documents.vectors_XD[row_X].double()).numpy(),
+                _widened(documents.vectors_XD.index_select(0, row_X).float().double()).numpy(),
                 (starts_C[first : behind + 1] - starts_C[first]).numpy(),
                 query_numbers,
                 starts_Q,

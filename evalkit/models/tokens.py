@@ -27,8 +27,8 @@ MASK_TOKENS = ("<mask>", "[MASK]")
 UNKNOWN_TOKENS = ("<unk>", "[UNK]")
 TEXTS_AT_ONCE = 1024
 """Texts per call of the tokenizer: enough to keep its threads busy."""
-CHARACTERS_A_TOKEN = 6
-"""What is read of a long text for each token that there is room for: enough for most texts of any language."""
+CHARACTERS_A_TOKEN = 5
+"""What is read of a long text at a time for each token that is missing: enough for most texts of any language."""
 _END_OF_WORD = re.compile(r"[^\W_] ")
 
 
@@ -104,7 +104,7 @@ class Vocabulary:
 
     @cached_property
     def splits_at_spaces(self) -> bool:
-        """Whether no token reaches over a space, so that the words before one have their ids whatever follows."""
+        """Whether no token reaches over a space, so that what is before one and what is behind can be read apart."""
         splitter = self.tokenizer.pre_tokenizer
         if splitter is None:
             return False
@@ -115,24 +115,28 @@ class Vocabulary:
     def encoded(self, texts: Sequence[str], room: int) -> list[list[int]]:
         """Return the first `room` ids of each text, without special tokens.
 
-        Of a long text no more is read than is likely to give them, up to the end of a word; one that gives too few is
-        read whole.
+        A long text is read a part at a time, each up to the end of a word, until it has given enough.
         """
-        some = [self._beginning(text, room) for text in texts]
-        found = [encoding.ids for encoding in self.tokenizer.encode_batch_fast(some, add_special_tokens=False)]
-        short = [place for place, ids in enumerate(found) if len(ids) < room and len(some[place]) < len(texts[place])]
-        if short:
-            whole = self.tokenizer.encode_batch_fast([texts[place] for place in short], add_special_tokens=False)
-            for place, encoding in zip(short, whole, strict=True):
-                found[place] = encoding.ids
+        found: list[list[int]] = [[] for _ in texts]
+        begins = [0] * len(texts)
+        todo: Sequence[int] = range(len(texts))
+        while todo:
+            ends = [self._end(texts[place], begins[place], room - len(found[place])) for place in todo]
+            parts = [texts[place][begins[place] : end] for place, end in zip(todo, ends, strict=True)]
+            read = self.tokenizer.encode_batch_fast(parts, add_special_tokens=False)
+            for place, end, encoding in zip(todo, ends, read, strict=True):
+                found[place] += encoding.ids
+                begins[place] = end
+            todo = [place for place in todo if len(found[place]) < room and begins[place] < len(texts[place])]
         return [ids[:room] for ids in found]
 
-    def _beginning(self, text: str, room: int) -> str:
-        likely = room * CHARACTERS_A_TOKEN
+    def _end(self, text: str, begin: int, missing: int) -> int:
+        """Return where the part of a text ends that is likely to give the ids that are missing."""
+        likely = begin + missing * CHARACTERS_A_TOKEN
         if len(text) <= likely or not self.splits_at_spaces:
-            return text
+            return len(text)
         end = _END_OF_WORD.search(text, likely)
-        return text if end is None else text[: end.start() + 1]
+        return len(text) if end is None else end.start() + 1
 
     def marker(self, token: str) -> int:
         """Return a marker's id. Raises ModelError when the tokenizer has no such token."""

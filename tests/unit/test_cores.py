@@ -51,8 +51,8 @@ def test_an_interruption_waits_only_for_what_has_begun():
         assert may_end.wait(60)
         done.append(place)
 
-    with pytest.raises(KeyboardInterrupt), cores.a_core_each(1) as pool:  # noqa: PT012 (the threads need a body)
-        waiting = [pool.submit(work, place) for place in range(5)]
+    with pytest.raises(KeyboardInterrupt), cores.a_core_each(1) as submit:  # noqa: PT012 (the threads need a body)
+        waiting = [submit(work, place) for place in range(5)]
         assert begun.wait(60)
         threading.Timer(0.2, may_end.set).start()
         raise KeyboardInterrupt

@@ -123,7 +123,7 @@ class Worker:
 class TreePeak:
     """Watches the resident memory of a process and all its descendants, added up, from a thread."""
 
-    def __init__(self, process_id: int, *, every_s: float = 0.05) -> None:
+    def __init__(self, process_id: int, *, every_s: float = 0.25) -> None:
         """Start to watch."""
         self.peak_mib = 0.0
         self._process_id, self._every_s = process_id, every_s

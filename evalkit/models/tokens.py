@@ -110,7 +110,9 @@ class Vocabulary:
             return False
         pieces = [ends for _, ends in splitter.pre_tokenize_str("ab cd")]
         added = (token.content for token in self.tokenizer.get_added_tokens_decoder().values())
-        return all(end <= 3 or begin >= 2 for begin, end in pieces) and not any(map(_END_OF_WORD.search, added))
+        apart = all(end <= 3 or begin >= 2 for begin, end in pieces) and not any(map(_END_OF_WORD.search, added))
+        whole, *parts = (self.tokenizer.encode(text, add_special_tokens=False).ids for text in ("ab cd", "ab", " cd"))
+        return apart and whole == [*parts[0], *parts[1]]
 
     def encoded(self, texts: Sequence[str], room: int) -> list[list[int]]:
         """Return the first `room` ids of each text, without special tokens.

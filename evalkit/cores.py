@@ -12,18 +12,12 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 import torch
 
-Result = TypeVar("Result")
-
-
-class Submit(Protocol):
-    """Starts work in a thread."""
-
-    def __call__(self, work: Callable[..., Result], *arguments: Any) -> Future[Result]:
-        """Return what will hold the result of `work(*arguments)`."""
+Submit = Callable[..., Future[Any]]
+"""Starts `work(*arguments)` in a thread."""
 
 
 @contextmanager
@@ -36,7 +30,7 @@ def a_core_each(cores: int) -> Iterator[Submit]:
     threads = torch.get_num_threads()
     started: list[Future[Any]] = []
 
-    def submit(work: Callable[..., Result], *arguments: Any) -> Future[Result]:
+    def submit(work: Callable[..., Any], *arguments: Any) -> Future[Any]:
         future = pool.submit(work, *arguments)
         started.append(future)
         return future

@@ -119,8 +119,9 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
     on_batch: Callable[[int, int], None] = lambda _texts, _tokens: None,
     on_halved: Callable[[int, str], None] = say_halved,
 ) -> dict[int, ShardVectors]:
-    """Encode tokenised texts at every dim of the encoder; `on_batch` hears of texts and tokens done.
+    """Encode tokenised texts at every dim of the encoder.
 
+    `on_batch` hears of texts and tokens done, from any of the threads that encode but from one at a time.
     `documents` drops the model's punctuation tokens. Texts of equal ids are encoded once. Vectors are rounded to
     `storage` here, once: whatever is searched is what is stored. A batch that does not fit memory is halved, and so are
     those behind it; `on_halved` hears of the tokens that batches have from there on, and why. Raises ModelError that

@@ -22,7 +22,7 @@ def exact_scores(
 ) -> Tensor:
     """Return the exact MaxSim, rounded once to fp32 [H], of chosen pairs; computed where the documents' vectors are.
 
-    Equal to `packed.exact_scores` to the bit wherever its sums are exact, because then no order of additions matters:
+    Equal to `simd.exact_scores` to the bit wherever its sums are exact, because then no order of additions matters:
     fp16 vectors of unit length and up to 32 of them a query. Pairs are batched by document length, short documents
     padded by repeating their last vector, short queries by zero vectors, whose maxima are 0.
     """

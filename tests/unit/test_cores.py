@@ -51,10 +51,15 @@ def test_an_interruption_waits_only_for_what_has_begun():
         assert may_end.wait(60)
         done.append(place)
 
-    with pytest.raises(KeyboardInterrupt), cores.a_core_each(1) as submit:  # noqa: PT012 (the threads need a body)
-        waiting = [submit(work, place) for place in range(5)]
-        assert begun.wait(60)
-        threading.Timer(0.2, may_end.set).start()
-        raise KeyboardInterrupt
+    def interrupted():
+        with cores.a_core_each(1) as submit:
+            waiting.extend(submit(work, place) for place in range(5))
+            assert begun.wait(60)
+            threading.Timer(0.2, may_end.set).start()
+            raise KeyboardInterrupt
+
+    waiting = []
+    with pytest.raises(KeyboardInterrupt):
+        interrupted()
     assert done == [0]
     assert [future.cancelled() for future in waiting] == [False, True, True, True, True]

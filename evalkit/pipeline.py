@@ -59,7 +59,7 @@ def run(config: RunConfig, *, console: Console) -> list[CellScores]:
 def prepare(config: RunConfig, *, console: Console) -> Task:
     """Open the dataset and survey its corpus: counts, checksum, duplicate ids, shard cuts."""
     device = environment.choose_device(config.engine.device)
-    kernels.require(config.engine.maxsim, device)
+    kernels.require(config.engine.maxsim, device, precision=config.engine.nominate)
 
     def survey_of(dataset: Dataset) -> Survey:
         with documents_bar(console, f"survey of {dataset.name}", total=config.dataset.counts.documents) as advance:

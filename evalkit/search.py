@@ -2,8 +2,8 @@
 
 Shapes: Q queries, N documents of a shard, H hits (flat, of all queries together).
 
-The fast kernel's scores, fp32 or bf16, only nominate: every document that could be among the best within the kernel's
-proven error is scored again exactly. So the run does not depend on batch, block, shard size, threads or device.
+The fast kernel's scores, of 16 or 32 bits, only nominate: every document that could be among the best within the
+kernel's proven error is scored again exactly. So the run depends on no batch, block, shard size, threads or device.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evalkit.config import MaxsimKernel
+from evalkit.config import MaxsimKernel, Nomination
 from evalkit.maxsim import kernels, packed
 from evalkit.store import ShardVectors
 from evalkit.types import Hit
@@ -85,7 +85,7 @@ def search_shard(  # noqa: PLR0913 (keyword-only behind the two sides)
     depth: int,
     floor_Q: np.ndarray,
     device: torch.device,
-    precision: packed.Precision = "float32",
+    precision: Nomination = "auto",
     maxsim: MaxsimKernel = "auto",
 ) -> Hits:
     """Return the exact best `depth` documents of a shard for every query, leaving out those below the query's floor.

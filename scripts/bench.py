@@ -126,11 +126,10 @@ def maxsim(chosen: argparse.Namespace, work: Path) -> list[Case]:
         per_query = 2.0 * QUERY_VECTORS * int(lengths_N.sum()) * 128
         job = {"stage": "maxsim", "inputs": str(inputs), "depth": DEPTH}
         contenders = (
-            Contender("evalkit fp32", "evalkit", {**job, "variant": "product", "precision": "float32"}),
-            Contender("evalkit bf16", "evalkit", {**job, "variant": "product", "precision": "bfloat16"}, "bf16"),
-            Contender("evalkit exact search, fp32", "evalkit", {**job, "variant": "search", "precision": "float32"}),
-            Contender(
-                "evalkit exact search, bf16", "evalkit", {**job, "variant": "search", "precision": "bfloat16"}, "bf16"
+            *(
+                Contender(f"{name}{short}", "evalkit", {**job, "variant": variant, "precision": precision}, short)
+                for variant, name in (("product", "evalkit "), ("search", "evalkit exact search, "))
+                for short, precision in (("fp32", "float32"), ("int16", "int16"), ("bf16", "bfloat16"))
             ),
             Contender("sentence-transformers fp32", "sentence-transformers", {**job, "variant": "float32"}),
             Contender("sentence-transformers bf16", "sentence-transformers", {**job, "variant": "bfloat16"}, "bf16"),

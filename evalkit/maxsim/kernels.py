@@ -12,10 +12,10 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from evalkit.config import MaxsimKernel
+from evalkit.config import MaxsimKernel, Nomination
 from evalkit.errors import ConfigError
-from evalkit.maxsim import packed, rescore, simd
-from evalkit.maxsim.packed import Packed, Precision
+from evalkit.maxsim import fixed_point, packed, rescore, simd
+from evalkit.maxsim.packed import Packed
 
 KernelName = Literal["simd", "packed", "triton", "late-interaction-kernels"]
 MODULES: Mapping[str, str] = {"triton": "triton", "late-interaction-kernels": "late_interaction_kernels"}
@@ -51,12 +51,12 @@ class Kernel(NamedTuple):
     """Exact scores of pairs, rounded once to fp32 [H], on the CPU."""
 
 
-def bind(choice: MaxsimKernel, documents: Packed, *, device: torch.device, precision: Precision = "float32") -> Kernel:
+def bind(choice: MaxsimKernel, documents: Packed, *, device: torch.device, precision: Nomination = "auto") -> Kernel:
     """Bring a shard's documents to a device and return the chosen kernel over them.
 
-    `precision` is that of `packed` alone. Raises ConfigError as `require` does.
+    `precision` is that of `simd` and `packed` alone. Raises ConfigError as `require` does.
     """
-    require(choice, device)
+    require(choice, device, precision=precision)
     on_device = documents._replace(vectors_XD=documents.vectors_XD.to(device))
     name = _automatic(documents, device, precision) if choice == "auto" else choice
     exact_scores = simd.exact_scores if device.type == "cpu" and simd.available() else rescore.exact_scores
@@ -64,6 +64,14 @@ def bind(choice: MaxsimKernel, documents: Packed, *, device: torch.device, preci
     def exact(queries: Packed, query_H: Tensor, document_H: Tensor) -> Tensor:
         return exact_scores(queries, on_device, query_H, document_H).cpu()
 
+    if name == "simd" and precision != "float32" and simd.multiplies_pairs():
+        scale = float(fixed_point.scales(torch.tensor(packed.largest_norm(on_device.vectors_XD))))
+        return Kernel(
+            name,
+            lambda queries: simd.fixed_point_scores(queries, on_device, scale=scale),
+            lambda queries: packed.error_bound(queries, on_device, precision="int16"),
+            exact,
+        )
     if name == "simd":
         return Kernel(
             name,
@@ -72,10 +80,11 @@ def bind(choice: MaxsimKernel, documents: Packed, *, device: torch.device, preci
             exact,
         )
     if name == "packed":
+        rounds: packed.Precision = "bfloat16" if precision == "bfloat16" else "float32"
         return Kernel(
             name,
-            lambda queries: packed.scores(queries, on_device, precision=precision),
-            lambda queries: packed.error_bound(queries, on_device, precision=precision),
+            lambda queries: packed.scores(queries, on_device, precision=rounds),
+            lambda queries: packed.error_bound(queries, on_device, precision=rounds),
             exact,
         )
     # Tensor cores take fp16 as it is stored; wider vectors lose bits, and bf16 loses no range.
@@ -85,10 +94,16 @@ def bind(choice: MaxsimKernel, documents: Packed, *, device: torch.device, preci
     return Kernel(name, scores, lambda queries: tensor_core_bound(queries, on_device, dtype=half), exact)
 
 
-def require(choice: MaxsimKernel, device: torch.device) -> None:
-    """Refuse a kernel that cannot run: its package is missing, or it needs another device. Raises ConfigError."""
+def require(choice: MaxsimKernel, device: torch.device, *, precision: Nomination = "auto") -> None:
+    """Refuse what cannot run: a kernel's package is missing, or it needs another device. Raises ConfigError."""
     if choice == "simd" and (device.type != "cpu" or not simd.available()):
         msg = f"engine.maxsim=simd: got device {device.type}, wanted a CPU with AVX2 or AVX-512; use engine.maxsim=auto"
+        raise ConfigError(msg)
+    if precision == "int16" and (device.type != "cpu" or choice not in ("auto", "simd") or not simd.multiplies_pairs()):
+        msg = f"engine.nominate=int16: got device {device.type} and engine.maxsim={choice}, wanted a CPU with AVX-512"
+        raise ConfigError(f"{msg} VNNI and engine.maxsim=simd or auto; use engine.nominate=auto")
+    if precision == "bfloat16" and choice == "simd":
+        msg = "engine.nominate=bfloat16: got engine.maxsim=simd, which has float32 and int16; use engine.maxsim=packed"
         raise ConfigError(msg)
     module = MODULES.get(choice)
     if module is None:
@@ -107,10 +122,10 @@ def _interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def _automatic(documents: Packed, device: torch.device, precision: Precision) -> KernelName:
+def _automatic(documents: Packed, device: torch.device, precision: Nomination) -> KernelName:
     """Choose by what is there: a CPU's vector units, or Triton for half-precision vectors on a GPU from Ampere on."""
     if device.type == "cpu":
-        return "simd" if precision == "float32" and simd.available() else "packed"
+        return "simd" if precision != "bfloat16" and simd.available() else "packed"
     vectors_XD = documents.vectors_XD
     promising = (
         importlib.util.find_spec("triton") is not None

@@ -1,4 +1,4 @@
-"""MaxSim of packed queries against packed documents in fp32, with a proven bound on its error.
+"""MaxSim of packed queries against packed documents in fp32, and proven bounds on a nominating score's error.
 
 Shapes: Q queries, N documents, D dim; Y query vectors and X document vectors, packed; P documents of one block.
 
@@ -11,7 +11,7 @@ CPU each core has blocks of its own (`evalkit.cores`), small enough that the red
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from typing import Literal, NamedTuple
@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from evalkit import cores
+from evalkit.maxsim import fixed_point
 
 Precision = Literal["float32", "bfloat16"]
 DOCUMENT_VECTORS = 1024
@@ -193,35 +194,40 @@ def _matmul_precision(precision: Precision) -> Iterator[None]:
         torch.backends.cuda.matmul.fp32_precision = before_cuda
 
 
-def error_bound(queries: Packed, documents: Packed, *, precision: Precision = "float32") -> Tensor:
+def error_bound(queries: Packed, documents: Packed, *, precision: Precision | Literal["int16"] = "float32") -> Tensor:
     """Return per query the largest possible |score - exact score| [Q], for any order of the additions.
 
     With unit roundoff u = 2⁻²⁴ and γ(n) = n·u / (1 - n·u): a dot product of D terms is off by at most γ(D)·‖q‖·‖d‖,
     a sum of L maxima by at most γ(L) of the sum of their sizes (Higham, Accuracy and Stability, §3.1 and §4.2). One
     term more is for the exact score's own rounding to fp32, in which documents are ranked.
-    Rounding q to q' and d to d' adds at most ‖q - q'‖·‖d‖ + ‖q'‖·‖d - d'‖, by Cauchy and Schwarz; both residuals are
-    measured, not estimated.
+    Rounding q to q' and d to d' adds at most ‖q - q'‖·‖d‖ + ‖q'‖·‖d - d'‖, by Cauchy and Schwarz. Residuals of bf16
+    are measured, not estimated. Dot products of `int16` numbers are exact, and a sum of maxima is rounded once to fp32.
     """
     lengths_Q = queries.starts_N.diff()
-    longest = int(lengths_Q.max())
-    query_YD, document_XD = queries.vectors_XD, documents.vectors_XD
-    pieces = [document_XD[i : i + _PIECE] for i in range(0, len(document_XD), _PIECE)]
-    document_norm = max(float(_norms(piece).max()) for piece in pieces)
-    gamma_dim, gamma_sum = _gamma(query_YD.shape[1]), _gamma(longest + 1)
-    size_Y = _norms(query_YD).cpu() * document_norm
-    error_Y = size_Y * gamma_dim
-    if precision == "bfloat16":
-        document_residual = max(float(_norms(_residual(piece)).max()) for piece in pieces)
-        rounded_Y = _norms(query_YD.bfloat16()).cpu()
-        rounded_norm = document_norm + document_residual
-        rounding_Y = _norms(_residual(query_YD)).cpu() * document_norm + rounded_Y * document_residual
-        error_Y = rounding_Y + rounded_Y * rounded_norm * gamma_dim
+    query_YD = queries.vectors_XD
+    dim = query_YD.shape[1]
+    norm_Y, document_norm = norms(query_YD), largest_norm(documents.vectors_XD)
+    size_Y = norm_Y * document_norm
+    gamma_sum = _gamma(int(lengths_Q.max()) + 1)
+    if precision == "int16":
+        residual_Y = fixed_point.residual_norm(dim, fixed_point.scales(norm_Y))
+        document_residual = float(fixed_point.residual_norm(dim, fixed_point.scales(torch.tensor(document_norm))))
+        error_Y = residual_Y * document_norm + (norm_Y + residual_Y) * document_residual
+        gamma_sum = _gamma(3)  # the last of three is what fp64 may round
+    elif precision == "bfloat16":
+        residual_Y = norms(_bfloat16_residual(query_YD))
+        rounded_Y = norms(query_YD.bfloat16())
+        document_residual = _largest(_bfloat16_residual, documents.vectors_XD)
+        rounding_Y = residual_Y * document_norm + rounded_Y * document_residual
+        error_Y = rounding_Y + rounded_Y * (document_norm + document_residual) * _gamma(dim)
+    else:
+        error_Y = size_Y * _gamma(dim)
     owner = torch.repeat_interleave(torch.arange(len(lengths_Q)), lengths_Q)
-    per_vector_Y = error_Y + (size_Y + error_Y) * gamma_sum
+    per_vector_Y = (error_Y + (size_Y + error_Y) * gamma_sum).cpu()
     return torch.zeros(len(lengths_Q), dtype=torch.float64).index_add_(0, owner, per_vector_Y)
 
 
-def _residual(vectors_XD: Tensor) -> Tensor:
+def _bfloat16_residual(vectors_XD: Tensor) -> Tensor:
     """Return what rounding to bf16 takes away; fp32 holds the difference of an fp16 or fp32 number and its bf16."""
     return vectors_XD.float() - vectors_XD.bfloat16().float()
 
@@ -231,10 +237,21 @@ _SLACK = 1.001
 """Above what fp32 can lose in the norm of up to 8,000 terms: γ(8000) < 5e-4."""
 
 
-def _norms(vectors_XD: Tensor) -> Tensor:
-    """Return an upper bound of every vector's norm, computed in fp32."""
-    norms: Tensor = torch.linalg.vector_norm(vectors_XD.float(), dim=1).double() * _SLACK
-    return norms
+def norms(vectors_XD: Tensor) -> Tensor:
+    """Return an upper bound of every vector's norm [X] in fp64, computed in fp32."""
+    norm_X: Tensor = torch.linalg.vector_norm(vectors_XD.float(), dim=1).double() * _SLACK
+    return norm_X
+
+
+def largest_norm(vectors_XD: Tensor) -> float:
+    """Return an upper bound of the largest norm."""
+    return _largest(Tensor.float, vectors_XD)
+
+
+def _largest(part: Callable[[Tensor], Tensor], vectors_XD: Tensor) -> float:
+    """Return an upper bound of the largest norm of a part of each vector, taken of some at a time."""
+    pieces = (vectors_XD[begin : begin + _PIECE] for begin in range(0, len(vectors_XD), _PIECE))
+    return max(float(norms(part(piece)).max()) for piece in pieces)
 
 
 def _gamma(terms: int) -> float:

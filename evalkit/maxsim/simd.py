@@ -1,4 +1,4 @@
-"""Launch the vector-unit kernel: blocks of documents for each core, in fp32 to nominate, in float64 to score exactly.
+"""Launch the vector-unit kernel: fp32 or 16-bit whole numbers to nominate, float64 to score exactly.
 
 Shapes: Q queries, N documents, D dim; H pairs; Y query vectors and X document vectors, packed; M panels.
 """
@@ -6,6 +6,7 @@ Shapes: Q queries, N documents, D dim; H pairs; Y query vectors and X document v
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from evalkit import cores
-from evalkit.maxsim.packed import Packed
+from evalkit.maxsim import fixed_point
+from evalkit.maxsim.packed import Packed, norms
 
 BLOCK_BYTES = 1 << 19
 """Document vectors that one call of the kernel takes: they stay in a core's second-level cache for all queries."""
@@ -28,25 +30,81 @@ def available() -> bool:
     return importlib.util.find_spec("numba") is not None and bool(capabilities.get("avx2"))
 
 
+@cache
+def multiplies_pairs() -> bool:
+    """Tell whether the kernel's 16-bit form can be compiled here: AVX-512 with its VNNI part, for which numba compiles.
+
+    Without VNNI a pair takes two instructions, and the kernel is no faster than in fp32.
+    """
+    if not available() or not torch.cpu.get_capabilities().get("avx512_vnni"):
+        return False
+    from numba.core.registry import cpu_target
+
+    features = cpu_target.target_context.codegen().magic_tuple()[2]  # NUMBA_CPU_FEATURES may have said otherwise
+    return "+avx512vnni" in features.split(",")
+
+
 def scores(queries: Packed, documents: Packed) -> Tensor:
     """Return MaxSim scores [Q, N] in fp32; `packed.error_bound` says how far from exact they can be.
 
     Every text must have at least one vector, and vectors must be finite.
     """
+    unit_Y = torch.ones(len(queries.vectors_XD))
+    return _all_scores(_floats(queries.vectors_XD), unit_Y, queries.starts_N, documents, _floats, -torch.inf)
+
+
+def fixed_point_scores(queries: Packed, documents: Packed, *, scale: float) -> Tensor:
+    """Return MaxSim scores [Q, N] of vectors rounded to 16-bit whole numbers, added exactly and rounded once to fp32.
+
+    `scale` is the documents', of `fixed_point.scales`; each query vector has its own. Texts are as for `scores`.
+    """
+    scale_Y = fixed_point.scales(norms(queries.vectors_XD))
+    query_YD = _pairs(queries.vectors_XD, scale_Y.unsqueeze(1))
+    lowest = torch.iinfo(query_YD.dtype).min
+    unit_Y = 1 / (scale_Y.double() * scale)
+    return _all_scores(query_YD, unit_Y, queries.starts_N, documents, lambda part: _pairs(part, scale), lowest)
+
+
+def _all_scores(  # noqa: PLR0913, PLR0917 (one call's worth of a kernel's arguments)
+    query_YD: Tensor,
+    unit_Y: Tensor,
+    starts_Q: Tensor,
+    documents: Packed,
+    numbers: Callable[[Tensor], Tensor],
+    lowest: float,
+) -> Tensor:
+    """Share documents among the cores, in blocks whose `numbers` stay in the cache; return scores [Q, N]."""
     from evalkit.maxsim import simd_kernel
 
-    panel_MDY = _panels(queries.vectors_XD.float()).numpy()
-    starts_Q, starts_N = queries.starts_N.numpy(), documents.starts_N
+    panel_MDY = _panels(query_YD).numpy()
+    starts_N = documents.starts_N
     out_NQ = torch.empty((len(starts_N) - 1, len(starts_Q) - 1))
+    rows = BLOCK_BYTES // query_YD.element_size() // query_YD.shape[1]
 
     def score(begin: int, end: int) -> None:
-        for first, behind in _blocks(starts_N, begin, end, rows=BLOCK_BYTES // 4 // panel_MDY.shape[1]):
-            block_XD = _widened(documents.vectors_XD[starts_N[first] : starts_N[behind]].float())
-            block_starts = (starts_N[first : behind + 1] - starts_N[first]).numpy()
-            simd_kernel.all_scores(block_XD.numpy(), block_starts, panel_MDY, starts_Q, out_NQ[first:behind].numpy())
+        for first, behind in _blocks(starts_N, begin, end, rows=rows):
+            simd_kernel.all_scores(
+                numbers(documents.vectors_XD[starts_N[first] : starts_N[behind]]).numpy(),
+                (starts_N[first : behind + 1] - starts_N[first]).numpy(),
+                panel_MDY,
+                starts_Q.numpy(),
+                unit_Y.numpy(),
+                lowest,
+                out_NQ[first:behind].numpy(),
+            )
 
     cores.map_ranges(score, cores.equal_ranges(starts_N[1:], cores=torch.get_num_threads()))
     return out_NQ.T
+
+
+def _floats(vectors_XD: Tensor) -> Tensor:
+    return _widened(vectors_XD.float())
+
+
+def _pairs(vectors_XD: Tensor, scale: Tensor | float) -> Tensor:
+    """Return rounded vectors, each pair of their numbers as one of 32 bits."""
+    even_XD = functional.pad(vectors_XD, (0, vectors_XD.shape[1] % 2))
+    return _widened(fixed_point.rounded(even_XD, scale).view(torch.int32))
 
 
 def exact_scores(queries: Packed, documents: Packed, query_H: Tensor, document_H: Tensor) -> Tensor:
@@ -114,11 +172,11 @@ def _blocks(starts_N: Tensor, begin: int, end: int, *, rows: int) -> list[tuple[
 
 
 def _panels(query_YD: Tensor) -> Tensor:
-    """Return query vectors side by side in panels [M, D, Y], the last filled up with zeros."""
+    """Return query vectors, of widened numbers, in panels side by side [M, D, Y], the last filled up with zeros."""
     from evalkit.maxsim import simd_kernel
 
     width = simd_kernel.panel_vectors(query_YD.element_size())
-    filled_YD = functional.pad(_widened(query_YD), (0, 0, 0, -len(query_YD) % width))
+    filled_YD = functional.pad(query_YD, (0, 0, 0, -len(query_YD) % width))
     return filled_YD.view(-1, width, filled_YD.shape[1]).transpose(1, 2).contiguous()
 
 

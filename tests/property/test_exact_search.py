@@ -26,6 +26,10 @@ from evalkit.store import ShardVectors
 from evalkit.types import Hit
 
 CPU = torch.device("cpu")
+INT16 = [("auto", "int16")] if simd.multiplies_pairs() else []
+NOMINATIONS = [("auto", "float32"), ("packed", "float32"), ("packed", "bfloat16"), *INT16]
+USEFUL = {"float32": 1e-3, "bfloat16": 0.3, "int16": 3e-2}
+"""Bounds above which nomination would leave too much to exact scoring, for queries of 32 vectors."""
 
 
 def texts(generator, count, *, dim, longest, distinct, prefix, dtype=torch.float16):
@@ -61,7 +65,7 @@ def all_open(queries):
     distinct=st.integers(2, 40),
     depth=st.integers(1, 30),
     longest=st.sampled_from([1, 3, 40]),
-    kernel=st.sampled_from([("auto", "float32"), ("packed", "float32"), ("packed", "bfloat16")]),
+    kernel=st.sampled_from(NOMINATIONS),
 )
 def test_search_equals_brute_force_to_the_bit_ties_included(seed, dim, distinct, depth, longest, kernel):
     generator = torch.Generator().manual_seed(seed)
@@ -94,12 +98,9 @@ def test_the_run_does_not_depend_on_how_or_in_which_order_the_corpus_is_cut(seed
     assert to_run(best, queries.ids) == brute_force(queries, whole, 10)
 
 
-@pytest.mark.parametrize(
-    ("maxsim", "precision", "useful"),
-    [("auto", "float32", 1e-3), ("packed", "float32", 1e-3), ("packed", "bfloat16", 0.3)],
-)
+@pytest.mark.parametrize(("maxsim", "precision"), NOMINATIONS)
 @pytest.mark.parametrize("longest", [1, 2, 17, 700, 5000])
-def test_nominating_scores_are_within_their_proven_error_bound(longest, maxsim, precision, useful):
+def test_nominating_scores_are_within_their_proven_error_bound(longest, maxsim, precision):
     generator = torch.Generator().manual_seed(longest)
     queries = texts(generator, 7, dim=128, longest=32, distinct=100, prefix="q")
     shard = texts(generator, 50, dim=128, longest=longest, distinct=5000, prefix="d")
@@ -110,26 +111,53 @@ def test_nominating_scores_are_within_their_proven_error_bound(longest, maxsim, 
     exact_QN = rescore.exact_scores(query, documents, pairs[:, 0], pairs[:, 1]).view(7, 50).double()
     bound_Q = kernel.error_bound(query)
     assert ((fast_QN - exact_QN).abs() <= bound_Q.unsqueeze(1) + 2e-6).all()
-    assert float(bound_Q.max()) < useful
+    assert float(bound_Q.max()) < USEFUL[precision]
 
 
-@pytest.mark.parametrize("maxsim", ["auto", "packed"])
-def test_scores_of_queries_longer_than_a_block_are_right(maxsim):
+@pytest.mark.skipif(not INT16, reason="the processor has no AVX-512 VNNI")
+@settings(max_examples=40, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    dim=st.sampled_from([1, 2, 7, 128]),
+    sizes=st.lists(st.floats(-6, 4), min_size=2, max_size=2),
+    peaked=st.booleans(),
+    dtype=st.sampled_from([torch.float16, torch.float32]),
+)
+def test_whole_numbers_neither_overflow_nor_leave_their_bound_whatever_the_vectors_sizes(
+    seed, dim, sizes, peaked, dtype
+):
+    generator = torch.Generator().manual_seed(seed)
+    sides = []
+    for size, count in zip(sizes, (60, 90), strict=True):
+        vectors_XD = torch.randn(count, dim, generator=generator)
+        if peaked:
+            vectors_XD = torch.nn.functional.one_hot(vectors_XD.argmax(1), dim).float()
+        scaled_XD = (vectors_XD * 10**size).clamp(-60_000, 60_000).to(dtype)
+        sides.append(packed.pack(scaled_XD, torch.tensor([count // 3] * 3)))
+    query, documents = sides
+    kernel = kernels.bind("simd", documents, device=CPU, precision="int16")
+    pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3))
+    exact_QN = rescore.exact_scores(query, documents, pairs[:, 0], pairs[:, 1]).view(3, 3).double()
+    off_QN = (kernel.scores(query).double() - exact_QN).abs()
+    assert (off_QN <= kernel.error_bound(query).unsqueeze(1)).all()
+
+
+@pytest.mark.parametrize(("maxsim", "precision"), [("auto", "float32"), ("packed", "float32"), *INT16])
+def test_scores_of_queries_longer_than_a_block_are_right(maxsim, precision):
     generator = torch.Generator().manual_seed(1)
     queries = texts(generator, 2, dim=4, longest=3, distinct=9, prefix="q")
     long = ShardVectors(("q",), torch.tensor([1500]), torch.randn(1500, 4, generator=generator).half())
     shard = texts(generator, 9, dim=4, longest=5, distinct=9, prefix="d")
     both = packed.pack(torch.cat([queries.vectors_XD, long.vectors_XD]), torch.cat([queries.lengths_N, long.lengths_N]))
     documents = packed.pack(shard.vectors_XD, shard.lengths_N)
-    scores = kernels.bind(maxsim, documents, device=CPU).scores(both)
+    scores = kernels.bind(maxsim, documents, device=CPU, precision=precision).scores(both)
     starts = [0, *shard.lengths_N.cumsum(0).tolist()]
     wanted = [reference.maxsim(long.vectors_XD, shard.vectors_XD[a:b]) for a, b in pairwise(starts)]
-    assert np.allclose(scores[2].numpy(), wanted, rtol=1e-5)
+    assert np.allclose(scores[2].numpy(), wanted, rtol=1e-4 if precision == "int16" else 1e-5)
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("maxsim", ["auto", "packed"])
-def test_the_run_does_not_depend_on_block_sizes_or_threads(precision, maxsim, monkeypatch):
+@pytest.mark.parametrize(("maxsim", "precision"), NOMINATIONS)
+def test_the_run_does_not_depend_on_block_sizes_or_threads(maxsim, precision, monkeypatch):
     generator = torch.Generator().manual_seed(5)
     queries = texts(generator, 9, dim=96, longest=32, distinct=60, prefix="q")
     shard = texts(generator, 200, dim=96, longest=90, distinct=300, prefix="d")

@@ -16,6 +16,7 @@ import torch
 from peers import environments, plot, rounds, worker
 from peers.rounds import Contender, Worker, WorkerError, fitting_size, tree, turns
 
+from evalkit.maxsim import simd
 from evalkit.runs import read_run
 from evalkit.types import Document, Hit
 
@@ -274,15 +275,11 @@ def test_the_kernels_and_the_plain_einsum_agree_with_the_exact_scores(tmp_path, 
     monkeypatch.setattr(bench, "CEILINGS", Contender("ceilings", "none", {}))
     ragged = bench.maxsim(chosen, tmp_path)[1]
     figures = bench.measure(ragged, chosen, tmp_path / "ragged")
-    assert set(figures["contenders"]) == {
-        "evalkit fp32",
-        "evalkit bf16",
-        "evalkit exact search, fp32",
-        "evalkit exact search, bf16",
-        "torch padded einsum",
-        "torch chunked einsum",
-    }
+    pairs = ["int16"] if simd.multiplies_pairs() else []
+    ours = {f"{name}{short}" for name in ("evalkit ", "evalkit exact search, ") for short in ("fp32", "bf16", *pairs)}
+    assert set(figures["contenders"]) == {*ours, "torch padded einsum", "torch chunked einsum"}
     for name in ("evalkit fp32", "torch padded einsum", "torch chunked einsum"):
         assert figures["contenders"][name]["largest_difference"] < 1e-4
         assert figures["contenders"][name]["queries_with_the_same_top_10"] == "2 of 2"
     assert figures["contenders"]["evalkit bf16"]["largest_difference"] < 0.5
+    assert all(figures["contenders"][f"evalkit {short}"]["largest_difference"] < 0.02 for short in pairs)

@@ -8,10 +8,11 @@ import pytest
 import torch
 
 from evalkit.errors import ConfigError
-from evalkit.maxsim import kernels, packed, rescore, simd
+from evalkit.maxsim import fixed_point, kernels, packed, rescore, simd
 
 CPU = torch.device("cpu")
 needs_units = pytest.mark.skipif(not simd.available(), reason="the processor has no AVX2")
+needs_pairs = pytest.mark.skipif(not simd.multiplies_pairs(), reason="the processor has no AVX-512 VNNI")
 
 
 def texts(lengths, *, dim, seed, dtype=torch.float16):
@@ -34,6 +35,32 @@ def test_documents_and_queries_of_every_small_length_are_scored_as_by_the_defini
     wanted_H = rescore.exact_scores(queries, documents, *pairs)
     assert torch.equal(simd.exact_scores(queries, documents, *pairs), wanted_H)
     assert torch.allclose(simd.scores(queries, documents).flatten(), wanted_H, atol=1e-4)
+
+
+@needs_pairs
+@pytest.mark.parametrize("dim", [1, 5, 30, 64, 96, 128, 384])
+def test_products_of_whole_numbers_are_exact_for_every_small_length(dim):
+    queries = texts([1, 2, 31, 32, 33, 64, 65, 130], dim=dim, seed=1)
+    documents = texts([*range(1, 26), 300], dim=dim, seed=2)
+    scale, scale_Y = 30_000.0, fixed_point.scales(packed.norms(queries.vectors_XD))
+    query_YD = fixed_point.rounded(queries.vectors_XD, scale_Y.unsqueeze(1)).double()
+    document_XD = fixed_point.rounded(documents.vectors_XD, scale).double()
+    best = [(query_YD @ document_TD.T).amax(1) for document_TD in document_XD.split(documents.starts_N.diff().tolist())]
+    best_NY = torch.stack(best) / (scale_Y.double() * scale)
+    wanted_QN = torch.stack([part.sum(1) for part in best_NY.split(queries.starts_N.diff().tolist(), dim=1)])
+    got_QN = simd.fixed_point_scores(queries, documents, scale=scale)
+    assert torch.allclose(got_QN.double(), wanted_QN, rtol=2**-23, atol=1e-12)
+
+
+@needs_pairs
+def test_sixteen_bits_nominate_where_the_processor_multiplies_them_twice_as_fast():
+    documents = texts([4, 2], dim=8, seed=1)
+    automatic, named, fp32 = (
+        kernels.bind("auto", documents, device=CPU, precision=precision).error_bound(documents).tolist()
+        for precision in ("auto", "int16", "float32")
+    )
+    assert automatic == named
+    assert named != fp32
 
 
 @needs_units
@@ -67,6 +94,7 @@ torch.cpu.get_capabilities = lambda: {"avx2": True}
 from test_maxsim_simd import every_pair, rescore, simd, texts
 from evalkit.maxsim import simd_kernel
 assert simd_kernel.REGISTERS == (32, 2)
+assert not simd.multiplies_pairs()
 queries, documents = texts([1, 8, 9, 40], dim=96, seed=1), texts([1, 2, 5, 6, 7, 30], dim=96, seed=2)
 pairs = every_pair(queries, documents)
 wanted = rescore.exact_scores(queries, documents, *pairs)
@@ -81,6 +109,26 @@ def test_processors_with_avx2_alone_are_served_by_narrower_tiles(tmp_path):
     environment |= {"NUMBA_CACHE_DIR": str(tmp_path), "PYTHONPATH": os.pathsep.join(sys.path)}
     ran = subprocess.run([sys.executable, "-c", NARROW], env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
+
+
+@needs_pairs
+def test_whole_numbers_are_left_alone_where_numba_compiles_for_a_lesser_processor():
+    environment = {**os.environ, "NUMBA_CPU_NAME": "skylake-avx512", "NUMBA_CPU_FEATURES": "+avx512f,+avx2,+fma"}
+    program = "from evalkit.maxsim import simd; assert simd.available(); assert not simd.multiplies_pairs()"
+    ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+
+
+def test_a_precision_that_cannot_be_had_is_refused_with_the_remedy(monkeypatch):
+    documents = texts([4, 2], dim=8, seed=1)
+    with pytest.raises(ConfigError, match=r"nominate=int16: .*maxsim=packed, wanted .*; use engine\.nominate=auto"):
+        kernels.bind("packed", documents, device=CPU, precision="int16")
+    monkeypatch.setattr(simd, "multiplies_pairs", lambda: False)
+    with pytest.raises(ConfigError, match=r"engine\.nominate=int16: got device cpu .*wanted a CPU with AVX-512 VNNI"):
+        kernels.bind("auto", documents, device=CPU, precision="int16")
+    if simd.available():
+        with pytest.raises(ConfigError, match=r"got engine\.maxsim=simd, which has float32 and int16; use .*packed"):
+            kernels.bind("simd", documents, device=CPU, precision="bfloat16")
 
 
 def test_a_processor_without_the_units_is_told_so_and_served_by_another_kernel(monkeypatch):

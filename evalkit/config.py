@@ -281,7 +281,7 @@ class StoreConfig:
 
 
 Attention: TypeAlias = Literal["auto", "sdpa", "varlen", "flash"]
-"""How texts attend: padded (`sdpa`) or packed, by torch's kernel (`varlen`) or flash-attn's."""
+"""How texts attend: padded (`sdpa`: torch's kernel or, on a CPU in fp32, evalkit's), or packed (`varlen`, `flash`)."""
 
 
 MaxsimKernel: TypeAlias = Literal["auto", "simd", "packed", "triton", "late-interaction-kernels"]

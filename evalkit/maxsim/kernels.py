@@ -12,6 +12,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from evalkit import registers
 from evalkit.config import MaxsimKernel, Nomination
 from evalkit.errors import ConfigError
 from evalkit.maxsim import fixed_point, packed, rescore, simd
@@ -59,12 +60,12 @@ def bind(choice: MaxsimKernel, documents: Packed, *, device: torch.device, preci
     require(choice, device, precision=precision)
     on_device = documents._replace(vectors_XD=documents.vectors_XD.to(device))
     name = _automatic(documents, device, precision) if choice == "auto" else choice
-    exact_scores = simd.exact_scores if device.type == "cpu" and simd.available() else rescore.exact_scores
+    exact_scores = simd.exact_scores if device.type == "cpu" and registers.available() else rescore.exact_scores
 
     def exact(queries: Packed, query_H: Tensor, document_H: Tensor) -> Tensor:
         return exact_scores(queries, on_device, query_H, document_H).cpu()
 
-    if name == "simd" and precision != "float32" and simd.multiplies_pairs():
+    if name == "simd" and precision != "float32" and registers.multiplies_pairs():
         scale = float(fixed_point.scales(torch.tensor(packed.largest_norm(on_device.vectors_XD))))
         return Kernel(
             name,
@@ -96,10 +97,12 @@ def bind(choice: MaxsimKernel, documents: Packed, *, device: torch.device, preci
 
 def require(choice: MaxsimKernel, device: torch.device, *, precision: Nomination = "auto") -> None:
     """Refuse what cannot run: a kernel's package is missing, or it needs another device. Raises ConfigError."""
-    if choice == "simd" and (device.type != "cpu" or not simd.available()):
+    if choice == "simd" and (device.type != "cpu" or not registers.available()):
         msg = f"engine.maxsim=simd: got device {device.type}, wanted a CPU with AVX2 or AVX-512; use engine.maxsim=auto"
         raise ConfigError(msg)
-    if precision == "int16" and (device.type != "cpu" or choice not in ("auto", "simd") or not simd.multiplies_pairs()):
+    if precision == "int16" and (
+        device.type != "cpu" or choice not in ("auto", "simd") or not registers.multiplies_pairs()
+    ):
         msg = f"engine.nominate=int16: got device {device.type} and engine.maxsim={choice}, wanted a CPU with AVX-512"
         raise ConfigError(f"{msg} VNNI and engine.maxsim=simd or auto; use engine.nominate=auto")
     if precision == "bfloat16" and choice == "simd":
@@ -125,7 +128,7 @@ def _interpreted() -> bool:
 def _automatic(documents: Packed, device: torch.device, precision: Nomination) -> KernelName:
     """Choose by what is there: a CPU's vector units, or Triton for half-precision vectors on a GPU from Ampere on."""
     if device.type == "cpu":
-        return "simd" if precision != "bfloat16" and simd.available() else "packed"
+        return "simd" if precision != "bfloat16" and registers.available() else "packed"
     vectors_XD = documents.vectors_XD
     promising = (
         importlib.util.find_spec("triton") is not None

@@ -5,9 +5,7 @@ Shapes: Q queries, N documents, D dim; H pairs; Y query vectors and X document v
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
-from functools import cache
 
 import torch
 from torch import Tensor
@@ -21,27 +19,6 @@ BLOCK_BYTES = 1 << 19
 """Document vectors that one call of the kernel takes: they stay in a core's second-level cache for all queries."""
 EXACT_BLOCK_BYTES = 1 << 21
 """The same for exact scores, in which a document meets few queries: what counts there is the number of calls."""
-
-
-@cache
-def available() -> bool:
-    """Tell whether the kernel can be compiled here and has vector units that it was written for."""
-    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return importlib.util.find_spec("numba") is not None and bool(capabilities.get("avx2"))
-
-
-@cache
-def multiplies_pairs() -> bool:
-    """Tell whether the kernel's 16-bit form can be compiled here: AVX-512 with its VNNI part, for which numba compiles.
-
-    Without VNNI a pair takes two instructions, and the kernel is no faster than in fp32.
-    """
-    if not available() or not torch.cpu.get_capabilities().get("avx512_vnni"):
-        return False
-    from numba.core.registry import cpu_target
-
-    features = cpu_target.target_context.codegen().magic_tuple()[2]  # NUMBA_CPU_FEATURES may have said otherwise
-    return "+avx512vnni" in features.split(",")
 
 
 def scores(queries: Packed, documents: Packed) -> Tensor:
@@ -182,7 +159,7 @@ def _panels(query_YD: Tensor) -> Tensor:
 
 def _widened(vectors_XD: Tensor) -> Tensor:
     """Fill vectors up with zeros, which add nothing, to a multiple of the numbers that the kernel takes at a time."""
-    from evalkit.maxsim import simd_kernel
+    from evalkit import register_code
 
-    missing = -vectors_XD.shape[1] % simd_kernel.UNROLLED
+    missing = -vectors_XD.shape[1] % register_code.UNROLLED
     return functional.pad(vectors_XD, (0, missing)) if missing else vectors_XD.contiguous()

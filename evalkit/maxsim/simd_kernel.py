@@ -15,101 +15,25 @@ of 32 query vectors, makes the exact scores; in pairs of 16-bit whole numbers, e
 does twice what it does in fp32.
 """
 
-from typing import Any, NamedTuple
-
 import numpy as np
-import torch
-from llvmlite import binding, ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
+from evalkit.register_code import Code, Panel, index, sums
+from evalkit.registers import REGISTERS
 
-class Registers(NamedTuple):
-    """The vector registers that a tile is cut for."""
-
-    size_bytes: int
-    per_row: int
-    """Registers that hold the sums of one row: with those of ROWS rows, a panel's numbers and a row's own all fit."""
-
-
-REGISTERS = Registers(64, 4) if torch.cpu.get_capabilities().get("avx512_f") else Registers(32, 2)
+PANEL_REGISTERS = 4 if REGISTERS.total >= 32 else 2
+"""Registers that hold the sums of one row: with those of ROWS rows, a panel's numbers and a row's own all fit."""
 ROWS = 6
 """Document vectors of a tile."""
 FEW_ROWS = 3
 """The same where fewer are left of a document."""
-UNROLLED = 4
-"""Numbers of a vector that one turn of the loop takes; vectors are filled up with zeros to a multiple of it."""
-
-binding.initialize_native_asmparser()  # for the one instruction that is written out
 
 
 def panel_vectors(number_bytes: int) -> int:
     """Return the query vectors of a panel, for numbers of a size."""
-    return REGISTERS.size_bytes // number_bytes * REGISTERS.per_row
-
-
-class _Code(NamedTuple):
-    """What is written into: LLVM's builder, and the types and functions of one size of numbers."""
-
-    builder: Any
-    number: Any
-    number_bytes: int
-    register: Any
-
-    @classmethod
-    def of(cls, builder, number, number_bytes):
-        register = ir.VectorType(number, REGISTERS.size_bytes // number_bytes)
-        return cls(builder, number, number_bytes, register)
-
-    @property
-    def whole(self):
-        """Whether a number is a pair of 16-bit whole numbers."""
-        return isinstance(self.number, ir.IntType)
-
-    def fused(self, a, b, c):
-        """Return a · b + c, rounded once; of pairs the sum of both products, which is exact below 2³¹."""
-        kind = ir.FunctionType(self.register, [self.register] * 3)
-        if self.whole:
-            # Left the choice, LLVM takes a multiplication and an addition for it, at half the rate.
-            return self.builder.asm(kind, "vpdpwssd $2, $1, $0", "=v,v,v,0", [a, b, c], side_effect=False)
-        name = f"llvm.fma.v{self.register.count}f{8 * self.number_bytes}"
-        return self.builder.call(cgutils.get_or_insert_function(self.builder.module, kind, name), [a, b, c])
-
-    def larger(self, a, b):
-        compare = self.builder.icmp_signed if self.whole else self.builder.fcmp_ordered
-        return self.builder.select(compare(">", a, b), a, b)
-
-    def zeros(self):
-        return ir.Constant(self.register, [0 if self.whole else 0.0] * self.register.count)
-
-    def plus(self, value, more):
-        return self.builder.add(value, _index(more))
-
-    def load(self, base, offset, kind):
-        pointer = self.builder.bitcast(self.builder.gep(base, [offset]), kind.as_pointer())
-        return self.builder.load(pointer, align=self.number_bytes)
-
-    def store(self, value, base, offset):
-        pointer = self.builder.bitcast(self.builder.gep(base, [offset]), self.register.as_pointer())
-        self.builder.store(value, pointer, align=self.number_bytes)
-
-    def registers(self, base, offset):
-        """Load a panel's numbers, one line of it."""
-        lanes = self.register.count
-        return [self.load(base, self.plus(offset, lanes * part), self.register) for part in range(REGISTERS.per_row)]
-
-    def spread(self, value):
-        """Return a register with one number in all its places."""
-        undefined = ir.Constant(self.register, ir.Undefined)
-        first = self.builder.insert_element(undefined, value, ir.Constant(ir.IntType(32), 0))
-        everywhere = ir.Constant(ir.VectorType(ir.IntType(32), self.register.count), [0] * self.register.count)
-        return self.builder.shuffle_vector(first, undefined, everywhere)
-
-
-def _index(value):
-    return ir.Constant(ir.IntType(64), value)
+    return REGISTERS.size_bytes // number_bytes * PANEL_REGISTERS
 
 
 def _tile(rows):
@@ -128,59 +52,29 @@ def _tile(rows):
             )
             row, panel, document = arguments[1::2]
             kind = signature.args[0].dtype
-            code = _Code.of(builder, context.get_data_type(kind), kind.bitwidth // 8)
+            code = Code.of(builder, context.get_data_type(kind), kind.bitwidth // 8)
             dim = builder.extract_value(documents.shape, 1)
-            width = _index(panel_vectors(code.number_bytes))
-            sums = _sums(
+            width = index(panel_vectors(code.number_bytes))
+            panel_start = code.times(code.times(panel, dim), width)
+            found = sums(
                 code,
                 documents.data,
-                [builder.mul(code.plus(row, more), dim) for more in range(rows)],
-                panels.data,
-                builder.mul(builder.mul(panel, dim), width),
+                [code.times(code.plus(row, more), dim) for more in range(rows)],
+                Panel(panels.data, panel_start, width, PANEL_REGISTERS),
                 dim,
             )
             panel_count = builder.extract_value(panels.shape, 0)
-            place = builder.mul(builder.add(builder.mul(document, panel_count), panel), width)
-            for part, known in enumerate(code.registers(best.data, place)):
+            place = code.times(builder.add(code.times(document, panel_count), panel), width)
+            for part, known in enumerate(code.registers(best.data, place, PANEL_REGISTERS)):
                 largest = known
-                for of_row in sums:
+                for of_row in found:
                     largest = code.larger(of_row[part], largest)
-                code.store(largest, best.data, code.plus(place, code.register.count * part))
+                code.store(largest, best.data, code.plus(place, code.lanes * part))
             return context.get_dummy_value()
 
         return signature, build
 
     return tile
-
-
-def _sums(code, documents, row_starts, panels, panel_start, dim):
-    """Write the loop over a vector's numbers; return the registers of dot products, for each row those of a panel."""
-    builder, width = code.builder, _index(panel_vectors(code.number_bytes))
-    before = builder.block
-    loop, behind = builder.append_basic_block("numbers"), builder.append_basic_block("maxima")
-    builder.branch(loop)
-    builder.position_at_end(loop)
-    at = builder.phi(ir.IntType(64))
-    old = [[builder.phi(code.register) for _ in range(REGISTERS.per_row)] for _ in row_starts]
-    sums = old
-    for turn in range(UNROLLED):
-        here = code.plus(at, turn)
-        query = code.registers(panels, builder.add(panel_start, builder.mul(here, width)))
-        own = [code.spread(code.load(documents, builder.add(start, here), code.number)) for start in row_starts]
-        sums = [
-            [code.fused(of_row, of_query, of_both) for of_query, of_both in zip(query, line, strict=True)]
-            for of_row, line in zip(own, sums, strict=True)
-        ]
-    following = code.plus(at, UNROLLED)
-    at.add_incoming(_index(0), before)
-    at.add_incoming(following, loop)
-    for phis, values in zip(old, sums, strict=True):
-        for phi, value in zip(phis, values, strict=True):
-            phi.add_incoming(code.zeros(), before)
-            phi.add_incoming(value, loop)
-    builder.cbranch(builder.icmp_signed("<", following, dim), loop, behind)
-    builder.position_at_end(behind)
-    return sums
 
 
 _rows = _tile(ROWS)

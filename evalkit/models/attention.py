@@ -1,7 +1,8 @@
 """Packed attention: texts back to back in one row, each attending to its own ids alone, and nothing padded.
 
 Shapes: B texts, X ids of all texts packed, Y ids that are attended to, A heads, K width of a head.
-`sdpa` pads and masks, and runs anywhere. `varlen` and `flash` pack: torch's own kernel and flash-attn's on CUDA, and on
+`sdpa` pads and masks, and runs anywhere: by torch's kernel, or in fp32 on a CPU's vector units by evalkit's own, which
+leaves padding out. `varlen` and `flash` pack: torch's own kernel and flash-attn's on CUDA, and on
 the CPU a loop over texts that says what the kernels must give (`evalkit check` compares them with the padded path).
 """
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from evalkit import registers
 from evalkit.config import Attention, EncoderConfig
 
 log = logging.getLogger(__name__)
@@ -56,6 +58,13 @@ class Packing(NamedTuple):
         return self._replace(starts_q=upload(self.starts_q), starts_k=upload(self.starts_k), attended_Y=attended_Y)
 
 
+class Spans(NamedTuple):
+    """Of a padded batch: how many ids each text has, and how many of them, the first, are attended to [B], int64."""
+
+    lengths_B: np.ndarray
+    attended_B: np.ndarray
+
+
 def packing_of(lengths_N: np.ndarray, attended_N: np.ndarray, *, path: Path) -> Packing:
     """Return the packing of texts of some lengths, the first `attended_N` ids of each attended to."""
     starts_q, starts_k = (np.concatenate([[0], np.cumsum(counts_N)]) for counts_N in (lengths_N, attended_N))
@@ -80,20 +89,45 @@ def attend(  # noqa: PLR0913 (the interface is transformers')
     *,
     scaling: float | None = None,
     packing: Packing | None = None,
+    spans: Spans | None = None,
     **more: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend as transformers' models ask for it: packed where the caller gave a packing, else as `sdpa` does.
+    """Attend as transformers' models ask for it: by the packing or the spans that the caller gave, else as `sdpa` does.
 
-    Heads come as [1, A, X, K] and go as [1, X, A, K].
+    Heads come as [B, A, T, K] and go as [B, T, A, K], of packed texts as [1, A, X, K] and [1, X, A, K].
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if spans is not None:
+        return padded_attention(query, key, value, spans, scale=scale), None
     if packing is None:
         mixed, weights = sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **more)
         return mixed, weights
     query_XAK, key_XAK, value_XAK = (heads[0].transpose(0, 1) for heads in (query, key, value))
-    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     return packed_attention(query_XAK, key_XAK, value_XAK, packing, scale=scale).unsqueeze(0), None
+
+
+def has_kernel(config: EncoderConfig, module: nn.Module, *, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether evalkit's own kernel attends for a padded model: in fp32, on vector units, by heads that it can tile."""
+    here = device.type == "cpu" and dtype == torch.float32 and registers.available()
+    shape: Any = getattr(module, "config", None)
+    if not here or shape is None or config.trust_remote_code or config.backbone not in NATIVE:
+        return False
+    from evalkit.models import attention_kernel
+
+    return int(shape.hidden_size // shape.num_attention_heads) % attention_kernel.COLUMNS == 0
+
+
+def padded_attention(query_BATK: Tensor, key_BATK: Tensor, value_BATK: Tensor, spans: Spans, *, scale: float) -> Tensor:
+    """Return each id's mixture of its own text's values, zeros where padding is [B, T, A, K]; on a CPU, in fp32."""
+    from evalkit.models import attention_kernel
+
+    heads = [part.transpose(1, 2).contiguous() for part in (query_BATK, key_BATK, value_BATK)]
+    mixed_BTAK = torch.empty_like(heads[0])
+    query, key, value, mixed = (part.numpy() for part in (*heads, mixed_BTAK))
+    attention_kernel.attention(query, key, value, *spans, scale, mixed)
+    return mixed_BTAK
 
 
 def packed_attention(  # noqa: PLR0913 (keyword-only behind the first four)

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from evalkit.config import Attention, EncoderConfig
 from evalkit.errors import ModelError
 from evalkit.models import backbones, linear, metadata, tokens
-from evalkit.models.attention import Packing, choose, enable, packing_of
+from evalkit.models.attention import Packing, Spans, choose, enable, has_kernel, packing_of
 from evalkit.models.attention import Path as AttentionPath
 from evalkit.models.backbones import Backbone
 from evalkit.models.checkpoint import TOKENIZER, WEIGHTS, Checkpoint, resolve
@@ -49,6 +49,7 @@ class Batch(NamedTuple):
     """Rows of the flattened [B * T] that give vectors."""
     counts_B: Tensor
     """How many of them each text has."""
+    spans: Spans
 
 
 class PackedBatch(NamedTuple):
@@ -77,8 +78,12 @@ class Encoder:
     attention: AttentionPath = "sdpa"
 
     def __post_init__(self) -> None:
-        if self.attention != "sdpa":
+        if self.attention != "sdpa" or self._has_kernel:
             enable(self.module, self.config.backbone)
+
+    @cached_property
+    def _has_kernel(self) -> bool:
+        return self.attention == "sdpa" and has_kernel(self.config, self.module, device=self.device, dtype=self.dtype)
 
     def only(self, dims: Sequence[int]) -> Encoder:
         """Return the same backbone with the heads of some dims."""
@@ -138,6 +143,7 @@ class Encoder:
             attended_BT=torch.from_numpy(place_T < table.attended_N[chosen_B, None]),
             kept_V=torch.from_numpy(np.flatnonzero(kept_BT)),
             counts_B=torch.from_numpy(kept_BT.sum(1)),
+            spans=Spans(table.lengths_N[chosen_B], table.attended_N[chosen_B]),
         )
 
     def _packed(self, table: TokenTable, *, skip_punctuation: bool) -> PackedBatch:
@@ -210,6 +216,8 @@ class Encoder:
             if self.config.backbone != "jina_bert":  # which has ALiBi in place of positions
                 given["position_ids"] = self._upload(batch.position_X).unsqueeze(0)
             hidden = self.module(**given).last_hidden_state
+        elif self._has_kernel:
+            hidden = self.module(input_ids=batch.ids_BT, spans=batch.spans).last_hidden_state
         else:
             mask = None if bool(batch.attended_BT.all()) else self._upload(batch.attended_BT)
             hidden = self.module(input_ids=self._upload(batch.ids_BT), attention_mask=mask).last_hidden_state

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalkit import search
+from evalkit import registers, search
 from evalkit.maxsim import kernels, packed, reference, rescore, simd
 from evalkit.search import (
     Hits,
@@ -26,7 +26,7 @@ from evalkit.store import ShardVectors
 from evalkit.types import Hit
 
 CPU = torch.device("cpu")
-INT16 = [("auto", "int16")] if simd.multiplies_pairs() else []
+INT16 = [("auto", "int16")] if registers.multiplies_pairs() else []
 NOMINATIONS = [("auto", "float32"), ("packed", "float32"), ("packed", "bfloat16"), *INT16]
 USEFUL = {"float32": 1e-3, "bfloat16": 0.3, "int16": 3e-2}
 """Bounds above which nomination would leave too much to exact scoring, for queries of 32 vectors."""

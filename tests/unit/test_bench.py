@@ -16,7 +16,7 @@ import torch
 from peers import environments, plot, rounds, worker
 from peers.rounds import Contender, Worker, WorkerError, fitting_size, tree, turns
 
-from evalkit.maxsim import simd
+from evalkit import registers
 from evalkit.runs import read_run
 from evalkit.types import Document, Hit
 
@@ -275,7 +275,7 @@ def test_the_kernels_and_the_plain_einsum_agree_with_the_exact_scores(tmp_path, 
     monkeypatch.setattr(bench, "CEILINGS", Contender("ceilings", "none", {}))
     ragged = bench.maxsim(chosen, tmp_path)[1]
     figures = bench.measure(ragged, chosen, tmp_path / "ragged")
-    pairs = ["int16"] if simd.multiplies_pairs() else []
+    pairs = ["int16"] if registers.multiplies_pairs() else []
     ours = {f"{name}{short}" for name in ("evalkit ", "evalkit exact search, ") for short in ("fp32", "bf16", *pairs)}
     assert set(figures["contenders"]) == {*ours, "torch padded einsum", "torch chunked einsum"}
     for name in ("evalkit fp32", "torch padded einsum", "torch chunked einsum"):

@@ -165,7 +165,7 @@ def test_vectors_that_are_not_finite_are_laid_to_a_damaged_weight_or_to_the_dtyp
 def test_a_model_that_ignores_its_attention_mask_is_found(tmp_path):
     encoder, reload = load(fixture_config("colbertv2", write("colbertv2", tmp_path)))
     forward = encoder.module.forward
-    encoder.module.forward = lambda input_ids, attention_mask: forward(input_ids=input_ids)
+    encoder.module.forward = lambda input_ids, **_: forward(input_ids=input_ids)
     causes = {finding.cause for finding in failures(encoder, reload)}
     assert "expansion attention: the attention mask does not reach the model" in causes
     assert "padding: padded tokens are attended to" in causes

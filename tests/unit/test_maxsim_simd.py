@@ -7,12 +7,13 @@ import sys
 import pytest
 import torch
 
+from evalkit import registers
 from evalkit.errors import ConfigError
 from evalkit.maxsim import fixed_point, kernels, packed, rescore, simd
 
 CPU = torch.device("cpu")
-needs_units = pytest.mark.skipif(not simd.available(), reason="the processor has no AVX2")
-needs_pairs = pytest.mark.skipif(not simd.multiplies_pairs(), reason="the processor has no AVX-512 VNNI")
+needs_units = pytest.mark.skipif(not registers.available(), reason="the processor has no AVX2")
+needs_pairs = pytest.mark.skipif(not registers.multiplies_pairs(), reason="the processor has no AVX-512 VNNI")
 
 
 def texts(lengths, *, dim, seed, dtype=torch.float16):
@@ -91,10 +92,10 @@ def test_no_pairs_give_no_scores():
 NARROW = """
 import torch
 torch.cpu.get_capabilities = lambda: {"avx2": True}
-from test_maxsim_simd import every_pair, rescore, simd, texts
+from test_maxsim_simd import every_pair, registers, rescore, simd, texts
 from evalkit.maxsim import simd_kernel
-assert simd_kernel.REGISTERS == (32, 2)
-assert not simd.multiplies_pairs()
+assert simd_kernel.PANEL_REGISTERS == 2
+assert not registers.multiplies_pairs()
 queries, documents = texts([1, 8, 9, 40], dim=96, seed=1), texts([1, 2, 5, 6, 7, 30], dim=96, seed=2)
 pairs = every_pair(queries, documents)
 wanted = rescore.exact_scores(queries, documents, *pairs)
@@ -114,7 +115,7 @@ def test_processors_with_avx2_alone_are_served_by_narrower_tiles(tmp_path):
 @needs_pairs
 def test_whole_numbers_are_left_alone_where_numba_compiles_for_a_lesser_processor():
     environment = {**os.environ, "NUMBA_CPU_NAME": "skylake-avx512", "NUMBA_CPU_FEATURES": "+avx512f,+avx2,+fma"}
-    program = "from evalkit.maxsim import simd; assert simd.available(); assert not simd.multiplies_pairs()"
+    program = "from evalkit import registers; assert registers.available(); assert not registers.multiplies_pairs()"
     ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
 
@@ -123,16 +124,16 @@ def test_a_precision_that_cannot_be_had_is_refused_with_the_remedy(monkeypatch):
     documents = texts([4, 2], dim=8, seed=1)
     with pytest.raises(ConfigError, match=r"nominate=int16: .*maxsim=packed, wanted .*; use engine\.nominate=auto"):
         kernels.bind("packed", documents, device=CPU, precision="int16")
-    monkeypatch.setattr(simd, "multiplies_pairs", lambda: False)
+    monkeypatch.setattr(registers, "multiplies_pairs", lambda: False)
     with pytest.raises(ConfigError, match=r"engine\.nominate=int16: got device cpu .*wanted a CPU with AVX-512 VNNI"):
         kernels.bind("auto", documents, device=CPU, precision="int16")
-    if simd.available():
+    if registers.available():
         with pytest.raises(ConfigError, match=r"got engine\.maxsim=simd, which has float32 and int16; use .*packed"):
             kernels.bind("simd", documents, device=CPU, precision="bfloat16")
 
 
 def test_a_processor_without_the_units_is_told_so_and_served_by_another_kernel(monkeypatch):
-    monkeypatch.setattr(simd, "available", lambda: False)
+    monkeypatch.setattr(registers, "available", lambda: False)
     documents = texts([4, 2], dim=8, seed=1)
     with pytest.raises(ConfigError, match=r"engine\.maxsim=simd: got device cpu, wanted a CPU with AVX2 or AVX-512"):
         kernels.bind("simd", documents, device=CPU)

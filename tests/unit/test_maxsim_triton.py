@@ -12,8 +12,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from evalkit import registers
 from evalkit.errors import ConfigError
-from evalkit.maxsim import kernels, packed, pieces, reference, rescore, simd
+from evalkit.maxsim import kernels, packed, pieces, reference, rescore
 from evalkit.search import floors, merge, no_hits, search_shard
 from evalkit.store import ShardVectors
 
@@ -255,7 +256,7 @@ def test_vectors_of_512_numbers_fit_hopper_and_not_an_ampere_card_of_100_kib():
     assert tensor_core.tilings(128, piece=16, shared_bytes=101_376)
 
 
-@pytest.mark.skipif(not simd.available(), reason="the processor has no AVX2")
+@pytest.mark.skipif(not registers.available(), reason="the processor has no AVX2")
 def test_auto_is_the_vector_unit_kernel_on_a_cpu_unless_bf16_is_asked_for():
     documents, device = texts(1, [5], dim=16), torch.device("cpu")
     assert kernels.bind("auto", documents, device=device).name == "simd"

@@ -7,6 +7,11 @@ from numba.core import cgutils
 
 from evalkit.registers import REGISTERS
 
+REVISION = 1
+"""Raised with every change of this file, and in the kernels, which assert it.
+
+numba keeps compiled kernels until a kernel's own file changes, whatever else they were written with.
+"""
 UNROLLED = 4
 """Numbers that one turn of `sums` takes: rows and panels are filled up with zeros to a multiple of it."""
 

@@ -20,9 +20,10 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-from evalkit.register_code import Code, Panel, index, sums
+from evalkit.register_code import REVISION, Code, Panel, index, sums
 from evalkit.registers import REGISTERS
 
+assert REVISION == 1  # see there
 PANEL_REGISTERS = 4 if REGISTERS.total >= 32 else 2
 """Registers that hold the sums of one row: with those of ROWS rows, a panel's numbers and a row's own all fit."""
 ROWS = 6

@@ -19,9 +19,10 @@ from numba import njit, types
 from numba.extending import intrinsic
 from numba.np.arrayobj import make_array
 
-from evalkit.register_code import UNROLLED, Code, Panel, index, sums
+from evalkit.register_code import REVISION, UNROLLED, Code, Panel, index, sums
 from evalkit.registers import REGISTERS
 
+assert REVISION == 1  # see there
 PANEL_REGISTERS = 2
 COLUMNS = PANEL_REGISTERS * REGISTERS.size_bytes // 4
 """Keys of a panel, and numbers of a head's width that are mixed at once."""

@@ -66,11 +66,12 @@ def bind(choice: MaxsimKernel, documents: Packed, *, device: torch.device, preci
         return exact_scores(queries, on_device, query_H, document_H).cpu()
 
     if name == "simd" and precision != "float32" and registers.multiplies_pairs():
-        scale = float(fixed_point.scales(torch.tensor(packed.largest_norm(on_device.vectors_XD))))
+        norm = packed.largest_norm(on_device.vectors_XD)
+        scale = float(fixed_point.scales(torch.tensor(norm)))
         return Kernel(
             name,
             lambda queries: simd.fixed_point_scores(queries, on_device, scale=scale),
-            lambda queries: packed.error_bound(queries, on_device, precision="int16"),
+            lambda queries: packed.error_bound(queries, on_device, precision="int16", document_norm=norm),
             exact,
         )
     if name == "simd":

@@ -194,7 +194,13 @@ def _matmul_precision(precision: Precision) -> Iterator[None]:
         torch.backends.cuda.matmul.fp32_precision = before_cuda
 
 
-def error_bound(queries: Packed, documents: Packed, *, precision: Precision | Literal["int16"] = "float32") -> Tensor:
+def error_bound(
+    queries: Packed,
+    documents: Packed,
+    *,
+    precision: Precision | Literal["int16"] = "float32",
+    document_norm: float | None = None,
+) -> Tensor:
     """Return per query the largest possible |score - exact score| [Q], for any order of the additions.
 
     With unit roundoff u = 2⁻²⁴ and γ(n) = n·u / (1 - n·u): a dot product of D terms is off by at most γ(D)·‖q‖·‖d‖,
@@ -202,11 +208,13 @@ def error_bound(queries: Packed, documents: Packed, *, precision: Precision | Li
     term more is for the exact score's own rounding to fp32, in which documents are ranked.
     Rounding q to q' and d to d' adds at most ‖q - q'‖·‖d‖ + ‖q'‖·‖d - d'‖, by Cauchy and Schwarz. Residuals of bf16
     are measured, not estimated. Dot products of `int16` numbers are exact, and a sum of maxima is rounded once to fp32.
+    `document_norm` spares a pass over the documents: their `largest_norm`, where it is known.
     """
     lengths_Q = queries.starts_N.diff()
     query_YD = queries.vectors_XD
     dim = query_YD.shape[1]
-    norm_Y, document_norm = norms(query_YD), largest_norm(documents.vectors_XD)
+    norm_Y = norms(query_YD)
+    document_norm = largest_norm(documents.vectors_XD) if document_norm is None else document_norm
     size_Y = norm_Y * document_norm
     gamma_sum = _gamma(int(lengths_Q.max()) + 1)
     if precision == "int16":

@@ -231,8 +231,10 @@ def attention(query_BTAK, key_BTAK, value_BTAK, length_B, attended_B, scale, out
                         _logits_of_rows(query_TK, row, panel_PKY, panel, begin_Y, logit_RY, largest_RY)
                     else:
                         _logits_of_one(query_TK, row, panel_PKY, panel, begin_Y, logit_RY, largest_RY)
+                keys = panels * COLUMNS
                 for more in range(rows):
-                    share_R[more] = np.float32(1) / _exponentials(logit_RY, more, panels * COLUMNS, largest_RY)  # type: ignore[call-arg]
+                    # mypy counts the argument that numba passes first.
+                    share_R[more] = 1 / _exponentials(logit_RY, more, keys, largest_RY)  # type: ignore[call-arg]
                 place = ((text * longest + row) * heads + a) * head
                 for column in range(0, head, COLUMNS):
                     if rows == ROWS:

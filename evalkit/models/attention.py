@@ -1,9 +1,9 @@
-"""Packed attention: texts back to back in one row, each attending to its own ids alone, and nothing padded.
+"""How texts attend: each to its own ids alone, padded to one width or packed back to back in one row.
 
-Shapes: B texts, X ids of all texts packed, Y ids that are attended to, A heads, K width of a head.
-`sdpa` pads and masks, and runs anywhere: by torch's kernel, or in fp32 on a CPU's vector units by evalkit's own, which
-leaves padding out. `varlen` and `flash` pack: torch's own kernel and flash-attn's on CUDA, and on
-the CPU a loop over texts that says what the kernels must give (`evalkit check` compares them with the padded path).
+Shapes: B texts, T padded width, X ids of all texts packed, Y ids that are attended to, A heads, K width of a head.
+`sdpa` pads, and runs anywhere: with a mask by torch's kernel; in fp32 on a CPU's vector units by evalkit's own, which
+leaves padding out. `varlen` and `flash` pack: torch's own kernel and flash-attn's on CUDA, and on the CPU a loop over
+texts that says what the kernels must give (`evalkit check` compares them with the padded path).
 """
 
 from __future__ import annotations

@@ -522,7 +522,8 @@ def end_to_end(chosen: argparse.Namespace, work: Path) -> None:
         Contender("evalkit bf16", "evalkit", {**job, "words": half}, "bf16"),
         Contender("sentence-transformers fp32", "sentence-transformers", peers),
         Contender("sentence-transformers bf16", "sentence-transformers", {**peers, "variant": "bfloat16"}, "bf16"),
-        Contender("pylate and PLAID fp32", "pylate", peers),
+        Contender("pylate and fast-plaid fp32", "pylate", {**peers, "index": "fast-plaid"}),
+        Contender("pylate and PLAID fp32", "pylate", {**peers, "index": "stanford"}),
     )
     missing: dict[str, str] = {}
     for contender in contenders:
@@ -561,7 +562,7 @@ def evaluated(contender: Contender, chosen: argparse.Namespace, work: Path, inpu
         ceilings = {name: round(rate, 1) for name, rate in worker.round(1)["ceilings"].items()}
     run_file = work / f"{contender.name}.trec"
     job = {**contender.job, "run": str(run_file)}
-    if contender.library == "pylate":  # its first index compiles C++ for minutes, once per environment
+    if job.get("index") == "stanford":  # its first index compiles C++ for minutes, once per environment
         with Worker(contender._replace(job={**job, "stage": "warm-up"}), **options) as worker:
             worker.round(min(200, count(inputs)))
     load = os.getloadavg()

@@ -49,12 +49,7 @@ def block(contender: str) -> dict[str, Any]:
 
 def install(contender: str, environments: Path) -> None:
     """Make a contender's environment with venv and pip. Raises CalledProcessError when pip fails."""
-    wanted = block(contender)
     home = environments / contender
-    commands = [[sys.executable, "-m", "venv", str(home)]]
     pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet"]
-    commands.append([*pip, *wanted["dependencies"]])
-    if alone := wanted.get("tool", {}).get("bench", {}).get("without-dependencies"):
-        commands.append([*pip, "--no-deps", *alone])
-    for command in commands:
+    for command in ([sys.executable, "-m", "venv", str(home)], [*pip, *block(contender)["dependencies"]]):
         subprocess.run(command, check=True)  # noqa: S603 (our own interpreter; names from the script itself)

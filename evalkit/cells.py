@@ -12,6 +12,7 @@ from evalkit import environment, identity
 from evalkit.config import Bm25Config, EncoderConfig, RunConfig
 from evalkit.datasets.survey import Survey
 from evalkit.models.checkpoint import Checkpoint
+from evalkit.models.elementwise import choose as choose_elementwise
 from evalkit.models.encoder import attention_path, checkpoints
 from evalkit.types import Dataset
 
@@ -66,9 +67,14 @@ def plan(task: Task) -> list[Cell]:
             system = identity.bm25_facts(model)
         else:
             assert dim is not None  # config admits None for BM25 only
-            path = attention_path(model, config.engine.attention, task.device)
             system = identity.vector_facts(
-                model, config, found[dim], dim, attention=path, batch_tokens=task.batch_tokens
+                model,
+                config,
+                found[dim],
+                dim,
+                attention=attention_path(model, config.engine.attention, task.device),
+                batch_tokens=task.batch_tokens,
+                fused=choose_elementwise(config.engine.elementwise, config=model, device=task.device).fused,
             )
         protocol = {**system, **corpus, **search}
         cells.append(

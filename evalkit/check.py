@@ -83,7 +83,10 @@ def check(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Finding]]]:
         raise ConfigError(msg)
     device = environment.choose_device(config.engine.device)
     found = checkpoints(model, [dim for dim in config.dims if dim is not None])
-    for encoder in load_encoders(model, found, device=device, attention=config.engine.attention):
+    engine = config.engine
+    for encoder in load_encoders(
+        model, found, device=device, attention=engine.attention, elementwise=engine.elementwise
+    ):
         reload = reloader(encoder, found)
         own = _own_account(model, {dim: found[dim] for dim in encoder.heads})
         findings = [own, *examine(encoder, reload=reload), *packing(encoder), *_dtype(encoder, reload=reload)]
@@ -114,7 +117,7 @@ def _is_published_model(encoder: Encoder, published: Published) -> bool:
 def reloader(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Reload:
     """Return what loads an encoder's own checkpoints again under another config."""
     members = {dim: found[dim] for dim in encoder.heads}
-    return lambda changed: load_encoders(changed, members, device=encoder.device)[0]
+    return lambda changed: load_encoders(changed, members, device=encoder.device, elementwise="torch")[0]
 
 
 def canary(encoder: Encoder, found: Mapping[int, Checkpoint]) -> None:

@@ -284,6 +284,10 @@ Attention: TypeAlias = Literal["auto", "sdpa", "varlen", "flash"]
 """How texts attend: padded (`sdpa`: torch's kernel or, on a CPU in fp32, evalkit's), or packed (`varlen`, `flash`)."""
 
 
+Elementwise: TypeAlias = Literal["auto", "torch", "triton"]
+"""What computes RoPE, residuals and their norms: torch's own calls, or one pass over memory by Triton's kernels."""
+
+
 MaxsimKernel: TypeAlias = Literal["auto", "simd", "packed", "triton", "late-interaction-kernels"]
 """The kernel that nominates documents: `auto` is `simd` on a CPU, `triton` on CUDA where both can, else `packed`."""
 
@@ -310,6 +314,8 @@ class EngineConfig:
     """The kernel of those products: like `nominate`, it moves the time, never the run."""
     attention: Attention = "auto"
     """`auto` pads on the CPU and packs on CUDA. It enters the store key: it can move the last bits of a vector."""
+    elementwise: Elementwise = "auto"
+    """`auto` takes Triton's kernels on CUDA. Like `attention` it can move the last bits and enters the store key."""
     tokenizer_workers: Literal["auto"] | int = "auto"
     """Threads that tokenise the next shard while the model runs; 0 tokenises in turn. It never moves a vector."""
     threads: int | None = None

@@ -13,7 +13,7 @@ import torch
 import evalkit
 from evalkit.config import EncoderConfig, RunConfig
 from evalkit.errors import ConfigError
-from evalkit.models.attention import choose, flash_version
+from evalkit.models import attention, elementwise
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "ranx", "numba", "ir-datasets", "PyStemmer")
 
@@ -28,7 +28,7 @@ def environment(device: torch.device | None) -> dict[str, Any]:
         "processors": os.cpu_count(),
         "packages": {name: _version(name) for name in PACKAGES},
     }
-    if (flash := flash_version()) is not None:
+    if (flash := attention.flash_version()) is not None:
         facts["packages"]["flash-attn"] = flash
     if device is not None:
         facts["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
@@ -36,12 +36,16 @@ def environment(device: torch.device | None) -> dict[str, Any]:
     return facts
 
 
-def attention_given_up(config: RunConfig, device: torch.device) -> dict[str, str]:
-    """Return why the attention path is not the one asked for, or not the fastest; empty where nothing was given up."""
-    if not isinstance(config.model, EncoderConfig):
+def given_up(config: RunConfig, device: torch.device) -> dict[str, str]:
+    """Return why attention or elementwise work is not what was asked for, or not the fastest; empty where it is."""
+    model, engine = config.model, config.engine
+    if not isinstance(model, EncoderConfig):
         return {}
-    problem = choose(config.engine.attention, config=config.model, device=device).problem
-    return {"attention_given_up": problem} if problem else {}
+    problems = {
+        "attention_given_up": attention.choose(engine.attention, config=model, device=device).problem,
+        "elementwise_given_up": elementwise.choose(engine.elementwise, config=model, device=device).problem,
+    }
+    return {name: problem for name, problem in problems.items() if problem}
 
 
 def choose_device(name: str) -> torch.device:

@@ -188,7 +188,10 @@ def _match(
     assert isinstance(model, EncoderConfig)
     assert dim is not None
     device = choose_device(config.engine.device)
-    (encoder,) = load_encoders(model, checkpoints(model, [dim]), device=device, attention=config.engine.attention)
+    engine = config.engine
+    (encoder,) = load_encoders(
+        model, checkpoints(model, [dim]), device=device, attention=engine.attention, elementwise=engine.elementwise
+    )
     query_tokens, document_tokens = encoder.tokenize_queries([query]), encoder.tokenize_documents([document])
     storage, budget = DTYPES[config.store.dtype], batch_tokens(config.engine.batch_tokens, device)
     query_LD = encode(["q"], query_tokens, encoder, documents=False, batch_tokens=budget, storage=storage)[dim]

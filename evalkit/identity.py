@@ -35,7 +35,14 @@ def key_of(facts: Mapping[str, Any]) -> str:
 
 
 def vector_facts(  # noqa: PLR0913 (keyword-only behind the first four)
-    config: EncoderConfig, run: RunConfig, checkpoint: Checkpoint, dim: int, *, attention: str, batch_tokens: int
+    config: EncoderConfig,
+    run: RunConfig,
+    checkpoint: Checkpoint,
+    dim: int,
+    *,
+    attention: str,
+    batch_tokens: int,
+    fused: bool = False,
 ) -> dict[str, Any]:
     """Return everything but the corpus that changes a vector. The system's name is not among it."""
     return {
@@ -56,6 +63,7 @@ def vector_facts(  # noqa: PLR0913 (keyword-only behind the first four)
         **({} if config.adapter is None else {"adapter": config.adapter}),
         **({} if not config.trust_remote_code else {"trust_remote_code": True}),
         "attention": attention,
+        **({"elementwise": "triton"} if fused else {}),
         "batch_tokens": batch_tokens,
         "encoding_rules": ENCODING_RULES,
         "stored_dtype": run.store.dtype,

@@ -88,15 +88,18 @@ def search(task: Task, cells: Sequence[Cell]) -> dict[str, Hits]:
 
 def search_vectors(task: Task, cells: Sequence[Cell], model: EncoderConfig) -> dict[str, Hits]:
     """Encode and search every shard; dims whose backbones are equal share one pass over the corpus."""
-    if task.config.engine.threads is not None:
-        torch.set_num_threads(task.config.engine.threads)
+    engine = task.config.engine
+    if engine.threads is not None:
+        torch.set_num_threads(engine.threads)
     by_dim = {cell.dim: cell for cell in cells if cell.dim is not None}
     found = {dim: cell.checkpoint for dim, cell in by_dim.items() if cell.checkpoint is not None}
     best = {cell.run_id: no_hits() for cell in cells}
     for line in metadata.notes(model, found):
         task.console.print(f"{model.name}: {line}", highlight=False, markup=False, soft_wrap=True)
-    limit_tokenizer(tokenizer_threads(task.config.engine.tokenizer_workers, task.device))
-    for encoder in load_encoders(model, found, device=task.device, attention=task.config.engine.attention):
+    limit_tokenizer(tokenizer_threads(engine.tokenizer_workers, task.device))
+    for encoder in load_encoders(
+        model, found, device=task.device, attention=engine.attention, elementwise=engine.elementwise
+    ):
         canary(encoder, found)
         members = {dim: by_dim[dim] for dim in encoder.heads}
         title = f"{model.name} at dim {', '.join(map(str, members))} on {task.dataset.name}"
@@ -192,7 +195,7 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores
         },
         environment={
             **environment.environment(None if cell.dim is None else task.device),
-            **environment.attention_given_up(config, task.device),
+            **environment.given_up(config, task.device),
             "dataset_source": dataset.source,
             "checkpoint": None if cell.checkpoint is None else dataclasses.asdict(cell.checkpoint) | {"folder": None},
         },

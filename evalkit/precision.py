@@ -71,7 +71,11 @@ def measure(config: RunConfig, cell: CellScores, results_dir: Path, *, console: 
         raise StoreError(f"{msg}; run the cell again")
     assert planned.checkpoint is not None
     (encoder,) = load_encoders(
-        model, {cell.dim: planned.checkpoint}, device=task.device, attention=config.engine.attention
+        model,
+        {cell.dim: planned.checkpoint},
+        device=task.device,
+        attention=config.engine.attention,
+        elementwise=config.engine.elementwise,
     )
     queries = encode_queries(task, encoder)[cell.dim]
     best = {width: no_hits() for width in WIDTHS}

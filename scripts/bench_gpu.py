@@ -135,7 +135,7 @@ def document_lengths(kind: str, total: int) -> Tensor:
 
 def correctness(bench: Bench) -> None:
     """Check every GPU path; a False among these figures makes the run fail."""
-    for check in (check_kernel, check_far_offsets, check_run_files, check_packed_attention):
+    for check in (check_kernel, check_far_offsets, check_run_files, check_packed_attention, check_elementwise):
         try:
             check(bench)
         except Exception as error:  # noqa: BLE001 (the other checks are still worth having)
@@ -258,6 +258,31 @@ def check_packed_attention(bench: Bench) -> None:
         error = float((encoded(packing, table, storage=torch.float32) - wanted).norm(dim=1).max())
         facts = {"error": error, "padded error": padded_error, "sound": error <= 2 * padded_error + 1e-5}
         bench.record("correctness", f"packed attention ({path})", facts)
+
+
+def check_elementwise(bench: Bench) -> None:
+    """RoPE, residuals and norms in one pass: no further from an fp32 pass than torch's own calls are."""
+    from evalkit.models.elementwise import probe
+
+    for name in ("float32", "float16", "bfloat16"):
+        problem = probe(bench.device, name)
+        facts = {"sound": not problem, **({"problem": problem} if problem else {})}
+        bench.record("correctness", f"elementwise kernels on a few numbers, {name}", facts)
+    table = token_table(passage_lengths(3 if bench.smoke else 200, seed=9), vocabulary=1000)
+
+    def at_once(*, dtype: torch.dtype, fused: bool) -> Tensor:
+        shape = {"layers": 2, "vocabulary": 1000, "attention": "sdpa"}
+        encoder = encoder_of(bench.device, dtype=dtype, fused=fused, **shape)
+        found: Tensor = encoder.vectors(encoder.batch(table, skip_punctuation=False))[128][0]
+        return found
+
+    wanted = at_once(dtype=torch.float32, fused=False)
+    for dtype in (torch.float32,) if bench.smoke else (torch.float32, torch.bfloat16):
+        own, of_torch = (
+            float((at_once(dtype=dtype, fused=fused) - wanted).norm(dim=1).max()) for fused in (True, False)
+        )
+        facts = {"error": own, "error of torch's": of_torch, "sound": own <= 2 * of_torch + 1e-5}
+        bench.record("correctness", f"elementwise kernels in a model, {str(dtype).removeprefix('torch.')}", facts)
 
 
 # ---------------------------------------------------------------- ceilings
@@ -423,22 +448,24 @@ def encoded(encoder: Any, table: Any, *, storage: torch.dtype, batch_tokens: int
 
 def encoding(bench: Bench) -> None:
     """Measure a full-size jina-colbert-v2 of random weights against its floor and against padded arrival order."""
-    from evalkit.models.attention import choose
+    from evalkit.models import attention, elementwise
 
-    layers, hidden, vocabulary = (2, 64, 1000) if bench.smoke else (LAYERS, 1024, 250_002)
+    layers, hidden, vocabulary = (1, 64, 1000) if bench.smoke else (LAYERS, 1024, 250_002)
     shape = {"layers": layers, "hidden": hidden, "vocabulary": vocabulary}
     dtype = torch.float32 if bench.smoke else torch.bfloat16
-    lengths = passage_lengths(40 if bench.smoke else 30_000, seed=11)
+    lengths = passage_lengths(2 if bench.smoke else 30_000, seed=11)
     table = token_table(lengths, vocabulary=vocabulary)
     probe = encoder_of(bench.device, layers=1, vocabulary=100, dtype=dtype, attention="sdpa")
-    path = choose("varlen" if bench.smoke else "auto", config=probe.config, device=bench.device).path
+    path = attention.choose("varlen" if bench.smoke else "auto", config=probe.config, device=bench.device).path
+    fused, problem = elementwise.choose("triton", config=probe.config, device=bench.device)
     attention_flop = 4 * 1024 * LAYERS * float((lengths.astype(float) ** 2).sum() / lengths.sum())
     per_token = ENCODER_LAYER_FLOP * LAYERS + attention_flop
     gemm = bench.figures.get("ceilings", {}).get("bfloat16 GEMM TFLOP/s")
     floor = None if bench.smoke or not gemm else gemm * 1e12 / per_token
-    bench.record("encoding", "inputs", {"passages": len(table), "mean tokens": round(float(lengths.mean()), 1)})
-    bench.record("encoding", "attention path", path)
-    bench.record("encoding", "MFLOP per token", round(per_token / 1e6, 1))
+    facts = {"passages": len(table), "mean tokens": round(float(lengths.mean()), 1)}
+    bench.record("encoding", "inputs", {**facts, "MFLOP per token": round(per_token / 1e6, 1)})
+    how = {"attention": path, "elementwise work": "Triton's kernels" if fused else problem or "torch's own"}
+    bench.record("encoding", "how", how)
     bench.record("encoding", "floor, tokens/s at the GEMM rate", floor and round(floor))
 
     def report(name: str, took: float, tokens: int) -> float:
@@ -453,8 +480,9 @@ def encoding(bench: Bench) -> None:
         bench.synchronize()
         return time.perf_counter() - start
 
-    ours = encoder_of(bench.device, **shape, dtype=dtype, attention=path)
-    some = table[: len(table) // 10]
+    own = {**shape, "dtype": dtype, "attention": path, "fused": fused}
+    ours = encoder_of(bench.device, **own)
+    some = table[: max(1, len(table) // 10)]
     timed(ours, some, 16_384)  # warm-up: libraries load, memory pools fill
     rates = {}
     for batch_tokens in (16_384, 32_768, 65_536):
@@ -462,13 +490,11 @@ def encoding(bench: Bench) -> None:
             took = timed(ours, table, batch_tokens)
             rates[batch_tokens] = report(f"evalkit, {batch_tokens} tokens a batch", took, int(lengths.sum()))
     chosen = max(rates, key=lambda size: rates[size], default=16_384)
+    if fused and rates:
+        unfused(bench, own, lambda encoder: timed(encoder, table, chosen), int(lengths.sum()) / rates[chosen])
     padded_rates(bench, table, shape, report, rates.get(chosen))
     if bench.fits("three dims in one pass", 20):
-        three = encoder_of(bench.device, **shape, dtype=dtype, attention=path, dims=(128, 96, 64))
-        timed(three, some, chosen)
-        one_s, three_s = timed(ours, table, chosen), timed(three, table, chosen)
-        bench.record("encoding", "three dims over one", round(three_s / one_s, 3))
-        del three
+        three_dims(bench, own, ours, lambda encoder: timed(encoder, table, chosen))
     if bench.device.type == "cuda" and bench.fits("GPU busy share", 20):
         bench.record("encoding", "GPU busy share", busy_share(lambda: timed(ours, table[:10_000], chosen)))
     if not bench.smoke and bench.fits("encoding a longer slice", 30):
@@ -476,6 +502,24 @@ def encoding(bench: Bench) -> None:
         long_lengths = passage_lengths(passages, seed=12)
         took = timed(ours, token_table(long_lengths, vocabulary=vocabulary), chosen)
         report(f"evalkit, {passages} passages", took, int(long_lengths.sum()))
+
+
+def three_dims(bench: Bench, own: dict[str, Any], one: Any, timed: Callable[[Any], float]) -> None:
+    """Time the same batches with the heads of three dims, and with one."""
+    three = encoder_of(bench.device, **own, dims=(128, 96, 64))
+    timed(three)
+    bench.record("encoding", "three dims over one", round(timed(three) / timed(one), 3))
+
+
+def unfused(bench: Bench, own: dict[str, Any], timed: Callable[[Any], float], ours_s: float) -> None:
+    """Time the same batches with torch's own calls for RoPE, residuals and norms."""
+    if not bench.fits("encoding with torch's elementwise calls", 20):
+        return
+    encoder = encoder_of(bench.device, **{**own, "fused": False})
+    timed(encoder)
+    took = timed(encoder)
+    bench.record("encoding", "torch's elementwise calls", {"s": round(took, 2)})
+    bench.record("encoding", "evalkit is times torch's elementwise calls", round(took / ours_s, 2))
 
 
 def padded_rates(
@@ -630,6 +674,8 @@ def main() -> None:
     if not chosen.smoke and not torch.cuda.is_available():
         sys.exit("no CUDA device is here; wanted one, or --smoke, which runs every path at toy sizes on the CPU")
     device = torch.device("cpu" if chosen.smoke else "cuda")
+    if chosen.smoke:
+        torch.set_num_threads(1)  # Triton's interpreter is for one thread
     bench = Bench(device=device, smoke=chosen.smoke, out=chosen.out, budget_s=chosen.budget_s)
     for name, value in machine(bench).items():
         bench.record("machine", name, value)

@@ -17,13 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evalkit.config import Attention, EncoderConfig
+from evalkit.config import Attention, Elementwise, EncoderConfig
 from evalkit.errors import ModelError
 from evalkit.models import backbones, linear, metadata, tokens
 from evalkit.models.attention import Packing, Spans, choose, enable, has_kernel, packing_of
 from evalkit.models.attention import Path as AttentionPath
 from evalkit.models.backbones import Backbone
 from evalkit.models.checkpoint import TOKENIZER, WEIGHTS, Checkpoint, resolve
+from evalkit.models.elementwise import choose as choose_elementwise
+from evalkit.models.elementwise import fuse
 from evalkit.models.tokens import Tokens, TokenTable, Vocabulary
 
 log = logging.getLogger(__name__)
@@ -284,7 +286,12 @@ def checkpoints(config: EncoderConfig, dims: Sequence[int]) -> dict[int, Checkpo
 
 
 def load_encoders(
-    config: EncoderConfig, found: Mapping[int, Checkpoint], *, device: torch.device, attention: Attention = "auto"
+    config: EncoderConfig,
+    found: Mapping[int, Checkpoint],
+    *,
+    device: torch.device,
+    attention: Attention = "auto",
+    elementwise: Elementwise = "auto",
 ) -> list[Encoder]:
     """Load the dims' checkpoints; dims whose backbones are equal by content share one encoder, hence one pass.
 
@@ -322,6 +329,8 @@ def load_encoders(
         module = moved(backbone.module, device, dtype)
         if not config.trust_remote_code:  # a checkpoint's own code is run as it is
             linear.pack(module)
+        if choose_elementwise(elementwise, config=config, device=device).fused:
+            fuse(module)
         encoders.append(
             Encoder(
                 config=config,

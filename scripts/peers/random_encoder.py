@@ -30,11 +30,16 @@ def encoder_of(  # noqa: PLR0913 (keyword-only)
     attention: str,
     hidden: int = 64,
     dims: Iterable[int] = (128,),
+    fused: bool = False,
 ) -> Any:
-    """Return evalkit's encoder around a jina_embeddings_v3 of random weights, the same for the same shape."""
+    """Return evalkit's encoder around a jina_embeddings_v3 of random weights, the same for the same shape.
+
+    `fused` has RoPE, residuals and norms done by Triton's kernels.
+    """
     from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 
     from evalkit.config import CheckpointSource, EncoderConfig, TextRules
+    from evalkit.models.elementwise import fuse
     from evalkit.models.encoder import Encoder, moved
     from evalkit.models.tokens import Vocabulary
 
@@ -69,9 +74,12 @@ def encoder_of(  # noqa: PLR0913 (keyword-only)
         skiplist="none",
         dtype=named,
     )
+    module = moved(module, device, dtype)
+    if fused:
+        fuse(module)
     return Encoder(
         config=config,
-        module=moved(module, device, dtype),
+        module=module,
         heads={dim: head.to(dtype) for dim, head in heads.items()},
         vocabulary=Vocabulary(tokenizer=None, first=0, last=2, pad=1, mask=3, size=vocabulary),  # type: ignore[arg-type]
         skipped=torch.zeros(0, dtype=torch.int64),

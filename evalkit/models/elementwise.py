@@ -1,0 +1,229 @@
+"""What stands between a backbone's matrix products on a GPU: one pass over memory where torch's own calls make several.
+
+Shapes: B texts, T width of a batch, A heads, K width of a head, H hidden size.
+
+Of jina_embeddings_v3 it is RoPE, and the residuals with the norms behind them; of BERT the latter. The kernels
+(evalkit.models.elementwise_kernel) say what it saves.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from functools import cache
+from math import prod
+from typing import Any, NamedTuple, TypeGuard
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from evalkit.config import Elementwise, EncoderConfig
+from evalkit.models import linear
+from evalkit.models.attention import attend
+
+log = logging.getLogger(__name__)
+
+BACKBONES = ("jina_embeddings_v3", "bert")
+"""Backbones that something is replaced in."""
+LABEL = "Triton's elementwise kernels"
+PROBE_ATOL = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 6e-2}
+"""How far an answer of the kernels may be from fp32's, on values of up to about 4."""
+
+
+class Chosen(NamedTuple):
+    """Whether the kernels are used, and what kept them from it (empty where nothing did)."""
+
+    fused: bool
+    problem: str
+
+
+class FusedLayer(nn.Module):
+    """A layer of jina_embeddings_v3 with the weights, names and result of transformers' own."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        """Take over the parts of a layer."""
+        super().__init__()
+        self.self_attn = FusedAttention(layer.get_submodule("self_attn"))
+        self.mlp = layer.get_submodule("mlp")
+        self.post_attention_layernorm = _norm(layer.get_submodule("post_attention_layernorm"))
+        self.post_mlp_layernorm = _norm(layer.get_submodule("post_mlp_layernorm"))
+
+    def forward(
+        self,
+        hidden_BTH: Tensor,
+        attention_mask: Tensor | None = None,
+        position_embeddings: tuple[Tensor, Tensor] | None = None,
+        **more: Any,
+    ) -> Tensor:
+        """Return the layer's hidden states [B, T, H]; `position_embeddings` are the cosines and sines."""
+        assert position_embeddings is not None
+        mixed_BTH = self.self_attn(hidden_BTH, attention_mask, position_embeddings, **more)
+        hidden_BTH = added_and_normed(mixed_BTH, hidden_BTH, self.post_attention_layernorm)
+        return added_and_normed(self.mlp(hidden_BTH), hidden_BTH, self.post_mlp_layernorm)
+
+
+class FusedAttention(nn.Module):
+    """The attention of such a layer: projections, RoPE in one pass, `attend`, projection."""
+
+    is_causal = False
+
+    def __init__(self, attention: nn.Module) -> None:
+        """Take over the projections."""
+        super().__init__()
+        self.q_proj, self.k_proj = attention.get_submodule("q_proj"), attention.get_submodule("k_proj")
+        self.v_proj, self.o_proj = attention.get_submodule("v_proj"), attention.get_submodule("o_proj")
+        self.head_dim = int(attention.head_dim)  # type: ignore[arg-type]  # a number, which the stubs take for a tensor
+
+    def forward(
+        self, hidden_BTH: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor], **more: Any
+    ) -> Tensor:
+        """Return what the heads make of the hidden states [B, T, H]."""
+        query, key, value = (
+            projection(hidden_BTH).unflatten(-1, (-1, self.head_dim))
+            for projection in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        turned(query, key, *position_embeddings)
+        heads = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
+        mixed_BTAK, _ = attend(self, *heads, attention_mask, **more)
+        out_BTH: Tensor = self.o_proj(mixed_BTAK.flatten(2))
+        return out_BTH
+
+
+class FusedResidual(nn.Module):
+    """`norm(x @ weight.T + bias + residual)`, the sum and the norm in one pass: a block of BERT."""
+
+    def __init__(self, block: nn.Module) -> None:
+        """Take over the parts of a block."""
+        super().__init__()
+        self.dense, self.LayerNorm = block.get_submodule("dense"), _norm(block.get_submodule("LayerNorm"))
+
+    def forward(self, rows: Tensor, residual: Tensor) -> Tensor:
+        """Return what the block gives for [..., I] and [..., H]: [..., H]."""
+        return added_and_normed(self.dense(rows), residual, self.LayerNorm)
+
+
+def turned(query_BTAK: Tensor, key_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> None:
+    """Apply RoPE to queries and keys in place; tables of one text serve all."""
+    from evalkit.models.elementwise_kernel import turn
+
+    assert query_BTAK.is_contiguous()
+    assert key_BTAK.is_contiguous()
+    *_, heads, width = query_BTAK.shape
+    tokens = query_BTAK.numel() // (heads * width)
+    blocks = {"head_block": _power_of_two(heads), "half_block": _power_of_two(width // 2)}
+    tables, period = (cos_BTK.contiguous(), sin_BTK.contiguous()), cos_BTK.numel() // width
+    with torch.cuda.device_of(query_BTAK):  # type: ignore[no-untyped-call]  # torch's own annotation is missing
+        turn[(tokens,)](
+            query_BTAK,
+            key_BTAK,
+            *tables,
+            period,
+            heads=heads,
+            half=width // 2,
+            **blocks,
+            num_warps=warps(prod(blocks.values())),
+        )
+
+
+def added_and_normed(rows: Tensor, others: Tensor, norm: nn.LayerNorm) -> Tensor:
+    """Return the norm of the sum [..., H]; `rows` is overwritten."""
+    from evalkit.models.elementwise_kernel import add_norm
+
+    rows, others, width = rows.contiguous(), others.contiguous(), rows.shape[-1]
+    options = {"eps": norm.eps, "width": width, "block": _power_of_two(width), "num_warps": warps(_power_of_two(width))}
+    with torch.cuda.device_of(rows):  # type: ignore[no-untyped-call]  # torch's own annotation is missing
+        add_norm[(rows.numel() // width,)](rows, others, norm.weight, norm.bias, **options)
+    return rows
+
+
+def warps(numbers: int) -> int:
+    """Return the warps for some numbers side by side: a thread loads 8 at a time, 16 bytes of half precision.
+
+    >>> [warps(numbers) for numbers in (64, 512, 1024)]
+    [1, 2, 4]
+    """
+    return max(1, min(8, numbers // 256))
+
+
+def _power_of_two(number: int) -> int:
+    """Return the next power of two.
+
+    >>> [_power_of_two(number) for number in (1, 12, 16)]
+    [1, 16, 16]
+    """
+    return 1 << (number - 1).bit_length()
+
+
+def fuse(module: nn.Module) -> None:
+    """Replace what the kernels do in one pass, in a backbone whose device they run on; weights keep their names."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__ == "JinaEmbeddingsV3Layer":
+                setattr(parent, name, FusedLayer(child))
+            elif type(child).__name__ in linear.RESIDUAL_BLOCKS and _is_norm(getattr(child, "LayerNorm", None)):
+                setattr(parent, name, FusedResidual(child))
+
+
+def _norm(module: nn.Module) -> nn.LayerNorm:
+    assert _is_norm(module)
+    return module
+
+
+def _is_norm(module: object) -> TypeGuard[nn.LayerNorm]:
+    return type(module) is nn.LayerNorm and module.weight is not None and module.bias is not None
+
+
+def choose(asked: Elementwise, *, config: EncoderConfig, device: torch.device) -> Chosen:
+    """Tell whether a model's elementwise work is the kernels'; what was asked for and cannot be had is reported once.
+
+    `auto` takes them on CUDA, where they give what torch's own calls give.
+    """
+    if asked == "torch" or config.backbone not in BACKBONES or config.trust_remote_code:
+        return Chosen(fused=False, problem="")
+    if asked == "auto" and device.type != "cuda":
+        return Chosen(fused=False, problem="")
+    problem = probe(device, config.dtype)
+    if problem:
+        problem = f"{problem}; torch's own calls are used instead"
+        _say_once(problem)
+    return Chosen(fused=not problem, problem=problem)
+
+
+@cache
+def probe(device: torch.device, dtype: str) -> str:
+    """Run both kernels on a few numbers and compare with fp32. Return what is wrong, empty when nothing is."""
+    if importlib.util.find_spec("triton") is None:
+        return f"{LABEL} want the package triton, which is not installed"
+    generator = torch.Generator().manual_seed(0)
+    kind = getattr(torch, dtype)
+    query, key, angle = (torch.randn(shape, generator=generator) for shape in ((2, 3, 5, 12), (2, 3, 5, 12), (1, 3, 6)))
+    rows, others, weight, bias = (torch.randn(shape, generator=generator) for shape in ((3, 40), (3, 40), (40,), (40,)))
+    query, key, rows, others, weight, bias = (part.to(kind) for part in (query, key, rows, others, weight, bias))
+    cos, sin = (torch.cat([table, table], dim=2).to(kind) for table in (angle.cos(), angle.sin()))
+    wanted = [reference_turned(part.float(), cos.float(), sin.float()) for part in (query, key)]
+    wanted.append(functional.layer_norm(rows.float() + others.float(), (40,), weight.float(), bias.float()))
+    norm = nn.LayerNorm(40, dtype=kind)
+    norm.load_state_dict({"weight": weight, "bias": bias})
+    try:
+        with torch.inference_mode():
+            query, key = query.to(device), key.to(device)
+            turned(query, key, cos.to(device), sin.to(device))
+            ours = [query, key, added_and_normed(rows.to(device), others.to(device), norm.to(device))]
+            differences = [(one.float().cpu() - other).abs().max() for one, other in zip(ours, wanted, strict=True)]
+            apart = float(torch.stack(differences).max())
+    except Exception as error:  # noqa: BLE001 (a compiler that does not fit the GPU fails in ways of its own)
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        return f"{LABEL} are unusable here ({type(error).__name__}: {reason})"
+    return "" if apart <= PROBE_ATOL[dtype] else f"{LABEL} give wrong values here (off by {apart:.1e})"
+
+
+def reference_turned(heads_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> Tensor:
+    """Return RoPE of two halves by its definition."""
+    first, second = heads_BTAK.chunk(2, dim=-1)
+    return heads_BTAK * cos_BTK.unsqueeze(2) + torch.cat([-second, first], dim=-1) * sin_BTK.unsqueeze(2)
+
+
+@cache
+def _say_once(problem: str) -> None:
+    log.warning("%s", problem)

@@ -9,11 +9,11 @@ import hashlib
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import pairwise
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -116,6 +116,7 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
     documents: bool,
     batch_tokens: int,
     storage: torch.dtype,
+    resident: bool = False,
     on_batch: Callable[[int, int], None] = lambda _texts, _tokens: None,
     on_halved: Callable[[int, str], None] = say_halved,
 ) -> dict[int, ShardVectors]:
@@ -123,7 +124,8 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
 
     `on_batch` hears of texts and tokens done, from any of the threads that encode but from one at a time.
     `documents` drops the model's punctuation tokens. Texts of equal ids are encoded once. Vectors are rounded to
-    `storage` here, once: whatever is searched is what is stored. A batch that does not fit memory is halved, and so are
+    `storage` here, once: whatever is searched is what is stored. They come to the host, or, `resident`, stay on the
+    encoder's device. A batch that does not fit memory is halved, and so are
     those behind it; `on_halved` hears of the tokens that batches have from there on, and why. Raises ModelError that
     names the text when a vector is not finite, DeviceError when one text alone does not fit or the device fails.
     """
@@ -131,7 +133,10 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
     table = TokenTable.of(texts)
     lengths_N = table.lengths_N
     counts_N = _counts(table, encoder, documents=documents)
-    out = {dim: torch.empty((int(counts_N.sum()), _width(encoder, dim)), dtype=storage) for dim in encoder.heads}
+    starts_N = np.concatenate([[0], np.cumsum(counts_N)])
+    where = encoder.device if resident else torch.device("cpu")
+    shapes = {dim: (int(starts_N[-1]), _width(encoder, dim)) for dim in encoder.heads}
+    out = {dim: torch.empty(shape, dtype=storage, device=where) for dim, shape in shapes.items()}
     places = {dim: torch.split(vectors_XD, counts_N.tolist()) for dim, vectors_XD in out.items()}
 
     alike = _alike(table)
@@ -144,8 +149,18 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
     )
     todo = (cut._replace(rows=first_U[cut.rows]) for cut in of_distinct)
 
+    def send(vectors: Vectors, cut: Cut) -> Vectors:
+        if not resident:
+            return {dim: (_to_host(packed_XD, storage), counts_B) for dim, (packed_XD, counts_B) in vectors.items()}
+        from_V, to_V = (
+            encoder.upload(torch.from_numpy(place_V)) for place_V in _moves(cut.rows, alike, starts_N=starts_N)
+        )
+        for dim, (packed_XD, _) in vectors.items():
+            out[dim].index_copy_(0, to_V, packed_XD.to(storage).index_select(0, from_V))
+        return {}
+
     def launch(cut: Cut) -> _Flight | str:
-        return _launch(cut, table, encoder, documents=documents, storage=storage)
+        return _launch(cut, table, encoder, documents=documents, send=send)
 
     one_at_a_time = threading.Lock()
 
@@ -179,6 +194,30 @@ def _alike(table: TokenTable) -> dict[int, list[int]]:
         digest = hashlib.blake2b(table.ids_X[begin:end].tobytes(), digest_size=16).digest()
         groups.setdefault((digest, int(table.attended_N[row])), []).append(row)
     return {rows[0]: rows for rows in groups.values()}
+
+
+def _moves(rows: np.ndarray, alike: Mapping[int, list[int]], *, starts_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return which of a batch's vectors go where [V]: those of a text to each place of one of equal ids.
+
+    >>> _moves(np.array([2, 0]), {0: [0], 2: [1, 2]}, starts_N=np.array([0, 1, 3, 5]))
+    (array([0, 1, 0, 1, 2]), array([1, 2, 3, 4, 0]))
+    """
+    places = [alike[row] for row in rows.tolist()]
+    place_P, counts_N = np.concatenate(places), np.diff(starts_N)
+    begin_B = np.cumsum(counts_N[rows]) - counts_N[rows]
+    begin_P = np.repeat(begin_B, [len(of_text) for of_text in places])
+    return _ranges(begin_P, counts_N[place_P]), _ranges(starts_N[place_P], counts_N[place_P])
+
+
+def _ranges(begin_P: np.ndarray, count_P: np.ndarray) -> np.ndarray:
+    """Return ranges one behind the other.
+
+    >>> _ranges(np.array([5, 0]), np.array([2, 3])).tolist()
+    [5, 6, 0, 1, 2]
+    """
+    behind_P = np.cumsum(count_P)
+    ranges: np.ndarray = np.repeat(begin_P - behind_P + count_P, count_P) + np.arange(count_P.sum())
+    return ranges
 
 
 def _land_all(  # noqa: PLR0913 (keyword-only behind the first four)
@@ -284,11 +323,16 @@ def _halves(cut: Cut) -> list[Cut]:
     return [Cut(first, cut.width), Cut(second, cut.width)]
 
 
+Vectors: TypeAlias = Mapping[int, tuple[Tensor, Tensor]]
+"""By dim the vectors of a batch, packed, and how many each text has."""
+
+
 class _Flight(NamedTuple):
-    """A batch whose vectors are on their way to the host; there once `landed` is (None: they are there)."""
+    """A batch whose vectors are on their way; there once `landed` is (None: they are there)."""
 
     cut: Cut
-    copies: dict[int, tuple[Tensor, Tensor]]
+    copies: Vectors
+    """Those that go to the host; none where they stay on the device."""
     landed: torch.cuda.Event | None
 
     def wait(self) -> None:
@@ -297,12 +341,13 @@ class _Flight(NamedTuple):
             self.landed.synchronize()
 
 
-def _launch(cut: Cut, texts: TokenTable, encoder: Encoder, *, documents: bool, storage: torch.dtype) -> _Flight | str:
-    """Start a batch, and the copy of its rounded vectors to the host. Return why it does not fit where it does not."""
+def _launch(
+    cut: Cut, texts: TokenTable, encoder: Encoder, *, documents: bool, send: Callable[[Vectors, Cut], Vectors]
+) -> _Flight | str:
+    """Start a batch and send its vectors on their way. Return why it does not fit where it does not."""
     try:
         batch = encoder.batch(texts, skip_punctuation=documents, rows=cut.rows, width=cut.width or None)
-        vectors = encoder.vectors(batch)
-        copies = {dim: (_to_host(packed_XD, storage), counts_B) for dim, (packed_XD, counts_B) in vectors.items()}
+        copies = send(encoder.vectors(batch), cut)
         landed = None
         if encoder.device.type == "cuda":
             landed = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
@@ -371,7 +416,7 @@ def _refuse_unfinite(vectors_XD: Tensor, lengths_N: Tensor, ids: Sequence[str], 
     first_XD = vectors_XD[:, :1] if encoder.config.normalize else vectors_XD
     if not first_XD.numel() or all(bool(torch.isfinite(extreme)) for extreme in first_XD.aminmax()):
         return
-    bad_X = ~torch.isfinite(first_XD).all(1)
+    bad_X = ~torch.isfinite(first_XD).all(1).cpu()
     owner = torch.repeat_interleave(torch.arange(len(ids)), lengths_N)[bad_X][0]
     msg = (
         f"text {ids[int(owner)]!r} has a vector that is not finite (model {encoder.config.name}, dim {dim}, "

@@ -34,6 +34,11 @@ BM25_QUERY_BLOCK = 64
 """Queries scored at a time: bounds the [block, N] score matrix, N being the documents of a shard."""
 
 
+def stay(task: Task) -> bool:
+    """Whether a shard's vectors stay on the GPU that searches them: nothing of them is written (`store.keep=topk`)."""
+    return task.config.store.keep == "topk" and task.device.type == "cuda"
+
+
 def encode_queries(
     task: Task, encoder: Encoder, *, on_halved: Callable[[int, str], None] = say_halved
 ) -> dict[int, ShardVectors]:
@@ -115,6 +120,7 @@ class VectorStep:
             documents=True,
             batch_tokens=self.budget.tokens,
             storage=DTYPES[self.task.config.store.dtype],
+            resident=stay(self.task),
             on_batch=self.advance,
             on_halved=self.budget.halve,
         )

@@ -135,7 +135,8 @@ def document_lengths(kind: str, total: int) -> Tensor:
 
 def correctness(bench: Bench) -> None:
     """Check every GPU path; a False among these figures makes the run fail."""
-    for check in (check_kernel, check_far_offsets, check_run_files, check_packed_attention, check_elementwise):
+    checks = (check_kernel, check_far_offsets, check_run_files, check_packed_attention, check_resident)
+    for check in (*checks, check_elementwise):
         try:
             check(bench)
         except Exception as error:  # noqa: BLE001 (the other checks are still worth having)
@@ -258,6 +259,31 @@ def check_packed_attention(bench: Bench) -> None:
         error = float((encoded(packing, table, storage=torch.float32) - wanted).norm(dim=1).max())
         facts = {"error": error, "padded error": padded_error, "sound": error <= 2 * padded_error + 1e-5}
         bench.record("correctness", f"packed attention ({path})", facts)
+
+
+def check_resident(bench: Bench) -> None:
+    """Vectors that stay on the device, some texts several times, and the hits among them: those that the host has."""
+    from evalkit.encode import encode
+    from evalkit.search import floors, no_hits, search_shard
+
+    dtype = torch.float32 if bench.device.type == "cpu" else torch.bfloat16
+    encoder = encoder_of(bench.device, layers=2, vocabulary=1000, dtype=dtype, attention="sdpa", dims=(128, 64))
+    some = token_table(passage_lengths(6 if bench.smoke else 300, seed=10), vocabulary=1000)
+    texts = [*some, *some[:3]]
+    ids = [f"d{place:03d}" for place in range(len(texts))]
+    options = {"documents": True, "batch_tokens": 4096, "storage": torch.float16}
+    host, device = (encode(ids, texts, encoder, **options, resident=resident) for resident in (False, True))
+    same = all(torch.equal(device[dim].vectors_XD.cpu(), of_dim.vectors_XD) for dim, of_dim in host.items())
+    there = all(of_dim.vectors_XD.device.type == bench.device.type for of_dim in device.values())
+    queries = encode(ids[:4], texts[:4], encoder, **{**options, "documents": False})
+    floor_Q = floors(no_hits(), queries=4, depth=100)
+    hits = [
+        search_shard(queries[128], shards[128], depth=100, floor_Q=floor_Q, device=bench.device)
+        for shards in (host, device)
+    ]
+    equal = all(np.array_equal(one, other) for one, other in zip(*hits, strict=True))
+    facts = {"vectors equal the host's to the bit": same, "they stay": there, "hits equal": equal}
+    bench.record("correctness", "vectors that stay on the device", facts)
 
 
 def check_elementwise(bench: Bench) -> None:

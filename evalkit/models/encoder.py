@@ -179,7 +179,7 @@ class Encoder:
         if self.config.pooling == "tokens":
             packed_XH, counts_B = hidden_XH, batch.counts_B
             if len(batch.kept_V) < len(hidden_XH):  # else nothing is padding or punctuation
-                packed_XH = hidden_XH.index_select(0, self._upload(batch.kept_V))
+                packed_XH = hidden_XH.index_select(0, self.upload(batch.kept_V))
         else:
             packed_XH, counts_B = self._pooled(hidden_XH, batch), torch.ones_like(batch.counts_B)
         out = {}
@@ -214,21 +214,21 @@ class Encoder:
     def _hidden(self, batch: Batch | PackedBatch) -> Tensor:
         """Return the hidden states of every place of a batch [X, H], padded places among them."""
         if isinstance(batch, PackedBatch):
-            given = {"input_ids": self._upload(batch.ids_X).unsqueeze(0), "packing": batch.packing.to(self._upload)}
+            given = {"input_ids": self.upload(batch.ids_X).unsqueeze(0), "packing": batch.packing.to(self.upload)}
             if self.config.backbone != "jina_bert":  # which has ALiBi in place of positions
-                given["position_ids"] = self._upload(batch.position_X).unsqueeze(0)
+                given["position_ids"] = self.upload(batch.position_X).unsqueeze(0)
             hidden = self.module(**given).last_hidden_state
         elif self._has_kernel:
             hidden = self.module(input_ids=batch.ids_BT, spans=batch.spans).last_hidden_state
         else:
-            mask = None if bool(batch.attended_BT.all()) else self._upload(batch.attended_BT)
-            hidden = self.module(input_ids=self._upload(batch.ids_BT), attention_mask=mask).last_hidden_state
+            mask = None if bool(batch.attended_BT.all()) else self.upload(batch.attended_BT)
+            hidden = self.module(input_ids=self.upload(batch.ids_BT), attention_mask=mask).last_hidden_state
         flat_XH: Tensor = hidden.flatten(0, 1)
         return flat_XH
 
     def _pooled(self, hidden_XH: Tensor, batch: Batch | PackedBatch) -> Tensor:
         if isinstance(batch, PackedBatch):
-            packing = batch.packing.to(self._upload)
+            packing = batch.packing.to(self.upload)
             if self.config.pooling == "cls":
                 return hidden_XH[packing.starts_q[:-1]]
             attended_YH = hidden_XH if packing.attended_Y is None else hidden_XH[packing.attended_Y]
@@ -238,11 +238,11 @@ class Encoder:
         hidden_BTH = hidden_XH.view(*batch.ids_BT.shape, -1)
         if self.config.pooling == "cls":
             return hidden_BTH[:, 0]
-        weight_BT1 = self._upload(batch.attended_BT).unsqueeze(-1).float()
+        weight_BT1 = self.upload(batch.attended_BT).unsqueeze(-1).float()
         mean_BH: Tensor = (hidden_BTH.float() * weight_BT1).sum(1) / weight_BT1.sum(1)
         return mean_BH
 
-    def _upload(self, tensor: Tensor) -> Tensor:
+    def upload(self, tensor: Tensor) -> Tensor:
         """Copy to the device; from pinned memory, which lets the copy run beside what the device is doing."""
         if self.device.type != "cuda":
             return tensor.to(self.device)

@@ -316,6 +316,55 @@ def test_a_value_that_only_half_precision_overflows_is_found_before_it_is_stored
         encoded(large, storage=torch.float16)
 
 
+@pytest.mark.parametrize("attention", ["sdpa", "varlen"])
+def test_vectors_that_stay_on_the_device_are_those_that_come_to_the_host(colbert, attention):
+    encoder = dataclasses.replace(colbert, attention=attention)
+    texts = [*TEXTS, TEXTS[2], *TEXTS[:3]]  # some of them several times
+    ids = [str(place) for place in range(len(texts))]
+    options = {"documents": True, "batch_tokens": 100, "storage": torch.float16}
+    heard = []
+    (host,), (device,) = (
+        encode(
+            ids,
+            encoder.tokenize_documents(texts),
+            encoder,
+            **options,
+            resident=resident,
+            on_batch=lambda *done: heard.append(done),
+        ).values()
+        for resident in (False, True)
+    )
+    assert device.lengths_N.tolist() == host.lengths_N.tolist()
+    assert torch.equal(device.vectors_XD, host.vectors_XD)
+    assert sum(texts for texts, _ in heard) == 2 * len(ids)
+
+
+def test_a_vector_that_is_not_finite_is_named_on_the_device_too(colbert):
+    broken = dataclasses.replace(colbert, heads={DIM: colbert.heads[DIM] * torch.nan})
+    with pytest.raises(ModelError, match="text 'd0' has a vector that is not finite"):
+        encoded(broken, resident=True)
+
+
+def test_hits_are_the_same_where_vectors_stay_on_the_device_to_be_searched(tmp_path, monkeypatch):
+    stored = run(tmp_path / "stored", "store.keep=embeddings")
+    monkeypatch.setattr(steps, "stay", lambda task: True)
+    scored = run(tmp_path / "scored", "store.keep=topk")
+    assert store_bytes(tmp_path / "stored")
+    assert not store_bytes(tmp_path / "scored")
+    folders = (tmp_path / name / "r" / "runs" / cell.run_id for name, cell in (("stored", stored), ("scored", scored)))
+    assert len({(folder / "run.trec.gz").read_bytes() for folder in folders}) == 1
+
+
+@pytest.mark.parametrize(
+    ("keep", "device", "wanted"), [("topk", "cuda", True), ("embeddings", "cuda", False), ("topk", "cpu", False)]
+)
+def test_vectors_stay_on_a_gpu_alone_and_where_nothing_of_them_is_written(tmp_path, keep, device, wanted):
+    words = ["model=demo", "dataset.demo.documents=100", "dataset.demo.queries=10", f"store.keep={keep}"]
+    config = compose([*words, f"results_dir={tmp_path}/r", f"cache_dir={tmp_path}/c"])
+    task = pipeline.prepare(config, console=QUIET)
+    assert steps.stay(task._replace(device=torch.device(device))) == wanted
+
+
 def store_bytes(folder):
     return {path.name: path.read_bytes() for path in sorted((folder / "c" / "stores").rglob("*.safetensors"))}
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import inspect
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
@@ -191,18 +190,29 @@ def _varlen(query_XAK: Tensor, key_YAK: Tensor, value_YAK: Tensor, packing: Pack
 
     query, key, value = _widened(query_XAK, key_YAK, value_YAK)
     starts_q, starts_k, longest_q, longest_k, *_ = packing
-    options = _varlen_options()
+    options = _varlen_options(query.device)
     mixed = varlen_attn(query, key, value, starts_q, starts_k, longest_q, longest_k, scale=scale, **options)
     assert isinstance(mixed, Tensor)  # nothing beside it was asked for
     return mixed[..., : query_XAK.shape[-1]]
 
 
 @cache
-def _varlen_options() -> Mapping[str, Any]:
-    """One split where this torch knows the option: a text's vectors then do not depend on its neighbours."""
+def _varlen_options(device: torch.device) -> Mapping[str, Any]:
+    """One split where torch takes the option: a text's vectors then do not depend on its neighbours.
+
+    Torch 2.11 does not know it, and some versions take it for flash-attention 3 alone; their own kernel splits nothing
+    where queries have as many heads as keys.
+    """
     from torch.nn.attention.varlen import varlen_attn
 
-    return {"num_splits": 1} if "num_splits" in inspect.signature(varlen_attn).parameters else {}
+    heads = torch.zeros((1, 1, HEAD_STEP), dtype=torch.float16, device=device)
+    starts = torch.tensor([0, 1], dtype=torch.int32, device=device)
+    option: Mapping[str, Any] = {"num_splits": 1}
+    try:
+        varlen_attn(heads, heads, heads, starts, starts, 1, 1, **option)
+    except (TypeError, RuntimeError):
+        return {}
+    return option
 
 
 def _flash(query_XAK: Tensor, key_YAK: Tensor, value_YAK: Tensor, packing: Packing, scale: float) -> Tensor:

@@ -273,6 +273,30 @@ def test_torchs_own_kernel_is_not_taken_where_it_cannot_run(fresh):
     assert attention.probe("varlen", CPU, "bfloat16").startswith("torch's variable-length attention is unusable here (")
 
 
+def refuse(said):
+    raise RuntimeError(said)
+
+
+@pytest.mark.parametrize(
+    ("takes", "wanted"),
+    [
+        (lambda *heads, scale=None, num_splits=None: heads[0], {"num_splits": 1}),
+        (lambda *heads, scale=None: heads[0], {}),
+        (lambda *heads, scale=None, num_splits=None: refuse("FA3 alone") if num_splits else heads[0], {}),
+    ],
+    ids=["takes it", "does not know it", "takes it for another kernel"],
+)
+def test_torchs_kernel_is_asked_for_one_split_where_it_takes_the_option(monkeypatch, takes, wanted):
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", takes)
+    attention._varlen_options.cache_clear()
+    query, key, value = (torch.ones(2, 3, 12) for _ in range(3))
+    lengths_N = np.array([2])
+    packing = attention.packing_of(lengths_N, lengths_N, path="varlen")
+    assert attention._varlen(query, key, value, packing, 0.5).shape == (2, 3, 12)
+    assert attention._varlen_options(CPU) == wanted
+    attention._varlen_options.cache_clear()
+
+
 def test_heads_of_any_width_reach_the_kernels_in_steps_of_eight():
     (wide,) = attention._widened(torch.ones(2, 3, 12))
     assert wide.shape == (2, 3, 16)

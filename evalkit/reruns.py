@@ -15,7 +15,9 @@ from evalkit import results
 from evalkit.results import CellScores
 
 FOLDER = "reruns"
-SETTINGS = ("attention", "batch_tokens", "cut", "dtype", "encoding_rules", "shard_tokens")
+SETTINGS = (
+    *("attention", "batch_tokens", "cut", "dtype", "elementwise", "encoding_rules", "rope_frequencies", "shard_tokens"),
+)
 """The settings of the protocol that move the last digits of a vector and nothing that a publisher would state."""
 FACTS = ("device", "processor", "platform", "threads", "python", "packages")
 """What of the environment is named where runs of a cell differ in it."""

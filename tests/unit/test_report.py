@@ -1,6 +1,7 @@
 """The report: what it makes, that it is the same each time, and what it says of files that it cannot use."""
 
 import csv
+import dataclasses
 import io
 import json
 import re
@@ -18,8 +19,11 @@ from typer.testing import CliRunner
 
 from evalkit import published, reruns, results
 from evalkit.cli import app
+from evalkit.compose import compose
 from evalkit.config import configs_dir
 from evalkit.errors import EvalkitError, ScoreError
+from evalkit.identity import vector_facts
+from evalkit.models.checkpoint import Checkpoint
 from evalkit.report import build, sheets, table
 from evalkit.report.card import card_tables, judge, leaderboard, verdict_on
 from evalkit.report.page import SYMBOLS
@@ -207,6 +211,25 @@ def test_a_deviation_is_measured_from_runs_of_the_cell_and_widens_near(tmp_path)
     assert "re-run deviation 0.002828 over 2 runs (dtype)" in page
 
 
+def test_a_rerun_of_jina_colbert_v2_on_a_gpu_in_half_precision_is_one(tmp_path):
+    """Its identity then names the RoPE frequencies' precision and the kernels too."""
+    run = compose(["model=jina-colbert-v2"])
+    checkpoint = Checkpoint(folder=tmp_path, origin="fixture", revision=None, checksums={})
+
+    def facts(dtype, **how):
+        return vector_facts(dataclasses.replace(run.model, dtype=dtype), run, checkpoint, 128, **how)
+
+    on_a_cpu = facts("float32", attention="sdpa/cpu", batch_tokens=1024)
+    on_a_gpu = facts("bfloat16", attention="varlen/cuda", batch_tokens=32_768, fused=True)
+    changed = {name: fact for name, fact in on_a_gpu.items() if on_a_cpu.get(name) != fact}
+    assert set(changed) == {"attention", "batch_tokens", "dtype", "elementwise", "rope_frequencies"}
+    put(tmp_path, late(value=0.352))
+    rerun(tmp_path, "gpu", value=0.350, run_id="other", **with_settings(**changed))
+    found, problems = reruns.measure(build.build(tmp_path).cells, tmp_path)
+    assert problems == ()
+    assert {one.runs for one in found} == {2}
+
+
 def test_a_rerun_on_another_machine_keeps_its_run_id(tmp_path):
     put(tmp_path, late(value=0.352))
     elsewhere = {**late().environment, "device": "NVIDIA", "packages": {"ranx": "1"}}
@@ -226,7 +249,7 @@ def test_reruns_that_agree_leave_near_at_a_thousandth(tmp_path):
     ("changes", "message"),
     [
         ({"query_tokens": 16}, "gpu/beir-nfcorpus.test.jina-colbert-v2-128.2: differs from beir-nfcorpus.test.jina-"),
-        ({"query_tokens": 16}, "in query.max_tokens, wanted a re-run (other attention, batch_tokens, cut, dtype, enc"),
+        ({"query_tokens": 16}, "in query.max_tokens, wanted a re-run (other attention, batch_tokens, cut, dtype, ele"),
         ({"dim": 64}, "gpu/beir-nfcorpus.test.jina-colbert-v2-64.2: got no tabled run of this cell, wanted one to com"),
     ],
 )

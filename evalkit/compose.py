@@ -36,6 +36,7 @@ from evalkit.config import (
     configs_dir,
     group_names,
     run_config,
+    type_name,
 )
 from evalkit.errors import ConfigError, EvalkitError, nearest
 from evalkit.paths import make_folder
@@ -202,27 +203,27 @@ def _values(override: Override) -> list[Any]:
     return [override.value()]
 
 
-def all_settings() -> list[str]:
-    """Return every setting that may be given on the command line, groups first."""
-    return [*GROUPS, "dim", "results_dir", "cache_dir", *dict.fromkeys(_section_keys())]
-
-
-def _section_keys() -> Iterator[str]:
+def all_settings() -> dict[str, str]:
+    """Return every setting that may be given on the command line and what it takes, groups first."""
+    folders = dict.fromkeys(("results_dir", "cache_dir"), "a folder")
+    named = {**{group: f"a name (evalkit ls {group}s)" for group in GROUPS}, "dim": "a number or a list", **folders}
+    found: dict[str, list[str]] = {}
     for section, classes in SECTIONS.items():
         for cls in classes:
-            yield from _field_keys(cls, section)
+            for key, takes in _fields(cls, section):
+                found.setdefault(key, []).append(takes)
+    return named | {key: " or ".join(dict.fromkeys(takes)) for key, takes in found.items()}
 
 
-def _field_keys(cls: type[Any], prefix: str) -> Iterator[str]:
+def _fields(cls: type[Any], prefix: str) -> Iterator[tuple[str, str]]:
     hints = typing.get_type_hints(cls)
     for field in dataclasses.fields(cls):
-        key = f"{prefix}.{field.name}"
-        yield key
-        hint = hints[field.name]
+        key, hint = f"{prefix}.{field.name}", hints[field.name]
+        yield key, type_name(hint)
         options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
         for option in options:
             if dataclasses.is_dataclass(option):
-                yield from _field_keys(typing.cast("type[Any]", option), key)
+                yield from _fields(typing.cast("type[Any]", option), key)
 
 
 def _first_line(error: Exception) -> str:

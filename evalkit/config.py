@@ -468,7 +468,7 @@ def from_mapping(cls: type[Any], values: object, *, where: str) -> Any:
         if name in values:
             arguments[name] = _typed(values[name], hints[name], where=f"{where}.{name}")
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            msg = f"setting {where}.{name} is missing; wanted {_type_name(hints[name])}"
+            msg = f"setting {where}.{name} is missing; wanted {type_name(hints[name])}"
             raise ConfigError(msg)
     return cls(**arguments)
 
@@ -523,13 +523,13 @@ def _scalar(value: object, hint: Any, *, where: str) -> Any:
 
 
 def _mistyped(value: object, hint: Any, *, where: str) -> ConfigError:
-    return ConfigError(f"{where}={value!r}: wanted {_type_name(hint)}")
+    return ConfigError(f"{where}={value!r}: wanted {type_name(hint)}")
 
 
-def _type_name(hint: Any) -> str:
+def type_name(hint: Any) -> str:
     """Name a type the way a user of YAML would."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return " or ".join(_type_name(option) for option in typing.get_args(hint))
+        return " or ".join(type_name(option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is Literal:
         return "one of " + ", ".join(str(option) for option in typing.get_args(hint))
     names = {int: "a whole number", float: "a number", str: "text", bool: "true or false", types.NoneType: "null"}

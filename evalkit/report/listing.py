@@ -152,7 +152,7 @@ def _short(value: object) -> str:
 
 
 def _settings() -> Table:
-    table = Table("setting", box=None, pad_edge=False)
-    for key in all_settings():
-        table.add_row(key)
+    table = Table("setting", "takes", box=None, pad_edge=False)
+    for key, takes in all_settings().items():
+        table.add_row(key, takes)
     return table

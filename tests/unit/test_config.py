@@ -141,10 +141,15 @@ def test_a_sweep_checks_every_name_of_the_sweep():
         check_overrides(["model=demo,bm52"], sweep=True)
 
 
-def test_every_listed_setting_has_a_name_of_its_own():
+def test_every_setting_is_listed_with_what_it_takes():
     settings = all_settings()
-    assert len(settings) == len(set(settings))
-    assert {"dim", "model.dtype", "dataset.path", "dataset.demo.documents", "search.depth"} <= set(settings)
+    assert settings["model"] == "a name (evalkit ls models)"
+    assert settings["engine.elementwise"] == "one of auto, torch, triton"
+    assert settings["engine.batch_tokens"] == "one of auto or a whole number"
+    assert settings["dataset.demo.documents"] == settings["search.depth"] == "a whole number"
+    assert settings["model.name"] == "text"  # every kind of model has it, it stands once
+    assert settings["model.kind"] == "one of late_interaction, single_vector or one of bm25"
+    assert all(settings.values())
 
 
 def test_nearest_names_all_when_none_is_near():

@@ -1,0 +1,189 @@
+"""A GPU simulated on the CPU: real values under a device label, and what CUDA would refuse is refused.
+
+`simulated_gpu` makes torch see one CUDA device. A tensor brought to it is an `OnGpu`, whose operations run on the CPU;
+an operation over tensors of both devices raises, as on a GPU, but for copies and for indices from the host. What makes
+the host wait for a real GPU is counted. Triton's kernels run in its interpreter, after a look at where their arguments
+are. So what a GPU path computes and where its tensors live is tested without one; its speed and rounding are not.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from types import SimpleNamespace
+
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_flatten, tree_map
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
+MAY_MIX = {"copy_", "_to_copy", "to", "index", "index_put", "index_put_", "_index_put_impl_"}
+"""Operations that CUDA lets take tensors of both devices."""
+WAITS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal"}
+"""Operations whose result the host must have before it goes on."""
+HOPPER = SimpleNamespace(name="simulated", shared_memory_per_block_optin=232_448, multi_processor_count=132)
+
+waits: Counter[str] = Counter()
+"""How often the host had to wait, by operation."""
+
+
+class OnGpu(torch.Tensor):
+    """A tensor under the label of a GPU; to torch's own code it is one without memory."""
+
+    @staticmethod
+    def __new__(cls, inner):
+        layout = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype}
+        with torch.inference_mode(mode=False):  # else views of it would have to share a counter that it lacks
+            return torch.Tensor._make_wrapper_subclass(cls, inner.shape, **layout, device=torch.device("meta"))
+
+    def __init__(self, inner):
+        self.inner = inner
+
+    device = property(lambda self: GPU)
+    is_cuda = property(lambda self: True)
+
+    @classmethod
+    def __torch_dispatch__(cls, operation, types, args=(), kwargs=None):
+        return run(operation, args, kwargs or {})
+
+    def __repr__(self, **_):
+        return f"OnGpu({self.inner!r})"
+
+    def tolist(self):
+        waits["tolist"] += 1
+        return self.inner.tolist()
+
+    def numpy(self, **_):
+        raise TypeError("can't convert cuda:0 device type tensor to numpy; use Tensor.cpu()")
+
+    def __getitem__(self, places):
+        return OnGpu(self.inner[host_places(places)])
+
+    def __setitem__(self, places, values):
+        if isinstance(values, torch.Tensor) and values.dim():
+            assert isinstance(values, OnGpu), "values of the host into a tensor of the GPU"
+        self.inner[host_places(places)] = inner(values)
+
+
+def inner(value):
+    """Return what is under the label."""
+    return value.inner if isinstance(value, OnGpu) else value
+
+
+def host_places(places):
+    """Return indices without their labels; a mask makes the host wait, since it decides a shape."""
+    each = places if isinstance(places, tuple) else (places,)
+    waits["mask"] += sum(isinstance(place, OnGpu) and place.dtype == torch.bool for place in each)
+    found = tuple(inner(place) for place in each)
+    return found if isinstance(places, tuple) else found[0]
+
+
+def run(operation, args, kwargs):
+    """Carry out an operation on the values, and label its result by the device that CUDA would leave it on."""
+    name = operation.overloadpacket.__name__
+    if name == "_has_compatible_shallow_copy_type":  # a module asks whether it may keep its parameter objects
+        return False
+    flat, _ = tree_flatten((args, kwargs))
+    there = [part for part in flat if isinstance(part, OnGpu)]
+    here = [part for part in flat if isinstance(part, torch.Tensor) and not isinstance(part, OnGpu) and part.dim()]
+    if there and here and name not in MAY_MIX:
+        shapes = [[tuple(part.shape) for part in side] for side in (there, here)]
+        raise RuntimeError(
+            f"{name}: expected all tensors to be on the same device, got {shapes[0]} on cuda:0, {shapes[1]} on cpu"
+        )
+    if there and here and name.startswith(("index", "_index")):
+        assert isinstance(args[0], OnGpu), f"{name}: a tensor of the host, indices of the GPU"
+    waits[name] += bool(there) and name in WAITS
+    asked = [part for part in flat if isinstance(part, torch.device)]
+    on_gpu = bool(there)
+    if asked:
+        on_gpu = asked[0].type != "cpu"  # `meta` where torch's own code makes a tensor beside one that it was given
+    elif name in MAY_MIX - {"_to_copy", "to", "index", "index_put"}:
+        on_gpu = isinstance(args[0], OnGpu)
+    plain_args, plain_kwargs = tree_map(
+        lambda part: CPU if isinstance(part, torch.device) else inner(part), (args, {**kwargs})
+    )
+    plain_kwargs.pop("pin_memory", None)
+    labelled = {id(part.inner): part for part in there}
+
+    def label(part):
+        if not isinstance(part, torch.Tensor):
+            return part
+        if asked and not on_gpu:
+            return part.clone() if id(part) in labelled else part
+        return labelled.get(id(part)) if id(part) in labelled else OnGpu(part) if on_gpu else part
+
+    return tree_map(label, operation(*plain_args, **plain_kwargs))
+
+
+class _Mode(TorchDispatchMode):
+    def __torch_dispatch__(self, operation, types, args=(), kwargs=None):
+        return run(operation, args, kwargs or {})
+
+
+class Launches:
+    """A Triton kernel that wants its tensors on the GPU; `instead` does its work on the CPU, or the interpreter."""
+
+    def __init__(self, kernel, *, instead=None):
+        self.kernel, self.instead, self.count = kernel, instead, 0
+
+    def __getitem__(self, grid):
+        def launch(*args, **kwargs):
+            self.count += 1
+            tensors = [part for part in (*args, *kwargs.values()) if isinstance(part, torch.Tensor)]
+            assert all(isinstance(part, OnGpu) for part in tensors), "a kernel's argument is on the host"
+            plain_args, plain_kwargs = tree_map(inner, (args, kwargs))
+            with torch._C._DisableTorchDispatch():
+                (self.instead or self.kernel[grid])(*plain_args, **plain_kwargs)
+
+        return launch
+
+
+class _Event:
+    def record(self, _stream):
+        pass
+
+    def synchronize(self):
+        waits["event"] += 1
+
+
+@contextlib.contextmanager
+def simulated_gpu(monkeypatch):
+    """Within it torch has one CUDA device."""
+    waits.clear()
+    real_to, real_item, real_tensor = torch.Tensor.to, torch.Tensor.__getitem__, torch.tensor
+
+    def to(self, *args, **kwargs):
+        """Name the device in full: torch would ask a driver which one is current."""
+        full = tree_map(lambda part: GPU if str(part) == "cuda" else part, (args, kwargs))
+        return real_to(self, *full[0], **full[1])
+
+    def tensor(values, *, device=None, **kwargs):
+        """Make it on the host first, as torch does where no mode sees it."""
+        made = real_tensor(values, **kwargs)
+        return made if device is None else made.to(device)
+
+    def getitem(self, places):
+        each = places if isinstance(places, tuple) else (places,)
+        assert not any(isinstance(place, OnGpu) for place in each), "a tensor of the host, indices of the GPU"
+        return real_item(self, places)
+
+    for name, value in {
+        "_lazy_init": lambda: None,
+        "is_available": lambda: True,
+        "device_count": lambda: 1,
+        "get_device_capability": lambda *_: (9, 0),
+        "get_device_name": lambda *_: HOPPER.name,
+        "get_device_properties": lambda *_: HOPPER,
+        "current_stream": lambda *_: None,
+        "device_of": lambda _: contextlib.nullcontext(),
+        "empty_cache": lambda: None,
+        "Event": _Event,
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, value)
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: self)
+    monkeypatch.setattr(torch.Tensor, "to", to)
+    monkeypatch.setattr(torch.Tensor, "__getitem__", getitem)
+    monkeypatch.setattr(torch, "tensor", tensor)
+    with _Mode():
+        yield

@@ -1,0 +1,214 @@
+"""Where tensors live on a GPU, what is computed there, and how often the host waits: without one (simulated_gpu)."""
+
+import dataclasses
+
+import pytest
+import torch
+from checkpoints import (
+    write_colbert_xm,
+    write_colbertv2,
+    write_jina_checkpoint,
+    write_jina_colbert_v1,
+    write_jina_embeddings_v2,
+    write_mdpr,
+)
+from rich.console import Console
+from simulated_gpu import CPU, GPU, Launches, OnGpu, inner, simulated_gpu, waits
+from torch.nn import functional
+
+from evalkit import pipeline, runs
+from evalkit.compose import compose
+from evalkit.encode import encode
+from evalkit.models import attention, elementwise, elementwise_kernel
+from evalkit.models.encoder import checkpoints, load_encoders
+from evalkit.search import floors, no_hits, search_shard
+from evalkit.store import ShardVectors
+
+pytest.importorskip("triton")
+if torch.cuda.is_available():
+    pytest.skip("a GPU is here: nothing need be simulated", allow_module_level=True)
+
+from evalkit.maxsim import tensor_core
+
+DIM = 16
+TEXTS = ["hello world", "a b c", "the the a . b , hello " * 12, "", "b a c", "hello, hello! " * 7, "a b c"]
+FAMILIES = {
+    "jina-colbert-v2": lambda folder: write_jina_checkpoint(folder, dim=DIM),
+    "jina-colbert-v1-en": lambda folder: write_jina_colbert_v1(folder, dim=DIM),
+    "colbertv2": lambda folder: write_colbertv2(folder, dim=DIM),
+    "colbert-xm": lambda folder: write_colbert_xm(folder, dim=DIM),
+    "mdpr": write_mdpr,
+    "jina-embeddings-v2-base-en": write_jina_embeddings_v2,
+}
+
+
+def turn(query, key, cos, sin, _period, **_):
+    for part in (query, key):
+        part.copy_(elementwise.reference_turned(part.float(), cos.float(), sin.float()))
+
+
+def add_norm(rows, others, weight, bias, *, eps, width, **_):
+    total = rows.float() + others.float()
+    rows.copy_(functional.layer_norm(total, (width,), weight.float(), bias.float(), eps))
+
+
+def by_text(query, key, value, packing, scale):
+    """What torch's packed kernel gives, which wants all of these on the GPU."""
+    assert all(isinstance(part, OnGpu) for part in (query, key, value, packing.starts_q, packing.starts_k))
+    plain = packing._replace(starts_q=inner(packing.starts_q), starts_k=inner(packing.starts_k), attended_Y=None)
+    with torch._C._DisableTorchDispatch():
+        return OnGpu(attention._by_text(inner(query), inner(key), inner(value), plain, scale))
+
+
+@pytest.fixture
+def kernels(monkeypatch):
+    """The GPU's kernels, which look at where their arguments are; the elementwise ones by torch, which is faster."""
+    found = {
+        "turn": Launches(elementwise_kernel.turn, instead=turn),
+        "add_norm": Launches(elementwise_kernel.add_norm, instead=add_norm),
+        "maxsim": Launches(tensor_core.maxsim),
+    }
+    for name in ("turn", "add_norm"):
+        monkeypatch.setattr(elementwise_kernel, name, found[name])
+    monkeypatch.setattr(tensor_core, "maxsim", found["maxsim"])
+    monkeypatch.setattr(attention, "_KERNELS", {"varlen": by_text})
+    caches = (attention.probe, attention._varlen_options, elementwise.probe, tensor_core._shared_bytes)
+    for cached in caches:
+        cached.cache_clear()
+    yield found
+    for cached in caches:
+        cached.cache_clear()
+
+
+def loaded(name, folder, *, device, dtype):
+    folder.mkdir(exist_ok=True)
+    FAMILIES[name](folder)
+    model = compose([f"model={name}"]).model
+    source = dataclasses.replace(next(iter(model.checkpoints.values())), path=str(folder))
+    source = {str(DIM if model.head == "linear" else 24): source}
+    model = dataclasses.replace(model, dtype=dtype, allow_pickle=True, checkpoints=source, verify=False)
+    (encoder,) = load_encoders(model, checkpoints(model, model.dims), device=device)
+    return encoder
+
+
+def encoded(encoder, texts=TEXTS, *, batch_tokens=4096, **options):
+    ids = [str(place) for place in range(len(texts))]
+    options = {"documents": True, "storage": torch.float16, "batch_tokens": batch_tokens, **options}
+    ((_, shard),) = encode(ids, encoder.tokenize_documents(texts), encoder, **options).items()
+    return shard
+
+
+def test_the_simulation_refuses_what_cuda_refuses(monkeypatch):
+    with simulated_gpu(monkeypatch):
+        there, here = torch.arange(6.0, device="cuda").view(2, 3), torch.ones(2, 3)
+        assert there.device == GPU
+        assert there.sum(0).cpu().tolist() == [3.0, 5.0, 7.0]
+        assert there[torch.tensor([1])].device == GPU
+        assert here.to("cuda").to(CPU).device == CPU
+        with pytest.raises(RuntimeError, match="add: expected all tensors to be on the same device"):
+            there + here
+        with pytest.raises(AssertionError, match="a tensor of the host, indices of the GPU"):
+            here[there[0].long()]
+        with pytest.raises(TypeError, match=r"use Tensor\.cpu"):
+            there.numpy()
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_has_the_cpus_vectors(name, dtype, resident, tmp_path, monkeypatch, kernels):
+    wanted = encoded(loaded(name, tmp_path / "m", device=CPU, dtype="float32"))
+    with simulated_gpu(monkeypatch):
+        encoder = loaded(name, tmp_path / "m", device=GPU, dtype=dtype)
+        assert encoder.attention == (
+            "varlen" if dtype == "bfloat16" and encoder.config.backbone != "jina_bert" else "sdpa"
+        )
+        found = encoded(encoder, resident=resident)
+        assert found.vectors_XD.device == (GPU if resident else CPU)
+        vectors_XD = found.vectors_XD.cpu()
+    assert found.lengths_N.tolist() == wanted.lengths_N.tolist()
+    error = (vectors_XD.float() - wanted.vectors_XD.float()).norm(dim=1).max()
+    assert error < (0.1 if dtype == "bfloat16" else 5e-3)
+    fused = encoder.config.backbone in elementwise.BACKBONES
+    assert (kernels["add_norm"].count > 1) == fused  # one launch is the probe's
+    assert (kernels["turn"].count > 1) == (encoder.config.backbone == "jina_embeddings_v3")
+
+
+@pytest.mark.parametrize("resident", [False, True])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_host_waits_once_a_batch_and_for_no_text(dtype, resident, tmp_path, monkeypatch, kernels):
+    with simulated_gpu(monkeypatch):
+        encoder = loaded("jina-colbert-v2", tmp_path / "m", device=GPU, dtype=dtype)
+        for count, batch_tokens in ((4, 4096), (40, 4096), (40, 64)):
+            texts = [f"hello {'world ' * (place % 4)}{'a b ' * (place // 4)}" for place in range(count)]
+            batches = []
+            waits.clear()
+            options = {"batch_tokens": batch_tokens, "resident": resident}
+            encoded(encoder, texts, **options, on_batch=lambda *done, batches=batches: batches.append(done))
+            assert waits.pop("event") == len(batches)
+            # Of padded texts transformers asks the GPU whether anything is masked; of packed ones it has no mask.
+            masks = waits.pop("is_nonzero", 0) if dtype == "float32" else 0
+            assert masks <= len(batches) + 2
+            assert waits.total() <= (3 if resident else 0)  # whether a shard's vectors are finite, and nothing else
+
+
+# Triton's interpreter does not multiply bf16, which it would have to for fp32 vectors.
+@pytest.mark.parametrize(
+    ("maxsim", "dtype"),
+    [
+        ("triton", torch.float16),
+        ("packed", torch.float16),
+        ("auto", torch.float16),
+        ("packed", torch.float32),
+        ("auto", torch.float32),
+    ],
+)
+def test_hits_are_the_cpus_and_of_fp16_vectors_to_the_bit(maxsim, dtype, monkeypatch, kernels):
+    generator = torch.Generator().manual_seed(0)
+    query_lengths, lengths = torch.tensor([32, 5, 40]), torch.randint(1, 50, (60,), generator=generator)
+    pool = functional.normalize(torch.randn(80, 48, generator=generator), dim=1).to(dtype)  # few vectors, many ties
+    queries, shard = (
+        ShardVectors(
+            tuple(f"{kind}{place:02d}" for place in range(len(counts))),
+            counts,
+            pool[torch.randint(0, 80, (int(counts.sum()),), generator=generator)],
+        )
+        for kind, counts in (("q", query_lengths), ("d", lengths))
+    )
+    floor_Q = floors(no_hits(), queries=3, depth=20)
+    wanted = search_shard(queries, shard, depth=20, floor_Q=floor_Q, device=CPU)
+    with simulated_gpu(monkeypatch):
+        for vectors_XD in (shard.vectors_XD, shard.vectors_XD.to(GPU)):
+            waits.clear()
+            there = shard._replace(vectors_XD=vectors_XD)
+            found = search_shard(queries, there, depth=20, floor_Q=floor_Q, device=GPU, maxsim=maxsim)
+            assert found.query_H.tolist() == wanted.query_H.tolist()
+            if dtype == torch.float16:
+                assert found.id_H.tolist() == wanted.id_H.tolist()
+                assert found.score_H.tolist() == wanted.score_H.tolist()
+            else:  # whose sums float64 rounds: equal documents may change places
+                assert found.score_H == pytest.approx(wanted.score_H, rel=1e-6)
+    assert bool(kernels["maxsim"].count) == (maxsim == "triton" or (maxsim == "auto" and dtype == torch.float16))
+
+
+@pytest.mark.parametrize(("keep", "dtype"), [("embeddings", "float32"), ("topk", "bfloat16")])
+def test_a_whole_run_ends_in_the_cpus_ranking(keep, dtype, tmp_path, monkeypatch, kernels):
+    words = ["model=demo", "dim=[128,64]", "dataset.demo.documents=80", "dataset.demo.queries=12"]
+
+    def run(device, *more):
+        places = [f"results_dir={tmp_path / device / 'r'}", f"cache_dir={tmp_path / device / 'c'}"]
+        cells = pipeline.run(compose([*words, *places, f"engine.device={device}", *more]), console=Console(quiet=True))
+        hits = [runs.read_run(tmp_path / device / "r" / "runs" / cell.run_id / "run.trec.gz") for cell in cells]
+        return cells, hits
+
+    wanted_cells, wanted = run("cpu")
+    with simulated_gpu(monkeypatch):
+        cells, found = run("cuda", f"model.dtype={dtype}", f"store.keep={keep}")
+    for cell, wanted_cell, ours, theirs in zip(cells, wanted_cells, found, wanted, strict=True):
+        assert cell.protocol["attention"] == ("varlen/cuda" if dtype == "bfloat16" else "sdpa/cuda")
+        assert cell.protocol["elementwise"] == "triton"
+        assert not [name for name in cell.environment if "given_up" in name]
+        assert cell.metrics == pytest.approx(wanted_cell.metrics, abs=0.05 if dtype == "bfloat16" else 1e-9)
+        for query, hits in theirs.items():
+            best = {hit.document_id: hit.score for hit in ours[query]}
+            assert best[hits[0].document_id] == pytest.approx(hits[0].score, rel=2e-2)

@@ -156,6 +156,7 @@ def simulated_gpu(monkeypatch):
     def to(self, *args, **kwargs):
         """Name the device in full: torch would ask a driver which one is current."""
         full = tree_map(lambda part: GPU if str(part) == "cuda" else part, (args, kwargs))
+        waits["upload"] += GPU in tree_flatten(full)[0] and not (isinstance(self, OnGpu) or kwargs.get("non_blocking"))
         return real_to(self, *full[0], **full[1])
 
     def tensor(values, *, device=None, **kwargs):

@@ -310,6 +310,8 @@ def xmod(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Encod
     """Build XMOD with the one language adapter that the run uses; the other languages' adapters are left out."""
     from transformers import XmodConfig, XmodModel
 
+    from evalkit.models.xmod import use_one_adapter
+
     names = [*ARCHITECTURE_KEYS, "hidden_act", "languages", *XMOD_KEYS]
     shape = config_values(values, names, origin=origin)
     languages, chosen = list(shape["languages"] or ()), config.adapter
@@ -325,6 +327,7 @@ def xmod(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Encod
         if not (match := _ADAPTER.search(name)) or match[1] not in others
     }
     module = filled(lambda c: XmodModel(c, add_pooling_layer=False), native, renamed, origin=origin)
+    use_one_adapter(module)
     return Backbone(module, native.hidden_size, None)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from einops import rearrange
@@ -170,6 +171,12 @@ class _Encoder(nn.Module):
         self.layer = nn.ModuleList(_Layer(config) for _ in range(config.num_hidden_layers))
 
 
+@cache
+def _slopes(heads: int, device: torch.device) -> Tensor:
+    """Return ALiBi's slopes, brought to a device once: from unpinned memory the host waits for the device."""
+    return torch.tensor(alibi_slopes(heads), device=device)
+
+
 class JinaBertModel(nn.Module):
     """The encoder without its pooler; called as transformers' encoders are."""
 
@@ -199,5 +206,5 @@ class JinaBertModel(nn.Module):
         """Return ALiBi's penalties [1, A, T, T]: slope times distance, in both directions alike."""
         position_T = torch.arange(length, device=like.device)
         distance_TT = (position_T[:, None] - position_T[None, :]).abs()
-        slopes_A = torch.tensor(alibi_slopes(self.config.num_attention_heads), device=like.device)
+        slopes_A = _slopes(self.config.num_attention_heads, like.device)
         return (-slopes_A[:, None, None] * distance_TT).unsqueeze(0).to(like.dtype)

@@ -1,0 +1,44 @@
+"""XMOD's output block for a model with one language adapter, as evalkit loads it.
+
+transformers' own picks each text's adapter by a mask over the batch, which copies all hidden states three times, and on
+a GPU has the host wait twice in every layer to learn how many texts the mask has.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+
+class OneAdapterOutput(nn.Module):
+    """The block that ends a layer, with the weights, names and result of transformers' own."""
+
+    def __init__(self, block: nn.Module) -> None:
+        """Take over the parts of a block that has one adapter."""
+        super().__init__()
+        parts: Any = block
+        self.dense, self.LayerNorm = parts.dense, parts.LayerNorm
+        self.adapter_layer_norm, self.adapter_modules = parts.adapter_layer_norm, parts.adapter_modules
+        if self.adapter_layer_norm is not None:
+            self._norm = "adapter_layer_norm"
+        else:
+            self._norm = "LayerNorm" if parts.adapter_reuse_layer_norm else ""
+        self._norm_stays = bool(parts.ln_before_adapter)
+        (self._adapter,) = self.adapter_modules
+
+    def forward(self, inner: Tensor, residual: Tensor, lang_ids: Tensor) -> Tensor:
+        """Return the layer's hidden states [B, T, H] of its inner ones [B, T, I]; every text has the one adapter."""
+        del lang_ids
+        hidden_BTH: Tensor = self.dense(inner) + residual
+        normed_BTH = self.get_submodule(self._norm)(hidden_BTH) if self._norm else hidden_BTH
+        adapted_BTH: Tensor = self.adapter_modules[self._adapter](normed_BTH)
+        return adapted_BTH + (normed_BTH if self._norm_stays else hidden_BTH)
+
+
+def use_one_adapter(module: nn.Module) -> None:
+    """Replace the output blocks of a model with one adapter."""
+    for parent in list(module.modules()):
+        for name, child in list(parent.named_children()):
+            if type(child).__name__ == "XmodOutput":
+                setattr(parent, name, OneAdapterOutput(child))

@@ -124,10 +124,10 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
 
     `on_batch` hears of texts and tokens done, from any of the threads that encode but from one at a time.
     `documents` drops the model's punctuation tokens. Texts of equal ids are encoded once. Vectors are rounded to
-    `storage` here, once: whatever is searched is what is stored. They come to the host, or, `resident`, stay on the
-    encoder's device. A batch that does not fit memory is halved, and so are
-    those behind it; `on_halved` hears of the tokens that batches have from there on, and why. Raises ModelError that
-    names the text when a vector is not finite, DeviceError when one text alone does not fit or the device fails.
+    `storage` here, once: whatever is searched is what is stored. They come to the host, or stay on the encoder's device
+    where `resident` is true. A batch that does not fit memory is halved, and so are those behind it; `on_halved` hears
+    of the tokens that batches have from there on, and why. Raises ModelError that names the text when a vector is not
+    finite, DeviceError when one text alone does not fit or the device fails.
     """
     memory.keep_between_batches()
     table = TokenTable.of(texts)

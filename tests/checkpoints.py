@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -381,3 +381,16 @@ def publish(cache: Path, repo: str, write: Callable[[Path], object], *, revision
         path.symlink_to(Path("../../blobs") / blob.name)
     (refs / "main").write_text(revision, encoding="utf-8")
     return snapshot
+
+
+DIM = 16
+"""The dim of `FAMILIES`' late-interaction models; the others' is their hidden size."""
+FAMILIES: Mapping[str, Callable[[Path], Path]] = {
+    "jina-colbert-v2": lambda folder: write_jina_checkpoint(folder, dim=DIM),
+    "jina-colbert-v1-en": lambda folder: write_jina_colbert_v1(folder, dim=DIM),
+    "colbertv2": lambda folder: write_colbertv2(folder, dim=DIM),
+    "colbert-xm": lambda folder: write_colbert_xm(folder, dim=DIM),
+    "mdpr": write_mdpr,
+    "jina-embeddings-v2-base-en": write_jina_embeddings_v2,
+}
+"""What writes a small checkpoint of each architecture, by a model of the configs that reads it."""

@@ -7,14 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from checkpoints import (
-    write_colbert_xm,
-    write_colbertv2,
-    write_jina_checkpoint,
-    write_jina_colbert_v1,
-    write_jina_embeddings_v2,
-    write_mdpr,
-)
+from checkpoints import DIM, FAMILIES
 from rich.console import Console
 
 from evalkit import check, pipeline
@@ -24,15 +17,6 @@ from evalkit.models import attention, jina_bert
 from evalkit.models.encoder import PackedBatch, attention_path, checkpoints, load_encoders
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
-DIM = 16
-FAMILIES = {
-    "jina-colbert-v2": lambda folder: write_jina_checkpoint(folder, dim=DIM),
-    "jina-colbert-v1-en": lambda folder: write_jina_colbert_v1(folder, dim=DIM),
-    "colbertv2": lambda folder: write_colbertv2(folder, dim=DIM),
-    "colbert-xm": lambda folder: write_colbert_xm(folder, dim=DIM),
-    "mdpr": write_mdpr,
-    "jina-embeddings-v2-base-en": write_jina_embeddings_v2,
-}
 TEXTS = [
     "hello world",
     "a b c",

@@ -4,15 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from checkpoints import (
-    publish,
-    write_colbert_xm,
-    write_colbertv2,
-    write_jina_checkpoint,
-    write_jina_colbert_v1,
-    write_jina_embeddings_v2,
-    write_mdpr,
-)
+from checkpoints import DIM, FAMILIES, publish, write_colbertv2, write_jina_checkpoint
 from typer.testing import CliRunner
 
 from evalkit import check
@@ -21,16 +13,6 @@ from evalkit.compose import compose
 from evalkit.config import EncoderConfig
 from evalkit.errors import ConfigError, ModelError
 from evalkit.models.encoder import checkpoints, load_encoders
-
-DIM = 16
-FAMILIES = {
-    "jina-colbert-v2": lambda folder: write_jina_checkpoint(folder, dim=DIM),
-    "jina-colbert-v1-en": lambda folder: write_jina_colbert_v1(folder, dim=DIM),
-    "colbertv2": lambda folder: write_colbertv2(folder, dim=DIM),
-    "colbert-xm": lambda folder: write_colbert_xm(folder, dim=DIM),
-    "mdpr": write_mdpr,
-    "jina-embeddings-v2-base-en": write_jina_embeddings_v2,
-}
 
 
 def fixture_config(name, folder, **changes):

@@ -4,14 +4,7 @@ import dataclasses
 
 import pytest
 import torch
-from checkpoints import (
-    write_colbert_xm,
-    write_colbertv2,
-    write_jina_checkpoint,
-    write_jina_colbert_v1,
-    write_jina_embeddings_v2,
-    write_mdpr,
-)
+from checkpoints import DIM, FAMILIES
 from rich.console import Console
 from simulated_gpu import CPU, GPU, Launches, OnGpu, inner, simulated_gpu, waits
 from torch.nn import functional
@@ -30,16 +23,7 @@ if torch.cuda.is_available():
 
 from evalkit.maxsim import tensor_core
 
-DIM = 16
 TEXTS = ["hello world", "a b c", "the the a . b , hello " * 12, "", "b a c", "hello, hello! " * 7, "a b c"]
-FAMILIES = {
-    "jina-colbert-v2": lambda folder: write_jina_checkpoint(folder, dim=DIM),
-    "jina-colbert-v1-en": lambda folder: write_jina_colbert_v1(folder, dim=DIM),
-    "colbertv2": lambda folder: write_colbertv2(folder, dim=DIM),
-    "colbert-xm": lambda folder: write_colbert_xm(folder, dim=DIM),
-    "mdpr": write_mdpr,
-    "jina-embeddings-v2-base-en": write_jina_embeddings_v2,
-}
 
 
 def turn(query, key, cos, sin, _period, **_):

@@ -16,7 +16,14 @@ from evalkit.results import CellScores
 
 FOLDER = "reruns"
 SETTINGS = (
-    *("attention", "batch_tokens", "cut", "dtype", "elementwise", "encoding_rules", "rope_frequencies", "shard_tokens"),
+    "attention",
+    "batch_tokens",
+    "cut",
+    "dtype",
+    "elementwise",
+    "encoding_rules",
+    "rope_frequencies",
+    "shard_tokens",
 )
 """The settings of the protocol that move the last digits of a vector and nothing that a publisher would state."""
 FACTS = ("device", "processor", "platform", "threads", "python", "packages")

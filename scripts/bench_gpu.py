@@ -490,7 +490,7 @@ def encoding(bench: Bench) -> None:
     floor = None if bench.smoke or not gemm else gemm * 1e12 / per_token
     facts = {"passages": len(table), "mean tokens": round(float(lengths.mean()), 1)}
     bench.record("encoding", "inputs", {**facts, "MFLOP per token": round(per_token / 1e6, 1)})
-    how = {"attention": path, "elementwise work": "Triton's kernels" if fused else problem or "torch's own"}
+    how = {"attention": path, "elementwise work": "Triton's kernels" if fused else problem}
     bench.record("encoding", "how", how)
     bench.record("encoding", "floor, tokens/s at the GEMM rate", floor and round(floor))
 

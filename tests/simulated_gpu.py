@@ -21,7 +21,7 @@ MAY_MIX = {"copy_", "_to_copy", "to", "index", "index_put", "index_put_", "_inde
 """Operations that CUDA lets take tensors of both devices."""
 WAITS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal"}
 """Operations whose result the host must have before it goes on."""
-HOPPER = SimpleNamespace(name="simulated", shared_memory_per_block_optin=232_448, multi_processor_count=132)
+HOPPER = SimpleNamespace(name="simulated", shared_memory_per_block_optin=232_448)
 
 waits: Counter[str] = Counter()
 """How often the host had to wait, by operation."""
@@ -101,7 +101,7 @@ def run(operation, args, kwargs):
     elif name in MAY_MIX - {"_to_copy", "to", "index", "index_put"}:
         on_gpu = isinstance(args[0], OnGpu)
     plain_args, plain_kwargs = tree_map(
-        lambda part: CPU if isinstance(part, torch.device) else inner(part), (args, {**kwargs})
+        lambda part: CPU if isinstance(part, torch.device) else inner(part), (args, kwargs)
     )
     plain_kwargs.pop("pin_memory", None)
     labelled = {id(part.inner): part for part in there}
@@ -111,7 +111,9 @@ def run(operation, args, kwargs):
             return part
         if asked and not on_gpu:
             return part.clone() if id(part) in labelled else part
-        return labelled.get(id(part)) if id(part) in labelled else OnGpu(part) if on_gpu else part
+        if id(part) in labelled:
+            return labelled[id(part)]
+        return OnGpu(part) if on_gpu else part
 
     return tree_map(label, operation(*plain_args, **plain_kwargs))
 

@@ -265,7 +265,7 @@ def choose(asked: Attention, *, config: EncoderConfig, device: torch.device) -> 
     """
     chosen = _choose(asked, device, config.dtype, config.backbone, packable(config))
     if chosen.problem:
-        _say_once(chosen.problem)
+        say_once(chosen.problem)
     return chosen
 
 
@@ -346,5 +346,6 @@ def probe(path: Path, device: torch.device, dtype: str) -> str:
 
 
 @cache
-def _say_once(problem: str) -> None:
+def say_once(problem: str) -> None:
+    """Report what was given up, once a process."""
     log.warning("%s", problem)

@@ -9,7 +9,6 @@ Of jina_embeddings_v3 it is RoPE, and the residuals with the norms behind them; 
 from __future__ import annotations
 
 import importlib.util
-import logging
 from functools import cache
 from math import prod
 from typing import Any, NamedTuple, TypeGuard
@@ -20,9 +19,7 @@ from torch.nn import functional
 
 from evalkit.config import Elementwise, EncoderConfig
 from evalkit.models import linear
-from evalkit.models.attention import attend
-
-log = logging.getLogger(__name__)
+from evalkit.models.attention import attend, say_once
 
 BACKBONES = ("jina_embeddings_v3", "bert")
 """Backbones that something is replaced in."""
@@ -71,9 +68,9 @@ class FusedAttention(nn.Module):
     def __init__(self, attention: nn.Module) -> None:
         """Take over the projections."""
         super().__init__()
-        self.q_proj, self.k_proj = attention.get_submodule("q_proj"), attention.get_submodule("k_proj")
-        self.v_proj, self.o_proj = attention.get_submodule("v_proj"), attention.get_submodule("o_proj")
-        self.head_dim = int(attention.head_dim)  # type: ignore[arg-type]  # a number, which the stubs take for a tensor
+        parts: Any = attention
+        self.q_proj, self.k_proj, self.v_proj, self.o_proj = parts.q_proj, parts.k_proj, parts.v_proj, parts.o_proj
+        self.head_dim: int = parts.head_dim
 
     def forward(
         self, hidden_BTH: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor], **more: Any
@@ -186,7 +183,7 @@ def choose(asked: Elementwise, *, config: EncoderConfig, device: torch.device) -
     problem = probe(device, config.dtype)
     if problem:
         problem = f"{problem}; torch's own calls are used instead"
-        _say_once(problem)
+        say_once(problem)
     return Chosen(fused=not problem, problem=problem)
 
 
@@ -222,8 +219,3 @@ def reference_turned(heads_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> Te
     """Return RoPE of two halves by its definition."""
     first, second = heads_BTAK.chunk(2, dim=-1)
     return heads_BTAK * cos_BTK.unsqueeze(2) + torch.cat([-second, first], dim=-1) * sin_BTK.unsqueeze(2)
-
-
-@cache
-def _say_once(problem: str) -> None:
-    log.warning("%s", problem)

@@ -16,9 +16,9 @@ from evalkit.errors import EvalkitError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from evalkit.precision import Narrowed
-    from evalkit.reruns import Deviation
-    from evalkit.results import CellScores
+    from evalkit.analysis.precision import Narrowed
+    from evalkit.scoring.reruns import Deviation
+    from evalkit.storage.results import CellScores
 
 app = typer.Typer(
     help="Re-measure a retrieval model card, cell by cell, and say of every cell whether it holds.",
@@ -45,15 +45,16 @@ def run(context: typer.Context) -> None:
     Words are Hydra overrides (setting=value). With -m, several values run one after the other (model=a,b dataset=x,y);
     with --cfg job, the config is shown and nothing runs. All of them: evalkit ls settings.
     """
-    from evalkit import compose
-    from evalkit.config import RunConfig
+    from evalkit.config import compose
+    from evalkit.config.settings import RunConfig
 
     cells: list[CellScores] = []
     deviations: list[Deviation] = []
     failed = 0
 
     def job(config: RunConfig) -> None:
-        from evalkit import jobs, pipeline, reruns
+        from evalkit.run import jobs, pipeline
+        from evalkit.scoring import reruns
 
         with jobs.recorded(config):
             done = pipeline.run(config, console=_err)
@@ -87,8 +88,9 @@ def plan(context: typer.Context) -> None:
 
     The words are those of run; several values per word make a sweep, with -m or without. Fails when a cell cannot run.
     """
-    from evalkit import forecast, results
+    from evalkit.operations import forecast
     from evalkit.report import plans
+    from evalkit.storage import results
 
     words = [word for word in context.args if word not in ("-m", "--multirun")]
     planned: list[forecast.Planned] = []
@@ -121,8 +123,11 @@ def status(
 
     Exits with 1 while something has failed or is damaged. A run has failed until it ends well or is forgotten.
     """
-    from evalkit import compose, forecast, jobs, results
+    from evalkit.config import compose
+    from evalkit.operations import forecast
     from evalkit.report import plans
+    from evalkit.run import jobs
+    from evalkit.storage import results
 
     words = [word for word in overrides or [] if word not in ("-m", "--multirun")]
     everything = all(word.startswith(("results_dir=", "cache_dir=")) for word in words)
@@ -167,7 +172,7 @@ ResultsDir = Annotated[Path, typer.Option(help="where finished runs are, which t
 @cache.command(name="ls", epilog="Example: evalkit cache ls")
 def cache_ls(cache_dir: CacheDir = None, results_dir: ResultsDir = Path("results")) -> None:
     """List what lies in the cache: kind, key, datasets, shards, size, last use, and the runs that use it."""
-    from evalkit import inventory
+    from evalkit.operations import inventory
     from evalkit.report import plans
 
     folder = _cache_dir(cache_dir)
@@ -179,7 +184,7 @@ def cache_ls(cache_dir: CacheDir = None, results_dir: ResultsDir = Path("results
 @cache.command(name="verify", epilog="Example: evalkit cache verify")
 def cache_verify(cache_dir: CacheDir = None) -> None:
     """Read every shard and compare its checksum with its manifest's; fails when one is damaged."""
-    from evalkit import inventory
+    from evalkit.operations import inventory
     from evalkit.report import plans
 
     checked = inventory.verify(inventory.entries(_cache_dir(cache_dir), ()))
@@ -202,8 +207,8 @@ def cache_rm(
     results_dir: ResultsDir = Path("results"),
 ) -> None:
     """Remove what is named from the cache, after asking. Results are never touched; runs make anew what they need."""
-    from evalkit import inventory
     from evalkit.errors import ConfigError
+    from evalkit.operations import inventory
     from evalkit.report import plans
 
     folder, finished = _cache_dir(cache_dir), _cells(results_dir)
@@ -280,15 +285,18 @@ def score(
     settings are those that you declare, for example model.query.max_tokens=32: one that differs from what was published
     is the verdict.
     """
-    from evalkit import compose, datasets, metrics, runs
+    from evalkit import datasets
+    from evalkit.config import compose
     from evalkit.errors import ScoreError
-    from evalkit.pipeline import METRICS
     from evalkit.report import verdicts
-    from evalkit.search import drop_self, self_hits
+    from evalkit.run.pipeline import METRICS
+    from evalkit.run.search import drop_self, self_hits
+    from evalkit.scoring import metrics
+    from evalkit.storage import trec
 
     config = compose.compose(overrides)
     dataset = datasets.load(config.dataset, with_corpus=False)
-    found = runs.read_run(run_file)
+    found = trec.read_run(run_file)
     missing = sum(query.id not in found for query in dataset.queries)
     if missing == len(dataset.queries):
         got, wanted = next(iter(found)), dataset.queries[0].id
@@ -325,20 +333,24 @@ def rerank(
     depth: Annotated[int, typer.Option(help="documents per query to score again; the rest are left out", min=1)] = 100,
 ) -> None:
     """Score the first documents of any run again with a re-ranker, write the new run, and print both runs' metrics."""
-    from evalkit import compose, datasets, environment, metrics, runs
-    from evalkit import rerank as stage
+    from evalkit import datasets
+    from evalkit.config import compose
     from evalkit.errors import ConfigError
     from evalkit.models.reranker import load_reranker
-    from evalkit.pipeline import METRICS
-    from evalkit.progress import documents_bar
-    from evalkit.search import drop_self
+    from evalkit.run import environment
+    from evalkit.run import rerank as stage
+    from evalkit.run.pipeline import METRICS
+    from evalkit.run.progress import documents_bar
+    from evalkit.run.search import drop_self
+    from evalkit.scoring import metrics
+    from evalkit.storage import trec
 
     config = compose.compose(overrides)
     if config.reranker is None:
         msg = "no re-ranker chosen; wanted reranker=NAME (evalkit ls rerankers)"
         raise ConfigError(msg)
     dataset = datasets.load(config.dataset)
-    found = runs.read_run(run_file)
+    found = trec.read_run(run_file)
     if dataset.drop_self:
         found, _ = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
     device = environment.choose_device(config.engine.device)
@@ -347,7 +359,7 @@ def rerank(
     pairs = sum(min(depth, len(found.get(query.id, ()))) for query in dataset.queries)
     with documents_bar(_err, f"{reranker.config.name} on {dataset.name}", total=pairs) as advance:
         new = stage.rerank(found, dataset, reranker, depth=depth, batch_tokens=budget, advance=advance)
-    runs.write_run(new, out, tag=reranker.config.name)
+    trec.write_run(new, out, tag=reranker.config.name)
     before, after = (metrics.score(scored, dataset.qrels, METRICS).means for scored in (found, new))
     typer.echo(
         f"{dataset.name} ({dataset.split}): {reranker.checkpoint.origin}@{reranker.checkpoint.revision}, depth {depth}"
@@ -366,8 +378,8 @@ def check(
 
     Every question prints what came out; a failed one names its likeliest cause, and the command exits with 1.
     """
-    from evalkit import check as canary
-    from evalkit import compose
+    from evalkit.config import compose
+    from evalkit.run import canary
 
     failed = 0
     for dims, findings in canary.check(compose.compose(overrides)):
@@ -401,7 +413,7 @@ def fetch(
     A download that was cut off is resumed. --verify proves that the selection can run with the network off, compares
     checksums with those of the fetch, and reports twins, empty texts and ids that mean two things.
     """
-    from evalkit import fetch as fetching
+    from evalkit.operations import fetch as fetching
 
     if unpack is not None:
         typer.echo(f"{unpack}: {fetching.unpack_bundle(unpack)} files are in their places")
@@ -428,8 +440,11 @@ def replay(
 
     The dataset's other splits are tried too where it is on disk, as far as they judge the run's queries.
     """
-    from evalkit import compare, replay, reruns, results, splits
+    from evalkit.analysis import compare, replay
+    from evalkit.datasets import splits
     from evalkit.report import verbs
+    from evalkit.scoring import reruns
+    from evalkit.storage import results
 
     cells = _cells(results_dir)
     cell = compare.one(cells, run)
@@ -471,7 +486,7 @@ def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the comman
     The difference is that to the published score, or to another run. With --query and --document: the MaxSim of that
     pair, token by token.
     """
-    from evalkit import compare
+    from evalkit.analysis import compare
     from evalkit.report import verbs
 
     cells = _cells(results_dir)
@@ -498,7 +513,7 @@ def compare(
     The first run of each dataset is the base. p comes from a paired t-test, corrected by Holm's method over all
     comparisons of the table; the interval from a paired bootstrap over queries.
     """
-    from evalkit import compare
+    from evalkit.analysis import compare
     from evalkit.report import pareto, verbs
 
     chosen = compare.choose(_cells(results_dir), run or [])
@@ -509,8 +524,8 @@ def compare(
     _out.print(verbs.costs_table(chosen))
     narrowed: dict[str, Sequence[Narrowed]] = {}
     if precision:
-        from evalkit import precision as widths
-        from evalkit import results
+        from evalkit.analysis import precision as widths
+        from evalkit.storage import results
 
         for cell in chosen:
             if cell.dim is not None:
@@ -533,7 +548,7 @@ def audit() -> None:
 
 def _cells(results_dir: Path) -> list[CellScores]:
     """Return the runs that can be read, and name those that cannot."""
-    from evalkit import results
+    from evalkit.storage import results
 
     cells, problems = results.readable(results_dir)
     for problem in problems:
@@ -543,7 +558,7 @@ def _cells(results_dir: Path) -> list[CellScores]:
 
 def _cache_dir(asked: Path | None) -> Path:
     """Return the cache that is asked for, else that of the config."""
-    from evalkit import compose
+    from evalkit.config import compose
 
     return asked.expanduser() if asked is not None else compose.compose([]).cache_dir
 

@@ -147,7 +147,9 @@ def correctness(bench: Bench) -> None:
 
 def check_kernel(bench: Bench) -> None:
     """Compare kernel scores with exact ones at every dim and type, at two dims in every tiling, and rescoring."""
-    from evalkit.maxsim import kernels, packed, pieces, rescore, tensor_core
+    from evalkit.kernels.gpu import pieces, tensor_core
+    from evalkit.maxsim import choice as kernels
+    from evalkit.maxsim import packed, rescore
 
     generator = torch.Generator().manual_seed(0)
     count, queries_count = (12, 3) if bench.smoke else (300, 40)
@@ -191,7 +193,8 @@ def by_definition(queries: Any, documents: Any) -> Tensor:
 
 def check_far_offsets(bench: Bench) -> None:
     """Score the last documents of a layout with more than 2³¹ numbers."""
-    from evalkit.maxsim import packed, pieces, rescore, tensor_core
+    from evalkit.kernels.gpu import pieces, tensor_core
+    from evalkit.maxsim import packed, rescore
 
     if bench.smoke:
         return
@@ -211,8 +214,8 @@ def check_far_offsets(bench: Bench) -> None:
 
 def check_run_files(bench: Bench) -> None:
     """Search a synthetic shard with many ties: the CPU and every kernel on the device must give the same hits."""
-    from evalkit.search import floors, no_hits, search_shard
-    from evalkit.store import ShardVectors
+    from evalkit.run.search import floors, no_hits, search_shard
+    from evalkit.storage.shard_files import ShardVectors
 
     cpu, generator = torch.device("cpu"), torch.Generator().manual_seed(5)
     count, queries_count = (20, 4) if bench.smoke else (3000, 60)
@@ -263,8 +266,8 @@ def check_packed_attention(bench: Bench) -> None:
 
 def check_resident(bench: Bench) -> None:
     """Vectors that stay on the device, some texts several times, and the hits among them: those that the host has."""
-    from evalkit.encode import encode
-    from evalkit.search import floors, no_hits, search_shard
+    from evalkit.run.encode import encode
+    from evalkit.run.search import floors, no_hits, search_shard
 
     dtype = torch.float32 if bench.device.type == "cpu" else torch.bfloat16
     encoder = encoder_of(bench.device, layers=2, vocabulary=1000, dtype=dtype, attention="sdpa", dims=(128, 64))
@@ -345,7 +348,8 @@ def search(bench: Bench) -> None:
 
 def measure_search(bench: Bench, dim: int, kind: str, queries_count: int, total: int) -> None:
     """Time evalkit's kernel, each way of cutting it, and the others on one set of inputs."""
-    from evalkit.maxsim import packed, pieces, tensor_core
+    from evalkit.kernels.gpu import pieces, tensor_core
+    from evalkit.maxsim import packed
 
     lengths = document_lengths(kind, total)
     documents = packed.pack(vectors(int(lengths.sum()), dim, bench.device, seed=8), lengths)
@@ -413,7 +417,7 @@ def others(bench: Bench, query_YD: Tensor, documents: Any, kind: str, dim: int) 
     if importlib.util.find_spec("late_interaction_kernels") and bench.device.type == "cuda":
         from late_interaction_kernels import maxsim
 
-        from evalkit.maxsim import kernels
+        from evalkit.maxsim import choice as kernels
 
         mask = None if kind != "ragged" else step.unsqueeze(0) < lengths.to(bench.device).unsqueeze(1)
         # It counts numbers in 32 bits.
@@ -436,8 +440,8 @@ def others(bench: Bench, query_YD: Tensor, documents: Any, kind: str, dim: int) 
 
 def whole_search(bench: Bench, queries_count: int, total: int) -> None:
     """Time the exact search of one shard as a run has it: vectors from the host, bound, top 100, exact scores, ids."""
-    from evalkit.search import floors, no_hits, search_shard
-    from evalkit.store import ShardVectors
+    from evalkit.run.search import floors, no_hits, search_shard
+    from evalkit.storage.shard_files import ShardVectors
 
     cpu = torch.device("cpu")
     lengths = document_lengths("ragged", total)
@@ -465,7 +469,7 @@ def whole_search(bench: Bench, queries_count: int, total: int) -> None:
 
 def encoded(encoder: Any, table: Any, *, storage: torch.dtype, batch_tokens: int = 4096) -> Tensor:
     """Return the first dim's vectors of all texts, as evalkit encodes them."""
-    from evalkit.encode import encode
+    from evalkit.run.encode import encode
 
     ids = [str(place) for place in range(len(table))]
     out = encode(ids, table, encoder, documents=True, batch_tokens=batch_tokens, storage=storage)

@@ -21,7 +21,8 @@ from pathlib import Path
 CHILD = """
 import json, resource, sys
 from rich.console import Console
-from evalkit import compose, pipeline
+from evalkit.config import compose
+from evalkit.run import pipeline
 pipeline.run(compose.compose(sys.argv[1:]), console=Console(quiet=True))
 print(json.dumps({"peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss}))
 """

@@ -25,8 +25,9 @@ from pathlib import Path
 
 import yaml
 
-from evalkit import published, results, runs
-from evalkit.config import configs_dir
+from evalkit.config.settings import configs_dir
+from evalkit.scoring import published
+from evalkit.storage import results, trec
 from evalkit.types import Hit
 
 METRICS = ("ndcg@10", "mrr@10", "recall@100")
@@ -67,8 +68,8 @@ def invent(folder: Path, system: str, dim: int | None, dataset: dict[str, object
     where = folder / "runs" / run_id
     where.mkdir(parents=True)
     (where / results.PER_QUERY).write_text(table, encoding="utf-8")
-    runs.write_run({queries[0]: [Hit("d", 1.0)]}, where / results.RUN, tag=run_id)
-    runs.write_qrels({query: {"d": 1} for query in queries}, where / results.QRELS)
+    trec.write_run({queries[0]: [Hit("d", 1.0)]}, where / results.RUN, tag=run_id)
+    trec.write_qrels({query: {"d": 1} for query in queries}, where / results.QRELS)
     scores = results.CellScores(
         run_id=run_id,
         model=system,

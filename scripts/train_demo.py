@@ -41,7 +41,7 @@ from torch import Tensor, nn
 from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 
 import evalkit
-from evalkit.config import DemoSize
+from evalkit.config.settings import DemoSize
 from evalkit.datasets.demo import (
     ATTRIBUTES_PER_KIND,
     DOCUMENTS_PER_ENTITY,

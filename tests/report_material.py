@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from evalkit import results, runs
-from evalkit.results import CellScores
+from evalkit.storage import results, trec
+from evalkit.storage.results import CellScores
 from evalkit.types import Hit
 
 NFCORPUS = "f3bb3cd4f0fa46d91bfc2fc10b69dba8"
@@ -70,9 +70,9 @@ def put(folder: Path, scores: CellScores, *, per_query=None, run=None, qrels=Non
     values = per_query or {"q1": value, "q2": value}
     table = {query: {**scores.metrics, scores.main_metric: one} for query, one in values.items()}
     (path / "per_query.tsv").write_text(results.per_query_table(table, tuple(scores.metrics)), encoding="utf-8")
-    runs.write_run(run or {"q1": [Hit("d1", 1.0)]}, path / "run.trec.gz", tag="t")
-    runs.write_qrels(qrels or {"q1": {"d1": 1}, "q2": {"d2": 1}}, path / "qrels.trec.gz")
+    trec.write_run(run or {"q1": [Hit("d1", 1.0)]}, path / "run.trec.gz", tag="t")
+    trec.write_qrels(qrels or {"q1": {"d1": 1}, "q2": {"d2": 1}}, path / "qrels.trec.gz")
     if dropped:
-        runs.write_run(dropped, path / "dropped.trec.gz", tag="t")
+        trec.write_run(dropped, path / "dropped.trec.gz", tag="t")
     results.write(scores, folder)
     return path

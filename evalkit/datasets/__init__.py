@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from evalkit.config import DatasetConfig, SourceName
+from evalkit.config.settings import DatasetConfig, SourceName
 from evalkit.datasets import hub, irds
 from evalkit.datasets.folder import judgement_line, load_folder, qrels_file
 from evalkit.datasets.survey import Survey

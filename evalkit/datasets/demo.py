@@ -26,7 +26,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
-from evalkit.config import DemoSize
+from evalkit.config.settings import DemoSize
 from evalkit.errors import DatasetError
 from evalkit.types import Dataset, Document, Query
 

@@ -23,7 +23,7 @@ from typing import Any, Final, NamedTuple
 
 import xxhash
 
-from evalkit.config import DatasetConfig
+from evalkit.config.settings import DatasetConfig
 from evalkit.errors import DatasetError, nearest
 from evalkit.types import Dataset, Document, Qrels, Query
 

@@ -29,10 +29,10 @@ from typing import Any, Final
 
 import xxhash
 
-from evalkit.config import DatasetConfig, HubCopy
+from evalkit.config.settings import DatasetConfig, HubCopy
 from evalkit.datasets.folder import bad, json_object, read_lines, shown
 from evalkit.errors import DatasetError, nearest
-from evalkit.hub import snapshot
+from evalkit.storage.hub import snapshot
 from evalkit.types import Dataset, Document, Query
 
 _BATCH_ROWS: Final = 1024

@@ -17,7 +17,7 @@ from typing import Any, Final
 
 import xxhash
 
-from evalkit.config import DatasetConfig
+from evalkit.config.settings import DatasetConfig
 from evalkit.errors import DatasetError, nearest
 from evalkit.types import Dataset, Document, Query
 

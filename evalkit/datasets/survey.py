@@ -22,7 +22,7 @@ import numpy as np
 import xxhash
 
 from evalkit.errors import DatasetError
-from evalkit.paths import survey_file, write_whole
+from evalkit.storage.paths import survey_file, write_whole
 from evalkit.types import Corpus
 
 CUT: Final = "by content, 1"

@@ -6,7 +6,8 @@ Document vectors, sorted by their document's length, are cut into blocks of one 
 matrix product; documents of equal length in it are one reduction, and a document that a cut divides keeps the maximum
 of its first part for the next block. So nothing is padded, and every product but those of the last queries has the same
 shape: native libraries keep a plan per shape, which would otherwise cost time and memory at every new corpus. On the
-CPU each core has blocks of its own (`evalkit.cores`), small enough that the reduction finds the product in its cache.
+CPU each core has blocks of its own (`evalkit.kernels.cpu.cores`), small enough that the reduction finds the product in
+its cache.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from evalkit import cores
-from evalkit.maxsim import fixed_point
+from evalkit.kernels.cpu import cores, fixed_point
 
 Precision = Literal["float32", "bfloat16"]
 DOCUMENT_VECTORS = 1024

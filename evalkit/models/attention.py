@@ -22,8 +22,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evalkit import registers
-from evalkit.config import Attention, EncoderConfig
+from evalkit.config.settings import Attention, EncoderConfig
+from evalkit.kernels.cpu import registers
 
 log = logging.getLogger(__name__)
 
@@ -113,14 +113,14 @@ def has_kernel(config: EncoderConfig, module: nn.Module, *, device: torch.device
     shape: Any = getattr(module, "config", None)
     if not here or shape is None or config.trust_remote_code or config.backbone not in NATIVE:
         return False
-    from evalkit.models import attention_kernel
+    from evalkit.kernels.cpu import attention_kernel
 
     return int(shape.hidden_size // shape.num_attention_heads) % attention_kernel.COLUMNS == 0
 
 
 def padded_attention(query_BATK: Tensor, key_BATK: Tensor, value_BATK: Tensor, spans: Spans, *, scale: float) -> Tensor:
     """Return each id's mixture of its own text's values, zeros where padding is [B, T, A, K]; on a CPU, in fp32."""
-    from evalkit.models import attention_kernel
+    from evalkit.kernels.cpu import attention_kernel
 
     heads = [part.transpose(1, 2).contiguous() for part in (query_BATK, key_BATK, value_BATK)]
     mixed_BTAK = torch.empty_like(heads[0])

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
-from evalkit import hub
-from evalkit.config import CheckpointSource
+from evalkit.config.settings import CheckpointSource
 from evalkit.errors import ModelError
+from evalkit.storage import hub
 
 WEIGHTS = "model.safetensors"
 PICKLE = "pytorch_model.bin"

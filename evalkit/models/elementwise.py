@@ -3,7 +3,7 @@
 Shapes: B texts, T width of a batch, A heads, K width of a head, H hidden size.
 
 Of jina_embeddings_v3 it is RoPE, and the residuals with the norms behind them; of BERT the latter. The kernels
-(evalkit.models.elementwise_kernel) say what it saves.
+(evalkit.kernels.gpu.elementwise_kernel) say what it saves.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from evalkit.config import Elementwise, EncoderConfig
-from evalkit.models import linear
+from evalkit.config.settings import Elementwise, EncoderConfig
+from evalkit.kernels.cpu import linear
 from evalkit.models.attention import attend, say_once
 
 BACKBONES = ("jina_embeddings_v3", "bert")
@@ -102,7 +102,7 @@ class FusedResidual(nn.Module):
 
 def turned(query_BTAK: Tensor, key_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> None:
     """Apply RoPE to queries and keys in place; tables of one text serve all."""
-    from evalkit.models.elementwise_kernel import turn
+    from evalkit.kernels.gpu.elementwise_kernel import turn
 
     assert query_BTAK.is_contiguous()
     assert key_BTAK.is_contiguous()
@@ -125,7 +125,7 @@ def turned(query_BTAK: Tensor, key_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tenso
 
 def added_and_normed(rows: Tensor, others: Tensor, norm: nn.LayerNorm) -> Tensor:
     """Return the norm of the sum [..., H]; `rows` is overwritten."""
-    from evalkit.models.elementwise_kernel import add_norm
+    from evalkit.kernels.gpu.elementwise_kernel import add_norm
 
     rows, others, width = rows.contiguous(), others.contiguous(), rows.shape[-1]
     options = {"eps": norm.eps, "width": width, "block": _power_of_two(width), "num_warps": warps(_power_of_two(width))}

@@ -17,12 +17,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from evalkit.config import Attention, Elementwise, EncoderConfig
+from evalkit.config.settings import Attention, Elementwise, EncoderConfig
 from evalkit.errors import ModelError
-from evalkit.models import backbones, linear, metadata, tokens
+from evalkit.kernels.cpu import linear
+from evalkit.models import metadata, tokens
 from evalkit.models.attention import Packing, Spans, choose, enable, has_kernel, packing_of
 from evalkit.models.attention import Path as AttentionPath
-from evalkit.models.backbones import Backbone
+from evalkit.models.backbones import native
+from evalkit.models.backbones.native import Backbone
 from evalkit.models.checkpoint import TOKENIZER, WEIGHTS, Checkpoint, resolve
 from evalkit.models.elementwise import choose as choose_elementwise
 from evalkit.models.elementwise import fuse
@@ -272,7 +274,7 @@ def checkpoints(config: EncoderConfig, dims: Sequence[int]) -> dict[int, Checkpo
                 config.checkpoints[str(dim)], allow_pickle=config.allow_pickle, remote_code=config.trust_remote_code
             )
             if not config.trust_remote_code:
-                backbones.check_model_type(checkpoint.config(), config, origin=checkpoint.origin)
+                native.check_model_type(checkpoint.config(), config, origin=checkpoint.origin)
             metadata.refuse_contradictions(config, checkpoint, dim)
             found[dim] = checkpoint
         except ModelError as error:
@@ -300,7 +302,7 @@ def load_encoders(
     groups: list[tuple[dict[str, Tensor], dict[int, Checkpoint]]] = []
     heads: dict[int, Tensor | None] = {}
     for dim, checkpoint in found.items():
-        tensors = backbones.read_tensors(checkpoint)
+        tensors = native.read_tensors(checkpoint)
         heads[dim] = _head(tensors, config, dim, checkpoint)
         for shared, members in groups:
             if _same_backbone(shared, tensors) and _same_reading(next(iter(members.values())), checkpoint):
@@ -320,7 +322,7 @@ def load_encoders(
 
             backbone = remote_code.build(checkpoint, tensors, config)
         else:
-            backbone = backbones.build(tensors, checkpoint.config(), config, origin=checkpoint.origin)
+            backbone = native.build(tensors, checkpoint.config(), config, origin=checkpoint.origin)
         tensors.clear()  # the module holds what it took: a layer's weight is freed once it is laid out
         vocabulary = tokens.load_vocabulary(checkpoint)
         _check_vocabulary(vocabulary, config, backbone, checkpoint)
@@ -355,7 +357,7 @@ def moved(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mod
 
     Rounded to bfloat16 they turn position 300 by up to .13 radian too far or too little (base 10000, heads of 64).
     """
-    exact = {name: buffer.clone() for name, buffer in module.named_buffers() if name in backbones.ROPE_FREQUENCIES}
+    exact = {name: buffer.clone() for name, buffer in module.named_buffers() if name in native.ROPE_FREQUENCIES}
     module.to(device=device, dtype=dtype)
     for name, buffer in exact.items():
         at, _, last = name.rpartition(".")
@@ -366,17 +368,17 @@ def moved(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Mod
 def _head(tensors: Mapping[str, Tensor], config: EncoderConfig, dim: int, checkpoint: Checkpoint) -> Tensor | None:
     """Return the projection [D, H] of a checkpoint. Heads are trained apart: one is never cut from another."""
     if config.head == "none":
-        if backbones.HEAD in tensors:
-            msg = f"{checkpoint.origin}: unexpected {backbones.HEAD}; wanted no head, as model.head=none says"
+        if native.HEAD in tensors:
+            msg = f"{checkpoint.origin}: unexpected {native.HEAD}; wanted no head, as model.head=none says"
             raise ModelError(msg)
         return None
-    if backbones.HEAD not in tensors:
-        msg = f"{checkpoint.origin}: {WEIGHTS} has no {backbones.HEAD}; wanted the head of dim {dim}"
+    if native.HEAD not in tensors:
+        msg = f"{checkpoint.origin}: {WEIGHTS} has no {native.HEAD}; wanted the head of dim {dim}"
         raise ModelError(msg)
-    head = tensors[backbones.HEAD]
+    head = tensors[native.HEAD]
     if head.ndim != 2 or head.shape[0] != dim or not head.is_floating_point():
         found = f"{tuple(head.shape)} of {str(head.dtype).removeprefix('torch.')}"
-        msg = f"{checkpoint.origin}: {backbones.HEAD} is {found}, wanted ({dim}, hidden size) of floats for dim {dim}"
+        msg = f"{checkpoint.origin}: {native.HEAD} is {found}, wanted ({dim}, hidden size) of floats for dim {dim}"
         raise ModelError(msg)
     return head
 
@@ -388,7 +390,7 @@ def _check_width(head: Tensor | None, dim: int, backbone: Backbone, checkpoint: 
         msg = f"{checkpoint.origin}: without a head, dim is the hidden size {hidden}; got {dim}"
         raise ModelError(msg)
     if head is not None and head.shape[1] != hidden:
-        msg = f"{checkpoint.origin}: {backbones.HEAD} is {tuple(head.shape)}, wanted ({dim}, {hidden}) for dim {dim}"
+        msg = f"{checkpoint.origin}: {native.HEAD} is {tuple(head.shape)}, wanted ({dim}, {hidden}) for dim {dim}"
         raise ModelError(msg)
 
 
@@ -397,8 +399,8 @@ def with_head_of(encoder: Encoder, own: Checkpoint, other: Checkpoint, dim: int)
 
     Nothing is built: both files are compared by content, the other's head alone is taken.
     """
-    tensors = backbones.read_tensors(other)
-    if not _same_reading(own, other) or not _same_backbone(backbones.read_tensors(own), tensors):
+    tensors = native.read_tensors(other)
+    if not _same_reading(own, other) or not _same_backbone(native.read_tensors(own), tensors):
         return None
     head = _head(tensors, encoder.config, dim, other)
     added = None if head is None else head.to(device=encoder.device, dtype=encoder.dtype)
@@ -406,8 +408,8 @@ def with_head_of(encoder: Encoder, own: Checkpoint, other: Checkpoint, dim: int)
 
 
 def _same_backbone(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
-    names = {name for name in one if name != backbones.HEAD}
-    return names == {name for name in other if name != backbones.HEAD} and all(
+    names = {name for name in one if name != native.HEAD}
+    return names == {name for name in other if name != native.HEAD} and all(
         one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in names
     )
 
@@ -417,7 +419,7 @@ def _same_reading(one: Checkpoint, other: Checkpoint) -> bool:
     if one.checksums[TOKENIZER] != other.checksums[TOKENIZER] or one.code() != other.code():
         return False
     one_values, other_values = one.config(), other.config()
-    keys = (*backbones.ARCHITECTURE_KEYS, *backbones.OPTIONAL_KEYS)
+    keys = (*native.ARCHITECTURE_KEYS, *native.OPTIONAL_KEYS)
     return all(one_values.get(key) == other_values.get(key) for key in keys)
 
 

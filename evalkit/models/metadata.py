@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
-from evalkit.config import EncoderConfig, TextRules
+from evalkit.config.settings import EncoderConfig, TextRules
 from evalkit.errors import ModelError
 from evalkit.models.checkpoint import METADATA, Checkpoint, read_json
 from evalkit.models.tokens import UNKNOWN_TOKENS, Vocabulary, load_vocabulary

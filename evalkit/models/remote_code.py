@@ -16,9 +16,9 @@ import torch
 from torch import Tensor, nn
 from transformers.modeling_outputs import BaseModelOutput
 
-from evalkit.config import EncoderConfig
+from evalkit.config.settings import EncoderConfig
 from evalkit.errors import ModelError
-from evalkit.models.backbones import HEAD, Backbone, misfit
+from evalkit.models.backbones.native import HEAD, Backbone, misfit
 from evalkit.models.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from evalkit.config import RerankerConfig
+from evalkit.config.settings import RerankerConfig
 from evalkit.errors import ModelError
-from evalkit.models import backbones
+from evalkit.models.backbones import native as backbones
 from evalkit.models.checkpoint import Checkpoint, resolve
 from evalkit.models.encoder import DTYPES
 from evalkit.models.tokens import Vocabulary, load_vocabulary

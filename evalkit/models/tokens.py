@@ -16,7 +16,7 @@ from typing import Literal, NamedTuple, overload
 import numpy as np
 from tokenizers import Tokenizer
 
-from evalkit.config import TextRules
+from evalkit.config.settings import TextRules
 from evalkit.errors import ModelError
 from evalkit.models.checkpoint import TOKENIZER, Checkpoint
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from rich.table import Table
 
-from evalkit.published import audit, claims, disagreements, published_scores
+from evalkit.scoring.published import audit, claims, disagreements, published_scores
 
 
 def audit_table() -> Table:

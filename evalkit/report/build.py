@@ -8,11 +8,12 @@ from typing import NamedTuple
 
 import yaml
 
-from evalkit import paths, published, reruns, results
-from evalkit.config import configs_dir
+from evalkit.config.settings import configs_dir
 from evalkit.errors import ScoreError
 from evalkit.report import card, exports, page, sheets, table
-from evalkit.results import CellScores
+from evalkit.scoring import published, reruns
+from evalkit.storage import paths, results
+from evalkit.storage.results import CellScores
 
 
 class Report(NamedTuple):

@@ -12,11 +12,11 @@ from typing import Any, NamedTuple
 
 import yaml
 
-from evalkit import published
 from evalkit.errors import ScoreError
-from evalkit.published import CARD, PublishedScore, Verdict
-from evalkit.reruns import Deviation
-from evalkit.results import CellScores
+from evalkit.scoring import published
+from evalkit.scoring.published import CARD, PublishedScore, Verdict
+from evalkit.scoring.reruns import Deviation
+from evalkit.storage.results import CellScores
 
 TITLES = {
     "beir": "BEIR",

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from evalkit.published import rounded
-from evalkit.results import CellScores
+from evalkit.scoring.published import rounded
+from evalkit.storage.results import CellScores
 
 PLAIN = re.compile(r"[A-Za-z](?:[\w@./-]|:(?=\w)| (?=\w))*", re.ASCII)
 """Texts that mean themselves in YAML without quotes."""

@@ -8,13 +8,14 @@ from typing import Any
 import yaml
 from rich.table import Table
 
-from evalkit import datasets, results
-from evalkit.compose import all_settings
-from evalkit.config import CheckpointSource, DatasetConfig, configs_dir, from_mapping, group_names
+from evalkit import datasets
+from evalkit.bm25.analyzers import ANALYZERS, LUCENE_DEPARTURES
+from evalkit.config.compose import all_settings
+from evalkit.config.settings import CheckpointSource, DatasetConfig, configs_dir, from_mapping, group_names
 from evalkit.errors import ConfigError, nearest
-from evalkit.models.analysis import ANALYZERS, LUCENE_DEPARTURES
 from evalkit.models.checkpoint import on_disk
 from evalkit.report.table import rows, terminal
+from evalkit.storage import results
 
 LISTINGS = ("models", "datasets", "analyzers", "engines", "rerankers", "experiments", "settings", "runs")
 

@@ -12,14 +12,14 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from evalkit.compare import normal_interval, storage
-from evalkit.published import CARD, AverageAudit
+from evalkit.analysis.compare import normal_interval, storage
 from evalkit.report import plot, sheets
 from evalkit.report.audit import audit_lines
 from evalkit.report.card import CardTable, Judged, Leaderboard
 from evalkit.report.table import METRICS
-from evalkit.reruns import Deviation
-from evalkit.results import CellScores, QueryTable
+from evalkit.scoring.published import CARD, AverageAudit
+from evalkit.scoring.reruns import Deviation
+from evalkit.storage.results import CellScores, QueryTable
 
 SYMBOLS = {"MATCH": "✓", "NEAR": "≈", "HIGHER": "▲", "LOWER": "▼", "PROTOCOL-DIFFERS": "≠", "NOT-RUN": "○"}
 MEANINGS = {

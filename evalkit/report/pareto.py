@@ -7,17 +7,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from evalkit.compare import storage
+from evalkit.analysis.compare import storage
 from evalkit.errors import ConfigError, ScoreError
-from evalkit.paths import write_whole
-from evalkit.results import CellScores
+from evalkit.storage.paths import write_whole
+from evalkit.storage.results import CellScores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.text import Annotation
     from matplotlib.transforms import BboxBase
 
-    from evalkit.precision import Narrowed
+    from evalkit.analysis.precision import Narrowed
 
 INK = "#1f5f8b"
 MARK = 5

@@ -8,11 +8,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from evalkit.forecast import Amount, Planned, free_bytes
-from evalkit.inventory import Entry
-from evalkit.jobs import Job
+from evalkit.operations.forecast import Amount, Planned, free_bytes
+from evalkit.operations.inventory import Entry
 from evalkit.report.table import ABSENT
-from evalkit.results import CellScores
+from evalkit.run.jobs import Job
+from evalkit.storage.results import CellScores
 
 SHOWN = 3
 """Cells named where a line holds for many."""

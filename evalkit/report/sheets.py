@@ -7,12 +7,12 @@ import io
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from evalkit.compare import storage
-from evalkit.published import NEAR, rounded
+from evalkit.analysis.compare import storage
 from evalkit.report.card import Average, CardTable, Judged, Leaderboard, System
 from evalkit.report.table import ABSENT, METRICS, said, signed
-from evalkit.reruns import Deviation
-from evalkit.results import CellScores
+from evalkit.scoring.published import NEAR, rounded
+from evalkit.scoring.reruns import Deviation
+from evalkit.storage.results import CellScores
 
 CARD_DIGITS = 3
 METRIC_NAMES = {"ndcg@10": "NDCG@10", "mrr@10": "MRR@10", "recall@100": "recall@100"}

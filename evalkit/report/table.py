@@ -10,10 +10,10 @@ from typing import NamedTuple
 
 from rich.table import Table
 
-from evalkit import published
 from evalkit.report.card import verdict_on
-from evalkit.reruns import Deviation
-from evalkit.results import CellScores, distinctions
+from evalkit.scoring import published
+from evalkit.scoring.reruns import Deviation
+from evalkit.storage.results import CellScores, distinctions
 
 ABSENT = "–"
 TEXT_COLUMNS = ("system", "dataset", "compared", "verdict", "source")

@@ -11,18 +11,20 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-import evalkit.explain
-from evalkit import published, replay, results
-from evalkit.compare import Comparison, storage, values_of
+import evalkit.analysis.explain
+from evalkit.analysis import replay
+from evalkit.analysis.compare import Comparison, storage, values_of
+from evalkit.analysis.explain import Contribution, PairView
+from evalkit.analysis.replay import Landing, Replayed
 from evalkit.errors import ConfigError, EvalkitError
-from evalkit.explain import Contribution, PairView
-from evalkit.replay import Landing, Replayed
 from evalkit.report.sheets import fixed
 from evalkit.report.table import ABSENT, said, signed
-from evalkit.results import CellScores
+from evalkit.scoring import published
+from evalkit.storage import results
+from evalkit.storage.results import CellScores
 
 if TYPE_CHECKING:
-    from evalkit.precision import Narrowed
+    from evalkit.analysis.precision import Narrowed
 
 
 class Question(NamedTuple):
@@ -46,7 +48,7 @@ def explain(question: Question, results_dir: Path, out: Console, *, complain: Ca
             msg = "got one of --query and --document, wanted both or none of them"
             raise ConfigError(msg)
         config = results.saved_config(results_dir, cell, dataset_path=question.dataset_path)
-        show_pair(evalkit.explain.pair(config, material, question.query, question.document), out)
+        show_pair(evalkit.analysis.explain.pair(config, material, question.query, question.document), out)
         return
     metric = cell.main_metric
     values = values_of(cell, results_dir, metric)
@@ -57,13 +59,13 @@ def explain(question: Question, results_dir: Path, out: Console, *, complain: Ca
         known = published.find(cell.model, cell.dim, cell.dataset, metric)
         against = known[0].value if known else cell.metrics[metric]
         name = known[0].source if known else "own mean"
-    shown = evalkit.explain.contributions(material, values, against)
+    shown = evalkit.analysis.explain.contributions(material, values, against)
     total = math.fsum(one.part for one in shown)
     odd: Mapping[str, Sequence[str]] = {}
     if question.texts:
         try:
             config = results.saved_config(results_dir, cell, dataset_path=question.dataset_path)
-            odd = evalkit.explain.text_flags(config, material, [one.query for one in shown[: question.top]])
+            odd = evalkit.analysis.explain.text_flags(config, material, [one.query for one in shown[: question.top]])
         except EvalkitError as error:
             complain(f"truncation is not checked: {error}")
     out.print(f"{cell.run_id}: Δ {metric} {signed(total, 5)} against {name}, over {len(shown)} queries", markup=False)

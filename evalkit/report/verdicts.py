@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from evalkit import published, results
-from evalkit.config import RunConfig
+from evalkit.config.settings import RunConfig
 from evalkit.report.sheets import fixed
 from evalkit.report.table import said, signed
+from evalkit.scoring import published
+from evalkit.storage import results
 from evalkit.types import Dataset
 
 KNOWN = ("split", "drop_self")

@@ -38,7 +38,7 @@ def encoder_of(  # noqa: PLR0913 (keyword-only)
     """
     from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 
-    from evalkit.config import CheckpointSource, EncoderConfig, TextRules
+    from evalkit.config.settings import CheckpointSource, EncoderConfig, TextRules
     from evalkit.models.elementwise import fuse
     from evalkit.models.encoder import Encoder, moved
     from evalkit.models.tokens import Vocabulary

@@ -15,13 +15,16 @@ from random_encoder import encoder_of as encoder_of_random
 from rich.console import Console
 from worker import Prepared, null_forward, read_documents, serve
 
-from evalkit import cells, compose, environment, metrics, pipeline, runs, steps, store
-from evalkit.config import EncoderConfig, RunConfig
-from evalkit.encode import encode as encode_texts
-from evalkit.maxsim import kernels, packed
+from evalkit.config import compose
+from evalkit.config.settings import EncoderConfig, RunConfig
+from evalkit.maxsim import choice, packed
 from evalkit.models.encoder import DTYPES, Encoder, checkpoints, load_encoders
-from evalkit.search import floors, no_hits, search_shard, to_run
-from evalkit.store import ShardVectors, vectors_to_arrays
+from evalkit.run import cells, environment, pipeline, shard_step
+from evalkit.run.encode import encode as encode_texts
+from evalkit.run.search import floors, no_hits, search_shard, to_run
+from evalkit.scoring import metrics
+from evalkit.storage import shard_files, trec
+from evalkit.storage.shard_files import ShardVectors, vectors_to_arrays
 
 CPU = torch.device("cpu")
 
@@ -33,7 +36,7 @@ def maxsim(job: Mapping[str, Any]) -> Prepared:
         torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("queries", "documents", "lengths")
     )
     shard = ShardVectors(tuple(f"d{i}" for i in range(len(lengths_N))), lengths_N, document_XD)
-    kernel = kernels.bind("auto", packed.pack(document_XD, lengths_N), device=CPU, precision=job["precision"])
+    kernel = choice.bind("auto", packed.pack(document_XD, lengths_N), device=CPU, precision=job["precision"])
 
     def sides(queries: int) -> ShardVectors:
         lengths_Q = torch.full((queries,), query_QLD.shape[1])
@@ -96,7 +99,7 @@ def encode(job: Mapping[str, Any]) -> Prepared:
             storage=DTYPES[config.store.dtype],
         )[dim]
         if job["variant"] == "stored":
-            store.save(Path(job["work"]) / "store", "shard", vectors_to_arrays(vectors), {})
+            shard_files.save(Path(job["work"]) / "store", "shard", vectors_to_arrays(vectors), {})
         return vectors
 
     def compared(vectors: ShardVectors) -> Any:
@@ -116,8 +119,8 @@ def evaluate(config: RunConfig, run_file: Path) -> dict[str, float]:
     best = pipeline.search(task, planned)
     for cell in planned:
         ranked = to_run(best[cell.run_id], [query.id for query in task.dataset.queries])
-        runs.write_run(ranked, run_file, tag="evalkit")
-    cost = steps.costs(task, planned[0])
+        trec.write_run(ranked, run_file, tag="evalkit")
+    cost = shard_step.costs(task, planned[0])
     parts = {name: float(cost[name]) for name in ("encode_s", "search_s") if name in cost}
     return {"survey_s": surveyed - started, **parts}
 
@@ -140,7 +143,7 @@ def score(job: Mapping[str, Any]) -> Prepared:
         for line in (Path(job["inputs"]) / "qrels" / "test.tsv").read_text(encoding="utf-8").splitlines()[1:]:
             query, document, grade = line.split("\t")
             qrels.setdefault(query, {})[document] = int(grade)
-        measured = metrics.score(runs.read_run(Path(job["run"])), qrels, ("ndcg@10",))
+        measured = metrics.score(trec.read_run(Path(job["run"])), qrels, ("ndcg@10",))
         return {"ndcg@10": round(measured.means["ndcg@10"], 5)}
 
     return Prepared(run, facts=lambda value: value)
@@ -149,7 +152,7 @@ def score(job: Mapping[str, Any]) -> Prepared:
 def checkpoint(job: Mapping[str, Any]) -> Prepared:
     """Prepare encoding and search with embeddings checkpointed, with top-k alone, or with nothing written at all."""
     if job["variant"] == "nothing":
-        store.save = lambda *_: None
+        shard_files.save = lambda *_: None
 
     def run(_size: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory(dir=job["work"]) as folder:
@@ -191,7 +194,7 @@ def dims_full_size(job: Mapping[str, Any]) -> Prepared:
     def run(_size: int) -> int:
         shards = encode_texts(ids, table, encoder, documents=True, **options)
         for dim, shard in shards.items():
-            store.save(Path(job["work"]) / "store", f"dim-{dim}", vectors_to_arrays(shard), {})
+            shard_files.save(Path(job["work"]) / "store", f"dim-{dim}", vectors_to_arrays(shard), {})
             open_Q = floors(no_hits(), queries=len(query_ids), depth=job["depth"])
             search_shard(query_vectors[dim], shard, depth=job["depth"], floor_Q=open_Q, device=CPU)
         return len(shards)

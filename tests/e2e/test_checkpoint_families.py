@@ -18,9 +18,9 @@ from checkpoints import (
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from evalkit import pipeline
-from evalkit.compose import compose
+from evalkit.config.compose import compose
 from evalkit.errors import ModelError
+from evalkit.run import pipeline
 
 FAMILIES = {
     "jina-colbert-v2": (write_jina_checkpoint, 96, ["model.dtype=float32"]),

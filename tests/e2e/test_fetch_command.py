@@ -15,7 +15,7 @@ from checkpoints import write_jina_checkpoint
 from fake_hub import FakeHub
 from shared_material import shared_data
 
-from evalkit.compose import compose
+from evalkit.config.compose import compose
 from evalkit.models.checkpoint import file_checksum
 
 

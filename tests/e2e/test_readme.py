@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from evalkit.cli import app
-from evalkit.compose import check_overrides
+from evalkit.config.compose import check_overrides
 from evalkit.report import table
-from evalkit.results import read_all
+from evalkit.storage.results import read_all
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")

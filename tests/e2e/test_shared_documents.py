@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from evalkit import pipeline, steps
-from evalkit.compose import compose
-from evalkit.config import DemoSize
+from evalkit.config.compose import compose
+from evalkit.config.settings import DemoSize
 from evalkit.datasets.demo import load_demo
-from evalkit.results import RUN, CellScores
+from evalkit.run import pipeline, shard_step
+from evalkit.storage.results import RUN, CellScores
 from evalkit.types import Dataset, Document
 
 REMOVED = {50, 301, 302, 555}
@@ -66,7 +66,7 @@ class Ran:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, place: Path, asked: Sequence[str]) -> None:
         self.encoded: list[tuple[str, ...]] = []
-        real = steps.encode
+        real = shard_step.encode
 
         def encode(ids: Sequence[str], *arguments: Any, documents: bool, **settings: Any) -> Any:
             if documents:
@@ -75,7 +75,7 @@ class Ran:
 
         said = io.StringIO()
         with monkeypatch.context() as patch:
-            patch.setattr(steps, "encode", encode)
+            patch.setattr(shard_step, "encode", encode)
             self.scores: CellScores
             (self.scores,) = pipeline.run(compose(asked), console=Console(file=said, width=200))
         self.said = said.getvalue()

@@ -66,7 +66,7 @@ def test_every_module_that_the_package_imports_is_declared_and_the_optional_ones
         if module in imports and module not in begun:
             begun.add(module)
             waiting += [name for name, lazily in imports[module] if not lazily]
-    assert {"evalkit.pipeline", "evalkit.maxsim.kernels", "evalkit.models.attention"} <= begun
+    assert {"evalkit.run.pipeline", "evalkit.maxsim.choice", "evalkit.models.attention"} <= begun
     distributions = packages_distributions()
     wrong = []
     for module, found in imports.items():

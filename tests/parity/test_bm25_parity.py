@@ -14,9 +14,9 @@ import pytest
 import pytrec_eval
 from shared_material import shared_data
 
-from evalkit.config import Bm25Config
-from evalkit.models.analysis import english
-from evalkit.models.bm25 import ShardCounts, count_shard, query_terms, score_block
+from evalkit.bm25.analyzers import english
+from evalkit.bm25.lucene import ShardCounts, count_shard, query_terms, score_block
+from evalkit.config.settings import Bm25Config
 from evalkit.types import Document, Qrels, Query
 
 FieldName = Literal["title", "text", "contents"]

@@ -20,8 +20,8 @@ from checkpoints import (
     write_qk_norm,
 )
 
-from evalkit.compose import compose
-from evalkit.models.backbones import read_tensors
+from evalkit.config.compose import compose
+from evalkit.models.backbones.native import read_tensors
 from evalkit.models.encoder import checkpoints, load_encoders
 
 EPS = 1e-12

@@ -11,7 +11,7 @@ import torch
 from parity_checkpoint import DIM, DOCUMENT_TOKENS, QUERY_TOKENS, TEXTS, write_checkpoint
 from shared_material import minilm
 
-from evalkit.compose import compose
+from evalkit.config.compose import compose
 from evalkit.models.encoder import checkpoints, load_encoders
 
 FIXTURES = Path(__file__).parents[1] / "fixtures" / "parity"

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 
-from evalkit.metrics import score
+from evalkit.scoring.metrics import score
 from evalkit.types import Hit
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from shared_material import minilm
 
-from evalkit.compose import compose
+from evalkit.config.compose import compose
 from evalkit.models.encoder import checkpoints, load_encoders
 
 TEXTS = [

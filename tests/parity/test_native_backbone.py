@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
-from evalkit.config import CheckpointSource, EncoderConfig, TextRules
+from evalkit.config.settings import CheckpointSource, EncoderConfig, TextRules
 from evalkit.models.encoder import DTYPES, Encoder, checkpoints, load_encoders
 
 HEADS, EPS = 4, 1e-5

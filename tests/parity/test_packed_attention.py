@@ -10,11 +10,12 @@ import torch
 from checkpoints import DIM, FAMILIES
 from rich.console import Console
 
-from evalkit import check, pipeline
-from evalkit.compose import compose
-from evalkit.encode import encode
-from evalkit.models import attention, jina_bert
+from evalkit.config.compose import compose
+from evalkit.models import attention
+from evalkit.models.backbones import jina_bert
 from evalkit.models.encoder import PackedBatch, attention_path, checkpoints, load_encoders
+from evalkit.run import canary, pipeline
+from evalkit.run.encode import encode
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TEXTS = [
@@ -127,25 +128,25 @@ def leak(packing):
 @pytest.mark.parametrize("name", ["jina-colbert-v2", "colbertv2", "colbert-xm", "mdpr"])
 def test_the_check_finds_texts_that_attend_to_their_neighbours(name, tmp_path, monkeypatch):
     padded, _ = fixture(name, tmp_path / "m")
-    assert {finding.verdict for finding in check.packing(padded)} == {"ok"}
+    assert {finding.verdict for finding in canary.packing(padded)} == {"ok"}
     monkeypatch.setattr(attention, "equal_runs", leak)
-    findings = list(check.packing(padded))
+    findings = list(canary.packing(padded))
     assert "FAILED" in {finding.verdict for finding in findings}
     assert all("texts attend to their neighbours" in finding.cause for finding in findings if finding.cause)
 
 
 def test_the_check_finds_alibi_that_does_not_reach_packed_texts(tmp_path, monkeypatch):
     padded, _ = fixture("jina-colbert-v1-en", tmp_path / "m")
-    assert {finding.verdict for finding in check.packing(padded)} == {"ok"}
+    assert {finding.verdict for finding in canary.packing(padded)} == {"ok"}
     without = lambda *heads, scale, bias_ATT: attention.packed_attention(*heads, scale=scale)  # noqa: E731
     monkeypatch.setattr(jina_bert, "packed_attention", without)
-    assert "FAILED" in {finding.verdict for finding in check.packing(padded)}
+    assert "FAILED" in {finding.verdict for finding in canary.packing(padded)}
 
 
 def test_positions_that_run_on_from_text_to_text_are_found(tmp_path, monkeypatch):
     padded, _ = fixture("colbertv2", tmp_path / "m")
     monkeypatch.setattr(type(padded), "_positions", lambda self, table: np.arange(len(table.ids_X)) % 400)
-    assert "FAILED" in {finding.verdict for finding in check.packing(padded)}
+    assert "FAILED" in {finding.verdict for finding in canary.packing(padded)}
 
 
 def model(name="demo", **changes):

@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 from evalkit.cli import app
-from evalkit.config import CheckpointSource, RerankerConfig
+from evalkit.config.settings import CheckpointSource, RerankerConfig
 from evalkit.errors import ConfigError, ModelError, ScoreError
 from evalkit.models.reranker import load_reranker
-from evalkit.rerank import rerank
-from evalkit.runs import read_run
+from evalkit.run.rerank import rerank
+from evalkit.storage.trec import read_run
 from evalkit.types import Dataset, Document, Hit, Query
 
 REPO = "jinaai/jina-reranker-v2-base-multilingual"

@@ -8,9 +8,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalkit import registers, search
-from evalkit.maxsim import kernels, packed, reference, rescore, simd
-from evalkit.search import (
+from evalkit.kernels.cpu import registers, simd
+from evalkit.maxsim import choice, packed, reference, rescore
+from evalkit.run import search
+from evalkit.run.search import (
     Hits,
     drop_self,
     floors,
@@ -22,7 +23,7 @@ from evalkit.search import (
     separate_ties,
     to_run,
 )
-from evalkit.store import ShardVectors
+from evalkit.storage.shard_files import ShardVectors
 from evalkit.types import Hit
 
 CPU = torch.device("cpu")
@@ -105,7 +106,7 @@ def test_nominating_scores_are_within_their_proven_error_bound(longest, maxsim, 
     queries = texts(generator, 7, dim=128, longest=32, distinct=100, prefix="q")
     shard = texts(generator, 50, dim=128, longest=longest, distinct=5000, prefix="d")
     query, documents = (packed.pack(side.vectors_XD, side.lengths_N) for side in (queries, shard))
-    kernel = kernels.bind(maxsim, documents, device=CPU, precision=precision)
+    kernel = choice.bind(maxsim, documents, device=CPU, precision=precision)
     fast_QN = kernel.scores(query).double()
     pairs = torch.cartesian_prod(torch.arange(7), torch.arange(50))
     exact_QN = rescore.exact_scores(query, documents, pairs[:, 0], pairs[:, 1]).view(7, 50).double()
@@ -135,7 +136,7 @@ def test_whole_numbers_neither_overflow_nor_leave_their_bound_whatever_the_vecto
         scaled_XD = (vectors_XD * 10**size).clamp(-60_000, 60_000).to(dtype)
         sides.append(packed.pack(scaled_XD, torch.tensor([count // 3] * 3)))
     query, documents = sides
-    kernel = kernels.bind("simd", documents, device=CPU, precision="int16")
+    kernel = choice.bind("simd", documents, device=CPU, precision="int16")
     pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3))
     exact_QN = rescore.exact_scores(query, documents, pairs[:, 0], pairs[:, 1]).view(3, 3).double()
     off_QN = (kernel.scores(query).double() - exact_QN).abs()
@@ -150,7 +151,7 @@ def test_scores_of_queries_longer_than_a_block_are_right(maxsim, precision):
     shard = texts(generator, 9, dim=4, longest=5, distinct=9, prefix="d")
     both = packed.pack(torch.cat([queries.vectors_XD, long.vectors_XD]), torch.cat([queries.lengths_N, long.lengths_N]))
     documents = packed.pack(shard.vectors_XD, shard.lengths_N)
-    scores = kernels.bind(maxsim, documents, device=CPU, precision=precision).scores(both)
+    scores = choice.bind(maxsim, documents, device=CPU, precision=precision).scores(both)
     starts = [0, *shard.lengths_N.cumsum(0).tolist()]
     wanted = [reference.maxsim(long.vectors_XD, shard.vectors_XD[a:b]) for a, b in pairwise(starts)]
     assert np.allclose(scores[2].numpy(), wanted, rtol=1e-4 if precision == "int16" else 1e-5)

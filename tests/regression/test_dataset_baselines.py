@@ -6,8 +6,8 @@ import pytest
 from rich.console import Console
 from shared_material import shared_data
 
-from evalkit import pipeline
-from evalkit.compose import compose
+from evalkit.config.compose import compose
+from evalkit.run import pipeline
 
 
 @pytest.mark.parametrize(("language", "ndcg"), [("en", 0.96494), ("es", 0.95169), ("ru", 0.87125), ("ar", 0.88812)])

@@ -3,7 +3,7 @@
 import pytest
 from shared_material import SHARED
 
-from evalkit.published import published_scores, stated_averages
+from evalkit.scoring.published import published_scores, stated_averages
 
 TABLES = (("beir", "ndcg@10"), ("msmarco", "mrr@10"), ("miracl", "ndcg@10"), ("mmarco", "mrr@10"))
 TABLES += (("matryoshka", "ndcg@10"), ("matryoshka", "mrr@10"))

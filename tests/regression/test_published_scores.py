@@ -8,12 +8,13 @@ import torch
 from rich.console import Console
 from shared_material import minilm, shared_data
 
-from evalkit import pipeline, results, runs, store
-from evalkit.cells import plan
-from evalkit.compose import compose
+from evalkit.config.compose import compose
 from evalkit.models.encoder import checkpoints, load_encoders
-from evalkit.paths import store_dir
-from evalkit.steps import encode_queries
+from evalkit.run import pipeline
+from evalkit.run.cells import plan
+from evalkit.run.shard_step import encode_queries
+from evalkit.storage import results, shard_files, trec
+from evalkit.storage.paths import store_dir
 
 QUIET = Console(quiet=True)
 
@@ -64,8 +65,8 @@ def test_late_interaction_minilm_on_nfcorpus_equals_sentence_transformers_and_br
     (encoder,) = load_encoders(config.model, found, device=torch.device("cpu"))
     queries = encode_queries(task, encoder)[384]
     folder = store_dir(config.cache_dir, planned.store_key)
-    shards = [store.vectors_from_arrays(store.load(folder, shard.checksum)) for shard in task.survey.shards]
-    run = runs.read_run(tmp_path / "results" / "runs" / cell.run_id / results.RUN)
+    shards = [shard_files.vectors_from_arrays(shard_files.load(folder, shard.checksum)) for shard in task.survey.shards]
+    run = trec.read_run(tmp_path / "results" / "runs" / cell.run_id / results.RUN)
     starts = [0, *queries.lengths_N.cumsum(0).tolist()]
     for place in range(0, len(queries.ids), 60):
         query_LD = queries.vectors_XD[starts[place] : starts[place + 1]].double()

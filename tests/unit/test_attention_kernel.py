@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from evalkit import registers
+from evalkit.kernels.cpu import registers
 from evalkit.models import attention
 from evalkit.models.attention import Spans, padded_attention
 
@@ -122,7 +122,7 @@ NARROW = """
 import torch
 torch.cpu.get_capabilities = lambda: {"avx2": True}
 import test_attention_kernel as tests
-from evalkit.models import attention_kernel
+from evalkit.kernels.cpu import attention_kernel
 assert (attention_kernel.ROWS, attention_kernel.COLUMNS) == (6, 16)
 tests.test_texts_of_every_length_equal_float64_and_padding_gives_zeros(3, 32)
 tests.test_ids_that_are_not_attended_to_attend_themselves()

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from evalkit import datasets
-from evalkit.config import Counts, DatasetConfig
+from evalkit.config.settings import Counts, DatasetConfig
 from evalkit.datasets.folder import FolderCorpus, load_folder, read_qrels, read_queries
 from evalkit.datasets.survey import Survey, survey
 from evalkit.errors import DatasetError

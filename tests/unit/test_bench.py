@@ -16,8 +16,8 @@ import torch
 from peers import environments, plot, rounds, worker
 from peers.rounds import Contender, Worker, WorkerError, fitting_size, tree, turns
 
-from evalkit import registers
-from evalkit.runs import read_run
+from evalkit.kernels.cpu import registers
+from evalkit.storage.trec import read_run
 from evalkit.types import Document, Hit
 
 ECHO = """

@@ -19,7 +19,8 @@ class Refused:
         if name.partition(".")[0] in set(sys.argv[1:]):
             raise ModuleNotFoundError(f"No module named {name!r}: not among the benchmark's packages")
 sys.meta_path.insert(0, Refused())
-import evalkit.encode, evalkit.maxsim.kernels, evalkit.maxsim.tensor_core, evalkit.models.attention, evalkit.search
+import evalkit.run.encode, evalkit.maxsim.choice, evalkit.kernels.gpu.tensor_core
+import evalkit.models.attention, evalkit.run.search
 """
 
 

@@ -12,9 +12,7 @@ from operator import add
 import numpy as np
 import pytest
 
-from evalkit.config import Bm25Config
-from evalkit.errors import ConfigError, StoreError
-from evalkit.models.bm25 import (
+from evalkit.bm25.lucene import (
     ShardCounts,
     Statistics,
     check_settings,
@@ -24,6 +22,8 @@ from evalkit.models.bm25 import (
     query_terms,
     score_block,
 )
+from evalkit.config.settings import Bm25Config
+from evalkit.errors import ConfigError, StoreError
 from evalkit.types import Document, Query
 
 TEXT = Bm25Config(name="bm25", kind="bm25", k1=0.9, b=0.4, fields=("text",), analyzer="english")

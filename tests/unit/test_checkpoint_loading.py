@@ -18,8 +18,8 @@ from checkpoints import (
 )
 from safetensors.torch import load_file, save_file
 
-from evalkit.compose import compose
-from evalkit.config import CheckpointSource, EncoderConfig, TextRules
+from evalkit.config.compose import compose
+from evalkit.config.settings import CheckpointSource, EncoderConfig, TextRules
 from evalkit.errors import ConfigError, ModelError
 from evalkit.models.encoder import checkpoints, load_encoders
 

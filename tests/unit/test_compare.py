@@ -6,9 +6,9 @@ import torch
 from report_material import cell, late, put
 from scipy.stats import ttest_rel
 
-from evalkit import compare
+from evalkit.analysis import compare
+from evalkit.analysis.precision import Narrowed, narrowed
 from evalkit.errors import ConfigError, ScoreError
-from evalkit.precision import Narrowed, narrowed
 from evalkit.report import pareto, table, verbs
 
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from evalkit.compose import all_settings, check_overrides, combinations, compose
-from evalkit.config import Bm25Config, EncoderConfig, group_names
+from evalkit.config.compose import all_settings, check_overrides, combinations, compose
+from evalkit.config.settings import Bm25Config, EncoderConfig, group_names
 from evalkit.errors import ConfigError, nearest
 
 

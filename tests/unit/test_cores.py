@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given
 
-from evalkit import cores
+from evalkit.kernels.cpu import cores
 
 
 @given(sizes=st.lists(st.integers(1, 50), min_size=1, max_size=40), count=st.integers(1, 9))

@@ -23,12 +23,12 @@ from shared_material import shared_data
 from test_hub_copies import lines, table
 
 from evalkit import datasets
-from evalkit.compose import compose
-from evalkit.config import Bm25Config, DatasetConfig, EncoderConfig, group_names
+from evalkit.bm25.analyzers import ANALYZERS, LUCENE_DEPARTURES
+from evalkit.config.compose import compose
+from evalkit.config.settings import Bm25Config, DatasetConfig, EncoderConfig, group_names
 from evalkit.datasets import GRADES
 from evalkit.datasets.folder import qrels_file, read_qrels, read_queries
 from evalkit.errors import ConfigError
-from evalkit.models.analysis import ANALYZERS, LUCENE_DEPARTURES
 
 CARD = [name for name in group_names("dataset") if name.split("/")[0] in ("beir", "msmarco", "miracl", "mmarco")]
 MMARCO_FILES = {
@@ -49,7 +49,7 @@ MMARCO_FILES = {
 PROBE = """
 import json, sys
 from evalkit import datasets
-from evalkit.compose import compose
+from evalkit.config.compose import compose
 
 found = {}
 for name in sys.argv[2:]:

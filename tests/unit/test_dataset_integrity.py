@@ -11,10 +11,11 @@ import pytest
 from rich.console import Console
 from shared_material import shared_data
 
-from evalkit import datasets, pipeline
-from evalkit.compose import compose
+from evalkit import datasets
+from evalkit.config.compose import compose
 from evalkit.datasets.integrity import agree, integrity
 from evalkit.errors import DatasetError
+from evalkit.run import pipeline
 from evalkit.types import Dataset, Document, Query
 
 

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 from tokenizers import Tokenizer
 
 import evalkit
-from evalkit.config import DemoSize
+from evalkit.config.settings import DemoSize
 from evalkit.datasets.demo import (
     DOCUMENTS_PER_ENTITY,
     DOCUMENTS_PER_REGION,

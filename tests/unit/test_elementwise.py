@@ -13,11 +13,12 @@ from rich.console import Console
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from evalkit import pipeline
-from evalkit.compose import compose
-from evalkit.config import CheckpointSource
-from evalkit.models import attention, elementwise, linear
+from evalkit.config.compose import compose
+from evalkit.config.settings import CheckpointSource
+from evalkit.kernels.cpu import linear
+from evalkit.models import attention, elementwise
 from evalkit.models.encoder import checkpoints, load_encoders
+from evalkit.run import pipeline
 
 pytest.importorskip("triton")
 
@@ -251,7 +252,7 @@ from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from evalkit.models.elementwise import warps
-from evalkit.models.elementwise_kernel import add_norm, turn
+from evalkit.kernels.gpu.elementwise_kernel import add_norm, turn
 
 shared = {"eps": "fp32", "period": "i32"}
 cases = [

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from rich.console import Console
 from torch import nn
 
-from evalkit import check, environment, pipeline, steps
-from evalkit.cells import plan
-from evalkit.compose import compose
-from evalkit.encode import batches, cuts, device_errors, encode, packed_cuts, widths
+from evalkit.config.compose import compose
 from evalkit.errors import DeviceError, ModelError
 from evalkit.models.encoder import Encoder, checkpoints, load_encoders
+from evalkit.run import canary, environment, pipeline, shard_step
+from evalkit.run.cells import plan
+from evalkit.run.encode import batches, cuts, device_errors, encode, packed_cuts, widths
 
 CPU = torch.device("cpu")
 DIM = 16
@@ -226,7 +226,7 @@ def test_a_run_whose_batches_did_not_fit_says_so_once_and_records_it(tmp_path, m
     vectors, failed = Encoder.vectors, []
 
     def limited(self, batch):
-        if len(batch.ids_BT) != len(check.TEXTS) and batch.ids_BT.numel() > 300:  # the canary's own batch may pass
+        if len(batch.ids_BT) != len(canary.TEXTS) and batch.ids_BT.numel() > 300:  # the canary's own batch may pass
             failed.append(batch.ids_BT.numel())
             msg = "CUDA out of memory"
             raise torch.OutOfMemoryError(msg)
@@ -347,7 +347,7 @@ def test_a_vector_that_is_not_finite_is_named_on_the_device_too(colbert):
 
 def test_hits_are_the_same_where_vectors_stay_on_the_device_to_be_searched(tmp_path, monkeypatch):
     stored = run(tmp_path / "stored", "store.keep=embeddings")
-    monkeypatch.setattr(steps, "stay", lambda task: True)
+    monkeypatch.setattr(shard_step, "stay", lambda task: True)
     scored = run(tmp_path / "scored", "store.keep=topk")
     assert store_bytes(tmp_path / "stored")
     assert not store_bytes(tmp_path / "scored")
@@ -362,7 +362,7 @@ def test_vectors_stay_on_a_gpu_alone_and_where_nothing_of_them_is_written(tmp_pa
     words = ["model=demo", "dataset.demo.documents=100", "dataset.demo.queries=10", f"store.keep={keep}"]
     config = compose([*words, f"results_dir={tmp_path}/r", f"cache_dir={tmp_path}/c"])
     task = pipeline.prepare(config, console=QUIET)
-    assert steps.stay(task._replace(device=torch.device(device))) == wanted
+    assert shard_step.stay(task._replace(device=torch.device(device))) == wanted
 
 
 def store_bytes(folder):
@@ -373,8 +373,8 @@ def store_bytes(folder):
 def test_tokenising_ahead_changes_no_byte(tmp_path, workers, monkeypatch):
     run(tmp_path / "in-turn", "engine.tokenizer_workers=0")
     taken = []
-    start = steps.Ahead.start
-    monkeypatch.setattr(steps.Ahead, "start", lambda self, item: taken.append(item) or start(self, item))
+    start = shard_step.Ahead.start
+    monkeypatch.setattr(shard_step.Ahead, "start", lambda self, item: taken.append(item) or start(self, item))
     monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
     monkeypatch.setenv("RAYON_NUM_THREADS", "2")
     run(tmp_path / "ahead", f"engine.tokenizer_workers={workers}")

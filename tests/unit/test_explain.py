@@ -10,10 +10,13 @@ from report_material import cell, put
 from rich.console import Console
 from test_hub_copies import COMMIT, lay, lines, small_copy
 
-from evalkit import datasets, explain, pipeline, precision, replay, results
-from evalkit.compose import compose
+from evalkit import datasets
+from evalkit.analysis import explain, precision, replay
+from evalkit.config.compose import compose
 from evalkit.datasets.folder import load_folder
 from evalkit.errors import ConfigError, DatasetError, StoreError
+from evalkit.run import pipeline
+from evalkit.storage import results
 from evalkit.types import Hit
 
 

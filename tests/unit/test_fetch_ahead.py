@@ -17,11 +17,12 @@ import pytest
 from rich.console import Console
 from test_hub_copies import COMMIT, CORPUS, lay, lines, small_copy
 
-from evalkit import datasets, fetch
-from evalkit.config import DatasetConfig, configs_dir
+from evalkit import datasets
+from evalkit.config.settings import DatasetConfig, configs_dir
 from evalkit.datasets import irds
 from evalkit.datasets.folder import load_folder
 from evalkit.errors import ConfigError, DatasetError, EvalkitError, StoreError
+from evalkit.operations import fetch
 from evalkit.types import Dataset
 
 QUIET = Console(quiet=True)

@@ -12,7 +12,7 @@ import pytest
 from shared_material import shared_data
 
 from evalkit import datasets
-from evalkit.config import Counts, DatasetConfig
+from evalkit.config.settings import Counts, DatasetConfig
 from evalkit.datasets.folder import FolderCorpus, load_folder, qrels_file, read_qrels, read_queries
 from evalkit.datasets.survey import survey
 from evalkit.types import Document, Query

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from evalkit import datasets
-from evalkit.config import DatasetConfig, HubCopy
+from evalkit.config.settings import DatasetConfig, HubCopy
 from evalkit.datasets.hub import HubCorpus, load_hub
 from evalkit.errors import DatasetError
 from evalkit.types import Query
@@ -225,7 +225,7 @@ def test_when_every_source_fails_each_reason_is_given(hub: Path) -> None:
 
 def test_a_source_that_can_be_read_but_deviates_is_refused_not_passed_over(hub: Path) -> None:
     lay(hub, small_copy())
-    from evalkit.config import Counts
+    from evalkit.config.settings import Counts
 
     wanted = config(sources=("hub", "ir_datasets"), ir_datasets_id="beir/none", counts=Counts(queries=2))
     assert refusal(lambda: datasets.load(wanted)) == (

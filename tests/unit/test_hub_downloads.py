@@ -9,8 +9,8 @@ from huggingface_hub import constants
 from remote_checkpoints import write_own
 from test_hub_copies import config, small_copy
 
-from evalkit.compose import compose
-from evalkit.config import CheckpointSource
+from evalkit.config.compose import compose
+from evalkit.config.settings import CheckpointSource
 from evalkit.datasets.hub import _snapshot, load_hub
 from evalkit.errors import DatasetError, ModelError
 from evalkit.models.checkpoint import PICKLE, WEIGHTS, resolve

@@ -25,7 +25,7 @@ PROBE = """
 import json, os, pickle, sys, tracemalloc
 import ir_datasets
 from evalkit import datasets
-from evalkit.config import DatasetConfig
+from evalkit.config.settings import DatasetConfig
 from evalkit.datasets import irds
 from evalkit.datasets.irds import IrdsCorpus
 from evalkit.errors import DatasetError

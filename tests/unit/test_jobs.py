@@ -4,9 +4,9 @@ import dataclasses
 
 import pytest
 
-from evalkit import jobs
-from evalkit.compose import compose
+from evalkit.config.compose import compose
 from evalkit.errors import ScoreError
+from evalkit.run import jobs
 
 
 @pytest.fixture

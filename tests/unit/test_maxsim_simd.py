@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
-from evalkit import registers
 from evalkit.errors import ConfigError
-from evalkit.maxsim import fixed_point, kernels, packed, rescore, simd
+from evalkit.kernels.cpu import fixed_point, registers, simd
+from evalkit.maxsim import choice, packed, rescore
 
 CPU = torch.device("cpu")
 needs_units = pytest.mark.skipif(not registers.available(), reason="the processor has no AVX2")
@@ -57,7 +57,7 @@ def test_products_of_whole_numbers_are_exact_for_every_small_length(dim):
 def test_sixteen_bits_nominate_where_the_processor_multiplies_them_twice_as_fast():
     documents = texts([4, 2], dim=8, seed=1)
     automatic, named, fp32 = (
-        kernels.bind("auto", documents, device=CPU, precision=precision).error_bound(documents).tolist()
+        choice.bind("auto", documents, device=CPU, precision=precision).error_bound(documents).tolist()
         for precision in ("auto", "int16", "float32")
     )
     assert automatic == named
@@ -93,7 +93,7 @@ NARROW = """
 import torch
 torch.cpu.get_capabilities = lambda: {"avx2": True}
 from test_maxsim_simd import every_pair, registers, rescore, simd, texts
-from evalkit.maxsim import simd_kernel
+from evalkit.kernels.cpu import simd_kernel
 assert simd_kernel.PANEL_REGISTERS == 2
 assert not registers.multiplies_pairs()
 queries, documents = texts([1, 8, 9, 40], dim=96, seed=1), texts([1, 2, 5, 6, 7, 30], dim=96, seed=2)
@@ -115,7 +115,10 @@ def test_processors_with_avx2_alone_are_served_by_narrower_tiles(tmp_path):
 @needs_pairs
 def test_whole_numbers_are_left_alone_where_numba_compiles_for_a_lesser_processor():
     environment = {**os.environ, "NUMBA_CPU_NAME": "skylake-avx512", "NUMBA_CPU_FEATURES": "+avx512f,+avx2,+fma"}
-    program = "from evalkit import registers; assert registers.available(); assert not registers.multiplies_pairs()"
+    program = """
+from evalkit.kernels.cpu import registers
+assert registers.available() and not registers.multiplies_pairs()
+"""
     ran = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
 
@@ -123,21 +126,21 @@ def test_whole_numbers_are_left_alone_where_numba_compiles_for_a_lesser_processo
 def test_a_precision_that_cannot_be_had_is_refused_with_the_remedy(monkeypatch):
     documents = texts([4, 2], dim=8, seed=1)
     with pytest.raises(ConfigError, match=r"nominate=int16: .*maxsim=packed, wanted .*; use engine\.nominate=auto"):
-        kernels.bind("packed", documents, device=CPU, precision="int16")
+        choice.bind("packed", documents, device=CPU, precision="int16")
     monkeypatch.setattr(registers, "multiplies_pairs", lambda: False)
     with pytest.raises(ConfigError, match=r"engine\.nominate=int16: got device cpu .*wanted a CPU with AVX-512 VNNI"):
-        kernels.bind("auto", documents, device=CPU, precision="int16")
+        choice.bind("auto", documents, device=CPU, precision="int16")
     if registers.available():
         with pytest.raises(ConfigError, match=r"got engine\.maxsim=simd, which has float32 and int16; use .*packed"):
-            kernels.bind("simd", documents, device=CPU, precision="bfloat16")
+            choice.bind("simd", documents, device=CPU, precision="bfloat16")
 
 
 def test_a_processor_without_the_units_is_told_so_and_served_by_another_kernel(monkeypatch):
     monkeypatch.setattr(registers, "available", lambda: False)
     documents = texts([4, 2], dim=8, seed=1)
     with pytest.raises(ConfigError, match=r"engine\.maxsim=simd: got device cpu, wanted a CPU with AVX2 or AVX-512"):
-        kernels.bind("simd", documents, device=CPU)
-    kernel = kernels.bind("auto", documents, device=CPU)
+        choice.bind("simd", documents, device=CPU)
+    kernel = choice.bind("auto", documents, device=CPU)
     assert kernel.name == "packed"
     assert torch.equal(
         kernel.exact_scores(documents, *every_pair(documents, documents)),

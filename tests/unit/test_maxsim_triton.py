@@ -12,16 +12,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from evalkit import registers
 from evalkit.errors import ConfigError
-from evalkit.maxsim import kernels, packed, pieces, reference, rescore
-from evalkit.search import floors, merge, no_hits, search_shard
-from evalkit.store import ShardVectors
+from evalkit.kernels.cpu import registers
+from evalkit.kernels.gpu import pieces
+from evalkit.maxsim import choice, packed, reference, rescore
+from evalkit.run.search import floors, merge, no_hits, search_shard
+from evalkit.storage.shard_files import ShardVectors
 
 pytest.importorskip("triton")
 
-from evalkit.maxsim import tensor_core
-from evalkit.maxsim.tensor_core import Tiling
+from evalkit.kernels.gpu import tensor_core
+from evalkit.kernels.gpu.tensor_core import Tiling
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 MAP_NORESERVE = 0x4000
@@ -57,7 +58,7 @@ def kernel_scores(queries, documents, *, piece=16, tiling=SMALL):
 def test_kernel_scores_are_within_the_bound_at_every_dim_and_type(dim, dtype):
     queries = texts(dim, [32, 1, 32, 7], dim=dim, dtype=dtype)
     documents = texts(1, [1, 16, 17, 80, 300, 31, 33, 2], dim=dim, dtype=dtype)
-    bound_Q = kernels.tensor_core_bound(queries, documents, dtype=dtype)
+    bound_Q = choice.tensor_core_bound(queries, documents, dtype=dtype)
     error_QN = (kernel_scores(queries, documents).double() - exact(queries, documents)).abs()
     assert (error_QN <= bound_Q.unsqueeze(1)).all()
     assert float(bound_Q.max()) < 5e-3
@@ -86,7 +87,7 @@ def test_ragged_scores_are_within_the_bound(seed, query_lengths, document_length
     queries = texts(seed, query_lengths, dim=16)
     documents = texts(seed + 1, document_lengths, dim=16, scale=scale)
     error_QN = (kernel_scores(queries, documents, piece=piece).double() - exact(queries, documents)).abs()
-    bound_Q = kernels.tensor_core_bound(queries, documents, dtype=torch.float16)
+    bound_Q = choice.tensor_core_bound(queries, documents, dtype=torch.float16)
     assert (error_QN <= bound_Q.unsqueeze(1)).all()
 
 
@@ -96,7 +97,7 @@ def test_sums_that_cancel_are_within_the_bound():
     queries = packed.pack(torch.ones(32, 128).half(), torch.tensor([32]))
     documents = packed.pack(torch.stack([row, row.flip(0), row[torch.randperm(128)]]), torch.tensor([1, 2]))
     error_QN = (kernel_scores(queries, documents).double() - exact(queries, documents)).abs()
-    bound_Q = kernels.tensor_core_bound(queries, documents, dtype=torch.float16)
+    bound_Q = choice.tensor_core_bound(queries, documents, dtype=torch.float16)
     assert (error_QN <= bound_Q.unsqueeze(1)).all()
 
 
@@ -130,7 +131,7 @@ def test_the_bound_covers_additions_that_are_cut_instead_of_rounded(group, kind)
         largest = max(addends, key=abs)
         total = sum(cut(addend, to=largest) for addend in addends)
         total = cut(total, to=total)
-    bound = kernels.tensor_core_bound(
+    bound = choice.tensor_core_bound(
         packed.pack(query, torch.tensor([1])), packed.pack(document, torch.tensor([1])), dtype=torch.float16
     )
     assert 0 < abs(total - float(products.sum())) <= float(bound)
@@ -145,8 +146,8 @@ def test_vectors_that_bf16_rounds_are_within_a_bound_that_measures_the_rounding(
     else:
         queries = rounded_queries
     error_QN = (kernel_scores(queries, rounded).double() - exact(queries, documents)).abs()
-    bound_Q = kernels.tensor_core_bound(queries, documents, dtype=torch.bfloat16)
-    unrounded_Q = kernels.tensor_core_bound(rounded_queries, rounded, dtype=torch.bfloat16)
+    bound_Q = choice.tensor_core_bound(queries, documents, dtype=torch.bfloat16)
+    unrounded_Q = choice.tensor_core_bound(rounded_queries, rounded, dtype=torch.bfloat16)
     assert (error_QN <= bound_Q.unsqueeze(1)).all()
     assert float(error_QN.max()) > float(unrounded_Q.max())  # so the measured rounding is what makes the bound hold
     assert float(bound_Q.max()) < 0.5
@@ -259,30 +260,30 @@ def test_vectors_of_512_numbers_fit_hopper_and_not_an_ampere_card_of_100_kib():
 @pytest.mark.skipif(not registers.available(), reason="the processor has no AVX2")
 def test_auto_is_the_vector_unit_kernel_on_a_cpu_unless_bf16_is_asked_for():
     documents, device = texts(1, [5], dim=16), torch.device("cpu")
-    assert kernels.bind("auto", documents, device=device).name == "simd"
-    assert kernels.bind("auto", documents, device=device, precision="bfloat16").name == "packed"
+    assert choice.bind("auto", documents, device=device).name == "simd"
+    assert choice.bind("auto", documents, device=device, precision="bfloat16").name == "packed"
 
 
 @pytest.mark.skipif(DEVICE.type == "cpu", reason="needs a GPU")
 def test_auto_is_the_triton_kernel_on_a_gpu():
-    assert kernels.bind("auto", texts(1, [50], dim=128), device=DEVICE).name == "triton"
+    assert choice.bind("auto", texts(1, [50], dim=128), device=DEVICE).name == "triton"
 
 
 def test_a_kernel_that_is_not_installed_is_named(monkeypatch):
-    monkeypatch.setattr(kernels.importlib.util, "find_spec", lambda _name: None)
+    monkeypatch.setattr(choice.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(ConfigError, match=r"late-interaction-kernels is not installed; wanted `pip install late-inte"):
-        kernels.require("late-interaction-kernels", torch.device("cpu"))
+        choice.require("late-interaction-kernels", torch.device("cpu"))
 
 
 def test_triton_on_a_cpu_is_refused_outside_the_interpreter(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "0")
     with pytest.raises(ConfigError, match=r"engine.maxsim=triton: got device cpu, wanted a CUDA device .*=auto"):
-        kernels.require("triton", torch.device("cpu"))
+        choice.require("triton", torch.device("cpu"))
 
 
 def test_vectors_too_wide_for_the_triton_kernel_are_refused():
     with pytest.raises(ConfigError, match=r"got vectors of 1024 numbers, wanted what fits .* \(512 on Hopper\); use"):
-        kernels.bind("triton", texts(1, [2], dim=1024), device=DEVICE)
+        choice.bind("triton", texts(1, [2], dim=1024), device=DEVICE)
 
 
 COMPILE = """
@@ -290,9 +291,9 @@ import re, sys
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from evalkit.maxsim import tensor_core
-from evalkit.maxsim.pieces import GRAIN, dim_parts
-from evalkit.maxsim.triton_kernel import maxsim
+from evalkit.kernels.gpu import tensor_core
+from evalkit.kernels.gpu.pieces import GRAIN, dim_parts
+from evalkit.kernels.gpu.triton_kernel import maxsim
 
 for dim in (64, 96, 128, 384):
     for tiling in tensor_core.tilings(dim, piece=16):

@@ -10,13 +10,13 @@ from checkpoints import write_colbert_xm, write_colbertv2, write_jina_checkpoint
 from rich.console import Console
 from typer.testing import CliRunner
 
-from evalkit import pipeline
 from evalkit.cli import app
-from evalkit.compose import compose
+from evalkit.config.compose import compose
 from evalkit.errors import ModelError
 from evalkit.models import metadata
 from evalkit.models.checkpoint import METADATA
 from evalkit.models.encoder import checkpoints, load_encoders
+from evalkit.run import pipeline
 
 DIM = 16
 SAID = {

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from evalkit.errors import ScoreError
-from evalkit.metrics import score
+from evalkit.scoring.metrics import score
 from evalkit.types import Hit
 
 

@@ -8,10 +8,10 @@ from checkpoints import publish, write_colbertv2
 from typer.testing import CliRunner
 
 from evalkit.cli import app
-from evalkit.compose import compose
-from evalkit.config import Bm25Config, group_names
-from evalkit.identity import vector_facts
+from evalkit.config.compose import compose
+from evalkit.config.settings import Bm25Config, group_names
 from evalkit.models.checkpoint import resolve
+from evalkit.run.identity import vector_facts
 
 CARD = {"jina-colbert-v2", "jina-colbert-v1-en", "colbertv2", "colbert-xm", "mdpr", "bm25"}
 

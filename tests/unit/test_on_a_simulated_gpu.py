@@ -9,19 +9,21 @@ from rich.console import Console
 from simulated_gpu import CPU, GPU, Launches, OnGpu, inner, simulated_gpu, waits
 from torch.nn import functional
 
-from evalkit import pipeline, runs
-from evalkit.compose import compose
-from evalkit.encode import encode
-from evalkit.models import attention, elementwise, elementwise_kernel
+from evalkit.config.compose import compose
+from evalkit.kernels.gpu import elementwise_kernel
+from evalkit.models import attention, elementwise
 from evalkit.models.encoder import checkpoints, load_encoders
-from evalkit.search import floors, no_hits, search_shard
-from evalkit.store import ShardVectors
+from evalkit.run import pipeline
+from evalkit.run.encode import encode
+from evalkit.run.search import floors, no_hits, search_shard
+from evalkit.storage import trec
+from evalkit.storage.shard_files import ShardVectors
 
 pytest.importorskip("triton")
 if torch.cuda.is_available():
     pytest.skip("a GPU is here: nothing need be simulated", allow_module_level=True)
 
-from evalkit.maxsim import tensor_core
+from evalkit.kernels.gpu import tensor_core
 
 TEXTS = ["hello world", "a b c", "the the a . b , hello " * 12, "", "b a c", "hello, hello! " * 7, "a b c"]
 
@@ -191,7 +193,7 @@ def test_a_whole_run_ends_in_the_cpus_ranking(keep, dtype, tmp_path, monkeypatch
     def run(device, *more):
         places = [f"results_dir={tmp_path / device / 'r'}", f"cache_dir={tmp_path / device / 'c'}"]
         cells = pipeline.run(compose([*words, *places, f"engine.device={device}", *more]), console=Console(quiet=True))
-        hits = [runs.read_run(tmp_path / device / "r" / "runs" / cell.run_id / "run.trec.gz") for cell in cells]
+        hits = [trec.read_run(tmp_path / device / "r" / "runs" / cell.run_id / "run.trec.gz") for cell in cells]
         return cells, hits
 
     wanted_cells, wanted = run("cpu")

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from evalkit.errors import ScoreError
-from evalkit.published import (
+from evalkit.scoring.published import (
     PublishedScore,
     audit,
     claims,

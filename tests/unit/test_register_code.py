@@ -3,7 +3,7 @@
 import hashlib
 from pathlib import Path
 
-from evalkit import register_code
+from evalkit.kernels.cpu import register_code
 
 
 def test_shared_code_that_changes_has_a_new_revision_so_that_kernels_are_compiled_anew():

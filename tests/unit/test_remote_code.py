@@ -11,13 +11,14 @@ from remote_checkpoints import MODELING, set_config, write_code, write_own
 from rich.console import Console
 from safetensors.torch import load_file, save_file
 
-from evalkit import fetch, pipeline
-from evalkit.compose import compose
-from evalkit.config import CheckpointSource
+from evalkit.config.compose import compose
+from evalkit.config.settings import CheckpointSource
 from evalkit.errors import ModelError
-from evalkit.identity import vector_facts
 from evalkit.models import remote_code
 from evalkit.models.encoder import checkpoints, load_encoders
+from evalkit.operations import fetch
+from evalkit.run import pipeline
+from evalkit.run.identity import vector_facts
 
 TEXTS = ["hello world", "a b c", "the the a . b , hello " * 12, ""]
 CODE_COMMIT = "fedcba9876543210fedcba9876543210fedcba98"

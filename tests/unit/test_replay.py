@@ -6,9 +6,11 @@ import pytest
 import yaml
 from report_material import cell, late, put
 
-from evalkit import metrics, replay, results, runs
-from evalkit.compose import compose
+from evalkit.analysis import replay
+from evalkit.config.compose import compose
 from evalkit.errors import ScoreError
+from evalkit.scoring import metrics
+from evalkit.storage import results, trec
 from evalkit.types import Hit
 
 KEPT, CLEAN, QUERIES = 64, 35, 239
@@ -172,11 +174,11 @@ def test_other_judgements_than_the_runs_are_refused(tmp_path):
 
 def test_judgements_survive_and_bad_ones_are_named(tmp_path):
     qrels = {"q": {"d": 2, "e": -1}, "p": {"d": 0}}
-    runs.write_qrels(qrels, tmp_path / "qrels.trec.gz")
-    assert runs.read_qrels(tmp_path / "qrels.trec.gz") == qrels
+    trec.write_qrels(qrels, tmp_path / "qrels.trec.gz")
+    assert trec.read_qrels(tmp_path / "qrels.trec.gz") == qrels
     with pytest.raises(ScoreError, match="document id 'd 1' cannot be written; TREC qrels want no white space"):
-        runs.write_qrels({"q": {"d 1": 1}}, tmp_path / "bad.gz")
+        trec.write_qrels({"q": {"d 1": 1}}, tmp_path / "bad.gz")
     for line in ("q 0 d", "q 0 d 1.5", "q 0 d 1 x"):
         (tmp_path / "qrels").write_text(f"q 0 d 1\n{line}\n", encoding="utf-8")
         with pytest.raises(ScoreError, match=r"line 2: got .*, wanted 4 columns: query 0 document grade"):
-            runs.read_qrels(tmp_path / "qrels")
+            trec.read_qrels(tmp_path / "qrels")

@@ -17,16 +17,17 @@ from report_material import cell, late, put
 from rich.console import Console
 from typer.testing import CliRunner
 
-from evalkit import published, reruns, results
 from evalkit.cli import app
-from evalkit.compose import compose
-from evalkit.config import configs_dir
+from evalkit.config.compose import compose
+from evalkit.config.settings import configs_dir
 from evalkit.errors import EvalkitError, ScoreError
-from evalkit.identity import vector_facts
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.report import build, sheets, table
 from evalkit.report.card import card_tables, judge, leaderboard, verdict_on
 from evalkit.report.page import SYMBOLS
+from evalkit.run.identity import vector_facts
+from evalkit.scoring import published, reruns
+from evalkit.storage import results
 
 TABLES = ("beir", "msmarco", "miracl", "mmarco", "matryoshka", "leaderboard")
 

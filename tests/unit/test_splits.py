@@ -5,8 +5,9 @@ import dataclasses
 import pytest
 from report_material import cell, put
 
-from evalkit import replay, splits
-from evalkit.compose import compose
+from evalkit.analysis import replay
+from evalkit.config.compose import compose
+from evalkit.datasets import splits
 from evalkit.errors import DatasetError
 from evalkit.types import Hit
 
@@ -71,7 +72,7 @@ def test_a_split_without_a_shared_query_is_named_and_not_scored(config, material
 
 
 def test_a_split_can_be_what_lands_on_the_published_number(config, material, monkeypatch):
-    from evalkit import published
+    from evalkit.scoring import published
 
     score = published.find("bm25", None, "beir/nfcorpus", "ndcg@10")[0]._replace(value=0.5, digits=3, metric="mrr@10")
     monkeypatch.setattr(published, "find", lambda *_: [score])

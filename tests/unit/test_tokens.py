@@ -3,7 +3,7 @@
 import pytest
 from checkpoints import PIECES, write_xlmr_tokenizer
 
-from evalkit.config import TextRules
+from evalkit.config.settings import TextRules
 from evalkit.errors import ModelError
 from evalkit.models import tokens as tokens_module
 from evalkit.models.checkpoint import Checkpoint

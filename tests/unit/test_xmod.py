@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import XmodConfig, XmodModel
 
-from evalkit.models.xmod import OneAdapterOutput, use_one_adapter
+from evalkit.models.backbones.xmod import OneAdapterOutput, use_one_adapter
 
 
 @pytest.mark.parametrize("ln_before_adapter", [True, False])

@@ -1,0 +1,212 @@
+"""Why a run scores what it scores: the queries that make the difference, what is odd about each, and one pair up close.
+
+Shapes: L query tokens, T document tokens, D dim.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+from evalkit.analysis.replay import Material
+from evalkit.config.settings import EncoderConfig, RunConfig
+from evalkit.errors import ConfigError, DatasetError, nearest
+from evalkit.storage.results import CellScores
+
+if TYPE_CHECKING:
+    from evalkit.models.tokens import Vocabulary
+    from evalkit.types import Dataset
+
+CUTOFF = 10
+
+
+class Contribution(NamedTuple):
+    """One query's part in the difference Δ of two means; the parts of all queries add up to Δ."""
+
+    query: str
+    value: float
+    against: float
+    part: float
+    flags: tuple[str, ...]
+
+
+class TokenMatch(NamedTuple):
+    """A query token and the document token that it is most similar to."""
+
+    query_token: str
+    document_token: str
+    similarity: float
+
+
+class PairView(NamedTuple):
+    """MaxSim of one query and one document, token by token; the similarities add up to the score."""
+
+    query: str
+    document: str
+    score: float
+    in_run: float | None
+    """The score that the run recorded; None where the run does not have the document."""
+    matches: tuple[TokenMatch, ...]
+    query_cut: bool
+    document_cut: bool
+
+
+def contributions(
+    material: Material, values: Mapping[str, float], against: Mapping[str, float] | float
+) -> list[Contribution]:
+    """Return every query's part in Δ, largest part first, with what its hits and judgements say is odd.
+
+    `against` is a published mean, which every query is held against, or another run's values by query.
+    """
+    found = []
+    for query, value in values.items():
+        other = against if isinstance(against, float) else against[query]
+        found.append(Contribution(query, value, other, (value - other) / len(values), flags(material, query)))
+    return sorted(found, key=lambda one: (-abs(one.part), one.query))
+
+
+def flags(material: Material, query: str) -> tuple[str, ...]:
+    """Name what is odd about a query's hits: its own id, relevant documents not retrieved, unjudged ones at 10."""
+    grades = material.qrels.get(query, {})
+    ranked = [hit.document_id for hit in material.run.get(query, [])]
+    kept = [document for document in ranked if document != query or not material.cell.protocol.get("drop_self")]
+    relevant = {document for document, grade in grades.items() if grade > 0}
+    missing = sorted(relevant - set(kept))
+    unjudged = sum(document not in grades for document in kept[:CUTOFF])
+    found = []
+    if query in ranked:
+        rule = "kept" if query in kept else "dropped"
+        found.append(f"self-hit at rank {ranked.index(query) + 1}, {rule}")
+    if not kept:
+        found.append("no hits")
+    if missing:
+        found.append(f"missing {len(missing)} of {len(relevant)} relevant: {_some(missing)}")
+    if unjudged:
+        found.append(f"unjudged at {CUTOFF}: {unjudged}")
+    return tuple(found)
+
+
+def _some(names: Sequence[str], *, most: int = 3) -> str:
+    return ", ".join(names[:most]) + (", …" if len(names) > most else "")
+
+
+def text_flags(config: RunConfig, material: Material, queries: Sequence[str]) -> dict[str, tuple[str, ...]]:
+    """Return for some queries what their texts say is odd: texts cut, and judged documents that the corpus lacks.
+
+    Reads the corpus once. Raises EvalkitError when the dataset or the tokenizer cannot be had.
+    """
+    from evalkit import datasets
+
+    relevant = {
+        query: [document for document, grade in material.qrels.get(query, {}).items() if grade > 0] for query in queries
+    }
+    wanted = {document for documents in relevant.values() for document in documents}
+    dataset, found = datasets.load_read(config.dataset, lambda dataset: _documents(dataset, wanted))
+    texts = {query.id: query.text for query in dataset.queries}
+    vocabulary = _vocabulary(config, material.cell)
+    odd: dict[str, tuple[str, ...]] = {}
+    for query in queries:
+        lines = []
+        absent = sorted(document for document in relevant[query] if document not in found)
+        if absent:
+            lines.append(f"not in the corpus: {_some(absent)}")
+        if vocabulary is not None:
+            if query in texts and is_cut(config, vocabulary, texts[query], side="query"):
+                lines.append("query truncated")
+            cut = [
+                document
+                for document in relevant[query]
+                if document in found and is_cut(config, vocabulary, found[document], side="document")
+            ]
+            if cut:
+                lines.append(f"relevant documents truncated: {len(cut)} of {len(relevant[query])}")
+        odd[query] = tuple(lines)
+    return odd
+
+
+def _documents(dataset: Dataset, wanted: set[str]) -> dict[str, str]:
+    return {one.id: one.joined() for one in dataset.corpus.documents() if one.id in wanted}
+
+
+def _vocabulary(config: RunConfig, cell: CellScores) -> Vocabulary | None:
+    """Return the tokenizer of a model that cuts texts, None for BM25."""
+    if not isinstance(config.model, EncoderConfig):
+        return None
+    from evalkit.models.checkpoint import resolve
+    from evalkit.models.tokens import load_vocabulary
+
+    return load_vocabulary(resolve(config.model.checkpoints[str(cell.dim)], allow_pickle=config.model.allow_pickle))
+
+
+def is_cut(config: RunConfig, vocabulary: Vocabulary, text: str, *, side: str) -> bool:
+    """Say whether a text has more tokens than the model reads of it."""
+    assert isinstance(config.model, EncoderConfig)
+    rules = config.model.query if side == "query" else config.model.document
+    room = rules.max_tokens - len(vocabulary.markers(rules)) - 2
+    return len(vocabulary.tokenizer.encode(text, add_special_tokens=False).ids) > room
+
+
+def pair(config: RunConfig, material: Material, query: str, document: str) -> PairView:
+    """Encode one query and one document, and return which tokens match. Raises EvalkitError for what is not there."""
+    if not isinstance(config.model, EncoderConfig) or config.model.kind != "late_interaction":
+        msg = f"{material.cell.run_id}: {config.model.name} has no token vectors; wanted a late-interaction run"
+        raise ConfigError(f"{msg} (evalkit ls models)")
+    from evalkit import datasets
+
+    if query not in material.qrels:
+        msg = f"query {query!r} is not in {material.cell.dataset}; {nearest(query, material.qrels)}"
+        raise DatasetError(msg)
+    dataset, found = datasets.load_read(config.dataset, lambda dataset: _documents(dataset, {document}))
+    texts = {one.id: one.text for one in dataset.queries}
+    if document not in found:
+        msg = f"document {document!r} is not in the corpus of {dataset.name}; take one of the run's, for example"
+        hits = material.run.get(query, [])
+        raise DatasetError(f"{msg} {hits[0].document_id if hits else 'of another query'}")
+    in_run = [hit.score for hit in material.run.get(query, []) if hit.document_id == document]
+    matches, cut = _match(config, material.cell, texts[query], found[document])
+    return PairView(
+        query=texts[query],
+        document=found[document],
+        score=math.fsum(match.similarity for match in matches),
+        in_run=in_run[0] if in_run else None,
+        matches=tuple(matches),
+        query_cut=cut[0],
+        document_cut=cut[1],
+    )
+
+
+def _match(
+    config: RunConfig, cell: CellScores, query: str, document: str
+) -> tuple[list[TokenMatch], tuple[bool, bool]]:
+    """Return every query token's best document token, with vectors rounded as they are stored."""
+    from evalkit.models.encoder import DTYPES, checkpoints, load_encoders
+    from evalkit.run.encode import encode
+    from evalkit.run.environment import batch_tokens, choose_device
+
+    model, dim = config.model, cell.dim
+    assert isinstance(model, EncoderConfig)
+    assert dim is not None
+    device = choose_device(config.engine.device)
+    engine = config.engine
+    (encoder,) = load_encoders(
+        model, checkpoints(model, [dim]), device=device, attention=engine.attention, elementwise=engine.elementwise
+    )
+    query_tokens, document_tokens = encoder.tokenize_queries([query]), encoder.tokenize_documents([document])
+    storage, budget = DTYPES[config.store.dtype], batch_tokens(config.engine.batch_tokens, device)
+    query_LD = encode(["q"], query_tokens, encoder, documents=False, batch_tokens=budget, storage=storage)[dim]
+    document_TD = encode(["d"], document_tokens, encoder, documents=True, batch_tokens=budget, storage=storage)[dim]
+    similarity_LT = query_LD.vectors_XD.double() @ document_TD.vectors_XD.double().T
+    best_L, place_L = similarity_LT.max(dim=1)
+    skipped = set(encoder.skipped.tolist())
+    kept = [token for token in document_tokens[0].ids if token not in skipped]
+    name = encoder.vocabulary.tokenizer.id_to_token
+    matches = [
+        TokenMatch(str(name(token)), str(name(kept[place])), value)
+        for token, place, value in zip(query_tokens[0].ids, place_L.tolist(), best_L.tolist(), strict=True)
+    ]
+    cut = (
+        is_cut(config, encoder.vocabulary, query, side="query"),
+        is_cut(config, encoder.vocabulary, document, side="document"),
+    )
+    return matches, cut

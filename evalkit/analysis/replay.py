@@ -1,0 +1,273 @@
+"""A saved run under the other rules that people publish under, to find which of them lands on the published number.
+
+A pure function of the run's folder: its hits, the hits that the self-id rule took out, and its judgements.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
+
+from evalkit.errors import DatasetError, EvalkitError, ScoreError
+from evalkit.scoring import metrics, published
+from evalkit.scoring.published import PublishedScore, Verdict
+from evalkit.storage import paths, results, trec
+from evalkit.storage.results import CellScores
+from evalkit.types import Hit, Qrels, Run
+
+if TYPE_CHECKING:
+    from evalkit.datasets.splits import OtherSplit
+
+OPTIONS: Mapping[str, Mapping[str, str]] = {
+    "self_ids": {
+        "drop": "the query's own id dropped",
+        "keep": "the query's own id kept",
+        "drop-late": "the query's own id dropped after the cut, not before",
+    },
+    "ties": {
+        "trec_eval": "ties by document id descending (trec_eval)",
+        "ascending": "ties by document id ascending (Anserini)",
+        "last": "ties with relevant documents last",
+        "first": "ties with relevant documents first",
+    },
+    "missing": {"zero": "a query without hits scores 0", "skip": "queries without hits left out of the mean"},
+    "queries": {"all": "all judged queries", "relevant": "only queries that have a relevant document"},
+    "gain": {"linear": "linear gain", "exponential": "exponential gain (2^grade - 1)"},
+}
+"""What each rule may be, and the words for it; the cutoff is a number."""
+CUTOFFS = (5, 20, 100)
+MOST_CHANGES = 2
+"""More changes than these would land on any number by chance."""
+
+
+class Rules(NamedTuple):
+    """One way to score a run."""
+
+    self_ids: str
+    ties: str
+    missing: str
+    queries: str
+    gain: str
+    cutoff: int
+
+    def differing(self, other: Rules) -> tuple[str, ...]:
+        """Say in words what these rules do otherwise than others."""
+        words = [
+            texts[getattr(self, name)] for name, texts in OPTIONS.items() if getattr(self, name) != getattr(other, name)
+        ]
+        return (*words, f"cutoff {self.cutoff}") if self.cutoff != other.cutoff else tuple(words)
+
+
+class Replayed(NamedTuple):
+    """A run's value under one set of rules."""
+
+    changed: tuple[str, ...]
+    """What differs from the run's own rules, in words; empty for these."""
+    value: float
+    queries: int | None
+    """How many queries the mean is over; None for a subset whose size the run did not record."""
+
+
+class Landing(NamedTuple):
+    """A published score and the rule sets under which the run lands on it, fewest changes first."""
+
+    score: PublishedScore
+    verdict: Verdict
+    """Under the run's own rules."""
+    reached_by: tuple[Replayed, ...]
+
+
+class Material(NamedTuple):
+    """A saved run as it was retrieved, before any rule."""
+
+    cell: CellScores
+    run: Run
+    """With what the self-id rule had taken out put back in its place."""
+    qrels: Qrels
+    depth: int | None
+
+
+def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> Material:
+    """Read what a finished run left, and from the dataset the judgements that do not lie beside it.
+
+    Raises ScoreError when a file is missing or damaged.
+    """
+    folder = paths.run_dir(results_dir, cell.run_id)
+    qrels_path, dropped_path = folder / results.QRELS, folder / results.DROPPED
+    if qrels_path.is_file():
+        qrels: Qrels = trec.read_qrels(qrels_path)
+    else:
+        qrels = _dataset_qrels(results_dir, cell, dataset_path)
+    kept = trec.read_run(folder / results.RUN)
+    dropped = trec.read_run(dropped_path) if dropped_path.is_file() else {}
+    whole = {query: trec.rank_hits([*kept.get(query, []), *dropped.get(query, [])]) for query in {**kept, **dropped}}
+    return Material(cell, whole, qrels, cell.protocol.get("depth"))
+
+
+def _dataset_qrels(results_dir: Path, cell: CellScores, dataset_path: Path | None) -> Qrels:
+    """Return the dataset's judgements, where its terms keep them out of the results (nfcorpus)."""
+    from evalkit import datasets
+
+    wanted = f"{cell.run_id}: got no {results.QRELS}, wanted the judgements beside the run or its dataset on disk"
+    try:
+        config = results.saved_config(results_dir, cell, dataset_path=dataset_path).dataset
+        if datasets.on_disk(config) is None:
+            msg = f"{config.name} is not on disk"
+            raise DatasetError(msg)
+        qrels = datasets.load(config, with_corpus=False).qrels
+    except EvalkitError as error:
+        msg = f"{wanted} ({error}); give its folder by --dataset-path, or fetch it"
+        raise ScoreError(msg) from error
+    got, scored = sum(map(len, qrels.values())), cell.counts.get("judgements")
+    if got != scored:
+        msg = (
+            f"{cell.run_id}: got {got} judgements from {cell.dataset}, wanted the {scored} that the run was scored with"
+        )
+        raise ScoreError(f"{msg}; give the same copy of the dataset by --dataset-path")
+    return qrels
+
+
+def own_rules(material: Material, metric: str) -> Rules:
+    """Return the rules under which the run was scored."""
+    self_ids = "drop" if material.cell.protocol.get("drop_self") else "keep"
+    return Rules(self_ids, "trec_eval", "zero", "all", "linear", _cutoff(metric))
+
+
+def _cutoff(metric: str) -> int:
+    return int(metric.partition("@")[2])
+
+
+def score(material: Material, rules: Rules, metric: str) -> Replayed:
+    """Return a run's mean under some rules. Raises ScoreError when they leave no query."""
+    own = own_rules(material, metric)
+    qrels = {
+        query: grades
+        for query, grades in material.qrels.items()
+        if rules.queries == "all" or any(grade > 0 for grade in grades.values())
+    }
+    ruled = {
+        query: _ranked(query, material.run.get(query, []), grades, rules, material.depth)
+        for query, grades in qrels.items()
+    }
+    if rules.missing == "skip":
+        qrels = {query: grades for query, grades in qrels.items() if ruled[query]}
+    if not qrels:
+        msg = f"{material.cell.run_id}: no query is left with {', '.join(rules.differing(own))}; wanted at least one"
+        raise ScoreError(f"{msg}; check the run's judgements")
+    name = metric.partition("@")[0] + ("_burges" if rules.gain == "exponential" else "")
+    cut = f"{name}@{rules.cutoff}"
+    return Replayed(rules.differing(own), metrics.score(ruled, qrels, [cut]).means[cut], len(qrels))
+
+
+def _ranked(query: str, hits: Sequence[Hit], grades: Mapping[str, int], rules: Rules, depth: int | None) -> list[Hit]:
+    """Return hits under some rules, with strictly falling scores, so that nothing reorders them afterwards."""
+    order: dict[str, Callable[[Hit], object]] = {
+        "trec_eval": lambda _hit: 0,  # a run is read in this order already
+        "ascending": lambda hit: hit.document_id.encode(),
+        "last": lambda hit: grades.get(hit.document_id, 0),
+        "first": lambda hit: -grades.get(hit.document_id, 0),
+    }
+    ranked = sorted(hits, key=lambda hit: (-hit.score, order[rules.ties](hit)))
+    if rules.self_ids == "drop-late":
+        ranked = ranked[: rules.cutoff]
+    if rules.self_ids != "keep":
+        ranked = [hit for hit in ranked if hit.document_id != query]
+    ranked = ranked[:depth]
+    return [Hit(hit.document_id, float(len(ranked) - place)) for place, hit in enumerate(ranked)]
+
+
+def candidates(material: Material, metric: str) -> list[Rules]:
+    """Return the rule sets of few changes that can make a difference for this run, its own first."""
+    own = own_rules(material, metric)
+    grades = [list(judged.values()) for judged in material.qrels.values()]
+    can_differ = {
+        "self_ids": any(hit.document_id == query for query, hits in material.run.items() for hit in hits),
+        "ties": any(a.score == b.score for hits in material.run.values() for a, b in itertools.pairwise(hits)),
+        "missing": any(not material.run.get(query) for query in material.qrels),
+        "queries": any(all(grade <= 0 for grade in judged) for judged in grades),
+        "gain": metric.startswith("ndcg") and any(grade > 1 for judged in grades for grade in judged),
+    }
+    values: list[Sequence[object]] = [
+        tuple(texts) if can_differ[name] else (getattr(own, name),) for name, texts in OPTIONS.items()
+    ]
+    cutoffs = (own.cutoff, *(cutoff for cutoff in CUTOFFS if cutoff <= (material.depth or cutoff)))
+    found = [Rules(*parts) for parts in itertools.product(*values, dict.fromkeys(cutoffs))]  # type: ignore[arg-type] # of each field its own type, in the fields' order
+    few = [rules for rules in found if len(rules.differing(own)) <= MOST_CHANGES]
+    return sorted(few, key=lambda rules: len(rules.differing(own)))
+
+
+def replay(material: Material, metric: str) -> list[Replayed]:
+    """Score a run under its own rules and every single change; under pairs only where no single change lands.
+
+    The means over named parts of the queries, which the run recorded, stand among the single changes.
+    """
+    groups = [
+        Replayed((f"only the queries of {name}",), means[metric], None)
+        for name, means in sorted(material.cell.groups.items())
+        if metric in means
+    ]
+    found: list[Replayed] = []
+    for changes, members in itertools.groupby(
+        candidates(material, metric), key=lambda rules: len(rules.differing(own_rules(material, metric)))
+    ):
+        if changes == MOST_CHANGES and all(landing.reached_by for landing in landings(material, found, metric)):
+            break
+        found += [score(material, rules, metric) for rules in members]
+        found += groups if changes == 1 else []
+    return found
+
+
+def asked(material: Material) -> set[str]:
+    """Return the ids of the queries that the run answered: those with hits, and those that its judgements name."""
+    return {*material.run, *material.qrels}
+
+
+def replay_splits(material: Material, others: Sequence[OtherSplit], metric: str) -> list[Replayed]:
+    """Score a run under its own rules by the judgements of other splits, as far as these are of the same queries.
+
+    Of a split that judges further queries, the mean is taken over the shared ones, as trec_eval does by default, and
+    over all with 0 for those that the run was not asked, as trec_eval -c does.
+    """
+    found = []
+    for other in others:
+        if not other.qrels:
+            continue
+        value = score(material._replace(qrels=other.qrels), own_rules(material, metric), metric).value
+        shared = len(other.qrels)
+        if shared == other.judged:
+            found.append(Replayed((f"judgements of split {other.name}",), value, shared))
+            continue
+        words = f"judgements of split {other.name}, {shared:,} of whose {other.judged:,} queries are in the run"
+        found.append(Replayed((f"{words}; the others left out",), value, shared))
+        found.append(Replayed((f"{words}; the others 0",), value * shared / other.judged, other.judged))
+    return found
+
+
+def disjoint(material: Material, others: Sequence[OtherSplit]) -> list[str]:
+    """Return a line for every split that judges none of the run's queries."""
+    return [
+        f"split {other.name}: none of its {other.judged:,} judged queries is among the run's {len(asked(material)):,}; "
+        f"only a run of its own can be scored by it (dataset.split={other.name})"
+        for other in others
+        if not other.qrels
+    ]
+
+
+def landings(material: Material, replayed: Sequence[Replayed], metric: str, *, deviation: float = 0.0) -> list[Landing]:
+    """Return each published score of the cell with the simplest rule sets that land on it at its digits.
+
+    `deviation` is that of the cell's re-runs, which the verdict on the run's own value allows for.
+    """
+    found = []
+    cell = material.cell
+    for one in published.find(cell.model, cell.dim, cell.dataset, metric):
+        landing = [entry for entry in replayed if published.rounded(entry.value, one.digits) == one.value]
+        fewest = min((len(entry.changed) for entry in landing), default=0)
+        differs = (*cell.deviations, *published.differing(one, cell.protocol, cell.split, self_hits=cell.self_hits))
+        verdict = published.verdict(
+            replayed[0].value, one, deviation=deviation, declared_loss=one.index_loss, differs=differs
+        )
+        found.append(Landing(one, verdict, tuple(entry for entry in landing if len(entry.changed) == fewest)))
+    return found

@@ -1,0 +1,1 @@
+"""BM25 as Lucene computes it: analyzers and scoring."""

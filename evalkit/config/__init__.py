@@ -1,0 +1,1 @@
+"""Settings: the command line through Hydra to frozen, validated dataclasses."""

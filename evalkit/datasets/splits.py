@@ -1,0 +1,108 @@
+"""The other splits of a run's dataset: judgements of the same documents for other, or partly the same, queries.
+
+A saved run holds the hits of one split's queries. Another split can be scored as far as it judges the same queries (MS
+MARCO's dev and dev/small, trec-dl's judgements of dev queries); where it shares none, only a run of its own can.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Collection, Iterator
+from functools import partial
+from pathlib import Path
+from typing import NamedTuple
+
+from evalkit import datasets
+from evalkit.config.settings import DatasetConfig
+from evalkit.datasets.folder import qrels_file, read_qrels
+from evalkit.datasets.hub import load_hub
+from evalkit.errors import DatasetError, EvalkitError
+from evalkit.operations.fetch import network_off
+from evalkit.types import Qrels
+
+HUB_SPLITS = ("train", "dev", "validation", "test")
+
+
+class OtherSplit(NamedTuple):
+    """One split beside the run's own."""
+
+    name: str
+    judged: int
+    """Queries that it judges."""
+    qrels: Qrels
+    """Its judgements of those queries that the run was asked."""
+
+
+def others(config: DatasetConfig, asked: Collection[str]) -> tuple[list[OtherSplit], list[str]]:
+    """Return every other split that is on disk, and a line for each whose judgements are not or cannot be read.
+
+    `asked` are the ids of the run's queries. Nothing is fetched. Raises DatasetError when the dataset is not on disk.
+    """
+    source = datasets.on_disk(config)
+    if source is None:
+        where = f"dataset.path={config.path}" if config.path else f"dataset {config.name}"
+        msg = f"{where}: not on disk; give the folder that it is in now by --dataset-path, or fetch it first"
+        raise DatasetError(msg)
+    found, unread = [], []
+    with network_off():
+        for name, read in {"folder": _folder, "ir_datasets": _ir_datasets, "hub": _hub}.get(source, _none)(config):
+            try:
+                qrels = read()
+            except (EvalkitError, OSError, RuntimeError, ValueError, KeyError) as error:
+                unread.append(f"split {name}: {' '.join(str(error).split())[:200]}")
+                continue
+            shared = {query: grades for query, grades in qrels.items() if query in asked}
+            found.append(OtherSplit(name, len(qrels), shared))
+    return sorted(found), unread
+
+
+_Readers = Iterator[tuple[str, Callable[[], Qrels]]]
+
+
+def _none(_config: DatasetConfig) -> _Readers:
+    """Yield nothing: the demo has one split."""
+    yield from ()
+
+
+def _folder(config: DatasetConfig) -> _Readers:
+    folder = Path(str(config.path)).expanduser()
+    names = {path.name.partition(".tsv")[0] for path in (folder / "qrels").glob("*.tsv*") if path.is_file()}
+    for name in sorted(names - {config.split}):
+        yield name, partial(_folder_qrels, folder, name)
+
+
+def _folder_qrels(folder: Path, name: str) -> Qrels:
+    return read_qrels(qrels_file(folder, name))
+
+
+def _ir_datasets(config: DatasetConfig) -> _Readers:
+    """Yield the other ids below the first that has documents, which are the same for all of them."""
+    import ir_datasets
+
+    own = str(config.ir_datasets_id)
+    parts = own.split("/")
+    prefixes = ["/".join(parts[: place + 1]) for place in range(len(parts))]
+    base = next(name for name in prefixes if name in ir_datasets.registry and ir_datasets.load(name).has("docs"))
+
+    def read(name: str) -> Qrels:
+        qrels: dict[str, dict[str, int]] = {}
+        for judgement in ir_datasets.load(name).qrels_iter():
+            qrels.setdefault(judgement.query_id, {})[judgement.doc_id] = judgement.relevance
+        return qrels
+
+    for name in sorted(ir_datasets.registry):
+        if name.startswith(f"{base}/") and name != own and ir_datasets.load(name).has("qrels"):
+            yield name.removeprefix(f"{base}/"), partial(read, name)
+
+
+def _hub(config: DatasetConfig) -> _Readers:
+    copy = config.hub
+    assert copy is not None  # datasets.on_disk found it
+    for name in HUB_SPLITS:
+        if name != (copy.split or config.split):
+            other = dataclasses.replace(config, hub=dataclasses.replace(copy, split=name))
+            yield name, partial(_hub_qrels, other)
+
+
+def _hub_qrels(config: DatasetConfig) -> Qrels:
+    return load_hub(config).qrels

@@ -1,0 +1,1 @@
+"""Code written for one kind of processor, each kernel with a plain fallback elsewhere."""

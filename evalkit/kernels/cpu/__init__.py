@@ -1,0 +1,1 @@
+"""Kernels and helpers for CPUs."""

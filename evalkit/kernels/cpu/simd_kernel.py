@@ -1,0 +1,161 @@
+"""MaxSim on a CPU's vector units: one kernel whose products never leave the registers.
+
+Shapes: N documents, Q queries, D dim, H pairs; X document vectors, packed; M panels of query vectors, in each of which
+the numbers of Y vectors stand side by side [D, Y].
+
+A tile is ROWS document vectors against one panel. Its products are added up in registers, one number of all vectors per
+step, and what is kept of a tile is a maximum per query vector: a matrix product would write every score to memory, and
+a reduction would read it again. Nothing is padded, because a tile may reach back over rows that were seen before: a
+maximum does not mind.
+
+Arithmetic: with AVX-512 a tile of 6 by 64 fp32 numbers has 24 sums in the 32 registers. A step is 24 fused operations,
+12 cycles of two units, against 10 loads, 5 cycles of two ports, so the units are what limits it. A panel of 32 KiB at
+D = 128 stays in the first-level cache while the documents of a block pass by in the second. The same tile in float64,
+of 32 query vectors, makes the exact scores; in pairs of 16-bit whole numbers, each pair one number of 32 bits, a step
+does twice what it does in fp32.
+"""
+
+import numpy as np
+from numba import njit, types
+from numba.extending import intrinsic
+from numba.np.arrayobj import make_array
+
+from evalkit.kernels.cpu.register_code import REVISION, Code, Panel, index, sums
+from evalkit.kernels.cpu.registers import REGISTERS
+
+assert REVISION == 1  # see there
+PANEL_REGISTERS = 4 if REGISTERS.total >= 32 else 2
+"""Registers that hold the sums of one row: with those of ROWS rows, a panel's numbers and a row's own all fit."""
+ROWS = 6
+"""Document vectors of a tile."""
+FEW_ROWS = 3
+"""The same where fewer are left of a document."""
+
+
+def panel_vectors(number_bytes: int) -> int:
+    """Return the query vectors of a panel, for numbers of a size."""
+    return REGISTERS.size_bytes // number_bytes * PANEL_REGISTERS
+
+
+def _tile(rows):
+    """Return a function that brings a panel's maxima up to date with some rows of a document.
+
+    Its arguments are document_XD, the first row, panel_MDY, the panel, best_NMY, and the document's place in that.
+    """
+
+    @intrinsic
+    def tile(_typing, documents, _row, panels, _panel, best, _document):
+        signature = types.void(documents, types.intp, panels, types.intp, best, types.intp)
+
+        def build(context, builder, signature, arguments):
+            documents, panels, best = (
+                make_array(signature.args[place])(context, builder, arguments[place]) for place in (0, 2, 4)
+            )
+            row, panel, document = arguments[1::2]
+            kind = signature.args[0].dtype
+            code = Code.of(builder, context.get_data_type(kind), kind.bitwidth // 8)
+            dim = builder.extract_value(documents.shape, 1)
+            width = index(panel_vectors(code.number_bytes))
+            panel_start = code.times(code.times(panel, dim), width)
+            found = sums(
+                code,
+                documents.data,
+                [code.times(code.plus(row, more), dim) for more in range(rows)],
+                Panel(panels.data, panel_start, width, PANEL_REGISTERS),
+                dim,
+            )
+            panel_count = builder.extract_value(panels.shape, 0)
+            place = code.times(builder.add(code.times(document, panel_count), panel), width)
+            for part, known in enumerate(code.registers(best.data, place, PANEL_REGISTERS)):
+                largest = known
+                for of_row in found:
+                    largest = code.larger(of_row[part], largest)
+                code.store(largest, best.data, code.plus(place, code.lanes * part))
+            return context.get_dummy_value()
+
+        return signature, build
+
+    return tile
+
+
+_rows = _tile(ROWS)
+_few_rows = _tile(FEW_ROWS)
+_one_row = _tile(1)
+
+
+@njit(nogil=True, cache=True)
+def _document(document_XD, first, behind, panel_MDY, panel, best_NMY, document):
+    """Bring a panel's maxima up to date with one document, whose rows are `first` to `behind`."""
+    row = first
+    while row + ROWS <= behind:
+        _rows(document_XD, row, panel_MDY, panel, best_NMY, document)
+        row += ROWS
+    if behind - row > FEW_ROWS and behind - first >= ROWS:
+        _rows(document_XD, behind - ROWS, panel_MDY, panel, best_NMY, document)
+    elif behind > row and behind - first >= FEW_ROWS:
+        if behind - row > FEW_ROWS:
+            _few_rows(document_XD, row, panel_MDY, panel, best_NMY, document)
+        _few_rows(document_XD, behind - FEW_ROWS, panel_MDY, panel, best_NMY, document)
+    else:
+        while row < behind:
+            _one_row(document_XD, row, panel_MDY, panel, best_NMY, document)
+            row += 1
+
+
+@njit(nogil=True, cache=True)
+def all_scores(document_XD, starts_N, panel_MDY, starts_Q, unit_Y, lowest, out_NQ):
+    """Write the scores of all queries, whose vectors stand back to back in the panels, against all documents.
+
+    A maximum of query vector y counts `unit_Y[y]` each, in whose type they are added; none is below `lowest`.
+    """
+    documents, queries = out_NQ.shape
+    panels, _, width = panel_MDY.shape
+    best_NMY = np.full((documents, panels, width), lowest, document_XD.dtype)
+    for panel in range(panels):
+        for document in range(documents):
+            _document(document_XD, starts_N[document], starts_N[document + 1], panel_MDY, panel, best_NMY, document)
+    for document in range(documents):
+        best_Y = best_NMY[document].reshape(panels * width)
+        for query in range(queries):
+            score = unit_Y.dtype.type(0)
+            for vector in range(starts_Q[query], starts_Q[query + 1]):
+                score += unit_Y[vector] * best_Y[vector]
+            out_NQ[document, query] = score
+
+
+@njit(nogil=True, cache=True)
+def pair_scores(document_XD, starts_N, query_numbers, starts_Q, query_H, pair_starts_N, panel_MDY, out_H):
+    """Write the scores of pairs, which stand document by document.
+
+    `query_numbers` holds each query's vectors turned round [D, L], query behind query: those of one document's pairs
+    are laid side by side into the panels, so that short queries share one.
+    """
+    dim, width = document_XD.shape[1], panel_MDY.shape[2]
+    for document in range(len(starts_N) - 1):
+        vectors = 0
+        for pair in range(pair_starts_N[document], pair_starts_N[document + 1]):
+            query = query_H[pair]
+            length = starts_Q[query + 1] - starts_Q[query]
+            source = starts_Q[query] * dim
+            copied = 0
+            while copied < length:
+                panel, column = (vectors + copied) // width, (vectors + copied) % width
+                fitting = min(length - copied, width - column)
+                for number in range(dim):
+                    begin = source + number * length + copied
+                    for more in range(fitting):
+                        panel_MDY[panel, number, column + more] = query_numbers[begin + more]
+                copied += fitting
+            vectors += length
+        panels = (vectors + width - 1) // width
+        best_NMY = np.full((1, panels, width), -np.inf, document_XD.dtype)
+        for panel in range(panels):
+            _document(document_XD, starts_N[document], starts_N[document + 1], panel_MDY[:panels], panel, best_NMY, 0)
+        best_Y = best_NMY.reshape(panels * width)
+        place = 0
+        for pair in range(pair_starts_N[document], pair_starts_N[document + 1]):
+            score = out_H.dtype.type(0)
+            for _ in range(starts_Q[query_H[pair] + 1] - starts_Q[query_H[pair]]):
+                score += best_Y[place]
+                place += 1
+            out_H[pair] = score

@@ -1,0 +1,1 @@
+"""The architectures: transformers' own classes, and those that transformers lacks."""

@@ -1,0 +1,1 @@
+"""Work around a run: forecasts, the cache, fetching ahead of time."""

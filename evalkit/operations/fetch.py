@@ -1,0 +1,338 @@
+"""Bring a selection's models and datasets to disk ahead of time, prove that they are there, and move them elsewhere.
+
+A selection is made of the words of `evalkit run`, several values each (`dataset=beir/fiqa,beir/nq`). Files stay where
+the libraries that fetched them keep them (HF_HOME, IR_DATASETS_HOME): these libraries resume downloads and check what
+they got, and whatever else uses them finds the same copy. evalkit's own checksums of all of it are kept beside.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import socket
+import tarfile
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Any, Final, NamedTuple
+
+import xxhash
+from rich.console import Console
+
+from evalkit import datasets
+from evalkit.config.compose import combinations, compose
+from evalkit.config.settings import EncoderConfig, RunConfig
+from evalkit.datasets.hub import HubCorpus
+from evalkit.datasets.integrity import agree, integrity
+from evalkit.datasets.irds import IrdsCorpus
+from evalkit.errors import ConfigError, DatasetError, EvalkitError, StoreError
+from evalkit.models.checkpoint import Checkpoint, file_checksum
+from evalkit.models.encoder import checkpoints
+from evalkit.models.tokens import load_vocabulary
+from evalkit.run import pipeline
+from evalkit.run.cells import Task
+from evalkit.storage.hub import snapshot_folder
+from evalkit.storage.paths import fetched_file, publish, write_whole
+from evalkit.types import Dataset
+
+_MANIFEST: Final = "evalkit-bundle.json"
+_FORMAT: Final = 1
+_BLOCK_BYTES: Final = 1 << 20
+_READ_ERRORS: Final = (tarfile.TarError, EOFError, ValueError, KeyError, TypeError)
+
+
+class Fetched(NamedTuple):
+    """One model or dataset that is on disk."""
+
+    name: str
+    source: str
+    checksums: Mapping[str, str]
+    """What it is by content: of a dataset its corpus, of a model each of its files."""
+    files: tuple[Path, ...]
+    """What would have to be moved; empty for what belongs to an installed package or to the user."""
+    notes: tuple[str, ...] = ()
+    """What `--verify` has to say of it."""
+
+
+def selection(words: Sequence[str]) -> list[RunConfig]:
+    """Return the config of every combination of the words' values. Raises ConfigError for a wrong word."""
+    return [compose(combination) for combination in combinations(words)]
+
+
+def fetch(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:
+    """Bring every model and dataset of a selection to disk and record its checksums; what is there is only checked.
+
+    Raises EvalkitError subclasses when something cannot be had or is not what its config says.
+    """
+    found = [_model(config) for config in _once(configs, "model")]
+    found += [_dataset(pipeline.prepare(config, console=console)) for config in _once(configs, "dataset")]
+    cache_dir = configs[0].cache_dir
+    for each in found:
+        record = {"name": each.name, "source": each.source, "checksums": dict(each.checksums)}
+        write_whole(fetched_file(cache_dir, each.name), f"{json.dumps(record, indent=1)}\n".encode())
+    return found
+
+
+def verify(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:
+    """Read every model and dataset of a selection whole with the network off, and compare it with what was fetched.
+
+    Sources that are on disk beside the one used must hold the same. The notes of a dataset are accepted deviations, its
+    integrity report and what was compared; a note says where no fetch was recorded to compare with.
+    Raises EvalkitError subclasses for what is missing, damaged, changed or in disagreement.
+    """
+    with network_off(), tempfile.TemporaryDirectory() as scratch:
+        found = [_model(config) for config in _once(configs, "model")]
+        for config in _once(configs, "dataset"):
+            # A cached survey would be believed without reading the corpus, hence the scratch folder.
+            task = pipeline.prepare(replace(config, cache_dir=Path(scratch)), console=console)
+            report = (*integrity(task.dataset).lines(), *_compared(config, task.dataset))
+            found.append(_dataset(task)._replace(notes=(*task.deviations, *report)))
+    return [_as_fetched(each, configs[0].cache_dir) for each in found]
+
+
+def _as_fetched(found: Fetched, cache_dir: Path) -> Fetched:
+    """Return what was found, with a note where no record tells what was fetched. Raises StoreError for a change."""
+    path = fetched_file(cache_dir, found.name)
+    if not path.is_file():
+        return found._replace(
+            notes=(*found.notes, f"not compared with a fetch         none is recorded in {cache_dir}")
+        )
+    recorded = json.loads(path.read_bytes())["checksums"]
+    if recorded != found.checksums:
+        part = next(key for key in {**recorded, **found.checksums} if recorded.get(key) != found.checksums.get(key))
+        msg = (
+            f"{found.name}: got checksum {found.checksums.get(part)} of {part}, wanted {recorded.get(part)} as fetched"
+        )
+        raise StoreError(f"{msg}; delete the changed file and run evalkit fetch again")
+    return found
+
+
+@contextmanager
+def network_off() -> Iterator[None]:
+    """Make every connection and name look-up of this process fail, and tell the Hub's client not to try."""
+    import huggingface_hub.constants as hub
+
+    def refused(*_arguments: Any, **_settings: Any) -> Any:
+        msg = "the network is off while evalkit verifies"
+        raise OSError(msg)
+
+    before = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo, hub.HF_HUB_OFFLINE
+    socket.socket.connect = socket.socket.connect_ex = refused  # type: ignore[method-assign]
+    socket.getaddrinfo = refused
+    hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        (
+            socket.socket.connect,  # type: ignore[method-assign]
+            socket.socket.connect_ex,  # type: ignore[method-assign]
+            socket.getaddrinfo,
+            hub.HF_HUB_OFFLINE,
+        ) = before
+
+
+def write_bundle(found: Sequence[Fetched], path: Path) -> int:
+    """Write one tar file of everything that a selection needs, whole or not at all; return its size in bytes.
+
+    It holds plain files only, links resolved, under `huggingface/` and `ir_datasets/`, and first a manifest of their
+    checksums. Raises StoreError when there is nothing to move.
+    """
+    names = {_bundled_name(file): file for each in found for file in each.files}
+    if not names:
+        msg = "nothing of this selection needs moving: it comes with installed packages or from folders of your own"
+        raise StoreError(msg)
+    manifest = {
+        "format": _FORMAT,
+        "files": {name: {"bytes": file.stat().st_size, "xxh3": file_checksum(file)} for name, file in names.items()},
+    }
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with tarfile.open(temporary, "w", dereference=True) as archive:
+        content = json.dumps(manifest, indent=1).encode()
+        header = tarfile.TarInfo(_MANIFEST)
+        header.size = len(content)
+        archive.addfile(header, io.BytesIO(content))
+        for name, file in names.items():
+            archive.add(file, arcname=name, recursive=False, filter=_anonymous)
+    publish(temporary, path)
+    return path.stat().st_size
+
+
+def unpack_bundle(path: Path) -> int:
+    """Put a bundle's files where the libraries look for them (HF_HOME, IR_DATASETS_HOME); return how many.
+
+    Every member must be a plain file that the manifest lists, with its checksum; a file that is there already with the
+    right content stays. Raises StoreError for anything else, and then leaves only whole files behind.
+    """
+    done = 0
+    try:
+        with tarfile.open(path, "r:") as archive:
+            first = archive.next()
+            stream = archive.extractfile(first) if first and first.name == _MANIFEST else None
+            if stream is None:
+                raise _unusable(path, f"no {_MANIFEST} at its beginning", "a file that evalkit fetch --bundle wrote")
+            manifest = json.load(stream)
+            if manifest["format"] != _FORMAT:
+                raise _unusable(path, f"bundle format {manifest['format']!r}", f"{_FORMAT}")
+            wanted: dict[str, dict[str, Any]] = dict(manifest["files"])
+            while member := archive.next():
+                facts = wanted.pop(member.name, None)
+                target = _unbundled_path(path, member)
+                if facts is None:
+                    raise _unusable(path, f"member {member.name!r}", "only files that its manifest lists, once each")
+                _extract(archive, member, target, facts["xxh3"], path)
+                done += 1
+    except FileNotFoundError as error:
+        raise _unusable(path, "nothing at this path", "a bundle") from error
+    except EvalkitError:
+        raise
+    except _READ_ERRORS as error:
+        raise _unusable(path, f"a damaged or half-copied archive ({error})", "a whole bundle") from error
+    if wanted:
+        raise _unusable(
+            path, f"an archive without {len(wanted)} of its files, first {next(iter(wanted))!r}", "all of them"
+        )
+    return done
+
+
+def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
+    """Return a member that tells nothing of who made the bundle."""
+    member.uid = member.gid = 0
+    member.uname = member.gname = ""
+    return member
+
+
+def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path, wanted: str, path: Path) -> None:
+    if target.is_file() and file_checksum(target) == wanted:
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    stream = archive.extractfile(member)
+    assert stream is not None  # a plain file, which _unbundled_path saw to
+    digest = xxhash.xxh3_128()
+    try:
+        with temporary.open("wb") as file:
+            while block := stream.read(_BLOCK_BYTES):
+                digest.update(block)
+                file.write(block)
+            file.flush()
+            os.fsync(file.fileno())
+        if digest.hexdigest() != wanted:
+            raise _unusable(path, f"member {member.name!r} with checksum {digest.hexdigest()}", wanted)
+        os.utime(temporary, (member.mtime, member.mtime))  # ir-datasets' corpora are known by size and time
+        publish(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _homes() -> dict[str, Path]:
+    """Return the folders that a bundle's files belong under."""
+    import huggingface_hub.constants
+    import ir_datasets
+
+    return {
+        "huggingface": Path(huggingface_hub.constants.HF_HUB_CACHE),
+        "ir_datasets": Path(ir_datasets.util.home_path()),
+    }
+
+
+def _bundled_name(file: Path) -> str:
+    for name, home in _homes().items():
+        if file.is_relative_to(home):
+            return f"{name}/{file.relative_to(home).as_posix()}"
+    msg = (
+        f"{file}: got a file outside {' and '.join(map(str, _homes().values()))}, wanted one that a library keeps there"
+    )
+    raise StoreError(f"{msg}; set HF_HOME and IR_DATASETS_HOME as they were when it was fetched")
+
+
+def _unbundled_path(path: Path, member: tarfile.TarInfo) -> Path:
+    """Return where a member belongs. Raises StoreError for a link, a device, and any name that leads elsewhere."""
+    name = PurePosixPath(member.name)
+    if not member.isreg():
+        kind = "a link" if member.issym() or member.islnk() else "no plain file"
+        raise _unusable(path, f"member {member.name!r}, which is {kind}", "plain files only")
+    homes = _homes()
+    if name.is_absolute() or ".." in name.parts or len(name.parts) < 2 or name.parts[0] not in homes:
+        raise _unusable(path, f"member {member.name!r}, which leads elsewhere", f"names under {' or '.join(homes)}")
+    return homes[name.parts[0]].joinpath(*name.parts[1:])
+
+
+def _unusable(path: Path, got: str, wanted: str) -> StoreError:
+    return StoreError(f"{path}: got {got}, wanted {wanted}; make or copy the bundle anew")
+
+
+def _once(configs: Sequence[RunConfig], part: str) -> list[RunConfig]:
+    """Return one config for each distinct model (with its dims) or dataset."""
+    if not configs:
+        msg = "got an empty selection, wanted for example model=bm25 dataset=beir/scifact"
+        raise ConfigError(msg)
+    distinct: list[RunConfig] = []
+    for config in configs:
+        alike = (getattr(config, part), config.dims if part == "model" else None)
+        if all(alike != (getattr(seen, part), seen.dims if part == "model" else None) for seen in distinct):
+            distinct.append(config)
+    return distinct
+
+
+def _model(config: RunConfig) -> Fetched:
+    model = config.model
+    if not isinstance(model, EncoderConfig):
+        return Fetched(f"model {model.name}", "no files needed", {}, ())
+    found = checkpoints(model, [dim for dim in config.dims if dim is not None])
+    for checkpoint in found.values():
+        load_vocabulary(checkpoint)
+    return Fetched(
+        f"model {model.name} at dim {', '.join(map(str, found))}",
+        ", ".join(
+            dict.fromkeys(f"{each.origin}{f'@{each.revision}' if each.revision else ''}" for each in found.values())
+        ),
+        {f"{dim}/{name}": checksum for dim, each in found.items() for name, checksum in each.checksums.items()},
+        tuple(dict.fromkeys(file for each in found.values() for file in _stored_files(each))),
+    )
+
+
+def _stored_files(checkpoint: Checkpoint) -> list[Path]:
+    """Return a hub checkpoint's files and the name of its commit; a package's or a folder's files are not moved.
+
+    Code that it takes from another repository is moved with it.
+    """
+    folders = [] if checkpoint.revision is None else [checkpoint.folder]
+    if checkpoint.code_repository is not None:
+        folders.append(snapshot_folder(*checkpoint.code_repository))
+    files = [path for folder in folders for path in sorted(folder.rglob("*")) if path.is_file()]
+    references = [folder.parents[1] / "refs" / "main" for folder in folders]
+    return [*files, *(reference for reference in references if reference.is_file())]
+
+
+def _dataset(task: Task) -> Fetched:
+    corpus = task.dataset.corpus
+    return Fetched(
+        f"dataset {task.dataset.name} {task.dataset.split}",
+        task.dataset.source,
+        {"corpus": task.survey.checksum},
+        corpus.stored_files() if isinstance(corpus, (HubCorpus, IrdsCorpus)) else (),
+        task.deviations,
+    )
+
+
+def _compared(config: RunConfig, used: Dataset) -> Iterator[str]:
+    """Compare the dataset with what each further source has on disk; yield a line for each.
+
+    Counts are not asserted of these: `agree` names what differs. Raises DatasetError for a difference.
+    """
+    for name in datasets.source_names(config.dataset):
+        one = replace(config.dataset, sources=(name,), verify=False)
+        if datasets.on_disk(one) is None:
+            continue
+        try:
+            other = datasets.load(one)
+        except DatasetError as error:
+            yield f"not compared                      {error}"
+            continue
+        if other.source != used.source:
+            same = "the same as from" if agree(used, other) else "same documents, another order"
+            yield f"{same:<33} {other.source}"

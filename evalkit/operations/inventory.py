@@ -1,0 +1,256 @@
+"""What lies in the cache, whether it is whole, and taking out of it what is not wanted; results are never touched.
+
+An entry is what can be removed by itself: embeddings of one model and dim that the same datasets use, the top-k of one
+search, one survey, the record of a run that stopped, or what a killed process left half-written.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evalkit.errors import StoreError, nearest
+from evalkit.models.checkpoint import file_checksum
+from evalkit.operations import forecast
+from evalkit.run import identity, jobs
+from evalkit.storage.paths import store_dir, survey_file, topk_dir
+from evalkit.storage.results import CellScores
+
+NOT_THE_SYSTEMS = ("corpus", "shard_tokens", "cut", "queries", "depth", "drop_self", "search_rules")
+"""What a protocol holds beside its system's facts: `identity.corpus_facts` and `identity.search_facts`."""
+
+
+class User(NamedTuple):
+    """A run that is finished, at work or stopped, with the names of what it uses in the cache."""
+
+    run_id: str
+    dataset: str
+    store_key: str
+    search_key: str
+    corpus: str
+
+
+class Shard(NamedTuple):
+    """A shard's manifest and its arrays, either of which may be missing."""
+
+    manifest: Path
+    arrays: Path
+    facts: Mapping[str, Any]
+    """What the manifest says; empty where there is none that can be read."""
+
+    @property
+    def files(self) -> tuple[Path, ...]:
+        """The files that are there, the manifest first: without it a shard does not count as finished."""
+        return tuple(path for path in (self.manifest, self.arrays) if path.is_file())
+
+
+class Entry(NamedTuple):
+    """One thing in the cache."""
+
+    kind: str
+    """`embeddings`, `top-k`, `survey`, `job` or `leftover`."""
+    key: str
+    runs: tuple[str, ...]
+    """The ids of the runs that are known to use it, finished or not."""
+    datasets: tuple[str, ...]
+    shards: tuple[Shard, ...]
+    files: tuple[Path, ...]
+    """In the order in which they may be deleted."""
+    size_bytes: int
+    used: datetime
+    """When a file of it was last read or written, as far as the file system records reading."""
+
+
+def entries(cache_dir: Path, finished: Iterable[CellScores]) -> list[Entry]:
+    """Return everything in a cache, largest first; what uses it is told by `finished` runs and by records of others."""
+    users = _users(cache_dir, finished)
+    searches = {folder.name: _shards(folder) for folder in _folders(topk_dir(cache_dir, "x").parent)}
+    found = [*_embeddings(cache_dir, searches, users)]
+    for key, shards in searches.items():
+        using = [user for user in users if user.search_key == key]
+        found.append(_entry("top-k", key, shards, [path for shard in shards for path in shard.files], using))
+    for path in _files(survey_file(cache_dir, "x").parent, "*.json"):
+        using = [user for user in users if user.corpus == _surveyed(path)]
+        found.append(_entry("survey", path.stem, (), [path], using))
+    for job in jobs.known(cache_dir):
+        planned = [] if job.config is None else [job.config.dataset.name]
+        entry = _entry("job", job.path.stem, (), [job.path], ())
+        found.append(entry._replace(datasets=tuple(planned)))
+    if leftover := [path for path in sorted(cache_dir.rglob(".*.tmp")) if path.is_file()]:
+        found.append(_entry("leftover", "tmp", (), leftover, ()))
+    there = (entry for entry in found if entry.files)
+    return sorted(there, key=lambda entry: (-entry.size_bytes, entry.kind, entry.key))
+
+
+def _users(cache_dir: Path, finished: Iterable[CellScores]) -> list[User]:
+    protocols = [(cell.run_id, cell.dataset, cell.protocol) for cell in finished]
+    for job in jobs.known(cache_dir):
+        if job.config is not None:
+            cells = [planned.cell for planned in forecast.look(job.config) if planned.cell is not None]
+            protocols += [(cell.run_id, job.config.dataset.name, cell.protocol) for cell in cells]
+    return list(dict.fromkeys(_user(*of) for of in protocols))
+
+
+def _user(run_id: str, dataset: str, protocol: Mapping[str, Any]) -> User:
+    return User(run_id, dataset, _store_key(protocol), identity.key_of(protocol), str(protocol.get("corpus")))
+
+
+def _store_key(protocol: Mapping[str, Any]) -> str:
+    return identity.store_key({name: fact for name, fact in protocol.items() if name not in NOT_THE_SYSTEMS})
+
+
+def _embeddings(cache_dir: Path, searches: Mapping[str, Sequence[Shard]], users: Sequence[User]) -> Iterator[Entry]:
+    """Yield a model's stored shards by the datasets that use them: whose top-k name them, and who wrote them."""
+    by_search = {user.search_key: user for user in users}
+    named: dict[tuple[str, str], set[str]] = {}
+    for key, shards in searches.items():
+        for shard in shards:
+            if (protocol := shard.facts.get("protocol")) and (user := by_search.get(key)) is not None:
+                named.setdefault((_store_key(protocol), shard.manifest.stem), set()).add(user.run_id)
+    by_run = {user.run_id: user for user in users}
+    for folder in _folders(store_dir(cache_dir, "x").parent):
+        groups: dict[tuple[str, ...], list[Shard]] = {}
+        for shard in _shards(folder):
+            using = set(named.get((folder.name, shard.manifest.stem), ()))
+            using |= {str(shard.facts["run_id"])} if "run_id" in shard.facts else set()
+            groups.setdefault(tuple(sorted(using)), []).append(shard)
+        if len(groups) == 2 and () in groups:
+            # What a killed process left without a manifest does not say whose it is; here all others are of one user.
+            unsigned = groups.pop(())
+            next(iter(groups.values())).extend(unsigned)
+        for runs, members in groups.items():
+            known = [by_run[run] for run in runs if run in by_run]
+            files = [path for shard in members for path in shard.files]
+            # A run that is not known here still tells its dataset, as run ids spell it.
+            names = [by_run[run].dataset if run in by_run else run.split(".")[0] for run in runs]
+            entry = _entry("embeddings", folder.name, members, files, known)
+            yield entry._replace(datasets=tuple(dict.fromkeys(names)))
+
+
+def _entry(kind: str, key: str, shards: Sequence[Shard], files: Sequence[Path], using: Sequence[User]) -> Entry:
+    facts = [path.stat() for path in files]
+    latest = max((max(fact.st_atime, fact.st_mtime) for fact in facts), default=0.0)
+    return Entry(
+        kind,
+        key,
+        tuple(dict.fromkeys(user.run_id for user in using)),
+        tuple(dict.fromkeys(user.dataset for user in using)),
+        tuple(shards),
+        tuple(files),
+        sum(fact.st_size for fact in facts),
+        datetime.fromtimestamp(latest, UTC),
+    )
+
+
+def _folders(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("*") if path.is_dir())
+
+
+def _files(folder: Path, pattern: str) -> list[Path]:
+    return sorted(path for path in folder.glob(pattern) if path.is_file())
+
+
+def _shards(folder: Path) -> tuple[Shard, ...]:
+    stems = sorted({path.stem for path in folder.iterdir() if path.suffix in (".json", ".safetensors")})
+    stems = [stem for stem in stems if not stem.startswith(".")]
+    return tuple(
+        Shard(manifest, folder / f"{stem}.safetensors", _manifest(manifest).get("facts", {}))
+        for stem in stems
+        if (manifest := folder / f"{stem}.json")
+    )
+
+
+def _manifest(path: Path) -> dict[str, Any]:
+    try:
+        found = json.loads(path.read_bytes())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _surveyed(path: Path) -> str:
+    """Return the checksum of the corpus that a cached survey is of."""
+    found = _manifest(path).get("survey")
+    return str(found.get("checksum")) if isinstance(found, dict) else ""
+
+
+class Checked(NamedTuple):
+    """What came out of reading every shard."""
+
+    whole: int
+    bytes_read: int
+    damaged: tuple[str, ...]
+    """A line for each shard whose content is not what its manifest says."""
+    unfinished: int
+    """Shards whose manifest was not written: their run was killed, and writes them again."""
+
+
+def verify(found: Iterable[Entry]) -> Checked:
+    """Read every shard of some entries and compare its checksum with its manifest's."""
+    whole = unfinished = read = 0
+    damaged = []
+    for shard in (shard for entry in found for shard in entry.shards):
+        if not shard.manifest.is_file():
+            unfinished += 1
+        elif (problem := _problem(shard)) is None:
+            whole += 1
+            read += shard.arrays.stat().st_size
+        else:
+            damaged.append(f"{problem}; the run that needs it makes it anew, or remove it: evalkit cache rm")
+    return Checked(whole, read, tuple(damaged), unfinished)
+
+
+def _problem(shard: Shard) -> str | None:
+    wanted = _manifest(shard.manifest).get("xxh3_128")
+    if wanted is None:
+        return f"{shard.manifest}: got no manifest that can be read, wanted JSON with a checksum"
+    if not shard.arrays.is_file():
+        return f"{shard.arrays}: is not there, though its manifest is"
+    got = file_checksum(shard.arrays)
+    if got != wanted and got != _manifest(shard.manifest).get("xxh3_128"):  # it may just have been written again
+        return f"{shard.arrays}: got checksum {got}, wanted {wanted} as its manifest says"
+    return None
+
+
+def chosen(found: Sequence[Entry], words: Sequence[str], *, unused: bool) -> list[Entry]:
+    """Return the entries that words name, by key, its beginning, or dataset; `unused` adds those that no run uses.
+
+    Embeddings that several datasets use are named only when each of these is. Raises StoreError for a word that names
+    nothing.
+    """
+    named = [
+        entry
+        for entry in found
+        if any(entry.key.startswith(word) for word in words)
+        or (entry.datasets and all(_plain(name) in map(_plain, words) for name in entry.datasets))
+        or (unused and not entry.runs and entry.kind != "job")
+    ]
+    for word in words:
+        known = sorted({*(entry.key for entry in found), *(name for entry in found for name in entry.datasets)})
+        if not any(name.startswith(word) or _plain(name) == _plain(word) for name in known):
+            msg = f"cache entry {word!r} unknown; {nearest(word, known) if known else 'the cache is empty'}"
+            raise StoreError(f"{msg} (evalkit cache ls)")
+    return named
+
+
+def _plain(dataset: str) -> str:
+    """Return a dataset's name as run ids have it."""
+    return dataset.replace("/", "-")
+
+
+def remove(entries_: Sequence[Entry], cache_dir: Path) -> int:
+    """Delete entries and return their bytes. Raises StoreError while a run is at work in this cache."""
+    working = [job for job in jobs.known(cache_dir) if job.running]
+    if working:
+        msg = f"{cache_dir}: {working[0].process} is at work here since {working[0].started}; nothing was removed"
+        raise StoreError(f"{msg}: wait for it or stop it (evalkit status)")
+    for entry in entries_:
+        for path in entry.files:
+            path.unlink(missing_ok=True)
+        for folder in {path.parent for path in entry.files}:
+            if folder.is_dir() and not any(folder.iterdir()):
+                folder.rmdir()
+    return sum(entry.size_bytes for entry in entries_)

@@ -1,0 +1,1 @@
+"""One evaluation: cells, the shard step, encoding, search and the flow that joins them."""

@@ -1,0 +1,121 @@
+"""Work beside the model: one thread that prepares the next shard while this one is encoded, one that writes the last.
+
+Threads, not processes: the tokenizers' Rust code and the disk do their work without Python's lock, nothing is copied
+between processes, and a killed run leaves no orphan behind.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from types import TracebackType
+from typing import Generic, Literal, Self, TypeVar
+
+import torch
+
+from evalkit.errors import StoreError
+from evalkit.storage.paths import unwritable
+
+log = logging.getLogger(__name__)
+
+Item = TypeVar("Item")
+Prepared = TypeVar("Prepared")
+MOST_WORKERS = 8
+"""Threads of the tokenizer under `auto`: they encode a few million tokens a second, more than a GPU's model takes."""
+
+
+def tokenizer_threads(asked: Literal["auto"] | int, device: torch.device) -> int:
+    """Return how many threads tokenise ahead of the model; 0 for none.
+
+    On the CPU `auto` is 0: tokenizer and model each use every core, so that side by side they only take turns.
+    """
+    if asked != "auto":
+        return asked
+    return 0 if device.type == "cpu" else max(1, min(MOST_WORKERS, (os.cpu_count() or 1) - 1))
+
+
+def limit_tokenizer(threads: int) -> None:
+    """Hold the tokenizer's own thread pool to some threads; heard only before the first text is tokenised."""
+    if threads:
+        os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
+
+
+class Ahead(Generic[Item, Prepared]):
+    """Prepares one item ahead of its use in a thread, or on use where `threaded` is false."""
+
+    def __init__(self, prepare: Callable[[Item], Prepared], *, threaded: bool) -> None:
+        """Start no work yet."""
+        self._prepare = prepare
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="evalkit-ahead") if threaded else None
+        self._started: dict[Item, Future[Prepared]] = {}
+
+    def start(self, item: Item) -> None:
+        """Begin to prepare an item behind the one whose turn it is; what was started before both and not taken goes."""
+        if self._pool is None:
+            return
+        while len(self._started) > 1:
+            self._started.pop(next(iter(self._started))).cancel()
+        self._started[item] = self._pool.submit(self._prepare, item)
+
+    def take(self, item: Item) -> Prepared:
+        """Return an item prepared, waiting for it or preparing it now. Raises what its preparation raised."""
+        started = self._started.pop(item, None)
+        return self._prepare(item) if started is None else started.result()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+
+
+class Writer:
+    """Writes checkpoints in a thread, in the order they came; after a failure it writes nothing more."""
+
+    def __init__(self) -> None:
+        """Start no work yet."""
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="evalkit-writer")
+        self._pending: deque[Future[None]] = deque()
+        self._failed = False
+
+    def submit(self, path: Path, write: Callable[[], None]) -> None:
+        """Hand over the writing of a checkpoint. Raises StoreError when an earlier one has failed."""
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._written, path, write))
+
+    def wait(self) -> None:
+        """Wait until everything handed over is on disk. Raises StoreError that names the first file that is not."""
+        while self._pending:
+            self._pending.popleft().result()
+
+    def _written(self, path: Path, write: Callable[[], None]) -> None:
+        if self._failed:
+            return
+        try:
+            write()
+        except (OSError, StoreError) as error:
+            self._failed = True
+            raise (error if isinstance(error, StoreError) else unwritable(path, error)) from error
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            self.wait()
+        except StoreError as failure:
+            if error is None:
+                raise
+            log.warning("%s", failure)  # the error that ended the run goes on; this one must not hide it
+        finally:
+            self._pool.shutdown(wait=True)

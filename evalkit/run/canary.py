@@ -1,0 +1,452 @@
+"""The canary: a minute of questions to a loaded model whose wrong answers would spoil hours of encoding.
+
+Shapes: T tokens of a text, D dim. A failed question names its likeliest cause; where figures are published for the
+model, the cause is found by trying: the variant of the config that meets the figures is named.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
+from evalkit.errors import ConfigError, ModelError
+from evalkit.kernels.cpu import linear
+from evalkit.models import metadata
+from evalkit.models.attention import choose
+from evalkit.models.checkpoint import Checkpoint, on_disk, resolve
+from evalkit.models.encoder import Encoder, checkpoints, load_encoders, with_head_of
+from evalkit.models.tokens import Tokens
+from evalkit.run import environment
+
+HELLO = "Hello World"
+TEXTS = (
+    HELLO,
+    "hello hello hello",
+    "What is late interaction, and why does it keep one vector per token?",
+    "Punctuation: (a), [b]; c! d? e. " * 6,
+    "早期のがん検診 – прививки и здоровье – تحيات",
+    "",
+)
+"""Fixed texts: short, repetitive, plain, full of punctuation, in several scripts, empty."""
+BATCHED_ATOL: Mapping[str, float] = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
+"""How far a component may move between a text alone and the same text padded in a batch."""
+DTYPE_COSINE: Mapping[str, float] = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 2e-2}
+"""How far the cosine between a vector in the run's dtype and in fp32 may be from 1."""
+PUBLISHED_ATOL: Mapping[str, float] = {"float32": 0.0, "float16": 5e-3, "bfloat16": 4e-2}
+"""What a dtype adds to the published figures' own tolerance."""
+NORM_ATOL = 1e-4
+ROPE_BASES = (10_000.0, 20_000.0)
+"""The two bases in question: the original code's default, and that of jina-embeddings-v3."""
+
+Verdict = Literal["ok", "FAILED", "no figures"]
+
+
+class Finding(NamedTuple):
+    """One question to a model, what came out, and for a failure what most likely causes it."""
+
+    question: str
+    verdict: Verdict
+    measured: str
+    cause: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Published:
+    """Vectors that others measured for one model: the leading components of each token's vector of one text."""
+
+    model: str
+    dim: int
+    vocabulary: int
+    text: str
+    atol: float
+    document: tuple[tuple[float, ...], ...]
+    query: tuple[tuple[float, ...], ...]
+
+
+Reload = Callable[[EncoderConfig], Encoder]
+"""Loads the same checkpoint under another config: in fp32, or to try what would meet the published figures."""
+
+
+def check(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Finding]]]:
+    """Yield for each backbone of a model its dims and every finding. Raises ConfigError for a model without vectors."""
+    model = config.model
+    if isinstance(model, Bm25Config):
+        msg = f"model {model.name!r} has no checkpoint to check; wanted a model with vectors (evalkit ls models)"
+        raise ConfigError(msg)
+    device = environment.choose_device(config.engine.device)
+    found = checkpoints(model, [dim for dim in config.dims if dim is not None])
+    engine = config.engine
+    for encoder in load_encoders(
+        model, found, device=device, attention=engine.attention, elementwise=engine.elementwise
+    ):
+        reload = reloader(encoder, found)
+        own = _own_account(model, {dim: found[dim] for dim in encoder.heads})
+        findings = [own, *examine(encoder, reload=reload), *packing(encoder), *_dtype(encoder, reload=reload)]
+        findings += _published(encoder, found)
+        yield tuple(encoder.heads), findings
+
+
+def with_published_head(encoder: Encoder, found: Mapping[int, Checkpoint]) -> tuple[Encoder, Mapping[int, Checkpoint]]:
+    """Add the head that figures are published for, where it is on disk and belongs to the very backbone that is loaded.
+
+    So a run at another dim is held to the figures too, at the price of reading one more file.
+    """
+    published, config = published_vectors(), encoder.config
+    source = config.checkpoints.get(str(published.dim))
+    if source is None or not _is_published_model(encoder, published) or published.dim in encoder.heads:
+        return encoder, found
+    if not on_disk(source):
+        return encoder, found
+    other = resolve(source, allow_pickle=config.allow_pickle, remote_code=config.trust_remote_code)
+    widened = with_head_of(encoder, found[next(iter(encoder.heads))], other, published.dim)
+    return (encoder, found) if widened is None else (widened, {**found, published.dim: other})
+
+
+def _is_published_model(encoder: Encoder, published: Published) -> bool:
+    return encoder.config.name == published.model and vocabulary_rows(encoder) == published.vocabulary
+
+
+def reloader(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Reload:
+    """Return what loads an encoder's own checkpoints again under another config."""
+    members = {dim: found[dim] for dim in encoder.heads}
+    return lambda changed: load_encoders(changed, members, device=encoder.device, elementwise="torch")[0]
+
+
+def canary(encoder: Encoder, found: Mapping[int, Checkpoint]) -> None:
+    """Ask every question that a long run depends on. Raises ModelError with the first failure and its likeliest cause.
+
+    Where figures are published, a run in half precision is held to them in fp32 too, for which the weights are read
+    once more: within what bfloat16 adds to the figures, RoPE bases are hard to tell apart.
+    """
+    reload = reloader(encoder, found)
+    packed = packing(encoder) if encoder.attention != "sdpa" else ()
+    for finding in chain(examine(encoder, reload=reload), packed, _published(encoder, found)):
+        if finding.verdict == "FAILED":
+            msg = (
+                f"model {encoder.config.name!r} fails the canary, {finding.question}: {finding.measured}; "
+                f"likeliest cause: {finding.cause} (evalkit check model={encoder.config.name})"
+            )
+            raise ModelError(msg)
+
+
+def examine(encoder: Encoder, *, reload: Reload, published: Published | None = None) -> Iterator[Finding]:
+    """Yield the findings that need no second copy of the model, cheapest first."""
+    yield from _token_ids(encoder)
+    yield from _layout(encoder)
+    yield from _counts_and_norms(encoder)
+    yield from _positions(encoder)
+    yield from _expansion(encoder)
+    yield from _batching(encoder)
+    if published is not None:
+        yield _published_vectors(encoder, published, reload=reload)
+
+
+def published_vectors() -> Published:
+    """Return the published vectors of "Hello World" that the package carries."""
+    values = _packaged("hello_world.json")
+    names = ("model", "dim", "vocabulary", "text", "atol")
+    query, document = (tuple(tuple(row) for row in values[side]) for side in ("query", "document"))
+    return Published(**{name: values[name] for name in names}, query=query, document=document)
+
+
+def _packaged(name: str) -> dict[str, Any]:
+    values: dict[str, Any] = json.loads((Path(__file__).parents[1] / "models" / name).read_text(encoding="utf-8"))
+    return values
+
+
+def vectors_of(encoder: Encoder, texts: Sequence[Tokens], *, documents: bool) -> dict[int, list[Tensor]]:
+    """Return by dim the fp32 vectors [T, D] of each text, encoded in one padded batch."""
+    packed = encoder.vectors(encoder.batch(texts, skip_punctuation=documents))
+    return {dim: list(torch.split(vectors.cpu(), counts.tolist())) for dim, (vectors, counts) in packed.items()}
+
+
+def _sides(encoder: Encoder) -> Iterator[tuple[str, Sequence[Tokens], bool]]:
+    yield "query", encoder.tokenize_queries(TEXTS), False
+    yield "document", encoder.tokenize_documents(TEXTS), True
+
+
+def vocabulary_rows(encoder: Encoder) -> int:
+    """Return the rows of the embedding matrix: the published number tells the real model from a stand-in."""
+    return next(len(values) for name, values in encoder.module.named_parameters() if "word_embeddings" in name)
+
+
+def _own_account(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> Finding:
+    """Say where the checkpoint's own account and the config differ and may: the rest has been refused on finding it."""
+    if not any(metadata.said_by(checkpoint) for checkpoint in found.values()):
+        return Finding("the checkpoint's own account", "no figures", "it has no artifact.metadata")
+    measured = "; ".join(metadata.notes(config, found)) or "artifact.metadata says what the config says"
+    return Finding("the checkpoint's own account", "ok", measured)
+
+
+def _token_ids(encoder: Encoder) -> Iterator[Finding]:
+    """Compare ids of single tokens with the published vocabulary's."""
+    question = "ids of known tokens"
+    facts, rows = _packaged("token_ids.json").get(encoder.config.name), vocabulary_rows(encoder)
+    if facts is None or facts["vocabulary"] != rows:
+        reason = "none are published" if facts is None else f"they are for a vocabulary of {facts['vocabulary']}"
+        yield Finding(question, "no figures", f"{rows} rows; {reason}")
+        return
+    found = {token: encoder.vocabulary.tokenizer.token_to_id(token) for token in facts["ids"]}
+    wrong = [
+        f"{token} is {found[token]}, wanted {wanted}"
+        for token, wanted in facts["ids"].items()
+        if found[token] != wanted
+    ]
+    measured = "; ".join(wrong) or f"{len(found)} of {len(found)} as published"
+    yield _judged(question, not wrong, measured, "marker ids: tokenizer.json is not the checkpoint's own")
+
+
+def _layout(encoder: Encoder) -> Iterator[Finding]:
+    """Check where first token, markers, last token and masks stand in the fixed texts."""
+    vocabulary = encoder.vocabulary
+    for side, texts, _ in _sides(encoder):
+        rules = encoder.config.query if side == "query" else encoder.config.document
+        front = [vocabulary.first, *vocabulary.markers(rules)]
+        problems = []
+        for text in texts:
+            real = len(text.ids) - (text.ids.count(vocabulary.mask) if rules.expansion else 0)
+            masks = text.ids[real:]
+            if text.ids[: len(front)] != front:
+                problems.append(f"begins {text.ids[: len(front)]}, wanted {front}")
+            if text.ids[real - 1] != vocabulary.last:
+                problems.append(f"the last real id is {text.ids[real - 1]}, wanted {vocabulary.last}")
+            if rules.expansion and (len(text.ids) != rules.max_tokens or set(masks) - {vocabulary.mask}):
+                problems.append(f"{len(text.ids)} ids, wanted {rules.max_tokens} filled with {vocabulary.mask}")
+            attended = len(text.ids) if rules.attend_to_expansion else real
+            if text.attended != attended:
+                problems.append(f"{text.attended} ids attended to, wanted {attended}")
+        ids = texts[0].ids
+        shown = ids[: len(front) + 4]
+        measured = (
+            problems[0] if problems else f"{HELLO!r} is {shown}{'…' if len(ids) > len(shown) else ''} ({len(ids)} ids)"
+        )
+        yield _judged(f"layout of a {side}", not problems, measured, "marker ids or expansion in the model's config")
+    query, document = (vocabulary.markers(rules) for rules in (encoder.config.query, encoder.config.document))
+    if query and encoder.config.query.marker != encoder.config.document.marker:
+        cause = "marker ids: two markers with one id"
+        yield _judged("markers of both sides differ", query != document, f"{query} and {document}", cause)
+
+
+def _counts_and_norms(encoder: Encoder) -> Iterator[Finding]:
+    """Check that every text has the vectors that its ids call for, finite and of length 1 where normalised."""
+    for side, texts, documents in _sides(encoder):
+        skipped = set(encoder.skipped.tolist()) if documents else set()
+        wanted = [
+            sum(token not in skipped for token in text.ids) if encoder.config.pooling == "tokens" else 1
+            for text in texts
+        ]
+        for dim, vectors in vectors_of(encoder, texts, documents=documents).items():
+            counts = [len(vectors_TD) for vectors_TD in vectors]
+            widths = {vectors_TD.shape[1] for vectors_TD in vectors}
+            cause = (
+                "head missing or of another dim" if widths != {dim} else "skiplist or expansion in the model's config"
+            )
+            counted = counts == wanted and widths == {dim}
+            measured = f"{counts} of width {sorted(widths)}" + ("" if counted else f", wanted {wanted} of width {dim}")
+            yield _judged(f"{side} vectors at {dim}", counted, measured, cause)
+            norms = torch.cat(vectors).norm(dim=1)
+            if not bool(torch.isfinite(norms).all()):
+                yield Finding(f"{side} norms at {dim}", "FAILED", "not finite", _unfinite(encoder))
+                continue
+            low, high = float(norms.min()), float(norms.max())
+            unit = abs(low - 1) < NORM_ATOL and abs(high - 1) < NORM_ATOL
+            good = unit if encoder.config.normalize else low > 0
+            cause = "head missing or zero: a vector has no length" if low == 0 else "normalisation"
+            yield _judged(f"{side} norms at {dim}", good, f"{low:.5f} to {high:.5f}", cause)
+
+
+def _unfinite(encoder: Encoder) -> str:
+    """Say what most likely makes vectors that are not finite: rounding makes no NaN of a weight, damage does."""
+    heads = {f"the head of {dim}": head for dim, head in encoder.heads.items() if head is not None}
+    damaged = [
+        name for name, weight in {**dict(linear.weights(encoder.module)), **heads}.items() if weight.isnan().any()
+    ]
+    if damaged:
+        return f"weights: {damaged[0]} holds NaN; fetch the checkpoint again"
+    dtype = encoder.config.dtype
+    return f"dtype: {dtype} overflows" + ("" if dtype == "float32" else "; model.dtype=float32")
+
+
+def _positions(encoder: Encoder) -> Iterator[Finding]:
+    """Check that one token at two places has two vectors: else positions do not reach the model."""
+    if encoder.config.pooling != "tokens":
+        return
+    (text,) = encoder.tokenize_documents([TEXTS[1]])
+    places = [place for place, token in enumerate(text.ids) if text.ids.count(token) > 1]
+    if len(places) < 2:
+        return
+    all_kept = encoder.batch([text], skip_punctuation=False)
+    vectors_TD, _ = next(iter(encoder.vectors(all_kept).values()))
+    pair = [place for place in places if text.ids[place] == text.ids[places[0]]]
+    moved = float((vectors_TD[pair[0]] - vectors_TD[pair[-1]]).abs().max())
+    cause = "RoPE base: positions do not reach the attention" if encoder.rope_theta else "position embeddings or ALiBi"
+    yield _judged("one token at two places", moved > 1e-4, f"its vectors differ by {moved:.1e}", cause)
+
+
+def _expansion(encoder: Encoder) -> Iterator[Finding]:
+    """Masks have vectors of their own, and change the other tokens' vectors only where these attend to them."""
+    rules = encoder.config.query
+    if not rules.expansion or encoder.config.pooling != "tokens":
+        return
+    (expanded,) = encoder.tokenize_queries([HELLO])
+    real = len(expanded.ids) - expanded.ids.count(encoder.vocabulary.mask)
+    if real == rules.max_tokens:  # so short a query has no room for masks
+        return
+    plain = Tokens(expanded.ids[:real], real)
+    attended, unattended = Tokens(expanded.ids, len(expanded.ids)), Tokens(expanded.ids, real)
+    in_force = "attended to" if rules.attend_to_expansion else "not attended to"
+    for dim in encoder.heads:
+        one = encoder.only([dim])
+        alone, with_masks, seen, unseen = (
+            vectors_of(one, [text], documents=False)[dim][0] for text in (plain, expanded, attended, unattended)
+        )
+        masks = with_masks[real:]
+        shortest = float(masks.norm(dim=1).min()) if len(masks) else math.nan
+        measured = f"{len(masks)} masks, the shortest vector {shortest:.3f}"
+        cause = "expansion: no masks, or masks zeroed as padding"
+        yield _judged(f"expansion vectors at {dim}", len(masks) > 0 and shortest > 0, measured, cause)
+        by_seen, by_unseen = (float((vectors[:real] - alone).abs().max()) for vectors in (seen, unseen))
+        # A ratio, because rounding alone moves a half-precision vector as far as some masks do.
+        measured = f"attended to, they move the others by {by_seen:.1e}, else by {by_unseen:.1e}; in force: {in_force}"
+        cause = "expansion attention: the attention mask does not reach the model"
+        yield _judged(f"masks and the other tokens at {dim}", by_seen > 4 * by_unseen, measured, cause)
+
+
+def _batching(encoder: Encoder) -> Iterator[Finding]:
+    """Compare each text alone with the same text padded in a batch."""
+    atol = BATCHED_ATOL[encoder.config.dtype]
+    for side, texts, documents in _sides(encoder):
+        worst = 0.0
+        for dim, together in vectors_of(encoder, texts, documents=documents).items():
+            for text, vectors_TD in zip(texts, together, strict=True):
+                (alone_TD,) = vectors_of(encoder, [text], documents=documents)[dim]
+                if len(alone_TD):
+                    scale = max(1.0, float(alone_TD.norm(dim=1).max()))
+                    worst = max(worst, float((vectors_TD - alone_TD).abs().max()) / scale)
+        measured = f"max |Δ| {worst:.1e}, at most {atol:.0e} in {encoder.config.dtype}"
+        yield _judged(f"{side} alone and in a batch", worst <= atol, measured, "padding: padded tokens are attended to")
+
+
+def packing(encoder: Encoder) -> Iterator[Finding]:
+    """Compare packed texts with the same texts padded, by the attention path that the device would pack with."""
+    config = encoder.config
+    asked = encoder.attention if encoder.attention != "sdpa" else "varlen"
+    path = choose(asked, config=config, device=encoder.device).path
+    if path == "sdpa":
+        yield Finding("packed and padded", "no figures", f"{config.backbone} in {config.dtype} is not packed here")
+        return
+    packed, padded = replace(encoder, attention=path), replace(encoder, attention="sdpa")
+    atol = BATCHED_ATOL[config.dtype]
+    for side, texts, documents in _sides(encoder):
+        worst = 0.0
+        wanted = vectors_of(padded, texts, documents=documents)
+        for dim, ours in vectors_of(packed, texts, documents=documents).items():
+            together_XD = torch.cat(wanted[dim])
+            scale = max(1.0, float(together_XD.norm(dim=1).max()))
+            worst = max(worst, float((torch.cat(ours) - together_XD).abs().max()) / scale)
+        measured = f"{path}: max |Δ| {worst:.1e}, at most {atol:.0e} in {config.dtype}"
+        cause = "packed attention: texts attend to their neighbours, or positions run on (engine.attention=sdpa)"
+        yield _judged(f"{side} packed and padded", worst <= atol, measured, cause)
+
+
+def _dtype(encoder: Encoder, *, reload: Reload) -> Iterator[Finding]:
+    """Compare the run's dtype with fp32 on the same texts."""
+    config = encoder.config
+    if config.dtype == "float32":
+        yield Finding("the run's dtype against fp32", "ok", "the run's dtype is float32")
+        return
+    exact = reload(replace(config, dtype="float32"))
+    for side, texts, documents in _sides(encoder):
+        ours = vectors_of(encoder, texts, documents=documents)
+        worst = 0.0
+        for dim, wanted in vectors_of(exact, texts, documents=documents).items():
+            cosines = torch.nn.functional.cosine_similarity(torch.cat(ours[dim]), torch.cat(wanted), dim=1)
+            worst = max(worst, float((1 - cosines).max()))
+        limit = DTYPE_COSINE[config.dtype]
+        measured = f"{config.dtype}: 1 − cosine at most {worst:.1e}, wanted {limit:.0e} or less"
+        yield _judged(f"{side} in the run's dtype against fp32", worst <= limit, measured, "dtype: model.dtype=float32")
+
+
+def _published(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Iterator[Finding]:
+    """Hold an encoder to the published vectors, in the run's dtype and in fp32."""
+    published = published_vectors()
+    encoder, found = with_published_head(encoder, found)
+    reload = reloader(encoder, found)
+    yield _published_vectors(encoder, published, reload=reload)
+    if encoder.config.dtype != "float32" and _is_published_model(encoder, published) and published.dim in encoder.heads:
+        yield _published_vectors(reload(replace(encoder.config, dtype="float32")), published, reload=reload)
+
+
+def _published_vectors(encoder: Encoder, published: Published, *, reload: Reload) -> Finding:
+    """Compare with the published figures; when they are missed, try what would meet them."""
+    config = encoder.config
+    question = f"published vectors of {published.text!r} in {config.dtype}"
+    if config.name != published.model:
+        return Finding(question, "no figures", f"none are published for {config.name} at {_dims(encoder)}")
+    rows = vocabulary_rows(encoder)
+    if rows != published.vocabulary:
+        reason = f"{rows} rows: a stand-in, not the published model of {published.vocabulary}"
+        return Finding(question, "no figures", reason)
+    if published.dim not in encoder.heads:
+        reason = (
+            f"none are published at {_dims(encoder)}; those at {published.dim} settle the RoPE base "
+            f"({encoder.rope_theta}) where its checkpoint is on disk and has the same backbone: "
+            f"evalkit fetch model={config.name} dim={published.dim}"
+        )
+        return Finding(question, "no figures", reason)
+    worst, atol = deviation(encoder, published), published.atol + PUBLISHED_ATOL[config.dtype]
+    measured = f"max |Δ| {worst:.1e}, at most {atol:.0e}, RoPE base {encoder.rope_theta}"
+    if worst <= atol:
+        return Finding(question, "ok", measured)
+    for cause, changed in _suspects(encoder):
+        if deviation(reload(changed), published) <= atol:
+            return Finding(question, "FAILED", measured, f"{cause}, which meets the figures")
+    cause = "weights or head: no RoPE base, marker, expansion or dtype meets the figures"
+    return Finding(question, "FAILED", measured, cause)
+
+
+def _suspects(encoder: Encoder) -> Iterator[tuple[str, EncoderConfig]]:
+    """Yield the variants of a config that commonly go wrong, each with the setting that mends it."""
+    config = encoder.config
+    for base in ROPE_BASES:
+        if encoder.rope_theta is not None and base != encoder.rope_theta:
+            yield f"RoPE base: model.rope_theta={base:.0f}", replace(config, rope_theta=base)
+    attends = not config.query.attend_to_expansion
+    flipped = replace(config, query=replace(config.query, attend_to_expansion=attends))
+    yield f"expansion attention: model.query.attend_to_expansion={str(attends).lower()}", flipped
+    query, document = config.query.marker, config.document.marker
+    swapped = replace(
+        config, query=replace(config.query, marker=document), document=replace(config.document, marker=query)
+    )
+    yield f"marker ids: query {document}, document {query}", swapped
+    yield "dtype: model.dtype=float32", replace(config, dtype="float32")
+
+
+def deviation(encoder: Encoder, published: Published) -> float:
+    """Return the largest |Δ| of the published components; infinite when the number of vectors differs."""
+    worst = 0.0
+    query, document = encoder.tokenize_queries([published.text]), encoder.tokenize_documents([published.text])
+    for texts, documents, rows in ((query, False, published.query), (document, True, published.document)):
+        (ours_TD,) = vectors_of(encoder, texts, documents=documents)[published.dim]
+        wanted = torch.tensor(rows)
+        if len(ours_TD) != len(wanted):
+            return math.inf
+        worst = max(worst, float((ours_TD[:, : wanted.shape[1]] - wanted).abs().max()))
+    return worst
+
+
+def _dims(encoder: Encoder) -> str:
+    return ", ".join(map(str, encoder.heads))
+
+
+def _judged(question: str, good: bool, measured: str, cause: str) -> Finding:  # noqa: FBT001 (a row's own column)
+    return Finding(question, "ok", measured) if good else Finding(question, "FAILED", measured, cause)

@@ -1,0 +1,90 @@
+"""Cells: one dim of a model on one dataset, named by everything that decides its scores."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from rich.console import Console
+
+from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
+from evalkit.datasets.survey import Survey
+from evalkit.models.checkpoint import Checkpoint
+from evalkit.models.elementwise import choose as choose_elementwise
+from evalkit.models.encoder import attention_path, checkpoints
+from evalkit.run import environment, identity
+from evalkit.types import Dataset
+
+
+class Task(NamedTuple):
+    """A run's config with the dataset and survey that it speaks of, and where to show progress."""
+
+    config: RunConfig
+    dataset: Dataset
+    survey: Survey
+    deviations: tuple[str, ...]
+    """What of the dataset differs from its published form and was accepted."""
+    device: torch.device
+    console: Console
+
+    @property
+    def depth(self) -> int:
+        """Documents to search for per query: one more where the query's own document will be dropped."""
+        return self.config.search.depth + int(self.dataset.drop_self)
+
+    @property
+    def batch_tokens(self) -> int:
+        """Padded tokens of an encoding batch at most."""
+        return environment.batch_tokens(self.config.engine.batch_tokens, self.device)
+
+
+class Cell(NamedTuple):
+    """One line of the table to be, and the addresses of all that it leaves on disk."""
+
+    dim: int | None
+    run_id: str
+    protocol: dict[str, Any]
+    """Every setting and checksum that decides the score."""
+    checkpoint: Checkpoint | None
+    store_key: str
+    """Where its embeddings are; shared by runs with other queries and by corpora that share documents."""
+    search_key: str
+    """Where its per-shard top-k are."""
+
+
+def plan(task: Task) -> list[Cell]:
+    """Name every cell of a run, from checksums: no weights are loaded. Raises ModelError for a missing checkpoint."""
+    config, model = task.config, task.config.model
+    corpus = identity.corpus_facts(task.survey, config)
+    search = identity.search_facts(task.dataset, config)
+    found: Mapping[int, Checkpoint] = {}
+    if isinstance(model, EncoderConfig):
+        found = checkpoints(model, [dim for dim in config.dims if dim is not None])
+    cells = []
+    for dim in config.dims:
+        if isinstance(model, Bm25Config):
+            system = identity.bm25_facts(model)
+        else:
+            assert dim is not None  # config admits None for BM25 only
+            system = identity.vector_facts(
+                model,
+                config,
+                found[dim],
+                dim,
+                attention=attention_path(model, config.engine.attention, task.device),
+                batch_tokens=task.batch_tokens,
+                fused=choose_elementwise(config.engine.elementwise, config=model, device=task.device).fused,
+            )
+        protocol = {**system, **corpus, **search}
+        cells.append(
+            Cell(
+                dim=dim,
+                run_id=identity.run_id(task.dataset.name, task.dataset.split, model.name, dim, protocol),
+                protocol=protocol,
+                checkpoint=None if dim is None else found[dim],
+                store_key=identity.store_key(system),
+                search_key=identity.key_of(protocol),
+            )
+        )
+    return cells

@@ -1,0 +1,93 @@
+"""What a result was made with: versions, device, processor."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+import platform
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+import evalkit
+from evalkit.config.settings import EncoderConfig, RunConfig
+from evalkit.errors import ConfigError
+from evalkit.models import attention, elementwise
+
+PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "ranx", "numba", "ir-datasets", "PyStemmer")
+
+
+def environment(device: torch.device | None) -> dict[str, Any]:
+    """Return the facts of this process that a result records; `device` is None for a system without tensors."""
+    facts: dict[str, Any] = {
+        "evalkit": evalkit.__version__,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "processors": os.cpu_count(),
+        "packages": {name: _version(name) for name in PACKAGES},
+    }
+    if (flash := attention.flash_version()) is not None:
+        facts["packages"]["flash-attn"] = flash
+    if device is not None:
+        facts["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+        facts["threads"] = torch.get_num_threads()
+    return facts
+
+
+def given_up(config: RunConfig, device: torch.device) -> dict[str, str]:
+    """Return why attention or elementwise work is not what was asked for, or not the fastest; empty where it is."""
+    model, engine = config.model, config.engine
+    if not isinstance(model, EncoderConfig):
+        return {}
+    problems = {
+        "attention_given_up": attention.choose(engine.attention, config=model, device=device).problem,
+        "elementwise_given_up": elementwise.choose(engine.elementwise, config=model, device=device).problem,
+    }
+    return {name: problem for name, problem in problems.items() if problem}
+
+
+def choose_device(name: str) -> torch.device:
+    """Return the device that `engine.device` names; `auto` is CUDA where there is one.
+
+    Raises ConfigError when the device is unknown or not there.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        msg = f"engine.device={name!r} unknown; wanted auto, cpu, cuda or cuda:N"
+        raise ConfigError(msg) from error
+    count = torch.cuda.device_count()
+    if device.type not in ("cpu", "cuda") or (device.type == "cuda" and (device.index or 0) >= count):
+        msg = f"engine.device={name!r} is not here ({count} CUDA devices); wanted auto, cpu or cuda"
+        raise ConfigError(msg)
+    return device
+
+
+BATCH_TOKENS = {"cpu": 1024, "cuda": 32_768}
+"""Batches under `auto`: on a CPU one for each core, where larger ones are no faster and take memory."""
+
+
+def batch_tokens(asked: Literal["auto"] | int, device: torch.device) -> int:
+    """Return the padded tokens of a batch at most."""
+    return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]) if asked == "auto" else asked
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _processor() -> str:
+    """Return the processor's name where the system tells it."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor()

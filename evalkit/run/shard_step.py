@@ -1,0 +1,294 @@
+"""The shard step, once for vectors and once for BM25: a shard of documents in, its exact top-k out, each checkpointed.
+
+A step is idempotent: whatever of it is finished on disk is read, never redone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from evalkit.bm25 import lucene
+from evalkit.bm25.analyzers import Analyzer
+from evalkit.config.settings import Bm25Config
+from evalkit.datasets.survey import ShardRange
+from evalkit.kernels.cpu import memory
+from evalkit.models.encoder import DTYPES, Encoder
+from evalkit.models.tokens import TokenTable
+from evalkit.run.background import Ahead, Writer, tokenizer_threads
+from evalkit.run.cells import Cell, Task
+from evalkit.run.encode import device_errors, encode, say_halved
+from evalkit.run.progress import Advance
+from evalkit.run.search import Hits, best_of, floors, hits_from_arrays, hits_to_arrays, merge, no_hits, search_shard
+from evalkit.storage import shard_files
+from evalkit.storage.paths import store_dir, topk_dir
+from evalkit.storage.shard_files import ShardVectors
+
+BM25_QUERY_BLOCK = 64
+"""Queries scored at a time: bounds the [block, N] score matrix, N being the documents of a shard."""
+
+
+def stay(task: Task) -> bool:
+    """Whether a shard's vectors stay on the GPU that searches them: nothing of them is written (`store.keep=topk`)."""
+    return task.config.store.keep == "topk" and task.device.type == "cuda"
+
+
+def encode_queries(
+    task: Task, encoder: Encoder, *, on_halved: Callable[[int, str], None] = say_halved
+) -> dict[int, ShardVectors]:
+    """Return the query vectors at every dim of an encoder, rounded as documents' are."""
+    return encode(
+        [query.id for query in task.dataset.queries],
+        encoder.tokenize_queries([query.text for query in task.dataset.queries]),
+        encoder,
+        documents=False,
+        batch_tokens=task.batch_tokens,
+        storage=DTYPES[task.config.store.dtype],
+        on_halved=on_halved,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VectorStep:
+    """The step of cells (by dim) that share a backbone, with the threads that prepare and write beside it."""
+
+    task: Task
+    encoder: Encoder
+    cells: Mapping[int, Cell]
+    best: Mapping[str, Hits]
+    """The best hits so far by run id, which the caller merges. They only spare work: a document below a query's floor
+    cannot enter the run, in whatever order shards come."""
+    advance: Advance
+    queries: Mapping[int, ShardVectors]
+    budget: _Budget
+    tokenized: Ahead[ShardRange, _Texts]
+    writer: Writer
+
+    def ahead(self, shard: ShardRange) -> None:
+        """Begin to read and tokenise a shard that will have to be encoded."""
+        if not all(
+            shard_files.finished(self._topk(cell), shard.checksum)
+            or shard_files.finished(self._store(cell), shard.checksum)
+            for cell in self.cells.values()
+        ):
+            self.tokenized.start(shard)
+
+    def run(self, shard: ShardRange) -> dict[str, Hits]:
+        """Return a shard's hits by run id, computing only what is not on disk."""
+        with device_errors(self.task.device):
+            hits = self._run(shard)
+        memory.give_back()
+        return hits
+
+    def _run(self, shard: ShardRange) -> dict[str, Hits]:
+        name = shard.checksum
+        hits: dict[str, Hits] = {}
+        embedded: dict[int, ShardVectors] = {}
+        for dim, cell in self.cells.items():
+            if (arrays := shard_files.load(self._topk(cell), name)) is not None:
+                hits[cell.run_id] = hits_from_arrays(arrays)
+            elif (arrays := shard_files.load(self._store(cell), name)) is not None:
+                embedded[dim] = shard_files.vectors_from_arrays(arrays)
+        missing = [dim for dim, cell in self.cells.items() if cell.run_id not in hits and dim not in embedded]
+        stored = {dim: shard_files.finished(self._store(self.cells[dim]), name) for dim in embedded}
+        known = {dim: _encoding(facts, self.cells[dim]) for dim, facts in stored.items()}
+        if missing:
+            fresh, wall_s = self._encoded(shard, missing)
+            embedded |= fresh
+            known |= {dim: {"encode_s": wall_s} for dim in missing}
+        else:
+            self.advance(shard.stop - shard.start, 0)
+        for dim, vectors in embedded.items():
+            hits[self.cells[dim].run_id] = self._searched(shard, dim, vectors, encoding=known[dim])
+        return hits
+
+    def _encoded(self, shard: ShardRange, dims: Sequence[int]) -> tuple[dict[int, ShardVectors], float]:
+        """Encode a shard and hand it to the writer. Return its vectors by dim and the seconds of encoding."""
+        if self.task.device.type == "cpu":
+            self.writer.wait()  # a write takes next to no time beside the CPU's encoding, two shards twice the memory
+        started = time.monotonic()
+        texts = self.tokenized.take(shard)
+        fresh = encode(
+            texts.ids,
+            texts.tokens,
+            self.encoder.only(dims),
+            documents=True,
+            batch_tokens=self.budget.tokens,
+            storage=DTYPES[self.task.config.store.dtype],
+            resident=stay(self.task),
+            on_batch=self.advance,
+            on_halved=self.budget.halve,
+        )
+        wall_s = round(time.monotonic() - started, 3)
+        self.writer.wait()  # at most one shard is being written
+        if self.task.config.store.keep == "embeddings":
+            for dim, vectors in fresh.items():
+                facts = {**_facts(shard, self.cells[dim]), "run_id": self.cells[dim].run_id, "encode_s": wall_s}
+                self._save(self._store(self.cells[dim]), shard, shard_files.vectors_to_arrays(vectors), facts)
+        return fresh, wall_s
+
+    def _searched(self, shard: ShardRange, dim: int, vectors: ShardVectors, *, encoding: Mapping[str, float]) -> Hits:
+        """Search a shard's vectors and hand the hits to the writer."""
+        cell = self.cells[dim]
+        started = time.monotonic()
+        found = search_shard(
+            self.queries[dim],
+            vectors,
+            depth=self.task.depth,
+            floor_Q=floors(self.best[cell.run_id], queries=len(self.task.dataset.queries), depth=self.task.depth),
+            device=self.task.device,
+            precision=self.task.config.engine.nominate,
+            maxsim=self.task.config.engine.maxsim,
+        )
+        search_s = round(time.monotonic() - started, 3)
+        cost = {"vectors": len(vectors.vectors_XD), **encoding, "search_s": search_s}
+        self._save(self._topk(cell), shard, hits_to_arrays(found), _facts(shard, cell) | cost)
+        return found
+
+    def _save(self, folder: Path, shard: ShardRange, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+        name, known = shard.checksum, {**facts, **self.budget.facts()}
+        self.writer.submit(folder / name, lambda: shard_files.save(folder, name, arrays, known))
+
+    def _store(self, cell: Cell) -> Path:
+        return store_dir(self.task.config.cache_dir, cell.store_key)
+
+    def _topk(self, cell: Cell) -> Path:
+        return topk_dir(self.task.config.cache_dir, cell.search_key)
+
+
+@contextmanager
+def vector_step(
+    task: Task, encoder: Encoder, cells: Mapping[int, Cell], best: Mapping[str, Hits], advance: Advance
+) -> Iterator[VectorStep]:
+    """Yield the step for cells (by dim) that share a backbone; on leaving, all that it handed over is on disk.
+
+    Texts are tokenised ahead of the model and checkpoints written behind it, each in a thread
+    (`evalkit.run.background`). Raises DeviceError when the device fails, StoreError when a checkpoint cannot be
+    written.
+    """
+    budget = _Budget(task.batch_tokens)
+    threaded = tokenizer_threads(task.config.engine.tokenizer_workers, task.device) > 0
+    queries = encode_queries(task, encoder, on_halved=budget.halve)
+
+    def texts(shard: ShardRange) -> _Texts:
+        return _texts(task, encoder, shard)
+
+    with Ahead(texts, threaded=threaded) as tokenized, Writer() as writer:
+        yield VectorStep(
+            task=task,
+            encoder=encoder,
+            cells=cells,
+            best=best,
+            advance=advance,
+            queries=queries,
+            budget=budget,
+            tokenized=tokenized,
+            writer=writer,
+        )
+
+
+class _Budget:
+    """Tokens per batch: what the config asks for, until a batch does not fit memory; said once, and recorded."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.halved = False
+
+    def halve(self, tokens: int, reason: str) -> None:
+        if not self.halved:
+            say_halved(tokens, reason)
+        self.tokens, self.halved = tokens, True
+
+    def facts(self) -> dict[str, int]:
+        """Return what a manifest says of it: nothing where every batch fitted."""
+        return {"fitted_batch_tokens": self.tokens} if self.halved else {}
+
+
+class _Texts(NamedTuple):
+    ids: tuple[str, ...]
+    tokens: TokenTable
+
+
+def _texts(task: Task, encoder: Encoder, shard: ShardRange) -> _Texts:
+    """Read and tokenise a shard; of its texts only the ids stay."""
+    documents = list(task.dataset.corpus.documents(shard.start, shard.stop))
+    tokens = encoder.tokenize_documents([document.joined() for document in documents])
+    return _Texts(tuple(document.id for document in documents), tokens)
+
+
+def bm25_count_step(
+    task: Task, cell: Cell, terms: lucene.QueryTerms, analyzer: Analyzer
+) -> Callable[[ShardRange], lucene.ShardCounts]:
+    """Return BM25's first step: a shard's counts of the queries' terms."""
+    model = task.config.model
+    assert isinstance(model, Bm25Config)
+    folder = topk_dir(task.config.cache_dir, cell.search_key)
+
+    def step(shard: ShardRange) -> lucene.ShardCounts:
+        name = shard.checksum
+        if (arrays := shard_files.load(folder, name)) is not None:
+            return lucene.ShardCounts.from_arrays({key: array.numpy() for key, array in arrays.items()})
+        counts = lucene.count_shard(
+            task.dataset.corpus.documents(shard.start, shard.stop),
+            vocabulary=terms.vocabulary,
+            fields=model.fields,
+            analyzer=analyzer,
+        )
+        tensors = {key: torch.from_numpy(array.copy()) for key, array in counts.to_arrays().items()}
+        shard_files.save(folder, name, tensors, _facts(shard, cell))
+        return counts
+
+    return step
+
+
+def bm25_score_step(
+    counts: lucene.ShardCounts,
+    statistics: lucene.Statistics,
+    settings: Bm25Config,
+    queries: Sequence[Sequence[tuple[int, int]]],
+    *,
+    depth: int,
+) -> Hits:
+    """Return a shard's best hits under the whole corpus' statistics. Cheap beside counting, so not checkpointed."""
+    best = [no_hits()]
+    for begin in range(0, len(queries), BM25_QUERY_BLOCK):
+        score_QN = lucene.score_block(counts, statistics, settings, queries[begin : begin + BM25_QUERY_BLOCK])
+        best.append(best_of(score_QN, counts.document_ids, depth=depth, first_query=begin, ties=settings.ties))
+    return merge(best, depth=depth, ties=settings.ties)
+
+
+def costs(task: Task, cell: Cell) -> dict[str, float]:
+    """Return what the shards of a cell with vectors cost, from their manifests: vectors, encode_s, search_s.
+
+    Dims that shared a pass over the corpus each have the time of the whole pass. A shard that another run had encoded
+    has that run's time, and is counted in `reused_shards`. Where a batch did not fit memory, `fitted_batch_tokens` is
+    the smallest budget that a shard was left with.
+    """
+    folder = topk_dir(task.config.cache_dir, cell.search_key)
+    found = [shard_files.finished(folder, shard.checksum) or {} for shard in task.survey.shards]
+    names = ("vectors", "encode_s", "search_s")
+    fitted = [facts["fitted_batch_tokens"] for facts in found if "fitted_batch_tokens" in facts]
+    reused = sum(facts.get("reused_shards", 0) for facts in found)
+    return {
+        **{name: sum(facts[name] for facts in found) for name in names if all(name in facts for facts in found)},
+        **({"fitted_batch_tokens": min(fitted)} if fitted else {}),
+        **({"reused_shards": reused} if reused else {}),
+    }
+
+
+def _encoding(facts: Mapping[str, Any] | None, cell: Cell) -> dict[str, float]:
+    """Return how long a stored shard took to encode, and that it was reused where it was for another run."""
+    known = facts or {}
+    reused = {} if known.get("run_id") == cell.run_id else {"reused_shards": 1}
+    return {"encode_s": float(known.get("encode_s", 0.0)), **reused}
+
+
+def _facts(shard: ShardRange, cell: Cell) -> dict[str, Any]:
+    return {"start": shard.start, "stop": shard.stop, "protocol": cell.protocol}

@@ -1,0 +1,1 @@
+"""Metrics, published scores and how far re-runs lie apart."""

@@ -1,0 +1,432 @@
+"""Published scores as data, the verdict on a measured one, and the audit of the card's own arithmetic.
+
+The rounding rule: a value is rounded half up in decimal, as people do, after the noise of floats beyond its twelfth
+decimal is cut off: the mean of ten values may be .1375 on paper and .13749999999999998 in a float.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from decimal import ROUND_HALF_UP, Decimal
+from functools import cache
+from itertools import combinations
+from operator import itemgetter
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import yaml
+
+from evalkit.errors import ScoreError
+
+NEAR = 0.001
+"""How far a re-run may be from a published score and still be called near: the tolerance that MTEB uses."""
+NOISE_DIGITS = 12
+"""Decimals of a mean that its summation cannot disturb."""
+CARD = "card"
+ORIGINS = ("run", "quoted")
+
+Label = Literal["MATCH", "NEAR", "HIGHER", "LOWER", "PROTOCOL-DIFFERS", "NOT-RUN"]
+
+
+class PublishedScore(NamedTuple):
+    """One published cell."""
+
+    system: str
+    dim: int | None
+    dataset: str
+    metric: str
+    value: float
+    digits: int
+    """Decimals as printed."""
+    source: str
+    """Who published it: `card` is the model card itself."""
+    origin: str
+    """`run` by who published it, or `quoted` from elsewhere."""
+    table: str
+    note: str
+    """What is to be known of the system's whole column."""
+    slip: str = ""
+    """Why this one cell is likely a slip of who published it; `[A]` read in a primary source, `[C]` inferred."""
+    protocol: str = ""
+    """How the table says it was measured, in words."""
+    settings: Mapping[str, Any] = {}
+    """The settings under which it is known to have been measured, by dotted name as in a run's protocol."""
+    index_loss: float = 0.0
+    """What its publisher declares that an approximate index lost; nobody on the card declares any."""
+
+
+class StatedAverage(NamedTuple):
+    """An average that a table prints, and the rows that it stands over."""
+
+    system: str
+    dim: int | None
+    table: str
+    metric: str
+    value: float
+    digits: int
+    rows: Mapping[str, float]
+
+
+class AverageAudit(NamedTuple):
+    """A stated average beside its recomputation."""
+
+    stated: StatedAverage
+    recomputed: float
+    holds: bool
+    explained_by_dropping: tuple[tuple[str, ...], ...]
+    """The smallest sets of rows without which the stated value comes out; empty when none of up to two rows does."""
+
+
+class Claim(NamedTuple):
+    """An average that is stated elsewhere, over a table's rows and further cells of the card."""
+
+    system: str
+    dim: int | None
+    table: str
+    value: float
+    digits: int
+    stated: str
+    """Where and over what, in the words of who states it; `[C]` where what it is over is inferred."""
+    also: tuple[str, ...]
+    """The datasets beyond the table's rows."""
+    recomputed: float
+
+    @property
+    def holds(self) -> bool:
+        """Whether the rows give the stated value."""
+        return rounded(self.recomputed, self.digits) == self.value
+
+
+class Verdict(NamedTuple):
+    """What a measured value says about a published one."""
+
+    label: Label
+    differs: tuple[str, ...] = ()
+    """The settings that differ, where that is the verdict."""
+
+
+def published_dir() -> Path:
+    """Return the folder of published scores: inside an installed wheel, else in the checkout."""
+    installed = Path(__file__).parents[1] / "_published"
+    return installed if installed.is_dir() else Path(__file__).parents[2] / "results" / "published"
+
+
+@cache
+def _tables(directory: Path) -> tuple[dict[str, Any], ...]:
+    """Read every table of a folder. Raises ScoreError when there is none: then every cell would look unpublished."""
+    paths = sorted(directory.glob("*.yaml"))
+    if not paths:
+        msg = f"{directory}: got no *.yaml, wanted the tables of published scores; install evalkit again"
+        raise ScoreError(msg)
+    return tuple(_read(path) for path in paths)
+
+
+class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # libyaml's where PyYAML has it
+    """YAML as it stands in the file: a name that stands twice is refused, where PyYAML keeps the last."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 (PyYAML's own signature)
+        """Return the mapping. Raises ConstructorError for a name that stands twice."""
+        mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
+        if len(mapping) != len(node.value):
+            names = [self.construct_object(name) for name, _ in node.value]
+            twice = next(name for place, name in enumerate(names) if name in names[:place])
+            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice", node.start_mark)
+        return mapping
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Read one table. Raises ScoreError, naming the file, when it is not one."""
+    try:
+        values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
+        for key in ("table", "metric", "digits", "source", "protocol", "systems", "averages"):
+            values[key]
+        values.get("settings", {}).items()
+        for system in values["systems"]:
+            for key in ("system", "dim", "origin", "values"):
+                system[key]
+            system["values"].items()
+            system.get("slips", {}).items()
+            system.get("settings", {}).items()
+            for exception in system.get("exceptions", {}).values():
+                exception.items()
+        for average in values["averages"]:
+            itemgetter("system", "dim", "value")(average)
+        list(map(itemgetter("system", "dim", "value", "stated", "also"), values.get("claims", [])))
+    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
+        reason = " ".join(str(error).split())
+        msg = f"{path}: not a table of published scores ({type(error).__name__}: {reason}); repair the file"
+        raise ScoreError(msg) from error
+    for mistake in _mistakes(values):
+        msg = f"{path}: {mistake}; repair the file"
+        raise ScoreError(msg)
+    return dict(values)
+
+
+def _mistakes(table: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what a well-formed table says that cannot be so."""
+    digits = table["digits"]
+    if type(digits) is not int or digits < 1:
+        yield f"got digits {digits!r}, wanted the count of decimals printed"
+        return
+    columns = [(system["system"], system["dim"]) for system in table["systems"]]
+    for column, count in Counter(columns).items():
+        if count > 1:
+            yield f"got {column} in {count} columns, wanted one"
+    for system in table["systems"]:
+        yield from _column_mistakes(system, digits)
+    for average in table["averages"]:
+        if (average["system"], average["dim"]) not in columns:
+            yield f"got an average of {(average['system'], average['dim'])}, which has no column"
+        if not _printed(average["value"], digits):
+            yield f"got average {average['value']!r}, wanted a number from 0 to 1 of {digits} decimals"
+
+
+def _column_mistakes(system: Mapping[str, Any], digits: int) -> Iterator[str]:
+    """Yield what is wrong with one system's column."""
+    name = system["system"]
+    if system["origin"] not in ORIGINS:
+        yield f"got origin {system['origin']!r} of {name}, wanted {' or '.join(ORIGINS)}"
+    for dataset, value in system["values"].items():
+        if not _printed(value, digits):
+            yield f"got {value!r} for {name} on {dataset}, wanted a number from 0 to 1 of {digits} decimals"
+    for what in ("slips", "exceptions"):
+        for dataset in system.get(what, {}):
+            if dataset not in system["values"]:
+                yield f"got {what} of {name} on {dataset}, which has no value"
+    if type(system.get("index_loss", 0.0)) not in (int, float) or not 0 <= system.get("index_loss", 0.0) <= 1:
+        yield f"got index_loss {system['index_loss']!r} of {name}, wanted a number from 0 to 1"
+
+
+def _printed(value: Any, digits: int) -> bool:
+    """Say whether a value is one that a table with so many decimals can print."""
+    return type(value) in (int, float) and 0 <= value <= 1 and rounded(value, digits) == value
+
+
+def published_scores(directory: Path | None = None) -> tuple[PublishedScore, ...]:
+    """Return every published cell, table by table. Raises ScoreError for a malformed file."""
+    return _scores(directory or published_dir())
+
+
+@cache
+def _scores(directory: Path) -> tuple[PublishedScore, ...]:
+    return tuple(
+        PublishedScore(
+            system["system"],
+            system["dim"],
+            dataset,
+            table["metric"],
+            float(value),
+            table["digits"],
+            table["source"],
+            system["origin"],
+            table["table"],
+            system.get("note", ""),
+            system.get("slips", {}).get(dataset, ""),
+            table["protocol"],
+            {
+                **table.get("settings", {}),
+                **system.get("settings", {}),
+                **system.get("exceptions", {}).get(dataset, {}),
+            },
+            float(system.get("index_loss", 0.0)),
+        )
+        for table in _tables(directory)
+        for system in table["systems"]
+        for dataset, value in system["values"].items()
+    )
+
+
+def find(system: str, dim: int | None, dataset: str, metric: str) -> list[PublishedScore]:
+    """Return what was published for a cell, the card's score first; the same value of one source counts once."""
+    return list(_by_cell(published_dir()).get((system, dim, dataset, metric), ()))
+
+
+@cache
+def _by_cell(directory: Path) -> dict[tuple[str, int | None, str, str], tuple[PublishedScore, ...]]:
+    """Return the published scores of every cell, as `find` gives them."""
+    found: dict[tuple[str, int | None, str, str], dict[tuple[str, float], PublishedScore]] = {}
+    for score in _scores(directory):
+        cell = found.setdefault((score.system, score.dim, score.dataset, score.metric), {})
+        cell.setdefault((score.source, score.value), score)
+    return {
+        key: tuple(sorted(scores.values(), key=lambda score: (score.source != CARD, score.source)))
+        for key, scores in found.items()
+    }
+
+
+def rounded(value: float, digits: int) -> float:
+    """Round half up in decimal.
+
+    >>> rounded(0.1245, 3), rounded(0.6275, 3), rounded(0.13749999999999998, 3), round(0.1245, 3)
+    (0.125, 0.628, 0.138, 0.124)
+    """
+    return float(_decimal(value).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_UP))
+
+
+def _decimal(value: float) -> Decimal:
+    """Return the decimal that a float stands for, without the noise of its computation."""
+    return Decimal(repr(round(float(value), NOISE_DIGITS)))  # numpy's numbers name their type in their repr
+
+
+def verdict(
+    measured: float | None,
+    published: PublishedScore,
+    *,
+    deviation: float = 0.0,
+    declared_loss: float = 0.0,
+    differs: Sequence[str] = (),
+) -> Verdict:
+    """Say whether a measured value reproduces a published one.
+
+    MATCH: equal at the printed digits. NEAR: within the largest of .001, three times the measured `deviation` between
+    re-runs, and a `declared_loss` of the published system's index. `differs` names settings known to differ.
+    Raises ScoreError for a measured value that is not a finite number.
+    """
+    if measured is None:
+        return Verdict("NOT-RUN")
+    if not math.isfinite(measured):
+        msg = f"{published.system} on {published.dataset}: got {published.metric} {measured}, wanted a finite number"
+        raise ScoreError(msg)
+    if differs:
+        return Verdict("PROTOCOL-DIFFERS", tuple(differs))
+    if rounded(measured, published.digits) == published.value:
+        return Verdict("MATCH")
+    # In decimal: as floats, .326 is more than .001 above .325, and 3 × .0017 is below .0051.
+    delta = _decimal(measured) - _decimal(published.value)
+    if abs(delta) <= max(_decimal(NEAR), 3 * _decimal(deviation), _decimal(declared_loss)):
+        return Verdict("NEAR")
+    return Verdict("HIGHER" if delta > 0 else "LOWER")
+
+
+def differing(
+    published: PublishedScore, protocol: Mapping[str, Any], split: str, *, self_hits: int | None = None
+) -> tuple[str, ...]:
+    """Return each setting in which a run differs from a published score, with what both had.
+
+    Only settings that are known of the published score are compared: what nobody published cannot be told apart.
+    `self_hits` are the run's hits whose id is the query's own, kept or dropped, None where nobody counted them: without
+    any, dropping them or not gives the same run, so that the rule tells nothing apart.
+
+    >>> score = PublishedScore("s", 1, "d", "m", 0.1, 1, "card", "run", "t", "", settings={"query.max_tokens": 32})
+    >>> differing(score, {"query": {"max_tokens": 16}}, "test")
+    ('query.max_tokens is 16, published with 32',)
+    """
+    found = []
+    for name, wanted in published.settings.items():
+        if name == "drop_self" and self_hits == 0:
+            continue
+        got: Any = {**protocol, "split": split}
+        for part in name.split("."):
+            got = got.get(part) if isinstance(got, Mapping) else None
+        if got != wanted:
+            found.append(f"{name} is {_shown(got)}, published with {_shown(wanted)}")
+    return tuple(found)
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, list):
+        return "+".join(map(str, value))
+    return {True: "on", False: "off", None: "not set"}.get(value, str(value)) if not _number(value) else str(value)
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
+def stated_averages(directory: Path | None = None) -> tuple[StatedAverage, ...]:
+    """Return every average that a table prints, with the rows it stands over."""
+    found = []
+    for table in _tables(directory or published_dir()):
+        for average in table["averages"]:
+            (rows,) = (
+                system["values"]
+                for system in table["systems"]
+                if (system["system"], system["dim"]) == (average["system"], average["dim"])
+            )
+            found.append(
+                StatedAverage(
+                    average["system"],
+                    average["dim"],
+                    table["table"],
+                    table["metric"],
+                    float(average["value"]),
+                    table["digits"],
+                    rows,
+                )
+            )
+    return tuple(found)
+
+
+def claims(directory: Path | None = None) -> tuple[Claim, ...]:
+    """Return every average that is stated elsewhere, computed again from the card.
+
+    Raises ScoreError for one over a cell that the card has not.
+    """
+    card: dict[tuple[str, int | None], dict[str, float]] = {}
+    for score in published_scores(directory):
+        if score.source == CARD:
+            card.setdefault((score.system, score.dim), {}).setdefault(score.dataset, score.value)
+    found = []
+    for table in _tables(directory or published_dir()):
+        for claim in table.get("claims", []):
+            name, also = (claim["system"], claim["dim"]), tuple(claim["also"])
+            rows = [dict(one["values"]) for one in table["systems"] if (one["system"], one["dim"]) == name]
+            known = card.get(name, {})
+            if not rows or not set(also) <= known.keys():
+                msg = f"published averages: got a claim of {name} with {', '.join(also)}, wanted cells of the card"
+                raise ScoreError(f"{msg}; repair the claims of table {table['table']}")
+            values = [*rows[0].values(), *(known[dataset] for dataset in also)]
+            mean = math.fsum(values) / len(values)
+            value, digits = float(claim["value"]), int(table["digits"])
+            found.append(Claim(*name, table["table"], value, digits, str(claim["stated"]), also, mean))
+    return tuple(found)
+
+
+def audit(directory: Path | None = None) -> tuple[AverageAudit, ...]:
+    """Recompute every stated average; where one does not hold, look for rows whose absence explains it."""
+    return tuple(_audited(stated) for stated in stated_averages(directory))
+
+
+class Disagreement(NamedTuple):
+    """A cell of the card that another source gives otherwise: no one number rounds to both."""
+
+    card: PublishedScore
+    other: PublishedScore
+
+
+def disagreements(directory: Path | None = None) -> tuple[Disagreement, ...]:
+    """Return the card's cells for which another source of the same system prints what cannot be the same number."""
+    scores = published_scores(directory)
+    others: dict[tuple[str, int | None, str, str], list[PublishedScore]] = {}
+    for score in scores:
+        if score.source != CARD:
+            others.setdefault((score.system, score.dim, score.dataset, score.metric), []).append(score)
+    return tuple(
+        Disagreement(score, other)
+        for score in scores
+        if score.source == CARD
+        for other in others.get((score.system, score.dim, score.dataset, score.metric), [])
+        if abs(_decimal(other.value) - _decimal(score.value)) > _half_unit(score.digits) + _half_unit(other.digits)
+    )
+
+
+def _half_unit(digits: int) -> Decimal:
+    """Return how far a number may be from what is printed of it."""
+    return Decimal(5).scaleb(-digits - 1)
+
+
+def _audited(stated: StatedAverage) -> AverageAudit:
+    recomputed = math.fsum(stated.rows.values()) / len(stated.rows)
+    if rounded(recomputed, stated.digits) == stated.value:
+        return AverageAudit(stated, recomputed, holds=True, explained_by_dropping=())
+    for size in (1, 2):
+        found = []
+        for dropped in combinations(stated.rows, size):
+            kept = [value for name, value in stated.rows.items() if name not in dropped]
+            if rounded(math.fsum(kept) / len(kept), stated.digits) == stated.value:
+                found.append(dropped)
+        if found:
+            return AverageAudit(stated, recomputed, holds=False, explained_by_dropping=tuple(found))
+    return AverageAudit(stated, recomputed, holds=False, explained_by_dropping=())

@@ -1,0 +1,367 @@
+"""One finished cell on disk: `scores.json`, written last, so that its existence means completion."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple
+
+import numpy as np
+import yaml
+
+from evalkit.config.settings import RunConfig, run_config
+from evalkit.errors import ConfigError, ScoreError
+from evalkit.storage.paths import run_dir, write_whole
+
+SCHEMA = 1
+"""Version of scores.json; a file of a newer version is refused, not guessed at."""
+SCORES = "scores.json"
+RUN = "run.trec.gz"
+QRELS = "qrels.trec.gz"
+"""The judgements that the run was scored with, so that scoring again needs no dataset."""
+DROPPED = "dropped.trec.gz"
+"""The hits that the self-id rule took out of the run; there is no file when it took none."""
+PER_QUERY = "per_query.tsv"
+KINDS: Mapping[str, tuple[type, ...]] = {
+    **dict.fromkeys(("run_id", "model", "dataset", "split", "language", "main_metric"), (str,)),
+    **dict.fromkeys(("metrics", "groups", "counts", "protocol", "wall_s", "environment"), (dict,)),
+    "dim": (int, NoneType),
+    "deviations": (list,),
+}
+"""What each field is in the file; a file may have been edited by hand."""
+JSON_NAMES = {str: "a text", dict: "an object", list: "a list", int: "a whole number", NoneType: "null"}
+CONFIG = "config.yaml"
+_SHOWN_CHARACTERS = 16
+"""How much of a value tells two runs apart: of two checksums the beginnings."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CellScores:
+    """What one cell (model, dim, dataset) scored, under which protocol, with what."""
+
+    run_id: str
+    model: str
+    dim: int | None
+    dataset: str
+    split: str
+    language: str
+    main_metric: str
+    metrics: Mapping[str, float]
+    groups: Mapping[str, Mapping[str, float]]
+    """Means over named subsets of the queries, where the dataset has such."""
+    counts: Mapping[str, int]
+    """Documents, queries, judgements, and what a rule dropped."""
+    deviations: tuple[str, ...]
+    """What differs from the published dataset and was accepted with `dataset.verify=false`."""
+    protocol: Mapping[str, Any]
+    """Every setting and checksum that decides the score."""
+    wall_s: Mapping[str, float]
+    environment: Mapping[str, Any]
+    schema_version: int = SCHEMA
+
+    @property
+    def self_hits(self) -> int | None:
+        """Hits whose id is the query's own, kept or dropped; None where the run did not count them."""
+        return self.counts.get("dropped_self" if self.protocol.get("drop_self") else "kept_self")
+
+
+def write(scores: CellScores, results_dir: Path) -> Path:
+    """Write a cell's scores.json. Raises ScoreError for a value that is not a finite number."""
+    for name, value in scores.metrics.items():
+        if not math.isfinite(value):
+            msg = f"{scores.run_id}: {name} is {value}, wanted a finite number; nothing was written"
+            raise ScoreError(msg)
+    path = run_dir(results_dir, scores.run_id) / SCORES
+    text = json.dumps(dataclasses.asdict(scores), ensure_ascii=False, allow_nan=False, indent=2)
+    write_whole(path, f"{text}\n".encode())
+    return path
+
+
+def read(path: Path) -> CellScores:
+    """Read a scores.json. Raises ScoreError when it is cut short, of a newer schema or lacks a field."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+    except OSError as error:
+        msg = f"{path}: cannot be read ({error.strerror}); wanted the scores.json of a finished run"
+        raise ScoreError(msg) from error
+    except ValueError as error:
+        msg = f"{path}: not whole JSON ({error}); delete it and run the cell again"
+        raise ScoreError(msg) from error
+    if not isinstance(values, dict):
+        msg = f"{path}: got a {type(values).__name__}, wanted a JSON object; delete it and run the cell again"
+        raise ScoreError(msg)
+    version = values.get("schema_version")
+    if version != SCHEMA:
+        msg = (
+            f"{path}: schema_version is {version!r}, this evalkit reads {SCHEMA}; update evalkit or run the cell again"
+        )
+        raise ScoreError(msg)
+    names = {field.name for field in dataclasses.fields(CellScores)}
+    if set(values) != names:
+        wrong = ", ".join(sorted(set(values) ^ names))
+        msg = f"{path}: missing or unknown fields: {wrong}; delete it and run the cell again"
+        raise ScoreError(msg)
+    for mistake in _mistakes(path, values):
+        msg = f"{path}: {mistake}"
+        raise ScoreError(msg)
+    return CellScores(**{**values, "deviations": tuple(values["deviations"])})
+
+
+def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what the fields of a scores.json say that cannot be so, each with what to do."""
+    again = "delete it and run the cell again"
+    for name, kinds in KINDS.items():
+        if type(values[name]) not in kinds:
+            yield f"{name} is {values[name]!r}, wanted {' or '.join(JSON_NAMES[kind] for kind in kinds)}; {again}"
+            return  # what follows needs fields of their kinds
+    if path.parent.name != values["run_id"]:
+        yield f"run_id is {values['run_id']!r}, wanted its folder's name; give the folder its name back"
+    named = [("", "metrics"), ("count of ", "counts"), ("seconds of ", "wall_s")]
+    parts = [(where, values[name]) for where, name in named]
+    for where, numbers in (*parts, *((f"{name} ", group) for name, group in values["groups"].items())):
+        most = math.inf if where in ("count of ", "seconds of ") else 1
+        for name, value in numbers.items():
+            if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= most:
+                wanted = "a number from 0 to 1" if most == 1 else "a finite number from 0 on"
+                yield f"{where}{name} is {value!r}, wanted {wanted}; {again}"
+    if values["main_metric"] not in values["metrics"]:
+        yield f"got no {values['main_metric']}, its main metric; {again}"
+
+
+def _refuse(constant: str) -> float:
+    """Refuse NaN and Infinity, which Python alone takes for JSON."""
+    msg = f"got {constant}, wanted a finite number"
+    raise ValueError(msg)
+
+
+def finished(results_dir: Path, run_id: str) -> CellScores | None:
+    """Return the scores of a cell that is already done, or None."""
+    path = run_dir(results_dir, run_id) / SCORES
+    return read(path) if path.is_file() else None
+
+
+def per_query_table(per_query: Mapping[str, Mapping[str, float]], metrics: Sequence[str]) -> str:
+    """Return each query's metric values as tab-separated text, a row per query in the order given."""
+    rows = ["\t".join(("query_id", *metrics))]
+    rows += ["\t".join((query, *(repr(values[metric]) for metric in metrics))) for query, values in per_query.items()]
+    return "\n".join(rows) + "\n"
+
+
+def group_means(per_query: Mapping[str, Mapping[str, float]], queries: Sequence[str]) -> dict[str, float]:
+    """Return the mean of every metric over some of the queries."""
+    names = list(per_query[queries[0]])
+    return {name: math.fsum(per_query[query][name] for query in queries) / len(queries) for name in names}
+
+
+def plain(value: Any) -> Any:
+    """Return frozen dataclasses, tuples and paths as what YAML can hold."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return str(value) if isinstance(value, Path) else value
+
+
+def config_of(values: Mapping[str, Any], *, dataset_path: Path | None = None) -> RunConfig:
+    """Undo `plain` for the settings of a run; `dataset_path` is where its dataset is now, if it moved.
+
+    Raises ConfigError, KeyError, TypeError or AttributeError for what are no settings of this evalkit.
+    """
+    settings = {("dim" if name == "dims" else name): value for name, value in values.items()}
+    if dataset_path is not None:
+        settings["dataset"] = {**settings["dataset"], "path": str(dataset_path)}
+    if settings["dim"] == [None]:
+        settings["dim"] = None
+    return run_config(settings)
+
+
+def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> RunConfig:
+    """Return the config that a run was made with, its dataset's sources headed by the one that the run used.
+
+    Raises ConfigError when it cannot be read any more.
+    """
+    path = run_dir(results_dir, cell.run_id) / CONFIG
+    try:
+        config = config_of(yaml.safe_load(path.read_text(encoding="utf-8")), dataset_path=dataset_path)
+    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        msg = f"{path}: not the settings of a run ({error}); run the cell again"
+        raise ConfigError(msg) from error
+    used = str(cell.environment.get("dataset_source")).partition(" ")[0]
+    sources = tuple(sorted(config.dataset.sources, key=lambda name: name != used))
+    return dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, sources=sources))
+
+
+class Collected(NamedTuple):
+    """The cells that can be tabled, and a line for everything that keeps a run out of the tables or apart in them."""
+
+    cells: tuple[CellScores, ...]
+    problems: tuple[str, ...]
+
+
+def collect(results_dir: Path, *, checksums: Mapping[str, str]) -> Collected:
+    """Read every run that can be read, whatever is wrong with others.
+
+    `checksums` names datasets' corpora as they should be. A damaged run is left out; so are runs that claim the same
+    cell, for none of them has the better claim; a run on another corpus stays, as a deviation from the protocol.
+    """
+    cells, problems = readable(results_dir)
+    claims: dict[tuple[str, int | None, str], list[CellScores]] = {}
+    for cell in cells:
+        claims.setdefault((cell.model, cell.dim, cell.dataset), []).append(cell)
+    kept = []
+    for (model, dim, dataset), claiming in claims.items():
+        if len(claiming) == 1:
+            kept += claiming
+            continue
+        names = " and ".join(cell.run_id for cell in claiming)
+        settings = ", ".join(differing(claiming)) or "nothing"
+        system = model if dim is None else f"{model} at dim {dim}"
+        problems.append(
+            f"{system} on {dataset}: {len(claiming)} runs claim this cell, {names} (they differ in {settings}); "
+            "neither is tabled: move all but one out of the results folder, or, if they are re-runs, below reruns/"
+        )
+    return Collected(*_with_corpora_checked(kept, checksums, problems))
+
+
+def readable(results_dir: Path) -> tuple[list[CellScores], list[str]]:
+    """Return every run that can be read, and a line for each that cannot."""
+    cells, problems = [], []
+    for path in sorted((results_dir / "runs").glob(f"*/{SCORES}")):
+        try:
+            cells.append(read(path))
+        except (ScoreError, TypeError, AttributeError) as error:
+            problems.append(str(error) if isinstance(error, ScoreError) else f"{path}: not scores ({error})")
+    return cells, problems
+
+
+def differing(claiming: Sequence[CellScores]) -> list[str]:
+    """Name the settings in which runs of one cell differ."""
+    settings = [_settings(cell) for cell in claiming]
+    names = sorted({name for known in settings for name in known})
+    return [name for name in names if len({repr(known.get(name)) for known in settings}) > 1]
+
+
+def distinctions(cells: Iterable[CellScores]) -> dict[str, str]:
+    """Return by run id what tells a run from the others of its cell, as ` (k1=0.8)`; nothing where it is alone."""
+    by_cell: dict[tuple[str, int | None, str], dict[str, CellScores]] = {}
+    for cell in cells:
+        by_cell.setdefault((cell.model, cell.dim, cell.dataset), {})[cell.run_id] = cell
+    found = {}
+    for alike in by_cell.values():
+        names = differing(list(alike.values()))
+        for run_id, cell in alike.items():
+            known = _settings(cell)
+            values = ", ".join(f"{name}={str(known.get(name))[:_SHOWN_CHARACTERS]}" for name in names)
+            found[run_id] = f" ({values})" if values else ""
+    return found
+
+
+def _settings(cell: CellScores) -> dict[str, Any]:
+    return {"split": cell.split, **flat(cell.protocol)}
+
+
+def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Return nested settings by dotted name."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
+    return found
+
+
+def _with_corpora_checked(
+    cells: Sequence[CellScores], checksums: Mapping[str, str], problems: Sequence[str]
+) -> tuple[tuple[CellScores, ...], tuple[str, ...]]:
+    """Mark runs on another corpus than the dataset's, or, where nobody has measured that, than each other's."""
+    corpora: dict[str, set[str]] = {}
+    for cell in cells:
+        corpora.setdefault(cell.dataset, set()).add(str(cell.protocol.get("corpus")))
+    checked, found = [], list(problems)
+    for cell in cells:
+        got, wanted = str(cell.protocol.get("corpus")), checksums.get(cell.dataset)
+        if wanted is not None and got != wanted:
+            why = f"corpus checksum is {got}, {cell.dataset} has {wanted}"
+        elif wanted is None and len(corpora[cell.dataset]) > 1:
+            why = f"corpus checksum is {got}, other runs on {cell.dataset} have another"
+        else:
+            checked.append(cell)
+            continue
+        found.append(f"{cell.run_id}: {why}; run it again on the same copy")
+        checked.append(dataclasses.replace(cell, deviations=(*cell.deviations, why)))
+    return tuple(sorted(checked, key=lambda cell: cell.run_id)), tuple(found)
+
+
+class QueryTable(NamedTuple):
+    """A run's values by query. Shapes: Q queries, M metrics."""
+
+    metrics: tuple[str, ...]
+    queries: tuple[str, ...]
+    value_QM: np.ndarray
+
+    def column(self, metric: str) -> np.ndarray:
+        """Return one metric's values in the queries' order [Q]."""
+        return self.value_QM[:, self.metrics.index(metric)]
+
+
+def read_per_query(path: Path) -> QueryTable:
+    """Read a per_query.tsv. Raises ScoreError for a damaged file.
+
+    Arrow parses it, in one block: a report of the whole card reads 1.5 million lines of numbers.
+    """
+    from pyarrow import BufferReader, csv
+
+    try:
+        data = path.read_bytes()
+        _, *names = data.partition(b"\n")[0].decode().rstrip("\r").split("\t")
+        table = csv.read_csv(
+            BufferReader(data),
+            read_options=csv.ReadOptions(use_threads=False, block_size=len(data) + 1),
+            parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
+            convert_options=csv.ConvertOptions(
+                column_types={"query_id": "string", **dict.fromkeys(names, "float64")}, null_values=[]
+            ),
+        )
+        # By DLPack, because pyarrow's own to_numpy imports pandas, which takes as long as the rest of a report.
+        value_QM = np.stack([np.from_dlpack(table[name].combine_chunks()) for name in names], axis=1)
+        _, offsets, texts = table["query_id"].combine_chunks().buffers()
+        queries = _texts(table.num_rows, offsets.to_pybytes(), texts.to_pybytes())
+        if not queries:
+            raise ValueError("no query")  # noqa: TRY301 (told below with the others)
+        usable_QM = (value_QM >= 0) & (value_QM <= 1)  # nor is NaN
+        if not usable_QM.all():
+            place = int(np.flatnonzero(~usable_QM.all(axis=1))[0])
+            msg = f"{value_QM[place].tolist()} on line {place + 2}, wanted numbers from 0 to 1"
+            raise ValueError(msg)  # noqa: TRY301 (told below with the others)
+    except (OSError, ValueError, KeyError) as error:  # Arrow's own errors are kinds of ValueError and KeyError
+        msg = f"{path}: not a whole table of queries ({error}); delete the run's scores.json and run the cell again"
+        raise ScoreError(msg) from error
+    return QueryTable(tuple(names), queries, value_QM)
+
+
+@lru_cache(maxsize=64)  # more than the card has datasets
+def _texts(count: int, offsets: bytes, texts: bytes) -> tuple[str, ...]:
+    """Return a column of texts from Arrow's two buffers; runs on the same queries share one."""
+    import pyarrow as pa
+
+    return tuple(pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(texts)).to_pylist())
+
+
+def disagreement(scores: CellScores, queries: QueryTable) -> str | None:
+    """Say which metric is not the mean of its values by query, or None where every one is."""
+    for metric in queries.metrics:
+        mean, said = float(queries.column(metric).mean()), scores.metrics.get(metric)
+        if said is None or not math.isclose(mean, said, rel_tol=0, abs_tol=1e-9):
+            return f"got a mean {metric} of {mean}, wanted the {said} of {SCORES}"
+    return None
+
+
+def read_all(results_dir: Path) -> list[CellScores]:
+    """Return every finished cell under a results folder, by run id. Raises ScoreError for a damaged one."""
+    return [read(path) for path in sorted((results_dir / "runs").glob(f"*/{SCORES}"))]

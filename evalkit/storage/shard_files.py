@@ -1,0 +1,113 @@
+"""Shards on disk: written whole, checksummed, verified on reading, never trusted because a file merely exists.
+
+A shard is two files: NAME.safetensors with the arrays and NAME.json, its manifest, written last. Its name is the
+checksum of its ids and texts, so that what is stored of them is found whichever corpus they are in. No manifest: not
+finished. A manifest whose checksum does not fit the arrays: damaged, reported, and redone by whoever asked.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from evalkit.models.checkpoint import file_checksum
+from evalkit.storage.paths import make_folder, publish, temporary, unwritable, write_whole
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1
+"""Version of the shard layout; a manifest of another version counts as unfinished."""
+
+
+class ShardVectors(NamedTuple):
+    """The vectors of some texts, packed: text i owns the `lengths_N[i]` rows behind those of the texts before it."""
+
+    ids: tuple[str, ...]
+    lengths_N: Tensor
+    vectors_XD: Tensor
+
+
+def save(folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+    """Checkpoint arrays and facts under a name: arrays first, manifest last, each synced and renamed into place.
+
+    Several processes may save one shard at a time: the same texts give the same arrays, so that each manifest fits.
+    Raises StoreError where it cannot be written.
+    """
+    make_folder(folder)
+    path = folder / f"{name}.safetensors"
+    unfinished = temporary(path)
+    try:
+        save_file({key: array.contiguous() for key, array in arrays.items()}, unfinished)
+        with unfinished.open("rb+") as file:
+            os.fsync(file.fileno())
+        checksum = file_checksum(unfinished)
+        size_bytes = unfinished.stat().st_size
+        publish(unfinished, path)
+    except (OSError, SafetensorError) as error:
+        raise unwritable(path, error) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    manifest = {"format": FORMAT, "size_bytes": size_bytes, "xxh3_128": checksum, "facts": dict(facts)}
+    write_whole(folder / f"{name}.json", json.dumps(manifest, sort_keys=True, indent=1).encode())
+
+
+def finished(folder: Path, name: str) -> Mapping[str, Any] | None:
+    """Return the facts of a shard whose files are complete by size, or None. Cheap: the checksum is not recomputed."""
+    path, manifest_path = folder / f"{name}.safetensors", folder / f"{name}.json"
+    try:
+        manifest = json.loads(manifest_path.read_bytes())
+        whole = manifest["format"] == FORMAT and path.stat().st_size == manifest["size_bytes"]
+        return dict(manifest["facts"]) if whole else None
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError):
+        log.warning("%s: manifest damaged; the shard is redone", manifest_path)
+        return None
+
+
+def load(folder: Path, name: str) -> dict[str, Tensor] | None:
+    """Return the arrays of a finished shard, or None when it is unfinished or its checksum does not fit."""
+    if finished(folder, name) is None:
+        return None
+    path = folder / f"{name}.safetensors"
+    wanted = json.loads((folder / f"{name}.json").read_bytes())["xxh3_128"]
+    got = file_checksum(path)
+    if got != wanted:
+        log.warning("%s: checksum is %s, the manifest says %s; the shard is redone", path, got, wanted)
+        return None
+    return load_file(path)
+
+
+def vectors_to_arrays(shard: ShardVectors) -> dict[str, Tensor]:
+    """Return a shard as named arrays; ids as one UTF-8 JSON list, because ids have any length."""
+    return {"ids": pack_text(shard.ids), "lengths": shard.lengths_N.to(torch.int32), "vectors": shard.vectors_XD}
+
+
+def vectors_from_arrays(arrays: Mapping[str, Tensor]) -> ShardVectors:
+    """Undo `vectors_to_arrays`."""
+    return ShardVectors(unpack_text(arrays["ids"]), arrays["lengths"].to(torch.int64), arrays["vectors"])
+
+
+def pack_text(texts: Sequence[str]) -> Tensor:
+    """Return strings as one byte array.
+
+    >>> unpack_text(pack_text(["a", "文"]))
+    ('a', '文')
+    """
+    data = json.dumps(list(texts), ensure_ascii=False).encode()
+    return torch.from_numpy(np.frombuffer(data, dtype=np.uint8).copy())
+
+
+def unpack_text(array: Tensor) -> tuple[str, ...]:
+    """Undo `pack_text`."""
+    return tuple(json.loads(array.numpy().tobytes()))

@@ -1,0 +1,248 @@
+"""The canary passes on sound checkpoints of every family and names the cause on spoilt ones."""
+
+import dataclasses
+
+import pytest
+import torch
+from checkpoints import DIM, FAMILIES, publish, write_colbertv2, write_jina_checkpoint
+from typer.testing import CliRunner
+
+from evalkit.cli import app
+from evalkit.config.compose import compose
+from evalkit.config.settings import EncoderConfig
+from evalkit.errors import ConfigError, ModelError
+from evalkit.models.encoder import checkpoints, load_encoders
+from evalkit.run import canary
+
+
+def fixture_config(name, folder, **changes):
+    model = compose([f"model={name}"]).model
+    assert isinstance(model, EncoderConfig)
+    dim = DIM if model.head == "linear" else 24
+    source = dataclasses.replace(next(iter(model.checkpoints.values())), path=str(folder))
+    return dataclasses.replace(
+        model, **{"dtype": "float32", "allow_pickle": True, "checkpoints": {str(dim): source}, **changes}
+    )
+
+
+def write(name, folder):
+    folder.mkdir(parents=True, exist_ok=True)
+    FAMILIES[name](folder)
+    return folder
+
+
+def load(config):
+    found = checkpoints(config, config.dims)
+    (encoder,) = load_encoders(config, found, device=torch.device("cpu"))
+    return encoder, canary.reloader(encoder, found)
+
+
+def failures(encoder, reload, **more):
+    return [finding for finding in canary.examine(encoder, reload=reload, **more) if finding.verdict == "FAILED"]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_sound_checkpoint_of_every_family_passes(name, tmp_path):
+    encoder, reload = load(fixture_config(name, write(name, tmp_path / "m")))
+    assert failures(encoder, reload) == []
+
+
+def test_a_query_that_leaves_no_room_for_masks_says_nothing_against_the_checkpoint():
+    ((_, findings),) = canary.check(compose(["model=demo", "model.query.max_tokens=6"]))
+    assert [finding for finding in findings if finding.verdict == "FAILED"] == []
+    assert not any("expansion vectors" in finding.question for finding in findings)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_demo_passes_in_every_dtype(dtype):
+    ((dims, findings),) = canary.check(compose(["model=demo", f"model.dtype={dtype}"]))
+    assert dims == (128, 96, 64)
+    assert [finding for finding in findings if finding.verdict == "FAILED"] == []
+
+
+def published_by(encoder, vocabulary, **more):
+    """Return what this encoder measures, as if others had published it."""
+    rows = {}
+    for side, tokenize, documents in (
+        ("query", encoder.tokenize_queries, False),
+        ("document", encoder.tokenize_documents, True),
+    ):
+        (vectors_TD,) = canary.vectors_of(encoder, tokenize([canary.HELLO]), documents=documents)[DIM]
+        rows[side] = tuple(tuple(float(value) for value in row[:5]) for row in vectors_TD)
+    return canary.Published(
+        model="jina-colbert-v2", dim=DIM, vocabulary=vocabulary, text=canary.HELLO, atol=2e-3, **rows, **more
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "cause"),
+    [
+        ({"rope_theta": 20_000.0}, "RoPE base: model.rope_theta=10000"),
+        ({"attend": False}, "expansion attention: model.query.attend_to_expansion=true"),
+        ({"swap": True}, r"marker ids: query \[QueryMarker\], document \[DocumentMarker\]"),
+    ],
+)
+def test_the_setting_that_meets_the_published_vectors_is_named(tmp_path, changes, cause):
+    folder = write("jina-colbert-v2", tmp_path / "m")
+    right = fixture_config("jina-colbert-v2", folder)
+    encoder, _ = load(right)
+    published = published_by(encoder, canary.vocabulary_rows(encoder))
+    query, document = right.query, right.document
+    wrong = dataclasses.replace(
+        right,
+        rope_theta=changes.get("rope_theta", "checkpoint"),
+        query=dataclasses.replace(
+            query,
+            attend_to_expansion=changes.get("attend", True),
+            marker=document.marker if "swap" in changes else query.marker,
+        ),
+        document=dataclasses.replace(document, marker=query.marker if "swap" in changes else document.marker),
+    )
+    found = failures(*load(wrong), published=published)
+    assert [finding.question for finding in found] == ["published vectors of 'Hello World' in float32"]
+    with pytest.raises(AssertionError, match=cause):
+        raise AssertionError(found[0].cause)
+
+
+def test_another_head_is_told_from_a_wrong_setting(tmp_path):
+    encoder, _ = load(fixture_config("jina-colbert-v2", write("jina-colbert-v2", tmp_path / "one")))
+    published = published_by(encoder, canary.vocabulary_rows(encoder))
+    other = write_jina_checkpoint(tmp_path / "other", dim=DIM, head_seed=99)
+    (found,) = failures(*load(fixture_config("jina-colbert-v2", other)), published=published)
+    assert "weights or head" in found.cause
+
+
+def test_the_published_vectors_are_carried_whole():
+    published = canary.published_vectors()
+    assert (published.dim, published.atol, len(published.query), len(published.document)) == (128, 0.002, 32, 5)
+    assert published.query[0] == (0.0477, 0.0255, -0.2224, -0.1085, -0.03)
+
+
+def test_a_stand_in_is_not_held_to_the_published_figures(tmp_path):
+    encoder, reload = load(fixture_config("jina-colbert-v2", write("jina-colbert-v2", tmp_path)))
+    published = canary.published_vectors()
+    found = canary.examine(encoder, reload=reload, published=published)
+    verdicts = {finding.question: finding.verdict for finding in found}
+    assert verdicts["ids of known tokens"] == "no figures"
+    assert verdicts["published vectors of 'Hello World' in float32"] == "no figures"
+
+
+def test_a_head_of_zeros_is_named(tmp_path):
+    encoder, reload = load(fixture_config("colbertv2", write("colbertv2", tmp_path)))
+    spoilt = dataclasses.replace(encoder, heads={DIM: torch.zeros_like(encoder.heads[DIM])})
+    assert "head missing or zero: a vector has no length" in {finding.cause for finding in failures(spoilt, reload)}
+
+
+def test_vectors_that_are_not_finite_are_laid_to_a_damaged_weight_or_to_the_dtype(tmp_path):
+    folder = write("colbertv2", tmp_path)
+    encoder, reload = load(fixture_config("colbertv2", folder))
+    for number, cause in ((torch.nan, "weights: the head of 16 holds NaN"), (torch.inf, "dtype: float32 overflows")):
+        spoilt = dataclasses.replace(encoder, heads={DIM: torch.full_like(encoder.heads[DIM], number)})
+        assert any(finding.cause.startswith(cause) for finding in failures(spoilt, reload))
+    half, reload = load(fixture_config("colbertv2", folder, dtype="float16"))
+    spoilt = dataclasses.replace(half, heads={DIM: half.heads[DIM] * 1e6})
+    assert "dtype: float16 overflows; model.dtype=float32" in {finding.cause for finding in failures(spoilt, reload)}
+
+
+def test_a_model_that_ignores_its_attention_mask_is_found(tmp_path):
+    encoder, reload = load(fixture_config("colbertv2", write("colbertv2", tmp_path)))
+    forward = encoder.module.forward
+    encoder.module.forward = lambda input_ids, **_: forward(input_ids=input_ids)
+    causes = {finding.cause for finding in failures(encoder, reload)}
+    assert "expansion attention: the attention mask does not reach the model" in causes
+    assert "padding: padded tokens are attended to" in causes
+
+
+def test_a_tokenizer_with_other_ids_than_the_published_is_found(tmp_path, monkeypatch):
+    encoder, reload = load(fixture_config("colbertv2", write("colbertv2", tmp_path)))
+    monkeypatch.setattr(canary, "vocabulary_rows", lambda encoder: 30522)
+    (found,) = failures(encoder, reload)
+    assert "[CLS] is 4, wanted 101" in found.measured
+    assert found.cause.startswith("marker ids")
+
+
+def test_the_canary_stops_a_run_with_the_cause(tmp_path):
+    config = fixture_config("colbertv2", write("colbertv2", tmp_path))
+    found = checkpoints(config, config.dims)
+    (encoder,) = load_encoders(config, found, device=torch.device("cpu"))
+    canary.canary(encoder, found)
+    spoilt = dataclasses.replace(encoder, heads={DIM: torch.zeros_like(encoder.heads[DIM])})
+    with pytest.raises(ModelError, match=r"fails the canary, query norms at 16: .* likeliest cause: head missing"):
+        canary.canary(spoilt, found)
+
+
+def test_the_canary_of_a_run_in_bfloat16_settles_the_rope_base_in_fp32(tmp_path, monkeypatch):
+    folder = write("jina-colbert-v2", tmp_path / "m")
+    exact, _ = load(fixture_config("jina-colbert-v2", folder))
+    published = published_by(exact, canary.vocabulary_rows(exact))
+    monkeypatch.setattr(canary, "published_vectors", lambda: published)
+    config = fixture_config("jina-colbert-v2", folder, dtype="bfloat16")
+    encoder, _ = load(config)
+    canary.canary(encoder, checkpoints(config, config.dims))
+
+    near = dataclasses.replace(config, rope_theta=10_500.0)
+    encoder, reload = load(near)
+    assert failures(encoder, reload) == []  # in bfloat16 this base is as good as the right one
+    with pytest.raises(ModelError, match=r"in float32: .* RoPE base: model\.rope_theta=10000"):
+        canary.canary(encoder, checkpoints(near, near.dims))
+
+
+def test_another_dim_is_held_to_the_published_vectors_by_the_head_that_is_on_disk(tmp_path, monkeypatch):
+    folder = write("jina-colbert-v2", tmp_path / "published")
+    exact, _ = load(fixture_config("jina-colbert-v2", folder))
+    published = published_by(exact, canary.vocabulary_rows(exact))
+    monkeypatch.setattr(canary, "published_vectors", lambda: published)
+    write_jina_checkpoint(tmp_path / "small", dim=8)
+
+    def model_of(place, **changes):
+        config = fixture_config("jina-colbert-v2", place, **changes)
+        small = dataclasses.replace(config.checkpoints[str(DIM)], path=str(tmp_path / "small"))
+        return dataclasses.replace(config, checkpoints={**config.checkpoints, "8": small})
+
+    def verdicts(config):
+        found = checkpoints(config, (8,))
+        (encoder,) = load_encoders(config, found, device=torch.device("cpu"))
+        return list(canary._published(encoder, found))
+
+    for dtype, times in (("float32", 1), ("bfloat16", 2)):
+        assert [finding.verdict for finding in verdicts(model_of(folder, dtype=dtype))] == ["ok"] * times
+    wrong = verdicts(model_of(folder, rope_theta=20_000.0))
+    assert [finding.cause for finding in wrong] == ["RoPE base: model.rope_theta=10000, which meets the figures"]
+    other = write_jina_checkpoint(tmp_path / "other", dim=DIM, seed=7)
+    for place in (other, tmp_path / "nowhere"):
+        (unsettled,) = verdicts(model_of(place))
+        assert unsettled.verdict == "no figures"
+        assert f"those at {DIM} settle the RoPE base (10000.0)" in unsettled.measured
+        assert f"evalkit fetch model=jina-colbert-v2 dim={DIM}" in unsettled.measured
+
+
+def test_the_canary_reads_no_weights_again_where_no_figures_are_published(tmp_path, monkeypatch):
+    config = fixture_config("jina-colbert-v2", write("jina-colbert-v2", tmp_path), dtype="bfloat16")
+    encoder, _ = load(config)
+    monkeypatch.setattr(canary, "load_encoders", lambda *_a, **_k: pytest.fail("the weights were read again"))
+    canary.canary(encoder, checkpoints(config, config.dims))
+
+
+def test_a_model_without_vectors_has_nothing_to_check():
+    with pytest.raises(ConfigError, match="'bm25' has no checkpoint to check; wanted a model with vectors"):
+        list(canary.check(compose(["model=bm25"])))
+
+
+def test_the_verb_prints_every_answer_and_exits_by_them(tmp_path, monkeypatch):
+    passed = CliRunner().invoke(app, ["check", "model=demo", "dim=64"])
+    assert (passed.exit_code, "expansion vectors at 64: 19 masks" in passed.output) == (0, True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+
+    def zero_head(folder):
+        from safetensors.torch import load_file, save_file
+
+        write_colbertv2(folder)
+        tensors = load_file(folder / "model.safetensors")
+        save_file(tensors | {"linear.weight": torch.zeros(128, 24)}, folder / "model.safetensors")
+
+    publish(tmp_path, "colbert-ir/colbertv2.0", zero_head, revision="c1e84128e85ef755c096a95bdb06b47793b13acf")
+    failed = CliRunner().invoke(app, ["check", "model=colbertv2"])
+    assert failed.exit_code == 1
+    assert "likeliest cause: head missing or zero" in failed.output
+    assert "nothing should be encoded with this model yet" in failed.output

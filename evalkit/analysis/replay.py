@@ -93,16 +93,20 @@ class Material(NamedTuple):
 def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> Material:
     """Read what a finished run left, and from the dataset the judgements that do not lie beside it.
 
-    Raises ScoreError when a file is missing or damaged.
+    Raises ScoreError when a file is missing, damaged or edited.
     """
     folder = paths.run_dir(results_dir, cell.run_id)
     qrels_path, dropped_path = folder / results.QRELS, folder / results.DROPPED
+    results.require_unedited(results_dir, cell, results.RUN, results.QRELS, results.DROPPED)
     if qrels_path.is_file():
         qrels: Qrels = trec.read_qrels(qrels_path)
     else:
         qrels = _dataset_qrels(results_dir, cell, dataset_path)
-    kept = trec.read_run(folder / results.RUN)
-    dropped = trec.read_run(dropped_path) if dropped_path.is_file() else {}
+    kept = results.read_run(folder / results.RUN)
+    if cell.self_hits and cell.protocol.get("drop_self") and not dropped_path.is_file():
+        msg = f"{dropped_path}: is not there, wanted the {cell.self_hits} hits that the self-id rule took out"
+        raise ScoreError(f"{msg}; restore it, or delete the run's {results.SCORES} and run the cell again")
+    dropped = results.read_run(dropped_path) if dropped_path.is_file() else {}
     whole = {query: ranking.rank_hits([*kept.get(query, []), *dropped.get(query, [])]) for query in {**kept, **dropped}}
     return Material(cell, whole, qrels, cell.protocol.get("depth"))
 
@@ -186,7 +190,7 @@ def candidates(material: Material, metric: str) -> list[Rules]:
     can_differ = {
         "self_ids": any(hit.document_id == query for query, hits in material.run.items() for hit in hits),
         "ties": any(a.score == b.score for hits in material.run.values() for a, b in itertools.pairwise(hits)),
-        "missing": any(not material.run.get(query) for query in material.qrels),
+        "missing": len({bool(material.run.get(query)) for query in material.qrels}) > 1,  # with no hit, none is left
         "queries": any(all(grade <= 0 for grade in judged) for judged in grades),
         "gain": metric.startswith("ndcg") and any(grade > 1 for judged in grades for grade in judged),
     }

@@ -19,6 +19,7 @@ import xxhash
 
 from evalkit.config.settings import DatasetConfig
 from evalkit.errors import DatasetError, nearest
+from evalkit.storage.columns import is_identifier
 from evalkit.types import Dataset, Document, Query
 
 # What ir-datasets and the libraries below it raise when a file cannot be fetched, verified or parsed.
@@ -208,7 +209,7 @@ def _version() -> str:
 
 def _document(record: Any) -> Document:
     identifier, title, text = record.doc_id, getattr(record, "title", None) or "", record.text
-    if not isinstance(text, str) or not isinstance(identifier, str) or identifier.split() != [identifier]:
+    if not isinstance(text, str) or not isinstance(identifier, str) or not is_identifier(identifier):
         msg = f"document {identifier!r} with text {text!r:.60}, wanted an id without white space and text"
         raise ValueError(msg)  # told by _explained
     return Document(identifier, title, text)

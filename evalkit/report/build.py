@@ -10,7 +10,7 @@ import yaml
 
 from evalkit.config.settings import configs_dir
 from evalkit.errors import ScoreError
-from evalkit.report import card, exports, page, sheets, table
+from evalkit.report import card, evidence, exports, page, sheets, table
 from evalkit.scoring import published, reruns
 from evalkit.storage import paths, results
 from evalkit.storage.results import CellScores
@@ -117,8 +117,8 @@ def _stale(report: Report, out: Path) -> list[str]:
 def _with_queries(results_dir: Path, found: results.Collected) -> tuple[results.Collected, page.PerQuery]:
     """Return the runs with their values by query.
 
-    A run whose scores are not the means of its queries is left out, for one of the two was changed; a run whose table
-    of queries is damaged costs only its drill-down.
+    A run is left out whose scores are not the means of its queries, or do not come out again from files that were
+    edited; a run whose table of queries is damaged costs only its drill-down.
     """
     cells, problems, per_query = [], list(found.problems), {}
     for cell in found.cells:
@@ -127,13 +127,17 @@ def _with_queries(results_dir: Path, found: results.Collected) -> tuple[results.
             queries = results.read_per_query(path)
         except ScoreError as error:
             problems.append(str(error))
+            problems += [line for name, line in results.edited(results_dir, cell).items() if name != results.PER_QUERY]
             cells.append(cell)
             continue
         if wrong := results.disagreement(cell, queries):
             problems.append(f"{path}: {wrong}; the run is left out: run the cell again")
             continue
-        per_query[cell.run_id] = queries
-        cells.append(cell)
+        lines, borne_out = evidence.hold(results_dir, cell, queries)
+        problems += lines
+        if borne_out:
+            per_query[cell.run_id] = queries
+            cells.append(cell)
     return results.Collected(tuple(cells), tuple(problems)), per_query
 
 

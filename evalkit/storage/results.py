@@ -1,4 +1,8 @@
-"""One finished cell on disk: `scores.json`, written last, so that its existence means completion."""
+"""One finished cell on disk: `scores.json`, written last, so that its existence means completion.
+
+It carries a checksum of its whole content, and the checksums of the files that lay beside it when it was written: what
+was damaged or edited afterwards is refused by name.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,24 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
+import xxhash
 import yaml
 
 from evalkit.config.settings import RunConfig, run_config
 from evalkit.errors import ConfigError, ScoreError
+from evalkit.storage import seal, trec
 from evalkit.storage.paths import run_dir, write_whole
+from evalkit.types import Hit
 
-SCHEMA = 1
-"""Version of scores.json; a file of a newer version is refused, not guessed at."""
+SCHEMA = 2
+"""Version of scores.json; a file of another version is refused, not guessed at. Version 1 had no checksums."""
 SCORES = "scores.json"
 RUN = "run.trec.gz"
 QRELS = "qrels.trec.gz"
@@ -30,13 +37,15 @@ DROPPED = "dropped.trec.gz"
 PER_QUERY = "per_query.tsv"
 KINDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("run_id", "model", "dataset", "split", "language", "main_metric"), (str,)),
-    **dict.fromkeys(("metrics", "groups", "counts", "protocol", "wall_s", "environment"), (dict,)),
+    **dict.fromkeys(("metrics", "groups", "counts", "protocol", "wall_s", "environment", "files"), (dict,)),
     "dim": (int, NoneType),
     "deviations": (list,),
 }
 """What each field is in the file; a file may have been edited by hand."""
 JSON_NAMES = {str: "a text", dict: "an object", list: "a list", int: "a whole number", NoneType: "null"}
 CONFIG = "config.yaml"
+BESIDE = (RUN, QRELS, PER_QUERY, CONFIG, DROPPED)
+"""Whose checksums scores.json records."""
 _SHOWN_CHARACTERS = 16
 """How much of a value tells two runs apart: of two checksums the beginnings."""
 
@@ -64,6 +73,8 @@ class CellScores:
     wall_s: Mapping[str, float]
     environment: Mapping[str, Any]
     schema_version: int = SCHEMA
+    files: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """The checksum of each file that lay beside scores.json when it was written; `write` takes them."""
 
     @property
     def self_hits(self) -> int | None:
@@ -72,42 +83,56 @@ class CellScores:
 
 
 def write(scores: CellScores, results_dir: Path) -> Path:
-    """Write a cell's scores.json. Raises ScoreError for a value that is not a finite number."""
+    """Write a cell's scores.json with its own checksum and those of the files beside it, which must be there by now.
+
+    Raises ScoreError for a value that is not a finite number.
+    """
     for name, value in scores.metrics.items():
         if not math.isfinite(value):
             msg = f"{scores.run_id}: {name} is {value}, wanted a finite number; nothing was written"
             raise ScoreError(msg)
     path = run_dir(results_dir, scores.run_id) / SCORES
-    text = json.dumps(dataclasses.asdict(scores), ensure_ascii=False, allow_nan=False, indent=2)
-    write_whole(path, f"{text}\n".encode())
+    beside = {name: checksum for name in BESIDE if (checksum := _checksum(path.parent / name)) is not None}
+    values = seal.seal(dataclasses.asdict(scores) | {"files": beside})
+    write_whole(path, f"{json.dumps(values, ensure_ascii=False, allow_nan=False, indent=2)}\n".encode())
     return path
 
 
 def read(path: Path) -> CellScores:
-    """Read a scores.json. Raises ScoreError when it is cut short, of a newer schema or lacks a field."""
+    """Read a scores.json.
+
+    Raises ScoreError when it is cut short, of another schema, lacks a field or does not fit its own checksum.
+    """
+    again = "delete it and run the cell again"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        values = seal.parse(path.read_bytes())
     except OSError as error:
         msg = f"{path}: cannot be read ({error.strerror}); wanted the scores.json of a finished run"
         raise ScoreError(msg) from error
     except ValueError as error:
-        msg = f"{path}: not whole JSON ({error}); delete it and run the cell again"
+        msg = f"{path}: not whole JSON ({error}); {again}"
         raise ScoreError(msg) from error
-    if not isinstance(values, dict):
-        msg = f"{path}: got a {type(values).__name__}, wanted a JSON object; delete it and run the cell again"
-        raise ScoreError(msg)
     version = values.get("schema_version")
     if version != SCHEMA:
         msg = (
             f"{path}: schema_version is {version!r}, this evalkit reads {SCHEMA}; update evalkit or run the cell again"
         )
         raise ScoreError(msg)
-    names = {field.name for field in dataclasses.fields(CellScores)}
+    try:
+        values = seal.unseal(values)
+    except ValueError as error:
+        msg = f"{path}: was damaged or edited ({error}); restore it, or {again}"
+        raise ScoreError(msg) from error
+    names = {each.name for each in dataclasses.fields(CellScores)}
     if set(values) != names:
         wrong = ", ".join(sorted(set(values) ^ names))
-        msg = f"{path}: missing or unknown fields: {wrong}; delete it and run the cell again"
+        msg = f"{path}: missing or unknown fields: {wrong}; {again}"
         raise ScoreError(msg)
-    for mistake in _mistakes(path, values):
+    try:
+        mistake = next(_mistakes(path, values), None)
+    except (TypeError, AttributeError) as error:
+        mistake = f"not scores ({error}); {again}"
+    if mistake is not None:
         msg = f"{path}: {mistake}"
         raise ScoreError(msg)
     return CellScores(**{**values, "deviations": tuple(values["deviations"])})
@@ -134,16 +159,61 @@ def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
         yield f"got no {values['main_metric']}, its main metric; {again}"
 
 
-def _refuse(constant: str) -> float:
-    """Refuse NaN and Infinity, which Python alone takes for JSON."""
-    msg = f"got {constant}, wanted a finite number"
-    raise ValueError(msg)
-
-
 def finished(results_dir: Path, run_id: str) -> CellScores | None:
     """Return the scores of a cell that is already done, or None."""
     path = run_dir(results_dir, run_id) / SCORES
-    return read(path) if path.is_file() else None
+    try:
+        there = path.is_file()
+    except OSError as error:
+        msg = f"{path}: cannot be read ({error.strerror}); wanted the scores.json of a finished run, or none"
+        raise ScoreError(msg) from error
+    return read(path) if there else None
+
+
+def _checksum(path: Path) -> str | None:
+    """Return the checksum of a file, or None where there is none that can be read."""
+    try:
+        return xxhash.xxh3_128_hexdigest(path.read_bytes())
+    except OSError:
+        return None
+
+
+def edited(results_dir: Path, cell: CellScores, *, names: Sequence[str] = BESIDE) -> dict[str, str]:
+    """Return, by name, a line for each file beside a cell's scores that is not the one that lay there when it was done.
+
+    A file that is gone is not among them: it can be missed, for example judgements that must not be passed on.
+    """
+    folder = run_dir(results_dir, cell.run_id)
+    wanted = cell.files or read(folder / SCORES).files  # a cell that was just computed does not know its files
+    found = {}
+    for name in names:
+        got = _checksum(folder / name)
+        if got is not None and got != wanted.get(name):
+            said = f"the {wanted[name]} of {SCORES}" if name in wanted else f"no such file, by {SCORES}"
+            found[name] = f"{folder / name}: was damaged or edited: got checksum {got}, wanted {said}"
+    return found
+
+
+def require_unedited(results_dir: Path, cell: CellScores, *names: str) -> None:
+    """Raise ScoreError, which names the file, unless each is as the run left it or is missing."""
+    for line in edited(results_dir, cell, names=names).values():
+        msg = f"{line}; restore it, or delete the run's {SCORES} and run the cell again"
+        raise ScoreError(msg)
+
+
+def read_run(path: Path) -> dict[str, list[Hit]]:
+    """Read a TREC run of any system; one of evalkit's own may be without a single hit.
+
+    An empty file is believed only where a scores.json beside it says by checksum that the run wrote it so: of any other
+    system it may as well be cut short. Raises ScoreError.
+    """
+    try:
+        return trec.read_run(path)
+    except trec.EmptyRunError:
+        scores = path.parent / SCORES
+        if not scores.is_file() or read(scores).files.get(path.name) != _checksum(path):
+            raise
+        return {}
 
 
 def per_query_table(per_query: Mapping[str, Mapping[str, float]], metrics: Sequence[str]) -> str:
@@ -186,9 +256,10 @@ def config_of(values: Mapping[str, Any], *, dataset_path: Path | None = None) ->
 def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> RunConfig:
     """Return the config that a run was made with, its dataset's sources headed by the one that the run used.
 
-    Raises ConfigError when it cannot be read any more.
+    Raises ConfigError when it cannot be read any more, and ScoreError when it was edited.
     """
     path = run_dir(results_dir, cell.run_id) / CONFIG
+    require_unedited(results_dir, cell, CONFIG)
     try:
         config = config_of(yaml.safe_load(path.read_text(encoding="utf-8")), dataset_path=dataset_path)
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
@@ -237,8 +308,8 @@ def readable(results_dir: Path) -> tuple[list[CellScores], list[str]]:
     for path in sorted((results_dir / "runs").glob(f"*/{SCORES}")):
         try:
             cells.append(read(path))
-        except (ScoreError, TypeError, AttributeError) as error:
-            problems.append(str(error) if isinstance(error, ScoreError) else f"{path}: not scores ({error})")
+        except ScoreError as error:
+            problems.append(str(error))
     return cells, problems
 
 

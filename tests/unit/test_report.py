@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import gzip
 import io
 import json
 import re
@@ -26,8 +27,9 @@ from evalkit.report import build, sheets, table
 from evalkit.report.card import card_tables, judge, leaderboard, verdict_on
 from evalkit.report.page import SYMBOLS
 from evalkit.run.identity import vector_facts
-from evalkit.scoring import published, reruns
-from evalkit.storage import results
+from evalkit.scoring import metrics, published, reruns
+from evalkit.storage import results, seal, trec
+from evalkit.types import Hit
 
 TABLES = ("beir", "msmarco", "miracl", "mmarco", "matryoshka", "leaderboard")
 
@@ -288,8 +290,9 @@ def test_the_check_fails_when_a_file_drifted_is_missing_or_is_left_over(folder):
 
 
 def rewrite(path: Path, **changes):
-    scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))
-    (path / "scores.json").write_text(json.dumps(scores | changes), encoding="utf-8")
+    """Write other scores under a checksum that fits them, as another evalkit could."""
+    scores = seal.unseal(json.loads((path / "scores.json").read_text(encoding="utf-8")))
+    (path / "scores.json").write_text(json.dumps(seal.seal(scores | changes)), encoding="utf-8")
 
 
 def damage_newer(folder):
@@ -341,10 +344,10 @@ def damage_twins(folder):
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_newer, "schema_version is 99, this evalkit reads 1"),
+        (damage_newer, "schema_version is 99, this evalkit reads 2"),
         (damage_cut, "not whole JSON"),
         (damage_nan, "not whole JSON (got NaN, wanted a finite number)"),
-        (damage_overflow, "seconds of score is inf, wanted a finite number from 0 on"),
+        (damage_overflow, "scores.json: was damaged or edited (its content has checksum"),
         (damage_no_main, "got no ndcg@10, its main metric"),
         (damage_types, "metrics is 5, wanted an object"),
         (damage_name, "model is None, wanted a text"),
@@ -405,6 +408,116 @@ def test_a_damaged_table_of_queries_costs_only_its_drill_down(folder):
     assert done.exit_code == 1
     assert "per_query.tsv: not a whole table of queries" in done.stderr
     assert "| 0.325 | +0.0005 | MATCH | card |" in done.stdout
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """A run whose numbers follow from its files: q1 finds its document first, q2 second (mrr .5, ndcg .63093)."""
+    run = {"q1": [Hit("d1", 2.0)], "q2": [Hit("x", 2.0), Hit("d2", 1.0)]}
+    qrels = {"q1": {"d1": 1}, "q2": {"d2": 1}}
+    again = metrics.score(run, qrels)
+    path = put(tmp_path, cell(metrics=again.means), run=run, qrels=qrels)
+    (path / "per_query.tsv").write_text(results.per_query_table(again.per_query, tuple(again.means)), encoding="utf-8")
+    results.write(cell(metrics=again.means), tmp_path)
+    assert report(tmp_path).stderr == ""
+    return path
+
+
+def test_a_run_file_that_was_edited_is_named_with_what_it_scores_now(scored):
+    trec.write_run({"q1": [Hit("d1", 2.0)], "q2": [Hit("d2", 1.0)]}, scored / "run.trec.gz", tag="t")
+    put(scored.parents[1], late())
+    done = report(scored.parents[1])
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"evalkit: {scored}/run.trec.gz: was damaged or edited: got checksum ")
+    assert "; query 'q2' scored again has ndcg@10 1.00000, its table says 0.63093 (mean 1.00000)" in line
+    assert line.endswith("; the run is left out: restore the file or run the cell again")
+    assert done.exit_code == 1
+    assert "| bm25 |" not in done.stdout
+    assert "| jina-colbert-v2 |" in done.stdout
+
+
+def test_judgements_that_were_edited_are_named(scored):
+    trec.write_qrels({"q1": {"d1": 1}, "q2": {"x": 1}}, scored / "qrels.trec.gz")
+    (problem,) = build.build(scored.parents[1]).problems
+    assert problem.startswith(f"{scored}/qrels.trec.gz: was damaged or edited")
+    assert "query 'q2' scored again has ndcg@10 1.00000, its table says 0.63093" in problem
+
+
+def test_values_of_two_queries_that_were_exchanged_are_found_though_their_mean_is_the_same(scored):
+    path = scored / "per_query.tsv"
+    text = path.read_text("utf-8").replace("q1", "q3").replace("q2", "q1").replace("q3", "q2")
+    path.write_text(text, encoding="utf-8")
+    (problem,) = build.build(scored.parents[1]).problems
+    assert problem.startswith(f"{path}: was damaged or edited")
+    assert "scored again has ndcg@10" in problem
+
+
+def test_a_file_that_was_packed_again_is_named_and_its_run_kept(scored):
+    path = scored / "run.trec.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=0))
+    made = build.build(scored.parents[1])
+    (problem,) = made.problems
+    assert problem.startswith(f"{path}: was damaged or edited")
+    assert problem.endswith("; scored again it gives the same values: restore it")
+    assert len(made.cells) == 1
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "dropped.trec.gz"])
+def test_a_file_that_came_later_is_named(scored, name):
+    (scored / name).write_bytes(b"later")
+    made = build.build(scored.parents[1])
+    (problem,) = made.problems
+    assert problem.startswith(f"{scored}/{name}: was damaged or edited")
+    assert "wanted no such file, by scores.json; no score depends on it" in problem
+    assert len(made.cells) == 1
+
+
+def test_a_run_file_that_is_no_run_any_more_is_one_line(scored):
+    (scored / "run.trec.gz").write_bytes(b"not gzip")
+    (problem,) = build.build(scored.parents[1]).problems
+    assert "it cannot be scored again" in problem
+    assert "\n" not in problem
+
+
+def test_what_fits_its_checksum_is_not_scored_again(scored, monkeypatch):
+    monkeypatch.setattr(metrics, "score", None)
+    assert build.build(scored.parents[1]).problems == ()
+
+
+def test_an_edited_number_or_name_in_scores_is_refused_by_the_files_name(scored):
+    path = scored / "scores.json"
+    whole = path.read_text(encoding="utf-8")
+    for old, new in (
+        ("recall@100", "recalL@100"),
+        ('"score": 0.5', '"score": 0.6'),
+        ('"split": "test"', '"split": "t"'),
+    ):
+        path.write_text(whole.replace(old, new), encoding="utf-8")
+        with pytest.raises(
+            ScoreError, match=r"scores\.json: was damaged or edited \(its content has checksum"
+        ) as caught:
+            results.read(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_scores_without_a_checksum_are_refused(scored):
+    path = scored / "scores.json"
+    values = seal.read(path.read_bytes())
+    path.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(ScoreError, match=r"scores\.json: was damaged or edited \(got no xxh3_128"):
+        results.read(path)
+    path.write_text(json.dumps(values | {"schema_version": 1}), encoding="utf-8")
+    with pytest.raises(ScoreError, match="schema_version is 1, this evalkit reads 2; update evalkit or run the cell"):
+        results.read(path)
+
+
+def test_an_edited_file_of_a_rerun_is_named(tmp_path):
+    put(tmp_path, late())
+    rerun(tmp_path, "gpu")
+    (path,) = (tmp_path / "reruns").rglob("run.trec.gz")
+    path.write_bytes(b"")
+    (line,) = report(tmp_path).stderr.splitlines()
+    assert line.startswith(f"evalkit: {path}: was damaged or edited")
 
 
 @pytest.mark.parametrize(

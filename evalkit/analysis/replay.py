@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from evalkit import ranking
+from evalkit.analysis import standing
 from evalkit.errors import DatasetError, EvalkitError, ScoreError
 from evalkit.scoring import metrics, published
 from evalkit.scoring.published import PublishedScore, Verdict
@@ -270,9 +271,12 @@ def landings(material: Material, replayed: Sequence[Replayed], metric: str, *, d
     for one in published.find(cell.model, cell.dim, cell.dataset, metric):
         landing = [entry for entry in replayed if published.rounded(entry.value, one.digits) == one.value]
         fewest = min((len(entry.changed) for entry in landing), default=0)
-        differs = (*cell.deviations, *published.differing(one, cell.protocol, cell.split, self_hits=cell.self_hits))
         verdict = published.verdict(
-            replayed[0].value, one, deviation=deviation, declared_loss=one.index_loss, differs=differs
+            replayed[0].value,
+            one,
+            deviation=deviation,
+            declared_loss=one.index_loss,
+            differs=standing.differing(cell, one),
         )
         found.append(Landing(one, verdict, tuple(entry for entry in landing if len(entry.changed) == fewest)))
     return found

@@ -103,6 +103,11 @@ class CheckpointSource:
     path: str | None = None
     code_revision: str | None = None
     """The commit of the other repository that `auto_map` takes its code from, for `model.trust_remote_code=true`."""
+    checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """XXH3-128 of the files of the published weights, by name, where somebody has read them; a verdict asks for them.
+
+    They are compared with the packaged config's alone: what the command line gives here proves nothing.
+    """
 
     def __post_init__(self) -> None:
         if not (self.path or self.package or self.repo):

@@ -7,7 +7,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from evalkit.config.settings import CheckpointSource
 from evalkit.errors import ModelError
@@ -37,6 +37,11 @@ class Checkpoint:
     revision: str | None
     checksums: dict[str, str]
     """By file name; code from another repository under `OWNER/NAME@COMMIT/FILE`. Code is here only if it is to run."""
+    addressed: frozenset[str] = frozenset()
+    """Which of these files are blobs of the repository's own cache folder whose content met the address they lie under.
+
+    A plain file in a snapshot folder is not among them: nothing ties its content to the commit.
+    """
 
     def code(self) -> dict[str, str]:
         """Return the checksums of the Python files that build the backbone; none where a native class does."""
@@ -78,8 +83,13 @@ def resolve(source: CheckpointSource, *, allow_pickle: bool = False, remote_code
     Raises ModelError when the files cannot be had, one of them is missing, or code is not pinned.
     """
     checkpoint = _resolved(source, allow_pickle=allow_pickle, remote_code=remote_code)
-    return (
-        replace(checkpoint, checksums=checkpoint.checksums | _code(checkpoint, source)) if remote_code else checkpoint
+    if not remote_code:
+        return checkpoint
+    code = _code(checkpoint, source)
+    return replace(
+        checkpoint,
+        checksums=checkpoint.checksums | {name: read.checksum for name, read in code.items()},
+        addressed=checkpoint.addressed | {name for name, read in code.items() if read.addressed},
     )
 
 
@@ -101,7 +111,7 @@ def _resolved(source: CheckpointSource, *, allow_pickle: bool, remote_code: bool
     return _from_hub(source.repo, source.revision, allow_pickle=allow_pickle, remote_code=remote_code)
 
 
-def _code(checkpoint: Checkpoint, source: CheckpointSource) -> dict[str, str]:
+def _code(checkpoint: Checkpoint, source: CheckpointSource) -> dict[str, _Read]:
     """Return the checksums of the code that builds a checkpoint's backbone. Raises ModelError unless it is pinned."""
     auto_map = checkpoint.config().get("auto_map")
     entries: dict[str, Any] = auto_map if isinstance(auto_map, dict) else {}
@@ -116,17 +126,21 @@ def _code(checkpoint: Checkpoint, source: CheckpointSource) -> dict[str, str]:
     if len(others) > 1:
         msg = f"{checkpoint.origin}: its code is in several repositories ({', '.join(others)}), wanted one at most"
         raise ModelError(f"{msg}; use the native class: leave model.trust_remote_code out")
-    found: dict[str, str] = {}
+    found: dict[str, _Read] = {}
     if any("--" not in reference for reference in named.values()):
         if checkpoint.revision is not None and not hub.COMMIT.fullmatch(source.revision or ""):
             _refuse_unpinned(checkpoint, checkpoint.origin, "revision")
-        found = {name: _proved_checksum(checkpoint.folder / name) for name in _python_files(checkpoint.folder)}
+        found = {
+            name: _proved(checkpoint.folder / name, snapshot=checkpoint.folder)
+            for name in _python_files(checkpoint.folder)
+        }
     if others:
         if not hub.COMMIT.fullmatch(source.code_revision or ""):
             _refuse_unpinned(checkpoint, others[0], "code_revision")
         folder = _snapshot(others[0], source.code_revision, [f"*{CODE}"], whole=_unknown)
         found |= {
-            f"{others[0]}@{folder.name}/{name}": _proved_checksum(folder / name) for name in _python_files(folder)
+            f"{others[0]}@{folder.name}/{name}": _proved(folder / name, snapshot=folder)
+            for name in _python_files(folder)
         }
     if not found:
         msg = f"{checkpoint.origin}: got no Python file in {checkpoint.folder}, wanted {named['AutoModel']}"
@@ -239,12 +253,25 @@ def _checkpoint(folder: Path, *, origin: str, revision: str | None, allow_pickle
     if missing:
         msg = f"checkpoint {origin} lacks {', '.join(missing)}; wanted {', '.join(FILES)} in {folder}"
         raise ModelError(msg)
-    checksums = {name: _proved_checksum(folder / name) for name in files}
-    return Checkpoint(folder=folder, origin=origin, revision=revision, checksums=checksums)
+    read = {name: _proved(folder / name, snapshot=folder) for name in files}
+    return Checkpoint(
+        folder=folder,
+        origin=origin,
+        revision=revision,
+        checksums={name: one.checksum for name, one in read.items()},
+        addressed=frozenset(name for name, one in read.items() if one.addressed and revision is not None),
+    )
 
 
-def _proved_checksum(path: Path) -> str:
-    """Return a file's checksum. Raises ModelError when the hub's cache keeps it under another content's name.
+class _Read(NamedTuple):
+    """A file's checksum, and whether its content met the address that the repository's cache keeps it under."""
+
+    checksum: str
+    addressed: bool
+
+
+def _proved(path: Path, *, snapshot: Path) -> _Read:
+    """Return what a file of a snapshot is. Raises ModelError when the hub's cache keeps it under another's name.
 
     The name is the content's address since the download; what a disk or a hand changed later shows in the same read.
     """
@@ -257,4 +284,5 @@ def _proved_checksum(path: Path) -> str:
             f"it was damaged since it was fetched: delete {blob} and fetch it again"
         )
         raise ModelError(msg)
-    return checksum
+    own = blob is not None and blob.parent == (snapshot.parent.parent / "blobs").resolve()
+    return _Read(checksum, addressed=own and proof is not None)

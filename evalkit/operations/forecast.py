@@ -22,10 +22,10 @@ from evalkit.datasets.irds import IrdsCorpus
 from evalkit.datasets.survey import Survey, survey
 from evalkit.errors import ConfigError, EvalkitError
 from evalkit.models.checkpoint import on_disk
-from evalkit.run import environment, identity, jobs
+from evalkit.run import environment, jobs
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.jobs import Job
-from evalkit.storage import results, shard_files
+from evalkit.storage import keys, results, shard_files
 from evalkit.storage.offline import network_off
 from evalkit.storage.paths import store_dir, topk_dir
 from evalkit.storage.results import CellScores
@@ -420,4 +420,4 @@ def _settings(config: RunConfig, dim: int | None) -> tuple[object, ...]:
     """Return what tells a cell from others before its run id is known."""
     absolute = jobs.absolute(config)
     one = dataclasses.replace(absolute, dims=(dim,))
-    return dim, config.model.name, config.dataset.name, identity.key_of({"config": results.plain(one)})
+    return dim, config.model.name, config.dataset.name, keys.key_of({"config": results.plain(one)})

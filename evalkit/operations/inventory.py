@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from evalkit.errors import StoreError, nearest
 from evalkit.operations import forecast
 from evalkit.run import identity, jobs
-from evalkit.storage import seal, shard_files
+from evalkit.storage import keys, seal, shard_files
 from evalkit.storage.paths import file_checksum, store_dir, survey_file, topk_dir
 from evalkit.storage.results import CellScores
 
@@ -94,7 +94,7 @@ def _users(cache_dir: Path, finished: Iterable[CellScores]) -> list[User]:
 
 
 def _user(run_id: str, dataset: str, protocol: Mapping[str, Any]) -> User:
-    return User(run_id, dataset, _store_key(protocol), identity.key_of(protocol), str(protocol.get("corpus")))
+    return User(run_id, dataset, _store_key(protocol), keys.key_of(protocol), str(protocol.get("corpus")))
 
 
 def _store_key(protocol: Mapping[str, Any]) -> str:

@@ -19,8 +19,8 @@ from typing import Any, NamedTuple
 
 from evalkit.config.settings import RunConfig
 from evalkit.errors import ConfigError, EvalkitError
-from evalkit.run.identity import key_of
 from evalkit.storage import seal
+from evalkit.storage.keys import key_of
 from evalkit.storage.results import config_of, plain
 
 FOLDER = "jobs"

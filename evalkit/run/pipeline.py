@@ -6,11 +6,11 @@ goes on where it stopped and ends in the same bytes.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
+from typing import Any
 
 import torch
 import yaml
@@ -23,7 +23,8 @@ from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
 from evalkit.datasets.survey import ShardRange, Survey, survey
 from evalkit.engines.local import map_shards
 from evalkit.maxsim import choice
-from evalkit.models import metadata
+from evalkit.models import metadata, weights
+from evalkit.models.backbones.native import count_parameters
 from evalkit.models.encoder import load_encoders
 from evalkit.ranking import Hits, drop_self, merge, no_hits, self_hits, separate_ties
 from evalkit.run import environment
@@ -54,10 +55,11 @@ def run(config: RunConfig, *, console: Console) -> list[CellScores]:
     if unfinished:
         make_folder(run_dir(config.results_dir, unfinished[0].run_id).parent)  # fails now rather than after hours
         started = time.monotonic()
-        best = search(task, unfinished)
+        met: set[int] = set()
+        best = search(task, unfinished, met_vectors=met)
         wall_s = time.monotonic() - started
         for cell in unfinished:
-            done[cell.run_id] = finish(task, cell, best[cell.run_id], search_s=wall_s)
+            done[cell.run_id] = finish(task, cell, best[cell.run_id], search_s=wall_s, met_vectors=cell.dim in met)
     return [scores for scores in done.values() if scores is not None]
 
 
@@ -83,15 +85,20 @@ def prepare(config: RunConfig, *, console: Console) -> Task:
     return Task(config, dataset, surveyed, deviations, device, console)
 
 
-def search(task: Task, cells: Sequence[Cell]) -> dict[str, Hits]:
-    """Return each cell's best hits over all shards, by run id."""
+def search(task: Task, cells: Sequence[Cell], *, met_vectors: set[int] | None = None) -> dict[str, Hits]:
+    """Return each cell's best hits over all shards, by run id.
+
+    The dims at which the loaded model met vectors that are published for it are added to `met_vectors`.
+    """
     if isinstance(task.config.model, Bm25Config):
         (cell,) = cells
         return {cell.run_id: search_bm25(task, cell, task.config.model)}
-    return search_vectors(task, cells, task.config.model)
+    return search_vectors(task, cells, task.config.model, met_vectors=met_vectors)
 
 
-def search_vectors(task: Task, cells: Sequence[Cell], model: EncoderConfig) -> dict[str, Hits]:
+def search_vectors(
+    task: Task, cells: Sequence[Cell], model: EncoderConfig, *, met_vectors: set[int] | None = None
+) -> dict[str, Hits]:
     """Encode and search every shard; dims whose backbones are equal share one pass over the corpus."""
     engine = task.config.engine
     if engine.threads is not None:
@@ -105,7 +112,9 @@ def search_vectors(task: Task, cells: Sequence[Cell], model: EncoderConfig) -> d
     for encoder in load_encoders(
         model, found, device=task.device, attention=engine.attention, elementwise=engine.elementwise
     ):
-        canary(encoder, found)
+        met = canary(encoder, found)
+        if met_vectors is not None:
+            met_vectors |= met
         members = {dim: by_dim[dim] for dim in encoder.heads}
         title = f"{model.name} at dim {', '.join(map(str, members))} on {task.dataset.name}"
         with (
@@ -146,7 +155,7 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
     return best if model.ties == "trec_eval" else separate_ties(best)
 
 
-def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores:
+def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float, met_vectors: bool) -> CellScores:
     """Write a cell's run file and scores; scores.json comes last and means that the cell is done."""
     started = time.monotonic()
     config, dataset = task.config, task.dataset
@@ -202,11 +211,19 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores
             **environment.environment(None if cell.dim is None else task.device),
             **environment.given_up(config, task.device),
             "dataset_source": dataset.source,
-            "checkpoint": None if cell.checkpoint is None else dataclasses.asdict(cell.checkpoint) | {"folder": None},
+            "checkpoint": _weights(config, cell, met_vectors=met_vectors),
         },
     )
     results.write(scores, config.results_dir)
     return scores
+
+
+def _weights(config: RunConfig, cell: Cell, *, met_vectors: bool) -> dict[str, Any] | None:
+    """Return what is recorded of the weights that ran: their origin, checksums, count, and what proves them."""
+    if cell.checkpoint is None or cell.dim is None or not isinstance(config.model, EncoderConfig):
+        return None
+    count = count_parameters(cell.checkpoint, adapter=config.model.adapter)
+    return weights.record(config.model.name, cell.dim, cell.checkpoint, parameters=count, met_vectors=met_vectors)
 
 
 def _accepted(config: RunConfig, cell: Cell) -> tuple[str, ...]:

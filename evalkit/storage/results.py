@@ -22,7 +22,7 @@ import yaml
 
 from evalkit.config.settings import RunConfig, run_config
 from evalkit.errors import ConfigError, ScoreError
-from evalkit.storage import seal, trec
+from evalkit.storage import keys, seal, trec
 from evalkit.storage.paths import run_dir, write_whole
 from evalkit.types import Hit
 
@@ -155,6 +155,12 @@ def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
             if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= most:
                 wanted = "a number from 0 to 1" if most == 1 else "a finite number from 0 on"
                 yield f"{where}{name} is {value!r}, wanted {wanted}; {again}"
+    recomputed = keys.run_id(*(values[name] for name in ("dataset", "split", "model", "dim", "protocol")))
+    if recomputed != values["run_id"]:
+        yield (
+            f"run_id is {values['run_id']}, wanted {recomputed} for the dataset, split, model, dim and protocol stated "
+            f"here: one of them was changed since the run; {again}"
+        )
     if values["main_metric"] not in values["metrics"]:
         yield f"got no {values['main_metric']}, its main metric; {again}"
 
@@ -270,38 +276,6 @@ def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | No
     return dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, sources=sources))
 
 
-class Collected(NamedTuple):
-    """The cells that can be tabled, and a line for everything that keeps a run out of the tables or apart in them."""
-
-    cells: tuple[CellScores, ...]
-    problems: tuple[str, ...]
-
-
-def collect(results_dir: Path, *, checksums: Mapping[str, str]) -> Collected:
-    """Read every run that can be read, whatever is wrong with others.
-
-    `checksums` names datasets' corpora as they should be. A damaged run is left out; so are runs that claim the same
-    cell, for none of them has the better claim; a run on another corpus stays, as a deviation from the protocol.
-    """
-    cells, problems = readable(results_dir)
-    claims: dict[tuple[str, int | None, str], list[CellScores]] = {}
-    for cell in cells:
-        claims.setdefault((cell.model, cell.dim, cell.dataset), []).append(cell)
-    kept = []
-    for (model, dim, dataset), claiming in claims.items():
-        if len(claiming) == 1:
-            kept += claiming
-            continue
-        names = " and ".join(cell.run_id for cell in claiming)
-        settings = ", ".join(differing(claiming)) or "nothing"
-        system = model if dim is None else f"{model} at dim {dim}"
-        problems.append(
-            f"{system} on {dataset}: {len(claiming)} runs claim this cell, {names} (they differ in {settings}); "
-            "neither is tabled: move all but one out of the results folder, or, if they are re-runs, below reruns/"
-        )
-    return Collected(*_with_corpora_checked(kept, checksums, problems))
-
-
 def readable(results_dir: Path) -> tuple[list[CellScores], list[str]]:
     """Return every run that can be read, and a line for each that cannot."""
     cells, problems = [], []
@@ -345,28 +319,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found
-
-
-def _with_corpora_checked(
-    cells: Sequence[CellScores], checksums: Mapping[str, str], problems: Sequence[str]
-) -> tuple[tuple[CellScores, ...], tuple[str, ...]]:
-    """Mark runs on another corpus than the dataset's, or, where nobody has measured that, than each other's."""
-    corpora: dict[str, set[str]] = {}
-    for cell in cells:
-        corpora.setdefault(cell.dataset, set()).add(str(cell.protocol.get("corpus")))
-    checked, found = [], list(problems)
-    for cell in cells:
-        got, wanted = str(cell.protocol.get("corpus")), checksums.get(cell.dataset)
-        if wanted is not None and got != wanted:
-            why = f"corpus checksum is {got}, {cell.dataset} has {wanted}"
-        elif wanted is None and len(corpora[cell.dataset]) > 1:
-            why = f"corpus checksum is {got}, other runs on {cell.dataset} have another"
-        else:
-            checked.append(cell)
-            continue
-        found.append(f"{cell.run_id}: {why}; run it again on the same copy")
-        checked.append(dataclasses.replace(cell, deviations=(*cell.deviations, why)))
-    return tuple(sorted(checked, key=lambda cell: cell.run_id)), tuple(found)
 
 
 class QueryTable(NamedTuple):

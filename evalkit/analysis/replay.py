@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from evalkit import ranking
 from evalkit.analysis import standing
 from evalkit.errors import DatasetError, EvalkitError, ScoreError
+from evalkit.run import identity
 from evalkit.scoring import metrics, published
 from evalkit.scoring.published import PublishedScore, Verdict
 from evalkit.storage import paths, results, trec
@@ -94,7 +95,8 @@ class Material(NamedTuple):
 def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> Material:
     """Read what a finished run left, and from the dataset the judgements that do not lie beside it.
 
-    Raises ScoreError when a file is missing, damaged or edited.
+    Raises ScoreError when a file is missing, damaged or edited, and when the judgements are not those that the run was
+    scored with.
     """
     folder = paths.run_dir(results_dir, cell.run_id)
     qrels_path, dropped_path = folder / results.QRELS, folder / results.DROPPED
@@ -103,6 +105,7 @@ def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = Non
         qrels: Qrels = trec.read_qrels(qrels_path)
     else:
         qrels = _dataset_qrels(results_dir, cell, dataset_path)
+    _refuse_other_qrels(cell, qrels, where=str(qrels_path) if qrels_path.is_file() else cell.dataset)
     kept = results.read_run(folder / results.RUN)
     if cell.self_hits and cell.protocol.get("drop_self") and not dropped_path.is_file():
         msg = f"{dropped_path}: is not there, wanted the {cell.self_hits} hits that the self-id rule took out"
@@ -110,6 +113,18 @@ def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = Non
     dropped = results.read_run(dropped_path) if dropped_path.is_file() else {}
     whole = {query: ranking.rank_hits([*kept.get(query, []), *dropped.get(query, [])]) for query in {**kept, **dropped}}
     return Material(cell, whole, qrels, cell.protocol.get("depth"))
+
+
+def _refuse_other_qrels(cell: CellScores, qrels: Qrels, *, where: str) -> None:
+    """Raise ScoreError unless judgements have the checksum that the run recorded; older runs recorded none."""
+    recorded, checksum = cell.environment.get(results.QRELS_CHECKSUM), identity.qrels_checksum(qrels)
+    if recorded in (None, checksum):
+        return
+    if recorded == results.BEING_SCORED:
+        msg = f"{cell.run_id}: got a run whose scoring was interrupted, wanted a finished one; run the cell again"
+        raise ScoreError(msg)
+    msg = f"{cell.run_id}: got judgements of checksum {checksum} from {where}, wanted the {recorded} of its scores"
+    raise ScoreError(f"{msg}; give the same copy of the dataset by --dataset-path, or run the cell again")
 
 
 def _dataset_qrels(results_dir: Path, cell: CellScores, dataset_path: Path | None) -> Qrels:

@@ -60,17 +60,20 @@ class HubCorpus:
         return (*(path for path in sorted(snapshot.rglob("*")) if path.is_file()), *(reference,) * reference.is_file())
 
     def fingerprint(self) -> str:
-        """Return origin, names and sizes of the files: the Hub's files are addressed by their content.
+        """Return origin, names, sizes and times of the files.
+
+        The Hub's files are addressed by their content, but nobody proves that again after the download.
 
         Raises:
             DatasetError: A file is gone.
 
         """
         try:
-            facts = [(path.name, path.stat().st_size) for path in self.files]
+            states = [(path.name, path.stat()) for path in self.files]
         except FileNotFoundError as error:
             got = "nothing at this path"
             raise bad(Path(error.filename), None, got, "a file of the copy", "fetch the dataset again") from error
+        facts = [(name, found.st_size, found.st_mtime_ns, found.st_ctime_ns) for name, found in states]
         return f"hub-{xxhash.xxh3_128_hexdigest(repr((self.origin, facts)).encode())}"
 
     def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:

@@ -75,6 +75,9 @@ class IrdsCorpus:
     def fingerprint(self) -> str:
         """Return the id, the package's version, and sizes and times of the files that documents are read from.
 
+        The time of the last change (ctime) is among them: unlike that of the last write it cannot be set, so that a
+        file of the same size that was laid in place with its old time is noticed.
+
         These are the collection's own, else the document store, built here if need be. Downloads what is not on disk;
         the package verifies the checksums of what it downloads.
 
@@ -92,7 +95,7 @@ class IrdsCorpus:
                 store = dataset.docs_store()
                 store.build()
                 paths = [Path(store.path) / "bin"]
-            facts = [(found.st_size, found.st_mtime_ns) for found in (path.stat() for path in paths)]
+            facts = [(found.st_size, found.st_mtime_ns, found.st_ctime_ns) for found in (path.stat() for path in paths)]
         return f"{self.dataset_id}-{ir_datasets.__version__}-{xxhash.xxh3_128_hexdigest(repr(facts).encode())}"
 
     def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:

@@ -6,7 +6,6 @@ command line put in their place is no part of the comparison: it is what the com
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
@@ -80,10 +79,8 @@ def prove(system: str, dim: int, checkpoint: Checkpoint, *, met_vectors: bool) -
 
 def record(system: str, dim: int, checkpoint: Checkpoint, *, parameters: int, met_vectors: bool) -> dict[str, Any]:
     """Return what scores.json keeps of a checkpoint: where it came from, its checksums, count and proof."""
-    facts = {field.name: getattr(checkpoint, field.name) for field in dataclasses.fields(checkpoint)}
-    del facts["addressed"]
     proof = prove(system, dim, checkpoint, met_vectors=met_vectors)
-    return {**facts, "folder": None, "checksums": dict(checkpoint.checksums), "parameters": parameters, "proof": proof}
+    return {**checkpoint.facts(), "parameters": parameters, "proof": proof}
 
 
 def differing(cell: CellScores) -> tuple[str, ...]:

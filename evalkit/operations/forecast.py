@@ -18,6 +18,7 @@ from rich.console import Console
 from evalkit import datasets
 from evalkit.config import compose
 from evalkit.config.settings import EncoderConfig, RunConfig
+from evalkit.datasets import learned
 from evalkit.datasets.irds import IrdsCorpus
 from evalkit.datasets.survey import Survey, survey
 from evalkit.errors import ConfigError, EvalkitError
@@ -170,7 +171,13 @@ def _opened(config: RunConfig, device: torch.device, *, offline: bool) -> tuple[
             return None, *_absent(config, offline=offline)
         dataset = datasets.load(dataclasses.replace(config.dataset, sources=(name,)))
         surveyed = _cached_survey(config, dataset)
-        deviations = () if surveyed is None else datasets.check(dataset, surveyed, config.dataset)
+        deviations = (
+            ()
+            if surveyed is None
+            else datasets.check(
+                dataset, surveyed, config.dataset, learned=learned.recall(config.cache_dir, dataset, config.dataset)
+            )
+        )
     except EvalkitError as error:
         return None, name or "–", str(error)
     nothing = Survey(0, "", (), 0, ())

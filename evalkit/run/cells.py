@@ -9,6 +9,7 @@ import torch
 from rich.console import Console
 
 from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
+from evalkit.datasets.learned import Verified
 from evalkit.datasets.survey import Survey
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.elementwise import choose as choose_elementwise
@@ -28,6 +29,8 @@ class Task(NamedTuple):
     """What of the dataset differs from its published form and was accepted."""
     device: torch.device
     console: Console
+    verified: Verified = "nothing"
+    """What the corpus was held against."""
 
     @property
     def depth(self) -> int:

@@ -18,7 +18,7 @@ from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
 from evalkit.datasets.survey import CUT, Survey
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.storage.keys import key_of
-from evalkit.types import Dataset, Query
+from evalkit.types import Dataset, Qrels, Query
 
 SEARCH_RULES = 1
 """Raised whenever a change of the search or tie rule can move a run."""
@@ -106,4 +106,16 @@ def texts_checksum(queries: Iterable[Query]) -> str:
     digest = xxhash.xxh3_128()
     for query in queries:
         digest.update(json.dumps(query, ensure_ascii=False).encode())
+    return digest.hexdigest()
+
+
+def qrels_checksum(qrels: Qrels) -> str:
+    """Return a checksum of judgements, whatever their order.
+
+    >>> qrels_checksum({"q": {"a": 1, "b": 0}}) == qrels_checksum({"q": {"b": 0, "a": 1}})
+    True
+    """
+    digest = xxhash.xxh3_128()
+    for query in sorted(qrels):
+        digest.update(json.dumps([query, sorted(qrels[query].items())], ensure_ascii=False).encode())
     return digest.hexdigest()

@@ -46,6 +46,10 @@ JSON_NAMES = {str: "a text", dict: "an object", list: "a list", int: "a whole nu
 CONFIG = "config.yaml"
 BESIDE = (RUN, QRELS, PER_QUERY, CONFIG, DROPPED)
 """Whose checksums scores.json records."""
+QRELS_CHECKSUM = "qrels_checksum"
+"""Where `environment` names the judgements that a cell was scored with (`evalkit.run.identity.qrels_checksum`)."""
+BEING_SCORED = "being scored again"
+"""What stands there while a finished cell's files are rewritten: no judgements have this checksum."""
 _SHOWN_CHARACTERS = 16
 """How much of a value tells two runs apart: of two checksums the beginnings."""
 
@@ -220,6 +224,16 @@ def read_run(path: Path) -> dict[str, list[Hit]]:
         if not scores.is_file() or read(scores).files.get(path.name) != _checksum(path):
             raise
         return {}
+
+
+def begin_scoring(results_dir: Path, run_id: str) -> None:
+    """Mark a finished cell's scores as outdated before its other files are rewritten.
+
+    A kill in between then leaves scores that no judgements fit, so that the next run scores the cell again.
+    """
+    if (scores := finished(results_dir, run_id)) is not None:
+        marked = {**scores.environment, QRELS_CHECKSUM: BEING_SCORED}
+        write(dataclasses.replace(scores, environment=marked), results_dir)
 
 
 def per_query_table(per_query: Mapping[str, Mapping[str, float]], metrics: Sequence[str]) -> str:

@@ -238,3 +238,10 @@ def test_the_store_key_holds_what_moves_a_documents_vector_and_no_query_rule():
     assert identity.store_key({**facts, "query": {"max_tokens": 64}}) == key
     for other in ({"document": {"max_tokens": 180}}, {"dim": 64}, {"checkpoint": {"model": "y"}}):
         assert identity.store_key({**facts, **other}) != key
+
+
+def test_the_store_key_of_a_protocol_is_that_of_its_system_alone():
+    system = {"dim": 8, "query": {"max_tokens": 32}}
+    corpus = {"corpus": "0f", "shard_tokens": 1000, "cut": "by content, 1"}
+    search = {"queries": "1e", "depth": 100, "drop_self": True, "search_rules": 1}
+    assert identity.store_key_in({**system, **corpus, **search}) == identity.store_key(system)

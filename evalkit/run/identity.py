@@ -74,6 +74,7 @@ def bm25_facts(config: Bm25Config) -> dict[str, Any]:
         "fields": list(config.fields),
         "analyzer": config.analyzer,
         **({} if config.lengths == "lucene" else {"lengths": config.lengths}),
+        **({} if config.unmatched == "leave_out" else {"unmatched": config.unmatched}),
         "ties": config.ties,
     }
 

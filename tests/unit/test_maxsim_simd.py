@@ -177,8 +177,8 @@ def test_kernels_that_do_not_work_are_reported_once_and_replaced_by_torch(monkey
 
 SWITCHED_OFF = """
 import json
-from evalkit import registers
-from evalkit.maxsim import simd
+from evalkit.kernels.cpu import registers
+from evalkit.kernels.cpu import simd
 from evalkit.models import attention
 print(json.dumps([registers.available(), registers.problem(), simd.problem(), attention.kernel_problem()]))
 """
@@ -209,8 +209,8 @@ def test_what_numba_will_not_compile_is_left_alone_and_said(setting, reason):
 UNWRITABLE = """
 import os
 from pathlib import Path
-from evalkit import registers
-from evalkit.maxsim import simd
+from evalkit.kernels.cpu import registers
+from evalkit.kernels.cpu import simd
 assert simd.problem() == "", simd.problem()
 print(os.environ["NUMBA_CACHE_DIR"], len(list(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbi"))))
 """

@@ -6,14 +6,23 @@ import difflib
 from collections.abc import Iterable
 from typing import Final
 
+from evalkit import texts
+
 MOST_NAMED: Final = 20
 """How many valid names a message lists: more than a line can hold help nobody."""
 
 
 class EvalkitError(ValueError):
-    """A user's input cannot be used; the message is one clear line and the command exits with `exit_code`."""
+    """A user's input cannot be used; the message is one clear line and the command exits with `exit_code`.
+
+    Line breaks, terminal escapes and secrets are taken out of the message here, whoever prints or stores it.
+    """
 
     exit_code = 1
+
+    def __init__(self, message: str = "") -> None:
+        """Make the message one printable line without secrets."""
+        super().__init__(texts.told(message))
 
 
 class ConfigError(EvalkitError):

@@ -93,7 +93,7 @@ def load_folder(config: DatasetConfig) -> Dataset:
 
     """
     assert config.path is not None, "the config chooses this reader by its path"
-    folder = Path(config.path).expanduser()
+    folder = Path(config.path)
     _data_file(folder, "corpus.jsonl")
     queries_path = _data_file(folder, "queries.jsonl")
     qrels_path = qrels_file(folder, config.split)

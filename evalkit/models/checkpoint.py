@@ -85,7 +85,7 @@ def resolve(source: CheckpointSource, *, allow_pickle: bool = False, remote_code
 
 def _resolved(source: CheckpointSource, *, allow_pickle: bool, remote_code: bool) -> Checkpoint:
     if source.path is not None:
-        folder = Path(source.path).expanduser()
+        folder = Path(source.path)
         if not folder.is_dir():
             msg = f"checkpoint folder {folder} does not exist; wanted a folder with {', '.join(FILES)}"
             raise ModelError(msg)
@@ -150,7 +150,7 @@ def on_disk(source: CheckpointSource) -> bool:
     """Tell whether a checkpoint's weights can be read without the network; nothing is fetched."""
     from huggingface_hub import try_to_load_from_cache
 
-    folder = Path(source.path).expanduser() if source.path is not None else None
+    folder = Path(source.path) if source.path is not None else None
     if folder is None and source.package is not None:
         folder = _package_folder(source.package)
     if folder is not None:

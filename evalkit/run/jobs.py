@@ -157,7 +157,7 @@ def _read(path: Path) -> Job | None:
     except FileNotFoundError:  # gone by now: its run is done
         return None
     except (OSError, UnicodeDecodeError):
-        return Job(path, None, False, "unknown", "", None)
+        return Job(path, None, running=False, process="unknown", started="", error=None)
     held = refused is not None and refused.errno in (errno.EWOULDBLOCK, errno.EACCES)
     try:
         facts = outside.json_object(text)
@@ -192,7 +192,7 @@ def absolute(config: RunConfig) -> RunConfig:
     """Return a config that means the same in every working folder."""
     dataset = config.dataset
     if dataset.path is not None:
-        dataset = dataclasses.replace(dataset, path=str(Path(dataset.path).expanduser().absolute()))
+        dataset = dataclasses.replace(dataset, path=str(Path(dataset.path).absolute()))
     return dataclasses.replace(
         config, dataset=dataset, results_dir=config.results_dir.absolute(), cache_dir=config.cache_dir.absolute()
     )

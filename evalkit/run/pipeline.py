@@ -11,9 +11,9 @@ import time
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
+from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 
 from evalkit import datasets
@@ -24,6 +24,7 @@ from evalkit.datasets.survey import ShardRange, Survey, survey
 from evalkit.engines.local import map_shards
 from evalkit.maxsim import choice
 from evalkit.models import metadata
+from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import load_encoders
 from evalkit.run import environment
 from evalkit.run.background import limit_tokenizer, tokenizer_threads
@@ -159,7 +160,7 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores
         trec.write_run(own, folder / results.DROPPED, tag=cell.run_id)
     scored = metrics.score(kept, dataset.qrels, METRICS)
     write_whole(folder / results.PER_QUERY, results.per_query_table(scored.per_query, METRICS).encode())
-    write_whole(folder / results.CONFIG, yaml.safe_dump(results.plain(config), sort_keys=False).encode())
+    write_whole(folder / results.CONFIG, results.config_text(config).encode())
     cost = {} if cell.dim is None else costs(task, cell)
     vectors = {} if "vectors" not in cost else {"document_vectors": int(cost.pop("vectors"))}
     counted: dict[str, int] = {
@@ -167,7 +168,7 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores
     }
     if reused := counted.get("reused_shards"):
         line = f"{reused:,} of {len(task.survey.shards):,} shards had been encoded before, for another run"
-        task.console.print(f"{cell.run_id}: {line}", highlight=False, soft_wrap=True)
+        task.console.print(f"{cell.run_id}: {line}", highlight=False, markup=False, soft_wrap=True)
     scores = CellScores(
         run_id=cell.run_id,
         model=config.model.name,
@@ -201,11 +202,18 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores
             **environment.environment(None if cell.dim is None else task.device),
             **environment.given_up(config, task.device),
             "dataset_source": dataset.source,
-            "checkpoint": None if cell.checkpoint is None else dataclasses.asdict(cell.checkpoint) | {"folder": None},
+            "checkpoint": None if cell.checkpoint is None else _published(cell.checkpoint),
         },
     )
     results.write(scores, config.results_dir)
     return scores
+
+
+def _published(checkpoint: Checkpoint) -> dict[str, Any]:
+    """Return what a result tells of a checkpoint: of one from a folder the folder's name, not where it lies."""
+    local = checkpoint.origin == str(checkpoint.folder)
+    origin = f"folder {checkpoint.folder.name}" if local else checkpoint.origin
+    return dataclasses.asdict(checkpoint) | {"folder": None, "origin": origin}
 
 
 def _accepted(config: RunConfig, cell: Cell) -> tuple[str, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from evalkit.errors import StoreError
 
@@ -39,6 +39,15 @@ def topk_dir(cache_dir: Path, search_key: str) -> Path:
 def run_dir(results_dir: Path, run_id: str) -> Path:
     """Name the folder of everything that one finished cell leaves."""
     return results_dir / "runs" / run_id
+
+
+def below(folder: Path, name: str) -> Path:
+    """Return the path of a file below a folder. Raises StoreError for a name that leads elsewhere."""
+    parts = PurePosixPath(name).parts
+    if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\0" in name:
+        msg = f"{name!r}: wanted a name of a file below {folder}; nothing was written there"
+        raise StoreError(msg)
+    return folder.joinpath(*parts)
 
 
 def make_folder(path: Path) -> None:

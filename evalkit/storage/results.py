@@ -15,8 +15,10 @@ from typing import Any, NamedTuple
 import numpy as np
 import yaml
 
+from evalkit import texts
 from evalkit.config.settings import RunConfig, run_config
 from evalkit.errors import ConfigError, ScoreError
+from evalkit.storage import outside
 from evalkit.storage.paths import run_dir, write_whole
 
 SCHEMA = 1
@@ -37,6 +39,8 @@ KINDS: Mapping[str, tuple[type, ...]] = {
 """What each field is in the file; a file may have been edited by hand."""
 JSON_NAMES = {str: "a text", dict: "an object", list: "a list", int: "a whole number", NoneType: "null"}
 CONFIG = "config.yaml"
+LOCAL = "local"
+"""The part of a saved config that holds paths of the machine that the run was made on."""
 _SHOWN_CHARACTERS = 16
 """How much of a value tells two runs apart: of two checksums the beginnings."""
 
@@ -86,16 +90,15 @@ def write(scores: CellScores, results_dir: Path) -> Path:
 def read(path: Path) -> CellScores:
     """Read a scores.json. Raises ScoreError when it is cut short, of a newer schema or lacks a field."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        data = path.read_bytes()
     except OSError as error:
         msg = f"{path}: cannot be read ({error.strerror}); wanted the scores.json of a finished run"
         raise ScoreError(msg) from error
-    except ValueError as error:
-        msg = f"{path}: not whole JSON ({error}); delete it and run the cell again"
+    try:
+        values = outside.json_object(data)
+    except outside.UnreadableError as error:
+        msg = f"{path}: {error}; delete it and run the cell again"
         raise ScoreError(msg) from error
-    if not isinstance(values, dict):
-        msg = f"{path}: got a {type(values).__name__}, wanted a JSON object; delete it and run the cell again"
-        raise ScoreError(msg)
     version = values.get("schema_version")
     if version != SCHEMA:
         msg = (
@@ -122,6 +125,7 @@ def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
             return  # what follows needs fields of their kinds
     if path.parent.name != values["run_id"]:
         yield f"run_id is {values['run_id']!r}, wanted its folder's name; give the folder its name back"
+    yield from _unusable_names(values)
     named = [("", "metrics"), ("count of ", "counts"), ("seconds of ", "wall_s")]
     parts = [(where, values[name]) for where, name in named]
     for where, numbers in (*parts, *((f"{name} ", group) for name, group in values["groups"].items())):
@@ -134,10 +138,14 @@ def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
         yield f"got no {values['main_metric']}, its main metric; {again}"
 
 
-def _refuse(constant: str) -> float:
-    """Refuse NaN and Infinity, which Python alone takes for JSON."""
-    msg = f"got {constant}, wanted a finite number"
-    raise ValueError(msg)
+def _unusable_names(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the names that a report makes paths of."""
+    again = "delete it and run the cell again"
+    checkpoint = values["environment"].get("checkpoint")
+    revision = checkpoint.get("revision") if isinstance(checkpoint, dict) else None
+    for name, value in (*((name, values[name]) for name in ("model", "dataset", "split")), ("revision", revision)):
+        if value is not None and (problem := texts.unusable_name(value, parts=name == "dataset")):
+            yield f"{name} is {str(value)[: texts.NAME_BYTES]!r}, {problem}; {again}"
 
 
 def finished(results_dir: Path, run_id: str) -> CellScores | None:
@@ -183,15 +191,56 @@ def config_of(values: Mapping[str, Any], *, dataset_path: Path | None = None) ->
     return run_config(settings)
 
 
+def config_text(config: RunConfig) -> str:
+    """Return the settings of a run as YAML for its folder, with this machine's paths apart, under `local`.
+
+    Everything else means the same on every machine. Whoever publishes results may delete `local`.
+    """
+    values = plain(config)
+    local = {name: _taken(values, name) for name in _path_settings(values)}
+    return yaml.safe_dump({**values, LOCAL: local}, sort_keys=False)
+
+
+def _path_settings(values: Mapping[str, Any]) -> list[str]:
+    """Return the settings that hold a path, by dotted name."""
+    checkpoints = [f"model.checkpoints.{dim}.path" for dim in (values["model"].get("checkpoints") or {})]
+    reranker = ["reranker.checkpoint.path"] if values.get("reranker") else []
+    names = ["results_dir", "cache_dir", "dataset.path", *checkpoints, *reranker]
+    return [name for name in names if _get(values, name) is not None]
+
+
+def _get(values: Any, name: str) -> Any:
+    for part in name.split("."):
+        values = values[part]
+    return values
+
+
+def _taken(values: dict[str, Any], name: str) -> Any:
+    """Return a setting by its dotted name, and leave null in its place."""
+    *above, last = name.split(".")
+    group = _get(values, ".".join(above)) if above else values
+    value, group[last] = group[last], None
+    return value
+
+
 def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> RunConfig:
     """Return the config that a run was made with, its dataset's sources headed by the one that the run used.
+
+    Paths are those of the machine that the run was made on, if its folder tells them.
 
     Raises ConfigError when it cannot be read any more.
     """
     path = run_dir(results_dir, cell.run_id) / CONFIG
     try:
-        config = config_of(yaml.safe_load(path.read_text(encoding="utf-8")), dataset_path=dataset_path)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        values = outside.read_yaml(path)
+        local = values.pop(LOCAL, {})
+        for name, value in local.items():
+            *above, last = name.split(".")
+            (_get(values, ".".join(above)) if above else values)[last] = value
+        values["results_dir"] = values.get("results_dir") or str(results_dir)
+        values["cache_dir"] = values.get("cache_dir") or str(results_dir.parent / "cache")
+        config = config_of(values, dataset_path=dataset_path)
+    except (outside.UnreadableError, KeyError, TypeError, AttributeError) as error:
         msg = f"{path}: not the settings of a run ({error}); run the cell again"
         raise ConfigError(msg) from error
     used = str(cell.environment.get("dataset_source")).partition(" ")[0]

@@ -76,6 +76,7 @@ def write_run(run: Run, path: Path, *, tag: str) -> None:
 def read_run(path: Path) -> dict[str, list[Hit]]:
     """Read a run of any system; its scores decide the order, its rank column is not read.
 
+    A gzip file that is whole and holds no line is the run of a system that found nothing; an empty file is none.
     Raises ScoreError, with file and line, for what is not a TREC run.
     """
     run: dict[str, dict[str, float]] = {}
@@ -96,10 +97,15 @@ def read_run(path: Path) -> dict[str, list[Hit]]:
         if document in run.setdefault(query, {}):
             raise _bad(path, number, f"document {document!r} again for query {query!r}", "every document once")
         run[query][document] = score
-    if not run:
+    if not run and not _whole_without_lines(path):
         msg = f"{path}: got an empty file, wanted a TREC run; check that the run was written to its end"
         raise ScoreError(msg)
     return {query: rank_hits(Hit(*item) for item in scores.items()) for query, scores in run.items()}
+
+
+def _whole_without_lines(path: Path) -> bool:
+    """Whether a file without lines was written to its end, as the run of a system that found nothing: gzip tells."""
+    return path.suffix == ".gz" and path.stat().st_size > 0
 
 
 def write_qrels(qrels: Qrels, path: Path) -> None:

@@ -344,7 +344,7 @@ def damage_twins(folder):
         (damage_newer, "schema_version is 99, this evalkit reads 1"),
         (damage_cut, "not whole JSON"),
         (damage_nan, "not whole JSON (got NaN, wanted a finite number)"),
-        (damage_overflow, "seconds of score is inf, wanted a finite number from 0 on"),
+        (damage_overflow, "got inf, wanted a finite number"),
         (damage_no_main, "got no ndcg@10, its main metric"),
         (damage_types, "metrics is 5, wanted an object"),
         (damage_name, "model is None, wanted a text"),

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -35,7 +36,15 @@ from evalkit.run.search import Hits, drop_self, merge, no_hits, self_hits, separ
 from evalkit.run.shard_step import bm25_count_step, bm25_score_step, costs, vector_step
 from evalkit.scoring import metrics
 from evalkit.storage import results, trec
-from evalkit.storage.paths import make_folder, run_dir, write_whole
+from evalkit.storage.paths import (
+    make_folder,
+    remove_left_over,
+    run_dir,
+    store_dir,
+    survey_file,
+    topk_dir,
+    write_whole,
+)
 from evalkit.storage.results import CellScores
 from evalkit.types import Dataset
 
@@ -49,6 +58,7 @@ def run(config: RunConfig, *, console: Console) -> list[CellScores]:
     """
     task = prepare(config, console=console)
     cells = plan(task)
+    remove_left_over(_written_to(config, cells))
     done = {cell.run_id: results.finished(config.results_dir, cell.run_id) for cell in cells}
     unfinished = [cell for cell in cells if done[cell.run_id] is None]
     if unfinished:
@@ -59,6 +69,16 @@ def run(config: RunConfig, *, console: Console) -> list[CellScores]:
         for cell in unfinished:
             done[cell.run_id] = finish(task, cell, best[cell.run_id], search_s=wall_s)
     return [scores for scores in done.values() if scores is not None]
+
+
+def _written_to(config: RunConfig, cells: Sequence[Cell]) -> Iterator[Path]:
+    """Yield the folders that a run writes to, where a killed one may have left files half-written."""
+    runs = run_dir(config.results_dir, "x").parent
+    yield from (runs, *(path for path in runs.glob("*") if path.is_dir()))
+    yield survey_file(config.cache_dir, "x").parent
+    for cell in cells:
+        yield store_dir(config.cache_dir, cell.store_key)
+        yield topk_dir(config.cache_dir, cell.search_key)
 
 
 def prepare(config: RunConfig, *, console: Console) -> Task:

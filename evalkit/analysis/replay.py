@@ -10,7 +10,10 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from evalkit import ranking
+from evalkit.analysis import standing
 from evalkit.errors import DatasetError, EvalkitError, ScoreError
+from evalkit.run import identity
 from evalkit.scoring import metrics, published
 from evalkit.scoring.published import PublishedScore, Verdict
 from evalkit.storage import paths, results, trec
@@ -92,18 +95,36 @@ class Material(NamedTuple):
 def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> Material:
     """Read what a finished run left, and from the dataset the judgements that do not lie beside it.
 
-    Raises ScoreError when a file is missing or damaged.
+    Raises ScoreError when a file is missing, damaged or edited, and when the judgements are not those that the run was
+    scored with.
     """
     folder = paths.run_dir(results_dir, cell.run_id)
     qrels_path, dropped_path = folder / results.QRELS, folder / results.DROPPED
+    results.require_unedited(results_dir, cell, results.RUN, results.QRELS, results.DROPPED)
     if qrels_path.is_file():
         qrels: Qrels = trec.read_qrels(qrels_path)
     else:
         qrels = _dataset_qrels(results_dir, cell, dataset_path)
-    kept = trec.read_run(folder / results.RUN)
-    dropped = trec.read_run(dropped_path) if dropped_path.is_file() else {}
-    whole = {query: trec.rank_hits([*kept.get(query, []), *dropped.get(query, [])]) for query in {**kept, **dropped}}
+    _refuse_other_qrels(cell, qrels, where=str(qrels_path) if qrels_path.is_file() else cell.dataset)
+    kept = results.read_run(folder / results.RUN)
+    if cell.self_hits and cell.protocol.get("drop_self") and not dropped_path.is_file():
+        msg = f"{dropped_path}: is not there, wanted the {cell.self_hits} hits that the self-id rule took out"
+        raise ScoreError(f"{msg}; restore it, or delete the run's {results.SCORES} and run the cell again")
+    dropped = results.read_run(dropped_path) if dropped_path.is_file() else {}
+    whole = {query: ranking.rank_hits([*kept.get(query, []), *dropped.get(query, [])]) for query in {**kept, **dropped}}
     return Material(cell, whole, qrels, cell.protocol.get("depth"))
+
+
+def _refuse_other_qrels(cell: CellScores, qrels: Qrels, *, where: str) -> None:
+    """Raise ScoreError unless judgements have the checksum that the run recorded; older runs recorded none."""
+    recorded, checksum = cell.environment.get(results.QRELS_CHECKSUM), identity.qrels_checksum(qrels)
+    if recorded in (None, checksum):
+        return
+    if recorded == results.BEING_SCORED:
+        msg = f"{cell.run_id}: got a run whose scoring was interrupted, wanted a finished one; run the cell again"
+        raise ScoreError(msg)
+    msg = f"{cell.run_id}: got judgements of checksum {checksum} from {where}, wanted the {recorded} of its scores"
+    raise ScoreError(f"{msg}; give the same copy of the dataset by --dataset-path, or run the cell again")
 
 
 def _dataset_qrels(results_dir: Path, cell: CellScores, dataset_path: Path | None) -> Qrels:
@@ -186,8 +207,8 @@ def candidates(material: Material, metric: str) -> list[Rules]:
         "self_ids": any(hit.document_id == query for query, hits in material.run.items() for hit in hits),
         "ties": any(a.score == b.score for hits in material.run.values() for a, b in itertools.pairwise(hits)),
         # A run without any hit, or judgements without any grade above 0, would leave no query to score.
-        "missing": len({bool(material.run.get(query)) for query in material.qrels}) == 2,
-        "queries": len({any(grade > 0 for grade in judged) for judged in grades}) == 2,
+        "missing": len({bool(material.run.get(query)) for query in material.qrels}) > 1,
+        "queries": len({any(grade > 0 for grade in judged) for judged in grades}) > 1,
         "gain": metric.startswith("ndcg") and any(grade > 1 for judged in grades for grade in judged),
     }
     values: list[Sequence[object]] = [
@@ -266,9 +287,12 @@ def landings(material: Material, replayed: Sequence[Replayed], metric: str, *, d
     for one in published.find(cell.model, cell.dim, cell.dataset, metric):
         landing = [entry for entry in replayed if published.rounded(entry.value, one.digits) == one.value]
         fewest = min((len(entry.changed) for entry in landing), default=0)
-        differs = (*cell.deviations, *published.differing(one, cell.protocol, cell.split, self_hits=cell.self_hits))
         verdict = published.verdict(
-            replayed[0].value, one, deviation=deviation, declared_loss=one.index_loss, differs=differs
+            replayed[0].value,
+            one,
+            deviation=deviation,
+            declared_loss=one.index_loss,
+            differs=standing.differing(cell, one),
         )
         found.append(Landing(one, verdict, tuple(entry for entry in landing if len(entry.changed) == fewest)))
     return found

@@ -10,11 +10,10 @@ from __future__ import annotations
 import io
 import json
 import os
-import socket
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple, Self
@@ -29,15 +28,17 @@ from evalkit.datasets.hub import HubCorpus
 from evalkit.datasets.integrity import agree, integrity
 from evalkit.datasets.irds import IrdsCorpus
 from evalkit.errors import ConfigError, DatasetError, EvalkitError, StoreError
-from evalkit.models.checkpoint import Checkpoint, file_checksum
+from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import checkpoints
 from evalkit.models.tokens import load_vocabulary
 from evalkit.run import pipeline
 from evalkit.run.cells import Task
-from evalkit.storage import outside
+from evalkit.storage import outside, seal
 from evalkit.storage.hub import snapshot_folder
+from evalkit.storage.offline import network_off
 from evalkit.storage.paths import (
     fetched_file,
+    file_checksum,
     free_bytes,
     make_folder,
     publish,
@@ -95,7 +96,7 @@ def fetch(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:
     cache_dir = configs[0].cache_dir
     for each in found:
         record = {"name": each.name, "source": each.source, "checksums": dict(each.checksums)}
-        write_whole(fetched_file(cache_dir, each.name), f"{json.dumps(record, indent=1)}\n".encode())
+        write_whole(fetched_file(cache_dir, each.name), f"{json.dumps(seal.seal(record), indent=1)}\n".encode())
     return found
 
 
@@ -124,12 +125,14 @@ def _as_fetched(found: Fetched, cache_dir: Path) -> Fetched:
             notes=(*found.notes, f"not compared with a fetch         none is recorded in {cache_dir}")
         )
     try:
-        recorded = outside.read_json_object(path)["checksums"]
-        if not isinstance(recorded, dict):
-            raise outside.UnreadableError("its checksums are no object")  # noqa: TRY301 (told below with the others)
-    except (outside.UnreadableError, KeyError) as error:
-        msg = f"{path}: got no record of a fetch ({error}), wanted one; delete it and run evalkit fetch again"
-        raise StoreError(msg) from error
+        record = seal.read(path.read_bytes())
+        recorded: Mapping[str, str] = dict(record["checksums"])
+        if record["name"] != found.name:
+            msg = f"it is of {record['name']}"
+            raise ValueError(msg)  # noqa: TRY301 (told below with the others)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = f"{path}: got no record that can be believed ({error}), wanted the checksums of {found.name} as fetched"
+        raise StoreError(f"{msg}; run evalkit fetch again") from error
     if recorded != found.checksums:
         part = next(key for key in {**recorded, **found.checksums} if recorded.get(key) != found.checksums.get(key))
         msg = (
@@ -137,30 +140,6 @@ def _as_fetched(found: Fetched, cache_dir: Path) -> Fetched:
         )
         raise StoreError(f"{msg}; delete the changed file and run evalkit fetch again")
     return found
-
-
-@contextmanager
-def network_off() -> Iterator[None]:
-    """Make every connection and name look-up of this process fail, and tell the Hub's client not to try."""
-    import huggingface_hub.constants as hub
-
-    def refused(*_arguments: Any, **_settings: Any) -> Any:
-        msg = "the network is off while evalkit verifies"
-        raise OSError(msg)
-
-    before = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo, hub.HF_HUB_OFFLINE
-    socket.socket.connect = socket.socket.connect_ex = refused  # type: ignore[method-assign]
-    socket.getaddrinfo = refused
-    hub.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        (
-            socket.socket.connect,  # type: ignore[method-assign]
-            socket.socket.connect_ex,  # type: ignore[method-assign]
-            socket.getaddrinfo,
-            hub.HF_HUB_OFFLINE,
-        ) = before
 
 
 def write_bundle(found: Sequence[Fetched], path: Path) -> int:
@@ -222,7 +201,9 @@ def unpack_bundle(path: Path) -> int:
     except EvalkitError:
         raise
     except OSError as error:
-        raise _unusable(path, str(error.strerror or error), "a bundle that can be read") from error
+        raise _unusable(
+            path, f"{error.strerror or error}", "a bundle that can be read, and room to unpack it"
+        ) from error
     except _READ_ERRORS as error:
         raise _unusable(path, f"a damaged or half-copied archive ({error})", "a whole bundle") from error
     if wanted:

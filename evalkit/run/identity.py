@@ -17,21 +17,13 @@ import xxhash
 from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
 from evalkit.datasets.survey import CUT, Survey
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.types import Dataset, Query
+from evalkit.storage.keys import key_of
+from evalkit.types import Dataset, Qrels, Query
 
 SEARCH_RULES = 1
 """Raised whenever a change of the search or tie rule can move a run."""
 ENCODING_RULES = 5
 """Raised whenever a change of how texts are batched or multiplied can move the last bits of a vector."""
-
-
-def key_of(facts: Mapping[str, Any]) -> str:
-    """Return a short content address of some facts.
-
-    >>> key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
-    True
-    """
-    return xxhash.xxh3_64_hexdigest(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode())
 
 
 def vector_facts(  # noqa: PLR0913 (keyword-only behind the first four)
@@ -117,11 +109,13 @@ def texts_checksum(queries: Iterable[Query]) -> str:
     return digest.hexdigest()
 
 
-def run_id(dataset: str, split: str, model: str, dim: int | None, facts: Mapping[str, Any]) -> str:
-    """Name a cell for people first, and exactly by the hash at its end.
+def qrels_checksum(qrels: Qrels) -> str:
+    """Return a checksum of judgements, whatever their order.
 
-    >>> run_id("beir/nfcorpus", "test", "bm25", None, {})[:24]
-    'beir-nfcorpus.test.bm25.'
+    >>> qrels_checksum({"q": {"a": 1, "b": 0}}) == qrels_checksum({"q": {"b": 0, "a": 1}})
+    True
     """
-    system = model if dim is None else f"{model}-{dim}"
-    return f"{dataset.replace('/', '-')}.{split}.{system}.{key_of(facts)[:10]}"
+    digest = xxhash.xxh3_128()
+    for query in sorted(qrels):
+        digest.update(json.dumps([query, sorted(qrels[query].items())], ensure_ascii=False).encode())
+    return digest.hexdigest()

@@ -29,8 +29,8 @@ from typing import IO, Any, NamedTuple
 
 from evalkit.config.settings import RunConfig
 from evalkit.errors import EvalkitError
-from evalkit.run.identity import key_of
-from evalkit.storage import outside
+from evalkit.storage import seal
+from evalkit.storage.keys import key_of
 from evalkit.storage.results import config_of, plain
 
 FOLDER = "jobs"
@@ -44,7 +44,7 @@ class Job(NamedTuple):
 
     path: Path
     config: RunConfig | None
-    """None where the record cannot be read, which also is so in the instant in which it is written."""
+    """None where the record is damaged or edited, which also is so in the instant in which it is written."""
     running: bool
     """Whether its process lives, by its lock or its heartbeat."""
     process: str
@@ -98,7 +98,7 @@ def _host() -> str:
     return re.sub(r"[^\w-]", "-", socket.gethostname())[:64] or "unknown"
 
 
-def _lock(file: IO[str], kind: int) -> OSError | None:
+def _lock(file: IO[Any], kind: int) -> OSError | None:
     """Try to lock an open record; return why it could not be locked."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
@@ -151,16 +151,16 @@ def forget(records: Iterable[Job]) -> int:
 
 def _read(path: Path) -> Job | None:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             refused = _lock(file, fcntl.LOCK_SH)
-            text, touched = file.read(), os.fstat(file.fileno()).st_mtime
+            data, touched = file.read(), os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:  # gone by now: its run is done
         return None
-    except (OSError, UnicodeDecodeError):
+    except OSError:
         return Job(path, None, running=False, process="unknown", started="", error=None)
     held = refused is not None and refused.errno in (errno.EWOULDBLOCK, errno.EACCES)
     try:
-        facts = outside.json_object(text)
+        facts = seal.read(data)
         config = config_of(facts["config"])
         process, started, error = str(facts["process"]), str(facts["started"]), facts["error"]
         job = Job(path, config, held, process, started, None if error is None else str(error))
@@ -185,7 +185,7 @@ def _now(folder: Path) -> float:
 def _write(path: Path, facts: dict[str, Any]) -> None:
     """Write a record in place, for it is locked; on a full disk it stays empty, and the run is not stopped by it."""
     with suppress(OSError):
-        path.write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+        path.write_text(json.dumps(seal.seal(facts), ensure_ascii=False), encoding="utf-8")
 
 
 def absolute(config: RunConfig) -> RunConfig:

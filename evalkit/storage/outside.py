@@ -18,6 +18,9 @@ REASON_CHARACTERS = 200
 DEEPEST = 100
 """Levels of lists and mappings in each other; no file of evalkit's has ten."""
 
+MOST_BITS = 64
+"""Of a whole number: larger ones are no counts, and cannot be compared with fractions."""
+
 
 class UnreadableError(ValueError):
     """A file's content cannot be used; the text is the reason alone, without the file's name."""
@@ -30,9 +33,10 @@ def json_value(data: str | bytes) -> Any:
     {'a': [1, None]}
     """
     try:
-        value = json.loads(data, parse_constant=_refuse_constant)
+        text = data if isinstance(data, str) else data.decode()
+        value = json.loads(text, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
-        raise _unreadable("not whole JSON", error) from error
+        raise _unreadable(error) from error
     return _checked(value)
 
 
@@ -60,7 +64,7 @@ def yaml_value(data: str | bytes) -> Any:
         text = data if isinstance(data, str) else data.decode()
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader that refuses more)
     except (ValueError, yaml.YAMLError, RecursionError, TypeError, KeyError, AttributeError) as error:
-        raise _unreadable("not YAML", error) from error
+        raise _unreadable(error) from error
     return _checked(value)
 
 
@@ -86,9 +90,9 @@ def _bytes(path: Path) -> bytes:
         raise UnreadableError(str(getattr(error, "strerror", None) or error)) from error
 
 
-def _unreadable(what: str, error: Exception) -> UnreadableError:
-    reason = "brackets too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
-    return UnreadableError(f"{what} ({reason[:REASON_CHARACTERS]})")
+def _unreadable(error: Exception) -> UnreadableError:
+    reason = "brackets nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
+    return UnreadableError(reason[:REASON_CHARACTERS])
 
 
 def _refuse_constant(constant: str) -> NoReturn:
@@ -107,6 +111,9 @@ def _checked(value: Any, depth: int = 0) -> Any:
         except UnicodeEncodeError as error:
             msg = f"got half a surrogate pair ({value[error.start]!r}), wanted text that UTF-8 can hold"
             raise UnreadableError(msg) from error
+    elif isinstance(value, int) and value.bit_length() > MOST_BITS:
+        msg = f"got a whole number of {value.bit_length()} bits, wanted {MOST_BITS} at most"
+        raise UnreadableError(msg)
     elif isinstance(value, float) and (value != value or abs(value) == float("inf")):  # noqa: PLR0124 (NaN)
         msg = f"got {value}, wanted a finite number"
         raise UnreadableError(msg)

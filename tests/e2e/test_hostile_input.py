@@ -7,6 +7,8 @@ import sys
 
 import pytest
 
+from evalkit.storage import seal
+
 COMMAND = [sys.executable, "-m", "evalkit"]
 PLACES = ["results_dir=r", "cache_dir=c"]
 MARKUP = "[/red]"
@@ -137,7 +139,7 @@ def test_names_in_a_result_cannot_make_a_report_write_elsewhere(folder, tmp_path
     (path,) = (folder / "r" / "runs").glob("*/scores.json")
     runs = tmp_path / "in" / "runs" / path.parent.name
     runs.mkdir(parents=True)
-    scores = json.loads(path.read_text("utf-8")) | values
+    scores = seal.seal(seal.read(path.read_bytes()) | values)
     (runs / "scores.json").write_text(json.dumps(scores), "utf-8")
     done = evalkit("report", "--results-dir", "in", "--out", "out/deep/er", cwd=tmp_path)
     assert wanted in one_line(done, 1)

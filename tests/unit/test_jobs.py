@@ -13,6 +13,7 @@ from evalkit.config.compose import compose
 from evalkit.errors import ScoreError, StoreError
 from evalkit.operations import inventory
 from evalkit.run import jobs
+from evalkit.storage import seal
 from evalkit.storage.results import plain
 
 
@@ -103,7 +104,7 @@ def record(config, **facts):
     path = config.cache_dir / jobs.FOLDER / "key.elsewhere.1.1.json"
     path.parent.mkdir(parents=True)
     known = {"config": plain(jobs.absolute(config)), "process": "elsewhere 1", "started": "s", "error": None}
-    path.write_text(json.dumps(known | facts), "utf-8")
+    path.write_text(json.dumps(seal.seal(known | facts)), "utf-8")
     return path
 
 
@@ -164,6 +165,14 @@ def test_a_record_that_cannot_be_read_is_a_run_without_settings(config):
         path.write_text(text, encoding="latin-1")
         (job,) = jobs.known(config.cache_dir)
         assert (job.config, job.running) == (None, False)
+
+
+def test_a_record_that_was_edited_is_a_run_without_settings(config):
+    with pytest.raises(ScoreError):
+        fail(config, ScoreError("got this, wanted that"))
+    (path,) = (config.cache_dir / jobs.FOLDER).glob("*.json")
+    path.write_text(path.read_text("utf-8").replace("got this", "got that"), encoding="utf-8")
+    assert [(job.config, job.error) for job in jobs.known(config.cache_dir)] == [(None, None)]
 
 
 def test_a_cache_that_cannot_be_written_stops_no_run(config, tmp_path):

@@ -32,8 +32,7 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **settings: Any) -> Text:
         """Return a text as it stands, its line breaks kept and every other control character shown."""
-        lines = "\n".join(printable(line) for line in text.split("\n"))
-        return super().render_str(lines, **{**settings, "markup": False, "emoji": False})
+        return super().render_str(_shown(text), **{**settings, "markup": False, "emoji": False})
 
 
 def out() -> PlainConsole:
@@ -42,13 +41,17 @@ def out() -> PlainConsole:
 
 
 def say(line: str) -> None:
-    """Print a line to standard output, every control character in it shown."""
-    sys.stdout.write(f"{printable(line)}\n")
+    """Print a line to standard output."""
+    write(f"{line}\n")
 
 
 def write(text: str) -> None:
-    """Print several lines to standard output, every control character but line breaks shown."""
-    sys.stdout.write("\n".join(printable(line) for line in text.split("\n")))
+    """Print to standard output, every control character but tabs and line breaks shown."""
+    sys.stdout.write(_shown(text))
+
+
+def _shown(text: str) -> str:
+    return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 
 def complain(message: str) -> None:

@@ -207,7 +207,7 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float, met_vectors: 
         trec.write_run(own, folder / results.DROPPED, tag=cell.run_id)
     values = metrics.score(kept, dataset.qrels, METRICS)
     write_whole(folder / results.PER_QUERY, results.per_query_table(values.per_query, METRICS).encode())
-    write_whole(folder / results.CONFIG, results.config_text(results.config_values(config)).encode())
+    results.write_config(config, folder)
     cost = {} if cell.dim is None else costs(task, cell)
     vectors = {} if "vectors" not in cost else {"document_vectors": int(cost.pop("vectors"))}
     counted: dict[str, int] = {

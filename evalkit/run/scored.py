@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from evalkit.config.settings import EncoderConfig, RunConfig
@@ -17,7 +17,7 @@ from evalkit.models import metadata
 from evalkit.run import environment, identity
 from evalkit.run.cells import Cell, Task
 from evalkit.scoring import metrics
-from evalkit.storage import outside, results, trec
+from evalkit.storage import results, trec
 from evalkit.storage.paths import run_dir, write_whole
 from evalkit.storage.results import CellScores
 from evalkit.types import Scores
@@ -46,7 +46,7 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
     trec.write_qrels(task.dataset.qrels, folder / results.QRELS)
     scored = metrics.score(run, task.dataset.qrels, names)
     write_whole(folder / results.PER_QUERY, results.per_query_table(scored.per_query, names).encode())
-    write_whole(folder / results.CONFIG, results.config_text(_settings(task, cell)).encode())
+    results.write_config(task.config, folder, scored_again=True)
     here = environment.environment(None)
     fresh = dataclasses.replace(
         scores,
@@ -137,22 +137,6 @@ def _counts(task: Task, scores: CellScores) -> dict[str, int]:
     kept = {name: count for name, count in scores.counts.items() if name != "missing_documents"}
     missing = {"missing_documents": len(task.survey.missing)} if task.survey.missing else {}
     return {**kept, "judgements": sum(map(len, task.dataset.qrels.values())), **missing}
-
-
-def _settings(task: Task, cell: Cell) -> Mapping[str, Any]:
-    """Return the settings that the run was made with, and the dataset's of now."""
-    now = results.config_values(task.config)
-    path = run_dir(task.config.results_dir, cell.run_id) / results.CONFIG
-    try:
-        before = outside.read_yaml(path)
-    except outside.UnreadableError:
-        return now
-    if not isinstance(before, dict):
-        return now
-    local = before.get(results.LOCAL)
-    others = {name: value for name, value in (local or {}).items() if name != "dataset.path"}
-    here = {name: value for name, value in now[results.LOCAL].items() if name == "dataset.path"}
-    return {**before, "dataset": now["dataset"], results.LOCAL: {**others, **here}}
 
 
 def _say(task: Task, line: str) -> None:

@@ -45,14 +45,15 @@ KINDS: Mapping[str, tuple[type, ...]] = {
 """What each field is in the file; a file may have been edited by hand."""
 JSON_NAMES = {str: "a text", dict: "an object", list: "a list", int: "a whole number", NoneType: "null"}
 CONFIG = "config.yaml"
-LOCAL = "local"
-"""The part of a saved config that holds paths of the machine that the run was made on."""
+LOCAL = "local.yaml"
+"""Paths of the machine that the run was made on, apart from the settings; it may be deleted, and is not published."""
 BESIDE = (RUN, QRELS, PER_QUERY, CONFIG, DROPPED)
 """Whose checksums scores.json records."""
 QRELS_CHECKSUM = "qrels_checksum"
 """Where `environment` names the judgements that a cell was scored with (`evalkit.run.identity.qrels_checksum`)."""
 BEING_SCORED = "being scored again"
 """What stands there while a finished cell's files are rewritten: no judgements have this checksum."""
+DATASET_PATH = "dataset.path"
 _SHOWN_CHARACTERS = 16
 """How much of a value tells two runs apart: of two checksums the beginnings."""
 
@@ -287,25 +288,36 @@ def config_of(values: Mapping[str, Any], *, dataset_path: Path | None = None) ->
     return run_config(settings)
 
 
-def config_values(config: RunConfig) -> dict[str, Any]:
-    """Return the settings of a run for its folder, with this machine's paths apart, under `local`.
+def write_config(config: RunConfig, folder: Path, *, scored_again: bool = False) -> None:
+    """Write a run's settings to its folder, and beside them, in a file of their own, this machine's paths.
 
-    Everything else means the same on every machine. Whoever publishes results may delete `local`.
+    So the settings mean the same on every machine and tell nothing of this one. `scored_again` keeps the settings that
+    are there, except those of the dataset.
     """
     values = plain(config)
-    return {**values, LOCAL: {name: _taken(values, name) for name in _path_settings(values)}}
+    local = {name: _taken(values, name) for name in _path_settings(values)}
+    if scored_again and (before := _mapping(folder / CONFIG)):
+        values = {**before, "dataset": values["dataset"]}
+        others = {name: value for name, value in _mapping(folder / LOCAL).items() if name != DATASET_PATH}
+        local = {**others, **{name: value for name, value in local.items() if name == DATASET_PATH}}
+    for name, content in ((LOCAL, local), (CONFIG, values)):
+        write_whole(folder / name, yaml.safe_dump(content, sort_keys=False).encode())
 
 
-def config_text(values: Mapping[str, Any]) -> str:
-    """Return the settings of a run as YAML."""
-    return yaml.safe_dump(dict(values), sort_keys=False)
+def _mapping(path: Path) -> dict[str, Any]:
+    """Return what a YAML file of settings says; nothing where there is none that can be read."""
+    try:
+        found = outside.read_yaml(path)
+    except outside.UnreadableError:
+        return {}
+    return found if isinstance(found, dict) else {}
 
 
 def _path_settings(values: Mapping[str, Any]) -> list[str]:
     """Return the settings that hold a path, by dotted name."""
     checkpoints = [f"model.checkpoints.{dim}.path" for dim in (values["model"].get("checkpoints") or {})]
     reranker = ["reranker.checkpoint.path"] if values.get("reranker") else []
-    names = ["results_dir", "cache_dir", "dataset.path", *checkpoints, *reranker]
+    names = ["results_dir", "cache_dir", DATASET_PATH, *checkpoints, *reranker]
     return [name for name in names if _get(values, name) is not None]
 
 
@@ -326,7 +338,7 @@ def _taken(values: dict[str, Any], name: str) -> Any:
 def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> RunConfig:
     """Return the config that a run was made with, its dataset's sources headed by the one that the run used.
 
-    Paths are those of the machine that the run was made on, if its folder tells them.
+    Paths are those of the machine that the run was made on, where its folder still tells them.
 
     Raises ConfigError when it cannot be read any more, and ScoreError when it was edited.
     """
@@ -334,8 +346,7 @@ def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | No
     require_unedited(results_dir, cell, CONFIG)
     try:
         values = outside.read_yaml(path)
-        local = values.pop(LOCAL, {})
-        for name, value in local.items():
+        for name, value in _mapping(path.with_name(LOCAL)).items():
             *above, last = name.split(".")
             (_get(values, ".".join(above)) if above else values)[last] = value
         values["results_dir"] = values.get("results_dir") or str(results_dir)

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -68,17 +69,15 @@ def test_no_escape_of_a_text_reaches_the_terminal(folder):
         assert "\x1b" not in done.stdout + done.stderr
 
 
-def test_a_saved_config_keeps_paths_of_this_machine_apart(folder):
-    (path,) = (folder / "r" / "runs").glob("*/config.yaml")
-    shared, _, local = path.read_text("utf-8").partition("\nlocal:\n")
-    assert local == "  results_dir: r\n  cache_dir: c\n  dataset.path: T\n"
-    assert "path: null" in shared
-    path.write_text(shared, "utf-8")
-    try:
-        done = evalkit("replay", "bm25", "--results-dir", "r", "--dataset-path", "T", cwd=folder)
-        assert (done.returncode, done.stderr) == (0, "")
-    finally:
-        path.write_text(f"{shared}\nlocal:\n{local}", "utf-8")
+def test_a_saved_config_keeps_paths_of_this_machine_in_a_file_that_may_be_deleted(folder, tmp_path):
+    shutil.copytree(folder / "r", tmp_path / "r")
+    (path,) = (tmp_path / "r" / "runs").glob("*/config.yaml")
+    local = path.with_name("local.yaml")
+    assert local.read_text("utf-8") == "results_dir: r\ncache_dir: c\ndataset.path: T\n"
+    assert "path: null" in path.read_text("utf-8")
+    local.unlink()
+    done = evalkit("replay", "bm25", "--results-dir", tmp_path / "r", "--dataset-path", folder / "T", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_full_output_is_one_line_and_the_results_are_there(tmp_path):

@@ -64,11 +64,14 @@ def nearest(name: str, valid: Iterable[str], *, count: int = 3) -> str:
 
     >>> nearest("scifcat", ["scifact", "scidocs", "fiqa"])
     'did you mean scifact?'
+    >>> nearest("BM25", ["bm25", "demo"])
+    'did you mean bm25?'
     >>> nearest("zzz", ["fiqa", "nq"])
     'valid: fiqa, nq'
     """
     names = sorted(set(valid))
-    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+    spelled = {each.casefold(): each for each in names}
+    close = [spelled[each] for each in difflib.get_close_matches(name.casefold(), spelled, n=count, cutoff=0.6)]
     if close:
         return f"did you mean {' or '.join(close)}?"
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""

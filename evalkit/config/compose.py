@@ -290,7 +290,9 @@ def _checked(word: str, override: Override, *, sweep: bool) -> str:
         msg = f"got {word!r}, wanted setting=value; no setting can be taken out"
         raise ConfigError(msg)
     if key == "dim" and override.is_choice_sweep():
-        return f"dim=[{','.join(override.sweep_string_iterator())}]"
+        # Lists too are dims of one pass: dim=[128,96],[64] means all three, each once.
+        dims = ",".join(override.sweep_string_iterator()).replace("[", "").replace("]", "").split(",")
+        return f"dim=[{','.join(dict.fromkeys(dims))}]"
     if override.is_sweep_override() and not sweep:
         several = word if not PATHS.fullmatch(key) else word.replace("'", "")
         msg = f"{several} gives several values; add -m to run each of them"

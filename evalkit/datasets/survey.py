@@ -24,6 +24,7 @@ import numpy as np
 import xxhash
 
 from evalkit.errors import ChangedError, DatasetError
+from evalkit.storage import outside
 from evalkit.storage.paths import survey_file, write_whole
 from evalkit.types import Corpus, Document
 
@@ -280,19 +281,19 @@ def _write(path: Path, found: Survey) -> None:
 def _read(path: Path) -> Survey | None:
     """Return a cached survey, or None when there is none that is whole: it costs a pass to make anew, no more."""
     try:
-        stored = json.loads(path.read_bytes())
+        stored = outside.read_json_object(path)
         facts = stored["survey"]
         if stored["xxh3"] != _own_checksum(facts):
             return None
-    except (OSError, ValueError, KeyError, TypeError):
+        return Survey(
+            facts["documents"],
+            facts["checksum"],
+            tuple(ShardRange(index, *shard) for index, shard in enumerate(facts["shards"])),
+            facts["empty_documents"],
+            tuple(facts["missing"]),
+        )
+    except (outside.UnreadableError, KeyError, TypeError):
         return None
-    return Survey(
-        facts["documents"],
-        facts["checksum"],
-        tuple(ShardRange(index, *shard) for index, shard in enumerate(facts["shards"])),
-        facts["empty_documents"],
-        tuple(facts["missing"]),
-    )
 
 
 def _own_checksum(facts: Any) -> str:

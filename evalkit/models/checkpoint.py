@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from evalkit.config.settings import CheckpointSource
 from evalkit.errors import ModelError
-from evalkit.storage import hub
+from evalkit.storage import hub, outside
 from evalkit.storage.paths import file_checksum
 
 WEIGHTS = "model.safetensors"
@@ -109,14 +108,10 @@ def refuse_changes(checkpoints: Iterable[Checkpoint]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in one of a checkpoint's files. Raises ModelError when there is none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return outside.read_json_object(path)
+    except outside.UnreadableError as error:
         msg = f"{path}: not JSON ({error}); wanted the checkpoint's configuration; fetch the file again"
         raise ModelError(msg) from error
-    if not isinstance(values, dict):
-        msg = f"{path}: got a {type(values).__name__}, wanted a JSON object; fetch the file again"
-        raise ModelError(msg)
-    return values
 
 
 def resolve(source: CheckpointSource, *, allow_pickle: bool = False, remote_code: bool = False) -> Checkpoint:

@@ -148,6 +148,15 @@ def test_a_sweep_over_dims_may_be_written_as_a_choice():
     assert check_overrides(["dim=choice(128,64)"], sweep=True) == ["dim=[128,64]"]
 
 
+def test_a_sweep_over_lists_of_dims_is_one_pass_over_all_of_them():
+    assert check_overrides(["dim=[128,96],[64,96]"], sweep=True) == ["dim=[128,96,64]"]
+
+
+def test_a_name_in_other_capitals_is_near():
+    with pytest.raises(ConfigError, match="model 'BM25' unknown; did you mean bm25"):
+        compose(["model=BM25"])
+
+
 def test_a_sweep_checks_every_name_of_the_sweep():
     with pytest.raises(ConfigError, match="model 'bm52' unknown; did you mean bm25"):
         check_overrides(["model=demo,bm52"], sweep=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from functools import cache
 from typing import NamedTuple
 
@@ -27,7 +28,8 @@ REGISTERS = Registers(64, 32) if _capabilities().get("avx512_f") else Registers(
 @cache
 def available() -> bool:
     """Tell whether kernels can be compiled here, for vector units that they were written for."""
-    return importlib.util.find_spec("numba") is not None and bool(_capabilities().get("avx2"))
+    compiled = os.environ.get("NUMBA_DISABLE_JIT", "0") in ("", "0")  # the kernels' instructions cannot be interpreted
+    return compiled and importlib.util.find_spec("numba") is not None and bool(_capabilities().get("avx2"))
 
 
 @cache

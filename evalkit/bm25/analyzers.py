@@ -107,7 +107,7 @@ def tokenize(text: str) -> list[str]:
     tokens: list[str] = []
     position = 0
     while position < len(text):
-        # The expression keeps a kilobyte for each character of one match, so a long text is searched a window at a time.
+        # The expression keeps a kilobyte for each character of one match: a long text is searched a window at a time.
         end = min(position + _WINDOW, len(text))
         match = _TOKEN.search(text, position, end)
         if end < len(text) and (match is None or match.end() > end - _WINDOW_MARGIN):

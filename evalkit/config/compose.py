@@ -70,6 +70,19 @@ SWEEP_FLAGS = ("-m", "--multirun")
 SHOW_FLAGS = ("--cfg", "-c", "--info", "-i")
 
 
+def _cache_folder() -> str:
+    """Return where the cache is when `cache_dir` is not given. Without HOME the user database knows the home folder."""
+    if chosen := os.environ.get("EVALKIT_CACHE"):
+        return chosen
+    home = os.path.expanduser("~")  # noqa: PTH111 (Path.home fails where no home is known, in words of its own)
+    if home == "~":
+        raise ConfigError("cache_dir: got neither EVALKIT_CACHE nor a home folder; set cache_dir=DIR or EVALKIT_CACHE")
+    return f"{home}/.cache/evalkit"
+
+
+OmegaConf.register_new_resolver("cache_folder", _cache_folder, replace=True)
+
+
 def compose(overrides: Sequence[str]) -> RunConfig:
     """Return the config of one run. Raises ConfigError for an unknown name, key or value, or for several values."""
     checked = check_overrides(overrides, sweep=False)
@@ -187,19 +200,7 @@ def _environment(name: str, *default: str) -> str:
     return found if found is not None else str(default[0])
 
 
-def _default_cache() -> str:
-    """Resolve `${evalkit.cache:}`: EVALKIT_CACHE, else a folder below the home folder."""
-    if found := os.environ.get("EVALKIT_CACHE"):
-        return found
-    try:
-        return str(Path.home() / ".cache" / "evalkit")
-    except RuntimeError as error:
-        msg = "cache_dir: there is no home folder to put the cache in; set cache_dir=DIR or EVALKIT_CACHE=DIR"
-        raise ConfigError(msg) from error
-
-
 OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
-OmegaConf.register_new_resolver("evalkit.cache", _default_cache, replace=True)
 
 
 def check_overrides(overrides: Sequence[str], *, sweep: bool) -> list[str]:

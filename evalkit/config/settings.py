@@ -234,6 +234,8 @@ class Bm25Config:
     ]
     lengths: Literal["lucene", "exact"] = "lucene"
     """`lucene` rounds a document's length to the byte that an index keeps of it; `exact` does not, as bm25s."""
+    unmatched: Literal["leave_out", "fill"] = "leave_out"
+    """Documents that share no term with a query: Lucene does not retrieve them; bm25s fills up to `depth` with them."""
     ties: Literal["trec_eval", "anserini"] = "trec_eval"
     """Order of equal scores: by document id descending (trec_eval) or ascending (Anserini, whose run files keep it)."""
     licence: str = "unknown"

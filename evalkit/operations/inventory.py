@@ -18,9 +18,6 @@ from evalkit.storage import keys, seal, shard_files
 from evalkit.storage.paths import file_checksum, store_dir, survey_file, topk_dir
 from evalkit.storage.results import CellScores
 
-NOT_THE_SYSTEMS = ("corpus", "shard_tokens", "cut", "queries", "depth", "drop_self", "search_rules")
-"""What a protocol holds beside its system's facts: `identity.corpus_facts` and `identity.search_facts`."""
-
 
 class User(NamedTuple):
     """A run that is finished, at work or stopped, with the names of what it uses in the cache."""
@@ -94,11 +91,7 @@ def _users(cache_dir: Path, finished: Iterable[CellScores]) -> list[User]:
 
 
 def _user(run_id: str, dataset: str, protocol: Mapping[str, Any]) -> User:
-    return User(run_id, dataset, _store_key(protocol), keys.key_of(protocol), str(protocol.get("corpus")))
-
-
-def _store_key(protocol: Mapping[str, Any]) -> str:
-    return identity.store_key({name: fact for name, fact in protocol.items() if name not in NOT_THE_SYSTEMS})
+    return User(run_id, dataset, identity.store_key_in(protocol), keys.key_of(protocol), str(protocol.get("corpus")))
 
 
 def _embeddings(cache_dir: Path, searches: Mapping[str, Sequence[Shard]], users: Sequence[User]) -> Iterator[Entry]:
@@ -108,7 +101,7 @@ def _embeddings(cache_dir: Path, searches: Mapping[str, Sequence[Shard]], users:
     for key, shards in searches.items():
         for shard in shards:
             if (protocol := shard.facts.get("protocol")) and (user := by_search.get(key)) is not None:
-                named.setdefault((_store_key(protocol), shard.manifest.stem), set()).add(user.run_id)
+                named.setdefault((identity.store_key_in(protocol), shard.manifest.stem), set()).add(user.run_id)
     by_run = {user.run_id: user for user in users}
     for folder in _folders(store_dir(cache_dir, "x").parent):
         groups: dict[tuple[str, ...], list[Shard]] = {}

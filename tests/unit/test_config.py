@@ -1,5 +1,7 @@
 """Configuration at the door: every config composes, every wrong word is named with what is nearest to it."""
 
+import os
+
 import pytest
 
 from evalkit.config.compose import all_settings, check_overrides, combinations, compose
@@ -235,16 +237,18 @@ def test_a_secret_in_a_setting_is_refused_without_being_told(monkeypatch):
         check_overrides(["model=bm25", "dataset.licence=hf_abcdefghij,x"], sweep=True)
 
 
-def test_without_a_home_folder_the_cache_must_be_named(monkeypatch):
-    def homeless(*_arguments):
-        raise RuntimeError("Could not determine home directory.")
-
+def test_without_home_the_cache_is_where_the_user_database_says(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
     monkeypatch.delenv("EVALKIT_CACHE", raising=False)
-    monkeypatch.setattr("pathlib.Path.home", homeless)
-    with pytest.raises(
-        ConfigError, match=r"^cache_dir: there is no home folder .*; set cache_dir=DIR or EVALKIT_CACHE=DIR$"
-    ):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path.replace("~", "/home/of-somebody"))
+    assert str(compose([]).cache_dir) == "/home/of-somebody/.cache/evalkit"
+
+
+def test_without_any_home_only_the_cache_must_be_named(monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.delenv("EVALKIT_CACHE", raising=False)
+    with pytest.raises(ConfigError, match=r"got neither EVALKIT_CACHE nor a home folder; set cache_dir=DIR or EVALKI"):
         compose([])
-    assert str(compose(["cache_dir=/c"]).cache_dir) == "/c"
-    monkeypatch.setenv("EVALKIT_CACHE", "/d")
-    assert str(compose([]).cache_dir) == "/d"
+    assert str(compose(["cache_dir=here"]).cache_dir) == "here"
+    monkeypatch.setenv("EVALKIT_CACHE", "there")
+    assert str(compose([]).cache_dir) == "there"

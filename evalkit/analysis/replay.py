@@ -212,8 +212,9 @@ def candidates(material: Material, metric: str) -> list[Rules]:
     can_differ = {
         "self_ids": any(hit.document_id == query for query, hits in material.run.items() for hit in hits),
         "ties": any(a.score == b.score for hits in material.run.values() for a, b in itertools.pairwise(hits)),
-        "missing": len({bool(material.run.get(query)) for query in material.qrels}) > 1,  # with no hit, none is left
-        "queries": any(all(grade <= 0 for grade in judged) for judged in grades),
+        # A run without any hit, or judgements without any grade above 0, would leave no query to score.
+        "missing": len({bool(material.run.get(query)) for query in material.qrels}) > 1,
+        "queries": len({any(grade > 0 for grade in judged) for judged in grades}) > 1,
         "unmatched": "k1" in material.cell.protocol
         and any(hit.score <= 0 for hits in material.run.values() for hit in hits),
         "gain": metric.startswith("ndcg") and any(grade > 1 for judged in grades for grade in judged),

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from evalkit.operations.forecast import Amount, Planned, free_bytes
+from evalkit.operations.forecast import Amount, Planned
 from evalkit.operations.inventory import Entry
 from evalkit.report.table import ABSENT
 from evalkit.run.jobs import Job
+from evalkit.storage.paths import free_bytes
 from evalkit.storage.results import CellScores
 
 SHOWN = 3

@@ -14,6 +14,7 @@ from evalkit.report.card import verdict_on
 from evalkit.scoring import published
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage.results import CellScores, distinctions
+from evalkit.texts import printable
 
 ABSENT = "–"
 TEXT_COLUMNS = ("system", "dataset", "compared", "verdict", "source")
@@ -57,7 +58,16 @@ def markdown(table_rows: Sequence[Row]) -> str:
     header = _header(table_rows)
     lines = [header, ["---" if name in TEXT_COLUMNS else "--:" for name in header]]
     lines += _lines(table_rows)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(map(markdown_text, line))} |\n" for line in lines)
+
+
+def markdown_text(text: str) -> str:
+    r"""Return a text that Markdown shows as it stands, in a cell of a table too: no HTML, no column, no line break.
+
+    >>> print(markdown_text("a|b <b>c</b>"))
+    a\|b &lt;b>c&lt;/b>
+    """
+    return printable(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", r"\|")
 
 
 def signed(value: float, digits: int) -> str:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 import evalkit.analysis.explain
 from evalkit.analysis import replay, standing
@@ -128,7 +127,7 @@ def pair_table(view: PairView) -> Table:
     table = _table("query token", "document token", "similarity", "", text=["query token", "document token", ""])
     for match in view.matches:
         bar = "█" * max(0, round(match.similarity * 20))
-        table.add_row(Text(match.query_token), Text(match.document_token), fixed(match.similarity, 4), bar)
+        table.add_row(match.query_token, match.document_token, fixed(match.similarity, 4), bar)
     return table
 
 

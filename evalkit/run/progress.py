@@ -20,10 +20,10 @@ def documents_bar(console: Console, title: str, *, total: int | None) -> Iterato
         yield lambda _documents, _tokens: None
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[rate]}", markup=False),
         TimeRemainingColumn(),
     )
     started = time.monotonic()

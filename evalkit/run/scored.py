@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
-
-import yaml
 
 from evalkit.config.settings import EncoderConfig, RunConfig
 from evalkit.errors import ScoreError
@@ -48,7 +46,7 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
     trec.write_qrels(task.dataset.qrels, folder / results.QRELS)
     scored = metrics.score(run, task.dataset.qrels, names)
     write_whole(folder / results.PER_QUERY, results.per_query_table(scored.per_query, names).encode())
-    write_whole(folder / results.CONFIG, yaml.safe_dump(_settings(task, cell), sort_keys=False).encode())
+    results.write_config(task.config, folder, scored_again=True)
     here = environment.environment(None)
     fresh = dataclasses.replace(
         scores,
@@ -140,17 +138,6 @@ def _counts(task: Task, scores: CellScores) -> dict[str, int]:
     kept = {name: count for name, count in scores.counts.items() if name != "missing_documents"}
     missing = {"missing_documents": len(task.survey.missing)} if task.survey.missing else {}
     return {**kept, "judgements": sum(map(len, task.dataset.qrels.values())), **missing}
-
-
-def _settings(task: Task, cell: Cell) -> Mapping[str, Any]:
-    """Return the settings that the run was made with, and the dataset's of now."""
-    now: Mapping[str, Any] = results.plain(task.config)
-    path = run_dir(task.config.results_dir, cell.run_id) / results.CONFIG
-    try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return now
-    return {**before, "dataset": now["dataset"]} if isinstance(before, dict) else now
 
 
 def _say(task: Task, line: str) -> None:

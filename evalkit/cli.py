@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.logging import RichHandler
+from typer.core import TyperGroup
 
 from evalkit.errors import EvalkitError
 
@@ -20,7 +22,30 @@ if TYPE_CHECKING:
     from evalkit.scoring.reruns import Deviation
     from evalkit.storage.results import CellScores
 
+CONFIG_DIR = "--config-dir"
+
+
+class _Verbs(TyperGroup):
+    """The verbs; an option of all of them may stand before the verb or behind it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options of all verbs first, wherever they stand before a `--`."""
+        end = args.index("--") if "--" in args else len(args)
+        front, rest = [], []
+        words = iter(args[:end])
+        for word in words:
+            if word == CONFIG_DIR:
+                front += [word, *(following for following in [next(words, None)] if following is not None)]
+            elif word.startswith(f"{CONFIG_DIR}="):
+                front.append(word)
+            else:
+                rest.append(word)
+        parsed: list[str] = super().parse_args(ctx, [*front, *rest, *args[end:]])
+        return parsed
+
+
 app = typer.Typer(
+    cls=_Verbs,
     help="Re-measure a retrieval model card, cell by cell, and say of every cell whether it holds.",
     no_args_is_help=True,
     add_completion=False,
@@ -30,6 +55,41 @@ app = typer.Typer(
 # A pipe has no width: a table cut to 80 columns would lose digits.
 _out = Console(width=None if sys.stdout.isatty() else 240)
 _err = Console(stderr=True)
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    config_dir: Annotated[
+        list[Path] | None,
+        typer.Option(
+            CONFIG_DIR,
+            metavar="DIR",
+            help="a folder of your own configs, model/NAME.yaml and dataset/NAME.yaml (also: EVALKIT_CONFIGS); "
+            "before the verb or behind it",
+        ),
+    ] = None,
+) -> None:
+    """Take the options of all verbs."""
+    if config_dir:
+        _use_configs(context, *config_dir)
+
+
+def _use_configs(context: typer.Context, *folders: Path) -> None:
+    """Add folders of configs for as long as the command runs."""
+    from evalkit.config.settings import CONFIGS
+
+    before = os.environ.get(CONFIGS)
+    os.environ[CONFIGS] = os.pathsep.join([*filter(None, [before]), *(str(folder.absolute()) for folder in folders)])
+
+    def restore() -> None:
+        if before is None:
+            os.environ.pop(CONFIGS, None)
+        else:
+            os.environ[CONFIGS] = before
+
+    context.call_on_close(restore)
+
 
 HYDRA_FLAGS = ("-m", "--multirun", "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p")
 """What makes `run` a sweep or a question about the config, both of which Hydra answers."""

@@ -16,6 +16,7 @@ from itertools import product
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -34,7 +35,9 @@ from evalkit.config.settings import (
     SearchConfig,
     StoreConfig,
     configs_dir,
+    group_files,
     group_names,
+    own_configs_dirs,
     run_config,
     type_name,
 )
@@ -54,6 +57,11 @@ SECTIONS: Mapping[str, tuple[type[Any], ...]] = {
 PATHS = re.compile(r"results_dir|cache_dir|dataset\.path|model\.checkpoints\.\w+\.path")
 """Settings that hold a path, which may have signs that Hydra's grammar keeps for itself: ~ = ( ) and letters as ü."""
 
+NAMED_VALUES = re.compile(r"model\.(checkpoints(\.\w+)?|(query|document)\.max_tokens|k1|b|fields|analyzer|adapter)")
+"""Settings whose values stand under names (a dim, a dataset, a language): `{…}` is all of them, not some more."""
+CHECKPOINT_PLACE = re.compile(r"(model\.checkpoints\.\w+)\.(package|repo)")
+"""Where a checkpoint is to be taken from; a place that is tried before it must not win silently."""
+
 SWEEP_FLAGS = ("-m", "--multirun")
 SHOW_FLAGS = ("--cfg", "-c", "--info", "-i")
 
@@ -64,7 +72,7 @@ def compose(overrides: Sequence[str]) -> RunConfig:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            composed = hydra.compose("config", overrides=checked)
+            composed = hydra.compose("config", overrides=[*_search_path(), *checked])
             return _validated(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
@@ -100,7 +108,7 @@ def hand_to_hydra(
 
     entry = hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="config")(job)
     before = sys.argv
-    sys.argv = ["evalkit", *rest, *checked]
+    sys.argv = ["evalkit", *rest, *_search_path(), *checked]
     try:
         entry()
     finally:
@@ -124,6 +132,17 @@ def combinations(overrides: Sequence[str]) -> list[tuple[str, ...]]:
     return list(product(*choices))
 
 
+def _search_path() -> list[str]:
+    """Return the override that has Hydra look into the user's own folders too; none where there are none."""
+    folders = ",".join(_quoted(f"file://{folder}") for folder in own_configs_dirs())
+    return [f"hydra.searchpath=[{folders}]"] if folders else []
+
+
+def _quoted(text: str) -> str:
+    """Return a text as Hydra's grammar reads it, whatever signs it has."""
+    return "'{}'".format(text.replace("'", "\\'"))
+
+
 def _is_override(word: str) -> bool:
     return not word.startswith("-") and ("=" in word or word.startswith("~"))
 
@@ -140,7 +159,11 @@ def check_overrides(overrides: Sequence[str], *, sweep: bool) -> list[str]:
     A setting that a YAML file leaves to its default may be given like any other. `dim=128,64` means the list, swept
     or not: dims that share a backbone then share one pass over the corpus. Raises ConfigError.
     """
-    return [_checked(word, override, sweep=sweep) for word, override in _parsed(overrides)]
+    return [
+        part
+        for word, override in _parsed(overrides)
+        for part in (*_emptied(override), _checked(word, override, sweep=sweep))
+    ]
 
 
 def _parsed(overrides: Sequence[str]) -> Iterator[tuple[str, Override]]:
@@ -157,7 +180,7 @@ def _parsed(overrides: Sequence[str]) -> Iterator[tuple[str, Override]]:
             if not PATHS.fullmatch(key):
                 msg = f"got {word!r}, wanted setting=value as Hydra's grammar has it"
                 raise ConfigError(f"{msg} ({_first_line(error)}); quote the value: {key}='\"…\"'") from error
-            quoted = ("'{}'".format(os.path.expanduser(part).replace("'", "\\'")) for part in text.split(","))  # noqa: PTH111
+            quoted = (_quoted(os.path.expanduser(part)) for part in text.split(","))  # noqa: PTH111
             word = f"{key}={','.join(quoted)}"  # noqa: PLW2901 (the word as Hydra can read it)
             override = parser.parse_override(word)
         pattern: Any = override.value()
@@ -189,12 +212,43 @@ def _checked(word: str, override: Override, *, sweep: bool) -> str:
             if name not in (None, *group_names(key)):
                 msg = f"{key} {str(name)!r} unknown; {nearest(str(name), group_names(key))} (evalkit ls {key}s)"
                 raise ConfigError(msg)
+            _refuse_other_name(key, name)
         return word
     valid = all_settings()
     if key not in valid and not key.startswith("model.checkpoints."):
         msg = f"setting {key!r} unknown; {nearest(key, valid)} (evalkit ls settings)"
         raise ConfigError(msg)
     return f"{key}={text}" if key in ("results_dir", "cache_dir") else f"++{key}={text}"
+
+
+def _emptied(override: Override) -> list[str]:
+    """Return the overrides that take out what a word replaces and Hydra, which merges, would keep."""
+    key = override.key_or_group
+    if NAMED_VALUES.fullmatch(key) and isinstance(override.value(), dict):
+        return [f"++{key}=null"]
+    if place := CHECKPOINT_PLACE.fullmatch(key):
+        return [f"++{place[1]}.{other}=null" for other in ("path", "package") if other != place[2]]
+    return []
+
+
+def _refuse_other_name(group: str, name: str | None) -> None:
+    """Refuse a config of the user's own that calls itself otherwise than its file: results would bear that name."""
+    if name is None or group not in ("model", "dataset") or not own_configs_dirs():
+        return
+    path = group_files(group)[name]
+    if path.is_relative_to(configs_dir()):
+        return
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        msg = f"{path}: not YAML ({' '.join(str(error).split())}); wanted the settings of a {group}"
+        raise ConfigError(msg) from error
+    if not isinstance(values, dict):
+        msg = f"{path}: got a {type(values).__name__}, wanted the settings of a {group}, such as name: {name}"
+        raise ConfigError(msg)
+    if values.get("name") != name:
+        msg = f"{path}: got name {values.get('name')!r}, wanted {name!r}, as the file is called; rename one of the two"
+        raise ConfigError(msg)
 
 
 def _values(override: Override) -> list[Any]:

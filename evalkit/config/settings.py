@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import types
 import typing
 from collections.abc import Mapping
@@ -14,6 +15,8 @@ from evalkit.errors import ConfigError, nearest
 
 GROUPS = ("model", "dataset", "engine", "reranker", "experiment")
 """The config groups: each is a folder of YAML files, chosen by `group=name`."""
+CONFIGS = "EVALKIT_CONFIGS"
+"""The environment variable that names folders of the user's own configs, laid out like evalkit's: model/, dataset/, …"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -353,10 +356,40 @@ def configs_dir() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[2] / "configs"
 
 
+def own_configs_dirs() -> tuple[Path, ...]:
+    """Return the folders of the user's own configs, as `--config-dir` or EVALKIT_CONFIGS names them.
+
+    Raises ConfigError for one that is not there.
+    """
+    given = filter(None, os.environ.get(CONFIGS, "").split(os.pathsep))
+    folders = tuple(dict.fromkeys(Path(folder).expanduser().absolute() for folder in given))
+    for folder in folders:
+        if not folder.is_dir():
+            msg = f"{folder}: got no such folder, wanted one with model/NAME.yaml or dataset/NAME.yaml in it"
+            raise ConfigError(f"{msg}; check --config-dir and {CONFIGS}")
+    return folders
+
+
+def group_files(group: str) -> dict[str, Path]:
+    """Return the YAML file of every name of a config group, the user's own among them, by name.
+
+    Raises ConfigError for a name that two folders have: which of them runs must not depend on an order.
+    """
+    found: dict[str, Path] = {}
+    for folder in (configs_dir(), *own_configs_dirs()):
+        root = folder / group
+        for path in sorted(root.rglob("*.yaml")):
+            name = path.relative_to(root).with_suffix("").as_posix()
+            if name in found:
+                msg = f"{group} {name!r}: got two files, {found[name]} and {path}, wanted one; rename your own"
+                raise ConfigError(msg)
+            found[name] = path
+    return dict(sorted(found.items()))
+
+
 def group_names(group: str) -> tuple[str, ...]:
     """Return every valid name of a config group, sub-folders with a slash (`beir/nfcorpus`)."""
-    root = configs_dir() / group
-    return tuple(sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml")))
+    return tuple(group_files(group))
 
 
 def run_config(values: Mapping[str, Any]) -> RunConfig:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import yaml
 
-from evalkit.config.settings import configs_dir
+from evalkit.config.settings import group_files
 from evalkit.errors import ScoreError
 from evalkit.report import card, exports, page, sheets, table
 from evalkit.scoring import published, reruns
@@ -140,7 +140,7 @@ def _with_queries(results_dir: Path, found: results.Collected) -> tuple[results.
 def _checksums() -> dict[str, str]:
     """Return the corpus checksum of every dataset for which one is known."""
     found = {}
-    for path in sorted((configs_dir() / "dataset").rglob("*.yaml")):
+    for path in group_files("dataset").values():
         text = path.read_text(encoding="utf-8")
         if "\nchecksum: " in text and "\nchecksum: null" not in text:
             values = yaml.safe_load(text)

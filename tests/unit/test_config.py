@@ -154,3 +154,33 @@ def test_every_setting_is_listed_with_what_it_takes():
 
 def test_nearest_names_all_when_none_is_near():
     assert nearest("zzz", ["b", "a"]) == "valid: a, b"
+
+
+def test_checkpoints_given_as_a_whole_are_all_that_the_model_has():
+    model = compose(["model.checkpoints={128: {path: /mine}}"]).model
+    assert {dim: source.path for dim, source in model.checkpoints.items()} == {"128": "/mine"}
+    assert compose(["model=bm25", "model.analyzer={default: french}", "dataset.language=es"]).model.analyzer == "french"
+
+
+def test_one_checkpoint_given_as_a_whole_keeps_nothing_of_the_one_before():
+    model = compose(["model.checkpoints.128={repo: o/mine}"]).model
+    assert model.dims == (128, 96, 64)
+    source = model.checkpoints["128"]
+    assert (source.repo, source.package, source.path, source.revision) == ("o/mine", None, None, None)
+
+
+def test_a_repository_that_is_named_is_the_one_that_is_read_whatever_package_the_config_names():
+    source = compose(["model.checkpoints.128.repo=o/mine", "model.checkpoints.128.revision=abc"]).model.checkpoints[
+        "128"
+    ]
+    assert (source.repo, source.package, source.revision) == ("o/mine", None, "abc")
+
+
+def test_some_settings_of_a_side_are_changed_and_the_others_stay():
+    rules = compose(["model.query={max_tokens: 48}"]).model.query
+    assert (rules.max_tokens, rules.marker, rules.expansion) == (48, "[QueryMarker]", True)
+
+
+def test_a_model_without_vectors_takes_no_checkpoints():
+    with pytest.raises(ConfigError, match=r"setting model\.checkpoints unknown"):
+        compose(["model=bm25", "model.checkpoints={128: {path: /mine}}"])

@@ -16,7 +16,7 @@ from evalkit.errors import ConfigError, nearest
 GROUPS = ("model", "dataset", "engine", "reranker", "experiment")
 """The config groups: each is a folder of YAML files, chosen by `group=name`."""
 CONFIGS = "EVALKIT_CONFIGS"
-"""The environment variable that names folders of the user's own configs, laid out like evalkit's: model/, dataset/, …"""
+"""The environment variable that names folders of the user's own configs: model/NAME.yaml, dataset/NAME.yaml, …"""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,6 +128,8 @@ class TextRules:
     """Fill up to `max_tokens` with mask tokens, whose vectors are scored like any other's."""
     attend_to_expansion: bool = False
     """Whether the other tokens attend to the mask tokens."""
+    prompt: str = ""
+    """What stands before every text, as sentence-transformers' prompts do; it takes its share of `max_tokens`."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 4:
@@ -141,13 +143,17 @@ class EncoderConfig:
 
     name: str
     kind: Literal["late_interaction", "single_vector"]
-    backbone: Literal["jina_embeddings_v3", "bert", "jina_bert", "xmod"]
+    backbone: Literal["jina_embeddings_v3", "bert", "jina_bert", "xmod", "transformers"]
+    """`transformers` is any text model that transformers itself has, by the name under `architecture`."""
     checkpoints: Mapping[str, CheckpointSource]
     """Checkpoint by dim, as text (`"128"`); a model without a head has one entry, its hidden size."""
     query: TextRules
     document: TextRules
-    head: Literal["linear", "none"]
-    """`linear`: project hidden states by the checkpoint's `linear.weight`; `none`: hidden states as they are."""
+    head: Literal["linear", "dense", "none"]
+    """`linear`: project hidden states by the checkpoint's `linear.weight`; `none`: hidden states as they are.
+
+    `dense`: by the Dense modules that the checkpoint's modules.json names, as PyLate and sentence-transformers save.
+    """
     pooling: Literal["tokens", "mean", "cls"]
     """`tokens` keeps one vector per token; the others make one vector per text."""
     normalize: bool
@@ -155,6 +161,10 @@ class EncoderConfig:
     skiplist: Literal["stanford", "pylate", "none"]
     """Which punctuation tokens of a document are dropped after encoding; the two libraries differ."""
     dtype: Literal["float32", "bfloat16", "float16"]
+    architecture: str | None = None
+    """The `model_type` of config.json, for `backbone: transformers`; of the other backbones it is known."""
+    skiplist_words: tuple[str, ...] | None = None
+    """The words that `skiplist: pylate` drops from documents, in place of the punctuation signs."""
     rope_theta: Literal["checkpoint"] | float = "checkpoint"
     """RoPE base: `checkpoint` takes `rotary_emb_base` from config.json, else 10000 (inferred, not published)."""
     adapter: str | None = None
@@ -174,6 +184,12 @@ class EncoderConfig:
     def __post_init__(self) -> None:
         if self.rope_theta != "checkpoint" and self.rope_theta <= 0:
             msg = f"model.rope_theta={self.rope_theta}: wanted checkpoint or a number above 0"
+            raise ConfigError(msg)
+        if (self.backbone == "transformers") != (self.architecture is not None):
+            msg = f"model.backbone={self.backbone} with model.architecture={self.architecture}: wanted an architecture"
+            raise ConfigError(f"{msg} (config.json's model_type) for backbone transformers, and for no other")
+        if self.skiplist_words is not None and self.skiplist != "pylate":
+            msg = f"model.skiplist_words with model.skiplist={self.skiplist}: wanted them with skiplist pylate only"
             raise ConfigError(msg)
 
     @property

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from evalkit.config.settings import EncoderConfig, TextRules
 from evalkit.errors import ModelError
 from evalkit.models.checkpoint import METADATA, Checkpoint, read_json
-from evalkit.models.tokens import UNKNOWN_TOKENS, Vocabulary, load_vocabulary
+from evalkit.models.tokens import UNKNOWN_TOKENS, Vocabulary, vocabulary_of
 
 
 class Differences(NamedTuple):
@@ -79,7 +79,7 @@ def _markers(said: Mapping[str, Any], config: EncoderConfig, checkpoint: Checkpo
         ours = (rules.marker or "").partition(" ")[0]  # what follows it is a trace of the tokenizer, not a marker
         if key not in said or said[key] == ours:
             continue
-        vocabulary = vocabulary or load_vocabulary(checkpoint)
+        vocabulary = vocabulary or vocabulary_of(config, checkpoint)
         if not ours or _id_of(str(said[key]), vocabulary) != vocabulary.tokenizer.token_to_id(ours):
             yield f"{key} {_json(said[key])}, {_setting(f'{side}.marker', rules.marker)[0]}"
 

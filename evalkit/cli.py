@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from evalkit.analysis.precision import Narrowed
+    from evalkit.operations.own import Written
     from evalkit.scoring.reruns import Deviation
     from evalkit.storage.results import CellScores
 
@@ -72,6 +73,9 @@ def options(
 ) -> None:
     """Take the options of all verbs."""
     if config_dir:
+        if context.invoked_subcommand == "new":
+            for folder in config_dir:
+                folder.expanduser().mkdir(parents=True, exist_ok=True)
         _use_configs(context, *config_dir)
 
 
@@ -89,6 +93,21 @@ def _use_configs(context: typer.Context, *folders: Path) -> None:
             os.environ[CONFIGS] = before
 
     context.call_on_close(restore)
+
+
+def _words(context: typer.Context, words: Sequence[str]) -> list[str]:
+    """Return the words with folders and repositories in place of names (model=./checkpoint) made into configs.
+
+    What was read of each, and what was assumed, is said first.
+    """
+    if not any("/" in word or word.endswith((".", "~")) for word in words):
+        return list(words)
+    from evalkit.operations import own
+
+    named, configs = own.with_given(words, say=_complain)
+    if configs is not None:
+        _use_configs(context, configs)
+    return named
 
 
 HYDRA_FLAGS = ("-m", "--multirun", "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p")
@@ -126,10 +145,11 @@ def run(context: typer.Context) -> None:
         failed += 1
         _complain(line)
 
-    if any(word in HYDRA_FLAGS for word in context.args):
-        compose.hand_to_hydra(context.args, job, complain=complain)
+    words = _words(context, context.args)
+    if any(word in HYDRA_FLAGS for word in words):
+        compose.hand_to_hydra(words, job, complain=complain)
     else:
-        job(compose.compose(context.args))
+        job(compose.compose(words))
     if cells:
         from evalkit.report import table
 
@@ -152,7 +172,7 @@ def plan(context: typer.Context) -> None:
     from evalkit.report import plans
     from evalkit.storage import results
 
-    words = [word for word in context.args if word not in ("-m", "--multirun")]
+    words = _words(context, [word for word in context.args if word not in ("-m", "--multirun")])
     planned: list[forecast.Planned] = []
     problems: list[str] = []
     for combination, config in forecast.combinations(words):
@@ -173,6 +193,7 @@ def plan(context: typer.Context) -> None:
 
 @app.command(epilog="Example: evalkit status")
 def status(
+    context: typer.Context,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="a selection, as for plan; none: everything. results_dir=, cache_dir=")
     ] = None,
@@ -189,7 +210,7 @@ def status(
     from evalkit.run import jobs
     from evalkit.storage import results
 
-    words = [word for word in overrides or [] if word not in ("-m", "--multirun")]
+    words = _words(context, [word for word in overrides or [] if word not in ("-m", "--multirun")])
     everything = all(word.startswith(("results_dir=", "cache_dir=")) for word in words)
     configs = [compose.compose(words)] if everything else [config for _, config in forecast.combinations(words)]
     failed = [str(config) for config in configs if isinstance(config, EvalkitError)]
@@ -334,6 +355,7 @@ def report(
     "evalkit score results/runs/demo.test.demo-64.*/run.trec.gz dataset=demo model=demo dim=64"
 )
 def score(
+    context: typer.Context,
     run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
     overrides: Annotated[
         list[str], typer.Argument(help="which dataset: dataset=NAME, dataset.path=DIR, …; whose run: model=NAME, dim=N")
@@ -354,6 +376,7 @@ def score(
     from evalkit.scoring import metrics
     from evalkit.storage import trec
 
+    overrides = _words(context, overrides)
     config = compose.compose(overrides)
     dataset = datasets.load(config.dataset, with_corpus=False)
     found = trec.read_run(run_file)
@@ -385,6 +408,7 @@ def score(
     "evalkit rerank run.trec.gz --out new.trec.gz reranker=jina-reranker-v2-base-multilingual dataset=demo"
 )
 def rerank(
+    context: typer.Context,
     run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
     overrides: Annotated[
         list[str], typer.Argument(help="reranker=NAME, dataset=NAME, dataset.path=DIR, engine.device=…")
@@ -405,7 +429,7 @@ def rerank(
     from evalkit.scoring import metrics
     from evalkit.storage import trec
 
-    config = compose.compose(overrides)
+    config = compose.compose(_words(context, overrides))
     if config.reranker is None:
         msg = "no re-ranker chosen; wanted reranker=NAME (evalkit ls rerankers)"
         raise ConfigError(msg)
@@ -430,6 +454,7 @@ def rerank(
 
 @app.command(epilog="Example: evalkit check model=demo dim=128")
 def check(
+    context: typer.Context,
     overrides: Annotated[
         list[str], typer.Argument(help="which model: model=NAME, dim=…, model.dtype=…, engine.device=…")
     ],
@@ -442,7 +467,7 @@ def check(
     from evalkit.run import canary
 
     failed = 0
-    for dims, findings in canary.check(compose.compose(overrides)):
+    for dims, findings in canary.check(compose.compose(_words(context, overrides))):
         typer.echo(f"dim {', '.join(map(str, dims))}, one backbone")
         for finding in findings:
             typer.echo(f"  {finding.verdict:<10}  {finding.question}: {finding.measured}")
@@ -479,7 +504,7 @@ def fetch(
         typer.echo(f"{unpack}: {fetching.unpack_bundle(unpack)} files are in their places")
         if not context.args and not verify:
             return
-    configs = fetching.selection(context.args)
+    configs = fetching.selection(_words(context, context.args))
     found = fetching.verify(configs, console=_err) if verify else fetching.fetch(configs, console=_err)
     for each in found:
         typer.echo(f"{each.name}: {'read whole, network off' if verify else 'on disk'}, from {each.source}")
@@ -594,6 +619,85 @@ def compare(
                 _out.print(verbs.precision_table(cell, narrowed[cell.run_id]))
     if plot is not None:
         pareto.draw(chosen, plot, intervals=compare.intervals(chosen, results_dir), narrowed=narrowed)
+
+
+new = typer.Typer(
+    help="Write a config of your own, its facts read from a checkpoint or from data.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    epilog="Example: evalkit new model house-colbert --from ./checkpoint",
+)
+app.add_typer(new, name="new")
+NewDir = Annotated[
+    Path | None, typer.Option("--to", help="the folder of configs to write into; by default --config-dir, else configs")
+]
+
+
+@new.command(name="model", epilog="Example: evalkit new model house-colbert --from ./checkpoint")
+def new_model(
+    name: Annotated[str, typer.Argument(help="what model= shall call it")],
+    source: Annotated[str, typer.Option("--from", help="the checkpoint's folder, or OWNER/NAME[@COMMIT] on the hub")],
+    to: NewDir = None,
+) -> None:
+    """Write model/NAME.yaml with what a checkpoint's files say: architecture, dim, head, lengths, markers, pooling.
+
+    Reads Stanford ColBERT's, PyLate's and sentence-transformers' layouts. What no file says is marked as assumed.
+    """
+    from evalkit.operations import own
+
+    _told(own.new_model(name, source, _configs_to(to)), f"evalkit check model={name}")
+
+
+@new.command(name="dataset", epilog="Example: evalkit new dataset tickets --from ./my_data --language es")
+def new_dataset(  # noqa: PLR0913, PLR0917 (each argument is an option of the command)
+    name: Annotated[str, typer.Argument(help="what dataset= shall call it")],
+    source: Annotated[str, typer.Option("--from", help="a BEIR-format folder")],
+    language: Annotated[
+        str | None, typer.Option(help="its language's code, as en, es or zh, which BM25's analyzer follows")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="which qrels/SPLIT.tsv; by default test, dev or what is there")
+    ] = None,
+    to: NewDir = None,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Write dataset/NAME.yaml after a pass over the data: counts, checksum, lengths, split and ids.
+
+    The language is asked for on a terminal; elsewhere, and without --language, it stays unknown, and that is said.
+    """
+    from evalkit.operations import own
+
+    if language is None and sys.stdin.isatty():
+        language = typer.prompt("language of the documents, as en, es or zh (multilingual where mixed)")
+    made = own.new_dataset(
+        name, source, _configs_to(to), language=language, split=split, cache_dir=_cache_dir(cache_dir)
+    )
+    _told(made, f"evalkit run model=bm25 dataset={name}")
+    if language is None:
+        _complain(
+            "language unknown: BM25 will analyse the texts as English; "
+            f"write their language's code into {made.path}, or give --language CODE"
+        )
+
+
+def _configs_to(asked: Path | None) -> Path:
+    """Return where a new config goes: as asked, else the first of the user's own folders, else ./configs."""
+    from evalkit.config.settings import own_configs_dirs
+
+    return asked or next(iter(own_configs_dirs()), Path("configs"))
+
+
+def _told(made: Written, then: str) -> None:
+    """Print what was written, what was read and assumed for it, and the command that tries it."""
+    from evalkit.config.settings import configs_dir, own_configs_dirs
+
+    typer.echo(f"{made.path}")
+    for line in made.lines:
+        typer.echo(f"  {line}")
+    folders = {folder.resolve() for folder in (configs_dir(), *own_configs_dirs())}
+    known = any(made.path.resolve().is_relative_to(folder) for folder in folders)
+    root = next(parent.parent for parent in made.path.parents if parent.name in ("model", "dataset"))
+    typer.echo(f"next: {then}{'' if known else f' --config-dir {root}'}")
 
 
 @app.command(epilog="Example: evalkit audit")

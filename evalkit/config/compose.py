@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evalkit.config.settings import (
+    GIVEN,
     GROUPS,
     MODEL_KINDS,
     DatasetConfig,
@@ -246,7 +247,7 @@ def _refuse_other_name(group: str, name: str | None) -> None:
     if not isinstance(values, dict):
         msg = f"{path}: got a {type(values).__name__}, wanted the settings of a {group}, such as name: {name}"
         raise ConfigError(msg)
-    if values.get("name") != name:
+    if values.get("name") != name.removeprefix(f"{GIVEN}/"):
         msg = f"{path}: got name {values.get('name')!r}, wanted {name!r}, as the file is called; rename one of the two"
         raise ConfigError(msg)
 

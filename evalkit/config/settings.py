@@ -15,6 +15,8 @@ from evalkit.errors import ConfigError, nearest
 
 GROUPS = ("model", "dataset", "engine", "reranker", "experiment")
 """The config groups: each is a folder of YAML files, chosen by `group=name`."""
+GIVEN = "given"
+"""The sub-folder of a group for configs that are made for one command, of a folder or a repository."""
 CONFIGS = "EVALKIT_CONFIGS"
 """The environment variable that names folders of the user's own configs: model/NAME.yaml, dataset/NAME.yaml, …"""
 

@@ -29,6 +29,8 @@ POOLINGS: Final = {
     "cls": "cls",
 }
 KNOWN_MODULES: Final = ("Transformer", "Pooling", "Dense", "Normalize")
+SHOWN: Final = 80
+"""Characters of a setting that a line shows at most."""
 MODEL_MAX_LENGTH: Final = 1_000_000
 """A tokenizer without a limit gives a huge number for one."""
 
@@ -52,10 +54,16 @@ class Inferred(NamedTuple):
         return {"name": self.name, **{key: fact.value for key, fact in self.facts.items()}}
 
     def lines(self) -> list[str]:
-        """Return what was read and what was assumed, a line each."""
-        read = [f"{key} {_shown(fact.value)} ({fact.source})" for key, fact in self.facts.items() if fact.source]
-        assumed = [f"{key} {_shown(fact.value)}" for key, fact in self.facts.items() if not fact.source]
-        return [f"read: {'; '.join(read)}", f"assumed, for no file says so: {'; '.join(assumed) or 'nothing'}"]
+        """Return what was read, a line for each file, and what was assumed."""
+        by_file: dict[str, list[str]] = {}
+        for key, fact in self.facts.items():
+            if key == "checkpoints":
+                by_file.setdefault(_file(fact.source), []).append(f"dim {', '.join(fact.value)}")
+            elif key != "source":
+                by_file.setdefault(_file(fact.source), []).append(f"{key} {_shown(fact.value)}")
+        assumed = by_file.pop("", ["nothing"])
+        read = [f"{file}: {', '.join(facts)}" for file, facts in by_file.items()]
+        return [*read, f"assumed, for no file says so: {', '.join(assumed)}"]
 
 
 class _Files(NamedTuple):
@@ -328,6 +336,19 @@ def _first(*places: tuple[Mapping[str, Any], str, str]) -> Fact | None:
     return None
 
 
+def _file(source: str) -> str:
+    return source.partition(":")[0].partition(";")[0]
+
+
 def _shown(value: Any) -> str:
-    text = str(value) if not isinstance(value, dict) else ", ".join(f"{key}={item}" for key, item in value.items())
-    return text if len(text) <= 100 else f"{text[:99]}…"
+    """Return a setting as a line shows it.
+
+    >>> _shown(True), _shown({"max_tokens": 32, "marker": "[Q] "})
+    ('true', "(max_tokens 32, marker '[Q] ')")
+    """
+    if isinstance(value, dict):
+        return f"({', '.join(f'{key} {_shown(item)}' for key, item in value.items())})"
+    if isinstance(value, bool):
+        return str(value).lower()
+    text = repr(value) if isinstance(value, str) and value != value.strip() else str(value)
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"

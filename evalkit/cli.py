@@ -126,6 +126,7 @@ def run(context: typer.Context) -> None:
     """
     from evalkit.config import compose
     from evalkit.config.settings import RunConfig
+    from evalkit.storage.paths import make_folder
 
     cells: list[CellScores] = []
     deviations: list[Deviation] = []
@@ -147,7 +148,7 @@ def run(context: typer.Context) -> None:
 
     words = _words(context, context.args)
     if any(word in HYDRA_FLAGS for word in words):
-        compose.hand_to_hydra(words, job, complain=complain)
+        compose.hand_to_hydra(words, job, complain=complain, make_folder=make_folder)
     else:
         job(compose.compose(words))
     if cells:
@@ -370,24 +371,26 @@ def score(
     from evalkit import datasets
     from evalkit.config import compose
     from evalkit.errors import ScoreError
+    from evalkit.ranking import drop_self, self_hits
     from evalkit.report import verdicts
     from evalkit.run.pipeline import METRICS
-    from evalkit.run.search import drop_self, self_hits
     from evalkit.scoring import metrics
-    from evalkit.storage import trec
+    from evalkit.storage import results, trec
 
     overrides = _words(context, overrides)
     config = compose.compose(overrides)
     dataset = datasets.load(config.dataset, with_corpus=False)
-    found = trec.read_run(run_file)
+    found = results.read_run(run_file)
     missing = sum(query.id not in found for query in dataset.queries)
-    if missing == len(dataset.queries):
+    if found and missing == len(dataset.queries):
         got, wanted = next(iter(found)), dataset.queries[0].id
         msg = f"{run_file}: got no query that {dataset.name} ({dataset.split}) judges, but {got!r} and so on"
         raise ScoreError(f"{msg}, wanted {wanted!r} and so on; check dataset and dataset.split")
     dropped, own = 0, self_hits(found)
     if dataset.drop_self:
         found, dropped = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
+    if warning := trec.unmatched(found, dataset.qrels):
+        _complain(f"{run_file}: {warning}")
     scored = metrics.score(found, dataset.qrels, METRICS)
     typer.echo(
         f"{dataset.name} ({dataset.split}): {len(dataset.queries)} queries, {missing} of them not in the run (0)"
@@ -421,20 +424,20 @@ def rerank(
     from evalkit.config import compose
     from evalkit.errors import ConfigError
     from evalkit.models.reranker import load_reranker
+    from evalkit.ranking import drop_self
     from evalkit.run import environment
     from evalkit.run import rerank as stage
     from evalkit.run.pipeline import METRICS
     from evalkit.run.progress import documents_bar
-    from evalkit.run.search import drop_self
     from evalkit.scoring import metrics
-    from evalkit.storage import trec
+    from evalkit.storage import results, trec
 
     config = compose.compose(_words(context, overrides))
     if config.reranker is None:
         msg = "no re-ranker chosen; wanted reranker=NAME (evalkit ls rerankers)"
         raise ConfigError(msg)
     dataset = datasets.load(config.dataset)
-    found = trec.read_run(run_file)
+    found = results.read_run(run_file)
     if dataset.drop_self:
         found, _ = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
     device = environment.choose_device(config.engine.device)

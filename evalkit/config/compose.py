@@ -6,13 +6,16 @@ Hydra's own messages name its internals; these name what the user typed and what
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -43,7 +46,8 @@ from evalkit.config.settings import (
     type_name,
 )
 from evalkit.errors import ConfigError, EvalkitError, nearest
-from evalkit.storage.paths import make_folder
+
+log = logging.getLogger(__name__)
 
 SECTIONS: Mapping[str, tuple[type[Any], ...]] = {
     "model": tuple(dict.fromkeys(MODEL_KINDS.values())),
@@ -80,13 +84,17 @@ def compose(overrides: Sequence[str]) -> RunConfig:
 
 
 def hand_to_hydra(
-    arguments: Sequence[str], run: Callable[[RunConfig], None], *, complain: Callable[[str], None]
+    arguments: Sequence[str],
+    run: Callable[[RunConfig], None],
+    *,
+    complain: Callable[[str], None],
+    make_folder: Callable[[Path], None],
 ) -> None:
     """Let Hydra itself carry out a sweep or show a config: `-m`, `--cfg job`, launcher and sweeper plugins.
 
     `run` is called once for every combination, and `complain` with a line for each that a user's mistake stops: one
-    bad combination must not cost the rest. Raises ConfigError before anything runs when a name is wrong, and after
-    a config was shown that could not be run.
+    bad combination must not cost the rest. `make_folder` makes the folder where Hydra keeps its record of a sweep.
+    Raises ConfigError before anything runs when a name is wrong, and after a config was shown that could not be run.
     """
     words = [word for word in arguments if _is_override(word)]
     rest = [word for word in arguments if not _is_override(word)]
@@ -95,7 +103,7 @@ def hand_to_hydra(
         msg = f"got {' '.join(rest)}, wanted one of them: a sweep's configs are shown one by one (also: evalkit plan)"
         raise ConfigError(msg)
     checked = check_overrides(words, sweep=sweep)
-    if sweep:  # Hydra keeps its own record of a sweep there, and would answer with a traceback
+    if sweep:  # Hydra answers a folder that it cannot make with a traceback
         make_folder(compose([word for word in words if word.startswith("cache_dir=")]).cache_dir / "hydra")
     swept = {override.key_or_group for _, override in _parsed(words) if override.is_sweep_override()}
 
@@ -158,13 +166,24 @@ def check_overrides(overrides: Sequence[str], *, sweep: bool) -> list[str]:
     """Return the overrides as Hydra needs them, every group, name and key checked.
 
     A setting that a YAML file leaves to its default may be given like any other. `dim=128,64` means the list, swept
-    or not: dims that share a backbone then share one pass over the corpus. Raises ConfigError.
+    or not: dims that share a backbone then share one pass over the corpus. A folder without a dataset is
+    `dataset=folder`: the default is the demo, which is read from no folder. Raises ConfigError.
     """
-    return [
-        part
-        for word, override in _parsed(overrides)
-        for part in (*_emptied(override), _checked(word, override, sweep=sweep))
+    parsed = list(_parsed(overrides))
+    checked = [
+        part for word, override in parsed for part in (*_emptied(override), _checked(word, override, sweep=sweep))
     ]
+    keys = {override.key_or_group for _, override in parsed}
+    if "dataset.path" in keys and keys.isdisjoint({"dataset", "experiment"}):
+        _say_folder()
+        checked.append("dataset=folder")
+    return checked
+
+
+@cache
+def _say_folder() -> None:
+    """Say once what a path without a dataset means."""
+    log.warning("dataset.path is given without dataset=NAME, so it is read as dataset=folder and named by its folder")
 
 
 def _parsed(overrides: Sequence[str]) -> Iterator[tuple[str, Override]]:

@@ -18,16 +18,16 @@ from rich.console import Console
 from evalkit import datasets
 from evalkit.config import compose
 from evalkit.config.settings import EncoderConfig, RunConfig
+from evalkit.datasets import learned
 from evalkit.datasets.irds import IrdsCorpus
 from evalkit.datasets.survey import Survey, survey
 from evalkit.errors import ConfigError, EvalkitError
 from evalkit.models.checkpoint import on_disk
-from evalkit.operations.fetch import network_off
-from evalkit.report.listing import estimated_tokens
-from evalkit.run import environment, identity, jobs
+from evalkit.run import environment, jobs
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.jobs import Job
-from evalkit.storage import results, shard_files
+from evalkit.storage import keys, results, shard_files
+from evalkit.storage.offline import network_off
 from evalkit.storage.paths import store_dir, topk_dir
 from evalkit.storage.results import CellScores
 from evalkit.types import Corpus, Dataset, Document
@@ -37,6 +37,19 @@ UNRATED = "unknown, for no run of this system was made on this machine"
 UNSIZED = "unknown, for the size is"
 NO_LIMIT = 1 << 62
 """The most tokens that BM25 reads of a document."""
+
+
+CHARACTERS_PER_TOKEN = {"ja": 1.6, "ko": 2.0, "zh": 1.6}
+"""About how many characters a token of a multilingual subword vocabulary covers; 4 in alphabetic scripts."""
+
+
+def corpus_tokens(documents: int, mean_characters: int, language: str, *, max_document_tokens: int = 300) -> float:
+    """Estimate the tokens of a corpus from the mean length of its documents.
+
+    >>> corpus_tokens(1000, 400, "en")
+    100000.0
+    """
+    return documents * min(mean_characters / CHARACTERS_PER_TOKEN.get(language, 4), max_document_tokens)
 
 
 class Amount(NamedTuple):
@@ -158,7 +171,13 @@ def _opened(config: RunConfig, device: torch.device, *, offline: bool) -> tuple[
             return None, *_absent(config, offline=offline)
         dataset = datasets.load(dataclasses.replace(config.dataset, sources=(name,)))
         surveyed = _cached_survey(config, dataset)
-        deviations = () if surveyed is None else datasets.check(dataset, surveyed, config.dataset)
+        deviations = (
+            ()
+            if surveyed is None
+            else datasets.check(
+                dataset, surveyed, config.dataset, learned=learned.recall(config.cache_dir, dataset, config.dataset)
+            )
+        )
     except EvalkitError as error:
         return None, name or "–", str(error)
     nothing = Survey(0, "", (), 0, ())
@@ -326,7 +345,7 @@ def _tokens(config: RunConfig, documents: int | None) -> Amount:
     if not documents or not config.dataset.mean_characters:
         return Amount(None, "unknown, for the dataset's config states no mean length")
     most = model.document.max_tokens if isinstance(model, EncoderConfig) else NO_LIMIT
-    tokens = estimated_tokens(documents, config.dataset.mean_characters, language, max_document_tokens=most)
+    tokens = corpus_tokens(documents, config.dataset.mean_characters, language, max_document_tokens=most)
     return Amount(tokens, "estimated from the mean length in the dataset's config")
 
 
@@ -408,4 +427,4 @@ def _settings(config: RunConfig, dim: int | None) -> tuple[object, ...]:
     """Return what tells a cell from others before its run id is known."""
     absolute = jobs.absolute(config)
     one = dataclasses.replace(absolute, dims=(dim,))
-    return dim, config.model.name, config.dataset.name, identity.key_of({"config": results.plain(one)})
+    return dim, config.model.name, config.dataset.name, keys.key_of({"config": results.plain(one)})

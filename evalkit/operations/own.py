@@ -21,6 +21,7 @@ from evalkit.config.settings import (
     CheckpointSource,
     DatasetConfig,
     EncoderConfig,
+    folder_name,
     from_mapping,
     group_files,
     group_names,
@@ -116,7 +117,10 @@ def _made(group: str, value: str, words: Sequence[str], configs: Path, say: Call
     said = next((word.partition("=")[2] for word in words if word.lstrip("+").startswith(f"{group}.name=")), None)
     place = None if group == "dataset" else checkpoint_source(value)
     repo = None if place is None else place.repo
-    default = _folder_name(value) if repo is None else repo.partition("/")[2]
+    if group == "dataset":
+        default = folder_name(value)  # as dataset=folder calls it, so that both are one dataset
+    else:
+        default = _own_name(value) if repo is None else repo.partition("/")[2]
     name = said or default
     if said is None:
         _refuse_taken(group, name, value, place)
@@ -134,7 +138,8 @@ def _made(group: str, value: str, words: Sequence[str], configs: Path, say: Call
     return chosen
 
 
-def _folder_name(value: str) -> str:
+def _own_name(value: str) -> str:
+    """Return a folder's own name, without what a file name or the command line cannot hold."""
     name = Path(value).expanduser().absolute().resolve().name
     cleaned = re.sub(r"[^\w.-]+", "-", name).strip("-.")
     return cleaned or "own"

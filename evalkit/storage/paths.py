@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from pathlib import Path
+
+import xxhash
 
 from evalkit.errors import StoreError
 
@@ -21,6 +24,11 @@ def fetched_file(cache_dir: Path, name: str) -> Path:
     'dataset-beir-fiqa-test.json'
     """
     return cache_dir / "fetched" / f"{name.replace('/', '-').replace(' ', '-').replace(',', '')}.json"
+
+
+def learned_file(cache_dir: Path, name: str, key: str) -> Path:
+    """Name the file of the checksum that a dataset's corpus had when it was first read whole."""
+    return cache_dir / "corpora" / f"{name.replace('/', '-')}.{key}.json"
 
 
 def store_dir(cache_dir: Path, store_key: str) -> Path:
@@ -91,3 +99,14 @@ def publish(unfinished: Path, path: Path) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def file_checksum(path: Path, *, beside: hashlib._Hash | None = None) -> str:
+    """Return xxh3-128 of a file's bytes, read in 1 MiB pieces; a digest `beside` it takes the same bytes in."""
+    digest = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while piece := file.read(1 << 20):
+            digest.update(piece)
+            if beside is not None:
+                beside.update(piece)
+    return digest.hexdigest()

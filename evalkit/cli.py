@@ -373,7 +373,6 @@ def score(
     from evalkit.errors import ScoreError
     from evalkit.ranking import drop_self, self_hits
     from evalkit.report import verdicts
-    from evalkit.run.pipeline import METRICS
     from evalkit.scoring import metrics
     from evalkit.storage import results, trec
 
@@ -391,7 +390,7 @@ def score(
         found, dropped = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
     if warning := trec.unmatched(found, dataset.qrels):
         _complain(f"{run_file}: {warning}")
-    scored = metrics.score(found, dataset.qrels, METRICS)
+    scored = metrics.score(found, dataset.qrels, config.metrics)
     typer.echo(
         f"{dataset.name} ({dataset.split}): {len(dataset.queries)} queries, {missing} of them not in the run (0)"
     )
@@ -427,7 +426,6 @@ def rerank(
     from evalkit.ranking import drop_self
     from evalkit.run import environment
     from evalkit.run import rerank as stage
-    from evalkit.run.pipeline import METRICS
     from evalkit.run.progress import documents_bar
     from evalkit.scoring import metrics
     from evalkit.storage import results, trec
@@ -447,11 +445,11 @@ def rerank(
     with documents_bar(_err, f"{reranker.config.name} on {dataset.name}", total=pairs) as advance:
         new = stage.rerank(found, dataset, reranker, depth=depth, batch_tokens=budget, advance=advance)
     trec.write_run(new, out, tag=reranker.config.name)
-    before, after = (metrics.score(scored, dataset.qrels, METRICS).means for scored in (found, new))
+    before, after = (metrics.score(scored, dataset.qrels, config.metrics).means for scored in (found, new))
     typer.echo(
         f"{dataset.name} ({dataset.split}): {reranker.checkpoint.origin}@{reranker.checkpoint.revision}, depth {depth}"
     )
-    for name in METRICS:
+    for name in config.metrics:
         typer.echo(f"{name}\t{before[name]:.5f} → {after[name]:.5f}")
 
 

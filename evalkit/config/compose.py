@@ -67,6 +67,9 @@ NAMED_VALUES = re.compile(r"model\.(checkpoints(\.\w+)?|(query|document)\.max_to
 CHECKPOINT_PLACE = re.compile(r"(model\.checkpoints\.\w+)\.(package|repo)")
 """Where a checkpoint is to be taken from; a place that is tried before it must not win silently."""
 
+LISTS = ("dim", "metrics")
+"""Settings of a run of which several values are a list: `dim=128,64` is no sweep."""
+LISTED = "names as ranx has them, added to the three of every result: metrics=[map,recall@50]"
 SWEEP_FLAGS = ("-m", "--multirun")
 SHOW_FLAGS = ("--cfg", "-c", "--info", "-i")
 
@@ -135,7 +138,7 @@ def combinations(overrides: Sequence[str]) -> list[tuple[str, ...]]:
     check_overrides(overrides, sweep=True)
     choices = []
     for word, override in _parsed(overrides):
-        several = override.is_sweep_override() and override.key_or_group != "dim"
+        several = override.is_sweep_override() and override.key_or_group not in LISTS
         key = override.key_or_group
         choices.append([f"{key}={value}" for value in override.sweep_string_iterator()] if several else [word])
     return list(product(*choices))
@@ -222,8 +225,8 @@ def _checked(word: str, override: Override, *, sweep: bool) -> str:
     if override.is_delete():
         msg = f"got {word!r}, wanted setting=value; no setting can be taken out"
         raise ConfigError(msg)
-    if key == "dim" and override.is_choice_sweep():
-        return f"dim=[{','.join(override.sweep_string_iterator())}]"
+    if key in LISTS and override.is_choice_sweep():
+        return f"{key}=[{','.join(override.sweep_string_iterator())}]"
     if override.is_sweep_override() and not sweep:
         msg = f"{word} gives several values; add -m to run each of them"
         raise ConfigError(msg)
@@ -238,7 +241,7 @@ def _checked(word: str, override: Override, *, sweep: bool) -> str:
     if key not in valid and not key.startswith("model.checkpoints."):
         msg = f"setting {key!r} unknown; {nearest(key, valid)} (evalkit ls settings)"
         raise ConfigError(msg)
-    return f"{key}={text}" if key in ("results_dir", "cache_dir") else f"++{key}={text}"
+    return f"{key}={text}" if key in ("results_dir", "cache_dir", *LISTS) else f"++{key}={text}"
 
 
 def _emptied(override: Override) -> list[str]:
@@ -280,7 +283,12 @@ def _values(override: Override) -> list[Any]:
 def all_settings() -> dict[str, str]:
     """Return every setting that may be given on the command line and what it takes, groups first."""
     folders = dict.fromkeys(("results_dir", "cache_dir"), "a folder")
-    named = {**{group: f"a name (evalkit ls {group}s)" for group in GROUPS}, "dim": "a number or a list", **folders}
+    named = {
+        **{group: f"a name (evalkit ls {group}s)" for group in GROUPS},
+        "dim": "a number or a list",
+        "metrics": LISTED,
+        **folders,
+    }
     found: dict[str, list[str]] = {}
     for section, classes in SECTIONS.items():
         for cls in classes:

@@ -16,6 +16,14 @@ from evalkit.errors import ConfigError, nearest
 
 GROUPS = ("model", "dataset", "engine", "reranker", "experiment")
 """The config groups: each is a folder of YAML files, chosen by `group=name`."""
+METRICS = ("ndcg@10", "mrr@10", "recall@100")
+"""The metrics of every result; a run may add others, which are in neither store key nor run id."""
+METRIC = re.compile(r"(ndcg|ndcg_burges|map|mrr|recall|precision|hit_rate|f1|r-precision)(@([1-9][0-9]*))?(-l([1-9]))?")
+"""What ranx calls metrics whose values lie between 0 and 1, with a cutoff and the least grade that is relevant.
+
+Not here: hits and DCG, which have no upper bound, bpref, whose values are wrong where unjudged documents share a
+number, and rbp.
+"""
 GIVEN = "given"
 """The sub-folder of a group for configs that are made for one command, of a folder or a repository."""
 CONFIGS = "EVALKIT_CONFIGS"
@@ -377,6 +385,8 @@ class RunConfig:
     """The dims to run; `(None,)` for a model without vectors."""
     results_dir: Path
     cache_dir: Path
+    metrics: tuple[str, ...] = METRICS
+    """What a run is scored by, METRICS first, as ranx names it: `map`, `recall@50`, `ndcg@10`."""
     reranker: RerankerConfig | None = None
     """What `evalkit rerank` scores a run again with; `evalkit run` has no use for it."""
 
@@ -428,7 +438,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
 
     Raises ConfigError for an unknown key, a missing or ill-typed value, or a dim that the model has not.
     """
-    known = {"model", "dataset", "engine", "reranker", "search", "store", "dim", "results_dir", "cache_dir"}
+    known = {"model", "dataset", "engine", "reranker", "search", "store", "dim", "metrics", "results_dir", "cache_dir"}
     for key in values:
         if key not in known:
             msg = f"setting {key!r} unknown; {nearest(key, known)}"
@@ -441,11 +451,13 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     dataset: DatasetConfig = from_mapping(DatasetConfig, _named(values["dataset"]), where="dataset")
     model: ModelConfig = from_mapping(MODEL_KINDS[kind], _for_dataset(model_values, dataset), where="model")
     reranker = values.get("reranker")
+    search: SearchConfig = from_mapping(SearchConfig, values["search"], where="search")
     return RunConfig(
         model=model,
         dataset=dataset,
         engine=from_mapping(EngineConfig, values["engine"], where="engine"),
-        search=from_mapping(SearchConfig, values["search"], where="search"),
+        search=search,
+        metrics=selected_metrics(values.get("metrics"), depth=search.depth),
         store=from_mapping(StoreConfig, values["store"], where="store"),
         dims=_selected_dims(values.get("dim"), model),
         results_dir=_folder("results_dir", values["results_dir"]),
@@ -471,6 +483,27 @@ def folder_name(path: str) -> str:
     own = Path(os.path.abspath(Path(path).expanduser())).name  # noqa: PTH100 (a link keeps its own name)
     safe = re.sub(r"[^\w.-]+", "_", own)[:_NAME_CHARACTERS]
     return f"folder/{safe}" if safe else "folder"
+
+
+def selected_metrics(selector: object, *, depth: int) -> tuple[str, ...]:
+    """Turn `metrics=[map,recall@50]`, one name or nothing into the metrics to score by, METRICS always first.
+
+    Raises ConfigError for a name that ranx does not know, and for a cutoff beyond what a search keeps.
+
+    >>> selected_metrics(["map", "ndcg@10"], depth=100)
+    ('ndcg@10', 'mrr@10', 'recall@100', 'map')
+    """
+    asked = [] if selector is None else list(selector) if isinstance(selector, (list, tuple)) else [selector]
+    for name in asked:
+        found = METRIC.fullmatch(str(name))
+        if found is None:
+            known = ("ndcg", "ndcg_burges", "map", "mrr", "recall", "precision", "hit_rate", "f1", "r-precision")
+            msg = f"metric {str(name)!r} unknown; {nearest(str(name).partition('@')[0], known)}, each with a cutoff"
+            raise ConfigError(f"{msg} (recall@50) or without (map), and -l2 where only grades from 2 on are relevant")
+        if found[3] is not None and int(found[3]) > depth:
+            msg = f"metric {name}: got a cutoff beyond the {depth} documents that are kept per query"
+            raise ConfigError(f"{msg}, wanted no more than that; search.depth={found[3]} keeps as many")
+    return tuple(dict.fromkeys((*METRICS, *map(str, asked))))
 
 
 def _folder(key: str, value: object) -> Path:

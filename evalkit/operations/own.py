@@ -117,10 +117,7 @@ def _made(group: str, value: str, words: Sequence[str], configs: Path, say: Call
     said = next((word.partition("=")[2] for word in words if word.lstrip("+").startswith(f"{group}.name=")), None)
     place = None if group == "dataset" else checkpoint_source(value)
     repo = None if place is None else place.repo
-    if group == "dataset":
-        default = folder_name(value)  # as dataset=folder calls it, so that both are one dataset
-    else:
-        default = _own_name(value) if repo is None else repo.partition("/")[2]
+    default = _default_name(group, value) if repo is None else repo.partition("/")[2]
     name = said or default
     if said is None:
         _refuse_taken(group, name, value, place)
@@ -138,8 +135,13 @@ def _made(group: str, value: str, words: Sequence[str], configs: Path, say: Call
     return chosen
 
 
-def _own_name(value: str) -> str:
-    """Return a folder's own name, without what a file name or the command line cannot hold."""
+def _default_name(group: str, value: str) -> str:
+    """Return a folder's own name, without what a file name or the command line cannot hold.
+
+    A dataset is called as `dataset=folder` calls it, so that both are one dataset.
+    """
+    if group == "dataset":
+        return folder_name(value)
     name = Path(value).expanduser().absolute().resolve().name
     cleaned = re.sub(r"[^\w.-]+", "-", name).strip("-.")
     return cleaned or "own"

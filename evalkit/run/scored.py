@@ -35,6 +35,7 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
     changed = None if scores is None else _changed(task, cell, scores, names)
     if scores is None or changed is None:
         return scores
+    names = tuple(dict.fromkeys((*names, *scores.metrics)))  # what was asked for before is not lost
     folder = run_dir(task.config.results_dir, cell.run_id)
     try:
         results.require_unedited(task.config.results_dir, scores, results.RUN)
@@ -100,7 +101,7 @@ def _changed(task: Task, cell: Cell, scores: CellScores, names: Sequence[str]) -
         problem = "its result does not say which judgements it was scored with"
     elif judged != identity.qrels_checksum(task.dataset.qrels):
         problem = "the judgements are not those that it was scored with"
-    elif set(scores.metrics) != set(names):
+    elif not set(names) <= set(scores.metrics):
         problem = f"it was scored by {', '.join(scores.metrics)}, asked for are {', '.join(names)}"
     elif scores.main_metric != metric:
         problem = f"its main metric was {scores.main_metric}, asked for is {metric}"
@@ -150,7 +151,7 @@ def _settings(task: Task, cell: Cell) -> Mapping[str, Any]:
         before = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return now
-    return {**before, "dataset": now["dataset"]} if isinstance(before, dict) else now
+    return {**before, "dataset": now["dataset"], "metrics": now["metrics"]} if isinstance(before, dict) else now
 
 
 def _say(task: Task, line: str) -> None:

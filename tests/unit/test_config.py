@@ -86,6 +86,12 @@ def test_a_setting_that_the_yaml_leaves_out_can_be_given():
             ["model=demo dim=64"],
             r"got 'model=demo dim=64', wanted setting=value as Hydra's grammar has it \(.*\); quote",
         ),
+        (["metrics=[recal@5]"], r"metric 'recal@5' unknown; did you mean recall\?, each with a cutoff"),
+        (["metrics=hits"], "metric 'hits' unknown; "),
+        (
+            ["metrics=recall@1000"],
+            r"recall@1000: got a cutoff beyond the 100 documents .*search\.depth=1000 keeps as many",
+        ),
         (["zzzzzz=1"], r"setting 'zzzzzz' unknown; valid: cache_dir, .* and \d+ more \(evalkit ls settings\)"),
     ],
 )
@@ -184,3 +190,11 @@ def test_some_settings_of_a_side_are_changed_and_the_others_stay():
 def test_a_model_without_vectors_takes_no_checkpoints():
     with pytest.raises(ConfigError, match=r"setting model\.checkpoints unknown"):
         compose(["model=bm25", "model.checkpoints={128: {path: /mine}}"])
+
+
+@pytest.mark.parametrize("word", ["metrics=[map,recall@50]", "metrics=map,recall@50"])
+def test_metrics_are_added_to_those_of_every_result(word):
+    assert compose([word]).metrics == ("ndcg@10", "mrr@10", "recall@100", "map", "recall@50")
+    assert compose([]).metrics == compose(["metrics=mrr@10"]).metrics == ("ndcg@10", "mrr@10", "recall@100")
+    assert compose(["metrics=recall@1000", "search.depth=1000"]).metrics[-1] == "recall@1000"
+    assert combinations([word, "model=demo,bm25"]) == [(word, "model=demo"), (word, "model=bm25")]

@@ -105,6 +105,9 @@ def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = Non
     """
     folder = paths.run_dir(results_dir, cell.run_id)
     qrels_path, dropped_path = folder / results.QRELS, folder / results.DROPPED
+    if cell.environment.get(results.QRELS_CHECKSUM) == results.BEING_SCORED:
+        msg = f"{cell.run_id}: got a run whose scoring was interrupted, wanted a finished one; run the cell again"
+        raise ScoreError(msg)
     results.require_unedited(results_dir, cell, results.RUN, results.QRELS, results.DROPPED)
     if qrels_path.is_file():
         qrels: Qrels = trec.read_qrels(qrels_path)
@@ -125,9 +128,6 @@ def _refuse_other_qrels(cell: CellScores, qrels: Qrels, *, where: str) -> None:
     recorded, checksum = cell.environment.get(results.QRELS_CHECKSUM), identity.qrels_checksum(qrels)
     if recorded in (None, checksum):
         return
-    if recorded == results.BEING_SCORED:
-        msg = f"{cell.run_id}: got a run whose scoring was interrupted, wanted a finished one; run the cell again"
-        raise ScoreError(msg)
     msg = f"{cell.run_id}: got judgements of checksum {checksum} from {where}, wanted the {recorded} of its scores"
     raise ScoreError(f"{msg}; give the same copy of the dataset by --dataset-path, or run the cell again")
 

@@ -74,6 +74,19 @@ SWEEP_FLAGS = ("-m", "--multirun")
 SHOW_FLAGS = ("--cfg", "-c", "--info", "-i")
 
 
+def _cache_folder() -> str:
+    """Return where the cache is when `cache_dir` is not given. Without HOME the user database knows the home folder."""
+    if chosen := os.environ.get("EVALKIT_CACHE"):
+        return chosen
+    home = os.path.expanduser("~")  # noqa: PTH111 (Path.home fails where no home is known, in words of its own)
+    if home == "~":
+        raise ConfigError("cache_dir: got neither EVALKIT_CACHE nor a home folder; set cache_dir=DIR or EVALKIT_CACHE")
+    return f"{home}/.cache/evalkit"
+
+
+OmegaConf.register_new_resolver("cache_folder", _cache_folder, replace=True)
+
+
 def compose(overrides: Sequence[str]) -> RunConfig:
     """Return the config of one run. Raises ConfigError for an unknown name, key or value, or for several values."""
     checked = check_overrides(overrides, sweep=False)

@@ -57,7 +57,7 @@ def echo(tmp_path, monkeypatch):
     script.write_text(ECHO)
     monkeypatch.setattr(environments, "script", lambda _name: script)
     monkeypatch.setattr(environments, "OURS", ("echo",))
-    return {"environments_dir": tmp_path / "none", "work": tmp_path / "work", "limit_s": 60}
+    return {"environments_dir": tmp_path / "none", "work": tmp_path / "work", "limit_s": 600}
 
 
 def test_every_contender_of_a_case_gets_the_same_inputs(tmp_path, folder):

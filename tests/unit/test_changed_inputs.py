@@ -15,6 +15,7 @@ import yaml
 from rich.console import Console
 
 from evalkit import datasets
+from evalkit.analysis import collected as collected_runs
 from evalkit.analysis import explain, replay
 from evalkit.config.compose import compose
 from evalkit.config.settings import EncoderConfig, RunConfig
@@ -25,7 +26,7 @@ from evalkit.errors import ChangedError, ConfigError, DeviationError, ModelError
 from evalkit.models.checkpoint import resolve
 from evalkit.report import table
 from evalkit.run import pipeline, scored
-from evalkit.storage import results
+from evalkit.storage import results, seal
 from evalkit.storage.results import CellScores
 from evalkit.types import Document
 
@@ -232,7 +233,7 @@ def test_changed_judgements_score_a_finished_run_again_without_a_search(
     run_file = (folder / results.RUN).read_bytes()
     write_qrels(foxes, "d3")
 
-    def search(*_arguments: Any) -> Any:
+    def search(*_arguments: Any, **_settings: Any) -> Any:
         pytest.fail("searched again")
 
     monkeypatch.setattr(pipeline, "search", search)
@@ -299,9 +300,9 @@ def test_other_query_groups_score_again(foxes: Path, tmp_path: Path, monkeypatch
 
 def strip(path: Path) -> None:
     """Make a scores.json what an older version wrote."""
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = seal.read(path.read_bytes())
     del values["environment"][results.QRELS_CHECKSUM]
-    path.write_text(json.dumps(values), encoding="utf-8")
+    path.write_text(json.dumps(seal.seal(values)), encoding="utf-8")
 
 
 def test_older_results_are_held_against_the_judgements_beside_them(foxes: Path, tmp_path: Path) -> None:
@@ -397,9 +398,9 @@ def test_a_checkpoint_replaced_between_its_checksum_and_its_reading_is_refused(
     words = ["model=demo", "dim=64", f"model.checkpoints.64.path={own_checkpoint}"]
     search = pipeline.search
 
-    def replacing(*arguments: Any) -> Any:
+    def replacing(*arguments: Any, **settings: Any) -> Any:
         rewritten(own_checkpoint / name)
-        return search(*arguments)
+        return search(*arguments, **settings)
 
     monkeypatch.setattr(pipeline, "search", replacing)
     with pytest.raises(ModelError, match=rf"{name}: got a file that changed after its checksum was taken"):
@@ -413,7 +414,12 @@ def test_a_checkpoint_replaced_while_it_encodes_stores_nothing(
 ) -> None:
     """Weights may stay mapped to their file, so that what is written into it changes them."""
     words = ["model=demo", "dim=64", f"model.checkpoints.64.path={own_checkpoint}"]
-    monkeypatch.setattr(pipeline, "canary", lambda *_arguments: rewritten(own_checkpoint / "model.safetensors"))
+
+    def canary(*_arguments: Any) -> frozenset[int]:
+        rewritten(own_checkpoint / "model.safetensors")
+        return frozenset()
+
+    monkeypatch.setattr(pipeline, "canary", canary)
     with pytest.raises(ModelError, match=r"wanted the same file for the whole run; nothing more was stored"):
         run(config_of(foxes, tmp_path, *words))
     assert not files(tmp_path / "cache", "*.safetensors")
@@ -549,7 +555,7 @@ def test_a_path_without_a_dataset_is_a_folder_and_never_the_demo(foxes: Path) ->
 def test_two_folders_are_two_datasets_in_a_report(tmp_path: Path) -> None:
     for name in ("foxes", "wolves"):
         run(config_of(collection(tmp_path / name), tmp_path))
-    found = results.collect(tmp_path / "results", checksums={})
+    found = collected_runs.collect(tmp_path / "results", checksums={})
     assert [cell.dataset for cell in found.cells] == ["folder/foxes", "folder/wolves"]
     assert found.problems == ()
 

@@ -1,5 +1,7 @@
 """Configuration at the door: every config composes, every wrong word is named with what is nearest to it."""
 
+import os
+
 import pytest
 
 from evalkit.config.compose import all_settings, check_overrides, combinations, compose
@@ -198,3 +200,20 @@ def test_metrics_are_added_to_those_of_every_result(word):
     assert compose([]).metrics == compose(["metrics=mrr@10"]).metrics == ("ndcg@10", "mrr@10", "recall@100")
     assert compose(["metrics=recall@1000", "search.depth=1000"]).metrics[-1] == "recall@1000"
     assert combinations([word, "model=demo,bm25"]) == [(word, "model=demo"), (word, "model=bm25")]
+
+
+def test_without_home_the_cache_is_where_the_user_database_says(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("EVALKIT_CACHE", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path.replace("~", "/home/of-somebody"))
+    assert str(compose([]).cache_dir) == "/home/of-somebody/.cache/evalkit"
+
+
+def test_without_any_home_only_the_cache_must_be_named(monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.delenv("EVALKIT_CACHE", raising=False)
+    with pytest.raises(ConfigError, match=r"got neither EVALKIT_CACHE nor a home folder; set cache_dir=DIR or EVALKI"):
+        compose([])
+    assert str(compose(["cache_dir=here"]).cache_dir) == "here"
+    monkeypatch.setenv("EVALKIT_CACHE", "there")
+    assert str(compose([]).cache_dir) == "there"

@@ -106,7 +106,7 @@ def infer(source: CheckpointSource, *, name: str) -> Inferred:
         )
         raise ModelError(f"{msg}; write the config by hand, after one that evalkit ls models shows")
     dim = facts.pop("dim")
-    place = {key: value for key, value in vars(source).items() if value is not None}
+    place = {key: value for key, value in vars(source).items() if value}
     if found.revision is not None:
         place["revision"] = found.revision
     ordered = {

@@ -3,16 +3,22 @@
 The fixtures are written by scripts/parity_pylate_layouts.py in an environment of PyLate's own.
 """
 
+import dataclasses
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
+from evalkit.config.compose import compose
 from evalkit.config.settings import CheckpointSource, EncoderConfig, from_mapping
 from evalkit.models.encoder import checkpoints, load_encoders
 from evalkit.models.infer import infer
 from evalkit.run.canary import canary
+from evalkit.run.identity import vector_facts
 
 LAYOUTS = Path(__file__).parents[1] / "fixtures" / "parity" / "pylate_layouts"
 KINDS = sorted(path.stem for path in LAYOUTS.glob("*.npz"))
@@ -60,3 +66,36 @@ def test_what_the_files_say_is_in_the_config():
     assert (xlm_r.query.marker, xlm_r.query.expansion, xlm_r.architecture) == (None, False, "xlm-roberta")
     assert (xlm_r.skiplist, xlm_r.skiplist_words) == ("pylate", None)
     assert config_of("modernbert").query.marker == "[Q] "
+
+
+def test_dims_with_dense_modules_of_their_own_share_a_backbone_that_is_equal(tmp_path):
+    folder = shutil.copytree(LAYOUTS / "modernbert", tmp_path / "m")
+    config = config_of("modernbert")
+    head = torch.randn(8, 32, generator=torch.Generator().manual_seed(5))
+    save_file({"linear.weight": head}, folder / "1_Dense" / "model.safetensors")
+    values = json.loads((folder / "1_Dense" / "config.json").read_text("utf-8"))
+    (folder / "1_Dense" / "config.json").write_text(json.dumps({**values, "out_features": 8}), encoding="utf-8")
+    both = dataclasses.replace(config, checkpoints={**config.checkpoints, "8": CheckpointSource(path=str(folder))})
+    (encoder,) = load_encoders(both, checkpoints(both, both.dims), device=torch.device("cpu"))
+    (alone,) = load_encoders(config, checkpoints(config, config.dims), device=torch.device("cpu"))
+    batch = encoder.batch(encoder.tokenize_documents(TEXTS), skip_punctuation=True)
+    found, wanted = encoder.vectors(batch), alone.vectors(batch)
+    assert {dim: vectors.shape[1] for dim, (vectors, _) in found.items()} == {16: 16, 8: 8}
+    assert torch.equal(found[16][0], wanted[16][0])
+
+
+def test_another_prompt_prefix_or_skiplist_is_another_system():
+    """What is new in a config changes the store key or the run id; what says nothing new leaves both as they were."""
+    run = compose(["model=demo", "dim=64"])
+    config = config_of("bert")
+    checkpoint = checkpoints(config, config.dims)[16]
+
+    def facts(changed: EncoderConfig) -> dict[str, object]:
+        return vector_facts(changed, run, checkpoint, 16, attention="sdpa/cpu", batch_tokens=64)
+
+    plain = dataclasses.replace(config.query, prompt="")
+    assert facts(config)["query"]["prompt"] == "the cat: "
+    assert "prompt" not in facts(dataclasses.replace(config, query=plain))["query"]
+    assert facts(config)["skiplist_words"] == ["hello", ",", "notoken"]
+    assert "architecture" not in facts(config)
+    assert facts(config_of("qwen3"))["architecture"] == "qwen3"

@@ -23,6 +23,7 @@ from evalkit.cli import app
 from evalkit.config.compose import compose
 from evalkit.config.settings import CONFIGS, CheckpointSource, EncoderConfig, from_mapping, group_files
 from evalkit.errors import ConfigError, DatasetError, ModelError
+from evalkit.models.checkpoint import _package_folder
 from evalkit.models.encoder import checkpoints
 from evalkit.models.infer import infer
 from evalkit.operations import own
@@ -70,6 +71,21 @@ def test_a_stanford_checkpoint_says_lengths_markers_masks_and_dim(tmp_path):
     assert (model.query.expansion, model.query.attend_to_expansion) == (True, False)
     assert (model.document.max_tokens, model.document.marker, model.skiplist) == (220, "[unused1]", "stanford")
     assert checkpoints(model, model.dims)  # nothing of it contradicts artifact.metadata
+
+
+@pytest.mark.parametrize("name", ["demo", "all-minilm-l6-v2"])
+def test_what_is_read_of_a_published_checkpoint_is_what_its_config_says(name):
+    """Two configs that were written by hand, from the same files."""
+    wanted = compose([f"model={name}"]).model
+    dim, source = next(iter(wanted.checkpoints.items()))
+    if _package_folder(source.package) is None:
+        pytest.skip("the package that carries the weights is not installed")
+    found = infer(CheckpointSource(package=source.package), name=name)
+    read = from_mapping(EncoderConfig, found.values(), where="model")
+    assert read.dims == (int(dim),)
+    assert found.values()["checkpoints"] == {dim: {"package": source.package}}
+    for key in ("kind", "backbone", "query", "document", "head", "pooling", "normalize", "skiplist", "dtype"):
+        assert getattr(read, key) == getattr(wanted, key), key
 
 
 def test_the_backbone_is_known_by_the_architecture_and_not_by_the_name_alone(tmp_path):

@@ -195,7 +195,7 @@ class EncoderConfig:
     trust_remote_code: bool = False
     """Let the checkpoint's own code build the backbone, in place of the native class; the result records it."""
     verify: bool = True
-    """Stop where the checkpoint's artifact.metadata contradicts these settings; False records the deviation instead."""
+    """Stop where the checkpoint's own account contradicts these settings; False records the deviation instead."""
     parameters: int | None = None
     """Parameters of the published checkpoint, head included; None where nobody published the count."""
     licence: str = "unknown"

@@ -21,6 +21,8 @@ TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
 MODULES = "modules.json"
 """What sentence-transformers and PyLate save of the modules behind one another, each with its folder."""
+SAID = "config_sentence_transformers.json"
+"""What PyLate saves of a model's settings, and sentence-transformers of its prompts."""
 METADATA = "artifact.metadata"
 """What Stanford ColBERT saves of a model's settings; optional, and no vector is made of it."""
 FILES = (CONFIG, TOKENIZER, WEIGHTS)
@@ -218,7 +220,8 @@ def small_files(source: CheckpointSource) -> SmallFiles:
 def _with_dense(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint with the files of its Dense modules, fetched where it came from the hub."""
     if checkpoint.revision is not None:
-        _snapshot(checkpoint.origin, checkpoint.revision, [MODULES], whole=lambda folder: (folder / MODULES).is_file())
+        listed = [MODULES, SAID]
+        _snapshot(checkpoint.origin, checkpoint.revision, listed, whole=lambda folder: (folder / MODULES).is_file())
     if not (folders := dense_folders(checkpoint.folder)):
         got = "no Dense module in it" if (checkpoint.folder / MODULES).is_file() else "no such file"
         msg = f"{checkpoint.folder / MODULES}: got {got}, wanted the head that model.head=dense says"

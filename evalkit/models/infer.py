@@ -14,9 +14,18 @@ from typing import Any, Final, NamedTuple
 
 from evalkit.config.settings import CheckpointSource
 from evalkit.errors import ModelError
-from evalkit.models.checkpoint import CONFIG, METADATA, MODULES, TOKENIZER, WEIGHTS, modules, read_json, small_files
+from evalkit.models.checkpoint import (
+    CONFIG,
+    METADATA,
+    MODULES,
+    SAID,
+    TOKENIZER,
+    WEIGHTS,
+    modules,
+    read_json,
+    small_files,
+)
 
-SAID: Final = "config_sentence_transformers.json"
 LENGTHS: Final = "sentence_bert_config.json"
 CARD: Final = "README.md"
 QUERY_PROMPTS: Final = ("query",)

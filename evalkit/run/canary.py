@@ -197,9 +197,10 @@ def vocabulary_rows(encoder: Encoder) -> int:
 
 def _own_account(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> Finding:
     """Say where the checkpoint's own account and the config differ and may: the rest has been refused on finding it."""
-    if not any(metadata.said_by(checkpoint) for checkpoint in found.values()):
+    files = list(dict.fromkeys(filter(None, map(metadata.account, found.values()))))
+    if not files:
         return Finding("the checkpoint's own account", "no figures", "it has no artifact.metadata")
-    measured = "; ".join(metadata.notes(config, found)) or "artifact.metadata says what the config says"
+    measured = "; ".join(metadata.notes(config, found)) or f"{', '.join(files)} says what the config says"
     return Finding("the checkpoint's own account", "ok", measured)
 
 

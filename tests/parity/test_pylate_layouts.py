@@ -14,9 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from evalkit.config.compose import compose
-from evalkit.config.settings import CheckpointSource, EncoderConfig, from_mapping
+from evalkit.config.settings import CONFIGS, CheckpointSource, EncoderConfig, from_mapping
+from evalkit.errors import ModelError
+from evalkit.models import metadata
 from evalkit.models.encoder import checkpoints, load_encoders
 from evalkit.models.infer import infer
+from evalkit.operations import own
 from evalkit.run.canary import canary
 from evalkit.run.identity import vector_facts
 
@@ -99,3 +102,24 @@ def test_another_prompt_prefix_or_skiplist_is_another_system():
     assert facts(config)["skiplist_words"] == ["hello", ",", "notoken"]
     assert "architecture" not in facts(config)
     assert facts(config_of("qwen3"))["architecture"] == "qwen3"
+
+
+@pytest.mark.parametrize(
+    ("word", "clause"),
+    [
+        ("model.query.marker=the", r'query_prefix "\[Q\] ", model\.query\.marker=the'),
+        ("model.query.expansion=false", r"do_query_expansion true, model\.query\.expansion=false"),
+        ("model.query.attend_to_expansion=true", r"attend_to_expansion_tokens false, .*attend_to_expansion=true"),
+        ("model.skiplist=none", r"skiplist_words \[.*\], model\.skiplist=none"),
+    ],
+)
+def test_a_config_that_contradicts_what_pylate_saved_is_refused_unless_it_is_meant(tmp_path, monkeypatch, word, clause):
+    own.new_model("house", str(LAYOUTS / "modernbert"), tmp_path)
+    monkeypatch.setenv(CONFIGS, str(tmp_path))
+    model = compose(["model=house", word]).model
+    with pytest.raises(ModelError, match=f"config_sentence_transformers.json and the config contradict .*{clause}"):
+        checkpoints(model, model.dims)
+    meant = compose(["model=house", word, "model.verify=false", "model.document.max_tokens=64"]).model
+    found = checkpoints(meant, meant.dims)
+    assert metadata.differences(meant, found[16], 16).lengths == ("document_length 180, model.document.max_tokens=64",)
+    assert "config_sentence_transformers.json has document_length 180" in metadata.notes(meant, found)[-1]

@@ -26,13 +26,11 @@ from typing import Any
 
 import yaml
 
-from evalkit.config.settings import configs_dir
+from evalkit.config.settings import METRICS, configs_dir
 from evalkit.models import weights
 from evalkit.scoring import published
 from evalkit.storage import keys, results, trec
 from evalkit.types import Hit
-
-METRICS = ("ndcg@10", "mrr@10", "recall@100")
 
 
 def datasets() -> list[dict[str, object]]:

@@ -33,6 +33,12 @@ NAME = "evalkit"
 """The name under which transformers' attention interface knows `attend`."""
 NATIVE = ("jina_embeddings_v3", "bert", "xmod")
 """Backbones of transformers, whose attention goes through its interface."""
+PACKED = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+"""Architectures of `backbone: transformers` that attend to all of a text through the same interface.
+
+Not here: local windows (ModernBERT), causal attention (decoders), and attention that adds to its logits by itself
+(DeBERTa, MPNet), none of which a packing here carries.
+"""
 HEAD_STEP = 8
 """The CUDA kernels want heads of a multiple of this width; narrower ones are filled with zeros, which add nothing."""
 PROBE_ATOL = 5e-2
@@ -107,11 +113,18 @@ def attend(  # noqa: PLR0913 (the interface is transformers')
     return packed_attention(query_XAK, key_XAK, value_XAK, packing, scale=scale).unsqueeze(0), None
 
 
+def interfaces(config: EncoderConfig) -> bool:
+    """Whether a model attends through transformers' interface, each id to all of its text."""
+    if config.backbone == "transformers":
+        return config.architecture in PACKED
+    return config.backbone in NATIVE
+
+
 def has_kernel(config: EncoderConfig, module: nn.Module, *, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether evalkit's own kernel attends for a padded model: in fp32, on vector units, by heads that it can tile."""
     here = device.type == "cpu" and dtype == torch.float32
     shape: Any = getattr(module, "config", None)
-    if not here or shape is None or config.trust_remote_code or config.backbone not in NATIVE:
+    if not here or shape is None or config.trust_remote_code or not interfaces(config):
         return False
     problem = kernel_problem()
     if problem:
@@ -274,17 +287,17 @@ def _register() -> None:
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def enable(module: nn.Module, backbone: str) -> None:
+def enable(module: nn.Module, config: EncoderConfig) -> None:
     """Let a backbone of transformers attend through `attend`, which is `sdpa` itself until a packing is given."""
-    if backbone in NATIVE:
+    if interfaces(config):
         _register()
-        config: Any = module.config
-        config._attn_implementation = NAME  # noqa: SLF001 (the only way to choose it for a class built by hand)
+        shape: Any = module.config
+        shape._attn_implementation = NAME  # noqa: SLF001 (the only way to choose it for a class built by hand)
 
 
 def packable(config: EncoderConfig) -> bool:
     """Whether a model can take packed texts: one that runs a checkpoint's own code cannot be relied on to."""
-    return not config.trust_remote_code
+    return not config.trust_remote_code and (config.backbone != "transformers" or interfaces(config))
 
 
 class Chosen(NamedTuple):
@@ -339,7 +352,8 @@ def _unpackable(
 ) -> str:
     """Return why a model cannot be packed on a device; empty when it can."""
     if not can_pack:
-        return "a checkpoint's own code takes no packed texts"
+        own = "a checkpoint's own code" if backbone != "transformers" else "this architecture's attention"
+        return f"{own} takes no packed texts"
     if device.type != "cuda":
         return "flash-attn runs on CUDA only" if asked == "flash" else ""
     if dtype == "float32":

@@ -1,4 +1,6 @@
-"""What a late-interaction checkpoint says of itself in Stanford ColBERT's `artifact.metadata`, held against the config.
+"""What a late-interaction checkpoint says of itself, held against the config.
+
+Stanford ColBERT says it in `artifact.metadata`, PyLate in `config_sentence_transformers.json`.
 
 Weights carry no trace of how texts were laid out in training: with other markers, masks or punctuation a model still
 gives vectors of length 1, and lower scores. So what the file says and a config denies is an error, unless it is meant.
@@ -8,13 +10,14 @@ Lengths are not: those of an evaluation are often other than those of training (
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from evalkit.config.settings import EncoderConfig, TextRules
 from evalkit.errors import ModelError
-from evalkit.models.checkpoint import METADATA, Checkpoint, read_json
-from evalkit.models.tokens import UNKNOWN_TOKENS, Vocabulary, load_vocabulary
+from evalkit.models.checkpoint import METADATA, SAID, Checkpoint, read_json
+from evalkit.models.tokens import UNKNOWN_TOKENS, Vocabulary, vocabulary_of
 
 
 class Differences(NamedTuple):
@@ -26,10 +29,12 @@ class Differences(NamedTuple):
 
 
 def differences(config: EncoderConfig, checkpoint: Checkpoint, dim: int) -> Differences:
-    """Compare what `artifact.metadata` says with a config; what it does not say differs in nothing.
+    """Compare what the checkpoint's own file says with a config; what it does not say differs in nothing.
 
     Raises ModelError for a file that is no JSON object.
     """
+    if account(checkpoint) == SAID:
+        return _from_pylate(config, checkpoint)
     said = said_by(checkpoint) if config.kind == "late_interaction" else {}
     ours = {
         "dim": (f"dim={dim}", dim),
@@ -47,7 +52,7 @@ def refuse_contradictions(config: EncoderConfig, checkpoint: Checkpoint, dim: in
     """Raise ModelError that names every contradiction, unless the config says that they are meant."""
     if config.verify and (found := differences(config, checkpoint, dim).contradictions):
         msg = (
-            f"{checkpoint.origin}: {METADATA} and the config contradict each other: {'; '.join(found)}; "
+            f"{checkpoint.origin}: {account(checkpoint)} and the config contradict each other: {'; '.join(found)}; "
             "set what the checkpoint was trained with, or model.verify=false where the difference is meant"
         )
         raise ModelError(msg)
@@ -56,12 +61,54 @@ def refuse_contradictions(config: EncoderConfig, checkpoint: Checkpoint, dim: in
 def notes(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> list[str]:
     """Return a line for every difference that was accepted, the same of several dims once."""
     lines = (
-        f"{METADATA} has {clause}"
+        f"{account(checkpoint)} has {clause}"
         for dim, checkpoint in found.items()
         for clauses in differences(config, checkpoint, dim)
         for clause in clauses
     )
     return list(dict.fromkeys(lines))
+
+
+def account(checkpoint: Checkpoint) -> str | None:
+    """Return the file in which a checkpoint says how its texts were laid out; None where it has none."""
+    if (checkpoint.folder / METADATA).is_file():
+        return METADATA
+    path = checkpoint.folder / SAID
+    return SAID if path.is_file() and "query_prefix" in read_json(path) else None
+
+
+def _from_pylate(config: EncoderConfig, checkpoint: Checkpoint) -> Differences:
+    """Compare what PyLate saved; a prompt is not among it, for PyLate takes one only when it is asked to."""
+    if config.kind != "late_interaction":
+        return Differences((), ())
+    said = {name: value for name, value in read_json(checkpoint.folder / SAID).items() if value is not None}
+    expands = said.get("do_query_expansion", True)
+    ours = {
+        "query_prefix": _setting("query.marker", config.query.marker or ""),
+        "document_prefix": _setting("document.marker", config.document.marker or ""),
+        "do_query_expansion": _setting("query.expansion", config.query.expansion),
+        "skiplist_words": (f"model.skiplist={config.skiplist}", _skiplist(config)),
+    }
+    if expands:
+        attends = _setting("query.attend_to_expansion", config.query.attend_to_expansion)
+        ours["attend_to_expansion_tokens"] = attends
+    wrong = [
+        f"{key} {_json(said[key])}, {words}" for key, (words, value) in ours.items() if said.get(key, value) != value
+    ]
+    lengths = {side: _setting(f"{side}.max_tokens", getattr(config, side).max_tokens) for side in ("query", "document")}
+    other = [
+        f"{side}_length {said[f'{side}_length']}, {words}"
+        for side, (words, value) in lengths.items()
+        if said.get(f"{side}_length", value) != value
+    ]
+    return Differences(tuple(wrong), tuple(other))
+
+
+def _skiplist(config: EncoderConfig) -> list[str]:
+    """Return the words that a config drops from documents."""
+    if config.skiplist == "none":
+        return []
+    return list(string.punctuation) if config.skiplist_words is None else list(config.skiplist_words)
 
 
 def said_by(checkpoint: Checkpoint) -> dict[str, Any]:
@@ -79,7 +126,7 @@ def _markers(said: Mapping[str, Any], config: EncoderConfig, checkpoint: Checkpo
         ours = (rules.marker or "").partition(" ")[0]  # what follows it is a trace of the tokenizer, not a marker
         if key not in said or said[key] == ours:
             continue
-        vocabulary = vocabulary or load_vocabulary(checkpoint)
+        vocabulary = vocabulary or vocabulary_of(config, checkpoint)
         if not ours or _id_of(str(said[key]), vocabulary) != vocabulary.tokenizer.token_to_id(ours):
             yield f"{key} {_json(said[key])}, {_setting(f'{side}.marker', rules.marker)[0]}"
 

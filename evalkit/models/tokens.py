@@ -16,16 +16,18 @@ from typing import Literal, NamedTuple, overload
 import numpy as np
 from tokenizers import Tokenizer
 
-from evalkit.config.settings import TextRules
+from evalkit.config.settings import EncoderConfig, TextRules
 from evalkit.errors import ModelError
 from evalkit.models.checkpoint import TOKENIZER, Checkpoint
 from evalkit.ragged import offsets
 
 FIRST_TOKENS = ("<s>", "[CLS]")
 LAST_TOKENS = ("</s>", "[SEP]")
-PAD_TOKENS = ("<pad>", "[PAD]")
+PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|endoftext|>")
 MASK_TOKENS = ("<mask>", "[MASK]")
 UNKNOWN_TOKENS = ("<unk>", "[UNK]")
+END_TOKENS = ("</s>", "[SEP]", "<|endoftext|>", "<|im_end|>", "<eos>", "<|end_of_text|>")
+"""What decoders call their last token; `LAST_TOKENS` are those of encoders."""
 TEXTS_AT_ONCE = 1024
 """Texts per call of the tokenizer: enough to keep its threads busy."""
 CHARACTERS_A_TOKEN = 5
@@ -102,6 +104,11 @@ class Vocabulary:
     pad: int
     mask: int
     size: int
+    begin: tuple[int, ...] = ()
+    """What every text begins with, and ends with: `first` and `last`, or what the tokenizer itself puts there."""
+    end: tuple[int, ...] = ()
+    strips: bool = False
+    """Whether texts lose the white space around them first, as sentence-transformers does."""
 
     @cached_property
     def splits_at_spaces(self) -> bool:
@@ -150,12 +157,22 @@ class Vocabulary:
         return int(found)
 
     def markers(self, rules: TextRules) -> list[int]:
-        """Return the ids behind the first token. Raises ModelError for a token that the tokenizer has not."""
-        return [self.marker(token) for token in (rules.marker or "").split()]
+        """Return the ids behind the first token. Raises ModelError for a token that the tokenizer has not.
+
+        A marker is one token, spaces and all (PyLate's `[Q] ` ends in one), or else several with spaces between them.
+        """
+        marker = rules.marker or ""
+        if marker and (whole := self.tokenizer.token_to_id(marker)) is not None:
+            return [int(whole)]
+        return [self.marker(token) for token in marker.split()]
 
 
-def load_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
-    """Load `tokenizer.json`, with its own cutting and padding off. Raises ModelError when it is unusable."""
+def load_vocabulary(checkpoint: Checkpoint, *, own_template: bool = False) -> Vocabulary:
+    """Load `tokenizer.json`, with its own cutting and padding off. Raises ModelError when it is unusable.
+
+    `own_template` begins and ends texts as the tokenizer itself does (its post-processor), whatever its tokens are
+    called, and expands queries by its end token where it has no mask token, as PyLate does for decoders.
+    """
     path = checkpoint.folder / TOKENIZER
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -169,13 +186,18 @@ def load_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
     # all-MiniLM-L6-v2's file asks for cutting at 128 and padding to 128: the config's lengths decide here.
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if own_template:
+        return _by_template(tokenizer, checkpoint)
+    first, last = _special(tokenizer, FIRST_TOKENS), _special(tokenizer, LAST_TOKENS)
     return Vocabulary(
         tokenizer=tokenizer,
-        first=_special(tokenizer, FIRST_TOKENS),
-        last=_special(tokenizer, LAST_TOKENS),
+        first=first,
+        last=last,
         pad=_special(tokenizer, PAD_TOKENS),
         mask=_special(tokenizer, MASK_TOKENS),
         size=tokenizer.get_vocab_size(with_added_tokens=True),
+        begin=(first,),
+        end=(last,),
     )
 
 
@@ -184,11 +206,52 @@ def _rust_error(error: BaseException) -> bool:
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
+def vocabulary_of(config: EncoderConfig, checkpoint: Checkpoint) -> Vocabulary:
+    """Load a model's tokenizer under the rules of its backbone."""
+    return load_vocabulary(checkpoint, own_template=config.backbone == "transformers")
+
+
+def _by_template(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Vocabulary:
+    """Return the vocabulary of a tokenizer with what it puts around a text by itself."""
+    text = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    at = next((place for place in range(len(whole)) if whole[place : place + len(text)] == text), None)
+    if not text or at is None:
+        msg = f"{checkpoint.origin}: {TOKENIZER} puts {whole} around {text} for the text 'a', wanted it around the text"
+        raise ModelError(f"{msg}; fetch the file again")
+    begin, end = tuple(whole[:at]), tuple(whole[at + len(text) :])
+    if not (begin or end):
+        found = [name for names in (FIRST_TOKENS, LAST_TOKENS) if (name := _found(tokenizer, names)) is not None]
+        begin, end = tuple(found[:1]), tuple(found[1:2])
+    last = end[-1] if end else _found(tokenizer, END_TOKENS)
+    mask = _found(tokenizer, MASK_TOKENS)
+    filler = mask if mask is not None else last
+    if last is None or filler is None:
+        msg = f"{checkpoint.origin}: {TOKENIZER} has neither a mask token nor an end token"
+        raise ModelError(f"{msg} ({', '.join((*MASK_TOKENS, *END_TOKENS))}); wanted one that expands queries")
+    pad = _found(tokenizer, PAD_TOKENS)
+    return Vocabulary(
+        tokenizer=tokenizer,
+        first=begin[0] if begin else last,
+        last=last,
+        pad=filler if pad is None else pad,
+        mask=filler,
+        size=tokenizer.get_vocab_size(with_added_tokens=True),
+        begin=begin,
+        end=end,
+        strips=True,
+    )
+
+
+def _found(tokenizer: Tokenizer, names: Sequence[str]) -> int | None:
+    ids = (tokenizer.token_to_id(name) for name in names)
+    return next((int(token) for token in ids if token is not None), None)
+
+
 def _special(tokenizer: Tokenizer, names: Sequence[str]) -> int:
-    for name in names:
-        found = tokenizer.token_to_id(name)
-        if found is not None:
-            return int(found)
+    found = _found(tokenizer, names)
+    if found is not None:
+        return found
     msg = f"the tokenizer has none of the special tokens {', '.join(names)}; wanted an XLM-R or BERT vocabulary"
     raise ModelError(msg)
 
@@ -199,14 +262,17 @@ def tokenize(texts: Sequence[str], rules: TextRules, vocabulary: Vocabulary) -> 
     The cut leaves room for the special tokens, so a long text still ends in the last token. Texts go to the tokenizer
     some at a time, because its own records of a text take many times the room of the ids.
     """
-    head = [vocabulary.first, *vocabulary.markers(rules)]
-    room = rules.max_tokens - len(head) - 1
+    markers, begin, end = vocabulary.markers(rules), list(vocabulary.begin), list(vocabulary.end)
+    room = rules.max_tokens - len(markers) - len(begin) - len(end)
     encoded: list[np.ndarray] = []
     attended: list[int] = []
-    for begin in range(0, len(texts), TEXTS_AT_ONCE):
-        some = list(texts[begin : begin + TEXTS_AT_ONCE])
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        some = [f"{rules.prompt}{text}" for text in texts[start : start + TEXTS_AT_ONCE]]
+        if vocabulary.strips:
+            some = [text.strip() for text in some]
         for of_text in vocabulary.encoded(some, room):
-            ids = [*head, *of_text, vocabulary.last]
+            ids = [*begin, *of_text, *end]
+            ids[1:1] = markers  # behind the first id, whatever that is, as PyLate does
             real = len(ids)
             if rules.expansion:
                 ids += [vocabulary.mask] * (rules.max_tokens - real)
@@ -215,17 +281,21 @@ def tokenize(texts: Sequence[str], rules: TextRules, vocabulary: Vocabulary) -> 
     return TokenTable.packed(encoded, attended)
 
 
-def skipped_ids(skiplist: Literal["stanford", "pylate", "none"], vocabulary: Vocabulary) -> frozenset[int]:
+def skipped_ids(
+    skiplist: Literal["stanford", "pylate", "none"], vocabulary: Vocabulary, words: Sequence[str] | None = None
+) -> frozenset[int]:
     """Return the ids whose document vectors are dropped, one rule per library.
 
     `stanford` (colbert-ai, fastembed) drops the first id of each encoded punctuation character: for XLM-R's "."
-    that is "▁", so the plain "." stays. `pylate` drops the id of the character itself.
+    that is "▁", so the plain "." stays. `pylate` drops the id of the character itself, or of each of `words`; what is
+    no token has the unknown token's id there, so that one goes too.
     """
     if skiplist == "none":
         return frozenset()
     tokenizer = vocabulary.tokenizer
     if skiplist == "pylate":
-        found = (tokenizer.token_to_id(character) for character in string.punctuation)
-        return frozenset(int(token) for token in found if token is not None)
+        found = {tokenizer.token_to_id(word) for word in (string.punctuation if words is None else words)}
+        unknown = {_found(tokenizer, UNKNOWN_TOKENS)} if None in found else set()
+        return frozenset(int(token) for token in found | unknown if token is not None)
     encoded = (tokenizer.encode(character, add_special_tokens=False).ids for character in string.punctuation)
     return frozenset(ids[0] for ids in encoded if ids)

@@ -405,7 +405,7 @@ def _counts(table: TokenTable, encoder: Encoder, *, documents: bool) -> np.ndarr
 
 def _width(encoder: Encoder, dim: int) -> int:
     head = encoder.heads[dim]
-    return dim if head is None else int(head.shape[0])
+    return int(head.shape[0]) if isinstance(head, Tensor) else dim
 
 
 def _refuse_unfinite(vectors: Ragged, ids: Sequence[str], encoder: Encoder, dim: int) -> None:

@@ -14,7 +14,7 @@ from typing import Any, TypedDict
 
 import xxhash
 
-from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
+from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig, TextRules
 from evalkit.datasets.survey import CUT, Survey
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.storage.keys import key_of
@@ -45,9 +45,11 @@ def vector_facts(  # noqa: PLR0913 (keyword-only behind the first four)
         **({} if len(config.dims) == 1 else {"heads": list(config.dims)}),  # their common GEMM
         "pooling": config.pooling,
         "normalize": config.normalize,
-        "query": dataclasses.asdict(config.query),
-        "document": dataclasses.asdict(config.document),
+        "query": _rules(config.query),
+        "document": _rules(config.document),
         "skiplist": config.skiplist,
+        **({} if config.skiplist_words is None else {"skiplist_words": list(config.skiplist_words)}),
+        **({} if config.architecture is None else {"architecture": config.architecture}),
         "dtype": config.dtype,
         "rope_theta": config.rope_theta,
         # Before, half precision rounded them too: such vectors are not to be found under the same key.
@@ -60,6 +62,12 @@ def vector_facts(  # noqa: PLR0913 (keyword-only behind the first four)
         "encoding_rules": ENCODING_RULES,
         "stored_dtype": run.store.dtype,
     }
+
+
+def _rules(rules: TextRules) -> dict[str, Any]:
+    """Return one side's rules; the prompt only where there is one, so that keys from before there were any stay."""
+    facts = dataclasses.asdict(rules)
+    return facts if rules.prompt else {name: fact for name, fact in facts.items() if name != "prompt"}
 
 
 def _rope_in_half(config: EncoderConfig) -> bool:

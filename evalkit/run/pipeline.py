@@ -50,8 +50,6 @@ from evalkit.storage.paths import (
 from evalkit.storage.results import CellScores
 from evalkit.types import Dataset
 
-METRICS = ("ndcg@10", "mrr@10", "recall@100")
-
 
 def run(config: RunConfig, *, console: Console) -> list[CellScores]:
     """Return the scores of every cell of a config, computing only what is not already on disk.
@@ -63,7 +61,7 @@ def run(config: RunConfig, *, console: Console) -> list[CellScores]:
     task = prepare(config, console=console)
     cells = plan(task)
     remove_left_over(_written_to(config, cells))
-    done = {cell.run_id: scored.finished(task, cell, METRICS) for cell in cells}
+    done = {cell.run_id: scored.finished(task, cell, config.metrics) for cell in cells}
     unfinished = [cell for cell in cells if done[cell.run_id] is None]
     if unfinished:
         make_folder(run_dir(config.results_dir, unfinished[0].run_id).parent)  # fails now rather than after hours
@@ -168,6 +166,10 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
     """Count the queries' terms in every shard, then score every shard with the whole corpus' statistics."""
     lucene.check_settings(model)
     analyzer = ANALYZERS[model.analyzer]()
+    if task.dataset.language == "unknown":
+        line = f"{task.dataset.name}: its language is not given, so {model.name} analyses it as {model.analyzer}"
+        remedy = "dataset.language=CODE (es, zh) says which it is, model.analyzer=NAME how it is analysed"
+        task.console.print(f"{line}; {remedy}", highlight=False, markup=False, soft_wrap=True)
     terms = lucene.query_terms(task.dataset.queries, analyzer)
     count = bm25_count_step(task, cell, terms, analyzer)
     shards = task.survey.shards
@@ -205,8 +207,8 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float, met_vectors: 
     if dropped:  # what `evalkit replay` needs to put them back
         own = {query: [hit for hit in hits if hit.document_id == query] for query, hits in ranked.items()}
         trec.write_run(own, folder / results.DROPPED, tag=cell.run_id)
-    values = metrics.score(kept, dataset.qrels, METRICS)
-    write_whole(folder / results.PER_QUERY, results.per_query_table(values.per_query, METRICS).encode())
+    values = metrics.score(kept, dataset.qrels, config.metrics)
+    write_whole(folder / results.PER_QUERY, results.per_query_table(values.per_query, config.metrics).encode())
     results.write_config(config, folder)
     cost = {} if cell.dim is None else costs(task, cell)
     vectors = {} if "vectors" not in cost else {"document_vectors": int(cost.pop("vectors"))}

@@ -33,6 +33,7 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
     changed = None if scores is None else _changed(task, cell, scores, names)
     if scores is None or changed is None:
         return scores
+    names = tuple(dict.fromkeys((*names, *scores.metrics)))  # what was asked for before is not lost
     folder = run_dir(task.config.results_dir, cell.run_id)
     try:
         results.require_unedited(task.config.results_dir, scores, results.RUN)
@@ -87,7 +88,7 @@ def accepted(config: RunConfig, cell: Cell) -> tuple[str, ...]:
     if not isinstance(config.model, EncoderConfig) or cell.checkpoint is None or cell.dim is None:
         return ()
     found = metadata.differences(config.model, cell.checkpoint, cell.dim).contradictions
-    return tuple(f"artifact.metadata has {clause}" for clause in found)
+    return tuple(f"{metadata.account(cell.checkpoint)} has {clause}" for clause in found)
 
 
 def _changed(task: Task, cell: Cell, scores: CellScores, names: Sequence[str]) -> str | None:
@@ -98,7 +99,7 @@ def _changed(task: Task, cell: Cell, scores: CellScores, names: Sequence[str]) -
         problem = "its result does not say which judgements it was scored with"
     elif judged != identity.qrels_checksum(task.dataset.qrels):
         problem = "the judgements are not those that it was scored with"
-    elif set(scores.metrics) != set(names):
+    elif not set(names) <= set(scores.metrics):
         problem = f"it was scored by {', '.join(scores.metrics)}, asked for are {', '.join(names)}"
     elif scores.main_metric != metric:
         problem = f"its main metric was {scores.main_metric}, asked for is {metric}"

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from evalkit.config.settings import METRICS
 from evalkit.errors import ScoreError
 from evalkit.kernels.cpu.numba_folder import with_folder
 from evalkit.ranking import check_hits, rank_hits
@@ -27,7 +28,7 @@ UNJUDGED = -1
 """The number of every retrieved document that the query's judgements do not name; it is not relevant."""
 
 
-def score(run: Run, qrels: Qrels, metrics: Sequence[str] = ("ndcg@10", "mrr@10", "recall@100")) -> Scores:
+def score(run: Run, qrels: Qrels, metrics: Sequence[str] = METRICS) -> Scores:
     """Return each metric's mean over all judged queries, and every judged query's own value.
 
     NDCG has linear gain, as trec_eval's. A judged query that the run misses scores 0, and so does one whose judgements

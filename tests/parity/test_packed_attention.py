@@ -104,7 +104,7 @@ def test_an_encoder_that_packs_still_encodes_padded_batches_to_the_bit(tmp_path)
     before = dataclasses.replace(padded, module=padded.module)
     padded.module.config._attn_implementation = "sdpa"
     (wanted,) = before.vectors(batch).values()
-    attention.enable(packed.module, "bert")
+    attention.enable(packed.module, packed.config)
     (ours,) = padded.vectors(batch).values()
     assert torch.equal(ours[0], wanted[0])
 

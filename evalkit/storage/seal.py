@@ -1,6 +1,6 @@
-"""JSON records that carry a checksum of everything they say, so that a damaged or edited one is told from a whole one.
+"""JSON records with a checksum of their content, which detects damaged and edited records.
 
-The checksum is taken over the values, not over the bytes: layout may change, no value, key or type may.
+The checksum covers the values and not the bytes: the layout of the file may change, but no key, value or type.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ FIELD = "xxh3_128"
 
 
 def seal(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record as JSON will hold it, with its checksum as the last field.
+    """Return a record as JSON stores it, with its checksum as the last field.
 
     >>> seal({"a": 1})
     {'a': 1, 'xxh3_128': '8f1c29f50aa952dbd475f930065b4b4f'}
     """
-    plain = json.loads(json.dumps(values))  # tuples and numeric keys as they will be read back
+    plain = json.loads(json.dumps(values))  # converts tuples and numeric keys to what is read back
     return {**plain, FIELD: _checksum(plain)}
 
 
 def parse(data: bytes) -> dict[str, Any]:
-    """Return the fields of a JSON object in UTF-8. Raises ValueError, in one line, for anything else.
+    """Return the fields of a JSON object in UTF-8. Raises ValueError with a one-line message for other data.
 
-    NaN and Infinity are no JSON, though Python alone reads them.
+    NaN and Infinity are rejected: they are not JSON, although Python's parser accepts them.
     """
     try:
         values = json.loads(data.decode(), parse_constant=_refuse)
@@ -36,14 +36,14 @@ def parse(data: bytes) -> dict[str, Any]:
         raise ValueError("brackets nested too deep") from error
     if not isinstance(values, dict):
         msg = f"got a {type(values).__name__}, wanted a JSON object"
-        raise ValueError(msg)  # noqa: TRY004 (the file is at fault, not a caller's type)
+        raise ValueError(msg)  # noqa: TRY004 (the file is wrong, not the type of an argument)
     return values
 
 
 def unseal(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record without its checksum. Raises ValueError when it carries none or another one."""
+    """Return a record without its checksum. Raises ValueError if the checksum is missing or does not match."""
     if FIELD not in values:
-        msg = f"got no {FIELD}, wanted the checksum of what it says"
+        msg = f"got no {FIELD}, wanted the checksum of its content"
         raise ValueError(msg)
     plain = {name: value for name, value in values.items() if name != FIELD}
     if (got := _checksum(plain)) != values[FIELD]:
@@ -53,7 +53,7 @@ def unseal(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def read(data: bytes) -> dict[str, Any]:
-    """Return the record in a file's bytes. Raises ValueError, in one line, when it is damaged or was edited."""
+    """Return the record in a file's bytes. Raises ValueError with a one-line message if it is damaged or edited."""
     return unseal(parse(data))
 
 

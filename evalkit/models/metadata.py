@@ -1,8 +1,8 @@
-"""What a late-interaction checkpoint says of itself in Stanford ColBERT's `artifact.metadata`, held against the config.
+"""Comparison of a config with a late-interaction checkpoint's `artifact.metadata` (Stanford ColBERT's file).
 
-Weights carry no trace of how texts were laid out in training: with other markers, masks or punctuation a model still
-gives vectors of length 1, and lower scores. So what the file says and a config denies is an error, unless it is meant.
-Lengths are not: those of an evaluation are often other than those of training (ColBERTv2's on ArguAna: 300, not 32).
+Weights do not show how texts were prepared in training. With other markers, masks or punctuation, a model still gives
+vectors of length 1, but scores drop. A contradiction between file and config is therefore an error, unless the config
+accepts it. Lengths are exempt, because evaluations often change them (ColBERTv2 on ArguAna: 300, not 32).
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from evalkit.models.tokens import UNKNOWN_TOKENS, Vocabulary, load_vocabulary
 
 
 class Differences(NamedTuple):
-    """Where the file and the config differ, each as a clause that names both sides and the setting."""
+    """The differences between file and config; each text gives both values and the setting."""
 
     contradictions: tuple[str, ...]
-    """What changes vectors and nothing would show."""
+    """Differences that change vectors without any visible sign."""
     lengths: tuple[str, ...]
+    """Differences in maximum lengths, which are allowed."""
 
 
 def differences(config: EncoderConfig, checkpoint: Checkpoint, dim: int) -> Differences:
-    """Compare what `artifact.metadata` says with a config; what it does not say differs in nothing.
+    """Compare the values of `artifact.metadata` with a config; values missing from the file are not compared.
 
-    Raises ModelError for a file that is no JSON object.
+    Raises ModelError for a file that is not a JSON object.
     """
     said = said_by(checkpoint) if config.kind == "late_interaction" else {}
     ours = {
@@ -37,24 +38,24 @@ def differences(config: EncoderConfig, checkpoint: Checkpoint, dim: int) -> Diff
         "mask_punctuation": (f"model.skiplist={config.skiplist}", config.skiplist != "none"),
     }
     wrong = [f"{key} {_json(said[key])}, {words}" for key, (words, ours) in ours.items() if said.get(key, ours) != ours]
-    # Stanford ColBERT's vectors have length 1 under either similarity, so that both rank alike.
+    # Stanford ColBERT normalises vectors for both similarities, so both give the same ranking.
     if "similarity" in said and not (said["similarity"] in ("cosine", "l2") and config.normalize):
         wrong.append(f"similarity {_json(said['similarity'])}, {_setting('normalize', config.normalize)[0]}")
     return Differences((*wrong, *_markers(said, config, checkpoint)), tuple(_lengths(said, config)))
 
 
 def refuse_contradictions(config: EncoderConfig, checkpoint: Checkpoint, dim: int) -> None:
-    """Raise ModelError that names every contradiction, unless the config says that they are meant."""
+    """Raise ModelError with every contradiction, unless model.verify is false."""
     if config.verify and (found := differences(config, checkpoint, dim).contradictions):
         msg = (
             f"{checkpoint.origin}: {METADATA} and the config contradict each other: {'; '.join(found)}; "
-            "set what the checkpoint was trained with, or model.verify=false where the difference is meant"
+            "set what the checkpoint was trained with, or model.verify=false if the difference is intended"
         )
         raise ModelError(msg)
 
 
 def notes(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> list[str]:
-    """Return a line for every difference that was accepted, the same of several dims once."""
+    """Return a line for every accepted difference; a difference of several dims is listed once."""
     lines = (
         f"{METADATA} has {clause}"
         for dim, checkpoint in found.items()
@@ -65,7 +66,7 @@ def notes(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> list[str]:
 
 
 def said_by(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what `artifact.metadata` says, less what it leaves open (null); nothing where there is no such file."""
+    """Return the values of `artifact.metadata` without nulls; empty if the checkpoint has no such file."""
     path = checkpoint.folder / METADATA
     if not path.is_file():
         return {}
@@ -76,7 +77,7 @@ def _markers(said: Mapping[str, Any], config: EncoderConfig, checkpoint: Checkpo
     vocabulary: Vocabulary | None = None
     for side, key in (("query", "query_token_id"), ("document", "doc_token_id")):
         rules: TextRules = getattr(config, side)
-        ours = (rules.marker or "").partition(" ")[0]  # what follows it is a trace of the tokenizer, not a marker
+        ours = (rules.marker or "").partition(" ")[0]  # the rest is an artefact of the tokenizer
         if key not in said or said[key] == ours:
             continue
         vocabulary = vocabulary or load_vocabulary(checkpoint)
@@ -85,7 +86,7 @@ def _markers(said: Mapping[str, Any], config: EncoderConfig, checkpoint: Checkpo
 
 
 def _id_of(token: str, vocabulary: Vocabulary) -> int | None:
-    """Return the id that Stanford ColBERT takes for a marker: of a token that is not there, that of the unknown one."""
+    """Return the token id that Stanford ColBERT uses for a marker: the unknown token's if the marker does not exist."""
     ids = (vocabulary.tokenizer.token_to_id(name) for name in (token, *UNKNOWN_TOKENS))
     return next((found for found in ids if found is not None), None)
 
@@ -98,7 +99,7 @@ def _lengths(said: Mapping[str, Any], config: EncoderConfig) -> Iterator[str]:
 
 
 def _setting(name: str, value: object) -> tuple[str, object]:
-    """Return a setting as one gives it on the command line, and its value."""
+    """Return a setting as written on the command line, and its value."""
     return f"model.{name}={value if isinstance(value, str) else _json(value)}", value
 
 

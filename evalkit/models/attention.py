@@ -348,12 +348,12 @@ def _unpackable(
 ) -> str:
     """Return why a model cannot use packed texts on a device, or "" if it can."""
     if not can_pack:
-        return "a checkpoint's own code takes no packed texts"
+        return "a checkpoint's own code may not accept packed texts"
     if device.type != "cuda":
         return "flash-attn runs on CUDA only" if asked == "flash" else ""
     if dtype == "float32":
-        return "packed attention on CUDA wants half precision (model.dtype=bfloat16)"
-    return "no packed kernel takes ALiBi" if backbone == "jina_bert" else ""
+        return "packed attention on CUDA needs half precision (model.dtype=bfloat16)"
+    return "no packed kernel supports ALiBi" if backbone == "jina_bert" else ""
 
 
 def _given_up(problems: Sequence[str], path: Path) -> str:

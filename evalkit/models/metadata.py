@@ -31,17 +31,19 @@ def differences(config: EncoderConfig, checkpoint: Checkpoint, dim: int) -> Diff
 
     Raises ModelError for a file that is not a JSON object.
     """
-    said = said_by(checkpoint) if config.kind == "late_interaction" else {}
+    theirs = said_by(checkpoint) if config.kind == "late_interaction" else {}
     ours = {
         "dim": (f"dim={dim}", dim),
         "attend_to_mask_tokens": _setting("query.attend_to_expansion", config.query.attend_to_expansion),
         "mask_punctuation": (f"model.skiplist={config.skiplist}", config.skiplist != "none"),
     }
-    wrong = [f"{key} {_json(said[key])}, {words}" for key, (words, ours) in ours.items() if said.get(key, ours) != ours]
+    wrong = [
+        f"{key} {_json(theirs[key])}, {words}" for key, (words, ours) in ours.items() if theirs.get(key, ours) != ours
+    ]
     # Stanford ColBERT normalises vectors for both similarities, so both give the same ranking.
-    if "similarity" in said and not (said["similarity"] in ("cosine", "l2") and config.normalize):
-        wrong.append(f"similarity {_json(said['similarity'])}, {_setting('normalize', config.normalize)[0]}")
-    return Differences((*wrong, *_markers(said, config, checkpoint)), tuple(_lengths(said, config)))
+    if "similarity" in theirs and not (theirs["similarity"] in ("cosine", "l2") and config.normalize):
+        wrong.append(f"similarity {_json(theirs['similarity'])}, {_setting('normalize', config.normalize)[0]}")
+    return Differences((*wrong, *_markers(theirs, config, checkpoint)), tuple(_lengths(theirs, config)))
 
 
 def refuse_contradictions(config: EncoderConfig, checkpoint: Checkpoint, dim: int) -> None:
@@ -73,16 +75,16 @@ def said_by(checkpoint: Checkpoint) -> dict[str, Any]:
     return {name: value for name, value in read_json(path).items() if value is not None}
 
 
-def _markers(said: Mapping[str, Any], config: EncoderConfig, checkpoint: Checkpoint) -> Iterator[str]:
+def _markers(theirs: Mapping[str, Any], config: EncoderConfig, checkpoint: Checkpoint) -> Iterator[str]:
     vocabulary: Vocabulary | None = None
     for side, key in (("query", "query_token_id"), ("document", "doc_token_id")):
         rules: TextRules = getattr(config, side)
         ours = (rules.marker or "").partition(" ")[0]  # the rest is an artefact of the tokenizer
-        if key not in said or said[key] == ours:
+        if key not in theirs or theirs[key] == ours:
             continue
         vocabulary = vocabulary or load_vocabulary(checkpoint)
-        if not ours or _id_of(str(said[key]), vocabulary) != vocabulary.tokenizer.token_to_id(ours):
-            yield f"{key} {_json(said[key])}, {_setting(f'{side}.marker', rules.marker)[0]}"
+        if not ours or _id_of(str(theirs[key]), vocabulary) != vocabulary.tokenizer.token_to_id(ours):
+            yield f"{key} {_json(theirs[key])}, {_setting(f'{side}.marker', rules.marker)[0]}"
 
 
 def _id_of(token: str, vocabulary: Vocabulary) -> int | None:
@@ -91,11 +93,11 @@ def _id_of(token: str, vocabulary: Vocabulary) -> int | None:
     return next((found for found in ids if found is not None), None)
 
 
-def _lengths(said: Mapping[str, Any], config: EncoderConfig) -> Iterator[str]:
+def _lengths(theirs: Mapping[str, Any], config: EncoderConfig) -> Iterator[str]:
     for side, key in (("query", "query_maxlen"), ("document", "doc_maxlen")):
         words, ours = _setting(f"{side}.max_tokens", getattr(config, side).max_tokens)
-        if said.get(key, ours) != ours:
-            yield f"{key} {_json(said[key])}, {words}"
+        if theirs.get(key, ours) != ours:
+            yield f"{key} {_json(theirs[key])}, {words}"
 
 
 def _setting(name: str, value: object) -> tuple[str, object]:

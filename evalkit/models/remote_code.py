@@ -56,7 +56,7 @@ def build(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], config: Encoder
         msg = f"{origin}: model.rope_theta and model.adapter do not apply to the checkpoint's own code; leave them out"
         raise ModelError(msg)
     _warn_once(
-        f"model {config.name}: running the checkpoint's own code, as model.trust_remote_code=true asks: "
+        f"model {config.name}: running the checkpoint's own code, as model.trust_remote_code=true allows: "
         f"{', '.join(sorted(checkpoint.code()))} of {origin}{f'@{checkpoint.revision}' if checkpoint.revision else ''}"
     )
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(LEFT_OUT)}

@@ -47,7 +47,7 @@ def unseal(values: Mapping[str, Any]) -> dict[str, Any]:
         raise ValueError(msg)
     plain = {name: value for name, value in values.items() if name != FIELD}
     if (got := _checksum(plain)) != values[FIELD]:
-        msg = f"its content has checksum {got}, its {FIELD} says {str(values[FIELD])[:40]!r}"
+        msg = f"its content has checksum {got}, its {FIELD} is {str(values[FIELD])[:40]!r}"
         raise ValueError(msg)
     return plain
 

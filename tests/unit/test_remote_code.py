@@ -119,7 +119,7 @@ def test_running_others_code_is_said_once(tmp_path, trace, caplog):
         load(source)
         load(source)
     said = [record.getMessage() for record in caplog.records if "own code" in record.getMessage()]
-    what = "model colbertv2: running the checkpoint's own code, as model.trust_remote_code=true asks"
+    what = "model colbertv2: running the checkpoint's own code, as model.trust_remote_code=true allows"
     assert said == [f"{what}: configuration_own.py, modeling_own.py of {tmp_path / 'own'}"]
 
 

@@ -1,4 +1,4 @@
-"""Exact MaxSim of nominated pairs on the device that holds the vectors, in batches.
+"""Exact MaxSim of nominated pairs, in batches, on the device of the document vectors.
 
 Shapes: Q queries, N documents, D dim; H pairs, B pairs of one batch, L query vectors, T document vectors.
 """
@@ -14,17 +14,18 @@ from torch import Tensor
 from evalkit.ragged import Ragged
 
 BATCH_NUMBERS = 1 << 26
-"""Float64 numbers that one batch of pairs expands to, at most: 512 MiB."""
+"""Largest size of one expanded batch of pairs, in float64 numbers (512 MiB)."""
 
 
 def exact_scores(
     queries: Ragged, documents: Ragged, query_H: Tensor, document_H: Tensor, *, batch_numbers: int = BATCH_NUMBERS
 ) -> Tensor:
-    """Return the exact MaxSim, rounded once to fp32 [H], of chosen pairs; computed where the documents' vectors are.
+    """Return the exact MaxSim, rounded once to fp32 [H], of chosen (query, document) pairs.
 
-    Equal to `simd.exact_scores` to the bit wherever its sums are exact, because then no order of additions matters:
-    fp16 vectors of unit length and up to 32 of them a query. Pairs are batched by document length, short documents
-    padded by repeating their last vector, short queries by zero vectors, whose maxima are 0.
+    The result is on the device of the document vectors. It is bit-identical to `simd.exact_scores` wherever the sums
+    are exact, so that the order of additions does not matter: fp16 vectors of unit length, at most 32 per query. Pairs
+    are batched by document length. Short documents are padded by repeating their last vector, short queries by zero
+    vectors, whose maxima are 0. `batch_numbers` limits a batch's size in float64 numbers.
     """
     device = documents.rows_XD.device
     query_QLD = _padded(queries, device)
@@ -47,7 +48,7 @@ def exact_scores(
 
 
 def _batches(lengths_H: np.ndarray, per_row: int, fixed: int, batch_numbers: int) -> Iterator[slice]:
-    """Cut pairs in order of length into batches whose padded size stays within the budget; one pair at least."""
+    """Split pairs, sorted by length, into batches of at most `batch_numbers` when padded, or of one larger pair."""
     numbers_H = lengths_H * per_row + fixed
     begin = 0
     while begin < len(numbers_H):
@@ -58,7 +59,7 @@ def _batches(lengths_H: np.ndarray, per_row: int, fixed: int, batch_numbers: int
 
 
 def _padded(queries: Ragged, device: torch.device) -> Tensor:
-    """Return query vectors in float64 [Q, L, D], shorter queries filled up with zeros."""
+    """Return query vectors in float64 [Q, L, D], with shorter queries padded by zeros."""
     lengths_Q = queries.offsets_N.diff()
     owner_Y = torch.repeat_interleave(torch.arange(len(lengths_Q)), lengths_Q)
     place_Y = torch.arange(len(owner_Y)) - queries.offsets_N[owner_Y]

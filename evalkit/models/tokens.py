@@ -1,7 +1,8 @@
-"""Text to token ids, exactly as a checkpoint was trained: markers, cuts, query expansion, the punctuation skiplist.
+"""Token ids of texts, exactly as in a checkpoint's training: markers, truncation, query expansion, skiplist.
 
-Shapes: N texts, X ids of all texts packed.
-The rules are those of Stanford ColBERT and PyLate, read from the checkpoints' own `artifact.metadata`.
+The rules are those of Stanford ColBERT and PyLate, as the checkpoints' `artifact.metadata` states them.
+
+Shapes: N texts, X token ids of all texts, concatenated.
 """
 
 from __future__ import annotations
@@ -31,12 +32,12 @@ END_TOKENS = ("</s>", "[SEP]", "<|endoftext|>", "<|im_end|>", "<eos>", "<|end_of
 TEXTS_AT_ONCE = 1024
 """Texts per call of the tokenizer: enough to keep its threads busy."""
 CHARACTERS_A_TOKEN = 5
-"""What is read of a long text at a time for each token that is missing: enough for most texts of any language."""
+"""Characters of a long text to tokenise for each token id still needed: enough for most texts in any language."""
 _END_OF_WORD = re.compile(r"[^\W_] ")
 
 
 class Tokens(NamedTuple):
-    """One text's ids, and how many of them (from the left) the others attend to."""
+    """One text's token ids, and how many of them, from the left, are attended to."""
 
     ids: list[int]
     attended: int
@@ -44,35 +45,37 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TokenTable(Sequence[Tokens]):
-    """The ids of many texts in one array: 4 bytes an id, where lists take 36, and batches are cut by numpy alone."""
+    """The token ids of many texts in one array, from which numpy builds batches: 4 bytes per id, not 36 as in lists."""
 
     ids_X: np.ndarray
-    """Text i owns the ids from `offsets_N[i]` to `offsets_N[i + 1]`."""
+    """Text i owns the token ids from `offsets_N[i]` to `offsets_N[i + 1]`."""
     offsets_N: np.ndarray
+    """N + 1 offsets, int64."""
     attended_N: np.ndarray
+    """How many of each text's token ids, from the left, are attended to."""
 
     @classmethod
     def of(cls, texts: Sequence[Tokens]) -> TokenTable:
-        """Return the texts as a table, or the table that they are already."""
+        """Return the texts as a table; a table is returned unchanged."""
         if isinstance(texts, TokenTable):
             return texts
         return cls.packed([text.ids for text in texts], [text.attended for text in texts])
 
     @classmethod
     def packed(cls, ids: Sequence[Sequence[int] | np.ndarray], attended: Sequence[int]) -> TokenTable:
-        """Pack each text's ids, and how many of them are attended to."""
+        """Build a table from each text's token ids and the number of them that is attended to."""
         offsets_N = offsets(np.array([len(of_text) for of_text in ids], dtype=np.int64))
         arrays = [np.empty(0, dtype=np.int32), *(np.asarray(of_text, dtype=np.int32) for of_text in ids)]
         return cls(np.concatenate(arrays), offsets_N, np.array(attended, dtype=np.int64))
 
     @cached_property
     def lengths_N(self) -> np.ndarray:
-        """Return how many ids each text has."""
+        """Return the number of token ids of each text [N]."""
         lengths_N: np.ndarray = np.diff(self.offsets_N)
         return lengths_N
 
     def take(self, rows: Sequence[int] | np.ndarray) -> TokenTable:
-        """Return some of the texts, in the order of `rows`."""
+        """Return a table of the texts at positions `rows`, in that order."""
         lengths_N = self.lengths_N[rows]
         offsets_N = offsets(lengths_N)
         shift_N = self.offsets_N[:-1][rows] - offsets_N[:-1]
@@ -89,7 +92,7 @@ class TokenTable(Sequence[Tokens]):
     def __getitem__(self, place: int | slice) -> Tokens | TokenTable:
         if isinstance(place, slice):
             return self.take(np.arange(len(self))[place])
-        row = range(len(self))[place]  # negative places, and IndexError, which ends an iteration
+        row = range(len(self))[place]  # handles negative positions, and raises the IndexError that ends an iteration
         ids = self.ids_X[self.offsets_N[row] : self.offsets_N[row + 1]].tolist()
         return Tokens(ids, int(self.attended_N[row]))
 
@@ -112,7 +115,7 @@ class Vocabulary:
 
     @cached_property
     def splits_at_spaces(self) -> bool:
-        """Whether no token reaches over a space, so that what is before one and what is behind can be read apart."""
+        """Whether no token spans a space, so that the text before and after a space can be tokenised separately."""
         splitter = self.tokenizer.pre_tokenizer
         if splitter is None:
             return False
@@ -123,9 +126,9 @@ class Vocabulary:
         return apart and whole == [*parts[0], *parts[1]]
 
     def encoded(self, texts: Sequence[str], room: int) -> list[list[int]]:
-        """Return the first `room` ids of each text, without special tokens.
+        """Return the first `room` token ids of each text, without special tokens.
 
-        A long text is read a part at a time, each up to the end of a word, until it has given enough.
+        A long text is tokenised in parts that end at a word boundary, until there are enough token ids.
         """
         found: list[list[int]] = [[] for _ in texts]
         begins = [0] * len(texts)
@@ -141,7 +144,7 @@ class Vocabulary:
         return [ids[:room] for ids in found]
 
     def _end(self, text: str, begin: int, missing: int) -> int:
-        """Return where the part of a text ends that is likely to give the ids that are missing."""
+        """Return the end of the next part of a text, long enough that it probably yields the `missing` token ids."""
         likely = begin + missing * CHARACTERS_A_TOKEN
         if len(text) <= likely or not self.splits_at_spaces:
             return len(text)
@@ -149,7 +152,7 @@ class Vocabulary:
         return len(text) if end is None else end.start() + 1
 
     def marker(self, token: str) -> int:
-        """Return a marker's id. Raises ModelError when the tokenizer has no such token."""
+        """Return a marker's token id. Raises ModelError if the tokenizer has no such token."""
         found = self.tokenizer.token_to_id(token)
         if found is None:
             msg = f"the tokenizer has no token {token!r}; wanted the marker that the model's config names"
@@ -183,7 +186,7 @@ def load_vocabulary(checkpoint: Checkpoint, *, own_template: bool = False) -> Vo
             raise
         msg = f"{path}: not a tokenizer file ({error}); fetch the file again"
         raise ModelError(msg) from error
-    # all-MiniLM-L6-v2's file asks for cutting at 128 and padding to 128: the config's lengths decide here.
+    # all-MiniLM-L6-v2's file sets truncation and padding to 128 tokens; evalkit uses the lengths of the config.
     tokenizer.no_truncation()
     tokenizer.no_padding()
     if own_template:
@@ -257,10 +260,11 @@ def _special(tokenizer: Tokenizer, names: Sequence[str]) -> int:
 
 
 def tokenize(texts: Sequence[str], rules: TextRules, vocabulary: Vocabulary) -> TokenTable:
-    """Return each text's ids: first token, marker, text cut to fit, last token, and mask tokens where expanded.
+    """Return each text's token ids: first token, markers, truncated text, last token, and mask tokens if expanded.
 
-    The cut leaves room for the special tokens, so a long text still ends in the last token. Texts go to the tokenizer
-    some at a time, because its own records of a text take many times the room of the ids.
+    Truncation leaves room for the special tokens, so a long text still ends with the last token. The texts are
+    tokenised TEXTS_AT_ONCE at a time, because the tokenizer's own records take many times the memory of the token ids.
+    Raises ModelError for a marker that the tokenizer does not have.
     """
     markers, begin, end = vocabulary.markers(rules), list(vocabulary.begin), list(vocabulary.end)
     room = rules.max_tokens - len(markers) - len(begin) - len(end)

@@ -1,7 +1,7 @@
-"""Work beside the model: one thread that prepares the next shard while this one is encoded, one that writes the last.
+"""Background threads: one prepares the next shard while the model encodes this one, one writes the previous shard.
 
-Threads, not processes: the tokenizers' Rust code and the disk do their work without Python's lock, nothing is copied
-between processes, and a killed run leaves no orphan behind.
+Threads are used instead of processes because the tokenizers' Rust code and disk I/O release the GIL, nothing is copied
+between processes, and a killed run leaves no orphaned process.
 """
 
 from __future__ import annotations
@@ -25,13 +25,13 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
 MOST_WORKERS = 8
-"""Threads of the tokenizer under `auto`: they encode a few million tokens a second, more than a GPU's model takes."""
+"""Most tokenizer threads under `auto`: they produce a few million token ids per second, more than a GPU consumes."""
 
 
 def tokenizer_threads(asked: Literal["auto"] | int, device: torch.device) -> int:
-    """Return how many threads tokenise ahead of the model; 0 for none.
+    """Return the number of threads that tokenise ahead of the model; 0 means none.
 
-    On the CPU `auto` is 0: tokenizer and model each use every core, so that side by side they only take turns.
+    On the CPU `auto` is 0: tokenizer and model each use every core, so running both at once gains nothing.
     """
     if asked != "auto":
         return asked
@@ -39,22 +39,22 @@ def tokenizer_threads(asked: Literal["auto"] | int, device: torch.device) -> int
 
 
 def limit_tokenizer(threads: int) -> None:
-    """Hold the tokenizer's own thread pool to some threads; heard only before the first text is tokenised."""
+    """Limit the tokenizer's thread pool, unless threads is 0; this works only before the first text is tokenised."""
     if threads:
         os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
 
 
 class Ahead(Generic[Item, Prepared]):
-    """Prepares one item ahead of its use in a thread, or on use where `threaded` is false."""
+    """Prefetches items in a background thread, or prepares each on use if `threaded` is false."""
 
     def __init__(self, prepare: Callable[[Item], Prepared], *, threaded: bool) -> None:
-        """Start no work yet."""
+        """Set the function that prepares an item; no work starts yet."""
         self._prepare = prepare
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="evalkit-ahead") if threaded else None
         self._started: dict[Item, Future[Prepared]] = {}
 
     def start(self, item: Item) -> None:
-        """Begin to prepare an item behind the one whose turn it is; what was started before both and not taken goes."""
+        """Start preparing the next item; cancel older prefetches that were not taken, except the latest."""
         if self._pool is None:
             return
         while len(self._started) > 1:
@@ -62,7 +62,7 @@ class Ahead(Generic[Item, Prepared]):
         self._started[item] = self._pool.submit(self._prepare, item)
 
     def take(self, item: Item) -> Prepared:
-        """Return an item prepared, waiting for it or preparing it now. Raises what its preparation raised."""
+        """Return a prepared item: wait for its prefetch, or prepare it now. Raises what the preparation raised."""
         started = self._started.pop(item, None)
         return self._prepare(item) if started is None else started.result()
 
@@ -77,22 +77,22 @@ class Ahead(Generic[Item, Prepared]):
 
 
 class Writer:
-    """Writes checkpoints in a thread, in the order they came; after a failure it writes nothing more."""
+    """Writes shard files in a background thread, in the order of submission; after a failure it writes nothing more."""
 
     def __init__(self) -> None:
-        """Start no work yet."""
+        """Create the thread pool; no work starts yet."""
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="evalkit-writer")
         self._pending: deque[Future[None]] = deque()
         self._failed = False
 
     def submit(self, path: Path, write: Callable[[], None]) -> None:
-        """Hand over the writing of a checkpoint. Raises StoreError when an earlier one has failed."""
+        """Queue the writing of a file. Raises StoreError if an earlier write has failed."""
         while self._pending and self._pending[0].done():
             self._pending.popleft().result()
         self._pending.append(self._pool.submit(self._written, path, write))
 
     def wait(self) -> None:
-        """Wait until everything handed over is on disk. Raises StoreError that names the first file that is not."""
+        """Wait until all queued files are on disk. Raises StoreError that names the first file that failed."""
         while self._pending:
             self._pending.popleft().result()
 
@@ -116,6 +116,6 @@ class Writer:
         except StoreError as failure:
             if error is None:
                 raise
-            log.warning("%s", failure)  # the error that ended the run goes on; this one must not hide it
+            log.warning("%s", failure)  # the error that ended the run is propagating, and this one must not replace it
         finally:
             self._pool.shutdown(wait=True)

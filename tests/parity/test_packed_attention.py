@@ -172,9 +172,9 @@ def fresh(caplog):
 def test_what_cannot_be_packed_is_padded_and_said_once(fresh):
     cases = [
         ("flash", model(), CPU, "engine.attention=flash: flash-attn runs on CUDA only; sdpa is used instead"),
-        ("varlen", model(), CUDA, r"wants half precision (model.dtype=bfloat16); sdpa is used instead"),
-        ("varlen", model("jina-colbert-v1-en", dtype="bfloat16"), CUDA, "no packed kernel takes ALiBi"),
-        ("varlen", model(trust_remote_code=True), CPU, "a checkpoint's own code takes no packed texts; sdpa is used"),
+        ("varlen", model(), CUDA, r"needs half precision (model.dtype=bfloat16); sdpa is used instead"),
+        ("varlen", model("jina-colbert-v1-en", dtype="bfloat16"), CUDA, "no packed kernel supports ALiBi"),
+        ("varlen", model(trust_remote_code=True), CPU, "a checkpoint's own code may not accept packed texts; sdpa is"),
     ]
     for asked, config, device, message in cases:
         fresh.clear()

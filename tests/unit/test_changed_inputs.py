@@ -32,7 +32,7 @@ from evalkit.types import Document
 
 FOXES = [f"red fox {number}" for number in (1, 2, 3)]
 REVERSED = ["fox 1", "red fox 2", "red red fox 3"]
-LINE = "the judgements are not those that it was scored with; its run file is scored again"
+LINE = "the judgements have changed since it was scored; its run file is scored again"
 
 
 def write_corpus(folder: Path, texts: Sequence[str]) -> None:
@@ -295,7 +295,7 @@ def test_other_query_groups_score_again(foxes: Path, tmp_path: Path, monkeypatch
     sources["folder"] = grouped(("q1", "q2"))
     cell, said = run(config)
     assert cell.groups["some"]["ndcg@10"] == 0.5
-    assert "the query groups are not those that it was scored with" in said
+    assert "the query groups have changed since it was scored" in said
 
 
 def strip(path: Path) -> None:
@@ -326,7 +326,7 @@ def test_older_results_without_judgements_are_scored_again_once(foxes: Path, tmp
     write_qrels(foxes, "d3")
     cell, said = run(config)
     assert cell.metrics["ndcg@10"] == pytest.approx(0.5)
-    assert "its result does not say which judgements it was scored with; its run file is scored again" in said
+    assert "its result does not record the judgements that it was scored with; its run file is scored again" in said
     assert run(config)[1] == ""
 
 

@@ -73,7 +73,7 @@ def edited(path, **changes):
         (b"[" * 100_000, "brackets nested too deep"),
         (b'{"facts": []}', "its format is None, this evalkit reads 2"),
         (b'{"format": 1, "size_bytes": 9, "xxh3_128": "0", "facts": {}}', "its format is 1, this evalkit reads 2"),
-        (b'{"format": 2, "size_bytes": 9, "facts": {}}', "got no xxh3_128, wanted the checksum of what it says"),
+        (b'{"format": 2, "size_bytes": 9, "facts": {}}', "got no xxh3_128, wanted the checksum of its content"),
         (b'{"format": 2, "xxh3_128": 5}', "its content has checksum "),
         (json.dumps(seal.seal({"format": 2})).encode(), "'name'"),
     ],

@@ -1,4 +1,4 @@
-"""A folder for what numba compiles, where it finds none that can be written."""
+"""A temporary cache folder for numba, used where numba finds no writable one."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Loaded = TypeVar("Loaded")
 
 
 def with_folder(load: Callable[[], Loaded]) -> Loaded:
-    """Call what imports functions that numba compiles and caches, a second time with a temporary folder if need be.
+    """Call `load`, which imports functions that numba compiles; retry with a temporary folder if they cannot be cached.
 
-    numba caches beside a module or in the user's cache folder, and refuses the import where it can write to neither.
-    The temporary folder goes with the process. Raises what `load` raises, and OSError where there is no room for it.
+    numba caches beside the module or in the user's cache folder; where neither is writable, the import fails. The
+    temporary folder is removed at exit. Raises what `load` raises, and OSError if no temporary folder can be created.
     """
     try:
         return load()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import logging
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import groupby, pairwise
@@ -24,8 +24,7 @@ from torch.nn import functional
 
 from evalkit.config.settings import Attention, EncoderConfig
 from evalkit.kernels.cpu import registers
-
-log = logging.getLogger(__name__)
+from evalkit.kernels.trouble import first_line, say_once
 
 Path: TypeAlias = Literal["sdpa", "varlen", "flash"]
 """How a batch of texts is laid out and attended to."""
@@ -190,8 +189,14 @@ def _varlen(query_XAK: Tensor, key_YAK: Tensor, value_YAK: Tensor, packing: Pack
 
     query, key, value = _widened(query_XAK, key_YAK, value_YAK)
     starts_q, starts_k, longest_q, longest_k, *_ = packing
-    options = _varlen_options(query.device)
-    mixed = varlen_attn(query, key, value, starts_q, starts_k, longest_q, longest_k, scale=scale, **options)
+    options = dict(_varlen_options(query.device))
+    natural = query.shape[-1] ** -0.5
+    if not math.isclose(scale, natural, rel_tol=1e-6):  # left out where it is the default: not every torch takes it
+        if _varlen_takes_scale(query.device):
+            options["scale"] = scale
+        else:
+            query = query * (scale / natural)
+    mixed = varlen_attn(query, key, value, starts_q, starts_k, longest_q, longest_k, **options)
     assert isinstance(mixed, Tensor)  # nothing beside it was asked for
     return mixed[..., : query_XAK.shape[-1]]
 
@@ -203,16 +208,26 @@ def _varlen_options(device: torch.device) -> Mapping[str, Any]:
     Torch 2.11 does not know it, and some versions take it for flash-attention 3 alone; their own kernel splits nothing
     where queries have as many heads as keys.
     """
+    option: Mapping[str, Any] = {"num_splits": 1}
+    return option if _varlen_takes(device, **option) else {}
+
+
+@cache
+def _varlen_takes_scale(device: torch.device) -> bool:
+    return _varlen_takes(device, scale=0.5)
+
+
+def _varlen_takes(device: torch.device, **option: Any) -> bool:
+    """Ask torch's kernel, with one token, whether it takes an option."""
     from torch.nn.attention.varlen import varlen_attn
 
     heads = torch.zeros((1, 1, HEAD_STEP), dtype=torch.float16, device=device)
     starts = torch.tensor([0, 1], dtype=torch.int32, device=device)
-    option: Mapping[str, Any] = {"num_splits": 1}
     try:
         varlen_attn(heads, heads, heads, starts, starts, 1, 1, **option)
     except (TypeError, RuntimeError):
-        return {}
-    return option
+        return False
+    return True
 
 
 def _flash(query_XAK: Tensor, key_YAK: Tensor, value_YAK: Tensor, packing: Packing, scale: float) -> Tensor:
@@ -339,13 +354,6 @@ def probe(path: Path, device: torch.device, dtype: str) -> str:
     try:
         ours = _KERNELS[path](query.to(device), key.to(device), value.to(device), here, 0.25).float().cpu()
     except Exception as error:  # noqa: BLE001 (a binary built for another torch or GPU fails in ways of its own)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"{label} is unusable here ({type(error).__name__}: {reason})"
+        return f"{label} is unusable here ({type(error).__name__}: {first_line(error)})"
     apart = float((ours - wanted).abs().max())
     return "" if apart <= PROBE_ATOL else f"{label} gives wrong values here (off by {apart:.1e})"
-
-
-@cache
-def say_once(problem: str) -> None:
-    """Report what was given up, once a process."""
-    log.warning("%s", problem)

@@ -13,6 +13,7 @@ import torch
 import evalkit
 from evalkit.config.settings import EncoderConfig, RunConfig
 from evalkit.errors import ConfigError
+from evalkit.maxsim import choice
 from evalkit.models import attention, elementwise
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "ranx", "numba", "ir-datasets", "PyStemmer")
@@ -37,13 +38,13 @@ def environment(device: torch.device | None) -> dict[str, Any]:
 
 
 def given_up(config: RunConfig, device: torch.device) -> dict[str, str]:
-    """Return why attention or elementwise work is not what was asked for, or not the fastest; empty where it is."""
-    model, engine = config.model, config.engine
+    """Return why attention, elementwise work or MaxSim is not the fastest, or not what was asked for; empty where it is."""
     if not isinstance(model, EncoderConfig):
         return {}
     problems = {
         "attention_given_up": attention.choose(engine.attention, config=model, device=device).problem,
         "elementwise_given_up": elementwise.choose(engine.elementwise, config=model, device=device).problem,
+        "maxsim_given_up": choice.given_up(device, model.dims),
     }
     return {name: problem for name, problem in problems.items() if problem}
 

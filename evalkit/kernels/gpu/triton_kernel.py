@@ -53,7 +53,7 @@ def _pieces(score_YT, rows: tl.constexpr, piece: tl.constexpr):
         return (p0, p1, p2, p3, p4, p5, p6, p7)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["out_stride"])  # the documents of a shard: one variant serves them all
 def maxsim(
     queries,
     documents,

@@ -47,6 +47,7 @@ def run(context: typer.Context) -> None:
     """
     from evalkit.config import compose
     from evalkit.config.settings import RunConfig
+    from evalkit.storage.paths import make_folder
 
     cells: list[CellScores] = []
     deviations: list[Deviation] = []
@@ -67,7 +68,7 @@ def run(context: typer.Context) -> None:
         _complain(line)
 
     if any(word in HYDRA_FLAGS for word in context.args):
-        compose.hand_to_hydra(context.args, job, complain=complain)
+        compose.hand_to_hydra(context.args, job, complain=complain, make_folder=make_folder)
     else:
         job(compose.compose(context.args))
     if cells:
@@ -288,9 +289,9 @@ def score(
     from evalkit import datasets
     from evalkit.config import compose
     from evalkit.errors import ScoreError
+    from evalkit.ranking import drop_self, self_hits
     from evalkit.report import verdicts
     from evalkit.run.pipeline import METRICS
-    from evalkit.run.search import drop_self, self_hits
     from evalkit.scoring import metrics
     from evalkit.storage import trec
 
@@ -337,11 +338,11 @@ def rerank(
     from evalkit.config import compose
     from evalkit.errors import ConfigError
     from evalkit.models.reranker import load_reranker
+    from evalkit.ranking import drop_self
     from evalkit.run import environment
     from evalkit.run import rerank as stage
     from evalkit.run.pipeline import METRICS
     from evalkit.run.progress import documents_bar
-    from evalkit.run.search import drop_self
     from evalkit.scoring import metrics
     from evalkit.storage import trec
 

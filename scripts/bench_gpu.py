@@ -149,7 +149,8 @@ def check_kernel(bench: Bench) -> None:
     """Compare kernel scores with exact ones at every dim and type, at two dims in every tiling, and rescoring."""
     from evalkit.kernels.gpu import pieces, tensor_core
     from evalkit.maxsim import choice as kernels
-    from evalkit.maxsim import packed, rescore
+    from evalkit.maxsim import rescore
+    from evalkit.ragged import ragged
 
     generator = torch.Generator().manual_seed(0)
     count, queries_count = (12, 3) if bench.smoke else (300, 40)
@@ -160,9 +161,9 @@ def check_kernel(bench: Bench) -> None:
     for dim in (128, 96) if bench.smoke else (128, 96, 64, 384, 48):
         for dtype in (torch.float16, torch.bfloat16):
             cpu = torch.device("cpu")
-            queries = packed.pack(vectors(int(query_lengths.sum()), dim, cpu, seed=1, dtype=dtype), query_lengths)
-            documents = packed.pack(vectors(int(lengths.sum()), dim, cpu, seed=2, dtype=dtype), lengths)
-            there = documents._replace(vectors_XD=documents.vectors_XD.to(bench.device))
+            queries = ragged(vectors(int(query_lengths.sum()), dim, cpu, seed=1, dtype=dtype), query_lengths)
+            documents = ragged(vectors(int(lengths.sum()), dim, cpu, seed=2, dtype=dtype), lengths)
+            there = documents._replace(rows_XD=documents.rows_XD.to(bench.device))
             bound = kernels.tensor_core_bound(queries, there, dtype=dtype).unsqueeze(1)
             exact = rescore.exact_scores(queries, there, pairs[:, 0], pairs[:, 1]).cpu()
             # bf16 products need more bits than float64 sums have: there the two may differ in a last bit.
@@ -185,22 +186,23 @@ def check_kernel(bench: Bench) -> None:
 
 def by_definition(queries: Any, documents: Any) -> Tensor:
     """Return every score in float64 [Q, N], document by document on the CPU."""
-    query_YD = queries.vectors_XD.double()
-    bounds = pairwise(documents.starts_N.tolist())
-    best_NY = torch.stack([(documents.vectors_XD[a:b].double() @ query_YD.T).amax(0) for a, b in bounds])
-    return torch.stack([best_NY[:, a:b].sum(1) for a, b in pairwise(queries.starts_N.tolist())])
+    query_YD = queries.rows_XD.double()
+    bounds = pairwise(documents.offsets_N.tolist())
+    best_NY = torch.stack([(documents.rows_XD[a:b].double() @ query_YD.T).amax(0) for a, b in bounds])
+    return torch.stack([best_NY[:, a:b].sum(1) for a, b in pairwise(queries.offsets_N.tolist())])
 
 
 def check_far_offsets(bench: Bench) -> None:
     """Score the last documents of a layout with more than 2³¹ numbers."""
     from evalkit.kernels.gpu import pieces, tensor_core
-    from evalkit.maxsim import packed, rescore
+    from evalkit.maxsim import rescore
+    from evalkit.ragged import ragged
 
     if bench.smoke:
         return
     lengths = torch.full(((1 << 31) // 128 // 128 + 64,), 128, dtype=torch.int64)
-    documents = packed.pack(vectors(int(lengths.sum()), 128, bench.device, seed=3), lengths)
-    queries = packed.pack(vectors(8 * QUERY_VECTORS, 128, torch.device("cpu"), seed=4), torch.full((8,), QUERY_VECTORS))
+    documents = ragged(vectors(int(lengths.sum()), 128, bench.device, seed=3), lengths)
+    queries = ragged(vectors(8 * QUERY_VECTORS, 128, torch.device("cpu"), seed=4), torch.full((8,), QUERY_VECTORS))
     laid = pieces.document_pieces(documents, piece=16)
     assert laid.rows_RD.numel() > 1 << 31
     scores = tensor_core.scores(queries, laid, tiling=tensor_core.TILINGS[0])
@@ -214,7 +216,9 @@ def check_far_offsets(bench: Bench) -> None:
 
 def check_run_files(bench: Bench) -> None:
     """Search a synthetic shard with many ties: the CPU and every kernel on the device must give the same hits."""
-    from evalkit.run.search import floors, no_hits, search_shard
+    from evalkit.ragged import ragged
+    from evalkit.ranking import floors, no_hits
+    from evalkit.run.search import search_shard
     from evalkit.storage.shard_files import ShardVectors
 
     cpu, generator = torch.device("cpu"), torch.Generator().manual_seed(5)
@@ -224,13 +228,11 @@ def check_run_files(bench: Bench) -> None:
     query_lengths = torch.full((queries_count,), QUERY_VECTORS)
     shard = ShardVectors(
         tuple(f"d{i:05d}" for i in range(count)),
-        lengths,
-        pool[torch.randint(0, 500, (int(lengths.sum()),), generator=generator)],
+        ragged(pool[torch.randint(0, 500, (int(lengths.sum()),), generator=generator)], lengths),
     )
     queries = ShardVectors(
         tuple(f"q{i}" for i in range(queries_count)),
-        query_lengths,
-        pool[torch.randint(0, 500, (int(query_lengths.sum()),), generator=generator)],
+        ragged(pool[torch.randint(0, 500, (int(query_lengths.sum()),), generator=generator)], query_lengths),
     )
     floor_Q = floors(no_hits(), queries=queries_count, depth=100)
     wanted = search_shard(queries, shard, depth=100, floor_Q=floor_Q, device=cpu, maxsim="packed")
@@ -266,8 +268,9 @@ def check_packed_attention(bench: Bench) -> None:
 
 def check_resident(bench: Bench) -> None:
     """Vectors that stay on the device, some texts several times, and the hits among them: those that the host has."""
+    from evalkit.ranking import floors, no_hits
     from evalkit.run.encode import encode
-    from evalkit.run.search import floors, no_hits, search_shard
+    from evalkit.run.search import search_shard
 
     dtype = torch.float32 if bench.device.type == "cpu" else torch.bfloat16
     encoder = encoder_of(bench.device, layers=2, vocabulary=1000, dtype=dtype, attention="sdpa", dims=(128, 64))
@@ -276,8 +279,8 @@ def check_resident(bench: Bench) -> None:
     ids = [f"d{place:03d}" for place in range(len(texts))]
     options = {"documents": True, "batch_tokens": 4096, "storage": torch.float16}
     host, device = (encode(ids, texts, encoder, **options, resident=resident) for resident in (False, True))
-    same = all(torch.equal(device[dim].vectors_XD.cpu(), of_dim.vectors_XD) for dim, of_dim in host.items())
-    there = all(of_dim.vectors_XD.device.type == bench.device.type for of_dim in device.values())
+    same = all(torch.equal(device[dim].rows_XD.cpu(), of_dim.rows_XD) for dim, of_dim in host.items())
+    there = all(of_dim.rows_XD.device.type == bench.device.type for of_dim in device.values())
     queries = encode(ids[:4], texts[:4], encoder, **{**options, "documents": False})
     floor_Q = floors(no_hits(), queries=4, depth=100)
     hits = [
@@ -349,14 +352,14 @@ def search(bench: Bench) -> None:
 def measure_search(bench: Bench, dim: int, kind: str, queries_count: int, total: int) -> None:
     """Time evalkit's kernel, each way of cutting it, and the others on one set of inputs."""
     from evalkit.kernels.gpu import pieces, tensor_core
-    from evalkit.maxsim import packed
+    from evalkit.ragged import ragged
 
     lengths = document_lengths(kind, total)
-    documents = packed.pack(vectors(int(lengths.sum()), dim, bench.device, seed=8), lengths)
+    documents = ragged(vectors(int(lengths.sum()), dim, bench.device, seed=8), lengths)
     query_lengths = torch.full((queries_count,), QUERY_VECTORS)
     query_YD = vectors(queries_count * QUERY_VECTORS, dim, bench.device, seed=9)
-    queries = packed.pack(query_YD, query_lengths)
-    work = 2.0 * len(query_YD) * len(documents.vectors_XD) * dim
+    queries = ragged(query_YD, query_lengths)
+    work = 2.0 * len(query_YD) * len(documents.rows_XD) * dim
     ceiling = bench.figures.get("ceilings", {}).get("float16 GEMM TFLOP/s")
     section = f"search d={dim} Ld={kind}"
 
@@ -394,12 +397,12 @@ def measure_search(bench: Bench, dim: int, kind: str, queries_count: int, total:
 
 def others(bench: Bench, query_YD: Tensor, documents: Any, kind: str, dim: int) -> dict[str, Callable[[], object]]:
     """Return the other ways: einsum over padded documents, and late-interaction-kernels where it is installed."""
-    lengths = documents.starts_N.diff()
+    lengths = documents.offsets_N.diff()
     longest = int(lengths.max())
-    starts = documents.starts_N[:-1].to(bench.device)
+    starts = documents.offsets_N[:-1].to(bench.device)
     step = torch.arange(longest, device=bench.device)
     row = starts.unsqueeze(1) + torch.minimum(step, lengths.to(bench.device).unsqueeze(1) - 1)
-    document_NTD = documents.vectors_XD[row]  # padded by repeating the last vector, which spares einsum its mask
+    document_NTD = documents.rows_XD[row]  # padded by repeating the last vector, which spares einsum its mask
     query_QLD = query_YD.view(-1, QUERY_VECTORS, dim)
     # The product of one call is at most 4 GiB.
     each = max(1, (1 << 31) // (len(query_YD) * longest))
@@ -418,6 +421,7 @@ def others(bench: Bench, query_YD: Tensor, documents: Any, kind: str, dim: int) 
         from late_interaction_kernels import maxsim
 
         from evalkit.maxsim import choice as kernels
+        from evalkit.ragged import ragged
 
         mask = None if kind != "ragged" else step.unsqueeze(0) < lengths.to(bench.device).unsqueeze(1)
         # It counts numbers in 32 bits.
@@ -431,26 +435,29 @@ def others(bench: Bench, query_YD: Tensor, documents: Any, kind: str, dim: int) 
         found["late-interaction-kernels, padded"] = padded
         if kind == "ragged":
             bound = kernels.bind("late-interaction-kernels", documents, device=bench.device)
-            from evalkit.maxsim import packed
 
-            queries = packed.pack(query_YD, torch.full((len(query_QLD),), QUERY_VECTORS))
+            queries = ragged(query_YD, torch.full((len(query_QLD),), QUERY_VECTORS))
             found["late-interaction-kernels, packed"] = lambda: bound.scores(queries)
     return found
 
 
 def whole_search(bench: Bench, queries_count: int, total: int) -> None:
     """Time the exact search of one shard as a run has it: vectors from the host, bound, top 100, exact scores, ids."""
-    from evalkit.run.search import floors, no_hits, search_shard
+    from evalkit.ragged import ragged
+    from evalkit.ranking import floors, no_hits
+    from evalkit.run.search import search_shard
     from evalkit.storage.shard_files import ShardVectors
 
     cpu = torch.device("cpu")
     lengths = document_lengths("ragged", total)
     shard = ShardVectors(
-        tuple(f"d{i}" for i in range(len(lengths))), lengths, vectors(int(lengths.sum()), 128, bench.device).cpu()
+        tuple(f"d{i}" for i in range(len(lengths))),
+        ragged(vectors(int(lengths.sum()), 128, bench.device).cpu(), lengths),
     )
     query_lengths = torch.full((queries_count,), QUERY_VECTORS)
     queries = ShardVectors(
-        tuple(f"q{i}" for i in range(queries_count)), query_lengths, vectors(int(query_lengths.sum()), 128, cpu, seed=1)
+        tuple(f"q{i}" for i in range(queries_count)),
+        ragged(vectors(int(query_lengths.sum()), 128, cpu, seed=1), query_lengths),
     )
     floor_Q = floors(no_hits(), queries=queries_count, depth=100)
     choice = "triton" if bench.smoke else "auto"
@@ -459,7 +466,7 @@ def whole_search(bench: Bench, queries_count: int, total: int) -> None:
         return search_shard(queries, shard, depth=100, floor_Q=floor_Q, device=bench.device, maxsim=choice)
 
     took = bench.median_s(run)
-    rate = 2.0 * len(queries.vectors_XD) * len(shard.vectors_XD) * 128 / took / 1e12
+    rate = 2.0 * len(queries.rows_XD) * len(shard.rows_XD) * 128 / took / 1e12
     facts = {"s": round(took, 4), "TFLOP/s": round(rate, 2), "documents": len(lengths), "queries": queries_count}
     bench.record("search end to end", "one shard, exact top 100", facts)
 
@@ -473,7 +480,7 @@ def encoded(encoder: Any, table: Any, *, storage: torch.dtype, batch_tokens: int
 
     ids = [str(place) for place in range(len(table))]
     out = encode(ids, table, encoder, documents=True, batch_tokens=batch_tokens, storage=storage)
-    return next(iter(out.values())).vectors_XD
+    return next(iter(out.values())).rows_XD
 
 
 def encoding(bench: Bench) -> None:

@@ -196,7 +196,7 @@ def _match(
     storage, budget = DTYPES[config.store.dtype], batch_tokens(config.engine.batch_tokens, device)
     query_LD = encode(["q"], query_tokens, encoder, documents=False, batch_tokens=budget, storage=storage)[dim]
     document_TD = encode(["d"], document_tokens, encoder, documents=True, batch_tokens=budget, storage=storage)[dim]
-    similarity_LT = query_LD.vectors_XD.double() @ document_TD.vectors_XD.double().T
+    similarity_LT = query_LD.vectors.rows_XD.double() @ document_TD.vectors.rows_XD.double().T
     best_L, place_L = similarity_LT.max(dim=1)
     skipped = set(encoder.skipped.tolist())
     kept = [token for token in document_tokens[0].ids if token not in skipped]

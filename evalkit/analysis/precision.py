@@ -16,9 +16,10 @@ from evalkit.analysis.compare import bootstrap_interval, paired_p, values_of
 from evalkit.config.settings import EncoderConfig, RunConfig
 from evalkit.errors import ConfigError, StoreError
 from evalkit.models.encoder import load_encoders
+from evalkit.ranking import drop_self, floors, merge, no_hits
 from evalkit.run import pipeline
 from evalkit.run.cells import plan
-from evalkit.run.search import drop_self, floors, merge, no_hits, search_shard, to_run
+from evalkit.run.search import search_shard, to_run
 from evalkit.run.shard_step import encode_queries
 from evalkit.scoring import metrics
 from evalkit.storage import shard_files
@@ -89,7 +90,7 @@ def measure(config: RunConfig, cell: CellScores, results_dir: Path, *, console: 
             raise StoreError(f"{msg}; run the cell again with store.keep=embeddings and an empty results folder")
         stored = shard_files.vectors_from_arrays(arrays)
         for width in WIDTHS:
-            vectors = stored._replace(vectors_XD=narrowed(stored.vectors_XD, width))
+            vectors = stored._replace(vectors=stored.vectors._replace(rows_XD=narrowed(stored.vectors.rows_XD, width)))
             floor_Q = floors(best[width], queries=len(queries.ids), depth=task.depth)
             found = search_shard(queries, vectors, depth=task.depth, floor_Q=floor_Q, device=task.device)
             best[width] = merge([best[width], found], depth=task.depth)

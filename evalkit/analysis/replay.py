@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
+from evalkit import ranking
 from evalkit.errors import DatasetError, EvalkitError, ScoreError
 from evalkit.scoring import metrics, published
 from evalkit.scoring.published import PublishedScore, Verdict
@@ -102,7 +103,7 @@ def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = Non
         qrels = _dataset_qrels(results_dir, cell, dataset_path)
     kept = trec.read_run(folder / results.RUN)
     dropped = trec.read_run(dropped_path) if dropped_path.is_file() else {}
-    whole = {query: trec.rank_hits([*kept.get(query, []), *dropped.get(query, [])]) for query in {**kept, **dropped}}
+    whole = {query: ranking.rank_hits([*kept.get(query, []), *dropped.get(query, [])]) for query in {**kept, **dropped}}
     return Material(cell, whole, qrels, cell.protocol.get("depth"))
 
 

@@ -13,6 +13,7 @@ import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -39,7 +40,6 @@ from evalkit.config.settings import (
     type_name,
 )
 from evalkit.errors import ConfigError, EvalkitError, nearest
-from evalkit.storage.paths import make_folder
 
 SECTIONS: Mapping[str, tuple[type[Any], ...]] = {
     "model": tuple(dict.fromkeys(MODEL_KINDS.values())),
@@ -71,13 +71,17 @@ def compose(overrides: Sequence[str]) -> RunConfig:
 
 
 def hand_to_hydra(
-    arguments: Sequence[str], run: Callable[[RunConfig], None], *, complain: Callable[[str], None]
+    arguments: Sequence[str],
+    run: Callable[[RunConfig], None],
+    *,
+    complain: Callable[[str], None],
+    make_folder: Callable[[Path], None],
 ) -> None:
     """Let Hydra itself carry out a sweep or show a config: `-m`, `--cfg job`, launcher and sweeper plugins.
 
     `run` is called once for every combination, and `complain` with a line for each that a user's mistake stops: one
-    bad combination must not cost the rest. Raises ConfigError before anything runs when a name is wrong, and after
-    a config was shown that could not be run.
+    bad combination must not cost the rest. `make_folder` makes the folder where Hydra keeps its record of a sweep.
+    Raises ConfigError before anything runs when a name is wrong, and after a config was shown that could not be run.
     """
     words = [word for word in arguments if _is_override(word)]
     rest = [word for word in arguments if not _is_override(word)]
@@ -86,7 +90,7 @@ def hand_to_hydra(
         msg = f"got {' '.join(rest)}, wanted one of them: a sweep's configs are shown one by one (also: evalkit plan)"
         raise ConfigError(msg)
     checked = check_overrides(words, sweep=sweep)
-    if sweep:  # Hydra keeps its own record of a sweep there, and would answer with a traceback
+    if sweep:  # Hydra answers a folder that it cannot make with a traceback
         make_folder(compose([word for word in words if word.startswith("cache_dir=")]).cache_dir / "hydra")
     swept = {override.key_or_group for _, override in _parsed(words) if override.is_sweep_override()}
 

@@ -17,7 +17,7 @@ from evalkit.config.settings import DatasetConfig
 from evalkit.datasets.folder import qrels_file, read_qrels
 from evalkit.datasets.hub import load_hub
 from evalkit.errors import DatasetError, EvalkitError
-from evalkit.operations.fetch import network_off
+from evalkit.storage.offline import network_off
 from evalkit.types import Qrels
 
 HUB_SPLITS = ("train", "dev", "validation", "test")

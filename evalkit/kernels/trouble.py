@@ -14,9 +14,9 @@ OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memo
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of an error's message, or its class where it has none.
+    r"""Return the first line of an error's message, or its class where it has none.
 
-    >>> first_line(ValueError("no compiler\\nand more")), first_line(KeyError())
+    >>> first_line(ValueError("no compiler\nand more")), first_line(KeyError())
     ('no compiler', 'KeyError')
     """
     return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -18,8 +18,8 @@ from evalkit.config.settings import MaxsimKernel, Nomination
 from evalkit.errors import ConfigError
 from evalkit.kernels.cpu import fixed_point, registers, simd
 from evalkit.kernels.trouble import first_line, say_once
-from evalkit.maxsim import packed, rescore
-from evalkit.maxsim.packed import Packed
+from evalkit.maxsim import bounds, packed, rescore
+from evalkit.ragged import Ragged, ragged
 
 KernelName = Literal["simd", "packed", "triton", "late-interaction-kernels"]
 MODULES: Mapping[str, str] = {"triton": "triton", "late-interaction-kernels": "late_interaction_kernels"}
@@ -31,14 +31,6 @@ SHORT_PIECE = 8
 SHORT_LENGTH = 48
 SHORTEST_LENGTH = 4
 """Mean length below which `auto` leaves the Triton kernel alone: most of its rows would be repeated vectors."""
-TENSOR_CORE_UNIT = 2.0**-22
-"""Largest error of one addition in a tensor core, as a share of the largest number that takes part.
-
-fp16 and bf16 products are exact in there. A group of g products and the running sum are shifted to the largest exponent
-and cut to 24 bits, not rounded, and the sum is cut once more (Fasi, Higham, Mikaitis, Pranesh 2021, Numerical behavior
-of NVIDIA tensor cores): at most (g + 2) · 2⁻²³ per g additions, which is within 2⁻²² each for every g from 2; hardware
-has 4, 8 and 16. The chip's extra bits make it smaller; none is counted on.
-"""
 ELEMENT_LIMIT = 1 << 30
 """Numbers in one call of late-interaction-kernels, which counts them in 32 bits."""
 
@@ -47,58 +39,60 @@ class Kernel(NamedTuple):
     """A kernel bound to a shard's documents on a device."""
 
     name: KernelName
-    scores: Callable[[Packed], Tensor]
+    scores: Callable[[Ragged], Tensor]
     """Nominating scores [Q, N] in fp32, on the device."""
-    error_bound: Callable[[Packed], Tensor]
+    error_bound: Callable[[Ragged], Tensor]
     """Per query the largest possible |score - exact score| [Q], on the CPU."""
-    exact_scores: Callable[[Packed, Tensor, Tensor], Tensor]
+    exact_scores: Callable[[Ragged, Tensor, Tensor], Tensor]
     """Exact scores of pairs, rounded once to fp32 [H], on the CPU."""
 
 
-def bind(choice: MaxsimKernel, documents: Packed, *, device: torch.device, precision: Nomination = "auto") -> Kernel:
+def bind(choice: MaxsimKernel, documents: Ragged, *, device: torch.device, precision: Nomination = "auto") -> Kernel:
     """Bring a shard's documents to a device and return the chosen kernel over them.
 
     `precision` is that of `simd` and `packed` alone. Raises ConfigError as `require` does.
     """
     require(choice, device, precision=precision)
-    on_device = documents._replace(vectors_XD=documents.vectors_XD.to(device))
+    on_device = documents._replace(rows_XD=documents.rows_XD.to(device))
     name = _automatic(documents, device, precision) if choice == "auto" else choice
     if name == "triton":
         name = _usable(on_device)
     exact_scores = simd.exact_scores if device.type == "cpu" and registers.available() else rescore.exact_scores
 
-    def exact(queries: Packed, query_H: Tensor, document_H: Tensor) -> Tensor:
+    def exact(queries: Ragged, query_H: Tensor, document_H: Tensor) -> Tensor:
         return exact_scores(queries, on_device, query_H, document_H).cpu()
 
     if name == "simd" and precision != "float32" and registers.multiplies_pairs():
-        norm = packed.largest_norm(on_device.vectors_XD)
+        norm = bounds.largest_norm(on_device.rows_XD)
         scale = float(fixed_point.scales(torch.tensor(norm)))
         return Kernel(
             name,
-            lambda queries: simd.fixed_point_scores(queries, on_device, scale=scale),
-            lambda queries: packed.error_bound(queries, on_device, precision="int16", document_norm=norm),
+            lambda queries: simd.fixed_point_scores(
+                queries, on_device, scale_Y=fixed_point.scales(bounds.norms(queries.rows_XD)), scale=scale
+            ),
+            lambda queries: bounds.error_bound(queries, on_device, precision="int16", document_norm=norm),
             exact,
         )
     if name == "simd":
         return Kernel(
             name,
             lambda queries: simd.scores(queries, on_device),
-            lambda queries: packed.error_bound(queries, on_device),
+            lambda queries: bounds.error_bound(queries, on_device),
             exact,
         )
     if name == "packed":
-        rounds: packed.Precision = "bfloat16" if precision == "bfloat16" else "float32"
+        rounds: bounds.Precision = "bfloat16" if precision == "bfloat16" else "float32"
         return Kernel(
             name,
             lambda queries: packed.scores(queries, on_device, precision=rounds),
-            lambda queries: packed.error_bound(queries, on_device, precision=rounds),
+            lambda queries: bounds.error_bound(queries, on_device, precision=rounds),
             exact,
         )
     # Tensor cores take fp16 as it is stored; wider vectors lose bits, and bf16 loses no range.
-    half = _half(documents.vectors_XD.dtype)
-    rounded = on_device._replace(vectors_XD=on_device.vectors_XD.to(half))
+    half = _half(documents.rows_XD.dtype)
+    rounded = on_device._replace(rows_XD=on_device.rows_XD.to(half))
     scores = _triton(rounded) if name == "triton" else _late_interaction_kernels(rounded)
-    return Kernel(name, scores, lambda queries: tensor_core_bound(queries, on_device, dtype=half), exact)
+    return Kernel(name, scores, lambda queries: bounds.tensor_core_bound(queries, on_device, dtype=half), exact)
 
 
 def require(choice: MaxsimKernel, device: torch.device, *, precision: Nomination = "auto") -> None:
@@ -131,16 +125,16 @@ def _interpreted() -> bool:
     return bool(triton.knobs.runtime.interpret)
 
 
-def _automatic(documents: Packed, device: torch.device, precision: Nomination) -> KernelName:
+def _automatic(documents: Ragged, device: torch.device, precision: Nomination) -> KernelName:
     """Choose by what is there: a CPU's vector units, or Triton for half-precision vectors on a GPU from Ampere on."""
     if device.type == "cpu":
         return "simd" if precision != "bfloat16" and registers.available() else "packed"
-    vectors_XD = documents.vectors_XD
+    vectors_XD = documents.rows_XD
     promising = (
         importlib.util.find_spec("triton") is not None
         and torch.cuda.get_device_capability(device) >= (8, 0)
         and vectors_XD.dtype in (torch.float16, torch.bfloat16)
-        and len(vectors_XD) >= SHORTEST_LENGTH * (len(documents.starts_N) - 1)
+        and len(vectors_XD) >= SHORTEST_LENGTH * (len(documents.offsets_N) - 1)
     )
     if not promising:
         return "packed"
@@ -153,9 +147,9 @@ def _half(dtype: torch.dtype) -> torch.dtype:
     return torch.float16 if dtype == torch.float16 else torch.bfloat16
 
 
-def _usable(documents: Packed) -> KernelName:
+def _usable(documents: Ragged) -> KernelName:
     """Return the Triton kernel where it works on a device for such documents, else `packed`, and say so."""
-    vectors_XD, piece = documents.vectors_XD, _piece(documents)
+    vectors_XD, piece = documents.rows_XD, _piece(documents)
     device, dim = vectors_XD.device, vectors_XD.shape[1]
     _require_fit(dim, device, piece)
     problem = probe(device, _half(vectors_XD.dtype), dim, piece)
@@ -187,13 +181,13 @@ def probe(device: torch.device, dtype: torch.dtype, dim: int, piece: int) -> str
     generator = torch.Generator().manual_seed(0)
     lengths_N, lengths_Q = torch.tensor([1, 17, 40]), torch.tensor([32, 5])
     queries, documents = (
-        packed.pack(normalize(torch.randn(int(lengths.sum()), dim, generator=generator), dim=1).to(dtype), lengths)
+        ragged(normalize(torch.randn(int(lengths.sum()), dim, generator=generator), dim=1).to(dtype), lengths)
         for lengths in (lengths_Q, lengths_N)
     )
-    bound_Q = tensor_core_bound(queries, documents, dtype=dtype)
+    bound_Q = bounds.tensor_core_bound(queries, documents, dtype=dtype)
     pairs_H2 = torch.cartesian_prod(torch.arange(2), torch.arange(3))
     wanted_QN = rescore.exact_scores(queries, documents, pairs_H2[:, 0], pairs_H2[:, 1]).view(2, 3).double()
-    there = documents._replace(vectors_XD=documents.vectors_XD.to(device))
+    there = documents._replace(rows_XD=documents.rows_XD.to(device))
     try:
         from evalkit.kernels.gpu import pieces, tensor_core
 
@@ -208,12 +202,12 @@ def probe(device: torch.device, dtype: torch.dtype, dim: int, piece: int) -> str
     return "" if sound else f"{label} gives wrong scores here (off by {float(error_QN.max()):.1e})"
 
 
-def _piece(documents: Packed) -> int:
+def _piece(documents: Ragged) -> int:
     """Return the rows of a piece that suit the documents' mean length."""
-    return SHORT_PIECE if len(documents.vectors_XD) < SHORT_LENGTH * (len(documents.starts_N) - 1) else PIECE
+    return SHORT_PIECE if len(documents.rows_XD) < SHORT_LENGTH * (len(documents.offsets_N) - 1) else PIECE
 
 
-def _triton(documents: Packed) -> Callable[[Packed], Tensor]:
+def _triton(documents: Ragged) -> Callable[[Ragged], Tensor]:
     from evalkit.kernels.gpu import pieces, tensor_core
 
     laid = pieces.document_pieces(documents, piece=_piece(documents))
@@ -228,79 +222,30 @@ def _require_fit(dim: int, device: torch.device, piece: int) -> None:
         raise ConfigError(f"{msg} memory (512 on Hopper); use engine.maxsim=packed")
 
 
-def _late_interaction_kernels(documents: Packed) -> Callable[[Packed], Tensor]:
+def _late_interaction_kernels(documents: Ragged) -> Callable[[Ragged], Tensor]:
     """Return scores by that library: its packed kernel on CUDA, else its plain reference."""
     from late_interaction_kernels import reference, varlen
 
-    vectors_XD, starts_N = documents
+    vectors_XD, offsets_N = documents
     device = vectors_XD.device
-    lengths_N = starts_N.diff()
+    lengths_N = offsets_N.diff()
     order_N = torch.argsort(lengths_N, stable=True)
     # Its kernel runs every document of a call to the longest one's length, and counts numbers in 32 bits.
     batches = torch.split(order_N, max(1, min(1 << 14, ELEMENT_LIMIT // int(lengths_N.max()) // vectors_XD.shape[1])))
 
-    def scores(queries: Packed) -> Tensor:
-        query_YD = queries.vectors_XD.to(device=device, dtype=vectors_XD.dtype)
-        query_starts = queries.starts_N.to(device=device, dtype=torch.int32)
-        out_QN = torch.empty((len(queries.starts_N) - 1, len(lengths_N)), device=device)
+    def scores(queries: Ragged) -> Tensor:
+        query_YD = queries.rows_XD.to(device=device, dtype=vectors_XD.dtype)
+        query_offsets = queries.offsets_N.to(device=device, dtype=torch.int32)
+        out_QN = torch.empty((len(queries.offsets_N) - 1, len(lengths_N)), device=device)
         for documents_B in batches:
             lengths_B = lengths_N[documents_B]
             ends_B = lengths_B.cumsum(0)
-            shift_B = starts_N[documents_B] - (ends_B - lengths_B)
+            shift_B = offsets_N[documents_B] - (ends_B - lengths_B)
             row_X = torch.arange(int(ends_B[-1])) + torch.repeat_interleave(shift_B, lengths_B)
-            batch = packed.pack(vectors_XD[row_X.to(device)], lengths_B)
+            batch = ragged(vectors_XD[row_X.to(device)], lengths_B)
             score = varlen.maxsim_varlen if device.type == "cuda" else reference.maxsim_reference_varlen
-            batch_starts = batch.starts_N.to(device=device, dtype=torch.int32)
-            out_QN[:, documents_B.to(device)] = score(query_YD, batch.vectors_XD, query_starts, batch_starts)
+            batch_offsets = batch.offsets_N.to(device=device, dtype=torch.int32)
+            out_QN[:, documents_B.to(device)] = score(query_YD, batch.rows_XD, query_offsets, batch_offsets)
         return out_QN
 
     return scores
-
-
-def tensor_core_bound(queries: Packed, documents: Packed, *, dtype: torch.dtype) -> Tensor:
-    """Return per query the largest possible |score - exact score in fp32| [Q] of MaxSim on tensor cores, in any order.
-
-    Vectors are rounded to `dtype`, multiplied exactly, added up in a tensor core with TENSOR_CORE_UNIT, and the
-    maxima added in fp32 with 2⁻²⁴ an addition. No term and no partial sum exceeds ‖q‖·‖d‖ (Cauchy, Schwarz), so a dot
-    product of D terms is off by at most γ(D)·‖q‖·‖d‖ with γ(n) = n·u / (1 - n·u). Rounding q to q' and d to d' adds
-    ‖q - q'‖·‖d‖ + ‖q'‖·‖d - d'‖; both are measured, and nothing where vectors are stored in `dtype`. The exact score's
-    own rounding to fp32 adds 2⁻²⁴ of it: documents of one fp32 score are ranked by id, so all of them are nominated.
-    """
-    document_norm = _largest_norm(documents.vectors_XD)
-    rounded_norm, residual_norm = document_norm, 0.0
-    if documents.vectors_XD.dtype != dtype:
-        rounded_norm = _largest_norm(documents.vectors_XD, to=dtype)
-        residual_norm = _largest_norm(documents.vectors_XD, less=dtype)
-    query_YD = queries.vectors_XD.double().cpu()
-    rounded_YD = query_YD.to(dtype).double()
-    rounded_Y = rounded_YD.norm(dim=1)
-    rounding_Y = (query_YD - rounded_YD).norm(dim=1) * document_norm + rounded_Y * residual_norm
-    size_Y = rounded_Y * rounded_norm
-    lengths_Q = queries.starts_N.diff()
-    dot_Y = size_Y * _gamma(query_YD.shape[1], TENSOR_CORE_UNIT)
-    # One more than the additions: the exact score's rounding. It is of the size of the unrounded vectors' products.
-    sums = _gamma(int(lengths_Q.max()) + 1, 2.0**-24)
-    per_vector_Y = rounding_Y + dot_Y + (size_Y + rounding_Y + dot_Y) * sums
-    owner_Y = torch.repeat_interleave(torch.arange(len(lengths_Q)), lengths_Q)
-    return torch.zeros(len(lengths_Q), dtype=torch.float64).index_add_(0, owner_Y, per_vector_Y) * (1 + 1e-9)
-
-
-def _largest_norm(vectors_XD: Tensor, *, to: torch.dtype | None = None, less: torch.dtype | None = None) -> float:
-    """Return the largest norm, in float64, of vectors as they are, rounded `to` a type, or `less` their rounding."""
-    largest = 0.0
-    for begin in range(0, len(vectors_XD), _NORM_ROWS):
-        piece_XD = vectors_XD[begin : begin + _NORM_ROWS]
-        read_XD = piece_XD.double()
-        if to is not None:
-            read_XD = read_XD.to(to).double()
-        if less is not None:
-            read_XD = read_XD - read_XD.to(less).double()
-        largest = max(largest, float(read_XD.norm(dim=1).max()))
-    return largest
-
-
-_NORM_ROWS = 1 << 18
-
-
-def _gamma(terms: int, unit: float) -> float:
-    return terms * unit / (1 - terms * unit)

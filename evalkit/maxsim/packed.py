@@ -1,6 +1,6 @@
-"""MaxSim of packed queries against packed documents in fp32, and proven bounds on a nominating score's error.
+"""MaxSim in fp32 by torch's own matrix products, for every device: the plain path that needs no kernel of our own.
 
-Shapes: Q queries, N documents, D dim; Y query vectors and X document vectors, packed; P documents of one block.
+Shapes: Q queries, N documents, D dim; Y query vectors and X document vectors, concatenated; P documents of one block.
 
 Document vectors, sorted by their document's length, are cut into blocks of one size wherever that falls. A block is one
 matrix product; documents of equal length in it are one reduction, and a document that a cut divides keeps the maximum
@@ -12,56 +12,45 @@ its cache.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from evalkit.kernels.cpu import cores, fixed_point
+from evalkit.kernels.cpu import cores
+from evalkit.maxsim.bounds import Precision
+from evalkit.ragged import Ragged
 
-Precision = Literal["float32", "bfloat16"]
 DOCUMENT_VECTORS = 1024
 """Document vectors of one product."""
 QUERY_VECTORS = 1600
 """Query vectors of one product, at most: larger blocks spare calls, these keep a core's product at 6 MiB."""
 
 
-class Packed(NamedTuple):
-    """Vectors of several texts one behind the other, and where each text starts (N + 1 entries)."""
-
-    vectors_XD: Tensor
-    starts_N: Tensor
-
-
-def pack(vectors_XD: Tensor, lengths_N: Tensor) -> Packed:
-    """Return packed vectors with their starts."""
-    return Packed(vectors_XD, torch.cat([torch.zeros(1, dtype=torch.int64), lengths_N.to(torch.int64).cumsum(0)]))
-
-
-def scores(queries: Packed, documents: Packed, *, precision: Precision = "float32") -> Tensor:
-    """Return MaxSim scores [Q, N] in fp32; `error_bound` says how far from exact they can be.
+def scores(queries: Ragged, documents: Ragged, *, precision: Precision = "float32") -> Tensor:
+    """Return MaxSim scores [Q, N] in fp32; `bounds.error_bound` says how far from exact they can be.
 
     Every text must have at least one vector. `bfloat16` rounds the vectors, never a product or a sum: maxima are added
     in fp32 whatever the precision, because a bf16 sum over query vectors has been measured to cost up to 2.2 NDCG
     points.
     """
-    device = documents.vectors_XD.device
-    query_YD = queries.vectors_XD.to(device=device, dtype=torch.float32)
-    query_blocks = list(_query_blocks(queries.starts_N))
+    device = documents.rows_XD.device
+    query_YD = queries.rows_XD.to(device=device, dtype=torch.float32)
+    query_blocks = list(_query_blocks(queries.offsets_N))
     query_DY = [query_YD[block.vectors].T.contiguous() for block in query_blocks]
-    lengths_N = documents.starts_N.diff()
+    lengths_N = documents.offsets_N.diff()
     order_N = torch.argsort(lengths_N, stable=True)
-    starts_N, lengths_N = documents.starts_N[:-1][order_N], lengths_N[order_N]
-    sorted_NQ = torch.empty((len(lengths_N), len(queries.starts_N) - 1), device=device)
+    offsets_N, lengths_N = documents.offsets_N[:-1][order_N], lengths_N[order_N]
+    sorted_NQ = torch.empty((len(lengths_N), len(queries.offsets_N) - 1), device=device)
 
     @torch.inference_mode()
     def score(begin: int, end: int) -> None:
-        products = _Products(documents.vectors_XD, query_blocks)
+        products = _Products(documents.rows_XD, query_blocks)
         carried_Y = torch.empty(len(query_YD), device=device)
-        for rows_X, pieces in _document_blocks(starts_N[begin:end], lengths_N[begin:end]):
+        for rows_X, pieces in _document_blocks(offsets_N[begin:end], lengths_N[begin:end]):
             products.take(rows_X.to(device))
             within = slice(begin + pieces[0].first, begin + pieces[-1].first + pieces[-1].documents)
             for block, block_DY in zip(query_blocks, query_DY, strict=True):
@@ -111,11 +100,11 @@ class _Piece(NamedTuple):
     """Whether the block before holds the document's first rows."""
 
 
-def _document_blocks(starts_N: Tensor, lengths_N: Tensor) -> Iterator[tuple[Tensor, list[_Piece]]]:
+def _document_blocks(offsets_N: Tensor, lengths_N: Tensor) -> Iterator[tuple[Tensor, list[_Piece]]]:
     """Yield the rows of each block and what they are, for documents in order of length; the last is filled up."""
     ends_N = lengths_N.cumsum(0)
     sorted_ends, sorted_lengths = ends_N.tolist(), lengths_N.tolist()
-    shift_N = starts_N - (ends_N - lengths_N)
+    shift_N = offsets_N - (ends_N - lengths_N)
     document, done = 0, 0
     for begin in range(0, sorted_ends[-1], DOCUMENT_VECTORS):
         end = min(begin + DOCUMENT_VECTORS, sorted_ends[-1])
@@ -156,16 +145,16 @@ class _QueryBlock(NamedTuple):
     lengths: tuple[int, ...]
 
 
-def _query_blocks(starts_Q: Tensor) -> Iterator[_QueryBlock]:
+def _query_blocks(offsets_Q: Tensor) -> Iterator[_QueryBlock]:
     """Cut queries, in order, into blocks of about QUERY_VECTORS vectors."""
-    starts = starts_Q.tolist()
+    edges = offsets_Q.tolist()
     begin = 0
-    while begin < len(starts) - 1:
+    while begin < len(edges) - 1:
         end = begin + 1
-        while end < len(starts) - 1 and starts[end + 1] - starts[begin] <= QUERY_VECTORS:
+        while end < len(edges) - 1 and edges[end + 1] - edges[begin] <= QUERY_VECTORS:
             end += 1
-        lengths = tuple(after - before for before, after in pairwise(starts[begin : end + 1]))
-        yield _QueryBlock(slice(begin, end), slice(starts[begin], starts[end]), lengths)
+        lengths = tuple(after - before for before, after in pairwise(edges[begin : end + 1]))
+        yield _QueryBlock(slice(begin, end), slice(edges[begin], edges[end]), lengths)
         begin = end
 
 
@@ -192,76 +181,3 @@ def _matmul_precision(precision: Precision) -> Iterator[None]:
     finally:
         settings.fp32_precision = before
         torch.backends.cuda.matmul.fp32_precision = before_cuda
-
-
-def error_bound(
-    queries: Packed,
-    documents: Packed,
-    *,
-    precision: Precision | Literal["int16"] = "float32",
-    document_norm: float | None = None,
-) -> Tensor:
-    """Return per query the largest possible |score - exact score| [Q], for any order of the additions.
-
-    With unit roundoff u = 2⁻²⁴ and γ(n) = n·u / (1 - n·u): a dot product of D terms is off by at most γ(D)·‖q‖·‖d‖,
-    a sum of L maxima by at most γ(L) of the sum of their sizes (Higham, Accuracy and Stability, §3.1 and §4.2). One
-    term more is for the exact score's own rounding to fp32, in which documents are ranked.
-    Rounding q to q' and d to d' adds at most ‖q - q'‖·‖d‖ + ‖q'‖·‖d - d'‖, by Cauchy and Schwarz. Residuals of bf16
-    are measured, not estimated. Dot products of `int16` numbers are exact, and a sum of maxima is rounded once to fp32.
-    `document_norm` spares a pass over the documents: their `largest_norm`, where it is known.
-    """
-    lengths_Q = queries.starts_N.diff()
-    query_YD = queries.vectors_XD
-    dim = query_YD.shape[1]
-    norm_Y = norms(query_YD)
-    document_norm = largest_norm(documents.vectors_XD) if document_norm is None else document_norm
-    size_Y = norm_Y * document_norm
-    gamma_sum = _gamma(int(lengths_Q.max()) + 1)
-    if precision == "int16":
-        residual_Y = fixed_point.residual_norm(dim, fixed_point.scales(norm_Y))
-        document_residual = float(fixed_point.residual_norm(dim, fixed_point.scales(torch.tensor(document_norm))))
-        error_Y = residual_Y * document_norm + (norm_Y + residual_Y) * document_residual
-        gamma_sum = _gamma(3)  # the last of three is what fp64 may round
-    elif precision == "bfloat16":
-        residual_Y = norms(_bfloat16_residual(query_YD))
-        rounded_Y = norms(query_YD.bfloat16())
-        document_residual = _largest(_bfloat16_residual, documents.vectors_XD)
-        rounding_Y = residual_Y * document_norm + rounded_Y * document_residual
-        error_Y = rounding_Y + rounded_Y * (document_norm + document_residual) * _gamma(dim)
-    else:
-        error_Y = size_Y * _gamma(dim)
-    owner = torch.repeat_interleave(torch.arange(len(lengths_Q)), lengths_Q)
-    per_vector_Y = (error_Y + (size_Y + error_Y) * gamma_sum).cpu()
-    return torch.zeros(len(lengths_Q), dtype=torch.float64).index_add_(0, owner, per_vector_Y)
-
-
-def _bfloat16_residual(vectors_XD: Tensor) -> Tensor:
-    """Return what rounding to bf16 takes away; fp32 holds the difference of an fp16 or fp32 number and its bf16."""
-    return vectors_XD.float() - vectors_XD.bfloat16().float()
-
-
-_PIECE = 1 << 12
-_SLACK = 1.001
-"""Above what fp32 can lose in the norm of up to 8,000 terms: γ(8000) < 5e-4."""
-
-
-def norms(vectors_XD: Tensor) -> Tensor:
-    """Return an upper bound of every vector's norm [X] in fp64, computed in fp32."""
-    norm_X: Tensor = torch.linalg.vector_norm(vectors_XD.float(), dim=1).double() * _SLACK
-    return norm_X
-
-
-def largest_norm(vectors_XD: Tensor) -> float:
-    """Return an upper bound of the largest norm."""
-    return _largest(Tensor.float, vectors_XD)
-
-
-def _largest(part: Callable[[Tensor], Tensor], vectors_XD: Tensor) -> float:
-    """Return an upper bound of the largest norm of a part of each vector, taken of some at a time."""
-    pieces = (vectors_XD[begin : begin + _PIECE] for begin in range(0, len(vectors_XD), _PIECE))
-    return max(float(norms(part(piece)).max()) for piece in pieces)
-
-
-def _gamma(terms: int) -> float:
-    unit = 2.0**-24
-    return terms * unit / (1 - terms * unit)

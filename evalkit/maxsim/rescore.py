@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from evalkit.kernels.trouble import first_line, is_out_of_memory, say_once
-from evalkit.maxsim.packed import Packed
+from evalkit.ragged import Ragged
 
 BATCH_NUMBERS = {"cpu": 1 << 26, "cuda": 1 << 30}
 """Float64 numbers that one batch of pairs expands to, at most: 512 MiB on a CPU.
@@ -24,7 +24,7 @@ _FITTING: dict[torch.device, int] = {}
 
 
 def exact_scores(
-    queries: Packed, documents: Packed, query_H: Tensor, document_H: Tensor, *, batch_numbers: int | None = None
+    queries: Ragged, documents: Ragged, query_H: Tensor, document_H: Tensor, *, batch_numbers: int | None = None
 ) -> Tensor:
     """Return the exact MaxSim, rounded once to fp32 [H], of chosen pairs; computed where the documents' vectors are.
 
@@ -32,11 +32,11 @@ def exact_scores(
     fp16 vectors of unit length and up to 32 of them a query. Pairs are batched by document length, short documents
     padded by repeating their last vector, short queries by zero vectors, whose maxima are 0.
     """
-    device = documents.vectors_XD.device
+    device = documents.rows_XD.device
     query_QLD = _padded(queries, device)
     query_H, document_H = query_H.to(device), document_H.to(device)
-    starts_N = documents.starts_N.to(device)
-    lengths_H = starts_N[document_H + 1] - starts_N[document_H]
+    offsets_N = documents.offsets_N.to(device)
+    lengths_H = offsets_N[document_H + 1] - offsets_N[document_H]
     order_H = torch.argsort(lengths_H, stable=True)
     out_H = torch.empty(len(query_H), device=device)
     per_row = query_QLD.shape[2] + query_QLD.shape[1]
@@ -49,8 +49,8 @@ def exact_scores(
         pair_B = order_H[batch]
         document_B = document_H[pair_B]
         step_T = torch.arange(int(sorted_lengths_H[batch.stop - 1]), device=device)
-        row_BT = starts_N[document_B].unsqueeze(1) + torch.minimum(step_T, (lengths_H[pair_B] - 1).unsqueeze(1))
-        document_BTD = documents.vectors_XD[row_BT].double()
+        row_BT = offsets_N[document_B].unsqueeze(1) + torch.minimum(step_T, (lengths_H[pair_B] - 1).unsqueeze(1))
+        document_BTD = documents.rows_XD[row_BT].double()
         similarity_BLT = torch.bmm(query_QLD[query_H[pair_B]], document_BTD.transpose(1, 2))
         out_H[pair_B] = similarity_BLT.amax(2).sum(1).float()
 
@@ -91,13 +91,13 @@ def _batch_end(numbers_H: np.ndarray, begin: int, most: int) -> int:
     return begin + max(1, int(too_large_H.argmax())) if too_large_H.any() else len(numbers_H)
 
 
-def _padded(queries: Packed, device: torch.device) -> Tensor:
+def _padded(queries: Ragged, device: torch.device) -> Tensor:
     """Return query vectors in float64 [Q, L, D], shorter queries filled up with zeros."""
-    lengths_Q = queries.starts_N.diff()
+    lengths_Q = queries.offsets_N.diff()
     owner_Y = torch.repeat_interleave(torch.arange(len(lengths_Q)), lengths_Q)
-    place_Y = torch.arange(len(owner_Y)) - queries.starts_N[owner_Y]
+    place_Y = torch.arange(len(owner_Y)) - queries.offsets_N[owner_Y]
     padded_QLD = torch.zeros(
-        (len(lengths_Q), int(lengths_Q.max()), queries.vectors_XD.shape[1]), dtype=torch.float64, device=device
+        (len(lengths_Q), int(lengths_Q.max()), queries.rows_XD.shape[1]), dtype=torch.float64, device=device
     )
-    padded_QLD[owner_Y.to(device), place_Y.to(device)] = queries.vectors_XD.to(device).double()
+    padded_QLD[owner_Y.to(device), place_Y.to(device)] = queries.rows_XD.to(device).double()
     return padded_QLD

@@ -25,6 +25,7 @@ from torch.nn import functional
 from evalkit.config.settings import Attention, EncoderConfig
 from evalkit.kernels.cpu import registers
 from evalkit.kernels.trouble import first_line, say_once
+from evalkit.ragged import offsets
 
 Path: TypeAlias = Literal["sdpa", "varlen", "flash"]
 """How a batch of texts is laid out and attended to."""
@@ -41,9 +42,9 @@ PROBE_ATOL = 5e-2
 class Packing(NamedTuple):
     """Where each text of a packed row begins and ends, for those that attend and for those attended to."""
 
-    starts_q: Tensor
+    offsets_q: Tensor
     """First row of each text, and the end [B + 1], int32; likewise for the ids attended to."""
-    starts_k: Tensor
+    offsets_k: Tensor
     longest_q: int
     longest_k: int
     attended_Y: Tensor | None
@@ -53,7 +54,7 @@ class Packing(NamedTuple):
     def to(self, upload: Callable[[Tensor], Tensor]) -> Packing:
         """Return the packing with its tensors where `upload` puts them."""
         attended_Y = None if self.attended_Y is None else upload(self.attended_Y)
-        return self._replace(starts_q=upload(self.starts_q), starts_k=upload(self.starts_k), attended_Y=attended_Y)
+        return self._replace(offsets_q=upload(self.offsets_q), offsets_k=upload(self.offsets_k), attended_Y=attended_Y)
 
 
 class Spans(NamedTuple):
@@ -65,12 +66,12 @@ class Spans(NamedTuple):
 
 def packing_of(lengths_N: np.ndarray, attended_N: np.ndarray, *, path: Path) -> Packing:
     """Return the packing of texts of some lengths, the first `attended_N` ids of each attended to."""
-    starts_q, starts_k = (np.concatenate([[0], np.cumsum(counts_N)]) for counts_N in (lengths_N, attended_N))
+    offsets_q, offsets_k = (offsets(counts_N) for counts_N in (lengths_N, attended_N))
     whole = bool((lengths_N == attended_N).all())
-    rows_Y = np.repeat(starts_q[:-1] - starts_k[:-1], attended_N) + np.arange(starts_k[-1])
+    rows_Y = np.repeat(offsets_q[:-1] - offsets_k[:-1], attended_N) + np.arange(offsets_k[-1])
     return Packing(
-        starts_q=torch.from_numpy(starts_q.astype(np.int32)),
-        starts_k=torch.from_numpy(starts_k.astype(np.int32)),
+        offsets_q=torch.from_numpy(offsets_q.astype(np.int32)),
+        offsets_k=torch.from_numpy(offsets_k.astype(np.int32)),
         longest_q=int(lengths_N.max()),
         longest_k=int(attended_N.max()),
         attended_Y=None if whole else torch.from_numpy(rows_Y),
@@ -169,8 +170,8 @@ def _by_text(  # noqa: PLR0913, PLR0917 (the kernels' arguments, and the bias th
 
 def equal_runs(packing: Packing) -> list[tuple[slice, slice, int]]:
     """Return the rows that attend, the rows attended to, and the number of texts of each run of equal lengths."""
-    starts_q, starts_k = packing.starts_q.tolist(), packing.starts_k.tolist()
-    spans = list(zip(pairwise(starts_q), pairwise(starts_k), strict=True))
+    offsets_q, offsets_k = packing.offsets_q.tolist(), packing.offsets_k.tolist()
+    spans = list(zip(pairwise(offsets_q), pairwise(offsets_k), strict=True))
     runs = []
     for _, run in groupby(spans, key=lambda span: (span[0][1] - span[0][0], span[1][1] - span[1][0])):
         texts = list(run)
@@ -188,7 +189,7 @@ def _varlen(query_XAK: Tensor, key_YAK: Tensor, value_YAK: Tensor, packing: Pack
     from torch.nn.attention.varlen import varlen_attn
 
     query, key, value = _widened(query_XAK, key_YAK, value_YAK)
-    starts_q, starts_k, longest_q, longest_k, *_ = packing
+    offsets_q, offsets_k, longest_q, longest_k, *_ = packing
     options = dict(_varlen_options(query.device))
     natural = query.shape[-1] ** -0.5
     if not math.isclose(scale, natural, rel_tol=1e-6):  # left out where it is the default: not every torch takes it
@@ -196,7 +197,7 @@ def _varlen(query_XAK: Tensor, key_YAK: Tensor, value_YAK: Tensor, packing: Pack
             options["scale"] = scale
         else:
             query = query * (scale / natural)
-    mixed = varlen_attn(query, key, value, starts_q, starts_k, longest_q, longest_k, **options)
+    mixed = varlen_attn(query, key, value, offsets_q, offsets_k, longest_q, longest_k, **options)
     assert isinstance(mixed, Tensor)  # nothing beside it was asked for
     return mixed[..., : query_XAK.shape[-1]]
 
@@ -233,8 +234,8 @@ def _varlen_takes(device: torch.device, **option: Any) -> bool:
 def _flash(query_XAK: Tensor, key_YAK: Tensor, value_YAK: Tensor, packing: Packing, scale: float) -> Tensor:
     kernel = importlib.import_module("flash_attn").flash_attn_varlen_func
     query, key, value = _widened(query_XAK, key_YAK, value_YAK)
-    starts_q, starts_k, longest_q, longest_k, *_ = packing
-    mixed: Tensor = kernel(query, key, value, starts_q, starts_k, longest_q, longest_k, softmax_scale=scale)
+    offsets_q, offsets_k, longest_q, longest_k, *_ = packing
+    mixed: Tensor = kernel(query, key, value, offsets_q, offsets_k, longest_q, longest_k, softmax_scale=scale)
     return mixed[..., : query_XAK.shape[-1]]
 
 

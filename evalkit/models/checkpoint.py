@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import importlib.util
 import json
 from collections.abc import Callable
@@ -13,6 +12,7 @@ from typing import Any, NoReturn
 from evalkit.config.settings import CheckpointSource
 from evalkit.errors import ModelError
 from evalkit.storage import hub
+from evalkit.storage.paths import file_checksum
 
 WEIGHTS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
@@ -258,16 +258,3 @@ def _proved_checksum(path: Path) -> str:
         )
         raise ModelError(msg)
     return checksum
-
-
-def file_checksum(path: Path, *, beside: hashlib._Hash | None = None) -> str:
-    """Return xxh3-128 of a file's bytes, read in 1 MiB pieces; a digest `beside` it takes the same bytes in."""
-    import xxhash  # here, because the GPU benchmark imports this module where xxhash is not installed
-
-    digest = xxhash.xxh3_128()
-    with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
-            if beside is not None:
-                beside.update(piece)
-    return digest.hexdigest()

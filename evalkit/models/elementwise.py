@@ -3,9 +3,9 @@
 Shapes: B texts, T width of a batch, A heads, K width of a head, H hidden size.
 
 Of jina_embeddings_v3 it is RoPE, and the residuals with the norms behind them; of BERT the latter. The kernels
-(evalkit.kernels.gpu.elementwise_kernel) say what it saves. The feed-forward of both goes in slices of rows (`in_slices`)
-with GELU in place, so that what lies between its two products need not leave the GPU's second-level cache: of
-jina-colbert-v2 that is 32 KB a token and layer, 786 KB in all, half of it GELU's own.
+(evalkit.kernels.gpu.elementwise_kernel) say what it saves. The feed-forward of both goes in slices of rows
+(`in_slices`) with GELU in place, so that what lies between its two products need not leave the GPU's second-level
+cache: of jina-colbert-v2 that is 32 KB a token and layer, 786 KB in all, half of it GELU's own.
 """
 
 from __future__ import annotations

@@ -29,6 +29,7 @@ from evalkit.models.checkpoint import TOKENIZER, WEIGHTS, Checkpoint, resolve
 from evalkit.models.elementwise import choose as choose_elementwise
 from evalkit.models.elementwise import fuse
 from evalkit.models.tokens import Tokens, TokenTable, Vocabulary
+from evalkit.ragged import offsets
 
 log = logging.getLogger(__name__)
 
@@ -139,7 +140,7 @@ class Encoder:
         length_B1 = table.lengths_N[chosen_B, None]
         place_T = np.arange(width or length_B1.max())
         real_BT = place_T < length_B1
-        ids_BT = table.ids_X.take(table.starts_N[chosen_B, None] + place_T, mode="clip").astype(np.int64)
+        ids_BT = table.ids_X.take(table.offsets_N[chosen_B, None] + place_T, mode="clip").astype(np.int64)
         ids_BT[~real_BT] = self.vocabulary.pad
         kept_BT = real_BT & self._kept(ids_BT) if skip_punctuation and len(self.skipped) else real_BT
         return Batch(
@@ -157,17 +158,17 @@ class Encoder:
             position_X=torch.from_numpy(self._positions(table)),
             packing=packing_of(table.lengths_N, table.attended_N, path=self.attention),
             kept_V=torch.from_numpy(np.flatnonzero(kept_X)),
-            counts_B=torch.from_numpy(np.diff(np.concatenate([[0], np.cumsum(kept_X)])[table.starts_N])),
+            counts_B=torch.from_numpy(np.diff(offsets(kept_X)[table.offsets_N])),
         )
 
     def _positions(self, table: TokenTable) -> np.ndarray:
         """Return each id's position in its own text [X]; XMOD counts from behind its pad id and passes pads over."""
-        begin_X = np.repeat(table.starts_N[:-1], table.lengths_N)
+        begin_X = np.repeat(table.offsets_N[:-1], table.lengths_N)
         if self.config.backbone != "xmod":
             position_X: np.ndarray = np.arange(len(table.ids_X)) - begin_X
             return position_X
         real_X = table.ids_X != self.vocabulary.pad
-        before_X = np.concatenate([[0], np.cumsum(real_X)])
+        before_X = offsets(real_X)
         counted_X: np.ndarray = (before_X[1:] - before_X[begin_X]) * real_X + self.vocabulary.pad
         return counted_X
 
@@ -232,9 +233,9 @@ class Encoder:
         if isinstance(batch, PackedBatch):
             packing = batch.packing.to(self.upload)
             if self.config.pooling == "cls":
-                return hidden_XH[packing.starts_q[:-1]]
+                return hidden_XH[packing.offsets_q[:-1]]
             attended_YH = hidden_XH if packing.attended_Y is None else hidden_XH[packing.attended_Y]
-            counts_B = packing.starts_k.diff().long()
+            counts_B = packing.offsets_k.diff().long()
             summed_BH = torch.segment_reduce(attended_YH.float(), "sum", lengths=counts_B, axis=0)
             return summed_BH / counts_B.unsqueeze(1)
         hidden_BTH = hidden_XH.view(*batch.ids_BT.shape, -1)

@@ -19,6 +19,7 @@ from tokenizers import Tokenizer
 from evalkit.config.settings import TextRules
 from evalkit.errors import ModelError
 from evalkit.models.checkpoint import TOKENIZER, Checkpoint
+from evalkit.ragged import offsets
 
 FIRST_TOKENS = ("<s>", "[CLS]")
 LAST_TOKENS = ("</s>", "[SEP]")
@@ -44,8 +45,8 @@ class TokenTable(Sequence[Tokens]):
     """The ids of many texts in one array: 4 bytes an id, where lists take 36, and batches are cut by numpy alone."""
 
     ids_X: np.ndarray
-    """Text i owns the ids from `starts_N[i]` to `starts_N[i + 1]`."""
-    starts_N: np.ndarray
+    """Text i owns the ids from `offsets_N[i]` to `offsets_N[i + 1]`."""
+    offsets_N: np.ndarray
     attended_N: np.ndarray
 
     @classmethod
@@ -58,23 +59,23 @@ class TokenTable(Sequence[Tokens]):
     @classmethod
     def packed(cls, ids: Sequence[Sequence[int] | np.ndarray], attended: Sequence[int]) -> TokenTable:
         """Pack each text's ids, and how many of them are attended to."""
-        starts_N = np.concatenate([[0], np.cumsum([len(of_text) for of_text in ids], dtype=np.int64)])
+        offsets_N = offsets(np.array([len(of_text) for of_text in ids], dtype=np.int64))
         arrays = [np.empty(0, dtype=np.int32), *(np.asarray(of_text, dtype=np.int32) for of_text in ids)]
-        return cls(np.concatenate(arrays), starts_N, np.array(attended, dtype=np.int64))
+        return cls(np.concatenate(arrays), offsets_N, np.array(attended, dtype=np.int64))
 
     @cached_property
     def lengths_N(self) -> np.ndarray:
         """Return how many ids each text has."""
-        lengths_N: np.ndarray = np.diff(self.starts_N)
+        lengths_N: np.ndarray = np.diff(self.offsets_N)
         return lengths_N
 
     def take(self, rows: Sequence[int] | np.ndarray) -> TokenTable:
         """Return some of the texts, in the order of `rows`."""
         lengths_N = self.lengths_N[rows]
-        starts_N = np.concatenate([[0], np.cumsum(lengths_N)])
-        shift_N = self.starts_N[:-1][rows] - starts_N[:-1]
-        index_X = np.repeat(shift_N, lengths_N) + np.arange(starts_N[-1])
-        return TokenTable(self.ids_X[index_X], starts_N, self.attended_N[rows])
+        offsets_N = offsets(lengths_N)
+        shift_N = self.offsets_N[:-1][rows] - offsets_N[:-1]
+        index_X = np.repeat(shift_N, lengths_N) + np.arange(offsets_N[-1])
+        return TokenTable(self.ids_X[index_X], offsets_N, self.attended_N[rows])
 
     def __len__(self) -> int:
         return len(self.attended_N)
@@ -87,7 +88,7 @@ class TokenTable(Sequence[Tokens]):
         if isinstance(place, slice):
             return self.take(np.arange(len(self))[place])
         row = range(len(self))[place]  # negative places, and IndexError, which ends an iteration
-        ids = self.ids_X[self.starts_N[row] : self.starts_N[row + 1]].tolist()
+        ids = self.ids_X[self.offsets_N[row] : self.offsets_N[row + 1]].tolist()
         return Tokens(ids, int(self.attended_N[row]))
 
 

@@ -10,11 +10,9 @@ from __future__ import annotations
 import io
 import json
 import os
-import socket
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
 from typing import Any, Final, NamedTuple
@@ -29,13 +27,14 @@ from evalkit.datasets.hub import HubCorpus
 from evalkit.datasets.integrity import agree, integrity
 from evalkit.datasets.irds import IrdsCorpus
 from evalkit.errors import ConfigError, DatasetError, EvalkitError, StoreError
-from evalkit.models.checkpoint import Checkpoint, file_checksum
+from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import checkpoints
 from evalkit.models.tokens import load_vocabulary
 from evalkit.run import pipeline
 from evalkit.run.cells import Task
 from evalkit.storage.hub import snapshot_folder
-from evalkit.storage.paths import fetched_file, publish, write_whole
+from evalkit.storage.offline import network_off
+from evalkit.storage.paths import fetched_file, file_checksum, publish, write_whole
 from evalkit.types import Dataset
 
 _MANIFEST: Final = "evalkit-bundle.json"
@@ -108,30 +107,6 @@ def _as_fetched(found: Fetched, cache_dir: Path) -> Fetched:
         )
         raise StoreError(f"{msg}; delete the changed file and run evalkit fetch again")
     return found
-
-
-@contextmanager
-def network_off() -> Iterator[None]:
-    """Make every connection and name look-up of this process fail, and tell the Hub's client not to try."""
-    import huggingface_hub.constants as hub
-
-    def refused(*_arguments: Any, **_settings: Any) -> Any:
-        msg = "the network is off while evalkit verifies"
-        raise OSError(msg)
-
-    before = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo, hub.HF_HUB_OFFLINE
-    socket.socket.connect = socket.socket.connect_ex = refused  # type: ignore[method-assign]
-    socket.getaddrinfo = refused
-    hub.HF_HUB_OFFLINE = True
-    try:
-        yield
-    finally:
-        (
-            socket.socket.connect,  # type: ignore[method-assign]
-            socket.socket.connect_ex,  # type: ignore[method-assign]
-            socket.getaddrinfo,
-            hub.HF_HUB_OFFLINE,
-        ) = before
 
 
 def write_bundle(found: Sequence[Fetched], path: Path) -> int:

@@ -22,12 +22,11 @@ from evalkit.datasets.irds import IrdsCorpus
 from evalkit.datasets.survey import Survey, survey
 from evalkit.errors import ConfigError, EvalkitError
 from evalkit.models.checkpoint import on_disk
-from evalkit.operations.fetch import network_off
-from evalkit.report.listing import estimated_tokens
 from evalkit.run import environment, identity, jobs
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.jobs import Job
 from evalkit.storage import results, shard_files
+from evalkit.storage.offline import network_off
 from evalkit.storage.paths import store_dir, topk_dir
 from evalkit.storage.results import CellScores
 from evalkit.types import Corpus, Dataset, Document
@@ -37,6 +36,19 @@ UNRATED = "unknown, for no run of this system was made on this machine"
 UNSIZED = "unknown, for the size is"
 NO_LIMIT = 1 << 62
 """The most tokens that BM25 reads of a document."""
+
+
+CHARACTERS_PER_TOKEN = {"ja": 1.6, "ko": 2.0, "zh": 1.6}
+"""About how many characters a token of a multilingual subword vocabulary covers; 4 in alphabetic scripts."""
+
+
+def corpus_tokens(documents: int, mean_characters: int, language: str, *, max_document_tokens: int = 300) -> float:
+    """Estimate the tokens of a corpus from the mean length of its documents.
+
+    >>> corpus_tokens(1000, 400, "en")
+    100000.0
+    """
+    return documents * min(mean_characters / CHARACTERS_PER_TOKEN.get(language, 4), max_document_tokens)
 
 
 class Amount(NamedTuple):
@@ -326,7 +338,7 @@ def _tokens(config: RunConfig, documents: int | None) -> Amount:
     if not documents or not config.dataset.mean_characters:
         return Amount(None, "unknown, for the dataset's config states no mean length")
     most = model.document.max_tokens if isinstance(model, EncoderConfig) else NO_LIMIT
-    tokens = estimated_tokens(documents, config.dataset.mean_characters, language, max_document_tokens=most)
+    tokens = corpus_tokens(documents, config.dataset.mean_characters, language, max_document_tokens=most)
     return Amount(tokens, "estimated from the mean length in the dataset's config")
 
 

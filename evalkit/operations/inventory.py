@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalkit.errors import StoreError, nearest
-from evalkit.models.checkpoint import file_checksum
 from evalkit.operations import forecast
 from evalkit.run import identity, jobs
-from evalkit.storage.paths import store_dir, survey_file, topk_dir
+from evalkit.storage.paths import file_checksum, store_dir, survey_file, topk_dir
 from evalkit.storage.results import CellScores
 
 NOT_THE_SYSTEMS = ("corpus", "shard_tokens", "cut", "queries", "depth", "drop_self", "search_rules")

@@ -14,22 +14,11 @@ from evalkit.config.compose import all_settings
 from evalkit.config.settings import CheckpointSource, DatasetConfig, configs_dir, from_mapping, group_names
 from evalkit.errors import ConfigError, nearest
 from evalkit.models.checkpoint import on_disk
+from evalkit.operations.forecast import corpus_tokens
 from evalkit.report.table import rows, terminal
 from evalkit.storage import results
 
 LISTINGS = ("models", "datasets", "analyzers", "engines", "rerankers", "experiments", "settings", "runs")
-
-CHARACTERS_PER_TOKEN = {"ja": 1.6, "ko": 2.0, "zh": 1.6}
-"""A rough yield of a multilingual subword vocabulary; 4 for alphabets. For estimates in a list, nothing else."""
-
-
-def estimated_tokens(documents: int, mean_characters: int, language: str, *, max_document_tokens: int = 300) -> float:
-    """Return a rough number of tokens of a corpus, from MTEB's mean lengths.
-
-    >>> estimated_tokens(1000, 400, "en")
-    100000.0
-    """
-    return documents * min(mean_characters / CHARACTERS_PER_TOKEN.get(language, 4), max_document_tokens)
 
 
 def listing(what: str, *, results_dir: Path) -> Table:
@@ -110,7 +99,7 @@ def _datasets() -> Table:
         queries = config.counts.queries or (config.demo.queries if config.demo else None)
         tokens = None
         if documents and config.mean_characters:
-            tokens = estimated_tokens(documents, config.mean_characters, config.language)
+            tokens = corpus_tokens(documents, config.mean_characters, config.language)
         cells = (_short(documents), _short(queries), config.language, config.main_metric)
         table.add_row(
             name,

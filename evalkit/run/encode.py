@@ -24,6 +24,7 @@ from evalkit.kernels.cpu import cores, memory
 from evalkit.kernels.trouble import first_line, is_out_of_memory
 from evalkit.models.encoder import Encoder
 from evalkit.models.tokens import Tokens, TokenTable
+from evalkit.ragged import Ragged, offsets
 from evalkit.storage.shard_files import ShardVectors
 
 log = logging.getLogger(__name__)
@@ -134,9 +135,9 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
     table = TokenTable.of(texts)
     lengths_N = table.lengths_N
     counts_N = _counts(table, encoder, documents=documents)
-    starts_N = np.concatenate([[0], np.cumsum(counts_N)])
+    offsets_N = offsets(counts_N)
     where = encoder.device if resident else torch.device("cpu")
-    shapes = {dim: (int(starts_N[-1]), _width(encoder, dim)) for dim in encoder.heads}
+    shapes = {dim: (int(offsets_N[-1]), _width(encoder, dim)) for dim in encoder.heads}
     out = {dim: torch.empty(shape, dtype=storage, device=where) for dim, shape in shapes.items()}
     places = {dim: torch.split(vectors_XD, counts_N.tolist()) for dim, vectors_XD in out.items()}
 
@@ -154,7 +155,7 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
         if not resident:
             return {dim: (_to_host(packed_XD, storage), counts_B) for dim, (packed_XD, counts_B) in vectors.items()}
         from_V, to_V = (
-            encoder.upload(torch.from_numpy(place_V)) for place_V in _moves(cut.rows, alike, starts_N=starts_N)
+            encoder.upload(torch.from_numpy(place_V)) for place_V in _moves(cut.rows, alike, offsets_N=offsets_N)
         )
         for dim, (packed_XD, _) in vectors.items():
             out[dim].index_copy_(0, to_V, packed_XD.to(storage).index_select(0, from_V))
@@ -178,10 +179,10 @@ def encode(  # noqa: PLR0913 (keyword-only behind the first three)
 
     with device_errors(encoder.device), _lanes(encoder.device, launch, land) as lanes:
         _land_all(todo, lanes, ids, lengths_N, batch_tokens=batch_tokens, on_halved=on_halved)
-    lengths = torch.from_numpy(counts_N)
+    whole = torch.from_numpy(offsets_N)
     for dim, vectors_XD in out.items():
-        _refuse_unfinite(vectors_XD, lengths, ids, encoder, dim)
-    return {dim: ShardVectors(tuple(ids), lengths, vectors_XD) for dim, vectors_XD in out.items()}
+        _refuse_unfinite(Ragged(vectors_XD, whole), ids, encoder, dim)
+    return {dim: ShardVectors(tuple(ids), Ragged(vectors_XD, whole)) for dim, vectors_XD in out.items()}
 
 
 def _alike(table: TokenTable) -> dict[int, list[int]]:
@@ -191,23 +192,23 @@ def _alike(table: TokenTable) -> dict[int, list[int]]:
     them would be decided by chance.
     """
     groups: dict[tuple[bytes, int], list[int]] = {}
-    for row, (begin, end) in enumerate(pairwise(table.starts_N.tolist())):
+    for row, (begin, end) in enumerate(pairwise(table.offsets_N.tolist())):
         digest = hashlib.blake2b(table.ids_X[begin:end].tobytes(), digest_size=16).digest()
         groups.setdefault((digest, int(table.attended_N[row])), []).append(row)
     return {rows[0]: rows for rows in groups.values()}
 
 
-def _moves(rows: np.ndarray, alike: Mapping[int, list[int]], *, starts_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _moves(rows: np.ndarray, alike: Mapping[int, list[int]], *, offsets_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return which of a batch's vectors go where [V]: those of a text to each place of one of equal ids.
 
-    >>> _moves(np.array([2, 0]), {0: [0], 2: [1, 2]}, starts_N=np.array([0, 1, 3, 5]))
+    >>> _moves(np.array([2, 0]), {0: [0], 2: [1, 2]}, offsets_N=np.array([0, 1, 3, 5]))
     (array([0, 1, 0, 1, 2]), array([1, 2, 3, 4, 0]))
     """
     places = [alike[row] for row in rows.tolist()]
-    place_P, counts_N = np.concatenate(places), np.diff(starts_N)
+    place_P, counts_N = np.concatenate(places), np.diff(offsets_N)
     begin_B = np.cumsum(counts_N[rows]) - counts_N[rows]
     begin_P = np.repeat(begin_B, [len(of_text) for of_text in places])
-    return _ranges(begin_P, counts_N[place_P]), _ranges(starts_N[place_P], counts_N[place_P])
+    return _ranges(begin_P, counts_N[place_P]), _ranges(offsets_N[place_P], counts_N[place_P])
 
 
 def _ranges(begin_P: np.ndarray, count_P: np.ndarray) -> np.ndarray:
@@ -393,7 +394,7 @@ def _counts(table: TokenTable, encoder: Encoder, *, documents: bool) -> np.ndarr
     if encoder.config.pooling != "tokens":
         return np.ones(len(table), dtype=np.int64)
     kept_X = encoder.kept(table, skip_punctuation=documents)
-    counts_N: np.ndarray = np.diff(np.concatenate([[0], np.cumsum(kept_X)])[table.starts_N])
+    counts_N: np.ndarray = np.diff(offsets(kept_X)[table.offsets_N])
     return counts_N
 
 
@@ -402,17 +403,17 @@ def _width(encoder: Encoder, dim: int) -> int:
     return dim if head is None else int(head.shape[0])
 
 
-def _refuse_unfinite(vectors_XD: Tensor, lengths_N: Tensor, ids: Sequence[str], encoder: Encoder, dim: int) -> None:
+def _refuse_unfinite(vectors: Ragged, ids: Sequence[str], encoder: Encoder, dim: int) -> None:
     """Raise ModelError that names the first text with a vector that is not finite, if there is one.
 
     A vector that was brought to unit length is finite throughout or NaN throughout, so its first number tells. Others
     by their extremes, which are NaN or infinite where any number is: `isfinite` takes many times longer over fp16.
     """
-    first_XD = vectors_XD[:, :1] if encoder.config.normalize else vectors_XD
+    first_XD = vectors.rows_XD[:, :1] if encoder.config.normalize else vectors.rows_XD
     if not first_XD.numel() or all(bool(torch.isfinite(extreme)) for extreme in first_XD.aminmax()):
         return
     bad_X = ~torch.isfinite(first_XD).all(1).cpu()
-    owner = torch.repeat_interleave(torch.arange(len(ids)), lengths_N)[bad_X][0]
+    owner = torch.repeat_interleave(torch.arange(len(ids)), vectors.lengths_N)[bad_X][0]
     msg = (
         f"text {ids[int(owner)]!r} has a vector that is not finite (model {encoder.config.name}, dim {dim}, "
         f"{encoder.config.dtype}); rerun with model.dtype=float32"

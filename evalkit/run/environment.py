@@ -38,7 +38,8 @@ def environment(device: torch.device | None) -> dict[str, Any]:
 
 
 def given_up(config: RunConfig, device: torch.device) -> dict[str, str]:
-    """Return why attention, elementwise work or MaxSim is not the fastest, or not what was asked for; empty where it is."""
+    """Return why attention, elementwise work or MaxSim is not the fastest or not what was asked for; empty if it is."""
+    model, engine = config.model, config.engine
     if not isinstance(model, EncoderConfig):
         return {}
     problems = {

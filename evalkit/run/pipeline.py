@@ -25,12 +25,13 @@ from evalkit.engines.local import map_shards
 from evalkit.maxsim import choice
 from evalkit.models import metadata
 from evalkit.models.encoder import load_encoders
+from evalkit.ranking import Hits, drop_self, merge, no_hits, self_hits, separate_ties
 from evalkit.run import environment
 from evalkit.run.background import limit_tokenizer, tokenizer_threads
 from evalkit.run.canary import canary
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.progress import documents_bar
-from evalkit.run.search import Hits, drop_self, merge, no_hits, self_hits, separate_ties, to_run
+from evalkit.run.search import to_run
 from evalkit.run.shard_step import bm25_count_step, bm25_score_step, costs, vector_step
 from evalkit.scoring import metrics
 from evalkit.storage import results, trec

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 from evalkit.errors import ScoreError
 from evalkit.models.reranker import Reranker
+from evalkit.ranking import rank_hits
 from evalkit.run.encode import batches
 from evalkit.run.progress import Advance
-from evalkit.storage.trec import rank_hits
 from evalkit.types import Dataset, Hit, Run
 
 

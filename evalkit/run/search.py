@@ -1,4 +1,4 @@
-"""Exact search of one shard, the merging of shards, and the tie rule.
+"""Exact search of one shard: a fast kernel nominates documents, an exact one scores them.
 
 Shapes: Q queries, N documents of a shard, H hits (flat, of all queries together).
 
@@ -9,74 +9,20 @@ kernel's proven error is scored again exactly. So the run depends on no batch, b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from evalkit.config.settings import MaxsimKernel, Nomination
-from evalkit.maxsim import choice, packed
+from evalkit.maxsim import choice
+from evalkit.ragged import Ragged
+from evalkit.ranking import Hits, TieRule, merge, no_hits
 from evalkit.storage.shard_files import ShardVectors
 from evalkit.types import Hit
 
 QUERY_BLOCK = 512
 """Queries per block of nomination: bounds the [block, N] score matrix."""
-
-
-TieRule = Literal["trec_eval", "anserini"]
-
-
-class Hits(NamedTuple):
-    """Hits of many queries as flat arrays: query position, document id (UTF-8 bytes), exact fp32 score."""
-
-    query_H: np.ndarray
-    id_H: np.ndarray
-    score_H: np.ndarray
-
-
-def no_hits() -> Hits:
-    """Return an empty set of hits, the neutral element of `merge`."""
-    return Hits(np.zeros(0, np.int32), np.zeros(0, "S1"), np.zeros(0, np.float32))
-
-
-def merge(parts: Sequence[Hits], *, depth: int, ties: TieRule = "trec_eval") -> Hits:
-    """Keep each query's best `depth` hits of several sets: score descending, then document id.
-
-    Of equal fp32 scores trec_eval ranks the higher id first, by UTF-8 bytes; Anserini the lower
-    (`evalkit.storage.trec` states the rule). Merging is associative, so shards may come in any grouping; the result
-    is ordered by query and rank.
-    """
-    query_H = np.concatenate([part.query_H for part in parts])
-    id_H = np.concatenate([part.id_H for part in parts])
-    score_H = np.concatenate([part.score_H for part in parts])
-    query_key_H = query_H.astype(np.int64)
-    if ties == "trec_eval":
-        order_H = np.lexsort((id_H, score_H, -query_key_H))[::-1]
-    else:
-        order_H = np.lexsort((id_H, -score_H, query_key_H))
-    query_H, id_H, score_H = query_H[order_H], id_H[order_H], score_H[order_H]
-    kept_H = _rank_within(query_H) < depth
-    return Hits(query_H[kept_H], id_H[kept_H], score_H[kept_H])
-
-
-def _rank_within(query_H: np.ndarray) -> np.ndarray:
-    """Return each hit's rank within its query, for hits that stand query by query.
-
-    >>> _rank_within(np.array([4, 4, 7])).tolist()
-    [0, 1, 0]
-    """
-    place_H = np.arange(len(query_H))
-    first_H = np.concatenate([[True], query_H[1:] != query_H[:-1]]) if len(query_H) else np.zeros(0, dtype=bool)
-    return place_H - np.maximum.accumulate(np.where(first_H, place_H, 0)) if len(query_H) else place_H
-
-
-def floors(best: Hits, *, queries: int, depth: int) -> np.ndarray:
-    """Return per query the score that a further document must reach to be kept [Q]; -inf while there is room."""
-    floor_Q = np.full(queries, -np.inf, dtype=np.float32)
-    last_H = _rank_within(best.query_H) == depth - 1
-    floor_Q[best.query_H[last_H]] = best.score_H[last_H]
-    return floor_Q
 
 
 def search_shard(  # noqa: PLR0913 (keyword-only behind the two sides)
@@ -93,16 +39,14 @@ def search_shard(  # noqa: PLR0913 (keyword-only behind the two sides)
 
     `precision` and `maxsim` are those of the nomination; the hits are the same for each.
     """
-    query_packed = packed.pack(queries.vectors_XD, queries.lengths_N)
-    documents = packed.pack(shard.vectors_XD, shard.lengths_N)
-    kernel = choice.bind(maxsim, documents, device=device, precision=precision)
+    kernel = choice.bind(maxsim, shard.vectors, device=device, precision=precision)
     ids_N = np.array([identifier.encode() for identifier in shard.ids])
-    bound_Q = kernel.error_bound(query_packed)
+    bound_Q = kernel.error_bound(queries.vectors)
     floor = torch.from_numpy(floor_Q).double()
     best = []
     for begin in range(0, len(queries.ids), QUERY_BLOCK):
         end = min(begin + QUERY_BLOCK, len(queries.ids))
-        block = _block(query_packed, begin, end)
+        block = _block(queries.vectors, begin, end)
         query_H, document_H = _nominate(kernel.scores(block), bound_Q[begin:end], floor[begin:end], depth)
         score_H = kernel.exact_scores(block, query_H, document_H)
         reaching_H = score_H >= torch.from_numpy(floor_Q)[begin:end][query_H]
@@ -115,9 +59,9 @@ def search_shard(  # noqa: PLR0913 (keyword-only behind the two sides)
     return merge(best, depth=depth) if best else no_hits()
 
 
-def _block(queries: packed.Packed, begin: int, end: int) -> packed.Packed:
-    rows = slice(int(queries.starts_N[begin]), int(queries.starts_N[end]))
-    return packed.Packed(queries.vectors_XD[rows], queries.starts_N[begin : end + 1] - queries.starts_N[begin])
+def _block(queries: Ragged, begin: int, end: int) -> Ragged:
+    rows = slice(int(queries.offsets_N[begin]), int(queries.offsets_N[end]))
+    return Ragged(queries.rows_XD[rows], queries.offsets_N[begin : end + 1] - queries.offsets_N[begin])
 
 
 def _nominate(score_QN: Tensor, bound_Q: Tensor, floor_Q: Tensor, depth: int) -> tuple[Tensor, Tensor]:
@@ -143,37 +87,6 @@ def best_of(score_QN: np.ndarray, ids: Sequence[str], *, depth: int, first_query
     query_H, document_H = np.nonzero((score_QN >= last_Q[:, None]) & np.isfinite(score_QN))
     found = Hits((query_H + first_query).astype(np.int32), ids_N[document_H], score_QN[query_H, document_H])
     return merge([found], depth=depth, ties=ties)
-
-
-def separate_ties(hits: Hits) -> Hits:
-    """Lower every score that is not below its predecessor's to the next fp32 number beneath it.
-
-    A run in Anserini's order then keeps that order under trec_eval's tie rule; Anserini does the same with 1e-6.
-    """
-    score_H = hits.score_H.copy()
-    for place in np.flatnonzero(hits.query_H[1:] == hits.query_H[:-1]) + 1:
-        if score_H[place] >= score_H[place - 1]:
-            score_H[place] = np.nextafter(score_H[place - 1], np.float32(-np.inf))
-    return hits._replace(score_H=score_H)
-
-
-def self_hits(run: Mapping[str, list[Hit]]) -> int:
-    """Count the hits whose document id is the query's own.
-
-    >>> self_hits({"q": [Hit("q", 2.0), Hit("d", 1.0)], "r": [Hit("d", 1.0)]})
-    1
-    """
-    return sum(hit.document_id == query for query, hits in run.items() for hit in hits)
-
-
-def drop_self(run: Mapping[str, list[Hit]], *, depth: int) -> tuple[dict[str, list[Hit]], int]:
-    """Drop each query's own document (BEIR's rule where ids overlap), keep `depth` hits, and count the dropped.
-
-    >>> drop_self({"q": [Hit("q", 2.0), Hit("d", 1.0)]}, depth=1)
-    ({'q': [Hit(document_id='d', score=1.0)]}, 1)
-    """
-    kept = {query: [hit for hit in hits if hit.document_id != query][:depth] for query, hits in run.items()}
-    return kept, sum(any(hit.document_id == query for hit in hits) for query, hits in run.items())
 
 
 def hits_to_arrays(hits: Hits) -> dict[str, Tensor]:

@@ -22,11 +22,12 @@ from evalkit.datasets.survey import ShardRange
 from evalkit.kernels.cpu import memory
 from evalkit.models.encoder import DTYPES, Encoder
 from evalkit.models.tokens import TokenTable
+from evalkit.ranking import Hits, floors, merge, no_hits
 from evalkit.run.background import Ahead, Writer, tokenizer_threads
 from evalkit.run.cells import Cell, Task
 from evalkit.run.encode import device_errors, encode, say_halved
 from evalkit.run.progress import Advance
-from evalkit.run.search import Hits, best_of, floors, hits_from_arrays, hits_to_arrays, merge, no_hits, search_shard
+from evalkit.run.search import best_of, hits_from_arrays, hits_to_arrays, search_shard
 from evalkit.storage import shard_files
 from evalkit.storage.paths import store_dir, topk_dir
 from evalkit.storage.shard_files import ShardVectors
@@ -148,7 +149,7 @@ class VectorStep:
             maxsim=self.task.config.engine.maxsim,
         )
         search_s = round(time.monotonic() - started, 3)
-        cost = {"vectors": len(vectors.vectors_XD), **encoding, "search_s": search_s}
+        cost = {"vectors": len(vectors.vectors.rows_XD), **encoding, "search_s": search_s}
         self._save(self._topk(cell), shard, hits_to_arrays(found), _facts(shard, cell) | cost)
         return found
 

@@ -18,7 +18,7 @@ from types import ModuleType
 import numpy as np
 
 from evalkit.errors import ScoreError
-from evalkit.storage.trec import check_hits, rank_hits
+from evalkit.ranking import check_hits, rank_hits
 from evalkit.types import Qrels, Run, Scores
 
 UNJUDGED = -1

@@ -20,8 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from evalkit.models.checkpoint import file_checksum
-from evalkit.storage.paths import make_folder, publish, temporary, unwritable, write_whole
+from evalkit.ragged import Ragged, ragged
+from evalkit.storage.paths import file_checksum, make_folder, publish, temporary, unwritable, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -30,11 +30,10 @@ FORMAT = 1
 
 
 class ShardVectors(NamedTuple):
-    """The vectors of some texts, packed: text i owns the `lengths_N[i]` rows behind those of the texts before it."""
+    """The vectors of some texts and the texts' ids."""
 
     ids: tuple[str, ...]
-    lengths_N: Tensor
-    vectors_XD: Tensor
+    vectors: Ragged
 
 
 def save(folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
@@ -90,12 +89,16 @@ def load(folder: Path, name: str) -> dict[str, Tensor] | None:
 
 def vectors_to_arrays(shard: ShardVectors) -> dict[str, Tensor]:
     """Return a shard as named arrays; ids as one UTF-8 JSON list, because ids have any length."""
-    return {"ids": pack_text(shard.ids), "lengths": shard.lengths_N.to(torch.int32), "vectors": shard.vectors_XD}
+    return {
+        "ids": pack_text(shard.ids),
+        "lengths": shard.vectors.lengths_N.to(torch.int32),
+        "vectors": shard.vectors.rows_XD,
+    }
 
 
 def vectors_from_arrays(arrays: Mapping[str, Tensor]) -> ShardVectors:
     """Undo `vectors_to_arrays`."""
-    return ShardVectors(unpack_text(arrays["ids"]), arrays["lengths"].to(torch.int64), arrays["vectors"])
+    return ShardVectors(unpack_text(arrays["ids"]), ragged(arrays["vectors"], arrays["lengths"]))
 
 
 def pack_text(texts: Sequence[str]) -> Tensor:

@@ -1,57 +1,23 @@
-"""TREC run files, `query Q0 document rank score tag`, the tie rule under which each is read, and TREC judgements.
-
-The tie rule, stated here once: a query's hits stand by fp32 score descending, and of equal scores the document id that
-is greater by its UTF-8 bytes stands first, as trec_eval ranks. `rank_hits` applies it to lists of hits, and
-`evalkit.run.search.merge` to arrays. BM25 searches under Anserini's order instead (of equal scores the lesser id
-first) and then parts the scores, so that its run file has no ties left.
-"""
+"""TREC run files, `query Q0 document rank score tag`, the tie rule under which each is read, and TREC judgements."""
 
 from __future__ import annotations
 
 import gzip
 import io
 import zlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
 from evalkit.errors import ScoreError
+from evalkit.ranking import FP32_LIMIT, check_hits, rank_hits
 from evalkit.storage.paths import write_whole
 from evalkit.types import Hit, Qrels, Run
 
 COLUMNS = 6
 QRELS_COLUMNS = 4
 BOM = b"\xef\xbb\xbf"
-FP32_LIMIT = 2.0**128 - 2.0**103
-"""The smallest number that rounds to infinity in fp32, where every run is ranked."""
-
-
-def rank_hits(hits: Iterable[Hit]) -> list[Hit]:
-    """Rank one query's hits under the tie rule above.
-
-    >>> rank_hits([Hit("a", 1.0), Hit("b", 1.0), Hit("c", 2.0)])
-    [Hit(document_id='c', score=2.0), Hit(document_id='b', score=1.0), Hit(document_id='a', score=1.0)]
-    """
-    return sorted(hits, key=lambda hit: (float(np.float32(hit.score)), hit.document_id.encode()), reverse=True)
-
-
-def check_hits(query: str, hits: Sequence[Hit]) -> None:
-    """Raise ScoreError unless every score is a finite fp32 number and every document stands once.
-
-    Neither could be ranked: NaN has no order, and a document that stands twice would be found twice.
-    """
-    seen: set[str] = set()
-    for hit in hits:
-        if not abs(hit.score) < FP32_LIMIT:
-            msg = (
-                f"query {query!r}, document {hit.document_id!r}: got score {hit.score}, wanted a finite number in fp32"
-            )
-            raise ScoreError(f"{msg}; check the system that gave it")
-        if hit.document_id in seen:
-            msg = f"query {query!r}: got document {hit.document_id!r} twice, wanted every document once"
-            raise ScoreError(f"{msg}; keep its best score")
-        seen.add(hit.document_id)
 
 
 def write_run(run: Run, path: Path, *, tag: str) -> None:

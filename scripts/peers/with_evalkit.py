@@ -17,11 +17,13 @@ from worker import Prepared, null_forward, read_documents, serve
 
 from evalkit.config import compose
 from evalkit.config.settings import EncoderConfig, RunConfig
-from evalkit.maxsim import choice, packed
+from evalkit.maxsim import choice
 from evalkit.models.encoder import DTYPES, Encoder, checkpoints, load_encoders
+from evalkit.ragged import ragged
+from evalkit.ranking import floors, no_hits
 from evalkit.run import cells, environment, pipeline, shard_step
 from evalkit.run.encode import encode as encode_texts
-from evalkit.run.search import floors, no_hits, search_shard, to_run
+from evalkit.run.search import search_shard, to_run
 from evalkit.scoring import metrics
 from evalkit.storage import shard_files, trec
 from evalkit.storage.shard_files import ShardVectors, vectors_to_arrays
@@ -35,17 +37,17 @@ def maxsim(job: Mapping[str, Any]) -> Prepared:
     query_QLD, document_XD, lengths_N = (
         torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("queries", "documents", "lengths")
     )
-    shard = ShardVectors(tuple(f"d{i}" for i in range(len(lengths_N))), lengths_N, document_XD)
-    kernel = choice.bind("auto", packed.pack(document_XD, lengths_N), device=CPU, precision=job["precision"])
+    shard = ShardVectors(tuple(f"d{i}" for i in range(len(lengths_N))), ragged(document_XD, lengths_N))
+    kernel = choice.bind("auto", shard.vectors, device=CPU, precision=job["precision"])
 
     def sides(queries: int) -> ShardVectors:
         lengths_Q = torch.full((queries,), query_QLD.shape[1])
-        return ShardVectors(tuple(f"q{i}" for i in range(queries)), lengths_Q, query_QLD[:queries].flatten(0, 1))
+        return ShardVectors(
+            tuple(f"q{i}" for i in range(queries)), ragged(query_QLD[:queries].flatten(0, 1), lengths_Q)
+        )
 
     def product(queries: int) -> torch.Tensor:
-        asked = sides(queries)
-        query = packed.pack(asked.vectors_XD, asked.lengths_N)
-        return kernel.scores(query)
+        return kernel.scores(sides(queries).vectors)
 
     def search(queries: int) -> object:
         open_Q = floors(no_hits(), queries=queries, depth=job["depth"])
@@ -105,9 +107,10 @@ def encode(job: Mapping[str, Any]) -> Prepared:
     def compared(vectors: ShardVectors) -> Any:
         if job["stage"] == "host":  # rows of a table
             return None
-        return vectors.vectors_XD[: int(vectors.lengths_N[: job["compared"]].sum())].float().numpy()
+        rows_XD, offsets_N = vectors.vectors
+        return rows_XD[: int(offsets_N[job["compared"]])].float().numpy()
 
-    return Prepared(run, facts=lambda vectors: {"vectors": len(vectors.vectors_XD)}, array=compared)
+    return Prepared(run, facts=lambda vectors: {"vectors": len(vectors.rows_XD)}, array=compared)
 
 
 def evaluate(config: RunConfig, run_file: Path) -> dict[str, float]:

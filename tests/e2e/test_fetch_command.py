@@ -16,7 +16,7 @@ from fake_hub import FakeHub
 from shared_material import shared_data
 
 from evalkit.config.compose import compose
-from evalkit.models.checkpoint import file_checksum
+from evalkit.storage.paths import file_checksum
 
 
 def evalkit(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:

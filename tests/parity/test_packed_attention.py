@@ -116,13 +116,13 @@ def test_encoding_in_packed_batches_equals_encoding_in_padded_ones(tmp_path):
         encode(list("abcdefg"), texts, encoder, documents=True, batch_tokens=60, storage=torch.float32)[DIM]
         for encoder in (padded, packed)
     ]
-    assert shards[0].lengths_N.tolist() == shards[1].lengths_N.tolist()
-    assert (shards[0].vectors_XD - shards[1].vectors_XD).abs().max() < 1e-5
+    assert shards[0].vectors.lengths_N.tolist() == shards[1].vectors.lengths_N.tolist()
+    assert (shards[0].vectors.rows_XD - shards[1].vectors.rows_XD).abs().max() < 1e-5
 
 
 def leak(packing):
     """What is wrong when lengths do not reach the kernel: all texts are one."""
-    return [(slice(0, int(packing.starts_q[-1])), slice(0, int(packing.starts_k[-1])), 1)]
+    return [(slice(0, int(packing.offsets_q[-1])), slice(0, int(packing.offsets_k[-1])), 1)]
 
 
 @pytest.mark.parametrize("name", ["jina-colbert-v2", "colbertv2", "colbert-xm", "mdpr"])

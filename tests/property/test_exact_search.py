@@ -10,19 +10,10 @@ from hypothesis import strategies as st
 
 from evalkit.kernels.cpu import registers, simd
 from evalkit.maxsim import choice, packed, reference, rescore
+from evalkit.ragged import ragged
+from evalkit.ranking import Hits, drop_self, floors, merge, no_hits, separate_ties
 from evalkit.run import search
-from evalkit.run.search import (
-    Hits,
-    drop_self,
-    floors,
-    hits_from_arrays,
-    hits_to_arrays,
-    merge,
-    no_hits,
-    search_shard,
-    separate_ties,
-    to_run,
-)
+from evalkit.run.search import hits_from_arrays, hits_to_arrays, search_shard, to_run
 from evalkit.storage.shard_files import ShardVectors
 from evalkit.types import Hit
 
@@ -38,18 +29,18 @@ def texts(generator, count, *, dim, longest, distinct, prefix, dtype=torch.float
     pool = torch.nn.functional.normalize(torch.randn(distinct, dim, generator=generator), dim=1).to(dtype)
     lengths = torch.randint(1, longest + 1, (count,), generator=generator)
     rows = torch.randint(0, distinct, (int(lengths.sum()),), generator=generator)
-    return ShardVectors(tuple(f"{prefix}{i:03d}" for i in range(count)), lengths, pool[rows])
+    return ShardVectors(tuple(f"{prefix}{i:03d}" for i in range(count)), ragged(pool[rows], lengths))
 
 
 def brute_force(queries, shard, depth):
-    starts_q = [0, *queries.lengths_N.cumsum(0).tolist()]
-    starts_d = [0, *shard.lengths_N.cumsum(0).tolist()]
+    offsets_q = [0, *queries.vectors.lengths_N.cumsum(0).tolist()]
+    offsets_d = [0, *shard.vectors.lengths_N.cumsum(0).tolist()]
     run = {}
     for q, query in enumerate(queries.ids):
-        query_LD = queries.vectors_XD[starts_q[q] : starts_q[q + 1]].double()
+        query_LD = queries.vectors.rows_XD[offsets_q[q] : offsets_q[q + 1]].double()
         hits = []
         for d, document in enumerate(shard.ids):
-            document_TD = shard.vectors_XD[starts_d[d] : starts_d[d + 1]].double()
+            document_TD = shard.vectors.rows_XD[offsets_d[d] : offsets_d[d + 1]].double()
             hits.append(Hit(document, float(np.float32((query_LD @ document_TD.T).amax(1).sum()))))
         run[query] = sorted(hits, key=lambda hit: (hit.score, hit.document_id.encode()), reverse=True)[:depth]
     return run
@@ -85,10 +76,10 @@ def test_the_run_does_not_depend_on_how_or_in_which_order_the_corpus_is_cut(seed
     generator = torch.Generator().manual_seed(seed)
     queries = texts(generator, 4, dim=8, longest=5, distinct=6, prefix="q")
     whole = texts(generator, 40, dim=8, longest=7, distinct=6, prefix="d")
-    starts = [0, *whole.lengths_N.cumsum(0).tolist()]
+    starts = [0, *whole.vectors.lengths_N.cumsum(0).tolist()]
     edges = [0, *sorted(cuts), 40]
     shards = [
-        ShardVectors(whole.ids[a:b], whole.lengths_N[a:b], whole.vectors_XD[starts[a] : starts[b]])
+        ShardVectors(whole.ids[a:b], ragged(whole.vectors.rows_XD[starts[a] : starts[b]], whole.vectors.lengths_N[a:b]))
         for a, b in pairwise(edges)
     ]
     order.shuffle(shards)
@@ -105,7 +96,7 @@ def test_nominating_scores_are_within_their_proven_error_bound(longest, maxsim, 
     generator = torch.Generator().manual_seed(longest)
     queries = texts(generator, 7, dim=128, longest=32, distinct=100, prefix="q")
     shard = texts(generator, 50, dim=128, longest=longest, distinct=5000, prefix="d")
-    query, documents = (packed.pack(side.vectors_XD, side.lengths_N) for side in (queries, shard))
+    query, documents = (side.vectors for side in (queries, shard))
     kernel = choice.bind(maxsim, documents, device=CPU, precision=precision)
     fast_QN = kernel.scores(query).double()
     pairs = torch.cartesian_prod(torch.arange(7), torch.arange(50))
@@ -134,7 +125,7 @@ def test_whole_numbers_neither_overflow_nor_leave_their_bound_whatever_the_vecto
         if peaked:
             vectors_XD = torch.nn.functional.one_hot(vectors_XD.argmax(1), dim).float()
         scaled_XD = (vectors_XD * 10**size).clamp(-60_000, 60_000).to(dtype)
-        sides.append(packed.pack(scaled_XD, torch.tensor([count // 3] * 3)))
+        sides.append(ragged(scaled_XD, torch.tensor([count // 3] * 3)))
     query, documents = sides
     kernel = choice.bind("simd", documents, device=CPU, precision="int16")
     pairs = torch.cartesian_prod(torch.arange(3), torch.arange(3))
@@ -147,13 +138,15 @@ def test_whole_numbers_neither_overflow_nor_leave_their_bound_whatever_the_vecto
 def test_scores_of_queries_longer_than_a_block_are_right(maxsim, precision):
     generator = torch.Generator().manual_seed(1)
     queries = texts(generator, 2, dim=4, longest=3, distinct=9, prefix="q")
-    long = ShardVectors(("q",), torch.tensor([1500]), torch.randn(1500, 4, generator=generator).half())
+    long = ragged(torch.randn(1500, 4, generator=generator).half(), torch.tensor([1500]))
     shard = texts(generator, 9, dim=4, longest=5, distinct=9, prefix="d")
-    both = packed.pack(torch.cat([queries.vectors_XD, long.vectors_XD]), torch.cat([queries.lengths_N, long.lengths_N]))
-    documents = packed.pack(shard.vectors_XD, shard.lengths_N)
+    both = ragged(
+        torch.cat([queries.vectors.rows_XD, long.rows_XD]), torch.cat([queries.vectors.lengths_N, long.lengths_N])
+    )
+    documents = shard.vectors
     scores = choice.bind(maxsim, documents, device=CPU, precision=precision).scores(both)
-    starts = [0, *shard.lengths_N.cumsum(0).tolist()]
-    wanted = [reference.maxsim(long.vectors_XD, shard.vectors_XD[a:b]) for a, b in pairwise(starts)]
+    starts = [0, *shard.vectors.lengths_N.cumsum(0).tolist()]
+    wanted = [reference.maxsim(long.rows_XD, shard.vectors.rows_XD[a:b]) for a, b in pairwise(starts)]
     assert np.allclose(scores[2].numpy(), wanted, rtol=1e-4 if precision == "int16" else 1e-5)
 
 
@@ -187,11 +180,10 @@ def test_the_run_does_not_depend_on_block_sizes_or_threads(maxsim, precision, mo
 
 
 def test_negative_similarities_survive():
-    queries = ShardVectors(("q",), torch.tensor([1]), torch.tensor([[1.0, 0.0]]).half())
+    queries = ShardVectors(("q",), ragged(torch.tensor([[1.0, 0.0]]).half(), torch.tensor([1])))
     shard = ShardVectors(
         ("short", "long"),
-        torch.tensor([1, 3]),
-        torch.tensor([[-1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [-1.0, 0.0]]).half(),
+        ragged(torch.tensor([[-1.0, 0.0], [0.0, 1.0], [-1.0, 0.0], [-1.0, 0.0]]).half(), torch.tensor([1, 3])),
     )
     hits = search_shard(queries, shard, depth=5, floor_Q=all_open(queries), device=CPU)
     assert to_run(hits, ["q"]) == {"q": [Hit("long", 0.0), Hit("short", -1.0)]}

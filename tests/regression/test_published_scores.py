@@ -67,13 +67,13 @@ def test_late_interaction_minilm_on_nfcorpus_equals_sentence_transformers_and_br
     folder = store_dir(config.cache_dir, planned.store_key)
     shards = [shard_files.vectors_from_arrays(shard_files.load(folder, shard.checksum)) for shard in task.survey.shards]
     run = trec.read_run(tmp_path / "results" / "runs" / cell.run_id / results.RUN)
-    starts = [0, *queries.lengths_N.cumsum(0).tolist()]
+    starts = [0, *queries.vectors.lengths_N.cumsum(0).tolist()]
     for place in range(0, len(queries.ids), 60):
-        query_LD = queries.vectors_XD[starts[place] : starts[place + 1]].double()
+        query_LD = queries.vectors.rows_XD[starts[place] : starts[place + 1]].double()
         hits = []
         for shard in shards:
-            similarity_XL = shard.vectors_XD.double() @ query_LD.T
-            begin = np.concatenate([[0], np.cumsum(shard.lengths_N.numpy())[:-1]])
+            similarity_XL = shard.vectors.rows_XD.double() @ query_LD.T
+            begin = np.concatenate([[0], np.cumsum(shard.vectors.lengths_N.numpy())[:-1]])
             scores = np.maximum.reduceat(similarity_XL.numpy(), begin, axis=0).sum(1).astype(np.float32)
             hits += zip(scores.tolist(), shard.ids, strict=True)
         wanted = sorted(hits, key=lambda hit: (hit[0], hit[1].encode()), reverse=True)[:100]

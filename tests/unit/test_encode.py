@@ -109,13 +109,17 @@ def test_vectors_do_not_depend_on_the_size_of_batches(colbert):
     wanted = encoded(colbert, batch_tokens=4096)
     for batch_tokens in (1, 40, 333):
         found = encoded(colbert, batch_tokens=batch_tokens)
-        assert found.lengths_N.tolist() == wanted.lengths_N.tolist()
-        assert torch.equal(found.vectors_XD, wanted.vectors_XD)
+        assert found.vectors.lengths_N.tolist() == wanted.vectors.lengths_N.tolist()
+        assert torch.equal(found.vectors.rows_XD, wanted.vectors.rows_XD)
 
 
 def test_a_texts_bits_depend_on_nothing_but_the_text(colbert):
     """Neither on how many other texts there are and how long, nor on the cores that share them."""
-    wanted = dict(zip(IDS, torch.split(encoded(colbert).vectors_XD, encoded(colbert).lengths_N.tolist()), strict=True))
+    wanted = dict(
+        zip(
+            IDS, torch.split(encoded(colbert).vectors.rows_XD, encoded(colbert).vectors.lengths_N.tolist()), strict=True
+        )
+    )
     threads = torch.get_num_threads()
     try:
         for cores, places in ((1, [0, 2, 4]), (2, [1, 2, 3, 5, 8]), (3, [8, 7, 6, 2])):
@@ -124,7 +128,7 @@ def test_a_texts_bits_depend_on_nothing_but_the_text(colbert):
             options = {"documents": True, "batch_tokens": 64, "storage": torch.float32}
             (some,) = encode([IDS[place] for place in places], tokens, colbert, **options).values()
             for identifier, of_text in zip(
-                some.ids, torch.split(some.vectors_XD, some.lengths_N.tolist()), strict=True
+                some.ids, torch.split(some.vectors.rows_XD, some.vectors.lengths_N.tolist()), strict=True
             ):
                 assert torch.equal(of_text, wanted[identifier])
     finally:
@@ -140,7 +144,7 @@ def test_equal_texts_have_equal_vectors_and_are_encoded_once(colbert):
     options = {"documents": True, "batch_tokens": 8, "storage": torch.float32}
     heard = {"on_batch": lambda count, tokens: seen.append((count, tokens))}
     (shard,) = encode(ids, encoder.tokenize_documents(texts), encoder, **options, **heard).values()
-    vectors = torch.split(shard.vectors_XD, shard.lengths_N.tolist())
+    vectors = torch.split(shard.vectors.rows_XD, shard.vectors.lengths_N.tolist())
     assert all(torch.equal(vectors[place], vectors[texts.index(text)]) for place, text in enumerate(texts))
     assert len(encoder.module.seen) == 2
     assert sum(count for count, _ in seen) == len(texts)
@@ -177,8 +181,8 @@ def test_a_batch_that_does_not_fit_is_halved_and_the_vectors_are_the_same(colber
     heard = []
     encoder = dataclasses.replace(colbert, module=small, attention=attention)
     found = encoded(encoder, on_halved=lambda tokens, reason: heard.append((tokens, reason)))
-    assert found.lengths_N.tolist() == wanted.lengths_N.tolist()
-    assert (found.vectors_XD - wanted.vectors_XD).abs().max() < 1e-5
+    assert found.vectors.lengths_N.tolist() == wanted.vectors.lengths_N.tolist()
+    assert (found.vectors.rows_XD - wanted.vectors.rows_XD).abs().max() < 1e-5
     assert heard
     assert heard[-1][0] < 4096
     assert heard[0][1] == (str(error) or "MemoryError")
@@ -311,7 +315,7 @@ def test_a_norm_beyond_fp32_names_its_text_and_leaves_no_zero_vector(tmp_path):
 def test_a_value_that_only_half_precision_overflows_is_found_before_it_is_stored(tmp_path):
     encoder = load(FAMILIES["colbertv2"], tmp_path / "m", "colbertv2", normalize=False, verify=False)
     large = dataclasses.replace(encoder, heads={DIM: encoder.heads[DIM] * 1e6})
-    assert torch.isfinite(encoded(large).vectors_XD).all()
+    assert torch.isfinite(encoded(large).vectors.rows_XD).all()
     with pytest.raises(ModelError, match="has a vector that is not finite"):
         encoded(large, storage=torch.float16)
 
@@ -334,8 +338,8 @@ def test_vectors_that_stay_on_the_device_are_those_that_come_to_the_host(colbert
         ).values()
         for resident in (False, True)
     )
-    assert device.lengths_N.tolist() == host.lengths_N.tolist()
-    assert torch.equal(device.vectors_XD, host.vectors_XD)
+    assert device.vectors.lengths_N.tolist() == host.vectors.lengths_N.tolist()
+    assert torch.equal(device.vectors.rows_XD, host.vectors.rows_XD)
     assert sum(texts for texts, _ in heard) == 2 * len(ids)
 
 

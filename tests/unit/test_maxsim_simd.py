@@ -9,7 +9,8 @@ import torch
 
 from evalkit.errors import ConfigError
 from evalkit.kernels.cpu import fixed_point, registers, simd
-from evalkit.maxsim import choice, packed, rescore
+from evalkit.maxsim import bounds, choice, rescore
+from evalkit.ragged import ragged
 
 CPU = torch.device("cpu")
 needs_units = pytest.mark.skipif(not registers.available(), reason="the processor has no AVX2")
@@ -19,11 +20,11 @@ needs_pairs = pytest.mark.skipif(not registers.multiplies_pairs(), reason="the p
 def texts(lengths, *, dim, seed, dtype=torch.float16):
     generator = torch.Generator().manual_seed(seed)
     vectors = torch.nn.functional.normalize(torch.randn(sum(lengths), dim, generator=generator), dim=1)
-    return packed.pack(vectors.to(dtype), torch.tensor(lengths))
+    return ragged(vectors.to(dtype), torch.tensor(lengths))
 
 
 def every_pair(queries, documents):
-    pairs = torch.cartesian_prod(*(torch.arange(len(side.starts_N) - 1) for side in (queries, documents)))
+    pairs = torch.cartesian_prod(*(torch.arange(len(side.offsets_N) - 1) for side in (queries, documents)))
     return pairs[:, 0], pairs[:, 1]
 
 
@@ -43,13 +44,15 @@ def test_documents_and_queries_of_every_small_length_are_scored_as_by_the_defini
 def test_products_of_whole_numbers_are_exact_for_every_small_length(dim):
     queries = texts([1, 2, 31, 32, 33, 64, 65, 130], dim=dim, seed=1)
     documents = texts([*range(1, 26), 300], dim=dim, seed=2)
-    scale, scale_Y = 30_000.0, fixed_point.scales(packed.norms(queries.vectors_XD))
-    query_YD = fixed_point.rounded(queries.vectors_XD, scale_Y.unsqueeze(1)).double()
-    document_XD = fixed_point.rounded(documents.vectors_XD, scale).double()
-    best = [(query_YD @ document_TD.T).amax(1) for document_TD in document_XD.split(documents.starts_N.diff().tolist())]
+    scale, scale_Y = 30_000.0, fixed_point.scales(bounds.norms(queries.rows_XD))
+    query_YD = fixed_point.rounded(queries.rows_XD, scale_Y.unsqueeze(1)).double()
+    document_XD = fixed_point.rounded(documents.rows_XD, scale).double()
+    best = [
+        (query_YD @ document_TD.T).amax(1) for document_TD in document_XD.split(documents.offsets_N.diff().tolist())
+    ]
     best_NY = torch.stack(best) / (scale_Y.double() * scale)
-    wanted_QN = torch.stack([part.sum(1) for part in best_NY.split(queries.starts_N.diff().tolist(), dim=1)])
-    got_QN = simd.fixed_point_scores(queries, documents, scale=scale)
+    wanted_QN = torch.stack([part.sum(1) for part in best_NY.split(queries.offsets_N.diff().tolist(), dim=1)])
+    got_QN = simd.fixed_point_scores(queries, documents, scale_Y=scale_Y, scale=scale)
     assert torch.allclose(got_QN.double(), wanted_QN, rtol=2**-23, atol=1e-12)
 
 
@@ -67,8 +70,8 @@ def test_sixteen_bits_nominate_where_the_processor_multiplies_them_twice_as_fast
 @needs_units
 def test_negative_similarities_are_not_lost_to_the_panels_filling():
     queries, documents = texts([3], dim=8, seed=3), texts([2, 7], dim=8, seed=4)
-    documents = documents._replace(vectors_XD=-queries.vectors_XD[:1].expand(9, 8))
-    queries = packed.pack(queries.vectors_XD[:1], torch.tensor([1]))
+    documents = documents._replace(rows_XD=-queries.rows_XD[:1].expand(9, 8))
+    queries = ragged(queries.rows_XD[:1], torch.tensor([1]))
     assert simd.scores(queries, documents).max() < -0.99
     assert simd.exact_scores(queries, documents, *every_pair(queries, documents)).max() < -0.99
 

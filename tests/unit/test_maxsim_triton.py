@@ -16,8 +16,10 @@ from evalkit.errors import ConfigError
 from evalkit.kernels import trouble
 from evalkit.kernels.cpu import registers
 from evalkit.kernels.gpu import pieces
-from evalkit.maxsim import choice, packed, reference, rescore
-from evalkit.run.search import floors, merge, no_hits, search_shard
+from evalkit.maxsim import bounds, choice, reference, rescore
+from evalkit.ragged import ragged
+from evalkit.ranking import floors, merge, no_hits
+from evalkit.run.search import search_shard
 from evalkit.storage.shard_files import ShardVectors
 
 pytest.importorskip("triton")
@@ -35,19 +37,19 @@ def texts(seed, lengths, *, dim, dtype=torch.float16, scale=1.0):
     generator = torch.Generator().manual_seed(seed)
     lengths_N = torch.as_tensor(lengths)
     vectors = torch.nn.functional.normalize(torch.randn(int(lengths_N.sum()), dim, generator=generator), dim=1)
-    return packed.pack((vectors * scale).to(dtype), lengths_N)
+    return ragged((vectors * scale).to(dtype), lengths_N)
 
 
 def exact(queries, documents):
     """Every score by the definition, in float64."""
-    sides = [[side.vectors_XD[a:b] for a, b in pairwise(side.starts_N.tolist())] for side in (queries, documents)]
+    sides = [[side.rows_XD[a:b] for a, b in pairwise(side.offsets_N.tolist())] for side in (queries, documents)]
     return torch.tensor(
         [[reference.maxsim(query, document) for document in sides[1]] for query in sides[0]], dtype=torch.float64
     )
 
 
 def on_device(documents):
-    return documents._replace(vectors_XD=documents.vectors_XD.to(DEVICE))
+    return documents._replace(rows_XD=documents.rows_XD.to(DEVICE))
 
 
 def kernel_scores(queries, documents, *, piece=16, tiling=SMALL):
@@ -59,7 +61,7 @@ def kernel_scores(queries, documents, *, piece=16, tiling=SMALL):
 def test_kernel_scores_are_within_the_bound_at_every_dim_and_type(dim, dtype):
     queries = texts(dim, [32, 1, 32, 7], dim=dim, dtype=dtype)
     documents = texts(1, [1, 16, 17, 80, 300, 31, 33, 2], dim=dim, dtype=dtype)
-    bound_Q = choice.tensor_core_bound(queries, documents, dtype=dtype)
+    bound_Q = bounds.tensor_core_bound(queries, documents, dtype=dtype)
     error_QN = (kernel_scores(queries, documents).double() - exact(queries, documents)).abs()
     assert (error_QN <= bound_Q.unsqueeze(1)).all()
     assert float(bound_Q.max()) < 5e-3
@@ -88,17 +90,17 @@ def test_ragged_scores_are_within_the_bound(seed, query_lengths, document_length
     queries = texts(seed, query_lengths, dim=16)
     documents = texts(seed + 1, document_lengths, dim=16, scale=scale)
     error_QN = (kernel_scores(queries, documents, piece=piece).double() - exact(queries, documents)).abs()
-    bound_Q = choice.tensor_core_bound(queries, documents, dtype=torch.float16)
+    bound_Q = bounds.tensor_core_bound(queries, documents, dtype=torch.float16)
     assert (error_QN <= bound_Q.unsqueeze(1)).all()
 
 
 def test_sums_that_cancel_are_within_the_bound():
     """Large terms of both signs, then tiny ones that a running sum of fp32 loses: the worst that additions can do."""
     row = torch.tensor([1.0, -1.0] * 32 + [2.0**-14, 2.0**-24] * 32).half()
-    queries = packed.pack(torch.ones(32, 128).half(), torch.tensor([32]))
-    documents = packed.pack(torch.stack([row, row.flip(0), row[torch.randperm(128)]]), torch.tensor([1, 2]))
+    queries = ragged(torch.ones(32, 128).half(), torch.tensor([32]))
+    documents = ragged(torch.stack([row, row.flip(0), row[torch.randperm(128)]]), torch.tensor([1, 2]))
     error_QN = (kernel_scores(queries, documents).double() - exact(queries, documents)).abs()
-    bound_Q = choice.tensor_core_bound(queries, documents, dtype=torch.float16)
+    bound_Q = bounds.tensor_core_bound(queries, documents, dtype=torch.float16)
     assert (error_QN <= bound_Q.unsqueeze(1)).all()
 
 
@@ -132,8 +134,8 @@ def test_the_bound_covers_additions_that_are_cut_instead_of_rounded(group, kind)
         largest = max(addends, key=abs)
         total = sum(cut(addend, to=largest) for addend in addends)
         total = cut(total, to=total)
-    bound = choice.tensor_core_bound(
-        packed.pack(query, torch.tensor([1])), packed.pack(document, torch.tensor([1])), dtype=torch.float16
+    bound = bounds.tensor_core_bound(
+        ragged(query, torch.tensor([1])), ragged(document, torch.tensor([1])), dtype=torch.float16
     )
     assert 0 < abs(total - float(products.sum())) <= float(bound)
 
@@ -141,14 +143,14 @@ def test_the_bound_covers_additions_that_are_cut_instead_of_rounded(group, kind)
 @pytest.mark.parametrize("rounded_side", ["queries", "documents"])
 def test_vectors_that_bf16_rounds_are_within_a_bound_that_measures_the_rounding(rounded_side):
     queries, documents = texts(1, [32, 4], dim=64, dtype=torch.float32), texts(2, [9, 90], dim=64, dtype=torch.float32)
-    rounded_queries, rounded = (side._replace(vectors_XD=side.vectors_XD.bfloat16()) for side in (queries, documents))
+    rounded_queries, rounded = (side._replace(rows_XD=side.rows_XD.bfloat16()) for side in (queries, documents))
     if rounded_side == "queries":
         documents = rounded
     else:
         queries = rounded_queries
     error_QN = (kernel_scores(queries, rounded).double() - exact(queries, documents)).abs()
-    bound_Q = choice.tensor_core_bound(queries, documents, dtype=torch.bfloat16)
-    unrounded_Q = choice.tensor_core_bound(rounded_queries, rounded, dtype=torch.bfloat16)
+    bound_Q = bounds.tensor_core_bound(queries, documents, dtype=torch.bfloat16)
+    unrounded_Q = bounds.tensor_core_bound(rounded_queries, rounded, dtype=torch.bfloat16)
     assert (error_QN <= bound_Q.unsqueeze(1)).all()
     assert float(error_QN.max()) > float(unrounded_Q.max())  # so the measured rounding is what makes the bound hold
     assert float(bound_Q.max()) < 0.5
@@ -166,9 +168,9 @@ def test_chunks_change_nothing_and_one_document_may_be_longer_than_a_chunk(monke
 def test_a_documents_score_has_the_same_bits_whatever_stands_beside_it():
     queries, documents = texts(1, [32, 20], dim=64), texts(2, [33, 80, 5, 64], dim=64)
     together_QN = kernel_scores(queries, documents)
-    starts = documents.starts_N.tolist()
+    starts = documents.offsets_N.tolist()
     alone = [
-        kernel_scores(queries, packed.pack(documents.vectors_XD[a:b], torch.tensor([b - a])), piece=8)
+        kernel_scores(queries, ragged(documents.rows_XD[a:b], torch.tensor([b - a])), piece=8)
         for a, b in pairwise(starts)
     ]
     assert torch.equal(together_QN, torch.cat(alone, dim=1))
@@ -197,7 +199,7 @@ def test_offsets_beyond_31_bits_reach_the_right_rows():
 
 
 def test_layout_repeats_the_last_vector_and_marks_where_documents_end():
-    documents = packed.pack(torch.arange(1.0, 12.0).half().unsqueeze(1).expand(-1, 16), torch.tensor([9, 2]))
+    documents = ragged(torch.arange(1.0, 12.0).half().unsqueeze(1).expand(-1, 16), torch.tensor([9, 2]))
     laid = pieces.document_pieces(documents, piece=8)
     assert laid.rows_RD[:, 0].tolist() == [*range(1, 10), *[9] * 7, 10, *[11] * 111]
     assert laid.ends.tolist() == [0b110]
@@ -236,12 +238,12 @@ def test_rescoring_no_pairs_gives_no_scores():
 def test_every_kernel_gives_the_same_hits_to_the_bit(maxsim, dtype):
     if maxsim == "late-interaction-kernels":
         pytest.importorskip("late_interaction_kernels")
-    pool = texts(0, [12], dim=32, dtype=dtype).vectors_XD  # few distinct vectors, so that equal scores are common
+    pool = texts(0, [12], dim=32, dtype=dtype).rows_XD  # few distinct vectors, so that equal scores are common
     generator = torch.Generator().manual_seed(1)
     query_lengths, document_lengths = torch.tensor([4, 40, 32]), torch.randint(1, 40, (30,), generator=generator)
     draw = [torch.randint(0, 12, (int(n.sum()),), generator=generator) for n in (query_lengths, document_lengths)]
-    queries = ShardVectors(("a", "b", "c"), query_lengths, pool[draw[0]])
-    shard = ShardVectors(tuple(f"d{i:02d}" for i in range(30)), document_lengths, pool[draw[1]])
+    queries = ShardVectors(("a", "b", "c"), ragged(pool[draw[0]], query_lengths))
+    shard = ShardVectors(tuple(f"d{i:02d}" for i in range(30)), ragged(pool[draw[1]], document_lengths))
 
     def hits(maxsim, device):
         floor_Q = floors(no_hits(), queries=3, depth=10)

@@ -11,12 +11,14 @@ from torch.nn import functional
 
 from evalkit.config.compose import compose
 from evalkit.kernels.gpu import elementwise_kernel
-from evalkit.maxsim import choice, packed
+from evalkit.maxsim import choice
 from evalkit.models import attention, elementwise
 from evalkit.models.encoder import checkpoints, load_encoders
+from evalkit.ragged import ragged
+from evalkit.ranking import floors, no_hits
 from evalkit.run import pipeline
 from evalkit.run.encode import encode
-from evalkit.run.search import floors, no_hits, search_shard
+from evalkit.run.search import search_shard
 from evalkit.storage import trec
 from evalkit.storage.shard_files import ShardVectors
 
@@ -41,8 +43,8 @@ def add_norm(rows, others, weight, bias, *, eps, width, **_):
 
 def by_text(query, key, value, packing, scale):
     """What torch's packed kernel gives, which wants all of these on the GPU."""
-    assert all(isinstance(part, OnGpu) for part in (query, key, value, packing.starts_q, packing.starts_k))
-    plain = packing._replace(starts_q=inner(packing.starts_q), starts_k=inner(packing.starts_k), attended_Y=None)
+    assert all(isinstance(part, OnGpu) for part in (query, key, value, packing.offsets_q, packing.offsets_k))
+    plain = packing._replace(offsets_q=inner(packing.offsets_q), offsets_k=inner(packing.offsets_k), attended_Y=None)
     with torch._C._DisableTorchDispatch():
         return OnGpu(attention._by_text(inner(query), inner(key), inner(value), plain, scale))
 
@@ -111,10 +113,10 @@ def test_every_family_has_the_cpus_vectors(name, dtype, resident, tmp_path, monk
             "varlen" if dtype == "bfloat16" and encoder.config.backbone != "jina_bert" else "sdpa"
         )
         found = encoded(encoder, resident=resident)
-        assert found.vectors_XD.device == (GPU if resident else CPU)
-        vectors_XD = found.vectors_XD.cpu()
-    assert found.lengths_N.tolist() == wanted.lengths_N.tolist()
-    error = (vectors_XD.float() - wanted.vectors_XD.float()).norm(dim=1).max()
+        assert found.vectors.rows_XD.device == (GPU if resident else CPU)
+        vectors_XD = found.vectors.rows_XD.cpu()
+    assert found.vectors.lengths_N.tolist() == wanted.vectors.lengths_N.tolist()
+    error = (vectors_XD.float() - wanted.vectors.rows_XD.float()).norm(dim=1).max()
     assert error < (0.1 if dtype == "bfloat16" else 5e-3)
     fused = encoder.config.backbone in elementwise.BACKBONES
     assert (kernels["add_norm"].count > 1) == fused  # one launch is the probe's
@@ -166,17 +168,16 @@ def test_hits_are_the_cpus_and_of_fp16_vectors_to_the_bit(maxsim, dtype, monkeyp
     queries, shard = (
         ShardVectors(
             tuple(f"{kind}{place:02d}" for place in range(len(counts))),
-            counts,
-            pool[torch.randint(0, 80, (int(counts.sum()),), generator=generator)],
+            ragged(pool[torch.randint(0, 80, (int(counts.sum()),), generator=generator)], counts),
         )
         for kind, counts in (("q", query_lengths), ("d", lengths))
     )
     floor_Q = floors(no_hits(), queries=3, depth=20)
     wanted = search_shard(queries, shard, depth=20, floor_Q=floor_Q, device=CPU)
     with simulated_gpu(monkeypatch):
-        for vectors_XD in (shard.vectors_XD, shard.vectors_XD.to(GPU)):
+        for rows_XD in (shard.vectors.rows_XD, shard.vectors.rows_XD.to(GPU)):
             waits.clear()
-            there = shard._replace(vectors_XD=vectors_XD)
+            there = shard._replace(vectors=shard.vectors._replace(rows_XD=rows_XD))
             found = search_shard(queries, there, depth=20, floor_Q=floor_Q, device=GPU, maxsim=maxsim)
             assert found.query_H.tolist() == wanted.query_H.tolist()
             if dtype == torch.float16:
@@ -192,9 +193,9 @@ def test_small_shards_time_the_tilings_as_soon_as_their_work_adds_up(monkeypatch
     monkeypatch.setattr(tensor_core, "_WORK", {})
     slow = tensor_core.Tiling(32, 4, 2)
     monkeypatch.setattr(tensor_core, "_timed", lambda *_: slow)
-    documents = packed.pack(torch.ones(64, 16).half(), torch.tensor([64]))
+    documents = ragged(torch.ones(64, 16).half(), torch.tensor([64]))
     with simulated_gpu(monkeypatch):
-        laid = pieces.document_pieces(documents._replace(vectors_XD=documents.vectors_XD.to(GPU)), piece=16)
+        laid = pieces.document_pieces(documents._replace(rows_XD=documents.rows_XD.to(GPU)), piece=16)
         work = 2 * 16 * 128 * 32  # operations per query piece, over 128 rows with those that fill the tile
         options = {"worth_timing": 2.5 * 100 * work}
         found = [tensor_core.fastest(laid, query_count=100, **options) for _ in range(4)]

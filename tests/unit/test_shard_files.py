@@ -9,13 +9,14 @@ import pytest
 import torch
 
 from evalkit.errors import StoreError
+from evalkit.ragged import ragged
 from evalkit.run import identity
 from evalkit.storage import shard_files
 from evalkit.storage.shard_files import ShardVectors
 
 
 def shard():
-    return ShardVectors(("é", "doc 2"), torch.tensor([2, 1]), torch.arange(6).view(3, 2).half())
+    return ShardVectors(("é", "doc 2"), ragged(torch.arange(6).view(3, 2).half(), torch.tensor([2, 1])))
 
 
 def saved(folder):
@@ -27,9 +28,9 @@ def test_a_saved_shard_comes_back_as_it_was(tmp_path):
     arrays = shard_files.load(saved(tmp_path), "shard-00000")
     back = shard_files.vectors_from_arrays(arrays)
     assert back.ids == shard().ids
-    assert torch.equal(back.lengths_N, shard().lengths_N)
-    assert torch.equal(back.vectors_XD, shard().vectors_XD)
-    assert back.vectors_XD.dtype == torch.float16
+    assert torch.equal(back.vectors.lengths_N, shard().vectors.lengths_N)
+    assert torch.equal(back.vectors.rows_XD, shard().vectors.rows_XD)
+    assert back.vectors.rows_XD.dtype == torch.float16
 
 
 def test_a_shard_without_its_manifest_is_unfinished(tmp_path):
@@ -75,10 +76,11 @@ def test_saving_leaves_no_temporary_file(tmp_path):
 WRITER = """
 import sys, torch
 from pathlib import Path
+from evalkit.ragged import ragged
 from evalkit.storage import shard_files
 from evalkit.storage.shard_files import ShardVectors
 vectors = torch.arange(300_000).view(-1, 3).half()
-arrays = shard_files.vectors_to_arrays(ShardVectors(("a", "b"), torch.tensor([1, len(vectors) - 1]), vectors))
+arrays = shard_files.vectors_to_arrays(ShardVectors(("a", "b"), ragged(vectors, torch.tensor([1, len(vectors) - 1]))))
 print("ready", flush=True)
 sys.stdin.readline()
 for number in range(100):

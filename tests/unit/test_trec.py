@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from evalkit.errors import ScoreError
-from evalkit.storage.trec import FP32_LIMIT, rank_hits, read_run, write_run
+from evalkit.ranking import FP32_LIMIT, rank_hits
+from evalkit.storage.trec import read_run, write_run
 from evalkit.types import Hit
 
 RUN = {"q1": [Hit("d2", 1.5), Hit("d1", 0.1)], "q2": [Hit("文書", -3.25e-7)]}

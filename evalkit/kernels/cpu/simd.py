@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from evalkit.kernels.cpu import cores, fixed_point
-from evalkit.maxsim.packed import Packed, norms
+from evalkit.ragged import Ragged, offsets
 
 BLOCK_BYTES = 1 << 19
 """Document vectors that one call of the kernel takes: they stay in a core's second-level cache for all queries."""
@@ -20,32 +20,32 @@ EXACT_BLOCK_BYTES = 1 << 21
 """The same for exact scores, in which a document meets few queries: what counts there is the number of calls."""
 
 
-def scores(queries: Packed, documents: Packed) -> Tensor:
-    """Return MaxSim scores [Q, N] in fp32; `packed.error_bound` says how far from exact they can be.
+def scores(queries: Ragged, documents: Ragged) -> Tensor:
+    """Return MaxSim scores [Q, N] in fp32; `bounds.error_bound` says how far from exact they can be.
 
     Every text must have at least one vector, and vectors must be finite.
     """
-    unit_Y = torch.ones(len(queries.vectors_XD))
-    return _all_scores(_floats(queries.vectors_XD), unit_Y, queries.starts_N, documents, _floats, -torch.inf)
+    unit_Y = torch.ones(len(queries.rows_XD))
+    return _all_scores(_floats(queries.rows_XD), unit_Y, queries.offsets_N, documents, _floats, -torch.inf)
 
 
-def fixed_point_scores(queries: Packed, documents: Packed, *, scale: float) -> Tensor:
+def fixed_point_scores(queries: Ragged, documents: Ragged, *, scale_Y: Tensor, scale: float) -> Tensor:
     """Return MaxSim scores [Q, N] of vectors rounded to 16-bit whole numbers, added exactly and rounded once to fp32.
 
-    `scale` is the documents', of `fixed_point.scales`; each query vector has its own. Texts are as for `scores`.
+    `scale_Y` are the query vectors' scales, `scale` is that of all documents: `fixed_point.scales`. Texts are as for
+    `scores`.
     """
-    scale_Y = fixed_point.scales(norms(queries.vectors_XD))
-    query_YD = _pairs(queries.vectors_XD, scale_Y.unsqueeze(1))
+    query_YD = _pairs(queries.rows_XD, scale_Y.unsqueeze(1))
     lowest = torch.iinfo(query_YD.dtype).min
     unit_Y = 1 / (scale_Y.double() * scale)
-    return _all_scores(query_YD, unit_Y, queries.starts_N, documents, lambda part: _pairs(part, scale), lowest)
+    return _all_scores(query_YD, unit_Y, queries.offsets_N, documents, lambda part: _pairs(part, scale), lowest)
 
 
 def _all_scores(  # noqa: PLR0913, PLR0917 (one call's worth of a kernel's arguments)
     query_YD: Tensor,
     unit_Y: Tensor,
-    starts_Q: Tensor,
-    documents: Packed,
+    offsets_Q: Tensor,
+    documents: Ragged,
     numbers: Callable[[Tensor], Tensor],
     lowest: float,
 ) -> Tensor:
@@ -53,23 +53,23 @@ def _all_scores(  # noqa: PLR0913, PLR0917 (one call's worth of a kernel's argum
     from evalkit.kernels.cpu import simd_kernel
 
     panel_MDY = _panels(query_YD).numpy()
-    starts_N = documents.starts_N
-    out_NQ = torch.empty((len(starts_N) - 1, len(starts_Q) - 1))
+    offsets_N = documents.offsets_N
+    out_NQ = torch.empty((len(offsets_N) - 1, len(offsets_Q) - 1))
     rows = BLOCK_BYTES // query_YD.element_size() // query_YD.shape[1]
 
     def score(begin: int, end: int) -> None:
-        for first, behind in _blocks(starts_N, begin, end, rows=rows):
+        for first, behind in _blocks(offsets_N, begin, end, rows=rows):
             simd_kernel.all_scores(
-                numbers(documents.vectors_XD[starts_N[first] : starts_N[behind]]).numpy(),
-                (starts_N[first : behind + 1] - starts_N[first]).numpy(),
+                numbers(documents.rows_XD[offsets_N[first] : offsets_N[behind]]).numpy(),
+                (offsets_N[first : behind + 1] - offsets_N[first]).numpy(),
                 panel_MDY,
-                starts_Q.numpy(),
+                offsets_Q.numpy(),
                 unit_Y.numpy(),
                 lowest,
                 out_NQ[first:behind].numpy(),
             )
 
-    cores.map_ranges(score, cores.equal_ranges(starts_N[1:], cores=torch.get_num_threads()))
+    cores.map_ranges(score, cores.equal_ranges(offsets_N[1:], cores=torch.get_num_threads()))
     return out_NQ.T
 
 
@@ -83,7 +83,7 @@ def _pairs(vectors_XD: Tensor, scale: Tensor | float) -> Tensor:
     return _widened(fixed_point.rounded(even_XD, scale).view(torch.int32))
 
 
-def exact_scores(queries: Packed, documents: Packed, query_H: Tensor, document_H: Tensor) -> Tensor:
+def exact_scores(queries: Ragged, documents: Ragged, query_H: Tensor, document_H: Tensor) -> Tensor:
     """Return the exact MaxSim, rounded once to fp32 [H], of chosen (query, document) pairs.
 
     fp16 numbers are multiples of 2⁻²⁴, so products are multiples of 2⁻⁴⁸, and with unit vectors every partial sum is
@@ -94,34 +94,34 @@ def exact_scores(queries: Packed, documents: Packed, query_H: Tensor, document_H
 
     if not len(query_H):
         return torch.zeros(0)
-    query_YD = _widened(queries.vectors_XD.double())
-    turned = [query_LD.T.flatten() for query_LD in torch.split(query_YD, queries.starts_N.diff().tolist())]
-    query_numbers, starts_Q = torch.cat(turned).numpy(), queries.starts_N.numpy()
+    query_YD = _widened(queries.rows_XD.double())
+    turned = [query_LD.T.flatten() for query_LD in torch.split(query_YD, queries.offsets_N.diff().tolist())]
+    query_numbers, offsets_Q = torch.cat(turned).numpy(), queries.offsets_N.numpy()
 
     order_H = torch.argsort(document_H, stable=True)
     asked_H = query_H[order_H]
     chosen_C, pairs_C = torch.unique_consecutive(document_H[order_H], return_counts=True)
-    pair_starts_C, lengths_C = _starts(pairs_C), documents.starts_N.diff()[chosen_C]
-    starts_C = _starts(lengths_C)
-    shift_C = documents.starts_N[chosen_C] - starts_C[:-1]
-    vectors_C = _starts(queries.starts_N.diff()[asked_H])[pair_starts_C].diff()
+    pair_offsets_C, lengths_C = offsets(pairs_C), documents.offsets_N.diff()[chosen_C]
+    offsets_C = offsets(lengths_C)
+    shift_C = documents.offsets_N[chosen_C] - offsets_C[:-1]
+    vectors_C = offsets(queries.offsets_N.diff()[asked_H])[pair_offsets_C].diff()
     width = simd_kernel.panel_vectors(query_YD.element_size())
     panels = -(-int(vectors_C.max()) // width)
     sorted_H = torch.empty(len(query_H), dtype=torch.float64)
 
     def score(begin: int, end: int) -> None:
         panel_MDY = torch.zeros((panels, query_YD.shape[1], width), dtype=torch.float64)
-        for first, behind in _blocks(starts_C, begin, end, rows=EXACT_BLOCK_BYTES // 8 // query_YD.shape[1]):
-            row_X = torch.arange(int(starts_C[first]), int(starts_C[behind]))
+        for first, behind in _blocks(offsets_C, begin, end, rows=EXACT_BLOCK_BYTES // 8 // query_YD.shape[1]):
+            row_X = torch.arange(int(offsets_C[first]), int(offsets_C[behind]))
             row_X += torch.repeat_interleave(shift_C[first:behind], lengths_C[first:behind])
-            pairs = slice(int(pair_starts_C[first]), int(pair_starts_C[behind]))
+            pairs = slice(int(pair_offsets_C[first]), int(pair_offsets_C[behind]))
             simd_kernel.pair_scores(
-                _widened(documents.vectors_XD.index_select(0, row_X).float().double()).numpy(),
-                (starts_C[first : behind + 1] - starts_C[first]).numpy(),
+                _widened(documents.rows_XD.index_select(0, row_X).float().double()).numpy(),
+                (offsets_C[first : behind + 1] - offsets_C[first]).numpy(),
                 query_numbers,
-                starts_Q,
+                offsets_Q,
                 asked_H[pairs].numpy(),
-                (pair_starts_C[first : behind + 1] - pair_starts_C[first]).numpy(),
+                (pair_offsets_C[first : behind + 1] - pair_offsets_C[first]).numpy(),
                 panel_MDY.numpy(),
                 sorted_H[pairs].numpy(),
             )
@@ -132,15 +132,11 @@ def exact_scores(queries: Packed, documents: Packed, query_H: Tensor, document_H
     return out_H
 
 
-def _starts(lengths_N: Tensor) -> Tensor:
-    return torch.cat([torch.zeros(1, dtype=torch.int64), lengths_N.cumsum(0)])
-
-
-def _blocks(starts_N: Tensor, begin: int, end: int, *, rows: int) -> list[tuple[int, int]]:
+def _blocks(offsets_N: Tensor, begin: int, end: int, *, rows: int) -> list[tuple[int, int]]:
     """Cut documents `begin` to `end` into blocks of at most some rows, or of one document that is longer alone."""
     blocks = []
     while begin < end:
-        behind = int(torch.searchsorted(starts_N, int(starts_N[begin]) + rows, right=True)) - 1
+        behind = int(torch.searchsorted(offsets_N, int(offsets_N[begin]) + rows, right=True)) - 1
         behind = min(max(behind, begin + 1), end)
         blocks.append((begin, behind))
         begin = behind

@@ -103,7 +103,7 @@ def _document(document_XD, first, behind, panel_MDY, panel, best_NMY, document):
 
 
 @njit(nogil=True, cache=True)
-def all_scores(document_XD, starts_N, panel_MDY, starts_Q, unit_Y, lowest, out_NQ):
+def all_scores(document_XD, offsets_N, panel_MDY, offsets_Q, unit_Y, lowest, out_NQ):
     """Write the scores of all queries, whose vectors stand back to back in the panels, against all documents.
 
     A maximum of query vector y counts `unit_Y[y]` each, in whose type they are added; none is below `lowest`.
@@ -113,30 +113,30 @@ def all_scores(document_XD, starts_N, panel_MDY, starts_Q, unit_Y, lowest, out_N
     best_NMY = np.full((documents, panels, width), lowest, document_XD.dtype)
     for panel in range(panels):
         for document in range(documents):
-            _document(document_XD, starts_N[document], starts_N[document + 1], panel_MDY, panel, best_NMY, document)
+            _document(document_XD, offsets_N[document], offsets_N[document + 1], panel_MDY, panel, best_NMY, document)
     for document in range(documents):
         best_Y = best_NMY[document].reshape(panels * width)
         for query in range(queries):
             score = unit_Y.dtype.type(0)
-            for vector in range(starts_Q[query], starts_Q[query + 1]):
+            for vector in range(offsets_Q[query], offsets_Q[query + 1]):
                 score += unit_Y[vector] * best_Y[vector]
             out_NQ[document, query] = score
 
 
 @njit(nogil=True, cache=True)
-def pair_scores(document_XD, starts_N, query_numbers, starts_Q, query_H, pair_starts_N, panel_MDY, out_H):
+def pair_scores(document_XD, offsets_N, query_numbers, offsets_Q, query_H, pair_starts_N, panel_MDY, out_H):
     """Write the scores of pairs, which stand document by document.
 
     `query_numbers` holds each query's vectors turned round [D, L], query behind query: those of one document's pairs
     are laid side by side into the panels, so that short queries share one.
     """
     dim, width = document_XD.shape[1], panel_MDY.shape[2]
-    for document in range(len(starts_N) - 1):
+    for document in range(len(offsets_N) - 1):
         vectors = 0
         for pair in range(pair_starts_N[document], pair_starts_N[document + 1]):
             query = query_H[pair]
-            length = starts_Q[query + 1] - starts_Q[query]
-            source = starts_Q[query] * dim
+            length = offsets_Q[query + 1] - offsets_Q[query]
+            source = offsets_Q[query] * dim
             copied = 0
             while copied < length:
                 panel, column = (vectors + copied) // width, (vectors + copied) % width
@@ -150,12 +150,12 @@ def pair_scores(document_XD, starts_N, query_numbers, starts_Q, query_H, pair_st
         panels = (vectors + width - 1) // width
         best_NMY = np.full((1, panels, width), -np.inf, document_XD.dtype)
         for panel in range(panels):
-            _document(document_XD, starts_N[document], starts_N[document + 1], panel_MDY[:panels], panel, best_NMY, 0)
+            _document(document_XD, offsets_N[document], offsets_N[document + 1], panel_MDY[:panels], panel, best_NMY, 0)
         best_Y = best_NMY.reshape(panels * width)
         place = 0
         for pair in range(pair_starts_N[document], pair_starts_N[document + 1]):
             score = out_H.dtype.type(0)
-            for _ in range(starts_Q[query_H[pair] + 1] - starts_Q[query_H[pair]]):
+            for _ in range(offsets_Q[query_H[pair] + 1] - offsets_Q[query_H[pair]]):
                 score += best_Y[place]
                 place += 1
             out_H[pair] = score

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from evalkit.maxsim.packed import Packed
+from evalkit.ragged import Ragged, offsets
 
 GRAIN = 128
 """Rows to which every chunk is filled up: the largest tile."""
@@ -40,7 +40,7 @@ class Documents(NamedTuple):
     ends: Tensor
     """For each GRAIN of rows, one int32 whose bit i says that a document ends with piece i."""
     chunk_grains: Tensor
-    """Where each chunk starts, in grains; C + 1 entries, int64."""
+    """Offsets of the chunks, in grains; C + 1 entries, int64."""
     chunk_documents: Tensor
     """First document of each chunk; int64."""
     piece: int
@@ -59,10 +59,10 @@ class Queries(NamedTuple):
     """How many pieces each query has; on the CPU."""
 
 
-def document_pieces(documents: Packed, *, piece: int) -> Documents:
+def document_pieces(documents: Ragged, *, piece: int) -> Documents:
     """Lay packed documents out in pieces of 8, 16 or 32 rows, on the device where their vectors are."""
-    device = documents.vectors_XD.device
-    lengths_N = documents.starts_N.diff()
+    device = documents.rows_XD.device
+    lengths_N = documents.offsets_N.diff()
     pieces_N = (lengths_N + piece - 1) // piece
     ends_N = pieces_N.cumsum(0)
     begins_N = ends_N - pieces_N
@@ -75,14 +75,14 @@ def document_pieces(documents: Packed, *, piece: int) -> Documents:
     chunk_begins_C = begins_N[chunk_documents]
     chunk_pieces_C = torch.cat([chunk_begins_C[1:], ends_N[-1:]]) - chunk_begins_C
     grains_C = (chunk_pieces_C * piece + GRAIN - 1) // GRAIN
-    chunk_grains = torch.cat([torch.zeros(1, dtype=torch.int64), grains_C.cumsum(0)])
+    chunk_grains = offsets(grains_C)
     moved_N = chunk_grains[:-1][chunk_of_N] * GRAIN + (begins_N - chunk_begins_C[chunk_of_N]) * piece
     last_piece_N = moved_N // piece + pieces_N - 1
     per_grain = GRAIN // piece
     ends = np.zeros(int(chunk_grains[-1]), dtype=np.int32)
     np.bitwise_or.at(ends, (last_piece_N // per_grain).numpy(), (1 << (last_piece_N % per_grain)).int().numpy())
-    rows = _rows(moved_N.to(device), documents.starts_N.to(device), int(chunk_grains[-1]) * GRAIN)
-    rows_RD = _widened(documents.vectors_XD)[rows] if len(rows) else documents.vectors_XD
+    rows = _rows(moved_N.to(device), documents.offsets_N.to(device), int(chunk_grains[-1]) * GRAIN)
+    rows_RD = _widened(documents.rows_XD)[rows] if len(rows) else documents.rows_XD
     return Documents(
         rows_RD.contiguous(),
         torch.from_numpy(ends).to(device),
@@ -105,21 +105,21 @@ def chunk_rows(rows: int) -> int:
     return size
 
 
-def _rows(moved_N: Tensor, starts_N: Tensor, count: int) -> Tensor:
+def _rows(moved_N: Tensor, offsets_N: Tensor, count: int) -> Tensor:
     """Return for each row of the layout the packed vector that it holds."""
     row_R = torch.arange(count, device=moved_N.device)
     owner_R = torch.searchsorted(moved_N, row_R, right=True) - 1
-    return torch.minimum(starts_N[owner_R] + row_R - moved_N[owner_R], starts_N[owner_R + 1] - 1)
+    return torch.minimum(offsets_N[owner_R] + row_R - moved_N[owner_R], offsets_N[owner_R + 1] - 1)
 
 
-def query_pieces(queries: Packed, *, multiple: int, device: torch.device, dtype: torch.dtype) -> Queries:
+def query_pieces(queries: Ragged, *, multiple: int, device: torch.device, dtype: torch.dtype) -> Queries:
     """Lay queries out in pieces [M, 32, D] of zero-filled vectors, M a multiple of `multiple`."""
-    lengths_Q = queries.starts_N.diff()
+    lengths_Q = queries.offsets_N.diff()
     pieces_Q = (lengths_Q + QUERY_PIECE - 1) // QUERY_PIECE
     first_Q = pieces_Q.cumsum(0) - pieces_Q
     count = -(-int(pieces_Q.sum()) // multiple) * multiple
-    vectors_YD = _widened(queries.vectors_XD.to(device=device, dtype=dtype))
-    shift_Q = first_Q * QUERY_PIECE - queries.starts_N[:-1]
+    vectors_YD = _widened(queries.rows_XD.to(device=device, dtype=dtype))
+    shift_Q = first_Q * QUERY_PIECE - queries.offsets_N[:-1]
     place_Y = torch.arange(len(vectors_YD)) + torch.repeat_interleave(shift_Q, lengths_Q)
     rows_YD = vectors_YD.new_zeros((count * QUERY_PIECE, vectors_YD.shape[1]))
     rows_YD[place_Y.to(device)] = vectors_YD

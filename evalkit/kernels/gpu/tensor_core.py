@@ -16,7 +16,7 @@ from torch import Tensor
 from evalkit.kernels.gpu.pieces import GRAIN, QUERY_PIECE, Documents, dim_parts, query_pieces, query_sums
 from evalkit.kernels.gpu.triton_kernel import maxsim
 from evalkit.kernels.trouble import first_line, is_out_of_memory, say_once
-from evalkit.maxsim.packed import Packed
+from evalkit.ragged import Ragged
 
 WORTH_TIMING = 1e13
 """Operations, of all calls so far, from which timing the tilings pays: 30 ms of work against a second of compiling."""
@@ -56,14 +56,14 @@ HOPPER_SHARED_BYTES = 232_448
 """Shared memory that one program may have on compute capability 9.0."""
 
 
-def scores(queries: Packed, documents: Documents, *, tiling: Tiling | None = None) -> Tensor:
+def scores(queries: Ragged, documents: Documents, *, tiling: Tiling | None = None) -> Tensor:
     """Return MaxSim scores [Q, N] in fp32 on the documents' device; `kernels.tensor_core_bound` bounds their error.
 
     Queries are rounded to the documents' type, fp16 or bf16. `tiling` is chosen by `fastest` unless given.
     """
     device, dtype = documents.rows_RD.device, documents.rows_RD.dtype
     if tiling is None:
-        count = int(((queries.starts_N.diff() + QUERY_PIECE - 1) // QUERY_PIECE).sum())
+        count = int(((queries.offsets_N.diff() + QUERY_PIECE - 1) // QUERY_PIECE).sum())
         tiling = fastest(documents, query_count=count)
     laid = query_pieces(queries, multiple=tiling.warps, device=device, dtype=dtype)
     return query_sums(launch(laid.rows_MLD, documents, tiling), laid)

@@ -1,0 +1,133 @@
+"""The order of a ranking: the tie rule, the merging of rankings, and what becomes of a query's own document.
+
+Shapes: Q queries, H hits (flat, of all queries together).
+
+The tie rule, stated here once: a query's hits are ordered by fp32 score descending; of equal scores, the document id
+that is greater by its UTF-8 bytes comes first, as trec_eval ranks. `rank_hits` applies it to lists of hits, `merge` to
+arrays. BM25 is searched in Anserini's order instead (of equal scores the lesser id first); `separate_ties` then lowers
+equal scores, so that its run file has no ties left.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+
+from evalkit.errors import ScoreError
+from evalkit.types import Hit
+
+FP32_LIMIT = 2.0**128 - 2.0**103
+"""The smallest number that rounds to infinity in fp32, where every run is ranked."""
+TieRule = Literal["trec_eval", "anserini"]
+
+
+class Hits(NamedTuple):
+    """Hits of many queries as flat arrays: query position, document id (UTF-8 bytes), exact fp32 score."""
+
+    query_H: np.ndarray
+    id_H: np.ndarray
+    score_H: np.ndarray
+
+
+def no_hits() -> Hits:
+    """Return an empty set of hits, the neutral element of `merge`."""
+    return Hits(np.zeros(0, np.int32), np.zeros(0, "S1"), np.zeros(0, np.float32))
+
+
+def merge(parts: Sequence[Hits], *, depth: int, ties: TieRule = "trec_eval") -> Hits:
+    """Keep each query's best `depth` hits of several sets: score descending, then document id.
+
+    Of equal fp32 scores trec_eval ranks the higher id first, by UTF-8 bytes; Anserini the lower
+    Merging is associative, so shards may come in any grouping; the result
+    is ordered by query and rank.
+    """
+    query_H = np.concatenate([part.query_H for part in parts])
+    id_H = np.concatenate([part.id_H for part in parts])
+    score_H = np.concatenate([part.score_H for part in parts])
+    query_key_H = query_H.astype(np.int64)
+    if ties == "trec_eval":
+        order_H = np.lexsort((id_H, score_H, -query_key_H))[::-1]
+    else:
+        order_H = np.lexsort((id_H, -score_H, query_key_H))
+    query_H, id_H, score_H = query_H[order_H], id_H[order_H], score_H[order_H]
+    kept_H = _rank_within(query_H) < depth
+    return Hits(query_H[kept_H], id_H[kept_H], score_H[kept_H])
+
+
+def _rank_within(query_H: np.ndarray) -> np.ndarray:
+    """Return each hit's rank within its query, for hits that stand query by query.
+
+    >>> _rank_within(np.array([4, 4, 7])).tolist()
+    [0, 1, 0]
+    """
+    place_H = np.arange(len(query_H))
+    first_H = np.concatenate([[True], query_H[1:] != query_H[:-1]]) if len(query_H) else np.zeros(0, dtype=bool)
+    return place_H - np.maximum.accumulate(np.where(first_H, place_H, 0)) if len(query_H) else place_H
+
+
+def floors(best: Hits, *, queries: int, depth: int) -> np.ndarray:
+    """Return per query the score that a further document must reach to be kept [Q]; -inf while there is room."""
+    floor_Q = np.full(queries, -np.inf, dtype=np.float32)
+    last_H = _rank_within(best.query_H) == depth - 1
+    floor_Q[best.query_H[last_H]] = best.score_H[last_H]
+    return floor_Q
+
+
+def rank_hits(hits: Iterable[Hit]) -> list[Hit]:
+    """Rank one query's hits under the tie rule above.
+
+    >>> rank_hits([Hit("a", 1.0), Hit("b", 1.0), Hit("c", 2.0)])
+    [Hit(document_id='c', score=2.0), Hit(document_id='b', score=1.0), Hit(document_id='a', score=1.0)]
+    """
+    return sorted(hits, key=lambda hit: (float(np.float32(hit.score)), hit.document_id.encode()), reverse=True)
+
+
+def check_hits(query: str, hits: Sequence[Hit]) -> None:
+    """Raise ScoreError unless every score is a finite fp32 number and every document stands once.
+
+    Neither could be ranked: NaN has no order, and a document that stands twice would be found twice.
+    """
+    seen: set[str] = set()
+    for hit in hits:
+        if not abs(hit.score) < FP32_LIMIT:
+            msg = (
+                f"query {query!r}, document {hit.document_id!r}: got score {hit.score}, wanted a finite number in fp32"
+            )
+            raise ScoreError(f"{msg}; check the system that gave it")
+        if hit.document_id in seen:
+            msg = f"query {query!r}: got document {hit.document_id!r} twice, wanted every document once"
+            raise ScoreError(f"{msg}; keep its best score")
+        seen.add(hit.document_id)
+
+
+def separate_ties(hits: Hits) -> Hits:
+    """Lower every score that is not below its predecessor's to the next fp32 number beneath it.
+
+    A run in Anserini's order then keeps that order under trec_eval's tie rule; Anserini does the same with 1e-6.
+    """
+    score_H = hits.score_H.copy()
+    for place in np.flatnonzero(hits.query_H[1:] == hits.query_H[:-1]) + 1:
+        if score_H[place] >= score_H[place - 1]:
+            score_H[place] = np.nextafter(score_H[place - 1], np.float32(-np.inf))
+    return hits._replace(score_H=score_H)
+
+
+def self_hits(run: Mapping[str, list[Hit]]) -> int:
+    """Count the hits whose document id is the query's own.
+
+    >>> self_hits({"q": [Hit("q", 2.0), Hit("d", 1.0)], "r": [Hit("d", 1.0)]})
+    1
+    """
+    return sum(hit.document_id == query for query, hits in run.items() for hit in hits)
+
+
+def drop_self(run: Mapping[str, list[Hit]], *, depth: int) -> tuple[dict[str, list[Hit]], int]:
+    """Drop each query's own document (BEIR's rule where ids overlap), keep `depth` hits, and count the dropped.
+
+    >>> drop_self({"q": [Hit("q", 2.0), Hit("d", 1.0)]}, depth=1)
+    ({'q': [Hit(document_id='d', score=1.0)]}, 1)
+    """
+    kept = {query: [hit for hit in hits if hit.document_id != query][:depth] for query, hits in run.items()}
+    return kept, sum(any(hit.document_id == query for hit in hits) for query, hits in run.items())

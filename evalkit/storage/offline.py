@@ -1,0 +1,32 @@
+"""The network switched off for this process: what is on disk must do."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+
+@contextmanager
+def network_off() -> Iterator[None]:
+    """Make every connection and name look-up of this process fail, and tell the Hub's client not to try."""
+    import huggingface_hub.constants as hub
+
+    def refused(*_arguments: Any, **_settings: Any) -> Any:
+        msg = "the network is off while evalkit verifies"
+        raise OSError(msg)
+
+    before = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo, hub.HF_HUB_OFFLINE
+    socket.socket.connect = socket.socket.connect_ex = refused  # type: ignore[method-assign]
+    socket.getaddrinfo = refused
+    hub.HF_HUB_OFFLINE = True
+    try:
+        yield
+    finally:
+        (
+            socket.socket.connect,  # type: ignore[method-assign]
+            socket.socket.connect_ex,  # type: ignore[method-assign]
+            socket.getaddrinfo,
+            hub.HF_HUB_OFFLINE,
+        ) = before

@@ -6,7 +6,7 @@ Shapes: Q queries, D dim; X vectors; Y query vectors, concatenated.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -97,7 +97,23 @@ def _gamma(terms: int, unit: float = 2.0**-24) -> float:
     return terms * unit / (1 - terms * unit)
 
 
-def tensor_core_bound(queries: Ragged, documents: Ragged, *, dtype: torch.dtype) -> Tensor:
+class QueryNorms(NamedTuple):
+    """What a tensor-core bound needs of query vectors, in float64: norms of the rounded ones and of the rounding."""
+
+    rounded_Y: Tensor
+    rounding_Y: Tensor
+
+
+def query_norms(query_YD: Tensor, *, dtype: torch.dtype) -> QueryNorms:
+    """Measure query vectors; a run does it once, for the same queries meet every shard."""
+    exact_YD = query_YD.double()
+    rounded_YD = exact_YD.to(dtype).double()
+    return QueryNorms(rounded_YD.norm(dim=1).cpu(), (exact_YD - rounded_YD).norm(dim=1).cpu())
+
+
+def tensor_core_bound(
+    queries: Ragged, documents: Ragged, *, dtype: torch.dtype, known: QueryNorms | None = None
+) -> Tensor:
     """Return per query the largest possible |score - exact score in fp32| [Q] of MaxSim on tensor cores, in any order.
 
     Vectors are rounded to `dtype`, multiplied exactly, added up in a tensor core with TENSOR_CORE_UNIT, and the
@@ -105,19 +121,18 @@ def tensor_core_bound(queries: Ragged, documents: Ragged, *, dtype: torch.dtype)
     product of D terms is off by at most γ(D)·‖q‖·‖d‖ with γ(n) = n·u / (1 - n·u). Rounding q to q' and d to d' adds
     ‖q - q'‖·‖d‖ + ‖q'‖·‖d - d'‖; both are measured, and nothing where vectors are stored in `dtype`. The exact score's
     own rounding to fp32 adds 2⁻²⁴ of it: documents of one fp32 score are ranked by id, so all of them are nominated.
+    `known` spares measuring the queries again.
     """
     document_norm = _exact_largest_norm(documents.rows_XD)
     rounded_norm, residual_norm = document_norm, 0.0
     if documents.rows_XD.dtype != dtype:
         rounded_norm = _exact_largest_norm(documents.rows_XD, to=dtype)
         residual_norm = _exact_largest_norm(documents.rows_XD, less=dtype)
-    query_YD = queries.rows_XD.double().cpu()
-    rounded_YD = query_YD.to(dtype).double()
-    rounded_Y = rounded_YD.norm(dim=1)
-    rounding_Y = (query_YD - rounded_YD).norm(dim=1) * document_norm + rounded_Y * residual_norm
+    rounded_Y, residual_Y = known or query_norms(queries.rows_XD, dtype=dtype)
+    rounding_Y = residual_Y * document_norm + rounded_Y * residual_norm
     size_Y = rounded_Y * rounded_norm
     lengths_Q = queries.offsets_N.diff()
-    dot_Y = size_Y * _gamma(query_YD.shape[1], TENSOR_CORE_UNIT)
+    dot_Y = size_Y * _gamma(queries.rows_XD.shape[1], TENSOR_CORE_UNIT)
     # One more than the additions: the exact score's rounding. It is of the size of the unrounded vectors' products.
     sums = _gamma(int(lengths_Q.max()) + 1, 2.0**-24)
     per_vector_Y = rounding_Y + dot_Y + (size_Y + rounding_Y + dot_Y) * sums

@@ -47,10 +47,18 @@ class Kernel(NamedTuple):
     """Exact scores of pairs, rounded once to fp32 [H], on the CPU."""
 
 
-def bind(choice: MaxsimKernel, documents: Ragged, *, device: torch.device, precision: Nomination = "auto") -> Kernel:
+def bind(
+    choice: MaxsimKernel,
+    documents: Ragged,
+    *,
+    device: torch.device,
+    precision: Nomination = "auto",
+    known: Mapping[torch.dtype, bounds.QueryNorms] | None = None,
+) -> Kernel:
     """Bring a shard's documents to a device and return the chosen kernel over them.
 
-    `precision` is that of `simd` and `packed` alone. Raises ConfigError as `require` does.
+    `precision` is that of `simd` and `packed` alone; `known` holds the norms of the queries to come, where they were
+    measured before. Raises ConfigError as `require` does.
     """
     require(choice, device, precision=precision)
     on_device = documents._replace(rows_XD=documents.rows_XD.to(device))
@@ -89,10 +97,13 @@ def bind(choice: MaxsimKernel, documents: Ragged, *, device: torch.device, preci
             exact,
         )
     # Tensor cores take fp16 as it is stored; wider vectors lose bits, and bf16 loses no range.
-    half = _half(documents.rows_XD.dtype)
+    half = half_of(documents.rows_XD.dtype)
     rounded = on_device._replace(rows_XD=on_device.rows_XD.to(half))
     scores = _triton(rounded) if name == "triton" else _late_interaction_kernels(rounded)
-    return Kernel(name, scores, lambda queries: bounds.tensor_core_bound(queries, on_device, dtype=half), exact)
+    norms = (known or {}).get(half)
+    return Kernel(
+        name, scores, lambda queries: bounds.tensor_core_bound(queries, on_device, dtype=half, known=norms), exact
+    )
 
 
 def require(choice: MaxsimKernel, device: torch.device, *, precision: Nomination = "auto") -> None:
@@ -143,7 +154,8 @@ def _automatic(documents: Ragged, device: torch.device, precision: Nomination) -
     return "triton" if tensor_core.fits(vectors_XD.shape[1], device, piece=_piece(documents)) else "packed"
 
 
-def _half(dtype: torch.dtype) -> torch.dtype:
+def half_of(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which a tensor core takes stored vectors: fp16 as it is, all others as bf16."""
     return torch.float16 if dtype == torch.float16 else torch.bfloat16
 
 
@@ -152,7 +164,7 @@ def _usable(documents: Ragged) -> KernelName:
     vectors_XD, piece = documents.rows_XD, _piece(documents)
     device, dim = vectors_XD.device, vectors_XD.shape[1]
     _require_fit(dim, device, piece)
-    problem = probe(device, _half(vectors_XD.dtype), dim, piece)
+    problem = probe(device, half_of(vectors_XD.dtype), dim, piece)
     if not problem:
         return "triton"
     problem = f"{problem}; packed is used instead"

@@ -155,7 +155,7 @@ def _look(config: RunConfig, known: Sequence[CellScores], *, offline: bool) -> l
         here = dim is None or checkpoint.startswith("on disk")
         if task is not None and device is not None and task.survey.documents and here:
             try:
-                (cell,) = plan(task._replace(config=dataclasses.replace(config, dims=(dim,))))
+                (cell,) = plan(task._replace(config=dataclasses.replace(task.config, dims=(dim,))))
             except EvalkitError as error:
                 why = why or str(error)
         found.append(_planned(seen, dim, cell, checkpoint=checkpoint, problem=why))
@@ -169,12 +169,13 @@ def _opened(config: RunConfig, device: torch.device, *, offline: bool) -> tuple[
         if name is None:
             return None, *_absent(config, offline=offline)
         dataset = datasets.load(dataclasses.replace(config.dataset, sources=(name,)))
-        surveyed = _cached_survey(config, dataset)
+        surveyed = _cached_survey(config, dataset, device)
         deviations = () if surveyed is None else datasets.check(dataset, surveyed, config.dataset)
     except EvalkitError as error:
         return None, name or "–", str(error)
     nothing = Survey(0, "", (), 0, ())
-    return Task(config, dataset, surveyed or nothing, deviations, device, Console(quiet=True)), f"on disk: {name}", None
+    cut = environment.resolved(config, device)
+    return Task(cut, dataset, surveyed or nothing, deviations, device, Console(quiet=True)), f"on disk: {name}", None
 
 
 def _absent(config: RunConfig, *, offline: bool) -> tuple[str, str | None]:
@@ -207,18 +208,15 @@ class _Unread:
         return self.corpus.where(index)
 
 
-def _cached_survey(config: RunConfig, dataset: Dataset) -> Survey | None:
+def _cached_survey(config: RunConfig, dataset: Dataset, device: torch.device) -> Survey | None:
     inner = getattr(dataset.corpus, "corpus", dataset.corpus)
     if isinstance(inner, IrdsCorpus) and not _built(inner):
         return None  # its fingerprint would build a document store first
-    model = config.model
     try:
         return survey(
             _Unread(dataset.corpus),
-            shard_tokens=config.store.shard_tokens,
-            max_document_tokens=model.document.max_tokens
-            if isinstance(model, EncoderConfig)
-            else config.store.shard_tokens,  # as `pipeline.prepare` asks for it
+            shard_tokens=environment.shard_tokens(config, device),  # as `pipeline.prepare` asks for it
+            max_document_tokens=environment.max_document_tokens(config, device),
             cache_dir=config.cache_dir,
             name=dataset.name,
             judged_ids=datasets.judged_ids(dataset),

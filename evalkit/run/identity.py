@@ -88,6 +88,7 @@ def bm25_facts(config: Bm25Config) -> dict[str, Any]:
 
 def corpus_facts(survey: Survey, run: RunConfig) -> dict[str, Any]:
     """Return what a corpus is and how it is cut."""
+    assert run.store.shard_tokens != "auto"  # `environment.resolved` has made a number of it
     return {"corpus": survey.checksum, "shard_tokens": run.store.shard_tokens, "cut": CUT}
 
 

@@ -27,7 +27,7 @@ from evalkit.models import metadata
 from evalkit.models.encoder import load_encoders
 from evalkit.ranking import Hits, drop_self, merge, no_hits, self_hits, separate_ties
 from evalkit.run import environment
-from evalkit.run.background import limit_tokenizer, tokenizer_threads
+from evalkit.run.background import Merging, limit_tokenizer, tokenizer_threads
 from evalkit.run.canary import canary
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.progress import documents_bar
@@ -65,13 +65,15 @@ def prepare(config: RunConfig, *, console: Console) -> Task:
     """Open the dataset and survey its corpus: counts, checksum, duplicate ids, shard cuts."""
     device = environment.choose_device(config.engine.device)
     choice.require(config.engine.maxsim, device, precision=config.engine.nominate)
+    config = environment.resolved(config, device)
+    shard_tokens = environment.shard_tokens(config, device)
 
     def survey_of(dataset: Dataset) -> Survey:
         with documents_bar(console, f"survey of {dataset.name}", total=config.dataset.counts.documents) as advance:
             return survey(
                 dataset.corpus,
-                shard_tokens=config.store.shard_tokens,
-                max_document_tokens=_max_document_tokens(config),
+                shard_tokens=shard_tokens,
+                max_document_tokens=environment.max_document_tokens(config, device),
                 cache_dir=config.cache_dir,
                 name=dataset.name,
                 judged_ids=datasets.judged_ids(dataset),
@@ -111,10 +113,10 @@ def search_vectors(task: Task, cells: Sequence[Cell], model: EncoderConfig) -> d
         with (
             documents_bar(task.console, title, total=task.survey.documents) as advance,
             vector_step(task, encoder, members, best, advance) as step,
+            Merging(best, depth=task.depth, threaded=task.device.type != "cpu") as merging,
         ):
             for hits in map_shards(step.run, task.survey.shards, ahead=step.ahead):
-                for run_id, shard_hits in hits.items():
-                    best[run_id] = merge([best[run_id], shard_hits], depth=task.depth)
+                merging.add(hits)
     return best
 
 
@@ -215,8 +217,3 @@ def _accepted(config: RunConfig, cell: Cell) -> tuple[str, ...]:
         return ()
     found = metadata.differences(config.model, cell.checkpoint, cell.dim).contradictions
     return tuple(f"artifact.metadata has {clause}" for clause in found)
-
-
-def _max_document_tokens(config: RunConfig) -> int:
-    """Return the length at which the model cuts a document; BM25 cuts none."""
-    return config.model.document.max_tokens if isinstance(config.model, EncoderConfig) else config.store.shard_tokens

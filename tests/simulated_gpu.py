@@ -150,6 +150,11 @@ class _Event:
         waits["event"] += 1
 
 
+class _Stream:
+    def __init__(self, *_):
+        pass
+
+
 @contextlib.contextmanager
 def simulated_gpu(monkeypatch):
     """Within it torch has one CUDA device."""
@@ -183,7 +188,7 @@ def simulated_gpu(monkeypatch):
         "device_of": lambda _: contextlib.nullcontext(),
         "empty_cache": lambda: None,
         "Event": _Event,
-        "Stream": lambda *_: None,
+        "Stream": _Stream,
         "stream": lambda _: contextlib.nullcontext(),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)

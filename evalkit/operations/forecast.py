@@ -22,6 +22,7 @@ from evalkit.datasets.irds import IrdsCorpus
 from evalkit.datasets.survey import Survey, survey
 from evalkit.errors import ConfigError, EvalkitError
 from evalkit.models.checkpoint import on_disk
+from evalkit.operations.cards import CardRates, card_rates
 from evalkit.run import environment, identity, jobs
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.jobs import Job
@@ -373,11 +374,23 @@ def _seconds(seen: _Seen, dim: int | None, work: _Work) -> Amount:
     rated = [run for run in runs if run.wall_s.get("encode", 0) > 0 and "document_vectors" in run.counts]
     rate = _rate((run.counts["document_vectors"], run.wall_s["encode"]) for run in rated) or 0.0
     if not rate or work.vectors.value is None:
-        return Amount(None, UNSIZED if rate else UNRATED)
+        card = None if rate else card_rates(config.results_dir, gpu=str(here["device"]), model=config.model.name)
+        unknown = Amount(None, UNSIZED if rate else UNRATED)
+        return unknown if card is None else _at_card_rates(card, dim, work, queries=queries)
     encode_s = work.vectors.value * min(work.left, work.unstored) / rate
     products = _rate((_products(run), run.wall_s.get("search", 0.0)) for run in rated)
     search_s = queries * work.vectors.value * dim * work.left / products if products else 0.0
     return Amount(encode_s + search_s, f"at {rate:,.0f} vectors/s, {_named(rated)}")
+
+
+def _at_card_rates(card: CardRates, dim: int, work: _Work, *, queries: int) -> Amount:
+    """Return the time that is left at the rates that were measured on this card, for want of a run of this system."""
+    if work.vectors.value is None:
+        return Amount(None, UNSIZED)
+    encode_s = work.vectors.value * min(work.left, work.unstored) / card.tokens_per_s
+    flop = 2.0 * queries * card.query_vectors * work.vectors.value * dim * work.left
+    basis = f"at {card.tokens_per_s:,.0f} tokens/s, measured on {card.gpu} ({card.source})"
+    return Amount(encode_s + flop / card.search_flop_per_s, basis)
 
 
 def _products(run: CellScores) -> float:

@@ -82,8 +82,27 @@ def failures(figures: object, path: str = "") -> Iterator[str]:
             yield from failures(value, f"{path} / {name}" if path else str(name))
 
 
+def rates(figures: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what `evalkit plan` reads of a card (evalkit/operations/cards.py), where all of it was measured on one."""
+    machine = figures.get("machine", {})
+    wanted = dict(measured(figures))
+    search = list((wanted["search d=128 TFLOP/s, 256 queries"] or {}).values())  # type: ignore[attr-defined]
+    if "gpu" not in machine or not search or wanted["encoding tokens/s"] is None:
+        return None
+    return {
+        "format": 1,
+        "gpu": machine["gpu"],
+        "model": "jina-colbert-v2",
+        "weights": "random, of its shape",
+        "tokens_per_s": wanted["encoding tokens/s"],
+        "search_flop_per_s": min(search) * 1e12,
+        "query_vectors": 32,
+        "made with": machine,
+    }
+
+
 def main() -> None:
-    """Write summary.json and gpu.png, and print the targets last."""
+    """Write summary.json, card.json and gpu.png, and print the targets last."""
     folder = Path(sys.argv[1])
     figures = read(folder)
     summary = {
@@ -95,6 +114,8 @@ def main() -> None:
     with suppress(FileNotFoundError):
         summary["runs failed"] = json.loads((folder / "runs.json").read_text(encoding="utf-8")).get("failed", [])
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    if (card := rates(figures)) is not None:
+        (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
     with suppress(ImportError):
         import plot
 

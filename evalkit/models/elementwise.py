@@ -14,7 +14,7 @@ import importlib.util
 from collections.abc import Callable
 from functools import cache
 from math import prod
-from typing import Any, NamedTuple, TypeGuard
+from typing import Any, NamedTuple, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -54,6 +54,7 @@ class FusedLayer(nn.Module):
         super().__init__()
         self.self_attn = FusedAttention(layer.get_submodule("self_attn"))
         self.mlp = layer.get_submodule("mlp")
+        self.width = int(cast("Any", self.mlp).config.intermediate_size)
         self.post_attention_layernorm = _norm(layer.get_submodule("post_attention_layernorm"))
         self.post_mlp_layernorm = _norm(layer.get_submodule("post_mlp_layernorm"))
 
@@ -68,7 +69,7 @@ class FusedLayer(nn.Module):
         assert position_embeddings is not None
         mixed_BTH = self.self_attn(hidden_BTH, attention_mask, position_embeddings, **more)
         hidden_BTH = added_and_normed(mixed_BTH, hidden_BTH, self.post_attention_layernorm)
-        return in_slices(hidden_BTH, self.mlp, self.post_mlp_layernorm, width=self.mlp.config.intermediate_size)
+        return in_slices(hidden_BTH, self.mlp, self.post_mlp_layernorm, width=self.width)
 
 
 class FusedAttention(nn.Module):
@@ -127,7 +128,7 @@ def in_slices(hidden: Tensor, feed_forward: Callable[[Tensor], Tensor], norm: nn
     """
     hidden = hidden.contiguous()
     rows_XH = hidden.view(-1, hidden.shape[-1])
-    for slice_XH in rows_XH.split(max(LEAST_ROWS, SLICE_BYTES // (width * hidden.element_size()))):
+    for slice_XH in torch.split(rows_XH, max(LEAST_ROWS, SLICE_BYTES // (width * hidden.element_size()))):
         added_and_normed(slice_XH, feed_forward(slice_XH), norm)
     return hidden
 

@@ -63,45 +63,48 @@ def search_shard(  # noqa: PLR0913 (keyword-only behind the two sides)
     of queries are halved, then the shard; that too changes no hit. Raises DeviceError where one document does not fit.
     """
     ready = queries if isinstance(queries, Asked) else Asked(queries, {})
-    limits = {"depth": depth, "floor_Q": floor_Q, "device": device, "precision": precision, "maxsim": maxsim}
+    return _within_memory(ready, shard, _How(depth, floor_Q, device, precision, maxsim))
+
+
+class _How(NamedTuple):
+    """What `search_shard` was asked for beside queries and documents."""
+
+    depth: int
+    floor_Q: np.ndarray
+    device: torch.device
+    precision: Nomination
+    maxsim: MaxsimKernel
+
+
+def _within_memory(ready: Asked, shard: ShardVectors, how: _How) -> Hits:
     while True:
-        block = _FITTING.get(device, QUERY_BLOCK)
+        block = _FITTING.get(how.device, QUERY_BLOCK)
         try:
-            return _search(ready, shard, block=block, **limits)
+            return _search(ready, shard, how, block=block)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = first_line(error)  # only its text: the error itself holds the tensors that fill the memory
-        if device.type == "cuda":
+        if how.device.type == "cuda":
             torch.cuda.empty_cache()
         if block > LEAST_BLOCK:
-            if device not in _FITTING:
+            if how.device not in _FITTING:
                 say_once(f"a search did not fit memory ({reason}): fewer queries, or documents, are taken at a time")
-            _FITTING[device] = block // 2
+            _FITTING[how.device] = block // 2
             continue
         if len(shard.ids) == 1:
             msg = f"document {shard.ids[0]!r} does not fit memory beside {LEAST_BLOCK} queries ({reason})"
             raise DeviceError(f"{msg}; wanted a larger device, or a lower max_tokens of the model")
-        return merge([search_shard(ready, half, **limits) for half in _halves(shard)], depth=depth)
+        return merge([_within_memory(ready, half, how) for half in _halves(shard)], depth=how.depth)
 
 
 _FITTING: dict[torch.device, int] = {}
 """Queries per block that were found to fit a device, where those are fewer."""
 
 
-def _search(  # noqa: PLR0913 (search_shard's)
-    ready: Asked,
-    shard: ShardVectors,
-    *,
-    block: int,
-    depth: int,
-    floor_Q: np.ndarray,
-    device: torch.device,
-    precision: Nomination,
-    maxsim: MaxsimKernel,
-) -> Hits:
-    queries = ready.queries
-    kernel = choice.bind(maxsim, shard.vectors, device=device, precision=precision, known=ready.norms)
+def _search(ready: Asked, shard: ShardVectors, how: _How, *, block: int) -> Hits:
+    queries, depth, floor_Q = ready.queries, how.depth, how.floor_Q
+    kernel = choice.bind(how.maxsim, shard.vectors, device=how.device, precision=how.precision, known=ready.norms)
     ids_N = np.array([identifier.encode() for identifier in shard.ids])
     bound_Q = kernel.error_bound(queries.vectors)
     floor = torch.from_numpy(floor_Q).double()

@@ -88,9 +88,9 @@ def _write(path: Path, arrays: Mapping[str, Tensor]) -> str:
             digest.update(part)
             file.write(part)
         for _, array in ordered:
-            data = memoryview(array.flatten().view(torch.uint8).numpy()).cast("B") if array.numel() else memoryview(b"")
+            data = array.flatten().view(torch.uint8).numpy()
             for place in range(0, len(data), _PIECE_BYTES):
-                piece = data[place : place + _PIECE_BYTES]
+                piece = data[place : place + _PIECE_BYTES].data
                 digest.update(piece)
                 file.write(piece)
         file.flush()

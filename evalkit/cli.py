@@ -293,19 +293,21 @@ def score(
     from evalkit.report import verdicts
     from evalkit.run.pipeline import METRICS
     from evalkit.scoring import metrics
-    from evalkit.storage import trec
+    from evalkit.storage import results, trec
 
     config = compose.compose(overrides)
     dataset = datasets.load(config.dataset, with_corpus=False)
-    found = trec.read_run(run_file)
+    found = results.read_run(run_file)
     missing = sum(query.id not in found for query in dataset.queries)
-    if missing == len(dataset.queries):
+    if found and missing == len(dataset.queries):
         got, wanted = next(iter(found)), dataset.queries[0].id
         msg = f"{run_file}: got no query that {dataset.name} ({dataset.split}) judges, but {got!r} and so on"
         raise ScoreError(f"{msg}, wanted {wanted!r} and so on; check dataset and dataset.split")
     dropped, own = 0, self_hits(found)
     if dataset.drop_self:
         found, dropped = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
+    if warning := trec.unmatched(found, dataset.qrels):
+        _complain(f"{run_file}: {warning}")
     scored = metrics.score(found, dataset.qrels, METRICS)
     typer.echo(
         f"{dataset.name} ({dataset.split}): {len(dataset.queries)} queries, {missing} of them not in the run (0)"
@@ -344,14 +346,14 @@ def rerank(
     from evalkit.run.pipeline import METRICS
     from evalkit.run.progress import documents_bar
     from evalkit.scoring import metrics
-    from evalkit.storage import trec
+    from evalkit.storage import results, trec
 
     config = compose.compose(overrides)
     if config.reranker is None:
         msg = "no re-ranker chosen; wanted reranker=NAME (evalkit ls rerankers)"
         raise ConfigError(msg)
     dataset = datasets.load(config.dataset)
-    found = trec.read_run(run_file)
+    found = results.read_run(run_file)
     if dataset.drop_self:
         found, _ = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
     device = environment.choose_device(config.engine.device)

@@ -30,6 +30,10 @@ class DeviationError(DatasetError):
     """A dataset can be read and is not the published one."""
 
 
+class ChangedError(DatasetError):
+    """A corpus changed between the survey and the reading of a shard."""
+
+
 class ModelError(EvalkitError):
     """A checkpoint or tokenizer is missing, malformed or not what the config says."""
 

@@ -22,12 +22,14 @@ import time
 from functools import cache
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import yaml
 
 from evalkit.config.settings import configs_dir
+from evalkit.models import weights
 from evalkit.scoring import published
-from evalkit.storage import results, trec
+from evalkit.storage import keys, results, trec
 from evalkit.types import Hit
 
 METRICS = ("ndcg@10", "mrr@10", "recall@100")
@@ -60,11 +62,29 @@ def values(number: int) -> tuple[list[str], dict[str, float], str]:
     return queries, results.group_means(per_query, queries), results.per_query_table(per_query, METRICS)
 
 
+def published_checkpoint(system: str, dim: int | None) -> dict[str, Any] | None:
+    """Return what a run records of a system's published weights, so that its report is that of a real card."""
+    known = weights.published_weights(system)
+    source = None if known is None else known.checkpoints.get(str(dim))
+    if known is None or source is None:
+        return None
+    return {
+        "origin": source.repo,
+        "revision": source.revision or "0" * 40,
+        "checksums": dict(source.checksums) or {"model.safetensors": "0" * 32},
+        "parameters": known.parameters,
+        "proof": "repository",
+    }
+
+
 def invent(folder: Path, system: str, dim: int | None, dataset: dict[str, object], seed: int) -> None:
     """Write one run."""
     name, split = str(dataset["name"]), str(dataset["split"])
     queries, means, table = values(int(dataset["counts"]["queries"]))  # type: ignore[index]
-    run_id = f"{name.replace('/', '-')}.{split}.{system}{'' if dim is None else f'-{dim}'}.{seed:010x}"
+    protocol = {"corpus": dataset.get("checksum"), "drop_self": dataset["drop_self"], "stored_dtype": "float16"}
+    checkpoint = published_checkpoint(system, dim)
+    protocol |= {"seed": seed, **({} if checkpoint is None else {"checkpoint": checkpoint["checksums"]})}
+    run_id = keys.run_id(name, split, system, dim, protocol)
     where = folder / "runs" / run_id
     where.mkdir(parents=True)
     (where / results.PER_QUERY).write_text(table, encoding="utf-8")
@@ -82,9 +102,9 @@ def invent(folder: Path, system: str, dim: int | None, dataset: dict[str, object
         groups={},
         counts={"documents": 1000, "queries": len(queries), "document_vectors": 100_000},
         deviations=(),
-        protocol={"corpus": dataset.get("checksum"), "drop_self": dataset["drop_self"], "stored_dtype": "float16"},
+        protocol=protocol,
         wall_s={"encode_and_search": 1.0, "score": 0.1},
-        environment={"evalkit": "0", "packages": {}, "checkpoint": None},
+        environment={"evalkit": "0", "packages": {}, "checkpoint": checkpoint},
     )
     results.write(scores, folder)
 

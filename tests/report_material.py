@@ -2,16 +2,19 @@
 
 from pathlib import Path
 
-from evalkit.storage import results, trec
+from evalkit.models import weights
+from evalkit.storage import keys, results, trec
 from evalkit.storage.results import CellScores
 from evalkit.types import Hit
 
 NFCORPUS = "f3bb3cd4f0fa46d91bfc2fc10b69dba8"
+ENVIRONMENT = {"evalkit": "0.1.0", "packages": {"ranx": "0.3.21"}, "checkpoint": None}
+NAMED = ("dataset", "split", "model", "dim", "protocol")
+"""What a run id is made of."""
 
 
 def cell(**changes):
     values = {
-        "run_id": "beir-nfcorpus.test.bm25.1",
         "model": "bm25",
         "dim": None,
         "dataset": "beir/nfcorpus",
@@ -32,13 +35,29 @@ def cell(**changes):
             "drop_self": True,
         },
         "wall_s": {"encode_and_search": 1.5, "score": 0.5},
-        "environment": {"evalkit": "0.1.0", "packages": {"ranx": "0.3.21"}, "checkpoint": None},
+        "environment": ENVIRONMENT,
     }
-    return CellScores(**{**values, **changes})
+    values |= changes
+    values.setdefault("run_id", keys.run_id(*(values[name] for name in NAMED)))
+    return CellScores(**values)
+
+
+def published_weights(dim):
+    """What is recorded of jina-colbert-v2's weights where the Hub's cache proves them; the checksums are made up."""
+    source = weights.published_weights("jina-colbert-v2").checkpoints[str(dim)]
+    return {
+        "folder": None,
+        "origin": source.repo,
+        "revision": source.revision or "a" * 40,
+        "checksums": {"config.json": "c0", "tokenizer.json": "70", "model.safetensors": f"{dim}ab"},
+        "parameters": 559_497_216,
+        "proof": "repository",
+    }
 
 
 def late(*, dim=128, query_tokens=32, value=0.346, run_id=None, **changes):
     protocol = {
+        "checkpoint": published_weights(dim)["checksums"],
         "query": {
             "max_tokens": query_tokens,
             "expansion": True,
@@ -53,12 +72,12 @@ def late(*, dim=128, query_tokens=32, value=0.346, run_id=None, **changes):
         "drop_self": True,
     }
     return cell(
-        run_id=run_id or f"beir-nfcorpus.test.jina-colbert-v2-{dim}.2",
+        **({} if run_id is None else {"run_id": run_id}),
         model="jina-colbert-v2",
         dim=dim,
         metrics={"ndcg@10": value, "mrr@10": 0.5, "recall@100": 0.25},
         counts={"documents": 10, "queries": 2, "judgements": 2, "document_vectors": 1000},
-        **{"protocol": protocol, **changes},
+        **{"protocol": protocol, "environment": {**ENVIRONMENT, "checkpoint": published_weights(dim)}, **changes},
     )
 
 

@@ -179,7 +179,8 @@ def _compared(  # noqa: PLR0913, PLR0917 (one caller: two runs, each with its va
 
 
 def values_of(cell: CellScores, results_dir: Path, metric: str) -> dict[str, float]:
-    """Return a run's values by query for one metric. Raises ScoreError when it was not measured."""
+    """Return a run's values by query for one metric. Raises ScoreError when it was not measured or its table edited."""
+    results.require_unedited(results_dir, cell, results.PER_QUERY)
     table = results.read_per_query(run_dir(results_dir, cell.run_id) / results.PER_QUERY)
     if metric not in table.metrics:
         msg = f"{cell.run_id}: metric {metric!r} was not measured; {nearest(metric, table.metrics)}"

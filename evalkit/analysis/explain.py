@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from evalkit.analysis.replay import Material
 from evalkit.config.settings import EncoderConfig, RunConfig
-from evalkit.errors import ConfigError, DatasetError, nearest
+from evalkit.datasets.survey import ContentHash
+from evalkit.errors import ChangedError, ConfigError, DatasetError, nearest
+from evalkit.run import identity
 from evalkit.storage.results import CellScores
 
 if TYPE_CHECKING:
@@ -94,7 +96,8 @@ def _some(names: Sequence[str], *, most: int = 3) -> str:
 def text_flags(config: RunConfig, material: Material, queries: Sequence[str]) -> dict[str, tuple[str, ...]]:
     """Return for some queries what their texts say is odd: texts cut, and judged documents that the corpus lacks.
 
-    Reads the corpus once. Raises EvalkitError when the dataset or the tokenizer cannot be had.
+    Reads the corpus once. Raises EvalkitError when the dataset or the tokenizer cannot be had, and when corpus or
+    queries are not those of the run.
     """
     from evalkit import datasets
 
@@ -102,7 +105,7 @@ def text_flags(config: RunConfig, material: Material, queries: Sequence[str]) ->
         query: [document for document, grade in material.qrels.get(query, {}).items() if grade > 0] for query in queries
     }
     wanted = {document for documents in relevant.values() for document in documents}
-    dataset, found = datasets.load_read(config.dataset, lambda dataset: _documents(dataset, wanted))
+    dataset, found = datasets.load_read(config.dataset, lambda dataset: _documents(dataset, wanted, material.cell))
     texts = {query.id: query.text for query in dataset.queries}
     vocabulary = _vocabulary(config, material.cell)
     odd: dict[str, tuple[str, ...]] = {}
@@ -125,8 +128,19 @@ def text_flags(config: RunConfig, material: Material, queries: Sequence[str]) ->
     return odd
 
 
-def _documents(dataset: Dataset, wanted: set[str]) -> dict[str, str]:
-    return {one.id: one.joined() for one in dataset.corpus.documents() if one.id in wanted}
+def _documents(dataset: Dataset, wanted: set[str], cell: CellScores) -> dict[str, str]:
+    """Return some documents' texts. Raises ChangedError where corpus or queries are not those of the run."""
+    content, found = ContentHash(), {}
+    for one in dataset.corpus.documents():
+        content.add(one)
+        if one.id in wanted:
+            found[one.id] = one.joined()
+    here = {"corpus": content.hexdigest(), "queries": identity.texts_checksum(dataset.queries)}
+    for part, checksum in here.items():
+        if (recorded := cell.protocol.get(part)) not in (None, checksum):
+            msg = f"{cell.run_id}: got {part} of checksum {checksum} from {dataset.source}, wanted the run's {recorded}"
+            raise ChangedError(f"{msg}; give the same copy of the dataset by --dataset-path, or run the cell again")
+    return found
 
 
 def _vocabulary(config: RunConfig, cell: CellScores) -> Vocabulary | None:
@@ -157,7 +171,7 @@ def pair(config: RunConfig, material: Material, query: str, document: str) -> Pa
     if query not in material.qrels:
         msg = f"query {query!r} is not in {material.cell.dataset}; {nearest(query, material.qrels)}"
         raise DatasetError(msg)
-    dataset, found = datasets.load_read(config.dataset, lambda dataset: _documents(dataset, {document}))
+    dataset, found = datasets.load_read(config.dataset, lambda dataset: _documents(dataset, {document}, material.cell))
     texts = {one.id: one.text for one in dataset.queries}
     if document not in found:
         msg = f"document {document!r} is not in the corpus of {dataset.name}; take one of the run's, for example"

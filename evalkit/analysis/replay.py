@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from evalkit import ranking
+from evalkit.analysis import standing
 from evalkit.errors import DatasetError, EvalkitError, ScoreError
+from evalkit.run import identity
 from evalkit.scoring import metrics, published
 from evalkit.scoring.published import PublishedScore, Verdict
 from evalkit.storage import paths, results, trec
@@ -35,6 +37,10 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "missing": {"zero": "a query without hits scores 0", "skip": "queries without hits left out of the mean"},
     "queries": {"all": "all judged queries", "relevant": "only queries that have a relevant document"},
+    "unmatched": {
+        "as_run": "documents with score 0 as the run has them",
+        "leave_out": "documents with score 0 left out (Lucene)",
+    },
     "gain": {"linear": "linear gain", "exponential": "exponential gain (2^grade - 1)"},
 }
 """What each rule may be, and the words for it; the cutoff is a number."""
@@ -50,6 +56,7 @@ class Rules(NamedTuple):
     ties: str
     missing: str
     queries: str
+    unmatched: str
     gain: str
     cutoff: int
 
@@ -93,18 +100,36 @@ class Material(NamedTuple):
 def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> Material:
     """Read what a finished run left, and from the dataset the judgements that do not lie beside it.
 
-    Raises ScoreError when a file is missing or damaged.
+    Raises ScoreError when a file is missing, damaged or edited, and when the judgements are not those that the run was
+    scored with.
     """
     folder = paths.run_dir(results_dir, cell.run_id)
     qrels_path, dropped_path = folder / results.QRELS, folder / results.DROPPED
+    if cell.environment.get(results.QRELS_CHECKSUM) == results.BEING_SCORED:
+        msg = f"{cell.run_id}: got a run whose scoring was interrupted, wanted a finished one; run the cell again"
+        raise ScoreError(msg)
+    results.require_unedited(results_dir, cell, results.RUN, results.QRELS, results.DROPPED)
     if qrels_path.is_file():
         qrels: Qrels = trec.read_qrels(qrels_path)
     else:
         qrels = _dataset_qrels(results_dir, cell, dataset_path)
-    kept = trec.read_run(folder / results.RUN)
-    dropped = trec.read_run(dropped_path) if dropped_path.is_file() else {}
+    _refuse_other_qrels(cell, qrels, where=str(qrels_path) if qrels_path.is_file() else cell.dataset)
+    kept = results.read_run(folder / results.RUN)
+    if cell.self_hits and cell.protocol.get("drop_self") and not dropped_path.is_file():
+        msg = f"{dropped_path}: is not there, wanted the {cell.self_hits} hits that the self-id rule took out"
+        raise ScoreError(f"{msg}; restore it, or delete the run's {results.SCORES} and run the cell again")
+    dropped = results.read_run(dropped_path) if dropped_path.is_file() else {}
     whole = {query: ranking.rank_hits([*kept.get(query, []), *dropped.get(query, [])]) for query in {**kept, **dropped}}
     return Material(cell, whole, qrels, cell.protocol.get("depth"))
+
+
+def _refuse_other_qrels(cell: CellScores, qrels: Qrels, *, where: str) -> None:
+    """Raise ScoreError unless judgements have the checksum that the run recorded; older runs recorded none."""
+    recorded, checksum = cell.environment.get(results.QRELS_CHECKSUM), identity.qrels_checksum(qrels)
+    if recorded in (None, checksum):
+        return
+    msg = f"{cell.run_id}: got judgements of checksum {checksum} from {where}, wanted the {recorded} of its scores"
+    raise ScoreError(f"{msg}; give the same copy of the dataset by --dataset-path, or run the cell again")
 
 
 def _dataset_qrels(results_dir: Path, cell: CellScores, dataset_path: Path | None) -> Qrels:
@@ -133,7 +158,7 @@ def _dataset_qrels(results_dir: Path, cell: CellScores, dataset_path: Path | Non
 def own_rules(material: Material, metric: str) -> Rules:
     """Return the rules under which the run was scored."""
     self_ids = "drop" if material.cell.protocol.get("drop_self") else "keep"
-    return Rules(self_ids, "trec_eval", "zero", "all", "linear", _cutoff(metric))
+    return Rules(self_ids, "trec_eval", "zero", "all", "as_run", "linear", _cutoff(metric))
 
 
 def _cutoff(metric: str) -> int:
@@ -170,7 +195,8 @@ def _ranked(query: str, hits: Sequence[Hit], grades: Mapping[str, int], rules: R
         "last": lambda hit: grades.get(hit.document_id, 0),
         "first": lambda hit: -grades.get(hit.document_id, 0),
     }
-    ranked = sorted(hits, key=lambda hit: (-hit.score, order[rules.ties](hit)))
+    retrieved = [hit for hit in hits if rules.unmatched == "as_run" or hit.score > 0]
+    ranked = sorted(retrieved, key=lambda hit: (-hit.score, order[rules.ties](hit)))
     if rules.self_ids == "drop-late":
         ranked = ranked[: rules.cutoff]
     if rules.self_ids != "keep":
@@ -186,8 +212,10 @@ def candidates(material: Material, metric: str) -> list[Rules]:
     can_differ = {
         "self_ids": any(hit.document_id == query for query, hits in material.run.items() for hit in hits),
         "ties": any(a.score == b.score for hits in material.run.values() for a, b in itertools.pairwise(hits)),
-        "missing": any(not material.run.get(query) for query in material.qrels),
+        "missing": len({bool(material.run.get(query)) for query in material.qrels}) > 1,  # with no hit, none is left
         "queries": any(all(grade <= 0 for grade in judged) for judged in grades),
+        "unmatched": "k1" in material.cell.protocol
+        and any(hit.score <= 0 for hits in material.run.values() for hit in hits),
         "gain": metric.startswith("ndcg") and any(grade > 1 for judged in grades for grade in judged),
     }
     values: list[Sequence[object]] = [
@@ -266,9 +294,12 @@ def landings(material: Material, replayed: Sequence[Replayed], metric: str, *, d
     for one in published.find(cell.model, cell.dim, cell.dataset, metric):
         landing = [entry for entry in replayed if published.rounded(entry.value, one.digits) == one.value]
         fewest = min((len(entry.changed) for entry in landing), default=0)
-        differs = (*cell.deviations, *published.differing(one, cell.protocol, cell.split, self_hits=cell.self_hits))
         verdict = published.verdict(
-            replayed[0].value, one, deviation=deviation, declared_loss=one.index_loss, differs=differs
+            replayed[0].value,
+            one,
+            deviation=deviation,
+            declared_loss=one.index_loss,
+            differs=standing.differing(cell, one),
         )
         found.append(Landing(one, verdict, tuple(entry for entry in landing if len(entry.changed) == fewest)))
     return found

@@ -6,12 +6,14 @@ Hydra's own messages name its internals; these name what the user typed and what
 from __future__ import annotations
 
 import dataclasses
+import logging
 import os
 import re
 import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cache
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -41,6 +43,8 @@ from evalkit.config.settings import (
 )
 from evalkit.errors import ConfigError, EvalkitError, nearest
 
+log = logging.getLogger(__name__)
+
 SECTIONS: Mapping[str, tuple[type[Any], ...]] = {
     "model": tuple(dict.fromkeys(MODEL_KINDS.values())),
     "dataset": (DatasetConfig,),
@@ -56,6 +60,19 @@ PATHS = re.compile(r"results_dir|cache_dir|dataset\.path|model\.checkpoints\.\w+
 
 SWEEP_FLAGS = ("-m", "--multirun")
 SHOW_FLAGS = ("--cfg", "-c", "--info", "-i")
+
+
+def _cache_folder() -> str:
+    """Return where the cache is when `cache_dir` is not given. Without HOME the user database knows the home folder."""
+    if chosen := os.environ.get("EVALKIT_CACHE"):
+        return chosen
+    home = os.path.expanduser("~")  # noqa: PTH111 (Path.home fails where no home is known, in words of its own)
+    if home == "~":
+        raise ConfigError("cache_dir: got neither EVALKIT_CACHE nor a home folder; set cache_dir=DIR or EVALKIT_CACHE")
+    return f"{home}/.cache/evalkit"
+
+
+OmegaConf.register_new_resolver("cache_folder", _cache_folder, replace=True)
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:
@@ -142,9 +159,22 @@ def check_overrides(overrides: Sequence[str], *, sweep: bool) -> list[str]:
     """Return the overrides as Hydra needs them, every group, name and key checked.
 
     A setting that a YAML file leaves to its default may be given like any other. `dim=128,64` means the list, swept
-    or not: dims that share a backbone then share one pass over the corpus. Raises ConfigError.
+    or not: dims that share a backbone then share one pass over the corpus. A folder without a dataset is
+    `dataset=folder`: the default is the demo, which is read from no folder. Raises ConfigError.
     """
-    return [_checked(word, override, sweep=sweep) for word, override in _parsed(overrides)]
+    parsed = list(_parsed(overrides))
+    checked = [_checked(word, override, sweep=sweep) for word, override in parsed]
+    keys = {override.key_or_group for _, override in parsed}
+    if "dataset.path" in keys and keys.isdisjoint({"dataset", "experiment"}):
+        _say_folder()
+        checked.append("dataset=folder")
+    return checked
+
+
+@cache
+def _say_folder() -> None:
+    """Say once what a path without a dataset means."""
+    log.warning("dataset.path is given without dataset=NAME, so it is read as dataset=folder and named by its folder")
 
 
 def _parsed(overrides: Sequence[str]) -> Iterator[tuple[str, Override]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import re
 import types
 import typing
 from collections.abc import Mapping
@@ -14,6 +16,8 @@ from evalkit.errors import ConfigError, nearest
 
 GROUPS = ("model", "dataset", "engine", "reranker", "experiment")
 """The config groups: each is a folder of YAML files, chosen by `group=name`."""
+_NAME_CHARACTERS = 50
+"""How much of a folder's name a dataset takes: run ids hold more than it, and a file name has room for 255 bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +94,9 @@ class DatasetConfig:
         if self.sources == ("folder",) and self.path is None:
             msg = f"dataset {self.name!r} is read from a BEIR-format folder: got no path, wanted dataset.path=DIR"
             raise ConfigError(msg)
+        if self.demo is not None and self.path is not None:
+            msg = f"dataset {self.name!r} is generated and read from no folder: got dataset.path={self.path}"
+            raise ConfigError(f"{msg}; for a folder of your own choose dataset=folder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +110,11 @@ class CheckpointSource:
     path: str | None = None
     code_revision: str | None = None
     """The commit of the other repository that `auto_map` takes its code from, for `model.trust_remote_code=true`."""
+    checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    """XXH3-128 of the files of the published weights, by name, where somebody has read them; a verdict asks for them.
+
+    They are compared with the packaged config's alone: what the command line gives here proves nothing.
+    """
 
     def __post_init__(self) -> None:
         if not (self.path or self.package or self.repo):
@@ -212,6 +224,8 @@ class Bm25Config:
     ]
     lengths: Literal["lucene", "exact"] = "lucene"
     """`lucene` rounds a document's length to the byte that an index keeps of it; `exact` does not, as bm25s."""
+    unmatched: Literal["leave_out", "fill"] = "leave_out"
+    """Documents that share no term with a query: Lucene does not retrieve them; bm25s fills up to `depth` with them."""
     ties: Literal["trec_eval", "anserini"] = "trec_eval"
     """Order of equal scores: by document id descending (trec_eval) or ascending (Anserini, whose run files keep it)."""
     licence: str = "unknown"
@@ -375,7 +389,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     if kind not in MODEL_KINDS:
         msg = f"model.kind={kind!r} unknown; {nearest(str(kind), MODEL_KINDS)}"
         raise ConfigError(msg)
-    dataset: DatasetConfig = from_mapping(DatasetConfig, values["dataset"], where="dataset")
+    dataset: DatasetConfig = from_mapping(DatasetConfig, _named(values["dataset"]), where="dataset")
     model: ModelConfig = from_mapping(MODEL_KINDS[kind], _for_dataset(model_values, dataset), where="model")
     reranker = values.get("reranker")
     return RunConfig(
@@ -389,6 +403,25 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
         cache_dir=_folder("cache_dir", values["cache_dir"]),
         reranker=None if reranker is None else from_mapping(RerankerConfig, reranker, where="reranker"),
     )
+
+
+def _named(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a dataset's values; one without a name is called by its folder, so that two folders are two datasets."""
+    if not isinstance(dataset, Mapping) or dataset.get("name", "") is not None:
+        return dataset
+    path = dataset.get("path")
+    return {**dataset, "name": "folder" if path is None else folder_name(str(path))}
+
+
+def folder_name(path: str) -> str:
+    """Return the name of the dataset in a folder: `folder/` and the folder's own, without what a run id cannot hold.
+
+    >>> folder_name("/data/my corpus/")
+    'folder/my_corpus'
+    """
+    own = Path(os.path.abspath(Path(path).expanduser())).name  # noqa: PTH100 (a link keeps its own name)
+    safe = re.sub(r"[^\w.-]+", "_", own)[:_NAME_CHARACTERS]
+    return f"folder/{safe}" if safe else "folder"
 
 
 def _folder(key: str, value: object) -> Path:

@@ -11,8 +11,9 @@ from typing import Final, NamedTuple, TypeVar
 from evalkit.config.settings import DatasetConfig, SourceName
 from evalkit.datasets import hub, irds
 from evalkit.datasets.folder import judgement_line, load_folder, qrels_file
+from evalkit.datasets.learned import Learned
 from evalkit.datasets.survey import Survey
-from evalkit.errors import DatasetError, DeviationError
+from evalkit.errors import ChangedError, DatasetError, DeviationError
 from evalkit.types import Corpus, Dataset, Document
 
 __all__ = ["SOURCES", "check", "judged_ids", "load", "load_read", "on_disk", "source_names"]
@@ -78,7 +79,7 @@ def load_read(config: DatasetConfig, read: Callable[[Dataset], Read]) -> tuple[D
                 dataset = dataclasses.replace(dataset, corpus=TitlelessCorpus(dataset.corpus))
             _accept(config, dataset, _deviations(config, dataset, None))
             return dataset, read(dataset)
-        except DeviationError:
+        except (DeviationError, ChangedError):
             raise
         except DatasetError as error:
             reasons.append(str(error))
@@ -133,14 +134,18 @@ def judged_ids(dataset: Dataset) -> frozenset[str]:
     return frozenset(document_id for judged in dataset.qrels.values() for document_id in judged)
 
 
-def check(dataset: Dataset, survey: Survey, config: DatasetConfig) -> tuple[str, ...]:
+def check(
+    dataset: Dataset, survey: Survey, config: DatasetConfig, *, learned: Learned | None = None
+) -> tuple[str, ...]:
     """Return every way in which a dataset deviates from its published counts or from itself, one line each.
+
+    `learned` is what its corpus was when it was first read; it counts where the config has no checksum.
 
     Raises:
         DatasetError: There is one and `config.verify` is true; a deviation is only recorded when it was asked for.
 
     """
-    return _accept(config, dataset, _deviations(config, dataset, survey))
+    return _accept(config, dataset, _deviations(config, dataset, survey, learned))
 
 
 class _Deviation(NamedTuple):
@@ -163,7 +168,9 @@ def _accept(config: DatasetConfig, dataset: Dataset, deviations: Iterator[_Devia
     return tuple(found)
 
 
-def _deviations(config: DatasetConfig, dataset: Dataset, survey: Survey | None) -> Iterator[_Deviation]:
+def _deviations(
+    config: DatasetConfig, dataset: Dataset, survey: Survey | None, learned: Learned | None = None
+) -> Iterator[_Deviation]:
     """Yield deviations; those of documents only once the corpus has been surveyed."""
     known = {query.id for query in dataset.queries}
     if unknown := [query_id for query_id in dataset.qrels if query_id not in known]:
@@ -197,11 +204,24 @@ def _deviations(config: DatasetConfig, dataset: Dataset, survey: Survey | None) 
                 f"dataset {dataset.name}: got {measured:,} {what} from {dataset.source}, "
                 f"wanted {published:,} as published"
             )
-    if survey and config.checksum and survey.checksum != config.checksum:
-        yield _Deviation(
-            f"dataset {dataset.name}: got a corpus of checksum {survey.checksum} from {dataset.source}, wanted "
-            f"{config.checksum}, so some id, title or text differs, or their order"
-        )
+    if survey:
+        yield from _checksum_deviation(config, dataset, survey, learned)
+
+
+def _checksum_deviation(
+    config: DatasetConfig, dataset: Dataset, survey: Survey, learned: Learned | None
+) -> Iterator[_Deviation]:
+    """Yield that a corpus has another checksum than the config's or, where that has none, than its first read."""
+    wanted = config.checksum or (learned.checksum if learned else None)
+    if wanted is None or survey.checksum == wanted:
+        return
+    got = f"dataset {dataset.name}: got a corpus of checksum {survey.checksum} from {dataset.source}, wanted {wanted}"
+    so = "so some id, title or text differs, or their order"
+    if config.checksum or learned is None:
+        yield _Deviation(f"{got}, {so}")
+    else:
+        remedy = f"delete {learned.path} if that first copy was the wrong one"
+        yield _Deviation(f"{got}, which the first whole read had, {so}", remedy)
 
 
 def _missing(config: DatasetConfig, dataset: Dataset, missing: frozenset[str]) -> _Deviation:

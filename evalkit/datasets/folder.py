@@ -11,29 +11,21 @@ and gzipped, the plain one is read.
 
 from __future__ import annotations
 
-import gzip
 import json
-import re
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import xxhash
 
 from evalkit.config.settings import DatasetConfig
 from evalkit.errors import DatasetError, nearest
+from evalkit.storage import columns
 from evalkit.types import Dataset, Document, Qrels, Query
 
 _BUFFER_BYTES: Final = 1 << 20
-_BOM: Final = b"\xef\xbb\xbf"
-_QRELS_HEADER: Final = ("query-id", "corpus-id", "score")
-_INTEGER: Final = re.compile(r"[+-]?[0-9]+")
-"""Stricter than int(), which also takes 1_000 and digits of other scripts."""
-_SHOWN_CHARACTERS: Final = 60
-"""How much of a bad value a message quotes."""
 
 
 @dataclass(frozen=True)
@@ -153,29 +145,14 @@ def read_qrels(path: Path) -> Qrels:
     Three forms are told apart by the first line, since ids hold no white space: BEIR's (header
     `query-id corpus-id score`, then those columns), the same without header, and TREC's four columns
     `query-id 0 corpus-id score`, whose second column nobody reads. Every line must have as many columns as the first.
-    A pair judged twice with one grade counts once.
+    A grade is a number that is whole (1 and 1.0). A pair judged twice with one grade counts once.
 
     Raises:
         DatasetError: A line has other columns, a grade is not a whole number, a pair is judged twice with different
             grades, or there is no judgement at all.
 
     """
-    qrels: dict[str, dict[str, int]] = {}
-    for number, query_id, document_id, grade in _judgements(path):
-        first = qrels.setdefault(query_id, {}).setdefault(document_id, grade)
-        if first != grade:
-            before = next(row for row in _judgements(path) if row[1:3] == (query_id, document_id))
-            raise bad(
-                path,
-                number,
-                f"grade {grade} for query {query_id!r} and document {document_id!r}, "
-                f"which line {before.line} grades {first}",
-                "one grade for a pair",
-                "remove one of the lines",
-            )
-    if not qrels:
-        raise bad(path, None, "no judgement", "at least one", "get the file anew")
-    return qrels
+    return columns.read_qrels(path, bad)
 
 
 def qrels_file(folder: Path, split: str) -> Path:
@@ -200,35 +177,10 @@ def qrels_file(folder: Path, split: str) -> Path:
 def judgement_line(folder: Path, split: str, query_id: str, document_id: str) -> str:
     """Return `FILE line N` of a judgement, or the file alone when it is no longer there; for messages."""
     path = qrels_file(folder, split)
-    for row in _judgements(path):
+    for row in columns.judgements(path, bad):
         if (row.query_id, row.document_id) == (query_id, document_id):
             return f"{path} line {row.line}"
     return str(path)
-
-
-class _Judgement(NamedTuple):
-    line: int
-    query_id: str
-    document_id: str
-    grade: int
-
-
-def _judgements(path: Path) -> Iterator[_Judgement]:
-    """Yield the judgements of a file in any of the forms that `read_qrels` describes."""
-    columns = 0
-    for number, line in read_lines(path):
-        fields = _decode(path, number, line).split()
-        if not columns:
-            columns = len(fields)
-            if tuple(fields) == _QRELS_HEADER:
-                continue
-        if len(fields) != columns or columns not in (3, 4):
-            wanted = f"{columns}, as on the first line" if columns in (3, 4) else "3 (query-id corpus-id score)"
-            raise bad(path, number, f"{len(fields)} columns", wanted, "ids hold no white space; repair the line")
-        if not _INTEGER.fullmatch(fields[-1]):
-            header = f"; a header line must read {' '.join(_QRELS_HEADER)}" if number == 1 else ""
-            raise bad(path, number, f"relevance {shown(fields[-1])}", "a whole number", f"repair the line{header}")
-        yield _Judgement(number, fields[0], fields[-2], int(fields[-1]))
 
 
 def _data_file(folder: Path, name: str) -> Path:
@@ -247,37 +199,13 @@ def _data_file(folder: Path, name: str) -> Path:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (line number from 1, line) of every line that is not blank."""
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb", buffering=_BUFFER_BYTES) as file:
-            for number, line in enumerate(file, start=1):
-                if number == 1 and line.startswith(_BOM):
-                    line = line[len(_BOM) :]  # noqa: PLW2901 (the line without its mark is the line)
-                if line and not line.isspace():
-                    yield number, line
-    except EOFError as error:
-        got = "the end of a truncated gzip file after this line"
-        raise bad(path, number, got, "a whole file", "get the file anew") from error
-    except (gzip.BadGzipFile, zlib.error) as error:
-        got = f"damaged gzip data after this line ({error})"
-        raise bad(path, number, got, "a whole file", "get the file anew") from error
-    except OSError as error:
-        remedy = "check dataset.path and its permissions"
-        raise bad(path, None, str(error.strerror), "a readable file", remedy) from error
-
-
-def _decode(path: Path, number: int, line: bytes) -> str:
-    try:
-        return line.decode()
-    except UnicodeDecodeError as error:
-        got = f"byte 0x{line[error.start]:02x} at byte {error.start + 1} of the line, which is not UTF-8"
-        raise bad(path, number, got, "UTF-8", "convert the file, for instance with iconv -t UTF-8") from error
+    """Yield (line number from 1, line) of every line that is not blank. Raises DatasetError."""
+    return columns.read_lines(path, bad)
 
 
 def json_object(path: Path, number: int, line: bytes) -> dict[str, Any]:
     """Return the JSON object on a line. Raises DatasetError."""
-    text = _decode(path, number, line).rstrip()
+    text = columns.decode(path, number, line, bad).rstrip()
     try:
         value = json.loads(text)
     except json.JSONDecodeError as error:
@@ -305,8 +233,9 @@ def _entry(path: Path, number: int, line: bytes) -> dict[str, Any]:
 def _identifier(path: Path, number: int, value: object) -> str:
     """Return an id that every later file can hold: run files and qrels separate their columns by white space."""
     identifier = _text(path, number, "_id", value)
-    if identifier.split() != [identifier]:
-        raise bad(path, number, f"_id {shown(value)}", "an id without white space", "rename it here and in the qrels")
+    if not columns.is_identifier(identifier):
+        wanted = "an id without NUL" if "\0" in identifier else "an id without white space"
+        raise bad(path, number, f"_id {shown(value)}", wanted, "rename it here and in the qrels")
     return identifier
 
 
@@ -325,11 +254,7 @@ def _text(path: Path, number: int, key: str, value: object) -> str:
 
 def shown(value: object) -> str:
     """Return a value as a message quotes it, cut where it is long."""
-    return _cut(repr(value))
-
-
-def _cut(text: str) -> str:
-    return text if len(text) <= _SHOWN_CHARACTERS else f"{text[:_SHOWN_CHARACTERS]}…"
+    return columns.cut(repr(value))
 
 
 def bad(path: Path, line: int | None, got: str, wanted: str, remedy: str) -> DatasetError:

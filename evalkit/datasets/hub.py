@@ -32,6 +32,7 @@ import xxhash
 from evalkit.config.settings import DatasetConfig, HubCopy
 from evalkit.datasets.folder import bad, json_object, read_lines, shown
 from evalkit.errors import DatasetError, nearest
+from evalkit.storage.columns import grade_of, is_identifier
 from evalkit.storage.hub import snapshot
 from evalkit.types import Dataset, Document, Query
 
@@ -59,17 +60,20 @@ class HubCorpus:
         return (*(path for path in sorted(snapshot.rglob("*")) if path.is_file()), *(reference,) * reference.is_file())
 
     def fingerprint(self) -> str:
-        """Return origin, names and sizes of the files: the Hub's files are addressed by their content.
+        """Return origin, names, sizes and times of the files.
+
+        The Hub's files are addressed by their content, but nobody proves that again after the download.
 
         Raises:
             DatasetError: A file is gone.
 
         """
         try:
-            facts = [(path.name, path.stat().st_size) for path in self.files]
+            states = [(path.name, path.stat()) for path in self.files]
         except FileNotFoundError as error:
             got = "nothing at this path"
             raise bad(Path(error.filename), None, got, "a file of the copy", "fetch the dataset again") from error
+        facts = [(name, found.st_size, found.st_mtime_ns, found.st_ctime_ns) for name, found in states]
         return f"hub-{xxhash.xxh3_128_hexdigest(repr((self.origin, facts)).encode())}"
 
     def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
@@ -262,12 +266,13 @@ def _read_qrels(files: Sequence[Path]) -> dict[str, dict[str, int]]:
     for path in files:
         for number, row in _rows(path, 0, needed=("query-id", "corpus-id", "score"))[1]:
             score = row["score"]
-            if isinstance(score, bool) or not isinstance(score, (int, float)) or score != int(score):
+            grade = None if isinstance(score, str) else grade_of(score)
+            if grade is None:
                 raise bad(path, number, f"score {shown(score)}", "a whole number", "choose another source")
             document_id = _text(path, number, "corpus-id", row["corpus-id"])
             judged = qrels.setdefault(_text(path, number, "query-id", row["query-id"]), {})
-            if judged.setdefault(document_id, int(score)) != score:
-                got = f"grades {judged[document_id]} and {int(score)} for one query and document {document_id!r}"
+            if judged.setdefault(document_id, grade) != grade:
+                got = f"grades {judged[document_id]} and {grade} for one query and document {document_id!r}"
                 raise bad(path, number, got, "one grade for a pair", "choose another source")
     return qrels
 
@@ -350,7 +355,7 @@ def _text(path: Path, number: int, key: str, value: object) -> str:
     if isinstance(value, int) and key != "text":
         value = str(value)
     identifier = key not in ("text", "title")
-    if not isinstance(value, str) or (identifier and value.split() != [value]):
-        wanted = "an id without white space" if identifier else "text"
+    if not isinstance(value, str) or (identifier and not is_identifier(value)):
+        wanted = "an id without white space or NUL" if identifier else "text"
         raise bad(path, number, f"{key} {shown(value)}", wanted, "choose another source or repair the copy")
     return value

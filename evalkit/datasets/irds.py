@@ -19,6 +19,7 @@ import xxhash
 
 from evalkit.config.settings import DatasetConfig
 from evalkit.errors import DatasetError, nearest
+from evalkit.storage.columns import is_identifier
 from evalkit.types import Dataset, Document, Query
 
 # What ir-datasets and the libraries below it raise when a file cannot be fetched, verified or parsed.
@@ -74,6 +75,9 @@ class IrdsCorpus:
     def fingerprint(self) -> str:
         """Return the id, the package's version, and sizes and times of the files that documents are read from.
 
+        The time of the last change (ctime) is among them: unlike that of the last write it cannot be set, so that a
+        file of the same size that was laid in place with its old time is noticed.
+
         These are the collection's own, else the document store, built here if need be. Downloads what is not on disk;
         the package verifies the checksums of what it downloads.
 
@@ -91,7 +95,7 @@ class IrdsCorpus:
                 store = dataset.docs_store()
                 store.build()
                 paths = [Path(store.path) / "bin"]
-            facts = [(found.st_size, found.st_mtime_ns) for found in (path.stat() for path in paths)]
+            facts = [(found.st_size, found.st_mtime_ns, found.st_ctime_ns) for found in (path.stat() for path in paths)]
         return f"{self.dataset_id}-{ir_datasets.__version__}-{xxhash.xxh3_128_hexdigest(repr(facts).encode())}"
 
     def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
@@ -208,7 +212,7 @@ def _version() -> str:
 
 def _document(record: Any) -> Document:
     identifier, title, text = record.doc_id, getattr(record, "title", None) or "", record.text
-    if not isinstance(text, str) or not isinstance(identifier, str) or identifier.split() != [identifier]:
+    if not isinstance(text, str) or not isinstance(identifier, str) or not is_identifier(identifier):
         msg = f"document {identifier!r} with text {text!r:.60}, wanted an id without white space and text"
         raise ValueError(msg)  # told by _explained
     return Document(identifier, title, text)

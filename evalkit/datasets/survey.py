@@ -6,6 +6,8 @@ eight bytes per document. Its result is a small file, found again by the corpus'
 Cuts depend on the documents beside them and on nothing far away: a shard may begin at a document whose id hashes low
 enough. A document more or less, or other texts, so change the shard that they are in and seldom the one behind it, and
 two corpora that share long runs of documents (FEVER and Climate-FEVER) share most of their shards by content.
+
+A corpus can change after its survey, so whoever reads a shard hashes the documents again (`read_shard`).
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from __future__ import annotations
 import json
 import struct
 from array import array
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -21,13 +23,13 @@ from typing import Any, Final
 import numpy as np
 import xxhash
 
-from evalkit.errors import DatasetError
+from evalkit.errors import ChangedError, DatasetError
 from evalkit.storage.paths import survey_file, write_whole
-from evalkit.types import Corpus
+from evalkit.types import Corpus, Document
 
 CUT: Final = "by content, 1"
 """The cutting rule; a run's protocol names it, because the texts of a shard can move a vector's last bits."""
-_FORMAT: Final = 2
+_FORMAT: Final = 3
 """Raise it when the checksum, the estimate or the cutting rule changes, so that old surveys are not found."""
 _PROGRESS_DOCUMENTS: Final = 4096
 """Documents between two calls of `progress`."""
@@ -50,6 +52,8 @@ class ShardRange:
     stop: int
     checksum: str
     """XXH3 of every id and joined text, in order: what its vectors, and so their file, are named by."""
+    content: str
+    """XXH3 of every id, title and text, in order. BM25 reads title and text apart, so `checksum` is not enough."""
 
 
 @dataclass(frozen=True)
@@ -83,10 +87,11 @@ def survey(  # noqa: PLR0913 (keyword-only, and one caller)
 
     Raises:
         DatasetError: The corpus is empty, names a document twice, or holds text that is not Unicode.
+        ChangedError: The corpus changed during the survey; nothing is cached.
 
     """
-    key = _key(corpus.fingerprint(), shard_tokens, max_document_tokens, judged_ids)
-    path = survey_file(cache_dir, key)
+    fingerprint = corpus.fingerprint()
+    path = survey_file(cache_dir, _key(fingerprint, shard_tokens, max_document_tokens, judged_ids))
     found = _read(path)
     if found is None:
         found = _pass(
@@ -97,8 +102,70 @@ def survey(  # noqa: PLR0913 (keyword-only, and one caller)
             judged_ids=judged_ids,
             progress=progress or (lambda _documents: None),
         )
+        if corpus.fingerprint() != fingerprint:
+            msg = f"dataset {name}: got a corpus that changed during its survey, wanted one that stays as it is"
+            raise ChangedError(f"{msg}; nothing was stored: run the same command again")
         _write(path, found)
     return found
+
+
+def forget(
+    corpus: Corpus, *, shard_tokens: int, max_document_tokens: int, cache_dir: Path, judged_ids: Collection[str] = ()
+) -> None:
+    """Delete the cached survey of a corpus, if any, so that the next run reads the corpus anew."""
+    key = _key(corpus.fingerprint(), shard_tokens, max_document_tokens, judged_ids)
+    survey_file(cache_dir, key).unlink(missing_ok=True)
+
+
+def read_shard(corpus: Corpus, shard: ShardRange, *, name: str) -> Iterator[Document]:
+    """Yield a shard's documents, and hash them on the way to compare them with the survey.
+
+    The comparison follows the last document. Use nothing of a shard before this iterator has ended.
+
+    Raises:
+        ChangedError: These are not the documents that were surveyed.
+
+    """
+    content, count = ContentHash(), 0
+    for document in corpus.documents(shard.start, shard.stop):
+        count += 1
+        content.add(document)
+        yield document
+    if content.hexdigest() != shard.content:
+        got = "other content" if count == shard.stop - shard.start else f"{count:,} documents"
+        msg = (
+            f"dataset {name}: got {got} for documents {shard.start + 1:,} to {shard.stop:,} (shard {shard.index + 1}), "
+            "wanted what the survey read: the corpus changed during the run or its survey is out of date"
+        )
+        raise ChangedError(f"{msg}; nothing of this shard was stored: leave the corpus alone and run the command again")
+
+
+class ContentHash:
+    """XXH3 of ids, titles and texts in order: the checksum of a corpus or of a shard.
+
+    >>> one, other = ContentHash(), ContentHash()
+    >>> one.add(Document("d", "a", "b")), other.add(Document("d", "", "ab"))
+    (None, None)
+    >>> one.hexdigest() == other.hexdigest()
+    False
+    """
+
+    def __init__(self) -> None:
+        """Start without documents."""
+        self._digest = xxhash.xxh3_128()
+
+    def add(self, document: Document) -> None:
+        """Add a document."""
+        self.add_parts([part.encode(errors="surrogatepass") for part in document])
+
+    def add_parts(self, parts: list[bytes]) -> None:
+        """Add a document's id, title and text, encoded."""
+        # Lengths before the parts: no two different documents, or lists of documents, give the same bytes.
+        self._digest.update(struct.pack("<3Q", *map(len, parts)) + b"".join(parts))
+
+    def hexdigest(self) -> str:
+        """Return the checksum of what was added so far."""
+        return self._digest.hexdigest()
 
 
 def estimated_tokens(text: str, *, max_document_tokens: int) -> int:
@@ -125,7 +192,7 @@ def _pass(  # noqa: PLR0913
     judged_ids: Collection[str],
     progress: Callable[[int], None],
 ) -> Survey:
-    content, shard_content = xxhash.xxh3_128(), xxhash.xxh3_128()
+    content, shard_content, shard_joined = ContentHash(), ContentHash(), xxhash.xxh3_128()
     id_hashes = array("Q")
     missing = set(judged_ids)
     shards: list[ShardRange] = []
@@ -140,8 +207,7 @@ def _pass(  # noqa: PLR0913
                 f"({error.object[error.start]!r}), wanted text that UTF-8 can hold; repair the corpus"
             )
             raise DatasetError(msg) from None
-        # Lengths before the parts: no two different documents, or lists of documents, give the same bytes.
-        content.update(struct.pack("<3Q", *map(len, parts)) + b"".join(parts))
+        content.add_parts(parts)
         id_hash = xxhash.xxh3_64_intdigest(parts[0])
         id_hashes.append(id_hash)
         missing.discard(document.id)
@@ -149,18 +215,19 @@ def _pass(  # noqa: PLR0913
         empty_documents += not text
         estimate = estimated_tokens(text, max_document_tokens=max_document_tokens)
         if position > start and _begins_shard(id_hash, estimate, tokens, shard_tokens):
-            shards.append(ShardRange(len(shards), start, position, shard_content.hexdigest()))
-            start, tokens, shard_content = position, 0, xxhash.xxh3_128()
+            shards.append(ShardRange(len(shards), start, position, shard_joined.hexdigest(), shard_content.hexdigest()))
+            start, tokens, shard_content, shard_joined = position, 0, ContentHash(), xxhash.xxh3_128()
         tokens += estimate
         joined = text.encode()
-        shard_content.update(struct.pack("<2Q", len(parts[0]), len(joined)) + parts[0] + joined)
+        shard_content.add_parts(parts)
+        shard_joined.update(struct.pack("<2Q", len(parts[0]), len(joined)) + parts[0] + joined)
         if count - reported == _PROGRESS_DOCUMENTS:
             progress(count - reported)
             reported = count
     if not count:
         msg = f"dataset {name}: got an empty corpus, wanted at least one document; check where the corpus is read from"
         raise DatasetError(msg)
-    shards.append(ShardRange(len(shards), start, count, shard_content.hexdigest()))
+    shards.append(ShardRange(len(shards), start, count, shard_joined.hexdigest(), shard_content.hexdigest()))
     progress(count - reported)
     _refuse_duplicates(corpus, id_hashes, name=name)
     return Survey(count, content.hexdigest(), tuple(shards), empty_documents, tuple(sorted(missing)))
@@ -203,7 +270,7 @@ def _write(path: Path, found: Survey) -> None:
     facts = {
         "documents": found.documents,
         "checksum": found.checksum,
-        "shards": [[shard.start, shard.stop, shard.checksum] for shard in found.shards],
+        "shards": [[shard.start, shard.stop, shard.checksum, shard.content] for shard in found.shards],
         "empty_documents": found.empty_documents,
         "missing": list(found.missing),
     }

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import importlib.util
 import json
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 from evalkit.config.settings import CheckpointSource
 from evalkit.errors import ModelError
@@ -28,6 +28,23 @@ _CLOSED = (401, 403, 404)
 """What the hub answers about a repository that it does not show, whether it is there or not."""
 
 
+class FileState(NamedTuple):
+    """What changes when a file is replaced or written to."""
+
+    inode: int
+    size_bytes: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> FileState | None:
+        """Return a file's state, links followed; None where there is no file."""
+        try:
+            found = path.stat()
+        except OSError:
+            return None
+        return cls(found.st_ino, found.st_size, found.st_mtime_ns)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """A checkpoint on disk: its folder, where it came from, and the checksum of every file that is read."""
@@ -37,6 +54,22 @@ class Checkpoint:
     revision: str | None
     checksums: dict[str, str]
     """By file name; code from another repository under `OWNER/NAME@COMMIT/FILE`. Code is here only if it is to run."""
+    addressed: frozenset[str] = frozenset()
+    """Which of these files are blobs of the repository's own cache folder whose content met the address they lie under.
+
+    A plain file in a snapshot folder is not among them: nothing ties its content to the commit.
+    """
+    states: Mapping[Path, FileState | None] = field(default_factory=dict, repr=False, compare=False)
+    """The state of each of these files just before its checksum was taken."""
+
+    def facts(self) -> dict[str, Any]:
+        """Return what a result records: where the checkpoint came from and its checksums, without paths."""
+        return {
+            "folder": None,
+            "origin": self.origin,
+            "revision": self.revision,
+            "checksums": dict(self.checksums),
+        }
 
     def code(self) -> dict[str, str]:
         """Return the checksums of the Python files that build the backbone; none where a native class does."""
@@ -54,6 +87,22 @@ class Checkpoint:
     def config(self) -> dict[str, Any]:
         """Return config.json. Raises ModelError when it is not a JSON object."""
         return read_json(self.folder / CONFIG)
+
+
+def refuse_changes(checkpoints: Iterable[Checkpoint]) -> None:
+    """Raise ModelError where a file is not the one whose checksum was taken.
+
+    Files are read after their checksums are taken, and weights may stay mapped to their file. Call this after reading,
+    and again before anything is stored.
+    """
+    for checkpoint in checkpoints:
+        for path, state in checkpoint.states.items():
+            if FileState.of(path) != state:
+                msg = (
+                    f"{path}: got a file that changed after its checksum was taken, wanted the same file for the whole "
+                    "run; nothing more was stored: leave the checkpoint alone and run the command again"
+                )
+                raise ModelError(msg)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -78,8 +127,15 @@ def resolve(source: CheckpointSource, *, allow_pickle: bool = False, remote_code
     Raises ModelError when the files cannot be had, one of them is missing, or code is not pinned.
     """
     checkpoint = _resolved(source, allow_pickle=allow_pickle, remote_code=remote_code)
-    return (
-        replace(checkpoint, checksums=checkpoint.checksums | _code(checkpoint, source)) if remote_code else checkpoint
+    if not remote_code:
+        return checkpoint
+    states: dict[Path, FileState | None] = {}
+    code = _code(checkpoint, source, states)
+    return replace(
+        checkpoint,
+        checksums=checkpoint.checksums | {name: read.checksum for name, read in code.items()},
+        addressed=checkpoint.addressed | {name for name, read in code.items() if read.addressed},
+        states={**checkpoint.states, **states},
     )
 
 
@@ -101,8 +157,11 @@ def _resolved(source: CheckpointSource, *, allow_pickle: bool, remote_code: bool
     return _from_hub(source.repo, source.revision, allow_pickle=allow_pickle, remote_code=remote_code)
 
 
-def _code(checkpoint: Checkpoint, source: CheckpointSource) -> dict[str, str]:
-    """Return the checksums of the code that builds a checkpoint's backbone. Raises ModelError unless it is pinned."""
+def _code(checkpoint: Checkpoint, source: CheckpointSource, states: dict[Path, FileState | None]) -> dict[str, _Read]:
+    """Return the checksums of the code that builds a checkpoint's backbone, and add its files to `states`.
+
+    Raises ModelError unless the code is pinned.
+    """
     auto_map = checkpoint.config().get("auto_map")
     entries: dict[str, Any] = auto_map if isinstance(auto_map, dict) else {}
     named = {name: str(entries[name]) for name in ("AutoConfig", "AutoModel") if name in entries}
@@ -116,22 +175,28 @@ def _code(checkpoint: Checkpoint, source: CheckpointSource) -> dict[str, str]:
     if len(others) > 1:
         msg = f"{checkpoint.origin}: its code is in several repositories ({', '.join(others)}), wanted one at most"
         raise ModelError(f"{msg}; use the native class: leave model.trust_remote_code out")
-    found: dict[str, str] = {}
+    found: dict[str, _Read] = {}
     if any("--" not in reference for reference in named.values()):
         if checkpoint.revision is not None and not hub.COMMIT.fullmatch(source.revision or ""):
             _refuse_unpinned(checkpoint, checkpoint.origin, "revision")
-        found = {name: _proved_checksum(checkpoint.folder / name) for name in _python_files(checkpoint.folder)}
+        names = _python_files(checkpoint.folder)
+        states |= _states(checkpoint.folder / name for name in names)
+        found = {name: _proved(checkpoint.folder / name, snapshot=checkpoint.folder) for name in names}
     if others:
         if not hub.COMMIT.fullmatch(source.code_revision or ""):
             _refuse_unpinned(checkpoint, others[0], "code_revision")
         folder = _snapshot(others[0], source.code_revision, [f"*{CODE}"], whole=_unknown)
-        found |= {
-            f"{others[0]}@{folder.name}/{name}": _proved_checksum(folder / name) for name in _python_files(folder)
-        }
+        names = _python_files(folder)
+        states |= _states(folder / name for name in names)
+        found |= {f"{others[0]}@{folder.name}/{name}": _proved(folder / name, snapshot=folder) for name in names}
     if not found:
         msg = f"{checkpoint.origin}: got no Python file in {checkpoint.folder}, wanted {named['AutoModel']}"
         raise ModelError(f"{msg}; fetch the checkpoint again")
     return found
+
+
+def _states(paths: Iterable[Path]) -> dict[Path, FileState | None]:
+    return {path: FileState.of(path) for path in paths}
 
 
 def _python_files(folder: Path) -> list[str]:
@@ -239,12 +304,27 @@ def _checkpoint(folder: Path, *, origin: str, revision: str | None, allow_pickle
     if missing:
         msg = f"checkpoint {origin} lacks {', '.join(missing)}; wanted {', '.join(FILES)} in {folder}"
         raise ModelError(msg)
-    checksums = {name: _proved_checksum(folder / name) for name in files}
-    return Checkpoint(folder=folder, origin=origin, revision=revision, checksums=checksums)
+    states = _states(folder / name for name in files)
+    read = {name: _proved(folder / name, snapshot=folder) for name in files}
+    return Checkpoint(
+        folder=folder,
+        origin=origin,
+        revision=revision,
+        checksums={name: one.checksum for name, one in read.items()},
+        addressed=frozenset(name for name, one in read.items() if one.addressed and revision is not None),
+        states=states,
+    )
 
 
-def _proved_checksum(path: Path) -> str:
-    """Return a file's checksum. Raises ModelError when the hub's cache keeps it under another content's name.
+class _Read(NamedTuple):
+    """A file's checksum, and whether its content met the address that the repository's cache keeps it under."""
+
+    checksum: str
+    addressed: bool
+
+
+def _proved(path: Path, *, snapshot: Path) -> _Read:
+    """Return what a file of a snapshot is. Raises ModelError when the hub's cache keeps it under another's name.
 
     The name is the content's address since the download; what a disk or a hand changed later shows in the same read.
     """
@@ -257,4 +337,5 @@ def _proved_checksum(path: Path) -> str:
             f"it was damaged since it was fetched: delete {blob} and fetch it again"
         )
         raise ModelError(msg)
-    return checksum
+    own = blob is not None and blob.parent == (snapshot.parent.parent / "blobs").resolve()
+    return _Read(checksum, addressed=own and proof is not None)

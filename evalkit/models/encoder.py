@@ -25,7 +25,7 @@ from evalkit.models.attention import Packing, Spans, choose, enable, has_kernel,
 from evalkit.models.attention import Path as AttentionPath
 from evalkit.models.backbones import native
 from evalkit.models.backbones.native import Backbone
-from evalkit.models.checkpoint import TOKENIZER, WEIGHTS, Checkpoint, resolve
+from evalkit.models.checkpoint import TOKENIZER, WEIGHTS, Checkpoint, refuse_changes, resolve
 from evalkit.models.elementwise import choose as choose_elementwise
 from evalkit.models.elementwise import fuse
 from evalkit.models.tokens import Tokens, TokenTable, Vocabulary
@@ -298,7 +298,8 @@ def load_encoders(
 ) -> list[Encoder]:
     """Load the dims' checkpoints; dims whose backbones are equal by content share one encoder, hence one pass.
 
-    Raises ModelError for tensors that do not fit, a missing head or missing special tokens.
+    Raises ModelError for tensors that do not fit, a missing head or missing special tokens, and for files that changed
+    since their checksums were taken.
     """
     groups: list[tuple[dict[str, Tensor], dict[int, Checkpoint]]] = []
     heads: dict[int, Tensor | None] = {}
@@ -350,6 +351,7 @@ def load_encoders(
                 attention=choose(attention, config=config, device=device).path,
             )
         )
+    refuse_changes(found.values())
     return encoders
 
 

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from evalkit.config.settings import RerankerConfig
 from evalkit.errors import ModelError
 from evalkit.models.backbones import native as backbones
-from evalkit.models.checkpoint import Checkpoint, resolve
+from evalkit.models.checkpoint import Checkpoint, refuse_changes, resolve
 from evalkit.models.encoder import DTYPES
 from evalkit.models.tokens import Vocabulary, load_vocabulary
 
@@ -102,13 +102,15 @@ def load_reranker(config: RerankerConfig, *, device: torch.device) -> Reranker:
         raise ModelError(f"{msg}; wanted no more tokens than that")
     renamed = dict(_native_names(backbones.read_tensors(checkpoint)))
     module = backbones.filled(XLMRobertaForSequenceClassification, native, renamed, origin=origin)
-    return Reranker(
+    reranker = Reranker(
         config=config,
         checkpoint=checkpoint,
         module=module.to(device=device, dtype=DTYPES[config.dtype]),
         vocabulary=load_vocabulary(checkpoint),
         device=device,
     )
+    refuse_changes([checkpoint])
+    return reranker
 
 
 def _native_names(tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:

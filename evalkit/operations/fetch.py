@@ -32,6 +32,7 @@ from evalkit.models.encoder import checkpoints
 from evalkit.models.tokens import load_vocabulary
 from evalkit.run import pipeline
 from evalkit.run.cells import Task
+from evalkit.storage import seal
 from evalkit.storage.hub import snapshot_folder
 from evalkit.storage.offline import network_off
 from evalkit.storage.paths import fetched_file, file_checksum, publish, write_whole
@@ -40,7 +41,7 @@ from evalkit.types import Dataset
 _MANIFEST: Final = "evalkit-bundle.json"
 _FORMAT: Final = 1
 _BLOCK_BYTES: Final = 1 << 20
-_READ_ERRORS: Final = (tarfile.TarError, EOFError, ValueError, KeyError, TypeError)
+_READ_ERRORS: Final = (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError)
 
 
 class Fetched(NamedTuple):
@@ -71,7 +72,7 @@ def fetch(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:
     cache_dir = configs[0].cache_dir
     for each in found:
         record = {"name": each.name, "source": each.source, "checksums": dict(each.checksums)}
-        write_whole(fetched_file(cache_dir, each.name), f"{json.dumps(record, indent=1)}\n".encode())
+        write_whole(fetched_file(cache_dir, each.name), f"{json.dumps(seal.seal(record), indent=1)}\n".encode())
     return found
 
 
@@ -99,7 +100,15 @@ def _as_fetched(found: Fetched, cache_dir: Path) -> Fetched:
         return found._replace(
             notes=(*found.notes, f"not compared with a fetch         none is recorded in {cache_dir}")
         )
-    recorded = json.loads(path.read_bytes())["checksums"]
+    try:
+        record = seal.read(path.read_bytes())
+        recorded: Mapping[str, str] = dict(record["checksums"])
+        if record["name"] != found.name:
+            msg = f"it is of {record['name']}"
+            raise ValueError(msg)  # noqa: TRY301 (told below with the others)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = f"{path}: got no record that can be believed ({error}), wanted the checksums of {found.name} as fetched"
+        raise StoreError(f"{msg}; run evalkit fetch again") from error
     if recorded != found.checksums:
         part = next(key for key in {**recorded, **found.checksums} if recorded.get(key) != found.checksums.get(key))
         msg = (
@@ -164,6 +173,10 @@ def unpack_bundle(path: Path) -> int:
         raise _unusable(path, "nothing at this path", "a bundle") from error
     except EvalkitError:
         raise
+    except OSError as error:
+        raise _unusable(
+            path, f"{error.strerror or error}", "a bundle that can be read, and room to unpack it"
+        ) from error
     except _READ_ERRORS as error:
         raise _unusable(path, f"a damaged or half-copied archive ({error})", "a whole bundle") from error
     if wanted:

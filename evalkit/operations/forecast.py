@@ -18,15 +18,16 @@ from rich.console import Console
 from evalkit import datasets
 from evalkit.config import compose
 from evalkit.config.settings import EncoderConfig, RunConfig
+from evalkit.datasets import learned
 from evalkit.datasets.irds import IrdsCorpus
 from evalkit.datasets.survey import Survey, survey
 from evalkit.errors import ConfigError, EvalkitError
 from evalkit.models.checkpoint import on_disk
 from evalkit.operations.cards import CardRates, card_rates
-from evalkit.run import environment, identity, jobs
+from evalkit.run import environment, jobs
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.jobs import Job
-from evalkit.storage import results, shard_files
+from evalkit.storage import keys, results, shard_files
 from evalkit.storage.offline import network_off
 from evalkit.storage.paths import store_dir, topk_dir
 from evalkit.storage.results import CellScores
@@ -171,7 +172,13 @@ def _opened(config: RunConfig, device: torch.device, *, offline: bool) -> tuple[
             return None, *_absent(config, offline=offline)
         dataset = datasets.load(dataclasses.replace(config.dataset, sources=(name,)))
         surveyed = _cached_survey(config, dataset, device)
-        deviations = () if surveyed is None else datasets.check(dataset, surveyed, config.dataset)
+        deviations = (
+            ()
+            if surveyed is None
+            else datasets.check(
+                dataset, surveyed, config.dataset, learned=learned.recall(config.cache_dir, dataset, config.dataset)
+            )
+        )
     except EvalkitError as error:
         return None, name or "–", str(error)
     nothing = Survey(0, "", (), 0, ())
@@ -431,4 +438,4 @@ def _settings(config: RunConfig, dim: int | None) -> tuple[object, ...]:
     """Return what tells a cell from others before its run id is known."""
     absolute = jobs.absolute(config)
     one = dataclasses.replace(absolute, dims=(dim,))
-    return dim, config.model.name, config.dataset.name, identity.key_of({"config": results.plain(one)})
+    return dim, config.model.name, config.dataset.name, keys.key_of({"config": results.plain(one)})

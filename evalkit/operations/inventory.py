@@ -6,7 +6,6 @@ search, one survey, the record of a run that stopped, or what a killed process l
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,11 +14,9 @@ from typing import Any, NamedTuple
 from evalkit.errors import StoreError, nearest
 from evalkit.operations import forecast
 from evalkit.run import identity, jobs
+from evalkit.storage import keys, seal, shard_files
 from evalkit.storage.paths import file_checksum, store_dir, survey_file, topk_dir
 from evalkit.storage.results import CellScores
-
-NOT_THE_SYSTEMS = ("corpus", "shard_tokens", "cut", "queries", "depth", "drop_self", "search_rules")
-"""What a protocol holds beside its system's facts: `identity.corpus_facts` and `identity.search_facts`."""
 
 
 class User(NamedTuple):
@@ -38,7 +35,7 @@ class Shard(NamedTuple):
     manifest: Path
     arrays: Path
     facts: Mapping[str, Any]
-    """What the manifest says; empty where there is none that can be read."""
+    """What the manifest says; empty where there is none that can be believed."""
 
     @property
     def files(self) -> tuple[Path, ...]:
@@ -94,11 +91,7 @@ def _users(cache_dir: Path, finished: Iterable[CellScores]) -> list[User]:
 
 
 def _user(run_id: str, dataset: str, protocol: Mapping[str, Any]) -> User:
-    return User(run_id, dataset, _store_key(protocol), identity.key_of(protocol), str(protocol.get("corpus")))
-
-
-def _store_key(protocol: Mapping[str, Any]) -> str:
-    return identity.store_key({name: fact for name, fact in protocol.items() if name not in NOT_THE_SYSTEMS})
+    return User(run_id, dataset, identity.store_key_in(protocol), keys.key_of(protocol), str(protocol.get("corpus")))
 
 
 def _embeddings(cache_dir: Path, searches: Mapping[str, Sequence[Shard]], users: Sequence[User]) -> Iterator[Entry]:
@@ -108,7 +101,7 @@ def _embeddings(cache_dir: Path, searches: Mapping[str, Sequence[Shard]], users:
     for key, shards in searches.items():
         for shard in shards:
             if (protocol := shard.facts.get("protocol")) and (user := by_search.get(key)) is not None:
-                named.setdefault((_store_key(protocol), shard.manifest.stem), set()).add(user.run_id)
+                named.setdefault((identity.store_key_in(protocol), shard.manifest.stem), set()).add(user.run_id)
     by_run = {user.run_id: user for user in users}
     for folder in _folders(store_dir(cache_dir, "x").parent):
         groups: dict[tuple[str, ...], list[Shard]] = {}
@@ -155,24 +148,22 @@ def _files(folder: Path, pattern: str) -> list[Path]:
 def _shards(folder: Path) -> tuple[Shard, ...]:
     stems = sorted({path.stem for path in folder.iterdir() if path.suffix in (".json", ".safetensors")})
     stems = [stem for stem in stems if not stem.startswith(".")]
-    return tuple(
-        Shard(manifest, folder / f"{stem}.safetensors", _manifest(manifest).get("facts", {}))
-        for stem in stems
-        if (manifest := folder / f"{stem}.json")
-    )
+    return tuple(Shard(folder / f"{stem}.json", folder / f"{stem}.safetensors", _facts(folder, stem)) for stem in stems)
 
 
-def _manifest(path: Path) -> dict[str, Any]:
+def _facts(folder: Path, name: str) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_bytes())
-    except (OSError, ValueError):
+        return shard_files.read_manifest(folder, name).facts
+    except (FileNotFoundError, StoreError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def _surveyed(path: Path) -> str:
     """Return the checksum of the corpus that a cached survey is of."""
-    found = _manifest(path).get("survey")
+    try:
+        found = seal.parse(path.read_bytes()).get("survey")
+    except (OSError, ValueError):
+        return ""
     return str(found.get("checksum")) if isinstance(found, dict) else ""
 
 
@@ -188,30 +179,41 @@ class Checked(NamedTuple):
 
 
 def verify(found: Iterable[Entry]) -> Checked:
-    """Read every shard of some entries and compare its checksum with its manifest's."""
+    """Read every shard of some entries and compare it with its manifest, and the manifest with its own checksum."""
     whole = unfinished = read = 0
     damaged = []
     for shard in (shard for entry in found for shard in entry.shards):
-        if not shard.manifest.is_file():
+        if not shard.manifest.exists():
             unfinished += 1
-        elif (problem := _problem(shard)) is None:
+            continue
+        try:
+            problem = _problem(shard)
+            read += 0 if problem else shard.arrays.stat().st_size
+        except OSError as error:
+            problem = f"{error.filename}: cannot be read ({error.strerror})"
+        if problem is None:
             whole += 1
-            read += shard.arrays.stat().st_size
         else:
             damaged.append(f"{problem}; the run that needs it makes it anew, or remove it: evalkit cache rm")
     return Checked(whole, read, tuple(damaged), unfinished)
 
 
 def _problem(shard: Shard) -> str | None:
-    wanted = _manifest(shard.manifest).get("xxh3_128")
-    if wanted is None:
-        return f"{shard.manifest}: got no manifest that can be read, wanted JSON with a checksum"
-    if not shard.arrays.is_file():
-        return f"{shard.arrays}: is not there, though its manifest is"
-    got = file_checksum(shard.arrays)
-    if got != wanted and got != _manifest(shard.manifest).get("xxh3_128"):  # it may just have been written again
-        return f"{shard.arrays}: got checksum {got}, wanted {wanted} as its manifest says"
+    """Say what is wrong with a shard, or None. Raises OSError for files that cannot be read."""
+    try:
+        wanted = _checksum(shard)
+        if not shard.arrays.is_file():
+            return f"{shard.arrays}: is not there, though its manifest is"
+        got = file_checksum(shard.arrays)
+        if got != wanted and got != (wanted := _checksum(shard)):  # it may just have been written again
+            return f"{shard.arrays}: got checksum {got}, wanted {wanted} as its manifest says"
+    except StoreError as error:
+        return str(error)
     return None
+
+
+def _checksum(shard: Shard) -> str:
+    return shard_files.read_manifest(shard.manifest.parent, shard.manifest.stem).checksum
 
 
 def chosen(found: Sequence[Entry], words: Sequence[str], *, unused: bool) -> list[Entry]:

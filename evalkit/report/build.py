@@ -8,9 +8,10 @@ from typing import NamedTuple
 
 import yaml
 
+from evalkit.analysis import collected, standing
 from evalkit.config.settings import configs_dir
 from evalkit.errors import ScoreError
-from evalkit.report import card, exports, page, sheets, table
+from evalkit.report import card, evidence, exports, page, sheets, table
 from evalkit.scoring import published, reruns
 from evalkit.storage import paths, results
 from evalkit.storage.results import CellScores
@@ -31,13 +32,14 @@ class Report(NamedTuple):
 
 def build(results_dir: Path) -> Report:
     """Read a results folder and make every file of the report, in memory. Raises ScoreError for bad waivers."""
-    found = results.collect(results_dir, checksums=_checksums())
+    found = collected.collect(results_dir, checksums=_checksums())
     waivers = card.read_waivers(results_dir)
     found, per_query = _with_queries(results_dir, found)
-    deviations, odd_reruns = reruns.measure(found.cells, results_dir)
-    judged = card.judge(found.cells, waivers=waivers, deviations=deviations)
+    ours = standing.representative(found.cells)
+    deviations, odd_reruns = reruns.measure(ours, results_dir)
+    judged = card.judge(ours, waivers=waivers, deviations=deviations)
     tables = card.card_tables(judged)
-    board = card.leaderboard(tables, found.cells)
+    board = card.leaderboard(tables, ours)
     problems = [*found.problems, *odd_reruns]
     used = {one.waiver for one in judged if one.waiver is not None}
     problems += [
@@ -55,14 +57,25 @@ def build(results_dir: Path) -> Report:
         ),
         "tables/cells.csv": sheets.csv_text(sheets.LONG_COLUMNS, sheets.long_rows(judged)),
     }
-    for sheet in (*map(sheets.card_sheet, tables), *_others(board, found.cells, deviations)):
+    for sheet in (*map(sheets.card_sheet, tables), *_others(board, ours, deviations)):
         files[f"tables/{sheet.name}.md"] = sheets.markdown(sheet)
         files[f"tables/{sheet.name}.csv"] = sheets.csv_sheet(sheet)
         files[f"tables/{sheet.name}.tex"] = sheets.latex(sheet)
-    files |= {f"tables/mteb/{name}": text for name, text in exports.mteb_files(found.cells).items()}
-    files |= {f"tables/model-index/{name}": text for name, text in exports.model_index(found.cells).items()}
+    exported = standing.exportable(found.cells)
+    files |= {f"tables/mteb/{name}": text for name, text in exports.mteb_files(exported).items()}
+    files |= {f"tables/model-index/{name}": text for name, text in exports.model_index(exported).items()}
     files["site/index.html"] = page.render(
-        page.Material(found.cells, judged, tables, board, published.audit(), per_query, tuple(problems), deviations)
+        page.Material(
+            cells=found.cells,
+            judged=judged,
+            tables=tables,
+            leaderboard=board,
+            audit=published.audit(),
+            per_query=per_query,
+            problems=tuple(problems),
+            deviations=deviations,
+            judged_runs=card.judge_runs(found.cells, waivers=waivers, deviations=deviations),
+        )
     )
     unwaived = tuple(
         f"{one.score.system} on {one.score.dataset}: {one.score.metric} {sheets.fixed(one.measured, 5)} is "
@@ -114,11 +127,11 @@ def _stale(report: Report, out: Path) -> list[str]:
     return [name for name in names if name not in report.files]
 
 
-def _with_queries(results_dir: Path, found: results.Collected) -> tuple[results.Collected, page.PerQuery]:
+def _with_queries(results_dir: Path, found: collected.Collected) -> tuple[collected.Collected, page.PerQuery]:
     """Return the runs with their values by query.
 
-    A run whose scores are not the means of its queries is left out, for one of the two was changed; a run whose table
-    of queries is damaged costs only its drill-down.
+    A run is left out whose scores are not the means of its queries, or do not come out again from files that were
+    edited; a run whose table of queries is damaged costs only its drill-down.
     """
     cells, problems, per_query = [], list(found.problems), {}
     for cell in found.cells:
@@ -127,14 +140,18 @@ def _with_queries(results_dir: Path, found: results.Collected) -> tuple[results.
             queries = results.read_per_query(path)
         except ScoreError as error:
             problems.append(str(error))
+            problems += [line for name, line in results.edited(results_dir, cell).items() if name != results.PER_QUERY]
             cells.append(cell)
             continue
         if wrong := results.disagreement(cell, queries):
             problems.append(f"{path}: {wrong}; the run is left out: run the cell again")
             continue
-        per_query[cell.run_id] = queries
-        cells.append(cell)
-    return results.Collected(tuple(cells), tuple(problems)), per_query
+        lines, borne_out = evidence.hold(results_dir, cell, queries)
+        problems += lines
+        if borne_out:
+            per_query[cell.run_id] = queries
+            cells.append(cell)
+    return collected.Collected(tuple(cells), tuple(problems)), per_query
 
 
 def _checksums() -> dict[str, str]:

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import yaml
 
+from evalkit.analysis import standing
 from evalkit.errors import ScoreError
 from evalkit.scoring import published
 from evalkit.scoring.published import CARD, PublishedScore, Verdict
@@ -101,13 +102,35 @@ class CardTable(NamedTuple):
 def judge(
     cells: Iterable[CellScores], *, waivers: Sequence[Waiver] = (), deviations: Sequence[Deviation] = ()
 ) -> tuple[Judged, ...]:
-    """Return every published score of every source with its verdict."""
-    by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in cells}
+    """Return every published score of every source with its verdict, measured by the runs that may stand for a system.
+
+    A run with other weights or of another dataset measures none of them: its scores are NOT-RUN here.
+    """
+    by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in standing.representative(cells)}
+    pairs = ((score, by_cell.get((score.system, score.dim, score.dataset))) for score in published.published_scores())
+    return _judged(pairs, waivers, deviations)
+
+
+def judge_runs(
+    cells: Iterable[CellScores], *, waivers: Sequence[Waiver] = (), deviations: Sequence[Deviation] = ()
+) -> tuple[Judged, ...]:
+    """Return for every run, whatever its standing, what was published for the cell that it is named after."""
+    by_cell: dict[tuple[str, int | None, str], list[PublishedScore]] = {}
+    for score in published.published_scores():
+        by_cell.setdefault((score.system, score.dim, score.dataset), []).append(score)
+    pairs = ((score, cell) for cell in cells for score in by_cell.get((cell.model, cell.dim, cell.dataset), []))
+    return _judged(pairs, waivers, deviations)
+
+
+def _judged(
+    pairs: Iterable[tuple[PublishedScore, CellScores | None]],
+    waivers: Sequence[Waiver],
+    deviations: Sequence[Deviation],
+) -> tuple[Judged, ...]:
     waived = {waiver[:5]: waiver for waiver in waivers}
     spread = {(found.system, found.dim, found.dataset, found.metric): found.value for found in deviations}
     judged = []
-    for score in published.published_scores():
-        cell = by_cell.get((score.system, score.dim, score.dataset))
+    for score, cell in pairs:
         verdict = verdict_on(
             cell, score, deviation=spread.get((score.system, score.dim, score.dataset, score.metric), 0.0)
         )
@@ -117,12 +140,15 @@ def judge(
 
 
 def verdict_on(cell: CellScores | None, score: PublishedScore, *, deviation: float = 0.0) -> Verdict:
-    """Return the verdict on a run, if there is one, with every setting in which it is known to differ."""
+    """Return the verdict on a run, if there is one, with everything in which it is known to differ."""
     if cell is None or score.metric not in cell.metrics:
         return published.verdict(None, score)
-    differs = (*cell.deviations, *published.differing(score, cell.protocol, cell.split, self_hits=cell.self_hits))
     return published.verdict(
-        cell.metrics[score.metric], score, deviation=deviation, declared_loss=score.index_loss, differs=differs
+        cell.metrics[score.metric],
+        score,
+        deviation=deviation,
+        declared_loss=score.index_loss,
+        differs=standing.differing(cell, score),
     )
 
 
@@ -255,9 +281,9 @@ def _standing(
 
 
 def _unfaithful(cell: CellScores, table: CardTable | None, system: System) -> bool:
-    """Whether a run is known to be of another protocol than the card's, or of another corpus."""
+    """Whether a run is known to be of another protocol than the card's, other weights, or another corpus."""
     found = table.cells.get((cell.dataset, system)) if table else None
-    return bool(cell.deviations) or (found is not None and found.verdict.label == "PROTOCOL-DIFFERS")
+    return bool(standing.departures(cell)) or (found is not None and found.verdict.label == "PROTOCOL-DIFFERS")
 
 
 def read_waivers(results_dir: Path) -> tuple[Waiver, ...]:

@@ -69,7 +69,7 @@ def _models() -> Table:
     table = Table(*columns, box=None, pad_edge=False)
     for name in group_names("model"):
         values: dict[str, Any] = yaml.safe_load((configs_dir() / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
-        found: dict[int, dict[str, str]] = values.get("checkpoints", {})
+        found: dict[int, dict[str, Any]] = values.get("checkpoints", {})
         sources = [CheckpointSource(**source) for source in found.values()]
         cells = (
             ", ".join(map(str, found)),

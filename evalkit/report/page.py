@@ -12,6 +12,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
+from evalkit.analysis import standing
 from evalkit.analysis.compare import normal_interval, storage
 from evalkit.report import plot, sheets
 from evalkit.report.audit import audit_lines
@@ -30,6 +31,8 @@ MEANINGS = {
     "PROTOCOL-DIFFERS": "measured under another setting, which is named",
     "NOT-RUN": "not measured here",
 }
+DEVIATES = f" {SYMBOLS['PROTOCOL-DIFFERS']}"
+"""What marks a run that may not stand for its system wherever its name alone would say that it does."""
 SCALE = 10_000
 """Values by query have four decimals on the page."""
 
@@ -48,6 +51,8 @@ class Material(NamedTuple):
     per_query: PerQuery
     problems: Sequence[str]
     deviations: Sequence[Deviation] = ()
+    judged_runs: Sequence[Judged] = ()
+    """Every run with what was published for its cell, those among them that may not stand for their system."""
 
 
 def render(material: Material) -> str:
@@ -67,15 +72,19 @@ def render(material: Material) -> str:
         sheets={table.name: sheets.card_sheet(table) for table in material.tables},
         leaderboard_sheet=sheets.leaderboard_sheet(material.leaderboard),
         tally={label: verdicts.count(label) for label in SYMBOLS},
+        measured=len(verdicts) - verdicts.count("NOT-RUN") - verdicts.count("PROTOCOL-DIFFERS"),
         holding=verdicts.count("MATCH") + verdicts.count("NEAR"),
         unfounded=sum(not found.holds for found in material.audit),
-        by_run=_by_run(material.judged),
+        representative=standing.representative(material.cells),
+        by_run=_by_run(material.judged_runs),
         deviations={(one.system, one.dim, one.dataset, one.metric): one for one in material.deviations},
         audit_lines=audit_lines(),
         elsewhere=_elsewhere(material.judged),
         others=[found for found in material.judged if found.score.source != CARD],
         plots=[(panel, plot.svg(panel)) for panel in _plots(material)],
         flat=flat,
+        deviates=DEVIATES,
+        departures=standing.departures,
         data=_data(material),
     )
 
@@ -138,7 +147,7 @@ def _plots(material: Material) -> list[plot.Plot]:
             series = (plot.Series("jina-colbert-v2", tuple(points)),)
             panels.append(plot.Plot(title, "bytes per vector (fp16)", "NDCG@10", series))
     by_dataset: dict[str, list[CellScores]] = {}
-    for cell in material.cells:
+    for cell in standing.representative(material.cells):
         if cell.dim is not None:
             by_dataset.setdefault(cell.dataset, []).append(cell)
     for dataset, cells in sorted(by_dataset.items()):
@@ -178,7 +187,8 @@ def _data(material: Material) -> Markup:
             continue
         packed_MQ = np.floor(table.value_QM.T * SCALE + 0.5).astype("<u2")
         runs[cell.run_id] = {
-            "system": cell.model if cell.dim is None else f"{cell.model} ({cell.dim})",
+            "system": (cell.model if cell.dim is None else f"{cell.model} ({cell.dim})")
+            + (DEVIATES if standing.departures(cell) else ""),
             "dataset": cell.dataset,
             "main": cell.main_metric,
             "metrics": list(table.metrics),

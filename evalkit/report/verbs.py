@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 import evalkit.analysis.explain
-from evalkit.analysis import replay
+from evalkit.analysis import replay, standing
 from evalkit.analysis.compare import Comparison, storage, values_of
 from evalkit.analysis.explain import Contribution, PairView
 from evalkit.analysis.replay import Landing, Replayed
@@ -195,5 +195,6 @@ def p_value(p: float) -> str:
 
 
 def system(cell: CellScores) -> str:
-    """Return a system's name with its dim."""
-    return cell.model if cell.dim is None else f"{cell.model}-{cell.dim}"
+    """Return a system's name with its dim; a run that may not stand for that system is marked."""
+    name = cell.model if cell.dim is None else f"{cell.model}-{cell.dim}"
+    return f"{name} (deviates)" if standing.departures(cell) else name

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from evalkit.config.settings import RunConfig
+from evalkit.config.settings import EncoderConfig, RunConfig
+from evalkit.models import weights
 from evalkit.report.sheets import fixed
 from evalkit.report.table import said, signed
 from evalkit.scoring import published
@@ -41,7 +42,8 @@ def lines(
             for score in published.find(name, dim, dataset.name, metric):
                 settings = {key: wanted for key, wanted in score.settings.items() if _known(key, declared)}
                 asked = score._replace(settings=settings)
-                differs = published.differing(asked, protocol, dataset.split, self_hits=kept_none)
+                settings_differ = published.differing(asked, protocol, dataset.split, self_hits=kept_none)
+                differs = (*_other_system(config, dim), *settings_differ)
                 verdict = published.verdict(value, score, declared_loss=score.index_loss, differs=differs)
                 system = name if dim is None else f"{name} at dim {dim}"
                 said_of.append(
@@ -49,6 +51,14 @@ def lines(
                     f"Δ {signed(value - score.value, 4)})"
                 )
     return said_of or [f"nothing is published for {name} on {dataset.name}"]
+
+
+def _other_system(config: RunConfig, dim: int | None) -> tuple[str, ...]:
+    """Return what the caller declares that makes the run another system's: a re-ranker behind it, or other weights."""
+    reranked = () if config.reranker is None else (f"re-ranked by {config.reranker.name}, published without",)
+    model = config.model
+    source = model.checkpoints.get(str(dim)) if isinstance(model, EncoderConfig) else None
+    return (*reranked, *weights.declared_otherwise(model.name, dim, source))
 
 
 def _known(setting: str, declared: Collection[str]) -> bool:

@@ -9,11 +9,13 @@ import torch
 from rich.console import Console
 
 from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
+from evalkit.datasets.learned import Verified
 from evalkit.datasets.survey import Survey
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.elementwise import choose as choose_elementwise
 from evalkit.models.encoder import attention_path, checkpoints
 from evalkit.run import environment, identity
+from evalkit.storage import keys
 from evalkit.types import Dataset
 
 
@@ -27,6 +29,8 @@ class Task(NamedTuple):
     """What of the dataset differs from its published form and was accepted."""
     device: torch.device
     console: Console
+    verified: Verified = "nothing"
+    """What the corpus was held against."""
 
     @property
     def depth(self) -> int:
@@ -80,11 +84,11 @@ def plan(task: Task) -> list[Cell]:
         cells.append(
             Cell(
                 dim=dim,
-                run_id=identity.run_id(task.dataset.name, task.dataset.split, model.name, dim, protocol),
+                run_id=keys.run_id(task.dataset.name, task.dataset.split, model.name, dim, protocol),
                 protocol=protocol,
                 checkpoint=None if dim is None else found[dim],
                 store_key=identity.store_key(system),
-                search_key=identity.key_of(protocol),
+                search_key=keys.key_of(protocol),
             )
         )
     return cells

@@ -10,28 +10,20 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import xxhash
 
 from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
 from evalkit.datasets.survey import CUT, Survey
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.types import Dataset, Query
+from evalkit.storage.keys import key_of
+from evalkit.types import Dataset, Qrels, Query
 
 SEARCH_RULES = 1
 """Raised whenever a change of the search or tie rule can move a run."""
 ENCODING_RULES = 5
 """Raised whenever a change of how texts are batched or multiplied can move the last bits of a vector."""
-
-
-def key_of(facts: Mapping[str, Any]) -> str:
-    """Return a short content address of some facts.
-
-    >>> key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
-    True
-    """
-    return xxhash.xxh3_64_hexdigest(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode())
 
 
 def vector_facts(  # noqa: PLR0913 (keyword-only behind the first four)
@@ -82,11 +74,29 @@ def bm25_facts(config: Bm25Config) -> dict[str, Any]:
         "fields": list(config.fields),
         "analyzer": config.analyzer,
         **({} if config.lengths == "lucene" else {"lengths": config.lengths}),
+        **({} if config.unmatched == "leave_out" else {"unmatched": config.unmatched}),
         "ties": config.ties,
     }
 
 
-def corpus_facts(survey: Survey, run: RunConfig) -> dict[str, Any]:
+class CorpusFacts(TypedDict):
+    """What a corpus is and how it is cut into shards."""
+
+    corpus: str
+    shard_tokens: int
+    cut: str
+
+
+class SearchFacts(TypedDict):
+    """What is searched for and how."""
+
+    queries: str
+    depth: int
+    drop_self: bool
+    search_rules: int
+
+
+def corpus_facts(survey: Survey, run: RunConfig) -> CorpusFacts:
     """Return what a corpus is and how it is cut."""
     assert run.store.shard_tokens != "auto"  # `environment.resolved` has made a number of it
     return {"corpus": survey.checksum, "shard_tokens": run.store.shard_tokens, "cut": CUT}
@@ -100,7 +110,13 @@ def store_key(system: Mapping[str, Any]) -> str:
     return key_of({name: fact for name, fact in system.items() if name != "query"})
 
 
-def search_facts(dataset: Dataset, run: RunConfig) -> dict[str, Any]:
+def store_key_in(protocol: Mapping[str, Any]) -> str:
+    """Return the store key of a cell from its protocol, which holds the facts of system, corpus and search."""
+    others = {*CorpusFacts.__annotations__, *SearchFacts.__annotations__}
+    return store_key({name: fact for name, fact in protocol.items() if name not in others})
+
+
+def search_facts(dataset: Dataset, run: RunConfig) -> SearchFacts:
     """Return what is searched for and how."""
     return {
         "queries": texts_checksum(dataset.queries),
@@ -118,11 +134,13 @@ def texts_checksum(queries: Iterable[Query]) -> str:
     return digest.hexdigest()
 
 
-def run_id(dataset: str, split: str, model: str, dim: int | None, facts: Mapping[str, Any]) -> str:
-    """Name a cell for people first, and exactly by the hash at its end.
+def qrels_checksum(qrels: Qrels) -> str:
+    """Return a checksum of judgements, whatever their order.
 
-    >>> run_id("beir/nfcorpus", "test", "bm25", None, {})[:24]
-    'beir-nfcorpus.test.bm25.'
+    >>> qrels_checksum({"q": {"a": 1, "b": 0}}) == qrels_checksum({"q": {"b": 0, "a": 1}})
+    True
     """
-    system = model if dim is None else f"{model}-{dim}"
-    return f"{dataset.replace('/', '-')}.{split}.{system}.{key_of(facts)[:10]}"
+    digest = xxhash.xxh3_128()
+    for query in sorted(qrels):
+        digest.update(json.dumps([query, sorted(qrels[query].items())], ensure_ascii=False).encode())
+    return digest.hexdigest()

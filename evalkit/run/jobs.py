@@ -19,7 +19,8 @@ from typing import Any, NamedTuple
 
 from evalkit.config.settings import RunConfig
 from evalkit.errors import ConfigError, EvalkitError
-from evalkit.run.identity import key_of
+from evalkit.storage import seal
+from evalkit.storage.keys import key_of
 from evalkit.storage.results import config_of, plain
 
 FOLDER = "jobs"
@@ -30,7 +31,7 @@ class Job(NamedTuple):
 
     path: Path
     config: RunConfig | None
-    """None where the record cannot be read, which also is so in the instant in which it is written."""
+    """None where the record is damaged or edited, which also is so in the instant in which it is written."""
     running: bool
     """Whether its process lives; of a process on another machine that the file system's locks tell."""
     process: str
@@ -89,17 +90,17 @@ def forget(records: Iterable[Job]) -> int:
 
 def _read(path: Path) -> Job | None:
     try:
-        with path.open(encoding="utf-8") as file:
+        with path.open("rb") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
                 running = False
             except OSError:
                 running = True
-            text = file.read()
+            data = file.read()
     except OSError:  # gone by now: its run is done
         return None
     try:
-        facts = json.loads(text)
+        facts = seal.read(data)
         config = config_of(facts["config"])
         return Job(path, config, running, str(facts["process"]), str(facts["started"]), facts["error"])
     except (ValueError, KeyError, TypeError, AttributeError, ConfigError):
@@ -109,7 +110,7 @@ def _read(path: Path) -> Job | None:
 def _write(path: Path, facts: dict[str, Any]) -> None:
     """Write a record in place, for it is locked; on a full disk it stays empty, and the run is not stopped by it."""
     with suppress(OSError):
-        path.write_text(json.dumps(facts, ensure_ascii=False), encoding="utf-8")
+        path.write_text(json.dumps(seal.seal(facts), ensure_ascii=False), encoding="utf-8")
 
 
 def absolute(config: RunConfig) -> RunConfig:

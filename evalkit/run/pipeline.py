@@ -6,11 +6,11 @@ goes on where it stopped and ends in the same bytes.
 
 from __future__ import annotations
 
-import dataclasses
 import time
 from collections.abc import Sequence
 from functools import reduce
 from operator import add
+from typing import Any
 
 import torch
 import yaml
@@ -20,13 +20,16 @@ from evalkit import datasets
 from evalkit.bm25 import lucene
 from evalkit.bm25.analyzers import ANALYZERS
 from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
-from evalkit.datasets.survey import ShardRange, Survey, survey
+from evalkit.datasets import learned
+from evalkit.datasets.survey import ShardRange, Survey, forget, survey
 from evalkit.engines.local import map_shards
+from evalkit.errors import ChangedError
 from evalkit.maxsim import choice
-from evalkit.models import metadata
+from evalkit.models import metadata, weights
+from evalkit.models.backbones.native import count_parameters
 from evalkit.models.encoder import load_encoders
 from evalkit.ranking import Hits, drop_self, merge, no_hits, self_hits, separate_ties
-from evalkit.run import environment
+from evalkit.run import environment, scored
 from evalkit.run.background import Merging, limit_tokenizer, tokenizer_threads
 from evalkit.run.canary import canary
 from evalkit.run.cells import Cell, Task, plan
@@ -45,19 +48,32 @@ METRICS = ("ndcg@10", "mrr@10", "recall@100")
 def run(config: RunConfig, *, console: Console) -> list[CellScores]:
     """Return the scores of every cell of a config, computing only what is not already on disk.
 
+    A finished cell whose judgements, query groups or metrics have changed is scored again from its run file.
+
     Raises EvalkitError subclasses for whatever the user can mend; nothing finished is lost.
     """
     task = prepare(config, console=console)
     cells = plan(task)
-    done = {cell.run_id: results.finished(config.results_dir, cell.run_id) for cell in cells}
+    done = {cell.run_id: scored.finished(task, cell, METRICS) for cell in cells}
     unfinished = [cell for cell in cells if done[cell.run_id] is None]
     if unfinished:
         make_folder(run_dir(config.results_dir, unfinished[0].run_id).parent)  # fails now rather than after hours
         started = time.monotonic()
-        best = search(task, unfinished)
+        met: set[int] = set()
+        try:
+            best = search(task, unfinished, met_vectors=met)
+        except ChangedError:  # the next run must not believe this survey
+            forget(
+                task.dataset.corpus,
+                shard_tokens=environment.shard_tokens(config, task.device),
+                max_document_tokens=environment.max_document_tokens(config, task.device),
+                cache_dir=config.cache_dir,
+                judged_ids=datasets.judged_ids(task.dataset),
+            )
+            raise
         wall_s = time.monotonic() - started
         for cell in unfinished:
-            done[cell.run_id] = finish(task, cell, best[cell.run_id], search_s=wall_s)
+            done[cell.run_id] = finish(task, cell, best[cell.run_id], search_s=wall_s, met_vectors=cell.dim in met)
     return [scores for scores in done.values() if scores is not None]
 
 
@@ -81,19 +97,28 @@ def prepare(config: RunConfig, *, console: Console) -> Task:
             )
 
     dataset, surveyed = datasets.load_read(config.dataset, survey_of)
-    deviations = datasets.check(dataset, surveyed, config.dataset)
-    return Task(config, dataset, surveyed, deviations, device, console)
+    known = learned.recall(config.cache_dir, dataset, config.dataset)
+    deviations = datasets.check(dataset, surveyed, config.dataset, learned=known)
+    if known is None and not deviations:
+        learned.keep(config.cache_dir, dataset, config.dataset, surveyed)
+    verified = learned.verified(config.dataset, known)
+    return Task(config, dataset, surveyed, deviations, device, console, verified)
 
 
-def search(task: Task, cells: Sequence[Cell]) -> dict[str, Hits]:
-    """Return each cell's best hits over all shards, by run id."""
+def search(task: Task, cells: Sequence[Cell], *, met_vectors: set[int] | None = None) -> dict[str, Hits]:
+    """Return each cell's best hits over all shards, by run id.
+
+    The dims at which the loaded model met vectors that are published for it are added to `met_vectors`.
+    """
     if isinstance(task.config.model, Bm25Config):
         (cell,) = cells
         return {cell.run_id: search_bm25(task, cell, task.config.model)}
-    return search_vectors(task, cells, task.config.model)
+    return search_vectors(task, cells, task.config.model, met_vectors=met_vectors)
 
 
-def search_vectors(task: Task, cells: Sequence[Cell], model: EncoderConfig) -> dict[str, Hits]:
+def search_vectors(
+    task: Task, cells: Sequence[Cell], model: EncoderConfig, *, met_vectors: set[int] | None = None
+) -> dict[str, Hits]:
     """Encode and search every shard; dims whose backbones are equal share one pass over the corpus."""
     engine = task.config.engine
     if engine.threads is not None:
@@ -107,7 +132,9 @@ def search_vectors(task: Task, cells: Sequence[Cell], model: EncoderConfig) -> d
     for encoder in load_encoders(
         model, found, device=task.device, attention=engine.attention, elementwise=engine.elementwise
     ):
-        canary(encoder, found)
+        met = canary(encoder, found)
+        if met_vectors is not None:
+            met_vectors |= met
         members = {dim: by_dim[dim] for dim in encoder.heads}
         title = f"{model.name} at dim {', '.join(map(str, members))} on {task.dataset.name}"
         with (
@@ -148,26 +175,36 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
     return best if model.ties == "trec_eval" else separate_ties(best)
 
 
-def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores:
+def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float, met_vectors: bool) -> CellScores:
     """Write a cell's run file and scores; scores.json comes last and means that the cell is done."""
     started = time.monotonic()
     config, dataset = task.config, task.dataset
     folder = run_dir(config.results_dir, cell.run_id)
     ranked = to_run(hits, [query.id for query in dataset.queries])
     kept, dropped = drop_self(ranked, depth=config.search.depth) if dataset.drop_self else (ranked, 0)
+    results.begin_scoring(config.results_dir, cell.run_id)
     trec.write_run(kept, folder / results.RUN, tag=cell.run_id)
     trec.write_qrels(dataset.qrels, folder / results.QRELS)
     if dropped:  # what `evalkit replay` needs to put them back
         own = {query: [hit for hit in hits if hit.document_id == query] for query, hits in ranked.items()}
         trec.write_run(own, folder / results.DROPPED, tag=cell.run_id)
-    scored = metrics.score(kept, dataset.qrels, METRICS)
-    write_whole(folder / results.PER_QUERY, results.per_query_table(scored.per_query, METRICS).encode())
+    values = metrics.score(kept, dataset.qrels, METRICS)
+    write_whole(folder / results.PER_QUERY, results.per_query_table(values.per_query, METRICS).encode())
     write_whole(folder / results.CONFIG, yaml.safe_dump(results.plain(config), sort_keys=False).encode())
     cost = {} if cell.dim is None else costs(task, cell)
     vectors = {} if "vectors" not in cost else {"document_vectors": int(cost.pop("vectors"))}
     counted: dict[str, int] = {
-        name: int(cost.pop(name)) for name in ("fitted_batch_tokens", "reused_shards") if name in cost
+        name: int(cost.pop(name))
+        for name in ("fitted_batch_tokens", "reused_shards", "shards_without_costs")
+        if name in cost
     }
+    if lacking := counted.get("shards_without_costs"):
+        line = f"the manifests of {lacking:,} of {len(task.survey.shards):,} shards do not say what they cost any more"
+        task.console.print(
+            f"{cell.run_id}: {line}, so the result lacks document_vectors or times; the scores are whole",
+            highlight=False,
+            soft_wrap=True,
+        )
     if reused := counted.get("reused_shards"):
         line = f"{reused:,} of {len(task.survey.shards):,} shards had been encoded before, for another run"
         task.console.print(f"{cell.run_id}: {line}", highlight=False, soft_wrap=True)
@@ -179,8 +216,8 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores
         split=dataset.split,
         language=dataset.language,
         main_metric=dataset.main_metric,
-        metrics=scored.means,
-        groups={name: results.group_means(scored.per_query, ids) for name, ids in dataset.query_groups.items()},
+        metrics=values.means,
+        groups=scored.group_means(task, values),
         counts={
             "documents": task.survey.documents,
             "empty_documents": task.survey.empty_documents,
@@ -193,7 +230,7 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores
             **vectors,
             **counted,
         },
-        deviations=(*task.deviations, *_accepted(config, cell)),
+        deviations=(*task.deviations, *scored.accepted(config, cell)),
         protocol=cell.protocol,
         wall_s={
             "encode_and_search": round(search_s, 3),
@@ -203,17 +240,17 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores
         environment={
             **environment.environment(None if cell.dim is None else task.device),
             **environment.given_up(config, task.device),
-            "dataset_source": dataset.source,
-            "checkpoint": None if cell.checkpoint is None else dataclasses.asdict(cell.checkpoint) | {"folder": None},
+            **scored.facts(task),
+            "checkpoint": _weights(config, cell, met_vectors=met_vectors),
         },
     )
     results.write(scores, config.results_dir)
     return scores
 
 
-def _accepted(config: RunConfig, cell: Cell) -> tuple[str, ...]:
-    """Return what of the config contradicts the checkpoint's own account, as model.verify=false allows."""
-    if not isinstance(config.model, EncoderConfig) or cell.checkpoint is None or cell.dim is None:
-        return ()
-    found = metadata.differences(config.model, cell.checkpoint, cell.dim).contradictions
-    return tuple(f"artifact.metadata has {clause}" for clause in found)
+def _weights(config: RunConfig, cell: Cell, *, met_vectors: bool) -> dict[str, Any] | None:
+    """Return what is recorded of the weights that ran: their origin, checksums, count, and what proves them."""
+    if cell.checkpoint is None or cell.dim is None or not isinstance(config.model, EncoderConfig):
+        return None
+    count = count_parameters(cell.checkpoint, adapter=config.model.adapter)
+    return weights.record(config.model.name, cell.dim, cell.checkpoint, parameters=count, met_vectors=met_vectors)

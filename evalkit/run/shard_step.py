@@ -18,8 +18,9 @@ from torch import Tensor
 from evalkit.bm25 import lucene
 from evalkit.bm25.analyzers import Analyzer
 from evalkit.config.settings import Bm25Config
-from evalkit.datasets.survey import ShardRange
+from evalkit.datasets.survey import ShardRange, read_shard
 from evalkit.kernels.cpu import memory
+from evalkit.models.checkpoint import refuse_changes
 from evalkit.models.encoder import DTYPES, Encoder
 from evalkit.models.tokens import TokenTable
 from evalkit.ranking import Hits, floors, merge, no_hits
@@ -162,6 +163,7 @@ class VectorStep:
             on_halved=self.budget.halve,
         )
         wall_s = round(time.monotonic() - started, 3)
+        self._refuse_changed_checkpoints(dims)
         self.writer.wait_for_all_but(0 if self.task.device.type == "cpu" else BEHIND * 2 * len(self.cells))
         if self.task.config.store.keep == "embeddings":
             for dim, vectors in fresh.items():
@@ -183,9 +185,14 @@ class VectorStep:
             maxsim=self.task.config.engine.maxsim,
         )
         search_s = round(time.monotonic() - started, 3)
+        self._refuse_changed_checkpoints([dim])  # the queries' vectors are of it too
         cost = {"vectors": len(vectors.vectors.rows_XD), **encoding, "search_s": search_s}
         self._save(self._topk(cell), shard, hits_to_arrays(found), _facts(shard, cell) | cost)
         return found
+
+    def _refuse_changed_checkpoints(self, dims: Sequence[int]) -> None:
+        found = [self.cells[dim].checkpoint for dim in dims]
+        refuse_changes(checkpoint for checkpoint in found if checkpoint is not None)
 
     def _save(self, folder: Path, shard: ShardRange, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
         name, known = shard.checksum, {**facts, **self.budget.facts()}
@@ -216,7 +223,8 @@ def vector_step(
         return _texts(task, encoder, shard)
 
     def fresh(shard: ShardRange) -> _Fresh:
-        return step._encoded(shard, step._unencoded(shard))  # noqa: SLF001 (the step's own work, in its turn)
+        dims = step._unencoded(shard)  # noqa: SLF001 (the step's own work, in its turn)
+        return step._encoded(shard, dims) if dims else _Fresh({}, 0.0)  # noqa: SLF001 (the same)
 
     on_gpu = task.device.type != "cpu"
     with (
@@ -271,8 +279,8 @@ class _Texts(NamedTuple):
 
 
 def _texts(task: Task, encoder: Encoder, shard: ShardRange) -> _Texts:
-    """Read and tokenise a shard; of its texts only the ids stay."""
-    documents = list(task.dataset.corpus.documents(shard.start, shard.stop))
+    """Read and tokenise a shard; of its texts only the ids stay. Raises ChangedError for texts not surveyed."""
+    documents = list(read_shard(task.dataset.corpus, shard, name=task.dataset.name))
     tokens = encoder.tokenize_documents([document.joined() for document in documents])
     return _Texts(tuple(document.id for document in documents), tokens)
 
@@ -290,7 +298,7 @@ def bm25_count_step(
         if (arrays := shard_files.load(folder, name)) is not None:
             return lucene.ShardCounts.from_arrays({key: array.numpy() for key, array in arrays.items()})
         counts = lucene.count_shard(
-            task.dataset.corpus.documents(shard.start, shard.stop),
+            read_shard(task.dataset.corpus, shard, name=task.dataset.name),
             vocabulary=terms.vocabulary,
             fields=model.fields,
             analyzer=analyzer,
@@ -323,17 +331,20 @@ def costs(task: Task, cell: Cell) -> dict[str, float]:
 
     Dims that shared a pass over the corpus each have the time of the whole pass. A shard that another run had encoded
     has that run's time, and is counted in `reused_shards`. Where a batch did not fit memory, `fitted_batch_tokens` is
-    the smallest budget that a shard was left with.
+    the smallest budget that a shard was left with. `shards_without_costs` counts the shards whose manifest is gone or
+    lacks one of the three; a sum that such a shard has no part in is left out.
     """
     folder = topk_dir(task.config.cache_dir, cell.search_key)
     found = [shard_files.finished(folder, shard.checksum) or {} for shard in task.survey.shards]
     names = ("vectors", "encode_s", "search_s")
     fitted = [facts["fitted_batch_tokens"] for facts in found if "fitted_batch_tokens" in facts]
     reused = sum(facts.get("reused_shards", 0) for facts in found)
+    lacking = sum(any(name not in facts for name in names) for facts in found)
     return {
         **{name: sum(facts[name] for facts in found) for name in names if all(name in facts for facts in found)},
         **({"fitted_batch_tokens": min(fitted)} if fitted else {}),
         **({"reused_shards": reused} if reused else {}),
+        **({"shards_without_costs": lacking} if lacking else {}),
     }
 
 

@@ -58,6 +58,7 @@ def measure(cells: Iterable[CellScores], results_dir: Path) -> tuple[tuple[Devia
         again, unreadable = results.readable(folder)
         problems += unreadable
         for cell in again:
+            problems += results.edited(folder, cell).values()
             where = f"{folder.name}/{cell.run_id}"
             if (base := tabled.get(_name(cell))) is None:
                 problems.append(f"{where}: got no tabled run of this cell, wanted one to compare; move it to runs/")

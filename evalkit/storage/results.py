@@ -1,4 +1,8 @@
-"""One finished cell on disk: `scores.json`, written last, so that its existence means completion."""
+"""One finished cell on disk: `scores.json`, written last, so that its existence means completion.
+
+It carries a checksum of its whole content, and the checksums of the files that lay beside it when it was written: what
+was damaged or edited afterwards is refused by name.
+"""
 
 from __future__ import annotations
 
@@ -6,21 +10,24 @@ import dataclasses
 import json
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple
 
 import numpy as np
+import xxhash
 import yaml
 
 from evalkit.config.settings import RunConfig, run_config
 from evalkit.errors import ConfigError, ScoreError
+from evalkit.storage import keys, seal, trec
 from evalkit.storage.paths import run_dir, write_whole
+from evalkit.types import Hit
 
-SCHEMA = 1
-"""Version of scores.json; a file of a newer version is refused, not guessed at."""
+SCHEMA = 2
+"""Version of scores.json; a file of another version is refused, not guessed at. Version 1 had no checksums."""
 SCORES = "scores.json"
 RUN = "run.trec.gz"
 QRELS = "qrels.trec.gz"
@@ -30,13 +37,19 @@ DROPPED = "dropped.trec.gz"
 PER_QUERY = "per_query.tsv"
 KINDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("run_id", "model", "dataset", "split", "language", "main_metric"), (str,)),
-    **dict.fromkeys(("metrics", "groups", "counts", "protocol", "wall_s", "environment"), (dict,)),
+    **dict.fromkeys(("metrics", "groups", "counts", "protocol", "wall_s", "environment", "files"), (dict,)),
     "dim": (int, NoneType),
     "deviations": (list,),
 }
 """What each field is in the file; a file may have been edited by hand."""
 JSON_NAMES = {str: "a text", dict: "an object", list: "a list", int: "a whole number", NoneType: "null"}
 CONFIG = "config.yaml"
+BESIDE = (RUN, QRELS, PER_QUERY, CONFIG, DROPPED)
+"""Whose checksums scores.json records."""
+QRELS_CHECKSUM = "qrels_checksum"
+"""Where `environment` names the judgements that a cell was scored with (`evalkit.run.identity.qrels_checksum`)."""
+BEING_SCORED = "being scored again"
+"""What stands there while a finished cell's files are rewritten: no judgements have this checksum."""
 _SHOWN_CHARACTERS = 16
 """How much of a value tells two runs apart: of two checksums the beginnings."""
 
@@ -64,6 +77,8 @@ class CellScores:
     wall_s: Mapping[str, float]
     environment: Mapping[str, Any]
     schema_version: int = SCHEMA
+    files: Mapping[str, str] = field(default_factory=dict, compare=False)
+    """The checksum of each file that lay beside scores.json when it was written; `write` takes them."""
 
     @property
     def self_hits(self) -> int | None:
@@ -72,42 +87,56 @@ class CellScores:
 
 
 def write(scores: CellScores, results_dir: Path) -> Path:
-    """Write a cell's scores.json. Raises ScoreError for a value that is not a finite number."""
+    """Write a cell's scores.json with its own checksum and those of the files beside it, which must be there by now.
+
+    Raises ScoreError for a value that is not a finite number.
+    """
     for name, value in scores.metrics.items():
         if not math.isfinite(value):
             msg = f"{scores.run_id}: {name} is {value}, wanted a finite number; nothing was written"
             raise ScoreError(msg)
     path = run_dir(results_dir, scores.run_id) / SCORES
-    text = json.dumps(dataclasses.asdict(scores), ensure_ascii=False, allow_nan=False, indent=2)
-    write_whole(path, f"{text}\n".encode())
+    beside = {name: checksum for name in BESIDE if (checksum := _checksum(path.parent / name)) is not None}
+    values = seal.seal(dataclasses.asdict(scores) | {"files": beside})
+    write_whole(path, f"{json.dumps(values, ensure_ascii=False, allow_nan=False, indent=2)}\n".encode())
     return path
 
 
 def read(path: Path) -> CellScores:
-    """Read a scores.json. Raises ScoreError when it is cut short, of a newer schema or lacks a field."""
+    """Read a scores.json.
+
+    Raises ScoreError when it is cut short, of another schema, lacks a field or does not fit its own checksum.
+    """
+    again = "delete it and run the cell again"
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse)
+        values = seal.parse(path.read_bytes())
     except OSError as error:
         msg = f"{path}: cannot be read ({error.strerror}); wanted the scores.json of a finished run"
         raise ScoreError(msg) from error
     except ValueError as error:
-        msg = f"{path}: not whole JSON ({error}); delete it and run the cell again"
+        msg = f"{path}: not whole JSON ({error}); {again}"
         raise ScoreError(msg) from error
-    if not isinstance(values, dict):
-        msg = f"{path}: got a {type(values).__name__}, wanted a JSON object; delete it and run the cell again"
-        raise ScoreError(msg)
     version = values.get("schema_version")
     if version != SCHEMA:
         msg = (
             f"{path}: schema_version is {version!r}, this evalkit reads {SCHEMA}; update evalkit or run the cell again"
         )
         raise ScoreError(msg)
-    names = {field.name for field in dataclasses.fields(CellScores)}
+    try:
+        values = seal.unseal(values)
+    except ValueError as error:
+        msg = f"{path}: was damaged or edited ({error}); restore it, or {again}"
+        raise ScoreError(msg) from error
+    names = {each.name for each in dataclasses.fields(CellScores)}
     if set(values) != names:
         wrong = ", ".join(sorted(set(values) ^ names))
-        msg = f"{path}: missing or unknown fields: {wrong}; delete it and run the cell again"
+        msg = f"{path}: missing or unknown fields: {wrong}; {again}"
         raise ScoreError(msg)
-    for mistake in _mistakes(path, values):
+    try:
+        mistake = next(_mistakes(path, values), None)
+    except (TypeError, AttributeError) as error:
+        mistake = f"not scores ({error}); {again}"
+    if mistake is not None:
         msg = f"{path}: {mistake}"
         raise ScoreError(msg)
     return CellScores(**{**values, "deviations": tuple(values["deviations"])})
@@ -130,20 +159,81 @@ def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
             if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= most:
                 wanted = "a number from 0 to 1" if most == 1 else "a finite number from 0 on"
                 yield f"{where}{name} is {value!r}, wanted {wanted}; {again}"
+    recomputed = keys.run_id(*(values[name] for name in ("dataset", "split", "model", "dim", "protocol")))
+    if recomputed != values["run_id"]:
+        yield (
+            f"run_id is {values['run_id']}, wanted {recomputed} for the dataset, split, model, dim and protocol stated "
+            f"here: one of them was changed since the run; {again}"
+        )
     if values["main_metric"] not in values["metrics"]:
         yield f"got no {values['main_metric']}, its main metric; {again}"
-
-
-def _refuse(constant: str) -> float:
-    """Refuse NaN and Infinity, which Python alone takes for JSON."""
-    msg = f"got {constant}, wanted a finite number"
-    raise ValueError(msg)
 
 
 def finished(results_dir: Path, run_id: str) -> CellScores | None:
     """Return the scores of a cell that is already done, or None."""
     path = run_dir(results_dir, run_id) / SCORES
-    return read(path) if path.is_file() else None
+    try:
+        there = path.is_file()
+    except OSError as error:
+        msg = f"{path}: cannot be read ({error.strerror}); wanted the scores.json of a finished run, or none"
+        raise ScoreError(msg) from error
+    return read(path) if there else None
+
+
+def _checksum(path: Path) -> str | None:
+    """Return the checksum of a file, or None where there is none that can be read."""
+    try:
+        return xxhash.xxh3_128_hexdigest(path.read_bytes())
+    except OSError:
+        return None
+
+
+def edited(results_dir: Path, cell: CellScores, *, names: Sequence[str] = BESIDE) -> dict[str, str]:
+    """Return, by name, a line for each file beside a cell's scores that is not the one that lay there when it was done.
+
+    A file that is gone is not among them: it can be missed, for example judgements that must not be passed on.
+    """
+    folder = run_dir(results_dir, cell.run_id)
+    wanted = cell.files or read(folder / SCORES).files  # a cell that was just computed does not know its files
+    found = {}
+    for name in names:
+        got = _checksum(folder / name)
+        if got is not None and got != wanted.get(name):
+            said = f"the {wanted[name]} of {SCORES}" if name in wanted else f"no such file, by {SCORES}"
+            found[name] = f"{folder / name}: was damaged or edited: got checksum {got}, wanted {said}"
+    return found
+
+
+def require_unedited(results_dir: Path, cell: CellScores, *names: str) -> None:
+    """Raise ScoreError, which names the file, unless each is as the run left it or is missing."""
+    for line in edited(results_dir, cell, names=names).values():
+        msg = f"{line}; restore it, or delete the run's {SCORES} and run the cell again"
+        raise ScoreError(msg)
+
+
+def read_run(path: Path) -> dict[str, list[Hit]]:
+    """Read a TREC run of any system; one of evalkit's own may be without a single hit.
+
+    An empty file is believed only where a scores.json beside it says by checksum that the run wrote it so: of any other
+    system it may as well be cut short. Raises ScoreError.
+    """
+    try:
+        return trec.read_run(path)
+    except trec.EmptyRunError:
+        scores = path.parent / SCORES
+        if not scores.is_file() or read(scores).files.get(path.name) != _checksum(path):
+            raise
+        return {}
+
+
+def begin_scoring(results_dir: Path, run_id: str) -> None:
+    """Mark a finished cell's scores as outdated before its other files are rewritten.
+
+    A kill in between then leaves scores that no judgements fit, so that the next run scores the cell again.
+    """
+    if (scores := finished(results_dir, run_id)) is not None:
+        marked = {**scores.environment, QRELS_CHECKSUM: BEING_SCORED}
+        write(dataclasses.replace(scores, environment=marked), results_dir)
 
 
 def per_query_table(per_query: Mapping[str, Mapping[str, float]], metrics: Sequence[str]) -> str:
@@ -186,9 +276,10 @@ def config_of(values: Mapping[str, Any], *, dataset_path: Path | None = None) ->
 def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> RunConfig:
     """Return the config that a run was made with, its dataset's sources headed by the one that the run used.
 
-    Raises ConfigError when it cannot be read any more.
+    Raises ConfigError when it cannot be read any more, and ScoreError when it was edited.
     """
     path = run_dir(results_dir, cell.run_id) / CONFIG
+    require_unedited(results_dir, cell, CONFIG)
     try:
         config = config_of(yaml.safe_load(path.read_text(encoding="utf-8")), dataset_path=dataset_path)
     except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
@@ -199,46 +290,14 @@ def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | No
     return dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, sources=sources))
 
 
-class Collected(NamedTuple):
-    """The cells that can be tabled, and a line for everything that keeps a run out of the tables or apart in them."""
-
-    cells: tuple[CellScores, ...]
-    problems: tuple[str, ...]
-
-
-def collect(results_dir: Path, *, checksums: Mapping[str, str]) -> Collected:
-    """Read every run that can be read, whatever is wrong with others.
-
-    `checksums` names datasets' corpora as they should be. A damaged run is left out; so are runs that claim the same
-    cell, for none of them has the better claim; a run on another corpus stays, as a deviation from the protocol.
-    """
-    cells, problems = readable(results_dir)
-    claims: dict[tuple[str, int | None, str], list[CellScores]] = {}
-    for cell in cells:
-        claims.setdefault((cell.model, cell.dim, cell.dataset), []).append(cell)
-    kept = []
-    for (model, dim, dataset), claiming in claims.items():
-        if len(claiming) == 1:
-            kept += claiming
-            continue
-        names = " and ".join(cell.run_id for cell in claiming)
-        settings = ", ".join(differing(claiming)) or "nothing"
-        system = model if dim is None else f"{model} at dim {dim}"
-        problems.append(
-            f"{system} on {dataset}: {len(claiming)} runs claim this cell, {names} (they differ in {settings}); "
-            "neither is tabled: move all but one out of the results folder, or, if they are re-runs, below reruns/"
-        )
-    return Collected(*_with_corpora_checked(kept, checksums, problems))
-
-
 def readable(results_dir: Path) -> tuple[list[CellScores], list[str]]:
     """Return every run that can be read, and a line for each that cannot."""
     cells, problems = [], []
     for path in sorted((results_dir / "runs").glob(f"*/{SCORES}")):
         try:
             cells.append(read(path))
-        except (ScoreError, TypeError, AttributeError) as error:
-            problems.append(str(error) if isinstance(error, ScoreError) else f"{path}: not scores ({error})")
+        except ScoreError as error:
+            problems.append(str(error))
     return cells, problems
 
 
@@ -274,28 +333,6 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found
-
-
-def _with_corpora_checked(
-    cells: Sequence[CellScores], checksums: Mapping[str, str], problems: Sequence[str]
-) -> tuple[tuple[CellScores, ...], tuple[str, ...]]:
-    """Mark runs on another corpus than the dataset's, or, where nobody has measured that, than each other's."""
-    corpora: dict[str, set[str]] = {}
-    for cell in cells:
-        corpora.setdefault(cell.dataset, set()).add(str(cell.protocol.get("corpus")))
-    checked, found = [], list(problems)
-    for cell in cells:
-        got, wanted = str(cell.protocol.get("corpus")), checksums.get(cell.dataset)
-        if wanted is not None and got != wanted:
-            why = f"corpus checksum is {got}, {cell.dataset} has {wanted}"
-        elif wanted is None and len(corpora[cell.dataset]) > 1:
-            why = f"corpus checksum is {got}, other runs on {cell.dataset} have another"
-        else:
-            checked.append(cell)
-            continue
-        found.append(f"{cell.run_id}: {why}; run it again on the same copy")
-        checked.append(dataclasses.replace(cell, deviations=(*cell.deviations, why)))
-    return tuple(sorted(checked, key=lambda cell: cell.run_id)), tuple(found)
 
 
 class QueryTable(NamedTuple):

@@ -2,7 +2,8 @@
 
 A shard is two files: NAME.safetensors with the arrays and NAME.json, its manifest, written last. Its name is the
 checksum of its ids and texts, so that what is stored of them is found whichever corpus they are in. No manifest: not
-finished. A manifest whose checksum does not fit the arrays: damaged, reported, and redone by whoever asked.
+finished. A manifest that does not fit its own checksum, or arrays that do not fit the manifest's: damaged, reported,
+and redone by whoever asked.
 """
 
 from __future__ import annotations
@@ -21,13 +22,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from evalkit.errors import StoreError
 from evalkit.ragged import Ragged, ragged
+from evalkit.storage import seal
 from evalkit.storage.paths import file_checksum, make_folder, publish, temporary, unwritable, write_whole
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1
-"""Version of the shard layout; a manifest of another version counts as unfinished."""
+FORMAT = 2
+"""Version of the shard layout; a shard of another version is reported and redone.
+
+A manifest of version 1 had no checksum of its own: of a damaged one the times and counts would be believed.
+"""
+
+
+class Manifest(NamedTuple):
+    """What a shard's manifest says, once it fits its own checksum."""
+
+    size_bytes: int
+    """Of the arrays' file."""
+    checksum: str
+    """Of the arrays' file."""
+    facts: Mapping[str, Any]
 
 
 class ShardVectors(NamedTuple):
@@ -54,8 +70,14 @@ def save(folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[s
         raise unwritable(path, error) from error
     finally:
         unfinished.unlink(missing_ok=True)
-    manifest = {"format": FORMAT, "size_bytes": size_bytes, "xxh3_128": checksum, "facts": dict(facts)}
-    write_whole(folder / f"{name}.json", json.dumps(manifest, sort_keys=True, indent=1).encode())
+    manifest = {
+        "format": FORMAT,
+        "name": name,
+        "size_bytes": size_bytes,
+        "arrays_xxh3_128": checksum,
+        "facts": dict(facts),
+    }
+    write_whole(_manifest_path(folder, name), json.dumps(seal.seal(manifest), indent=1).encode())
 
 
 _TYPES = {torch.float32: "F32", torch.int32: "I32", torch.float16: "F16", torch.uint8: "U8"}
@@ -99,30 +121,71 @@ def _write(path: Path, arrays: Mapping[str, Tensor]) -> str:
 
 
 def finished(folder: Path, name: str) -> Mapping[str, Any] | None:
-    """Return the facts of a shard whose files are complete by size, or None. Cheap: the checksum is not recomputed."""
-    path, manifest_path = folder / f"{name}.safetensors", folder / f"{name}.json"
-    try:
-        manifest = json.loads(manifest_path.read_bytes())
-        whole = manifest["format"] == FORMAT and path.stat().st_size == manifest["size_bytes"]
-        return dict(manifest["facts"]) if whole else None
-    except FileNotFoundError:
-        return None
-    except (ValueError, KeyError, TypeError):
-        log.warning("%s: manifest damaged; the shard is redone", manifest_path)
-        return None
+    """Return the facts of a shard whose files are complete by size, or None. Cheap: the arrays are not read."""
+    found = _whole(folder, name)
+    return None if found is None else found.facts
 
 
 def load(folder: Path, name: str) -> dict[str, Tensor] | None:
-    """Return the arrays of a finished shard, or None when it is unfinished or its checksum does not fit."""
-    if finished(folder, name) is None:
+    """Return the arrays of a finished shard, or None when it is unfinished or damaged."""
+    wanted = _whole(folder, name)
+    if wanted is None:
         return None
     path = folder / f"{name}.safetensors"
-    wanted = json.loads((folder / f"{name}.json").read_bytes())["xxh3_128"]
-    got = file_checksum(path)
-    if got != wanted:
-        log.warning("%s: checksum is %s, the manifest says %s; the shard is redone", path, got, wanted)
+    try:
+        got = file_checksum(path)
+        if got == wanted.checksum:
+            return load_file(path)
+    except (OSError, SafetensorError) as error:
+        log.warning("%s: cannot be read (%s); the shard is redone", path, _reason(error))
         return None
-    return load_file(path)
+    log.warning("%s: checksum is %s, the manifest says %s; the shard is redone", path, got, wanted.checksum)
+    return None
+
+
+def read_manifest(folder: Path, name: str) -> Manifest:
+    """Return what a shard's manifest says.
+
+    Raises FileNotFoundError where there is none, and StoreError, in one line, for one that cannot be believed.
+    """
+    path = _manifest_path(folder, name)
+    try:
+        values = seal.parse(path.read_bytes())
+        if (version := values.get("format")) != FORMAT:
+            msg = f"its format is {version!r}, this evalkit reads {FORMAT}"
+            raise ValueError(msg)  # noqa: TRY301 (told below with the others)
+        values = seal.unseal(values)
+        if values["name"] != name:
+            msg = f"it is of shard {values['name']}, wanted {name}"
+            raise ValueError(msg)  # noqa: TRY301 (told below with the others)
+        return Manifest(int(values["size_bytes"]), str(values["arrays_xxh3_128"]), dict(values["facts"]))
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        msg = f"{path}: manifest damaged or not of this version ({_reason(error)})"
+        raise StoreError(msg) from error
+
+
+def _whole(folder: Path, name: str) -> Manifest | None:
+    """Return the manifest of a shard that is complete by size; say so where it is damaged."""
+    path = folder / f"{name}.safetensors"
+    try:
+        found = read_manifest(folder, name)
+        return found if path.stat().st_size == found.size_bytes else None
+    except FileNotFoundError:
+        return None
+    except (StoreError, OSError) as error:
+        text = str(error) if isinstance(error, StoreError) else f"{path}: cannot be read ({_reason(error)})"
+        log.warning("%s; the shard is redone", text)
+        return None
+
+
+def _manifest_path(folder: Path, name: str) -> Path:
+    return folder / f"{name}.json"
+
+
+def _reason(error: Exception) -> str:
+    return (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
 
 
 def vectors_to_arrays(shard: ShardVectors) -> dict[str, Tensor]:

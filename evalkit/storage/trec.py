@@ -1,38 +1,42 @@
-"""TREC run files, `query Q0 document rank score tag`, the tie rule under which each is read, and TREC judgements."""
+"""TREC files: runs, `query Q0 document rank score tag`, and judgements."""
 
 from __future__ import annotations
 
 import gzip
 import io
-import zlib
-from collections.abc import Iterator
+import unicodedata
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import numpy as np
 
 from evalkit.errors import ScoreError
 from evalkit.ranking import FP32_LIMIT, check_hits, rank_hits
+from evalkit.storage import columns
 from evalkit.storage.paths import write_whole
 from evalkit.types import Hit, Qrels, Run
 
 COLUMNS = 6
 QRELS_COLUMNS = 4
-BOM = b"\xef\xbb\xbf"
+
+
+class EmptyRunError(ScoreError):
+    """A run file without a line: of a system that found nothing, or cut short."""
 
 
 def write_run(run: Run, path: Path, *, tag: str) -> None:
     """Write a run, gzipped when the name ends in .gz; the same run gives the same bytes.
 
     Scores are written with the fewest digits that give the same fp32 number back. Raises ScoreError for an id or a
-    tag with white space, which the format cannot hold, and for hits that could not be read back (`check_hits`).
+    tag with white space or NUL, which the format cannot hold, and for hits that could not be read back (`check_hits`).
     """
     text = io.StringIO()
     for query, hits in run.items():
         check_hits(query, hits)
         for rank, hit in enumerate(hits, start=1):
             for what, name in (("query id", query), ("document id", hit.document_id), ("tag", tag)):
-                if name.split() != [name]:
-                    msg = f"{path}: {what} {name!r} cannot be written; a TREC run wants no white space; rename it"
+                if not columns.is_identifier(name):
+                    msg = f"{path}: {what} {name!r} cannot be written; a run wants no white space or NUL; rename it"
                     raise ScoreError(msg)
             text.write(f"{query} Q0 {hit.document_id} {rank} {np.float32(hit.score)!s} {tag}\n")
     data = text.getvalue().encode()
@@ -40,23 +44,25 @@ def write_run(run: Run, path: Path, *, tag: str) -> None:
 
 
 def read_run(path: Path) -> dict[str, list[Hit]]:
-    """Read a run of any system; its scores decide the order, its rank column is not read.
+    """Read a run of any system; its scores decide the order, its rank column decides nothing.
 
-    Raises ScoreError, with file and line, for what is not a TREC run.
+    Columns are parted by spaces or tabs. A rank that is no number is refused all the same: it tells that an id holds a
+    space, and that the score stands in another column. Raises ScoreError, with file and line, for what is not a TREC
+    run, and EmptyRunError for a file without a line.
     """
     run: dict[str, dict[str, float]] = {}
-    for number, line in _lines(path):
-        try:
-            fields = line.decode().split()
-        except UnicodeDecodeError as error:
-            raise _bad(path, number, "bytes that are not UTF-8", "UTF-8 text") from error
+    for number, line in columns.read_lines(path, _bad):
+        fields = columns.split(columns.decode(path, number, line, _bad))
         if len(fields) != COLUMNS:
             raise _bad(path, number, f"{len(fields)} columns", "6: query Q0 document rank score tag")
-        query, _, document, _, text, _ = fields
-        try:
-            score = float(text.replace("_", "?"))  # Python alone reads 1_0 as ten
-        except ValueError as error:
-            raise _bad(path, number, f"score {text!r}", "a number") from error
+        query, _, document, rank, text, _ = fields
+        columns.check_identifier(path, number, "query id", query, _bad)
+        columns.check_identifier(path, number, "document id", document, _bad)
+        if _number(rank) is None:
+            raise _bad(path, number, f"rank {columns.cut(repr(rank))}", "a number: ids and tags hold no space")
+        score = _number(text)
+        if score is None:
+            raise _bad(path, number, f"score {columns.cut(repr(text))}", "a number")
         if not abs(score) < FP32_LIMIT:
             raise _bad(path, number, f"score {text!r}", "a finite number in fp32")
         if document in run.setdefault(query, {}):
@@ -64,51 +70,82 @@ def read_run(path: Path) -> dict[str, list[Hit]]:
         run[query][document] = score
     if not run:
         msg = f"{path}: got an empty file, wanted a TREC run; check that the run was written to its end"
-        raise ScoreError(msg)
+        raise EmptyRunError(msg)
     return {query: rank_hits(Hit(*item) for item in scores.items()) for query, scores in run.items()}
+
+
+def _number(text: str) -> float | None:
+    """Return a number as every tool reads it; Python alone reads 1_0 as ten, and digits of other scripts."""
+    try:
+        return float(text) if text.isascii() and "_" not in text else None
+    except ValueError:
+        return None
+
+
+def unmatched(run: Run, qrels: Qrels) -> str | None:
+    """Say that a run's document ids are not the judgements' own, or None where nothing tells so.
+
+    The scores of such a run are 0, or lack the documents whose ids are written otherwise, and look like any others.
+    """
+    asked = {query: grades for query, grades in qrels.items() if run.get(query)}
+    found = {query: {hit.document_id for hit in run[query]} for query in asked}
+    got = next((hit.document_id for query in asked for hit in run[query]), None)
+    wanted = next((document for grades in asked.values() for document in grades), None)
+    if got is None or wanted is None:
+        return None
+    none = not any(found[query] & grades.keys() for query, grades in asked.items())
+    for word, spelling in SPELLINGS.items():
+        if word == "case" and not none:
+            continue  # ids that differ in case alone may well be two documents
+        pairs = [pair for query, grades in asked.items() for pair in _alike(found[query], grades, spelling)]
+        if pairs:
+            some = "no document id of the run is judged" if none else f"{len(pairs)} judged documents are not found"
+            return (
+                f"{some}: ids differ only by {word}, got {pairs[0][0]!a} and so on, wanted {pairs[0][1]!a} and so on; "
+                "write the run's ids as the dataset's are"
+            )
+    if not none:
+        return None
+    return (
+        f"no document id of the run is judged: got {got!r} and so on, wanted {wanted!r} and so on; "
+        "check that the run is of this dataset and writes its document ids"
+    )
+
+
+SPELLINGS: Mapping[str, Callable[[str], str]] = {
+    "Unicode normalisation": lambda text: unicodedata.normalize("NFC", text),
+    "case": lambda text: unicodedata.normalize("NFC", text).casefold(),
+}
+"""What two spellings of one id most often differ by."""
+
+
+def _alike(found: set[str], grades: Mapping[str, int], spelling: Callable[[str], str]) -> list[tuple[str, str]]:
+    """Return the pairs of an unjudged and a judged id that one spelling makes equal."""
+    judged = {spelling(document): document for document in sorted(grades.keys() - found)}
+    return [(got, judged[spelling(got)]) for got in sorted(found - grades.keys()) if spelling(got) in judged]
 
 
 def write_qrels(qrels: Qrels, path: Path) -> None:
     """Write judgements as trec_eval reads them, `query 0 document grade`, gzipped; the same give the same bytes.
 
-    Raises ScoreError for an id with white space, which the format cannot hold.
+    Raises ScoreError for an id with white space or NUL, which the format cannot hold.
     """
     text = io.StringIO()
     for query, grades in qrels.items():
         for document, grade in grades.items():
             for what, name in (("query id", query), ("document id", document)):
-                if name.split() != [name]:
-                    msg = f"{path}: {what} {name!r} cannot be written; TREC qrels want no white space; rename it"
+                if not columns.is_identifier(name):
+                    msg = f"{path}: {what} {name!r} cannot be written; qrels want no white space or NUL; rename it"
                     raise ScoreError(msg)
             text.write(f"{query} 0 {document} {grade}\n")
     write_whole(path, gzip.compress(text.getvalue().encode(), compresslevel=6, mtime=0))
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    """Read TREC judgements. Raises ScoreError, with file and line, for what is none."""
-    qrels: dict[str, dict[str, int]] = {}
-    for number, line in _lines(path):
-        fields = line.decode(errors="replace").split()
-        if len(fields) != QRELS_COLUMNS or not fields[3].removeprefix("-").isdecimal():
-            raise _bad(path, number, f"{' '.join(fields)!r}", "4 columns: query 0 document grade")
-        qrels.setdefault(fields[0], {})[fields[2]] = int(fields[3])
-    return qrels
+    """Read TREC judgements. Raises ScoreError, with file and line, for what is none, and for a file without any."""
+    return columns.read_qrels(path, _bad, forms=(QRELS_COLUMNS,))
 
 
-def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    number = 0
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else path.open("rb") as file:
-            for number, line in enumerate(file, start=1):
-                if not line.isspace():
-                    # A byte order mark would become part of the first query's id, which would then score 0.
-                    yield number, line.removeprefix(BOM) if number == 1 else line
-    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise _bad(path, number, f"a damaged gzip file after this line ({error})", "a whole file") from error
-    except OSError as error:
-        msg = f"{path}: cannot be read ({error.strerror}); wanted a TREC run file"
-        raise ScoreError(msg) from error
-
-
-def _bad(path: Path, line: int, got: str, wanted: str) -> ScoreError:
-    return ScoreError(f"{path} line {line}: got {got}, wanted {wanted}; repair the file")
+def _bad(path: Path, line: int | None, got: str, wanted: str, remedy: str = "repair the file") -> ScoreError:
+    where = f"{path}" if line is None else f"{path} line {line}"
+    return ScoreError(f"{where}: got {got}, wanted {wanted}; {remedy}")

@@ -107,6 +107,10 @@ def surveyed(dataset: Dataset, cache_dir: Path) -> Survey:
             '{"_id": "d 2", "text": "x"}',
             "got _id 'd 2', wanted an id without white space; rename it here and in the qrels",
         ),
+        (
+            '{"_id": "d\\u0000", "text": "x"}',
+            "got _id 'd\\x00', wanted an id without NUL; rename it here and in the qrels",
+        ),
         ('{"_id": "", "text": "x"}', "got _id '', wanted an id without white space; rename it here and in the qrels"),
         (
             '{"_id": "d2", "text": "a\\ud83d"}',
@@ -127,6 +131,7 @@ def surveyed(dataset: Dataset, cache_dir: Path) -> Survey:
         "long value",
         "_id a number",
         "_id with a space",
+        "_id with NUL",
         "_id empty",
         "half a surrogate pair",
     ],
@@ -254,6 +259,27 @@ def test_a_query_id_that_occurs_twice_is_named_with_both_lines(tmp_path: Path) -
             ),
         ),
         ("query-id\tcorpus-id\tscore\n", ": got no judgement, wanted at least one; get the file anew"),
+        (
+            "q1\td1\t1\nq1\tFoo\u00a0Bar\t1\n",
+            (
+                r" line 2: got corpus-id 'Foo\xa0Bar', wanted an id without white space or NUL; rename it wherever it "
+                "stands"
+            ),
+        ),
+        (
+            "q1\tFoo Bar\t1\n",
+            " line 1: got corpus-id 'Foo Bar', wanted an id without white space or NUL; rename it wherever it stands",
+        ),
+        (
+            "q1\td1\x00\t1\n",
+            r" line 1: got corpus-id 'd1\x00', wanted an id without white space or NUL; rename it wherever it stands",
+        ),
+        ("q1\td1\t1\nq1\td2\tNaN\n", " line 2: got relevance 'NaN', wanted a whole number; repair the line"),
+        ("q1\td1\t1\nq1\td2\t1e400\n", " line 2: got relevance '1e400', wanted a whole number; repair the line"),
+        (
+            f"q1\td1\t1\nq1\td2\t{'1' * 5000}\n",
+            f" line 2: got relevance '{'1' * 59}…, wanted a whole number; repair the line",
+        ),
     ],
     ids=[
         "two columns",
@@ -265,6 +291,12 @@ def test_a_query_id_that_occurs_twice_is_named_with_both_lines(tmp_path: Path) -
         "underscore",
         "conflict",
         "header only",
+        "no-break space",
+        "space between tabs",
+        "NUL",
+        "NaN",
+        "too great",
+        "endless",
     ],
 )
 def test_a_bad_line_of_judgements_is_named(tmp_path: Path, text: str, complaint: str) -> None:

@@ -165,7 +165,7 @@ def test_the_canary_stops_a_run_with_the_cause(tmp_path):
     config = fixture_config("colbertv2", write("colbertv2", tmp_path))
     found = checkpoints(config, config.dims)
     (encoder,) = load_encoders(config, found, device=torch.device("cpu"))
-    canary.canary(encoder, found)
+    assert canary.canary(encoder, found) == frozenset()
     spoilt = dataclasses.replace(encoder, heads={DIM: torch.zeros_like(encoder.heads[DIM])})
     with pytest.raises(ModelError, match=r"fails the canary, query norms at 16: .* likeliest cause: head missing"):
         canary.canary(spoilt, found)
@@ -178,7 +178,7 @@ def test_the_canary_of_a_run_in_bfloat16_settles_the_rope_base_in_fp32(tmp_path,
     monkeypatch.setattr(canary, "published_vectors", lambda: published)
     config = fixture_config("jina-colbert-v2", folder, dtype="bfloat16")
     encoder, _ = load(config)
-    canary.canary(encoder, checkpoints(config, config.dims))
+    assert canary.canary(encoder, checkpoints(config, config.dims)) == {DIM}
 
     near = dataclasses.replace(config, rope_theta=10_500.0)
     encoder, reload = load(near)
@@ -206,6 +206,10 @@ def test_another_dim_is_held_to_the_published_vectors_by_the_head_that_is_on_dis
 
     for dtype, times in (("float32", 1), ("bfloat16", 2)):
         assert [finding.verdict for finding in verdicts(model_of(folder, dtype=dtype))] == ["ok"] * times
+    config = model_of(folder)
+    found = checkpoints(config, (8,))
+    (encoder,) = load_encoders(config, found, device=torch.device("cpu"))
+    assert canary.canary(encoder, found) == frozenset()  # the backbone is met, but nothing is known of the head of 8
     wrong = verdicts(model_of(folder, rope_theta=20_000.0))
     assert [finding.cause for finding in wrong] == ["RoPE base: model.rope_theta=10000, which meets the figures"]
     other = write_jina_checkpoint(tmp_path / "other", dim=DIM, seed=7)

@@ -1,5 +1,7 @@
 """Configuration at the door: every config composes, every wrong word is named with what is nearest to it."""
 
+import os
+
 import pytest
 
 from evalkit.config.compose import all_settings, check_overrides, combinations, compose
@@ -20,7 +22,7 @@ def test_every_model_config_is_valid_and_named_like_its_file(name):
     assert isinstance(config.model, (EncoderConfig, Bm25Config))
 
 
-@pytest.mark.parametrize("name", [name for name in group_names("dataset") if name != "folder"])
+@pytest.mark.parametrize("name", [name for name in group_names("dataset") if name not in ("folder", "demo")])
 def test_every_dataset_config_is_valid_and_named_like_its_file(name, tmp_path):
     assert compose([f"dataset={name}", f"dataset.path={tmp_path}"]).dataset.name == name
 
@@ -154,3 +156,20 @@ def test_every_setting_is_listed_with_what_it_takes():
 
 def test_nearest_names_all_when_none_is_near():
     assert nearest("zzz", ["b", "a"]) == "valid: a, b"
+
+
+def test_without_home_the_cache_is_where_the_user_database_says(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("EVALKIT_CACHE", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path.replace("~", "/home/of-somebody"))
+    assert str(compose([]).cache_dir) == "/home/of-somebody/.cache/evalkit"
+
+
+def test_without_any_home_only_the_cache_must_be_named(monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.delenv("EVALKIT_CACHE", raising=False)
+    with pytest.raises(ConfigError, match=r"got neither EVALKIT_CACHE nor a home folder; set cache_dir=DIR or EVALKI"):
+        compose([])
+    assert str(compose(["cache_dir=here"]).cache_dir) == "here"
+    monkeypatch.setenv("EVALKIT_CACHE", "there")
+    assert str(compose([]).cache_dir) == "there"

@@ -152,7 +152,7 @@ def test_another_content_than_was_measured_is_refused_or_recorded(tmp_path: Path
     with pytest.raises(DatasetError) as caught:
         pipeline.prepare(compose(words), console=Console(quiet=True))
     message = str(caught.value)
-    assert message.startswith("dataset folder: got a corpus of checksum ")
+    assert message.startswith(f"dataset folder/{tmp_path.name}: got a corpus of checksum ")
     assert f", wanted {'0' * 31}a, so some id, title or text differs, or their order; repair the data" in message
     task = pipeline.prepare(compose([*words, "dataset.verify=false"]), console=Console(quiet=True))
     assert len(task.deviations) == 1

@@ -23,6 +23,7 @@ from evalkit.datasets import irds
 from evalkit.datasets.folder import load_folder
 from evalkit.errors import ConfigError, DatasetError, EvalkitError, StoreError
 from evalkit.operations import fetch
+from evalkit.storage import paths, seal
 from evalkit.types import Dataset
 
 QUIET = Console(quiet=True)
@@ -328,6 +329,36 @@ def test_a_bundle_holds_what_its_manifest_lists(
     tmp_path: Path, members: list[tarfile.TarInfo], listed: list[str], complaint: str
 ) -> None:
     assert complaint in refusal(lambda: fetch.unpack_bundle(bundle_of(tmp_path / "odd.tar", members, listed)))
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (b"{", "Expecting property name"),
+        (b"\xff", "'utf-8' codec can't decode"),
+        (b"[]", "got a list, wanted a JSON object"),
+        (b'{"checksums": {}}', "got no xxh3_128, wanted the checksum of what it says"),
+        (json.dumps(seal.seal({"name": "model other", "checksums": {}})).encode(), "it is of model other"),
+    ],
+)
+def test_a_record_of_a_fetch_that_cannot_be_believed_is_refused(
+    words: list[str], tmp_path: Path, data: bytes, reason: str
+) -> None:
+    configs = fetch.selection(words)
+    (_, dataset) = fetch.fetch(configs, console=QUIET)
+    path = paths.fetched_file(tmp_path / "cache", dataset.name)
+    path.write_bytes(data)
+    message = refusal(lambda: fetch.verify(configs, console=QUIET))
+    assert message.startswith(f"{path}: got no record that can be believed ({reason}")
+    assert message.endswith("; run evalkit fetch again")
+    fetch.fetch(configs, console=QUIET)
+    assert fetch.verify(configs, console=QUIET)[1].checksums == dataset.checksums
+
+
+def test_a_folder_in_place_of_a_bundle_is_one_line(tmp_path: Path) -> None:
+    message = refusal(lambda: fetch.unpack_bundle(tmp_path))
+    assert "Is a directory" in message
+    assert message.startswith(f"{tmp_path}: got ")
 
 
 def test_an_archive_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:

@@ -175,8 +175,10 @@ def test_a_text_keeps_its_own_white_space(tmp_path: Path) -> None:
         "q1\td1\t2\nq1\td2\t0\nq2\td1\t-2\n",
         "q1 0 d1 2\nq1 0 d2 0\nq2 Q0 d1 -2\n",
         "q1\td1\t2\nq1\td2\t0\nq2\td1\t-2\nq1\td1\t2\n",
+        "q1\td1\t2.0\nq1\td2\t-0.0\nq2\td1\t-2.\n",
+        "query-id\tcorpus-id\tscore\r\n\ufeffq1\td1\t+2\t\r\nq1 d2 0\r\nq2\t d1 \t-2e0\r\n",
     ],
-    ids=["BEIR", "no header", "TREC", "a pair twice with one grade"],
+    ids=["BEIR", "no header", "TREC", "a pair twice with one grade", "floats", "other white space"],
 )
 def test_every_form_of_judgements_gives_the_same_grades(tmp_path: Path, text: str) -> None:
     """Zero and negative grades are kept."""

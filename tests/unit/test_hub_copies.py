@@ -262,6 +262,17 @@ def test_a_source_that_can_be_read_but_deviates_is_refused_not_passed_over(hub: 
             {"qrels/test.jsonl.gz": gzip.compress(lines([{"query-id": "q1", "corpus-id": "d1", "score": 0.5}]))},
             "got score 0.5, wanted a whole number",
         ),
+        *(
+            (
+                {"qrels/test.jsonl.gz": gzip.compress(b'{"query-id": "q1", "corpus-id": "d1", "score": %b}' % score)},
+                f"line 1: got score {shown}, wanted a whole number",
+            )
+            for score, shown in ((b"NaN", "nan"), (b"Infinity", "inf"), (b"1e400", "inf"), (b"true", "True"))
+        ),
+        (
+            {"qrels/test.jsonl.gz": gzip.compress(lines([{"query-id": "q1", "corpus-id": "d\0", "score": 1}]))},
+            r"got corpus-id 'd\x00', wanted an id without white space or NUL",
+        ),
         (
             {
                 "qrels/test.jsonl.gz": gzip.compress(

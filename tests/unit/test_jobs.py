@@ -68,10 +68,18 @@ def test_the_same_command_twice_keeps_one_record_until_the_first_is_done(config)
 def test_a_record_that_cannot_be_read_is_a_run_without_settings(config):
     path = config.cache_dir / jobs.FOLDER / "x.json"
     path.parent.mkdir(parents=True)
-    for text in ("", "{", "[]", '{"config": {}, "process": "p", "started": "s", "error": null}'):
-        path.write_text(text, encoding="utf-8")
+    for data in (b"", b"{", b"[]", b"\xff", b'{"config": {}, "process": "p", "started": "s", "error": null}'):
+        path.write_bytes(data)
         (job,) = jobs.known(config.cache_dir)
         assert (job.config, job.running) == (None, False)
+
+
+def test_a_record_that_was_edited_is_a_run_without_settings(config):
+    with pytest.raises(ScoreError):
+        fail(config, ScoreError("got this, wanted that"))
+    (path,) = (config.cache_dir / jobs.FOLDER).glob("*.json")
+    path.write_text(path.read_text("utf-8").replace("got this", "got that"), encoding="utf-8")
+    assert [(job.config, job.error) for job in jobs.known(config.cache_dir)] == [(None, None)]
 
 
 def test_a_cache_that_cannot_be_written_stops_no_run(config, tmp_path):

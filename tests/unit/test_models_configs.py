@@ -95,7 +95,7 @@ def test_the_list_of_models_shows_sizes_lengths_commits_and_what_is_on_disk(tmp_
     assert "109.6 M" in rows["colbertv2"]
     assert re.search(r"32–300 +180–300 +float32 +c1e84128 +yes +MIT", rows["colbertv2"])
     assert re.search(
-        r"128, 96, 64 +559\.4 M +32 +300 .*4cf816e5, not pinned, 7c9f323b +no, no, no", rows["jina-colbert-v2"]
+        r"128, 96, 64 +559\.5 M +32 +300 .*4cf816e5, not pinned, 7c9f323b +no, no, no", rows["jina-colbert-v2"]
     )
     assert re.search(r"in the package.* yes, yes, yes", rows["demo"])
 

@@ -2,6 +2,7 @@
 
 import csv
 import dataclasses
+import gzip
 import io
 import json
 import re
@@ -26,8 +27,9 @@ from evalkit.report import build, sheets, table
 from evalkit.report.card import card_tables, judge, leaderboard, verdict_on
 from evalkit.report.page import SYMBOLS
 from evalkit.run.identity import vector_facts
-from evalkit.scoring import published, reruns
-from evalkit.storage import results
+from evalkit.scoring import metrics, published, reruns
+from evalkit.storage import results, seal, trec
+from evalkit.types import Hit
 
 TABLES = ("beir", "msmarco", "miracl", "mmarco", "matryoshka", "leaderboard")
 
@@ -87,7 +89,7 @@ def test_all_149_cells_and_the_other_sources_stand_in_one_tidy_table(folder):
     card = [row for row in rows if row["source"] == "card"]
     assert len(card) == 149
     assert {row["verdict"] for row in card} == {"MATCH", "NOT-RUN"}
-    measured = [(row["source"], row["metric"], row["delta"]) for row in rows if row["run_id"].endswith("bm25.1")]
+    measured = [(row["source"], row["metric"], row["delta"]) for row in rows if row["run_id"] == cell().run_id]
     assert measured == [
         ("anserini", "ndcg@10", "+0.00005"),
         ("anserini", "recall@100", "+0.00000"),
@@ -125,7 +127,7 @@ def test_an_average_names_its_datasets_in_every_form(folder):
 
 def test_a_whole_average_is_printed_and_names_its_datasets():
     sets = ("nfcorpus", "fiqa", "trec-covid", "hotpotqa", "nq")
-    corpora = [late(value=0.6, run_id=name, dataset=f"beir/{name}") for name in sets]
+    corpora = [late(value=0.6, dataset=f"beir/{name}") for name in sets]
     tables = card_tables(judge(corpora))
     (matryoshka,) = (table for table in tables if table.name == "matryoshka")
     system = matryoshka.systems[0]
@@ -137,7 +139,7 @@ def test_a_whole_average_is_printed_and_names_its_datasets():
 
 def test_a_run_under_another_protocol_enters_no_average():
     sets = ("nfcorpus", "fiqa", "trec-covid", "hotpotqa", "nq")
-    corpora = [late(run_id=name, dataset=f"beir/{name}", query_tokens=16 if name == "nq" else 32) for name in sets]
+    corpora = [late(dataset=f"beir/{name}", query_tokens=16 if name == "nq" else 32) for name in sets]
     (matryoshka,) = (table for table in card_tables(judge(corpora)) if table.name == "matryoshka")
     average = matryoshka.averages[matryoshka.systems[0]]
     assert (average.measured, average.rows_measured) == (None, 4)
@@ -201,7 +203,7 @@ def with_settings(**changes):
 def test_a_deviation_is_measured_from_runs_of_the_cell_and_widens_near(tmp_path):
     put(tmp_path, late(value=0.352))
     assert " HIGHER " in report(tmp_path).stdout
-    rerun(tmp_path, "bfloat16", value=0.348, run_id="other", **with_settings(dtype="bfloat16"))
+    rerun(tmp_path, "bfloat16", value=0.348, **with_settings(dtype="bfloat16"))
     done = report(tmp_path)
     assert " NEAR " in done.stdout
     assert done.exit_code == 0
@@ -225,7 +227,7 @@ def test_a_rerun_of_jina_colbert_v2_on_a_gpu_in_half_precision_is_one(tmp_path):
     changed = {name: fact for name, fact in on_a_gpu.items() if on_a_cpu.get(name) != fact}
     assert set(changed) == {"attention", "batch_tokens", "dtype", "elementwise", "rope_frequencies"}
     put(tmp_path, late(value=0.352))
-    rerun(tmp_path, "gpu", value=0.350, run_id="other", **with_settings(**changed))
+    rerun(tmp_path, "gpu", value=0.350, **with_settings(**changed))
     found, problems = reruns.measure(build.build(tmp_path).cells, tmp_path)
     assert problems == ()
     assert {one.runs for one in found} == {2}
@@ -249,9 +251,9 @@ def test_reruns_that_agree_leave_near_at_a_thousandth(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"query_tokens": 16}, "gpu/beir-nfcorpus.test.jina-colbert-v2-128.2: differs from beir-nfcorpus.test.jina-"),
+        ({"query_tokens": 16}, f"gpu/{late(query_tokens=16).run_id}: differs from {late().run_id} in query.max_tokens"),
         ({"query_tokens": 16}, "in query.max_tokens, wanted a re-run (other attention, batch_tokens, cut, dtype, ele"),
-        ({"dim": 64}, "gpu/beir-nfcorpus.test.jina-colbert-v2-64.2: got no tabled run of this cell, wanted one to com"),
+        ({"dim": 64}, f"gpu/{late(dim=64).run_id}: got no tabled run of this cell, wanted one to com"),
     ],
 )
 def test_what_is_no_rerun_widens_nothing_and_is_named(tmp_path, changes, message):
@@ -288,8 +290,9 @@ def test_the_check_fails_when_a_file_drifted_is_missing_or_is_left_over(folder):
 
 
 def rewrite(path: Path, **changes):
-    scores = json.loads((path / "scores.json").read_text(encoding="utf-8"))
-    (path / "scores.json").write_text(json.dumps(scores | changes), encoding="utf-8")
+    """Write other scores under a checksum that fits them, as another evalkit could."""
+    scores = seal.unseal(json.loads((path / "scores.json").read_text(encoding="utf-8")))
+    (path / "scores.json").write_text(json.dumps(seal.seal(scores | changes)), encoding="utf-8")
 
 
 def damage_newer(folder):
@@ -335,16 +338,16 @@ def damage_value(folder):
 
 
 def damage_twins(folder):
-    put(folder, late(run_id="twin", query_tokens=16))
+    put(folder, late(query_tokens=16))
 
 
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (damage_newer, "schema_version is 99, this evalkit reads 1"),
+        (damage_newer, "schema_version is 99, this evalkit reads 2"),
         (damage_cut, "not whole JSON"),
         (damage_nan, "not whole JSON (got NaN, wanted a finite number)"),
-        (damage_overflow, "seconds of score is inf, wanted a finite number from 0 on"),
+        (damage_overflow, "scores.json: was damaged or edited (its content has checksum"),
         (damage_no_main, "got no ndcg@10, its main metric"),
         (damage_types, "metrics is 5, wanted an object"),
         (damage_name, "model is None, wanted a text"),
@@ -383,28 +386,141 @@ def test_another_corpus_is_a_deviation_not_a_result(tmp_path):
     put(tmp_path, late())
     done = report(tmp_path)
     assert done.exit_code == 1
-    assert "beir-nfcorpus.test.bm25.1: corpus checksum is 0000" in done.stderr
+    assert ".bm25." in done.stderr
+    assert ": corpus checksum is 0000" in done.stderr
     assert "PROTOCOL-DIFFERS: corpus checksum is 0000" in done.stdout
     assert "0.346 | +0.0000 | MATCH | card" in done.stdout
 
 
 def test_where_no_checksum_is_known_runs_on_different_copies_are_named(tmp_path):
-    for run_id, model, corpus in (("a", "bm25", "1"), ("b", "mine", "2")):
+    found = []
+    for model, corpus in (("bm25", "1"), ("mine", "2")):
         protocol = {**cell().protocol, "corpus": corpus}
-        put(tmp_path, cell(run_id=run_id, model=model, dataset="beir/imagined", protocol=protocol))
+        found.append(cell(model=model, dataset="beir/imagined", protocol=protocol))
+        put(tmp_path, found[-1])
     assert [line.partition(",")[0] for line in build.build(tmp_path).problems] == [
-        "a: corpus checksum is 1",
-        "b: corpus checksum is 2",
+        f"{found[0].run_id}: corpus checksum is 1",
+        f"{found[1].run_id}: corpus checksum is 2",
     ]
 
 
 def test_a_damaged_table_of_queries_costs_only_its_drill_down(folder):
-    path = folder / "runs" / "beir-nfcorpus.test.bm25.1" / "per_query.tsv"
+    path = folder / "runs" / cell().run_id / "per_query.tsv"
     path.write_text("query_id\tndcg@10\nq1\tnan\n", encoding="utf-8")
     done = report(folder)
     assert done.exit_code == 1
     assert "per_query.tsv: not a whole table of queries" in done.stderr
     assert "| 0.325 | +0.0005 | MATCH | card |" in done.stdout
+
+
+@pytest.fixture
+def scored(tmp_path):
+    """A run whose numbers follow from its files: q1 finds its document first, q2 second (mrr .5, ndcg .63093)."""
+    run = {"q1": [Hit("d1", 2.0)], "q2": [Hit("x", 2.0), Hit("d2", 1.0)]}
+    qrels = {"q1": {"d1": 1}, "q2": {"d2": 1}}
+    again = metrics.score(run, qrels)
+    path = put(tmp_path, cell(metrics=again.means), run=run, qrels=qrels)
+    (path / "per_query.tsv").write_text(results.per_query_table(again.per_query, tuple(again.means)), encoding="utf-8")
+    results.write(cell(metrics=again.means), tmp_path)
+    assert report(tmp_path).stderr == ""
+    return path
+
+
+def test_a_run_file_that_was_edited_is_named_with_what_it_scores_now(scored):
+    trec.write_run({"q1": [Hit("d1", 2.0)], "q2": [Hit("d2", 1.0)]}, scored / "run.trec.gz", tag="t")
+    put(scored.parents[1], late())
+    done = report(scored.parents[1])
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(f"evalkit: {scored}/run.trec.gz: was damaged or edited: got checksum ")
+    assert "; query 'q2' scored again has ndcg@10 1.00000, its table says 0.63093 (mean 1.00000)" in line
+    assert line.endswith("; the run is left out: restore the file or run the cell again")
+    assert done.exit_code == 1
+    assert "| bm25 |" not in done.stdout
+    assert "| jina-colbert-v2 |" in done.stdout
+
+
+def test_judgements_that_were_edited_are_named(scored):
+    trec.write_qrels({"q1": {"d1": 1}, "q2": {"x": 1}}, scored / "qrels.trec.gz")
+    (problem,) = build.build(scored.parents[1]).problems
+    assert problem.startswith(f"{scored}/qrels.trec.gz: was damaged or edited")
+    assert "query 'q2' scored again has ndcg@10 1.00000, its table says 0.63093" in problem
+
+
+def test_values_of_two_queries_that_were_exchanged_are_found_though_their_mean_is_the_same(scored):
+    path = scored / "per_query.tsv"
+    text = path.read_text("utf-8").replace("q1", "q3").replace("q2", "q1").replace("q3", "q2")
+    path.write_text(text, encoding="utf-8")
+    (problem,) = build.build(scored.parents[1]).problems
+    assert problem.startswith(f"{path}: was damaged or edited")
+    assert "scored again has ndcg@10" in problem
+
+
+def test_a_file_that_was_packed_again_is_named_and_its_run_kept(scored):
+    path = scored / "run.trec.gz"
+    path.write_bytes(gzip.compress(gzip.decompress(path.read_bytes()), compresslevel=0))
+    made = build.build(scored.parents[1])
+    (problem,) = made.problems
+    assert problem.startswith(f"{path}: was damaged or edited")
+    assert problem.endswith("; scored again it gives the same values: restore it")
+    assert len(made.cells) == 1
+
+
+@pytest.mark.parametrize("name", ["config.yaml", "dropped.trec.gz"])
+def test_a_file_that_came_later_is_named(scored, name):
+    (scored / name).write_bytes(b"later")
+    made = build.build(scored.parents[1])
+    (problem,) = made.problems
+    assert problem.startswith(f"{scored}/{name}: was damaged or edited")
+    assert "wanted no such file, by scores.json; no score depends on it" in problem
+    assert len(made.cells) == 1
+
+
+def test_a_run_file_that_is_no_run_any_more_is_one_line(scored):
+    (scored / "run.trec.gz").write_bytes(b"not gzip")
+    (problem,) = build.build(scored.parents[1]).problems
+    assert "it cannot be scored again" in problem
+    assert "\n" not in problem
+
+
+def test_what_fits_its_checksum_is_not_scored_again(scored, monkeypatch):
+    monkeypatch.setattr(metrics, "score", None)
+    assert build.build(scored.parents[1]).problems == ()
+
+
+def test_an_edited_number_or_name_in_scores_is_refused_by_the_files_name(scored):
+    path = scored / "scores.json"
+    whole = path.read_text(encoding="utf-8")
+    for old, new in (
+        ("recall@100", "recalL@100"),
+        ('"score": 0.5', '"score": 0.6'),
+        ('"split": "test"', '"split": "t"'),
+    ):
+        path.write_text(whole.replace(old, new), encoding="utf-8")
+        with pytest.raises(
+            ScoreError, match=r"scores\.json: was damaged or edited \(its content has checksum"
+        ) as caught:
+            results.read(path)
+        assert "\n" not in str(caught.value)
+
+
+def test_scores_without_a_checksum_are_refused(scored):
+    path = scored / "scores.json"
+    values = seal.read(path.read_bytes())
+    path.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(ScoreError, match=r"scores\.json: was damaged or edited \(got no xxh3_128"):
+        results.read(path)
+    path.write_text(json.dumps(values | {"schema_version": 1}), encoding="utf-8")
+    with pytest.raises(ScoreError, match="schema_version is 1, this evalkit reads 2; update evalkit or run the cell"):
+        results.read(path)
+
+
+def test_an_edited_file_of_a_rerun_is_named(tmp_path):
+    put(tmp_path, late())
+    rerun(tmp_path, "gpu")
+    (path,) = (tmp_path / "reruns").rglob("run.trec.gz")
+    path.write_bytes(b"")
+    (line,) = report(tmp_path).stderr.splitlines()
+    assert line.startswith(f"evalkit: {path}: was damaged or edited")
 
 
 @pytest.mark.parametrize(
@@ -458,7 +574,7 @@ def test_the_model_index_is_one_that_hugging_face_reads(folder):
 
 def test_the_json_has_the_fields_of_mtebs_results(folder):
     files = build.build(folder).files
-    result = json.loads(files["tables/mteb/jina-colbert-v2-128/no_revision_available/NFCorpus.json"])
+    result = json.loads(files["tables/mteb/jina-colbert-v2-128/4cf816e5e2b03167b132a3c847a9ecd48ba708e1/NFCorpus.json"])
     assert set(result) == {
         *("dataset_revision", "task_name", "mteb_version", "scores", "evaluation_time", "kg_co2_emissions"),
     }
@@ -472,7 +588,9 @@ def test_the_json_has_the_fields_of_mtebs_results(folder):
             "languages": ["eng-Latn"],
         }
     ]
-    assert json.loads(files["tables/mteb/jina-colbert-v2-128/no_revision_available/model_meta.json"])["revision"]
+    assert json.loads(
+        files["tables/mteb/jina-colbert-v2-128/4cf816e5e2b03167b132a3c847a9ecd48ba708e1/model_meta.json"]
+    )["revision"]
 
 
 @pytest.mark.parametrize(
@@ -534,20 +652,27 @@ def test_every_verdict_and_every_text_is_read_at_wcag_aa(folder, theme):
     assert {label for label, _ in pairs} >= {name.lower() for name in SYMBOLS}
 
 
+def elsewhere(*, dataset, **changes):
+    """A run on the dataset's own corpus, of a system that nobody has published."""
+    values = yaml.safe_load((configs_dir() / "dataset" / f"{dataset}.yaml").read_text(encoding="utf-8"))
+    corpus = values.get("checksum") or "1"
+    return cell(model="own", dataset=dataset, protocol={**cell().protocol, "corpus": corpus}, **changes)
+
+
 def mteb_scores(folder, model, task):
     (path,) = (name for name in build.build(folder).files if f"/{model}/" in name and name.endswith(f"/{task}.json"))
     return json.loads(build.build(folder).files[path])["scores"]
 
 
 def test_mteb_reads_ndcg_as_the_main_score_of_ms_marco(tmp_path):
-    put(tmp_path, cell(dataset="msmarco/dev-small", split="dev", main_metric="mrr@10", run_id="m"))
-    (entry,) = mteb_scores(tmp_path, "bm25", "MSMARCO")["dev"]
+    put(tmp_path, elsewhere(dataset="msmarco/dev-small", split="dev", main_metric="mrr@10"))
+    (entry,) = mteb_scores(tmp_path, "own", "MSMARCO")["dev"]
     assert (entry["main_score"], entry["ndcg_at_10"], entry["mrr_at_10"]) == (0.32545, 0.32545, 0.5)
 
 
 def test_the_main_score_of_mmarco_which_mteb_has_not_is_the_cards(tmp_path):
-    put(tmp_path, cell(dataset="mmarco/fr", split="dev", main_metric="mrr@10", run_id="m"))
-    (entry,) = mteb_scores(tmp_path, "bm25", "mMARCO")["dev"]
+    put(tmp_path, elsewhere(dataset="mmarco/fr", split="dev", main_metric="mrr@10"))
+    (entry,) = mteb_scores(tmp_path, "own", "mMARCO")["dev"]
     assert entry["main_score"] == 0.5
 
 
@@ -578,16 +703,16 @@ def test_every_language_has_the_tag_of_mtebs_own_results(tmp_path, task, family,
     wanted = dict(pair.split() for pair in tags.split(", "))
     assert wanted.keys() == {path.stem for path in (configs_dir() / "dataset" / family).glob("*.yaml")}
     for language in wanted:
-        put(tmp_path, cell(dataset=f"{family}/{language}", language=language, split="dev", run_id=language))
-    (entries,) = mteb_scores(tmp_path, "bm25", task).values()
+        put(tmp_path, elsewhere(dataset=f"{family}/{language}", language=language, split="dev"))
+    (entries,) = mteb_scores(tmp_path, "own", task).values()
     assert {entry["hf_subset"]: entry["languages"] for entry in entries} == {
         language: [tag] for language, tag in wanted.items()
     }
 
 
 def test_mteb_has_xquad_under_validation(tmp_path):
-    put(tmp_path, cell(dataset="xquad/es", language="es", run_id="x"))
-    assert list(mteb_scores(tmp_path, "bm25", "XQuADRetrieval")) == ["validation"]
+    put(tmp_path, elsewhere(dataset="xquad/es", language="es"))
+    assert list(mteb_scores(tmp_path, "own", "XQuADRetrieval")) == ["validation"]
 
 
 def test_a_table_says_which_columns_the_card_quotes(folder):

@@ -7,7 +7,7 @@ import pytest
 
 from evalkit.errors import ScoreError
 from evalkit.ranking import FP32_LIMIT, rank_hits
-from evalkit.storage.trec import read_run, write_run
+from evalkit.storage.trec import read_qrels, read_run, unmatched, write_run
 from evalkit.types import Hit
 
 RUN = {"q1": [Hit("d2", 1.5), Hit("d1", 0.1)], "q2": [Hit("文書", -3.25e-7)]}
@@ -65,7 +65,20 @@ def test_the_rank_column_is_not_believed(tmp_path):
         (b"q Q0 d 1 -inf t\n", "line 1: got score '-inf', wanted a finite number in fp32"),
         (b"q Q0 d 1 1e39 t\n", "line 1: got score '1e39', wanted a finite number in fp32"),
         (b"q Q0 d 1 2 t\nq Q0 d 2 1 t\n", "line 2: got document 'd' again for query 'q', wanted every document once"),
-        (b"q Q0 \xff 1 2 t\n", "line 1: got bytes that are not UTF-8"),
+        (b"q Q0 \xff 1 2 t\n", "line 1: got byte 0xff at byte 6 of the line, which is not UTF-8"),
+        ("q Q0 d\u00a0x 1 1.0\n".encode(), "line 1: got 5 columns, wanted 6"),
+        (
+            "q Q0 d\u00a0x 1 1.0 t\n".encode(),
+            r"line 1: got document id 'd\\xa0x', wanted an id without white space or NUL",
+        ),
+        ("q\u2003p Q0 d 1 1.0 t\n".encode(), "line 1: got query id 'q\\\\u2003p', wanted an id without white space"),
+        (b"q Q0 d\x0b1 1 1.0 t\n", r"line 1: got document id 'd\\x0b1', wanted an id without white space"),
+        (b"q Q0 d\x00 1 1.0 t\n", r"line 1: got document id 'd\\x00', wanted an id without white space or NUL"),
+        (b"q Q0 d 1 2 t\rp Q0 d 1 2 t\n", "line 1: got 11 columns"),
+        (b"q Q0 Foo Bar 1 2.5\n", "line 1: got rank 'Bar', wanted a number: ids and tags hold no space"),
+        ("q Q0 d 1 \u0661 t\n".encode(), "line 1: got score '\u0661', wanted a number"),
+        (b"q Q0 d 1 1e400 t\n", "line 1: got score '1e400', wanted a finite number in fp32"),
+        (gzip.compress(b"q Q0 d 1 2 t\n"), r"r\.trec: got a gzip file under a name without \.gz, .* r\.trec\.gz"),
         (b"", "got an empty file, wanted a TREC run"),
     ],
 )
@@ -77,13 +90,13 @@ def test_what_is_no_run_is_refused_with_its_line(tmp_path, text, message):
 
 def test_a_truncated_gzip_is_refused(tmp_path):
     (tmp_path / "r.trec.gz").write_bytes(gzip.compress(b"q Q0 d 1 2 t\n")[:-9])
-    with pytest.raises(ScoreError, match="damaged gzip file"):
+    with pytest.raises(ScoreError, match=r"r\.trec\.gz line 1: got the end of a truncated gzip file"):
         read_run(tmp_path / "r.trec.gz")
 
 
 def test_a_file_that_is_no_gzip_is_refused(tmp_path):
     (tmp_path / "r.trec.gz").write_bytes(b"q Q0 d 1 2 t\n")
-    with pytest.raises(ScoreError, match="damaged gzip file"):
+    with pytest.raises(ScoreError, match="got damaged gzip data after this line"):
         read_run(tmp_path / "r.trec.gz")
 
 
@@ -101,12 +114,12 @@ def test_the_largest_fp32_number_is_a_score_and_what_rounds_beyond_it_is_not(tmp
 
 
 def test_a_missing_file_is_refused(tmp_path):
-    with pytest.raises(ScoreError, match="cannot be read"):
+    with pytest.raises(ScoreError, match=r"none\.trec: got No such file or directory, wanted a readable file"):
         read_run(tmp_path / "none.trec")
 
 
 def test_ids_that_the_format_cannot_hold_are_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ScoreError, match="document id 'd 1' cannot be written; a TREC run wants no white space"):
+    with pytest.raises(ScoreError, match="document id 'd 1' cannot be written; a run wants no white space or NUL"):
         write_run({"q": [Hit("d 1", 1.0)]}, tmp_path / "r.trec", tag="t")
     with pytest.raises(ScoreError, match="query id '' cannot be written"):
         write_run({"": [Hit("d", 1.0)]}, tmp_path / "r.trec", tag="t")
@@ -121,3 +134,63 @@ def test_hits_that_could_not_be_read_back_are_refused_before_anything_is_written
     with pytest.raises(ScoreError, match="query 'q': got document 'd' twice, wanted every document once"):
         write_run({"q": [Hit("d", 2.0), Hit("d", 1.0)]}, tmp_path / "r.trec", tag="t")
     assert not (tmp_path / "r.trec").exists()
+
+
+def test_columns_are_parted_by_any_number_of_spaces_and_tabs(tmp_path):
+    (tmp_path / "r.trec").write_bytes(b" q  Q0\td1 \t1 2.5 t \r\nq\tQ0\td2\t2\t1\tt\n")
+    assert read_run(tmp_path / "r.trec") == {"q": [Hit("d1", 2.5), Hit("d2", 1.0)]}
+
+
+def test_a_byte_order_mark_before_any_members_lines_is_no_part_of_an_id(tmp_path):
+    """Two gzipped runs, each with a mark, put one behind the other: one gzip file of two members."""
+    members = [gzip.compress(b"\xef\xbb\xbf" + line) for line in (b"q Q0 d 1 2 t\n", b"p Q0 d 1 2 t\n")]
+    (tmp_path / "r.trec.gz").write_bytes(b"".join(members))
+    assert list(read_run(tmp_path / "r.trec.gz")) == ["q", "p"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (b"", r"qrels: got no judgement, wanted at least one"),
+        (b"q 0 d 1\nq 0 \xff 1\n", "line 2: got byte 0xff at byte 5 of the line, which is not UTF-8"),
+        (b"q 0 d\x00 1\n", r"line 1: got corpus-id 'd\\x00', wanted an id without white space or NUL"),
+        (b"q 0 d 1\nq 0 d 2\n", "line 2: got grade 2 for query 'q' and document 'd', which line 1 grades 1"),
+        (b"q\td\t1\n", "line 1: got 3 columns, wanted 4"),
+        (b"q 0 d nan\n", "line 1: got relevance 'nan', wanted a whole number"),
+        (b"q 0 d " + b"9" * 5000 + b"\n", "line 1: got relevance '9{59}…, wanted a whole number"),
+    ],
+)
+def test_what_is_no_qrels_is_refused_with_its_line(tmp_path, text, message):
+    (tmp_path / "qrels").write_bytes(text)
+    with pytest.raises(ScoreError, match=message):
+        read_qrels(tmp_path / "qrels")
+
+
+QRELS = {"q": {"d1": 1, "caf\u00e9": 1}}
+
+
+@pytest.mark.parametrize(
+    ("ids", "said"),
+    [
+        (["d1", "x"], None),
+        (["x", "caf\u00e9"], None),
+        (["doc1", "x"], "no document id of the run is judged: got 'doc1' and so on, wanted 'd1' and so on; check that"),
+        (["D1"], "no document id of the run is judged: ids differ only by case, got 'D1' and so on, wanted 'd1'"),
+        (["d1", "D1"], None),
+        (
+            ["cafe\u0301"],
+            (
+                "no document id of the run is judged: ids differ only by Unicode normalisation, got 'cafe\\u0301' and "
+                "so on, wanted 'caf\\xe9' and so on; write the run's ids as the dataset's are"
+            ),
+        ),
+        (["d1", "cafe\u0301"], "1 judged documents are not found: ids differ only by Unicode normalisation, got 'cafe"),
+    ],
+)
+def test_document_ids_that_match_no_judgement_are_told(ids, said):
+    found = unmatched({"q": [Hit(name, 1.0) for name in ids], "unjudged": [Hit("z", 1.0)]}, QRELS)
+    assert found is None if said is None else found.startswith(said)
+
+
+def test_a_run_of_no_hits_has_no_ids_to_complain_of():
+    assert unmatched({}, QRELS) is None

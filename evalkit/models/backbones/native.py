@@ -106,6 +106,30 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
         raise ModelError(msg) from error
 
 
+def count_parameters(checkpoint: Checkpoint, *, adapter: str | None) -> int:
+    """Return how many floats the weights file holds, head included, and of XMOD's adapters those of one language.
+
+    Of a safetensors file only the header is read. Raises ModelError when the file is damaged.
+    """
+    if PICKLE in checkpoint.checksums:
+        sizes = {name: value.numel() for name, value in _read_pickle(checkpoint).items() if value.is_floating_point()}
+    else:
+        path = checkpoint.folder / WEIGHTS
+        try:
+            with safe_open(str(path), framework="pt") as file:
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                sizes = {
+                    name: math.prod(part.get_shape())
+                    for name, part in slices.items()
+                    if part.get_dtype().startswith(("F", "BF"))
+                }
+        except (SafetensorError, OSError) as error:
+            msg = f"{path}: not a whole safetensors file ({error}); fetch the file again"
+            raise ModelError(msg) from error
+    languages = {name: _ADAPTER.search(name) for name in sizes}
+    return sum(size for name, size in sizes.items() if (of := languages[name]) is None or of[1] == adapter)
+
+
 def _read_pickle(checkpoint: Checkpoint) -> dict[str, Tensor]:
     """Read `pytorch_model.bin` through torch's tensor-only unpickler: no code in the file is ever run."""
     path = checkpoint.folder / PICKLE

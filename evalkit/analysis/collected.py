@@ -1,0 +1,69 @@
+"""The runs of a results folder that can be tabled, and why the others cannot."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+from evalkit.analysis import standing
+from evalkit.storage.results import CellScores, differing, readable
+
+
+class Collected(NamedTuple):
+    """The cells that can be tabled, and a line for everything that keeps a run out of the tables or apart in them."""
+
+    cells: tuple[CellScores, ...]
+    problems: tuple[str, ...]
+
+
+def collect(results_dir: Path, *, checksums: Mapping[str, str]) -> Collected:
+    """Read every run that can be read, whatever is wrong with others.
+
+    `checksums` names datasets' corpora as they should be. A damaged run is left out; so are runs that claim the same
+    cell, for none of them has the better claim; a run on another corpus stays, as a deviation from the protocol.
+    """
+    found, unreadable = readable(results_dir)
+    cells, problems = _with_corpora_checked(found, checksums, unreadable)
+    claims: dict[tuple[str, int | None, str], list[CellScores]] = {}
+    # A run with other weights or of another dataset has no claim to the cell, and takes it from nobody.
+    representative = set(map(id, standing.representative(cells)))
+    kept = [cell for cell in cells if id(cell) not in representative]
+    for cell in cells:
+        if id(cell) in representative:
+            claims.setdefault((cell.model, cell.dim, cell.dataset), []).append(cell)
+    for (model, dim, dataset), claiming in claims.items():
+        if len(claiming) == 1:
+            kept += claiming
+            continue
+        names = " and ".join(cell.run_id for cell in claiming)
+        settings = ", ".join(differing(claiming)) or "nothing"
+        system = model if dim is None else f"{model} at dim {dim}"
+        problems.append(
+            f"{system} on {dataset}: {len(claiming)} runs claim this cell, {names} (they differ in {settings}); "
+            "neither is tabled: move all but one out of the results folder, or, if they are re-runs, below reruns/"
+        )
+    return Collected(tuple(sorted(kept, key=lambda cell: cell.run_id)), tuple(problems))
+
+
+def _with_corpora_checked(
+    cells: Sequence[CellScores], checksums: Mapping[str, str], problems: Sequence[str]
+) -> tuple[list[CellScores], list[str]]:
+    """Mark runs on another corpus than the dataset's, or, where nobody has measured that, than each other's."""
+    corpora: dict[str, set[str]] = {}
+    for cell in cells:
+        corpora.setdefault(cell.dataset, set()).add(str(cell.protocol.get("corpus")))
+    checked, found = [], list(problems)
+    for cell in cells:
+        got, wanted = str(cell.protocol.get("corpus")), checksums.get(cell.dataset)
+        if wanted is not None and got != wanted:
+            why = f"corpus checksum is {got}, {cell.dataset} has {wanted}"
+        elif wanted is None and len(corpora[cell.dataset]) > 1:
+            why = f"corpus checksum is {got}, other runs on {cell.dataset} have another"
+        else:
+            checked.append(cell)
+            continue
+        found.append(f"{cell.run_id}: {why}; run it again on the same copy")
+        checked.append(dataclasses.replace(cell, deviations=(*cell.deviations, why)))
+    return checked, found

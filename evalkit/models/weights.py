@@ -1,0 +1,161 @@
+"""Which weights a run had: whether they are proved to be those that a system's scores were published with.
+
+The packaged config of a system (configs/model/SYSTEM.yaml) says what its published weights are at each dim. What the
+command line put in their place is no part of the comparison: it is what the comparison finds out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+import yaml
+
+from evalkit.config.settings import CheckpointSource, configs_dir
+from evalkit.models.checkpoint import PICKLE, WEIGHTS, Checkpoint
+from evalkit.storage import hub
+
+if TYPE_CHECKING:
+    from evalkit.storage.results import CellScores
+
+Proof = Literal["checksums", "repository", "vectors"]
+"""How weights were proved to be the published ones.
+
+`checksums`: every file that decides a vector has the checksum that the packaged config names. `repository`: every such
+file is a content-addressed blob of the published repository at the published commit. `vectors`: the loaded model gave
+the published vectors. A plain file in a snapshot folder, or a folder's name, proves nothing.
+"""
+FILES = (WEIGHTS, PICKLE)
+PARAMETERS_RTOL = 0.01
+"""How far a count may be from the published one.
+
+Published counts are rounded, and leave out poolers or heads. The count tells a model of another size: a stand-in laid
+into the cache as a whole repository. Of a changed weight it says nothing, which is what the proofs are for.
+"""
+_SHOWN_DIGITS = 8
+
+
+class PublishedWeights(NamedTuple):
+    """What a packaged config says of a system's weights."""
+
+    checkpoints: Mapping[str, CheckpointSource]
+    """By dim as text; empty for BM25, which has none."""
+    parameters: int | None
+
+
+def published_weights(system: str) -> PublishedWeights | None:
+    """Return what the packaged config says of a system's weights; None for a system that is not packaged."""
+    return _packaged(configs_dir() / "model").get(system)
+
+
+@cache
+def _packaged(folder: Path) -> dict[str, PublishedWeights]:
+    found = {}
+    for path in sorted(folder.glob("*.yaml")):
+        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
+        sources = {dim: CheckpointSource(**source) for dim, source in values.get("checkpoints", {}).items()}
+        found[str(values["name"])] = PublishedWeights(sources, values.get("parameters"))
+    return found
+
+
+def prove(system: str, dim: int, checkpoint: Checkpoint, *, met_vectors: bool) -> Proof | None:
+    """Return what proves that a loaded checkpoint is the published one of a system at a dim, or None.
+
+    `met_vectors` says that the canary met vectors that are published for the system at this very dim.
+    """
+    known = published_weights(system)
+    source = None if known is None else known.checkpoints.get(str(dim))
+    if source is None:
+        return None
+    if source.checksums and checkpoint.checksums == dict(source.checksums):
+        return "checksums"
+    claimed = {"origin": checkpoint.origin, "revision": checkpoint.revision}
+    if _is_repository(source, claimed) and checkpoint.addressed >= set(checkpoint.checksums):
+        return "repository"
+    return "vectors" if met_vectors else None
+
+
+def record(system: str, dim: int, checkpoint: Checkpoint, *, parameters: int, met_vectors: bool) -> dict[str, Any]:
+    """Return what scores.json keeps of a checkpoint: where it came from, its checksums, count and proof."""
+    proof = prove(system, dim, checkpoint, met_vectors=met_vectors)
+    return {**checkpoint.facts(), "parameters": parameters, "proof": proof}
+
+
+def differing(cell: CellScores) -> tuple[str, ...]:
+    """Return a line where a run's weights are not proved to be the published ones of its system; else nothing.
+
+    A run that was made before proofs were recorded is held to the checksums that the packaged config names.
+    """
+    known = published_weights(cell.model)
+    checksums = _mapping(cell.protocol.get("checkpoint"))
+    if known is None or not (known.checkpoints or checksums):
+        return ()
+    recorded = _mapping(cell.environment.get("checkpoint"))
+    ours = f"weights are {_shown(recorded, checksums)}"
+    source = known.checkpoints.get(str(cell.dim))
+    if source is None:
+        return (f"{ours}, published with none" + (f" at dim {cell.dim}" if known.checkpoints else ""),)
+    if source.checksums and checksums == dict(source.checksums):
+        return ()
+    theirs = f"published with {_published(source)}"
+    if not _is_proved(source, recorded, checksums):
+        claimed = _is_repository(source, recorded) and not _other_weights(source, checksums)
+        return (f"{ours}, {theirs}" + ("; nothing proves that its files are that commit's" if claimed else ""),)
+    count, wanted = recorded.get("parameters"), known.parameters
+    if wanted is not None and (type(count) is not int or abs(count - wanted) > PARAMETERS_RTOL * wanted):
+        shown = f"{count:,}" if type(count) is int else "an unknown number of"
+        return (f"{ours} of {shown} parameters, {theirs} of {wanted:,}",)
+    return ()
+
+
+def _is_proved(source: CheckpointSource, recorded: Mapping[str, Any], checksums: Mapping[str, Any]) -> bool:
+    """Whether a recorded proof ties weights to the published ones.
+
+    It must be of the very files that the run id names, and not against a checksum that the config knows.
+    """
+    proof = recorded.get("proof")
+    proved = proof == "vectors" or (proof == "repository" and _is_repository(source, recorded))
+    return (
+        proved and bool(checksums) and recorded.get("checksums") == checksums and not _other_weights(source, checksums)
+    )
+
+
+def _other_weights(source: CheckpointSource, checksums: Mapping[str, Any]) -> bool:
+    """Whether a file of weights has another checksum than the one known of it; a config may be laid out otherwise."""
+    return any(checksums.get(name, known) != known for name, known in source.checksums.items() if name in FILES)
+
+
+def declared_otherwise(system: str, dim: int | None, source: CheckpointSource | None) -> tuple[str, ...]:
+    """Return a line where a config names another checkpoint for a system at a dim than the packaged one does."""
+    known = published_weights(system)
+    packaged = None if known is None else known.checkpoints.get(str(dim))
+    if source is None or packaged is None or source == packaged:
+        return ()
+    return (f"weights are {source.path or _published(source)}, published with {_published(packaged)}",)
+
+
+def _is_repository(source: CheckpointSource, recorded: Mapping[str, Any]) -> bool:
+    """Whether a checkpoint is of the published repository, at its commit where one is pinned, else at any."""
+    origin, revision = recorded.get("origin"), recorded.get("revision")
+    commit = isinstance(revision, str) and hub.COMMIT.fullmatch(revision) is not None
+    return commit and source.repo is not None and origin == source.repo and source.revision in (None, revision)
+
+
+def _mapping(value: object) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _shown(recorded: Mapping[str, Any], checksums: Mapping[str, Any]) -> str:
+    """Name a run's weights: where they came from, and the beginning of their checksum."""
+    origin, revision = recorded.get("origin"), recorded.get("revision")
+    name = str(origin or "unknown") + (f"@{str(revision)[:_SHOWN_DIGITS]}" if revision else "")
+    files = [f"{file} xxh3 {str(checksums[file])[:_SHOWN_DIGITS]}…" for file in FILES if file in checksums]
+    return f"{name} ({', '.join(files)})" if files else name
+
+
+def _published(source: CheckpointSource) -> str:
+    if source.repo is not None:
+        return source.repo + (f"@{source.revision[:_SHOWN_DIGITS]}" if source.revision else "")
+    return f"package {source.package}" if source.package else str(source.path)

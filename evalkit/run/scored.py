@@ -1,0 +1,157 @@
+"""Whether a finished cell has the scores that are asked for now; where not, its run file is scored again.
+
+Judgements, query groups and metrics are not in the run id: another search would find the same. So a finished cell is
+held against them here. Scoring again never searches or encodes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import yaml
+
+from evalkit.config.settings import EncoderConfig, RunConfig
+from evalkit.errors import ScoreError
+from evalkit.models import metadata
+from evalkit.run import environment, identity
+from evalkit.run.cells import Cell, Task
+from evalkit.scoring import metrics
+from evalkit.storage import results, trec
+from evalkit.storage.paths import run_dir, write_whole
+from evalkit.storage.results import CellScores
+from evalkit.types import Scores
+
+
+def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
+    """Return a finished cell's scores under the judgements, query groups and metrics (`names`) of now.
+
+    None means that the cell must be searched: it is not finished, or what it was scored with has changed and its run
+    file cannot be read.
+    """
+    scores = results.finished(task.config.results_dir, cell.run_id)
+    changed = None if scores is None else _changed(task, cell, scores, names)
+    if scores is None or changed is None:
+        return scores
+    folder = run_dir(task.config.results_dir, cell.run_id)
+    try:
+        results.require_unedited(task.config.results_dir, scores, results.RUN)
+        run = results.read_run(folder / results.RUN)
+    except ScoreError as error:
+        _say(task, f"{cell.run_id}: {changed}, and its run file cannot be read ({error}); it is searched again")
+        return None
+    _say(task, f"{cell.run_id}: {changed}; its run file is scored again, nothing is searched or encoded")
+    started = time.monotonic()
+    results.begin_scoring(task.config.results_dir, cell.run_id)
+    trec.write_qrels(task.dataset.qrels, folder / results.QRELS)
+    scored = metrics.score(run, task.dataset.qrels, names)
+    write_whole(folder / results.PER_QUERY, results.per_query_table(scored.per_query, names).encode())
+    write_whole(folder / results.CONFIG, yaml.safe_dump(_settings(task, cell), sort_keys=False).encode())
+    here = environment.environment(None)
+    fresh = dataclasses.replace(
+        scores,
+        files={},  # `write` takes the checksums of those that lie there now
+        language=task.dataset.language,
+        main_metric=task.dataset.main_metric,
+        metrics=scored.means,
+        groups=group_means(task, scored),
+        counts=_counts(task, scores),
+        deviations=(*task.deviations, *accepted(task.config, cell)),
+        wall_s={**scores.wall_s, "score": round(time.monotonic() - started, 3)},
+        environment={
+            **scores.environment,
+            **facts(task),
+            "scored_again": {"evalkit": here["evalkit"], "ranx": here["packages"]["ranx"]},
+        },
+    )
+    results.write(fresh, task.config.results_dir)
+    return fresh
+
+
+def facts(task: Task) -> dict[str, Any]:
+    """Return what a result's environment says of the dataset that it was scored with."""
+    return {
+        "dataset_source": task.dataset.source,
+        "dataset_verified": task.verified,
+        results.QRELS_CHECKSUM: identity.qrels_checksum(task.dataset.qrels),
+    }
+
+
+def group_means(task: Task, scored: Scores) -> dict[str, dict[str, float]]:
+    """Return the means over the dataset's named subsets of queries."""
+    return {name: results.group_means(scored.per_query, ids) for name, ids in task.dataset.query_groups.items()}
+
+
+def accepted(config: RunConfig, cell: Cell) -> tuple[str, ...]:
+    """Return what of the config contradicts the checkpoint's own account, as model.verify=false allows."""
+    if not isinstance(config.model, EncoderConfig) or cell.checkpoint is None or cell.dim is None:
+        return ()
+    found = metadata.differences(config.model, cell.checkpoint, cell.dim).contradictions
+    return tuple(f"artifact.metadata has {clause}" for clause in found)
+
+
+def _changed(task: Task, cell: Cell, scores: CellScores, names: Sequence[str]) -> str | None:
+    """Say what a cell was scored with that is not what is asked for now; None where all is the same."""
+    judged, metric = _judged_with(task, scores), task.dataset.main_metric
+    problem = None
+    if judged is None:
+        problem = "its result does not say which judgements it was scored with"
+    elif judged != identity.qrels_checksum(task.dataset.qrels):
+        problem = "the judgements are not those that it was scored with"
+    elif set(scores.metrics) != set(names):
+        problem = f"it was scored by {', '.join(scores.metrics)}, asked for are {', '.join(names)}"
+    elif scores.main_metric != metric:
+        problem = f"its main metric was {scores.main_metric}, asked for is {metric}"
+    elif not _same_groups(task, scores):
+        problem = "the query groups are not those that it was scored with"
+    elif scores.deviations != (*task.deviations, *accepted(task.config, cell)):
+        problem = "the deviations are not those that it recorded"
+    return problem
+
+
+def _judged_with(task: Task, scores: CellScores) -> str | None:
+    """Return the checksum of the judgements of a cell; of an older version's, from the judgements beside the run."""
+    if (recorded := scores.environment.get(results.QRELS_CHECKSUM)) is not None:
+        return str(recorded)
+    try:
+        return identity.qrels_checksum(trec.read_qrels(run_dir(task.config.results_dir, scores.run_id) / results.QRELS))
+    except ScoreError:
+        return None
+
+
+def _same_groups(task: Task, scores: CellScores) -> bool:
+    """Whether the means that were recorded are those of the groups of now, by the values of each query."""
+    groups = task.dataset.query_groups
+    if not groups and not scores.groups:
+        return True
+    try:
+        table = results.read_per_query(run_dir(task.config.results_dir, scores.run_id) / results.PER_QUERY)
+        rows = zip(table.queries, table.value_QM.tolist(), strict=True)
+        per_query = {query: dict(zip(table.metrics, row, strict=True)) for query, row in rows}
+        return {name: results.group_means(per_query, ids) for name, ids in groups.items()} == dict(scores.groups)
+    except (ScoreError, KeyError):
+        return False
+
+
+def _counts(task: Task, scores: CellScores) -> dict[str, int]:
+    """Return a cell's counts with those of the judgements of now."""
+    kept = {name: count for name, count in scores.counts.items() if name != "missing_documents"}
+    missing = {"missing_documents": len(task.survey.missing)} if task.survey.missing else {}
+    return {**kept, "judgements": sum(map(len, task.dataset.qrels.values())), **missing}
+
+
+def _settings(task: Task, cell: Cell) -> Mapping[str, Any]:
+    """Return the settings that the run was made with, and the dataset's of now."""
+    now: Mapping[str, Any] = results.plain(task.config)
+    path = run_dir(task.config.results_dir, cell.run_id) / results.CONFIG
+    try:
+        before = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return now
+    return {**before, "dataset": now["dataset"]} if isinstance(before, dict) else now
+
+
+def _say(task: Task, line: str) -> None:
+    task.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,0 +1,28 @@
+"""Content addresses: the name of a cell's folder, and the hash that names whatever is decided by some facts."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import xxhash
+
+
+def key_of(facts: Mapping[str, Any]) -> str:
+    """Return a short content address of some facts.
+
+    >>> key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
+    True
+    """
+    return xxhash.xxh3_64_hexdigest(json.dumps(facts, sort_keys=True, ensure_ascii=False).encode())
+
+
+def run_id(dataset: str, split: str, model: str, dim: int | None, facts: Mapping[str, Any]) -> str:
+    """Name a cell for people first, and exactly by the hash at its end.
+
+    >>> run_id("beir/nfcorpus", "test", "bm25", None, {})[:24]
+    'beir-nfcorpus.test.bm25.'
+    """
+    system = model if dim is None else f"{model}-{dim}"
+    return f"{dataset.replace('/', '-')}.{split}.{system}.{key_of(facts)[:10]}"

@@ -123,6 +123,29 @@ def _settle_ties(
     order_H[places_T] = order_H[places_T][settled_T]
 
 
+def joined(parts: Sequence[Hits]) -> Hits:
+    """Concatenate hits of consecutive queries, each part ordered as `merge` orders: nothing is sorted again."""
+    return Hits(*(np.concatenate(columns) for columns in zip(*parts, strict=True))) if parts else no_hits()
+
+
+def merge_new(best: Hits, found: Hits, *, depth: int) -> Hits:
+    """Return `merge([best, found])`, sorting the hits of only those queries that have new ones.
+
+    `best` must be what `merge` or this returned: after a run's first shards few queries still find better documents.
+    """
+    if not len(found.query_H):
+        return best
+    queries = int(max(found.query_H.max(), best.query_H.max(initial=0))) + 1
+    touched_Q = np.zeros(queries, dtype=bool)
+    touched_Q[found.query_H] = True
+    touched_H = touched_Q[best.query_H]
+    changed = merge([Hits(*(column[touched_H] for column in best)), found], depth=depth)
+    both = [Hits(*(column[~touched_H] for column in best)), changed]
+    query_H, id_H, score_H = joined(both)
+    order_H = np.argsort(query_H, kind="stable")
+    return Hits(query_H[order_H], id_H[order_H], score_H[order_H])
+
+
 def _rank_within(query_H: np.ndarray) -> np.ndarray:
     """Return each hit's rank within its query, from 0; the hits must be grouped by query.
 

@@ -327,12 +327,13 @@ class StoreConfig:
     keep: Literal["embeddings", "topk"]
     """`embeddings` keeps token embeddings for later runs; `topk` drops them once the shard is searched."""
     dtype: Literal["float16", "float32"]
-    shard_tokens: int
-    """Tokens per shard at most, by an upper estimate from the bytes of the text."""
+    shard_tokens: Literal["auto"] | int
+    """Tokens per shard at most, by an upper estimate from the bytes of the text; `auto` goes by the device
+    (`evalkit.run.environment.shard_tokens`)."""
 
     def __post_init__(self) -> None:
-        if not 1_000 <= self.shard_tokens <= 64_000_000:
-            msg = f"store.shard_tokens={self.shard_tokens}: wanted 1000 to 64000000"
+        if self.shard_tokens != "auto" and not 1_000 <= self.shard_tokens <= 64_000_000:
+            msg = f"store.shard_tokens={self.shard_tokens}: wanted 1000 to 64000000, or auto"
             raise ConfigError(msg)
 
 

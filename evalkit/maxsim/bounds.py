@@ -6,7 +6,7 @@ Shapes: Q queries, D dim; X vectors; Y query vectors, concatenated.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -100,31 +100,43 @@ def _gamma(terms: int, unit: float = 2.0**-24) -> float:
     return terms * unit / (1 - terms * unit)
 
 
-def tensor_core_bound(queries: Ragged, documents: Ragged, *, dtype: torch.dtype) -> Tensor:
-    """Return a rounding error bound per query [Q] of MaxSim on tensor cores: |score - exact score in fp32|.
+class QueryNorms(NamedTuple):
+    """What a tensor-core bound needs of query vectors, in float64: norms of the rounded ones and of the rounding."""
 
-    The bound holds for any order of additions. Vectors are rounded to `dtype` and multiplied exactly; products are
-    added in a tensor core with unit roundoff u = TENSOR_CORE_UNIT, maxima in fp32 with 2⁻²⁴. No term and no partial
-    sum exceeds ‖q‖·‖d‖ (Cauchy-Schwarz), so a dot product of D terms has an error of at most γ(D)·‖q‖·‖d‖ with
-    γ(n) = n·u / (1 - n·u). Rounding q to q' and d to d' adds ‖q - q'‖·‖d‖ + ‖q'‖·‖d - d'‖; both residuals are
-    measured, and a residual is zero where vectors are stored in `dtype`.
+    rounded_Y: Tensor
+    rounding_Y: Tensor
 
-    Rounding the exact score to fp32 adds 2⁻²⁴ of it. The bound includes it because documents of equal fp32 score are
-    ranked by id, so all of them must be nominated.
+
+def query_norms(query_YD: Tensor, *, dtype: torch.dtype) -> QueryNorms:
+    """Measure query vectors; a run does it once, for the same queries meet every shard."""
+    exact_YD = query_YD.double()
+    rounded_YD = exact_YD.to(dtype).double()
+    return QueryNorms(rounded_YD.norm(dim=1).cpu(), (exact_YD - rounded_YD).norm(dim=1).cpu())
+
+
+def tensor_core_bound(
+    queries: Ragged, documents: Ragged, *, dtype: torch.dtype, known: QueryNorms | None = None
+) -> Tensor:
+    """Return per query the largest possible |score - exact score in fp32| [Q] of MaxSim on tensor cores, in any order.
+
+    Vectors are rounded to `dtype`, multiplied exactly, added up in a tensor core with TENSOR_CORE_UNIT, and the
+    maxima added in fp32 with 2⁻²⁴ an addition. No term and no partial sum exceeds ‖q‖·‖d‖ (Cauchy, Schwarz), so a dot
+    product of D terms is off by at most γ(D)·‖q‖·‖d‖ with γ(n) = n·u / (1 - n·u). Rounding q to q' and d to d' adds
+    ‖q - q'‖·‖d‖ + ‖q'‖·‖d - d'‖; both are measured, and nothing where vectors are stored in `dtype`. The exact score's
+    own rounding to fp32 adds 2⁻²⁴ of it: documents of one fp32 score are ranked by id, so all of them are nominated.
+    `known` spares measuring the queries again.
     """
     document_norm = _exact_largest_norm(documents.rows_XD)
     rounded_norm, residual_norm = document_norm, 0.0
     if documents.rows_XD.dtype != dtype:
         rounded_norm = _exact_largest_norm(documents.rows_XD, to=dtype)
         residual_norm = _exact_largest_norm(documents.rows_XD, less=dtype)
-    query_YD = queries.rows_XD.double().cpu()
-    rounded_YD = query_YD.to(dtype).double()
-    rounded_Y = rounded_YD.norm(dim=1)
-    rounding_Y = (query_YD - rounded_YD).norm(dim=1) * document_norm + rounded_Y * residual_norm
+    rounded_Y, residual_Y = known or query_norms(queries.rows_XD, dtype=dtype)
+    rounding_Y = residual_Y * document_norm + rounded_Y * residual_norm
     size_Y = rounded_Y * rounded_norm
     lengths_Q = queries.offsets_N.diff()
-    dot_Y = size_Y * _gamma(query_YD.shape[1], TENSOR_CORE_UNIT)
-    # One more than the additions, for the rounding of the exact score, whose size is that of the unrounded products.
+    dot_Y = size_Y * _gamma(queries.rows_XD.shape[1], TENSOR_CORE_UNIT)
+    # One more than the additions: the exact score's rounding. It is of the size of the unrounded vectors' products.
     sums = _gamma(int(lengths_Q.max()) + 1, 2.0**-24)
     per_vector_Y = rounding_Y + dot_Y + (size_Y + rounding_Y + dot_Y) * sums
     owner_Y = torch.repeat_interleave(torch.arange(len(lengths_Q)), lengths_Q)

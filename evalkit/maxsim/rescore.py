@@ -5,20 +5,26 @@ Shapes: Q queries, N documents, D dim; H pairs, B pairs of one batch, L query ve
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from evalkit.kernels.trouble import first_line, is_out_of_memory, say_once
 from evalkit.ragged import Ragged
 
-BATCH_NUMBERS = 1 << 26
-"""Largest size of one expanded batch of pairs, in float64 numbers (512 MiB)."""
+BATCH_NUMBERS = {"cpu": 1 << 26, "cuda": 1 << 30}
+"""Float64 numbers that one batch of pairs expands to, at most: 512 MiB on a CPU.
+
+On a GPU 8 GiB take 7 ms at 3 TB/s, a hundred times what launching a batch costs. A batch that does not fit is halved.
+"""
+_FITTING: dict[torch.device, int] = {}
+"""What was found to fit a device where that is less."""
 
 
 def exact_scores(
-    queries: Ragged, documents: Ragged, query_H: Tensor, document_H: Tensor, *, batch_numbers: int = BATCH_NUMBERS
+    queries: Ragged, documents: Ragged, query_H: Tensor, document_H: Tensor, *, batch_numbers: int | None = None
 ) -> Tensor:
     """Return the exact MaxSim, rounded once to fp32 [H], of chosen (query, document) pairs.
 
@@ -36,26 +42,54 @@ def exact_scores(
     out_H = torch.empty(len(query_H), device=device)
     per_row = query_QLD.shape[2] + query_QLD.shape[1]
     fixed = query_QLD.shape[1] * query_QLD.shape[2]
-    for batch in _batches(lengths_H[order_H].cpu().numpy(), per_row, fixed, batch_numbers):
+    sorted_lengths_H = lengths_H[order_H].cpu().numpy()
+    numbers_H = sorted_lengths_H * per_row + fixed
+    most = batch_numbers or _FITTING.get(device) or BATCH_NUMBERS.get(device.type, BATCH_NUMBERS["cpu"])
+
+    def score(batch: slice) -> None:
         pair_B = order_H[batch]
         document_B = document_H[pair_B]
-        step_T = torch.arange(int(lengths_H[pair_B[-1]]), device=device)
+        step_T = torch.arange(int(sorted_lengths_H[batch.stop - 1]), device=device)
         row_BT = offsets_N[document_B].unsqueeze(1) + torch.minimum(step_T, (lengths_H[pair_B] - 1).unsqueeze(1))
         document_BTD = documents.rows_XD[row_BT].double()
         similarity_BLT = torch.bmm(query_QLD[query_H[pair_B]], document_BTD.transpose(1, 2))
         out_H[pair_B] = similarity_BLT.amax(2).sum(1).float()
+
+    begin = 0
+    while begin < len(numbers_H):
+        end = _batch_end(numbers_H, begin, most)
+        problem = _attempt(score, slice(begin, end))
+        if not problem:
+            begin = end
+            continue
+        if end == begin + 1:
+            raise torch.OutOfMemoryError(problem)
+        if device not in _FITTING:
+            say_once(f"exact scores of {end - begin} pairs did not fit memory ({problem}): smaller batches follow")
+        most = _FITTING[device] = int(numbers_H[end - 1]) * (end - begin) // 2
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
     return out_H
 
 
-def _batches(lengths_H: np.ndarray, per_row: int, fixed: int, batch_numbers: int) -> Iterator[slice]:
-    """Split pairs, sorted by length, into batches of at most `batch_numbers` when padded, or of one larger pair."""
-    numbers_H = lengths_H * per_row + fixed
-    begin = 0
-    while begin < len(numbers_H):
-        too_large_H = np.arange(1, len(numbers_H) - begin + 1) * numbers_H[begin:] > batch_numbers
-        end = begin + max(1, int(too_large_H.argmax())) if too_large_H.any() else len(numbers_H)
-        yield slice(begin, end)
-        begin = end
+def _attempt(score: Callable[[slice], None], batch: slice) -> str:
+    """Score a batch of pairs. Return why it does not fit memory, empty where it does.
+
+    The error itself holds the batch's tensors, whose memory the next attempt needs: only its text goes on.
+    """
+    try:
+        score(batch)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return first_line(error)
+    return ""
+
+
+def _batch_end(numbers_H: np.ndarray, begin: int, most: int) -> int:
+    """Return the end of the batch of pairs, in order of length, whose padded size is within `most`; one at least."""
+    too_large_H = np.arange(1, len(numbers_H) - begin + 1) * numbers_H[begin:] > most
+    return begin + max(1, int(too_large_H.argmax())) if too_large_H.any() else len(numbers_H)
 
 
 def _padded(queries: Ragged, device: torch.device) -> Tensor:

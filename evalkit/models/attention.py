@@ -13,6 +13,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import groupby, pairwise
@@ -26,7 +27,7 @@ from torch.nn import functional
 from evalkit.config.settings import Attention, EncoderConfig
 from evalkit.kernels.cpu import registers
 from evalkit.kernels.cpu.numba_folder import with_folder
-from evalkit.kernels.cpu.registers import say_once
+from evalkit.kernels.trouble import first_line, say_once
 from evalkit.ragged import offsets
 
 Path: TypeAlias = Literal["sdpa", "varlen", "flash"]
@@ -247,9 +248,15 @@ def _varlen(query_XAK: Tensor, key_YAK: Tensor, value_YAK: Tensor, packing: Pack
 
     query, key, value = _widened(query_XAK, key_YAK, value_YAK)
     offsets_q, offsets_k, longest_q, longest_k, *_ = packing
-    options = _varlen_options(query.device)
-    mixed = varlen_attn(query, key, value, offsets_q, offsets_k, longest_q, longest_k, scale=scale, **options)
-    assert isinstance(mixed, Tensor)  # a tuple is returned only with return_aux
+    options = dict(_varlen_options(query.device))
+    natural = query.shape[-1] ** -0.5
+    if not math.isclose(scale, natural, rel_tol=1e-6):  # left out where it is the default: not every torch takes it
+        if _varlen_takes_scale(query.device):
+            options["scale"] = scale
+        else:
+            query = query * (scale / natural)
+    mixed = varlen_attn(query, key, value, offsets_q, offsets_k, longest_q, longest_k, **options)
+    assert isinstance(mixed, Tensor)  # nothing beside it was asked for
     return mixed[..., : query_XAK.shape[-1]]
 
 
@@ -260,16 +267,26 @@ def _varlen_options(device: torch.device) -> Mapping[str, Any]:
     torch 2.11 lacks the option, and some versions accept it for flash-attention 3 only. Their own kernel does not split
     if queries and keys have the same number of heads.
     """
+    option: Mapping[str, Any] = {"num_splits": 1}
+    return option if _varlen_takes(device, **option) else {}
+
+
+@cache
+def _varlen_takes_scale(device: torch.device) -> bool:
+    return _varlen_takes(device, scale=0.5)
+
+
+def _varlen_takes(device: torch.device, **option: Any) -> bool:
+    """Ask torch's kernel, with one token, whether it takes an option."""
     from torch.nn.attention.varlen import varlen_attn
 
     heads = torch.zeros((1, 1, HEAD_STEP), dtype=torch.float16, device=device)
     starts = torch.tensor([0, 1], dtype=torch.int32, device=device)
-    option: Mapping[str, Any] = {"num_splits": 1}
     try:
         varlen_attn(heads, heads, heads, starts, starts, 1, 1, **option)
     except (TypeError, RuntimeError):
-        return {}
-    return option
+        return False
+    return True
 
 
 def _flash(query_XAK: Tensor, key_YAK: Tensor, value_YAK: Tensor, packing: Packing, scale: float) -> Tensor:
@@ -397,8 +414,7 @@ def probe(path: Path, device: torch.device, dtype: str) -> str:
     here = packing.to(lambda starts: starts.to(device))
     try:
         ours = _KERNELS[path](query.to(device), key.to(device), value.to(device), here, 0.25).float().cpu()
-    except Exception as error:  # noqa: BLE001 (a binary built for another torch or GPU can raise anything)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"{label} is unusable here ({type(error).__name__}: {reason})"
+    except Exception as error:  # noqa: BLE001 (a binary built for another torch or GPU fails in ways of its own)
+        return f"{label} is unusable here ({type(error).__name__}: {first_line(error)})"
     apart = float((ours - wanted).abs().max())
     return "" if apart <= PROBE_ATOL else f"{label} gives wrong values here (off by {apart:.1e})"

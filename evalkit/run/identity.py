@@ -106,6 +106,7 @@ class SearchFacts(TypedDict):
 
 def corpus_facts(survey: Survey, run: RunConfig) -> CorpusFacts:
     """Return a corpus's checksum and its division into shards."""
+    assert run.store.shard_tokens != "auto"  # `environment.resolved` has made a number of it
     return {"corpus": survey.checksum, "shard_tokens": run.store.shard_tokens, "cut": CUT}
 
 

@@ -30,7 +30,7 @@ from evalkit.models.backbones.native import count_parameters
 from evalkit.models.encoder import load_encoders
 from evalkit.ranking import Hits, drop_self, merge, no_hits, self_hits, separate_ties
 from evalkit.run import environment, scored
-from evalkit.run.background import limit_tokenizer, tokenizer_threads
+from evalkit.run.background import Merging, limit_tokenizer, tokenizer_threads
 from evalkit.run.canary import canary
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.progress import documents_bar
@@ -72,8 +72,8 @@ def run(config: RunConfig, *, console: Console) -> list[CellScores]:
         except ChangedError:  # the next run must not believe this survey
             forget(
                 task.dataset.corpus,
-                shard_tokens=config.store.shard_tokens,
-                max_document_tokens=_max_document_tokens(config),
+                shard_tokens=environment.shard_tokens(config, task.device),
+                max_document_tokens=environment.max_document_tokens(config, task.device),
                 cache_dir=config.cache_dir,
                 judged_ids=datasets.judged_ids(task.dataset),
             )
@@ -98,13 +98,15 @@ def prepare(config: RunConfig, *, console: Console) -> Task:
     """Open the dataset and survey its corpus: counts, checksum, duplicate ids, shard cuts."""
     device = environment.choose_device(config.engine.device)
     choice.require(config.engine.maxsim, device, precision=config.engine.nominate)
+    config = environment.resolved(config, device)
+    shard_tokens = environment.shard_tokens(config, device)
 
     def survey_of(dataset: Dataset) -> Survey:
         with documents_bar(console, f"survey of {dataset.name}", total=config.dataset.counts.documents) as advance:
             return survey(
                 dataset.corpus,
-                shard_tokens=config.store.shard_tokens,
-                max_document_tokens=_max_document_tokens(config),
+                shard_tokens=shard_tokens,
+                max_document_tokens=environment.max_document_tokens(config, device),
                 cache_dir=config.cache_dir,
                 name=dataset.name,
                 judged_ids=datasets.judged_ids(dataset),
@@ -155,10 +157,10 @@ def search_vectors(
         with (
             documents_bar(task.console, title, total=task.survey.documents) as advance,
             vector_step(task, encoder, members, best, advance) as step,
+            Merging(best, depth=task.depth, threaded=task.device.type != "cpu") as merging,
         ):
             for hits in map_shards(step.run, task.survey.shards, ahead=step.ahead):
-                for run_id, shard_hits in hits.items():
-                    best[run_id] = merge([best[run_id], shard_hits], depth=task.depth)
+                merging.add(hits)
     return best
 
 
@@ -274,8 +276,3 @@ def _weights(config: RunConfig, cell: Cell, *, met_vectors: bool) -> dict[str, A
         return None
     count = count_parameters(cell.checkpoint, adapter=config.model.adapter)
     return weights.record(config.model.name, cell.dim, cell.checkpoint, parameters=count, met_vectors=met_vectors)
-
-
-def _max_document_tokens(config: RunConfig) -> int:
-    """Return the length at which the model cuts a document; BM25 cuts none."""
-    return config.model.document.max_tokens if isinstance(config.model, EncoderConfig) else config.store.shard_tokens

@@ -85,7 +85,7 @@ def pack(module: nn.Module) -> None:
             continue
         for layer, activation in GELU_PLACES:
             linear, function = getattr(parent, layer, None), getattr(parent, activation, None)
-            if _fits(linear) and _is_gelu(function):
+            if _fits(linear) and is_gelu(function):
                 setattr(parent, layer, PackedLinear(linear.weight, linear.bias, gelu=True))
                 setattr(parent, activation, nn.Identity())
         for name, child in list(parent.named_children()):
@@ -119,8 +119,8 @@ def _packable(weight: Tensor) -> bool:
     return weight.dtype == torch.float32 and weight.device.type == "cpu" and can_pack()
 
 
-def _is_gelu(function: object) -> bool:
-    """Tell whether a module is the exact GELU (by the error function), not an approximation."""
+def is_gelu(function: object) -> bool:
+    """Whether a module is GELU by the error function, not one of its approximations."""
     if isinstance(function, nn.GELU):
         return function.approximate == "none"
     return type(function).__name__ == "GELUActivation" and getattr(function, "act", None) is functional.gelu

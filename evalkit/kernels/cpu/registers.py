@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
 import torch
-
-log = logging.getLogger(__name__)
 
 
 class Registers(NamedTuple):
@@ -85,9 +82,3 @@ def tried_out(label: str, right: Callable[[], bool]) -> str:
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         reason = f"{type(error).__name__}: {first}"
     return f"{label} are not used: {reason}; torch's own calls are used instead" if reason else ""
-
-
-@cache
-def say_once(problem: str) -> None:
-    """Log a warning, once per process for each text."""
-    log.warning("%s", problem)

@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from evalkit.kernels.cpu import cores, fixed_point, registers
 from evalkit.kernels.cpu.numba_folder import with_folder
+from evalkit.kernels.trouble import say_once
 from evalkit.ragged import Ragged, offsets, ragged
 
 BLOCK_BYTES = 1 << 19
@@ -28,7 +29,7 @@ def usable() -> bool:
     """Tell whether the kernels can be used here; log once why not if the processor would support them."""
     found = problem()
     if found:
-        registers.say_once(found)
+        say_once(found)
     return registers.available() and not found
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -12,6 +11,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from evalkit.errors import EvalkitError
+from evalkit.report.grid import terminal_width
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -27,10 +27,10 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-# A pipe has no width: a table cut to 80 columns would lose digits.
-_out = Console(width=None if sys.stdout.isatty() else 240)
+_out = Console(width=terminal_width(), highlight=False)
 _err = Console(stderr=True)
 
+Wide = Annotated[bool, typer.Option("--wide", help="show every column; those that do not fit stand below their row")]
 HYDRA_FLAGS = ("-m", "--multirun", "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p")
 """What makes `run` a sweep or a question about the config, both of which Hydra answers."""
 
@@ -39,7 +39,7 @@ HYDRA_FLAGS = ("-m", "--multirun", "--cfg", "-c", "--info", "-i", "--resolve", "
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     epilog="Example: evalkit run model=demo,bm25 dataset=demo -m",
 )
-def run(context: typer.Context) -> None:
+def run(context: typer.Context, *, wide: Wide = False) -> None:
     """Run a model on a dataset at one or more dims, and print the scores; what is already done is only printed.
 
     Words are Hydra overrides (setting=value). With -m, several values run one after the other (model=a,b dataset=x,y);
@@ -74,7 +74,7 @@ def run(context: typer.Context) -> None:
     if cells:
         from evalkit.report import table
 
-        _out.print(table.terminal(table.rows(cells, deviations=deviations)))
+        _out.print(table.terminal(table.rows(cells, deviations=deviations), wide=wide))
     if failed:
         _complain(f"{failed} of the combinations failed; the same command runs only what is missing")
         raise typer.Exit(1)
@@ -84,7 +84,7 @@ def run(context: typer.Context) -> None:
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     epilog="Example: evalkit plan -m model=jina-colbert-v2,bm25 dataset=beir/fiqa,beir/scifact",
 )
-def plan(context: typer.Context) -> None:
+def plan(context: typer.Context, *, wide: Wide = False) -> None:
     """Show what a run would do: cells, what is on disk, shards left, bytes, time. Writes nothing, loads no weights.
 
     The words are those of run; several values per word make a sweep, with -m or without. Fails when a cell cannot run.
@@ -102,7 +102,7 @@ def plan(context: typer.Context) -> None:
         else:
             planned += forecast.look(config, results.readable(config.results_dir)[0])
     if planned:
-        _out.print(plans.plan_table(planned))
+        _out.print(plans.plan_table(planned, wide=wide))
     for line in plans.plan_lines(planned):
         typer.echo(line)
     problems += plans.plan_problems(planned)
@@ -119,6 +119,7 @@ def status(
     ] = None,
     *,
     forget: Annotated[bool, typer.Option("--forget", help="first forget the runs that failed; shards stay")] = False,
+    wide: Wide = False,
 ) -> None:
     """Show what is finished, at work (shards done), stopped, failed or damaged; other processes are not disturbed.
 
@@ -147,7 +148,8 @@ def status(
     cells = forecast.with_jobs([cell for config in chosen for cell in forecast.look(config)], records)
     done = {cell.run_id for cell in finished}
     shown = [(cell, job) for cell, job in cells if cell.run_id is None or cell.run_id not in done]
-    _out.print(plans.status_table(finished, shown, [job for job in records if everything and job.config is None]))
+    unreadable = [job for job in records if everything and job.config is None]
+    _out.print(plans.status_table(finished, shown, unreadable, wide=wide))
     failed += [cell.problem for cell, _ in shown if cell.state == "damaged" and cell.problem]
     errors = [job for job in records if job.error and any(job is one for _, one in shown)]
     failed += [f"{job.process}: {job.error}" for job in errors]
@@ -171,25 +173,25 @@ ResultsDir = Annotated[Path, typer.Option(help="where finished runs are, which t
 
 
 @cache.command(name="ls", epilog="Example: evalkit cache ls")
-def cache_ls(cache_dir: CacheDir = None, results_dir: ResultsDir = Path("results")) -> None:
+def cache_ls(cache_dir: CacheDir = None, results_dir: ResultsDir = Path("results"), *, wide: Wide = False) -> None:
     """List what lies in the cache: kind, key, datasets, shards, size, last use, and the runs that use it."""
     from evalkit.operations import inventory
-    from evalkit.report import plans
+    from evalkit.report import plans, rounding
 
     folder = _cache_dir(cache_dir)
     found = inventory.entries(folder, _cells(results_dir))
-    _out.print(plans.cache_table(found))
-    typer.echo(f"{folder}: {plans.size(sum(entry.size_bytes for entry in found))}")
+    _out.print(plans.cache_table(found, wide=wide))
+    typer.echo(f"{folder}: {rounding.size(sum(entry.size_bytes for entry in found))}")
 
 
 @cache.command(name="verify", epilog="Example: evalkit cache verify")
 def cache_verify(cache_dir: CacheDir = None) -> None:
     """Read every shard and compare its checksum with its manifest's; fails when one is damaged."""
     from evalkit.operations import inventory
-    from evalkit.report import plans
+    from evalkit.report import rounding
 
     checked = inventory.verify(inventory.entries(_cache_dir(cache_dir), ()))
-    typer.echo(f"{checked.whole} shards whole ({plans.size(checked.bytes_read)}), {checked.unfinished} unfinished")
+    typer.echo(f"{checked.whole} shards whole ({rounding.size(checked.bytes_read)}), {checked.unfinished} unfinished")
     for line in checked.damaged:
         _complain(line)
     if checked.damaged:
@@ -210,7 +212,7 @@ def cache_rm(
     """Remove what is named from the cache, after asking. Results are never touched; runs make anew what they need."""
     from evalkit.errors import ConfigError
     from evalkit.operations import inventory
-    from evalkit.report import plans
+    from evalkit.report import plans, rounding
 
     folder, finished = _cache_dir(cache_dir), _cells(results_dir)
     if not names and not unused:
@@ -223,9 +225,9 @@ def cache_rm(
     _out.print(plans.cache_table(found))
     if not found:
         return
-    if not yes and not typer.confirm(f"remove {plans.size(sum(entry.size_bytes for entry in found))}?"):
+    if not yes and not typer.confirm(f"remove {rounding.size(sum(entry.size_bytes for entry in found))}?"):
         raise typer.Exit(1)
-    typer.echo(f"removed {plans.size(inventory.remove(found, folder))} from {folder}")
+    typer.echo(f"removed {rounding.size(inventory.remove(found, folder))} from {folder}")
 
 
 @app.command(name="ls", epilog="Example: evalkit ls models")
@@ -234,11 +236,13 @@ def list_names(
         str, typer.Argument(help="models, datasets, analyzers, engines, rerankers, experiments, settings or runs")
     ] = "models",
     results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
+    *,
+    wide: Wide = False,
 ) -> None:
     """List what can be run, or what has been."""
     from evalkit.report import listing
 
-    _out.print(listing.listing(what, results_dir=results_dir))
+    _out.print(listing.listing(what, results_dir=results_dir, wide=wide))
 
 
 @app.command(epilog="Example, after evalkit run: evalkit report --results-dir results > table.md")
@@ -290,7 +294,7 @@ def score(
     from evalkit.config import compose
     from evalkit.errors import ScoreError
     from evalkit.ranking import drop_self, self_hits
-    from evalkit.report import verdicts
+    from evalkit.report import rounding, verdicts
     from evalkit.run.pipeline import METRICS
     from evalkit.scoring import metrics
     from evalkit.storage import results, trec
@@ -315,7 +319,7 @@ def score(
     if dataset.drop_self:
         typer.echo(f"dropped {dropped} hits whose id is the query's own")
     for name, value in scored.means.items():
-        typer.echo(f"{name}\t{value:.5f}")
+        typer.echo(f"{name}\t{rounding.fixed(value, 5)}")
     named = any(word.startswith("model=") for word in overrides)
     words = [word.lstrip("+").partition("=")[0] for word in overrides]
     declared = [word.removeprefix("model.") for word in words if word.startswith("model.")]
@@ -341,6 +345,7 @@ def rerank(
     from evalkit.errors import ConfigError
     from evalkit.models.reranker import load_reranker
     from evalkit.ranking import drop_self
+    from evalkit.report import rounding
     from evalkit.run import environment
     from evalkit.run import rerank as stage
     from evalkit.run.pipeline import METRICS
@@ -368,7 +373,7 @@ def rerank(
         f"{dataset.name} ({dataset.split}): {reranker.checkpoint.origin}@{reranker.checkpoint.revision}, depth {depth}"
     )
     for name in METRICS:
-        typer.echo(f"{name}\t{before[name]:.5f} → {after[name]:.5f}")
+        typer.echo(f"{name}\t{rounding.fixed(before[name], 5)} → {rounding.fixed(after[name], 5)}")
 
 
 @app.command(epilog="Example: evalkit check model=demo dim=128")
@@ -501,15 +506,17 @@ def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the comman
 
 
 @app.command(epilog="Example, after evalkit run: evalkit compare demo-128 demo-96 demo-64 --plot dims.svg")
-def compare(
+def compare(  # noqa: PLR0913 (each argument is an option of the command)
     run: Annotated[list[str] | None, typer.Argument(help="runs or systems, the base first; none: all runs")] = None,
+    *,
     results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
     metric: Annotated[str | None, typer.Option(help="for example mrr@10; by default the dataset's main metric")] = None,
     plot: Annotated[Path | None, typer.Option(help="write quality against storage here: .svg, .png or .pdf")] = None,
-    precision: Annotated[  # noqa: FBT002 (a flag)
+    precision: Annotated[
         bool,
         typer.Option("--precision", help="search the stored embeddings again as fp16 and int8 (drawn by --plot too)"),
     ] = False,
+    wide: Wide = False,
 ) -> None:
     """Put runs side by side: differences with paired tests, and what each stores and takes.
 
@@ -522,7 +529,7 @@ def compare(
     chosen = compare.choose(_cells(results_dir), run or [])
     if not (precision and len(chosen) == 1):
         comparisons = compare.compare(chosen, results_dir, metric=metric)
-        _out.print(verbs.comparison_table(comparisons))
+        _out.print(verbs.comparison_table(comparisons, wide=wide))
         typer.echo(verbs.family_line(comparisons))
     _out.print(verbs.costs_table(chosen))
     narrowed: dict[str, Sequence[Narrowed]] = {}

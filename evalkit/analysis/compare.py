@@ -13,7 +13,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalkit.errors import ScoreError, nearest
-from evalkit.storage import results
+from evalkit.storage import keys, results
 from evalkit.storage.paths import run_dir
 from evalkit.storage.results import CellScores
 
@@ -216,7 +216,7 @@ def choose(cells: Iterable[CellScores], words: Sequence[str]) -> list[CellScores
 
 def names(cell: CellScores, word: str) -> bool:
     """Say whether a word names a run: the beginning of its id, its system (with or without dim), or its dataset."""
-    system = cell.model if cell.dim is None else f"{cell.model}-{cell.dim}"
+    system = keys.system_label(cell.model, cell.dim)
     return cell.run_id.startswith(word) or word in (cell.model, system, cell.dataset)
 
 

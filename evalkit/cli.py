@@ -3,27 +3,100 @@
 from __future__ import annotations
 
 import logging
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
+from click.shell_completion import CompletionItem
 from rich.console import Console
 from rich.logging import RichHandler
+from typer.core import TyperCommand
 
-from evalkit.errors import EvalkitError
+from evalkit.errors import ConfigError, EvalkitError
 from evalkit.report.grid import terminal_width
+from evalkit.storage.paths import default_results_dir
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from evalkit.analysis.precision import Narrowed
+    from evalkit.config.settings import RunConfig
+    from evalkit.report.table import Lacking
     from evalkit.scoring.reruns import Deviation
     from evalkit.storage.results import CellScores
 
-app = typer.Typer(
+Function = TypeVar("Function", bound="Callable[..., Any]")
+PLACES = ("results_dir", "cache_dir")
+"""The folders of a command, which every verb takes as `results_dir=DIR` and as `--results-dir DIR`."""
+
+
+class _Verb(TyperCommand):
+    """A verb, which takes the folders of a command in either spelling and completes settings and names."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Spell folders as this verb declares them; a verb that uses none of a kind passes over them."""
+        options = {param.name for param in self.params}
+        settings = "overrides" in options or ctx.allow_extra_args
+        end = args.index("--") if "--" in args else len(args)
+        words, kept = iter(args[:end]), []
+        for word in words:
+            key, equals, value = word.partition("=")
+            name = key.removeprefix("--").replace("-", "_")
+            if name not in PLACES or not (equals or key.startswith("--")):
+                kept.append(word)
+                continue
+            value = value if equals else next(words, "")
+            if not value:
+                msg = f"{key} got nothing, wanted a folder"
+                raise ConfigError(msg)
+            if name in options:
+                kept.append(f"--{name.replace('_', '-')}={os.path.expanduser(value)}")  # noqa: PTH111 (a typed ~)
+            elif settings:
+                kept.append(f"{name}={value}")
+        parsed: list[str] = super().parse_args(ctx, [*kept, *args[end:]])
+        return parsed
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Complete the settings of a verb that takes them as further words; options otherwise."""
+        if incomplete.startswith("-") or not ctx.allow_extra_args:
+            return list(super().shell_complete(ctx, incomplete))
+        return [CompletionItem(word) for word in _words(ctx, list(ctx.args), incomplete)]
+
+
+class _Verbs(typer.Typer):
+    """An app whose commands are verbs."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Function], Function]:
+        """Declare a verb."""
+        return super().command(name, **{"cls": _Verb, **settings})
+
+
+def _words(_context: typer.Context, args: list[str], incomplete: str) -> list[str]:
+    """Complete a setting, or a group's name behind `=`; bash hands over `model=de` as three words."""
+    from evalkit.config import compose
+
+    before = list(args)
+    if incomplete == "=":
+        return compose.completions(f"{before[-1] if before else ''}=", whole=False)
+    if before and before[-1] == "=" and len(before) > 1:
+        return compose.completions(f"{before[-2]}={incomplete}", whole=False)
+    return compose.completions(incomplete)
+
+
+def _run_names(incomplete: str) -> list[str]:
+    """Complete the systems of the finished runs, with their dims."""
+    from evalkit.storage import results
+
+    cells, _ = results.readable(default_results_dir())
+    names = {f"{cell.model}:{cell.dim}" if cell.dim else cell.model for cell in cells}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+app = _Verbs(
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Re-measure a retrieval model card, cell by cell, and say of every cell whether it holds.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
@@ -31,34 +104,78 @@ _out = Console(width=terminal_width(), highlight=False)
 _err = Console(stderr=True)
 
 Wide = Annotated[bool, typer.Option("--wide", help="show every column; those that do not fit stand below their row")]
+ResultsDir = Annotated[
+    Path | None, typer.Option(help="where finished runs are; by default evalkit-results (EVALKIT_RESULTS)")
+]
+Run = Annotated[
+    str,
+    typer.Argument(help="a run: SYSTEM:DIM, or its id or the beginning of it", autocompletion=_run_names),
+]
+Runs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="runs, the base first: SYSTEM, SYSTEM:DIM, a dim, a dataset, an id; model=, dataset=, dim= narrow the "
+        "choice; none: all runs",
+        autocompletion=_run_names,
+    ),
+]
 HYDRA_FLAGS = ("-m", "--multirun", "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p")
 """What makes `run` a sweep or a question about the config, both of which Hydra answers."""
+
+
+def _version(asked: bool) -> None:  # noqa: FBT001 (a callback of an option)
+    if asked:
+        import evalkit
+
+        typer.echo(f"evalkit {evalkit.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    *, version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="print it")] = False
+) -> None:
+    """Take the options of all verbs."""
 
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     epilog="Example: evalkit run model=demo,bm25 dataset=demo -m",
 )
-def run(context: typer.Context, *, wide: Wide = False) -> None:
-    """Run a model on a dataset at one or more dims, and print the scores; what is already done is only printed.
+def run(
+    context: typer.Context,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="run again what finished earlier, over cached shards")] = False,
+    wide: Wide = False,
+) -> None:
+    """Run a model on a dataset and print its scores.
+
+    What finished earlier is read, not run again. Dims whose weights cannot be had do not stop the others.
 
     Words are Hydra overrides (setting=value). With -m, several values run one after the other (model=a,b dataset=x,y);
     with --cfg job, the config is shown and nothing runs. All of them: evalkit ls settings.
     """
     from evalkit.config import compose
-    from evalkit.config.settings import RunConfig
     from evalkit.storage.paths import make_folder
 
     cells: list[CellScores] = []
     deviations: list[Deviation] = []
+    lacking: list[Lacking] = []
     failed = 0
 
     def job(config: RunConfig) -> None:
+        _begin(config)
+        from evalkit.report.table import Lacking
         from evalkit.run import jobs, pipeline
         from evalkit.scoring import reruns
 
+        absent: dict[int, str] = {}
         with jobs.recorded(config):
-            done = pipeline.run(config, console=_err)
+            done = pipeline.run(config, console=_err, force=force, lacking=absent)
+        model, dataset = config.model.name, config.dataset.name
+        lacking.extend(Lacking(model, dim, dataset, reason) for dim, reason in absent.items())
+        for dim, reason in absent.items():
+            complain(f"{model} at dim {dim} on {dataset}: {reason}")
         cells.extend(done)
         deviations.extend(reruns.measure(done, config.results_dir)[0])
 
@@ -74,10 +191,21 @@ def run(context: typer.Context, *, wide: Wide = False) -> None:
     if cells:
         from evalkit.report import table
 
-        _out.print(table.terminal(table.rows(cells, deviations=deviations), wide=wide))
+        _out.print(table.terminal(table.rows(cells, deviations=deviations), lacking=lacking, wide=wide))
     if failed:
-        _complain(f"{failed} of the combinations failed; the same command runs only what is missing")
+        what = "cells or combinations" if lacking else "combinations"
+        _complain(f"{failed} of the {what} failed; the same command runs only what is missing")
         raise typer.Exit(1)
+
+
+def _begin(config: RunConfig) -> None:
+    """Say at once what is being run: the libraries that do it take seconds to load, and say much of their own."""
+    dims = "" if config.dims == (None,) else f" at dim {', '.join(map(str, config.dims))}"
+    if not _err.is_terminal:
+        _err.print(f"{config.model.name}{dims} on {config.dataset.name}: loading", markup=False, soft_wrap=True)
+    for library in ("ir_datasets", "huggingface_hub"):
+        logging.getLogger(library).addFilter(lambda record: record.levelno >= logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 @app.command(
@@ -85,7 +213,9 @@ def run(context: typer.Context, *, wide: Wide = False) -> None:
     epilog="Example: evalkit plan -m model=jina-colbert-v2,bm25 dataset=beir/fiqa,beir/scifact",
 )
 def plan(context: typer.Context, *, wide: Wide = False) -> None:
-    """Show what a run would do: cells, what is on disk, shards left, bytes, time. Writes nothing, loads no weights.
+    """Show what a run would do, its bytes and time.
+
+    Writes nothing and loads no weights: cells, what is on disk, shards left.
 
     The words are those of run; several values per word make a sweep, with -m or without. Fails when a cell cannot run.
     """
@@ -115,13 +245,16 @@ def plan(context: typer.Context, *, wide: Wide = False) -> None:
 @app.command(epilog="Example: evalkit status")
 def status(
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="a selection, as for plan; none: everything. results_dir=, cache_dir=")
+        list[str] | None,
+        typer.Argument(help="a selection, as for plan; none: everything", autocompletion=_words),
     ] = None,
     *,
     forget: Annotated[bool, typer.Option("--forget", help="first forget the runs that failed; shards stay")] = False,
     wide: Wide = False,
 ) -> None:
-    """Show what is finished, at work (shards done), stopped, failed or damaged; other processes are not disturbed.
+    """Show what is finished, at work, stopped or failed.
+
+    Shards that are done are counted, and damaged results named; other processes are not disturbed.
 
     Exits with 1 while something has failed or is damaged. A run has failed until it ends well or is forgotten.
     """
@@ -141,6 +274,9 @@ def status(
         forgotten = sum(jobs.forget(jobs.known(folder)) for folder in caches)
         typer.echo(f"forgot {forgotten} runs that failed")
     records = [job for folder in caches for job in jobs.known(folder)]
+    if any(word.startswith("results_dir=") for word in words):
+        wanted = {config.results_dir.absolute() for config in chosen}
+        records = [job for job in records if job.config is None or job.config.results_dir.absolute() in wanted]
     finished: list[CellScores] = []
     if everything:
         finished, failed = results.readable(chosen[0].results_dir)
@@ -161,32 +297,34 @@ def status(
         raise typer.Exit(1)
 
 
-cache = typer.Typer(
-    help="Look into the cache of embeddings, top-k and surveys, verify it, and take out what is not wanted.",
+cache = _Verbs(
+    help="List, verify and empty the cache of embeddings and top-k.",
     no_args_is_help=True,
     rich_markup_mode=None,
     epilog="Example: evalkit cache ls",
 )
 app.add_typer(cache, name="cache")
 CacheDir = Annotated[Path | None, typer.Option(help="the cache; by default that of the config (EVALKIT_CACHE)")]
-ResultsDir = Annotated[Path, typer.Option(help="where finished runs are, which tell what the cache's keys mean")]
 
 
 @cache.command(name="ls", epilog="Example: evalkit cache ls")
-def cache_ls(cache_dir: CacheDir = None, results_dir: ResultsDir = Path("results"), *, wide: Wide = False) -> None:
-    """List what lies in the cache: kind, key, datasets, shards, size, last use, and the runs that use it."""
+def cache_ls(cache_dir: CacheDir = None, results_dir: ResultsDir = None, *, wide: Wide = False) -> None:
+    """List what lies in the cache and the runs that use it."""
     from evalkit.operations import inventory
     from evalkit.report import plans, rounding
 
     folder = _cache_dir(cache_dir)
-    found = inventory.entries(folder, _cells(results_dir))
+    found = inventory.entries(folder, _cells(results_dir or default_results_dir()))
     _out.print(plans.cache_table(found, wide=wide))
     typer.echo(f"{folder}: {rounding.size(sum(entry.size_bytes for entry in found))}")
 
 
 @cache.command(name="verify", epilog="Example: evalkit cache verify")
 def cache_verify(cache_dir: CacheDir = None) -> None:
-    """Read every shard and compare its checksum with its manifest's; fails when one is damaged."""
+    """Read every shard and compare its checksum.
+
+    Fails when one is not what its manifest says.
+    """
     from evalkit.operations import inventory
     from evalkit.report import rounding
 
@@ -207,13 +345,17 @@ def cache_rm(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     cache_dir: CacheDir = None,
-    results_dir: ResultsDir = Path("results"),
+    results_dir: ResultsDir = None,
 ) -> None:
-    """Remove what is named from the cache, after asking. Results are never touched; runs make anew what they need."""
+    """Remove what is named from the cache, after asking.
+
+    Results are never touched; runs make anew what they need.
+    """
     from evalkit.errors import ConfigError
     from evalkit.operations import inventory
     from evalkit.report import plans, rounding
 
+    results_dir = results_dir or default_results_dir()
     folder, finished = _cache_dir(cache_dir), _cells(results_dir)
     if not names and not unused:
         msg = "got nothing to remove, wanted keys, datasets or --unused (evalkit cache ls)"
@@ -235,36 +377,41 @@ def list_names(
     what: Annotated[
         str, typer.Argument(help="models, datasets, analyzers, engines, rerankers, experiments, settings or runs")
     ] = "models",
-    results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
+    results_dir: ResultsDir = None,
     *,
     wide: Wide = False,
 ) -> None:
-    """List what can be run, or what has been."""
+    """List models, datasets, settings or finished runs."""
     from evalkit.report import listing
 
+    results_dir = results_dir or default_results_dir()
+    if what == "runs" and not _cells(results_dir):
+        _complain(_nothing(results_dir))
     _out.print(listing.listing(what, results_dir=results_dir, wide=wide))
 
 
 @app.command(epilog="Example, after evalkit run: evalkit report --results-dir results > table.md")
 def report(
-    results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
+    results_dir: ResultsDir = None,
     out: Annotated[Path | None, typer.Option(help="where tables/ and site/ go; by default the results folder")] = None,
     check: Annotated[  # noqa: FBT002 (a flag)
         bool, typer.Option("--check", help="write nothing; fail when a file drifted or a cell is HIGHER or LOWER")
     ] = False,
 ) -> None:
-    """Print a Markdown table of every finished run, and write the card's tables, the exports and the page.
+    """Write the card's tables, the exports and the page.
+
+    Prints a Markdown table of every finished run.
 
     A run that cannot be read or tabled is named on stderr and fails the command; the rest is made all the same.
     """
     from evalkit.errors import ScoreError
     from evalkit.report import build, table
 
+    results_dir = results_dir or default_results_dir()
     made = build.build(results_dir)
     found = [*made.problems, *((*made.unwaived, *build.drifted(made, out or results_dir)) if check else ())]
     if not made.cells:
-        msg = f"no finished run under {results_dir}; run one first, for example: evalkit run"
-        raise ScoreError("; ".join([*found, msg]))
+        raise ScoreError("; ".join([*found, _nothing(results_dir)]))
     typer.echo(table.markdown(made.rows), nl=False)
     if not check:
         build.write(made, out or results_dir)
@@ -281,10 +428,15 @@ def report(
 def score(
     run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
     overrides: Annotated[
-        list[str], typer.Argument(help="which dataset: dataset=NAME, dataset.path=DIR, …; whose run: model=NAME, dim=N")
+        list[str],
+        typer.Argument(
+            help="which dataset: dataset=NAME, dataset.path=DIR, …; whose run: model=NAME, dim=N", autocompletion=_words
+        ),
     ],
 ) -> None:
-    """Score a TREC run file of any system against a dataset's judgements, under the same rules as our own runs.
+    """Score a TREC run file of any system.
+
+    A dataset's judgements are used under the same rules as for our own runs.
 
     With model=NAME (and dim=N) the published scores of that system follow, each with its verdict. The run's own
     settings are those that you declare, for example model.query.max_tokens=32: one that differs from what was published
@@ -334,12 +486,16 @@ def score(
 def rerank(
     run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
     overrides: Annotated[
-        list[str], typer.Argument(help="reranker=NAME, dataset=NAME, dataset.path=DIR, engine.device=…")
+        list[str],
+        typer.Argument(help="reranker=NAME, dataset=NAME, dataset.path=DIR, engine.device=…", autocompletion=_words),
     ],
     out: Annotated[Path, typer.Option(help="where the re-ranked run goes; gzipped when it ends in .gz")],
     depth: Annotated[int, typer.Option(help="documents per query to score again; the rest are left out", min=1)] = 100,
 ) -> None:
-    """Score the first documents of any run again with a re-ranker, write the new run, and print both runs' metrics."""
+    """Score the first documents of a run with a re-ranker.
+
+    Writes the new run, and prints the metrics of both.
+    """
     from evalkit import datasets
     from evalkit.config import compose
     from evalkit.errors import ConfigError
@@ -379,10 +535,13 @@ def rerank(
 @app.command(epilog="Example: evalkit check model=demo dim=128")
 def check(
     overrides: Annotated[
-        list[str], typer.Argument(help="which model: model=NAME, dim=…, model.dtype=…, engine.device=…")
+        list[str],
+        typer.Argument(help="which model: model=NAME, dim=…, model.dtype=…, engine.device=…", autocompletion=_words),
     ],
 ) -> None:
-    """Ask a model what would spoil hours of encoding: ids, markers, masks, norms, padding, dtype, published vectors.
+    """Ask a model what could spoil hours of encoding.
+
+    Ids, markers, masks, norms, padding, dtype, published vectors.
 
     Every question prints what came out; a failed one names its likeliest cause, and the command exits with 1.
     """
@@ -416,7 +575,9 @@ def fetch(
         Path | None, typer.Option(help="first put a bundle's files into HF_HOME, IR_DATASETS_HOME")
     ] = None,
 ) -> None:
-    """Bring models and datasets to disk ahead of time: model=a,b dataset=x,y, words as for run, several values each.
+    """Bring models and datasets to disk ahead of time.
+
+    Words are those of run, several values each: model=a,b dataset=x,y.
 
     A download that was cut off is resumed. --verify proves that the selection can run with the network off, compares
     checksums with those of the fetch, and reports twins, empty texts and ids that mean two things.
@@ -439,12 +600,14 @@ def fetch(
 
 @app.command(epilog="Example, after evalkit run: evalkit replay demo-64")
 def replay(
-    run: Annotated[str, typer.Argument(help="a run: its id or the beginning of it, or its system where that is clear")],
-    results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
+    run: Run,
+    results_dir: ResultsDir = None,
     metric: Annotated[str | None, typer.Option(help="for example mrr@10; by default the dataset's main metric")] = None,
     dataset_path: Annotated[Path | None, typer.Option(help="where the dataset is now, if it moved")] = None,
 ) -> None:
-    """Score a saved run under the other rules that people publish under, and name those that land on each number.
+    """Score a saved run again under other scoring rules.
+
+    Names the rules under which a published number is met.
 
     The dataset's other splits are tried too where it is on disk, as far as they judge the run's queries.
     """
@@ -454,7 +617,8 @@ def replay(
     from evalkit.scoring import reruns
     from evalkit.storage import results
 
-    cells = _cells(results_dir)
+    results_dir = results_dir or default_results_dir()
+    cells = _finished(results_dir)
     cell = compare.one(cells, run)
     name = compare.measured(cell, metric)
     material = replay.load(results_dir, cell, dataset_path=dataset_path)
@@ -480,8 +644,8 @@ def replay(
 
 @app.command(epilog="Example, after evalkit run: evalkit explain demo-64 --against demo-128 --results-dir results")
 def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the command)
-    run: Annotated[str, typer.Argument(help="a run: its id or the beginning of it, or its system where that is clear")],
-    results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
+    run: Run,
+    results_dir: ResultsDir = None,
     against: Annotated[str | None, typer.Option(help="another run; by default the published score")] = None,
     top: Annotated[int, typer.Option(min=1, help="queries to show")] = 10,
     query: Annotated[str | None, typer.Option(help="with --document: show this pair token by token")] = None,
@@ -489,7 +653,7 @@ def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the comman
     dataset_path: Annotated[Path | None, typer.Option(help="where the dataset is now, if it moved")] = None,
     texts: Annotated[bool, typer.Option(help="read the texts too, to find what was truncated")] = True,  # noqa: FBT002 (a flag)
 ) -> None:
-    """Rank queries by what they contribute to a difference, and say what is odd about each.
+    """Show which queries make a difference, and what is odd.
 
     The difference is that to the published score, or to another run. With --query and --document: the MaxSim of that
     pair, token by token.
@@ -497,7 +661,8 @@ def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the comman
     from evalkit.analysis import compare
     from evalkit.report import verbs
 
-    cells = _cells(results_dir)
+    results_dir = results_dir or default_results_dir()
+    cells = _finished(results_dir)
     cell = compare.one(cells, run)
     other = None if against is None else compare.one(cells, against)
     verbs.explain(
@@ -507,9 +672,9 @@ def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the comman
 
 @app.command(epilog="Example, after evalkit run: evalkit compare demo-128 demo-96 demo-64 --plot dims.svg")
 def compare(  # noqa: PLR0913 (each argument is an option of the command)
-    run: Annotated[list[str] | None, typer.Argument(help="runs or systems, the base first; none: all runs")] = None,
+    run: Runs = None,
     *,
-    results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
+    results_dir: ResultsDir = None,
     metric: Annotated[str | None, typer.Option(help="for example mrr@10; by default the dataset's main metric")] = None,
     plot: Annotated[Path | None, typer.Option(help="write quality against storage here: .svg, .png or .pdf")] = None,
     precision: Annotated[
@@ -518,7 +683,7 @@ def compare(  # noqa: PLR0913 (each argument is an option of the command)
     ] = False,
     wide: Wide = False,
 ) -> None:
-    """Put runs side by side: differences with paired tests, and what each stores and takes.
+    """Compare runs: paired tests, storage and time.
 
     The first run of each dataset is the base. p comes from a paired t-test, corrected by Holm's method over all
     comparisons of the table; the interval from a paired bootstrap over queries.
@@ -526,7 +691,8 @@ def compare(  # noqa: PLR0913 (each argument is an option of the command)
     from evalkit.analysis import compare
     from evalkit.report import pareto, verbs
 
-    chosen = compare.choose(_cells(results_dir), run or [])
+    results_dir = results_dir or default_results_dir()
+    chosen = compare.choose(_finished(results_dir), run or [])
     if not (precision and len(chosen) == 1):
         comparisons = compare.compare(chosen, results_dir, metric=metric)
         _out.print(verbs.comparison_table(comparisons, wide=wide))
@@ -548,12 +714,22 @@ def compare(  # noqa: PLR0913 (each argument is an option of the command)
 
 @app.command(epilog="Example: evalkit audit")
 def audit() -> None:
-    """Recompute every average that the card states; where one does not follow from its rows, say what explains it."""
+    """Recompute the averages that the card states.
+
+    Where one does not follow from its rows, say what explains it.
+    """
     from evalkit.report import audit
 
     _out.print(audit.audit_table())
     for line in audit.audit_lines():
         typer.echo(line)
+
+
+def _nothing(results_dir: Path) -> str:
+    """Say that a folder has no finished run, and what to do."""
+    own = "; for the project's own published runs: --results-dir results"
+    there = results_dir != Path("results") and Path("results", "published").is_dir()
+    return f"no finished run under {results_dir}; run one first, for example: evalkit run{own if there else ''}"
 
 
 def _cells(results_dir: Path) -> list[CellScores]:
@@ -563,6 +739,15 @@ def _cells(results_dir: Path) -> list[CellScores]:
     cells, problems = results.readable(results_dir)
     for problem in problems:
         _complain(problem)
+    return cells
+
+
+def _finished(results_dir: Path) -> list[CellScores]:
+    """Return the runs that can be read. Raises ScoreError when there is none."""
+    from evalkit.errors import ScoreError
+
+    if not (cells := _cells(results_dir)):
+        raise ScoreError(_nothing(results_dir))
     return cells
 
 

@@ -41,7 +41,16 @@ def rows(cells: Iterable[CellScores], *, deviations: Sequence[Deviation] = ()) -
     return paired
 
 
-def terminal(table_rows: Sequence[Row], *, wide: bool = False) -> Grid:
+class Lacking(NamedTuple):
+    """A cell that could not be run, and why."""
+
+    system: str
+    dim: int | None
+    dataset: str
+    reason: str
+
+
+def terminal(table_rows: Sequence[Row], *, lacking: Sequence[Lacking] = (), wide: bool = False) -> Grid:
     """Return the table for a terminal: the main metric and its verdict; `wide` adds the other metrics and the groups.
 
     What makes a verdict PROTOCOL-DIFFERS stands below its row, and so do the settings that tell runs of one cell apart.
@@ -73,6 +82,9 @@ def terminal(table_rows: Sequence[Row], *, wide: bool = False) -> Grid:
         shown = [measured] if len(metrics) == 1 else [cell.main_metric, measured]
         cells = (cell.model, dim_of(cell.dim), cell.dataset, *shown, *judged, *rest, cell.run_id)
         lines.append(Line(cells, tuple(filter(None, notes))))
+    for one in lacking:
+        nothing = ["NOT-RUN" if column.name == "verdict" else ABSENT for column in columns[3:]]
+        lines.append(Line((one.system, dim_of(one.dim), one.dataset, *nothing), (one.reason,)))
     return Grid(columns, lines, wide)
 
 

@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import os
 import subprocess
 import sys
 
@@ -18,6 +19,7 @@ def evalkit(*words, cwd):
         text=True,
         timeout=600,
         check=False,
+        env={**os.environ, "EVALKIT_RESULTS": "results"},
     )
 
 

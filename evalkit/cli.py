@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from click.shell_completion import CompletionItem
 from rich.console import Console
 from rich.logging import RichHandler
 from typer.core import TyperCommand
@@ -61,7 +61,9 @@ class _Verb(TyperCommand):
         """Complete the settings of a verb that takes them as further words; options otherwise."""
         if incomplete.startswith("-") or not ctx.allow_extra_args:
             return list(super().shell_complete(ctx, incomplete))
-        return [CompletionItem(word) for word in _words(ctx, list(ctx.args), incomplete)]
+        return [
+            SimpleNamespace(value=word, type="plain", help=None) for word in _words(ctx, list(ctx.args), incomplete)
+        ]
 
 
 class _Verbs(typer.Typer):
@@ -646,7 +648,7 @@ def replay(
 def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the command)
     run: Run,
     results_dir: ResultsDir = None,
-    against: Annotated[str | None, typer.Option(help="another run; by default the published score")] = None,
+    against: Annotated[str | None, typer.Option(help="another run; by default the published mean")] = None,
     top: Annotated[int, typer.Option(min=1, help="queries to show")] = 10,
     query: Annotated[str | None, typer.Option(help="with --document: show this pair token by token")] = None,
     document: Annotated[str | None, typer.Option(help="with --query: show this pair token by token")] = None,
@@ -655,8 +657,9 @@ def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the comman
 ) -> None:
     """Show which queries make a difference, and what is odd.
 
-    The difference is that to the published score, or to another run. With --query and --document: the MaxSim of that
-    pair, token by token.
+    With --against the queries are ranked by their part in the difference of two runs. Against a published mean, which
+    says nothing of a single query, their distribution is shown, and those that score 0. With --query and --document:
+    the MaxSim of that pair, token by token.
     """
     from evalkit.analysis import compare
     from evalkit.report import verbs

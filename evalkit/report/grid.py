@@ -98,7 +98,7 @@ class Grid:
     def _narrow(self, place: int, natural: int) -> int:
         """Return how narrow a column can be without losing anything: a header takes several lines, as a text does."""
         column = self.columns[place]
-        words = max(map(cell_len, column.name.split()))
+        words = max(map(cell_len, column.name.split()), default=0)
         cells = [row.cells[place] for row in self.rows]
         if column.kind == "text":
             return min(natural, max(words, TEXT_WIDTH))

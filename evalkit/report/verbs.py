@@ -12,7 +12,7 @@ from rich.console import Console
 import evalkit.analysis.explain
 from evalkit.analysis import replay, standing
 from evalkit.analysis.compare import Comparison, storage, values_of
-from evalkit.analysis.explain import Contribution, PairView
+from evalkit.analysis.explain import Band, Contribution, PairView
 from evalkit.analysis.replay import Landing, Replayed
 from evalkit.errors import ConfigError, EvalkitError
 from evalkit.report.grid import Column, Grid, Line, wrapped
@@ -52,24 +52,35 @@ def explain(question: Question, results_dir: Path, out: Console, *, complain: Ca
     metric = cell.main_metric
     values = values_of(cell, results_dir, metric)
     if question.other is not None:
-        against: Mapping[str, float] | float = values_of(question.other, results_dir, metric)
         name = system(question.other) + results.distinctions([cell, question.other])[question.other.run_id]
+        other = values_of(question.other, results_dir, metric)
+        shown = evalkit.analysis.explain.contributions(material, values, other)
+        total = math.fsum(one.part for one in shown)
+        shown = shown[: question.top]
     else:
         known = published.find(cell.model, cell.dim, cell.dataset, metric)
-        against = known[0].value if known else cell.metrics[metric]
-        name = known[0].source if known else "own mean"
-    shown = evalkit.analysis.explain.contributions(material, values, against)
-    total = math.fsum(one.part for one in shown)
+        mean = known[0].value if known else cell.metrics[metric]
+        name = f"{known[0].source}'s {fixed(mean, known[0].digits)}" if known else "its own mean"
+        total = cell.metrics[metric] - mean
+        shown = evalkit.analysis.explain.lowest(material, values, mean, most=question.top)
     odd: Mapping[str, Sequence[str]] = {}
     if question.texts:
         try:
             config = results.saved_config(results_dir, cell, dataset_path=question.dataset_path)
-            odd = evalkit.analysis.explain.text_flags(config, material, [one.query for one in shown[: question.top]])
+            odd = evalkit.analysis.explain.text_flags(config, material, [one.query for one in shown])
         except EvalkitError as error:
             complain(f"truncation is not checked: {error}")
-    title = f"{cell.run_id}: Δ {metric} {signed(total, 5)} against {name}, over {len(shown)} queries"
+    value = fixed(cell.metrics[metric], 5)
+    title = f"{cell.run_id}: {metric} {value}, Δ {signed(total, 5)} against {name}, over {len(values)} queries"
     out.print("\n".join(wrapped(title, out.width)), markup=False)
-    out.print(contributions_table(shown[: question.top], odd, metric=metric, against=name))
+    if question.other is not None:
+        out.print(contributions_table(shown, odd, metric=metric, against=name))
+        return
+    out.print(distribution_table(evalkit.analysis.explain.distribution(values), metric=metric))
+    zero = sum(value == 0 for value in values.values())
+    many = f"{zero} of {len(values)} queries score 0" if zero else "no query scores 0; the lowest are"
+    out.print(f"{many}{f', {len(shown)} shown (--top)' if zero > len(shown) else ''}:", markup=False)
+    out.print(lowest_table(shown, odd, metric=metric))
 
 
 def show_pair(view: PairView, out: Console) -> None:
@@ -103,6 +114,25 @@ def landing_lines(landings: Sequence[Landing]) -> list[str]:
         value = fixed(score.value, score.digits)
         lines.append(f"{score.source} {score.metric} {value}: {said(landing.verdict)}; {reached}{slip}")
     return lines or ["nothing is published for this cell"]
+
+
+def distribution_table(bands: Sequence[Band], *, metric: str) -> Grid:
+    """Return how many queries lie in each range of a metric, with their share of all."""
+    columns = (Column(metric), Column("queries", "number"), Column("share", "number"), Column(""))
+    total, lines = sum(band.queries for band in bands), []
+    for band in bands:
+        share = band.queries / total
+        lines.append(Line((band.name, str(band.queries), f"{fixed(100 * share, 1)} %", "█" * round(20 * share))))
+    return Grid(columns, lines)
+
+
+def lowest_table(parts: Sequence[Contribution], odd: Mapping[str, Sequence[str]], *, metric: str) -> Grid:
+    """Return queries with their values and what is odd about each."""
+    lines = []
+    for one in parts:
+        found = "; ".join([*one.flags, *odd.get(one.query, ())]) or ABSENT
+        lines.append(Line((one.query, fixed(one.value, 4), found)))
+    return Grid((Column("query", "name"), Column(metric, "number"), Column("flags", "text", moves=1)), lines)
 
 
 def contributions_table(

@@ -166,6 +166,7 @@ def search_vectors(
             for hits in map_shards(step.run, task.survey.shards, ahead=step.ahead):
                 for run_id, shard_hits in hits.items():
                     best[run_id] = merge([best[run_id], shard_hits], depth=task.depth)
+                advance.shard_done()
     return best
 
 
@@ -183,6 +184,7 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
         def statistics(shard: ShardRange) -> lucene.Statistics:
             known = count(shard).statistics()
             advance(shard.stop - shard.start, 0)
+            advance.shard_done()
             return known
 
         whole = reduce(add, map_shards(statistics, shards))
@@ -194,6 +196,7 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
             hits = bm25_score_step(counts, whole, model, terms.queries, depth=task.depth)
             best = merge([best, hits], depth=task.depth, ties=model.ties)
             advance(shard.stop - shard.start, 0)
+            advance.shard_done()
     return best if model.ties == "trec_eval" else separate_ties(best)
 
 

@@ -86,6 +86,8 @@ def test_what_was_dropped_lies_beside_the_run(finished):
 def test_explain_flags_the_self_hits(finished):
     done = evalkit("explain", "beir-arguana", "--results-dir", "kept", "--top", "2", cwd=finished)
     assert done.returncode == 0, done.stderr
+    assert "against card's 0.315, over 10 queries" in done.stdout
+    assert "0.25 to 0.5" in done.stdout
     assert "self-hit at rank 1, kept" in done.stdout
 
 

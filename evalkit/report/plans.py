@@ -16,6 +16,8 @@ from evalkit.storage.results import CellScores
 
 SHOWN = 3
 """Cells named where a line holds for many."""
+MUCH = 0.1
+"""The part of the free disk from which on a plan says how to keep no embeddings."""
 NAMED = (Column("system", "name"), Column("dim", "number"), Column("dataset", "name"))
 
 
@@ -62,7 +64,9 @@ def plan_lines(cells: Sequence[Planned]) -> Iterator[str]:
         yield f"time left: {duration(sum(known))} at most (dims of one backbone are encoded in one pass){unknown}"
     for folder, (wanted, unsized) in _disks(cells).items():
         also = f", and {unsized} cells of unknown size" if unsized else ""
-        yield f"disk: {size(wanted)} of embeddings to write{also}; {size(free_bytes(folder))} free in {folder}"
+        free = free_bytes(folder)
+        much = "; store.keep=topk writes none of them" if wanted > free * MUCH else ""
+        yield f"disk: {size(wanted)} of embeddings to write{also}{much}; {size(free)} free in {folder}"
 
 
 def _bases(what: str, amounts: Sequence[tuple[Planned, Amount]]) -> Iterator[str]:

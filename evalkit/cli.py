@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 from typer.core import TyperCommand
 
-from evalkit.errors import ConfigError, EvalkitError
+from evalkit.errors import ConfigError, EvalkitError, lines
 from evalkit.report.grid import terminal_width
 from evalkit.storage.paths import default_results_dir
 
@@ -774,5 +774,6 @@ def main() -> None:
     try:
         app(standalone_mode=True)
     except EvalkitError as error:
-        _complain(str(error))
+        for line in lines(error):
+            _complain(line)
         raise SystemExit(error.exit_code) from None

@@ -203,3 +203,14 @@ def test_ls_lists_every_kind_of_name(tmp_path, what):
     done = evalkit("ls", what, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_without_network_three_lines_say_what_was_tried_why_it_failed_and_what_to_do(tmp_path):
+    words = ("run", "model=jina-colbert-v2", "dim=128", *SMALL, *places(tmp_path))
+    done = evalkit(*words, cwd=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=f"{tmp_path}/hf")
+    assert done.returncode == 1
+    begun, *told = done.stderr.splitlines()
+    assert begun == "jina-colbert-v2 at dim 128 on demo: loading"
+    assert [line.split(": ")[1] for line in told] == ["tried", "failed", "to do"]
+    assert "jinaai/jina-colbert-v2@" in told[0]
+    assert "model.checkpoints.DIM.path=DIR" in told[2]

@@ -48,10 +48,8 @@ def test_plan_before_anything_is_there_writes_nothing_and_invents_nothing(tmp_pa
     assert [row[:5] for row in rows(done.stdout, "demo ")] == [["demo", "128", "demo", "to", "do"]]
     assert "to fetch: jinaai/jina-colbert-v2@" in done.stdout
     assert "after the survey" in done.stdout
-    assert (
-        "time unknown, for no run of this system was made on this machine; evalkit run model=demo dim=128 dataset=demo gives a rate: demo-128 on demo"
-        in done.stdout
-    )
+    assert "time unknown, for no run of this system was made on this machine; evalkit run model=demo" in done.stdout
+    assert "gives a rate: demo-128 on demo" in done.stdout
     assert "and 2 cells of unknown size" in done.stdout
     assert list(tmp_path.iterdir()) == []
 

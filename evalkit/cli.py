@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
+from contextlib import suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
-from rich.console import Console
 from rich.logging import RichHandler
 from typer.core import TyperCommand
 
 from evalkit.errors import ConfigError, EvalkitError, lines
-from evalkit.report.grid import terminal_width
+from evalkit.report import terminal
+from evalkit.report.terminal import complain as _complain
+from evalkit.report.terminal import say as _say
 from evalkit.storage.paths import default_results_dir
+from evalkit.texts import told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -102,8 +105,9 @@ app = _Verbs(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-_out = Console(width=terminal_width(), highlight=False)
-_err = Console(stderr=True)
+terminal.open_standard_streams()  # before anything is opened that could take a closed stream's place
+_out = terminal.out()
+_err = terminal.PlainConsole(stderr=True)
 
 Wide = Annotated[bool, typer.Option("--wide", help="show every column; those that do not fit stand below their row")]
 ResultsDir = Annotated[
@@ -236,7 +240,7 @@ def plan(context: typer.Context, *, wide: Wide = False) -> None:
     if planned:
         _out.print(plans.plan_table(planned, wide=wide))
     for line in plans.plan_lines(planned):
-        typer.echo(line)
+        _say(line)
     problems += plans.plan_problems(planned)
     for problem in problems:
         _complain(problem)
@@ -274,7 +278,7 @@ def status(
     caches = list(dict.fromkeys(config.cache_dir for config in chosen))
     if forget:
         forgotten = sum(jobs.forget(jobs.known(folder)) for folder in caches)
-        typer.echo(f"forgot {forgotten} runs that failed")
+        _say(f"forgot {forgotten} runs that failed")
     records = [job for folder in caches for job in jobs.known(folder)]
     if any(word.startswith("results_dir=") for word in words):
         wanted = {config.results_dir.absolute() for config in chosen}
@@ -318,7 +322,7 @@ def cache_ls(cache_dir: CacheDir = None, results_dir: ResultsDir = None, *, wide
     folder = _cache_dir(cache_dir)
     found = inventory.entries(folder, _cells(results_dir or default_results_dir()))
     _out.print(plans.cache_table(found, wide=wide))
-    typer.echo(f"{folder}: {rounding.size(sum(entry.size_bytes for entry in found))}")
+    _say(f"{folder}: {rounding.size(sum(entry.size_bytes for entry in found))}")
 
 
 @cache.command(name="verify", epilog="Example: evalkit cache verify")
@@ -331,7 +335,7 @@ def cache_verify(cache_dir: CacheDir = None) -> None:
     from evalkit.report import rounding
 
     checked = inventory.verify(inventory.entries(_cache_dir(cache_dir), ()))
-    typer.echo(f"{checked.whole} shards whole ({rounding.size(checked.bytes_read)}), {checked.unfinished} unfinished")
+    _say(f"{checked.whole} shards whole ({rounding.size(checked.bytes_read)}), {checked.unfinished} unfinished")
     for line in checked.damaged:
         _complain(line)
     if checked.damaged:
@@ -371,7 +375,7 @@ def cache_rm(
         return
     if not yes and not typer.confirm(f"remove {rounding.size(sum(entry.size_bytes for entry in found))}?"):
         raise typer.Exit(1)
-    typer.echo(f"removed {rounding.size(inventory.remove(found, folder))} from {folder}")
+    _say(f"removed {rounding.size(inventory.remove(found, folder))} from {folder}")
 
 
 @app.command(name="ls", epilog="Example: evalkit ls models")
@@ -414,7 +418,7 @@ def report(
     found = [*made.problems, *((*made.unwaived, *build.drifted(made, out or results_dir)) if check else ())]
     if not made.cells:
         raise ScoreError("; ".join([*found, _nothing(results_dir)]))
-    typer.echo(table.markdown(made.rows), nl=False)
+    terminal.write(table.markdown(made.rows))
     if not check:
         build.write(made, out or results_dir)
     for line in found:
@@ -467,18 +471,16 @@ def score(
     if warning := trec.unmatched(found, dataset.qrels):
         _complain(f"{run_file}: {warning}")
     scored = metrics.score(found, dataset.qrels, METRICS)
-    typer.echo(
-        f"{dataset.name} ({dataset.split}): {len(dataset.queries)} queries, {missing} of them not in the run (0)"
-    )
+    _say(f"{dataset.name} ({dataset.split}): {len(dataset.queries)} queries, {missing} of them not in the run (0)")
     if dataset.drop_self:
-        typer.echo(f"dropped {dropped} hits whose id is the query's own")
+        _say(f"dropped {dropped} hits whose id is the query's own")
     for name, value in scored.means.items():
-        typer.echo(f"{name}\t{rounding.fixed(value, 5)}")
+        _say(f"{name}\t{rounding.fixed(value, 5)}")
     named = any(word.startswith("model=") for word in overrides)
     words = [word.lstrip("+").partition("=")[0] for word in overrides]
     declared = [word.removeprefix("model.") for word in words if word.startswith("model.")]
     for line in verdicts.lines(config if named else None, dataset, scored.means, declared=declared, self_hits=own):
-        typer.echo(line)
+        _say(line)
 
 
 @app.command(
@@ -527,11 +529,11 @@ def rerank(
         new = stage.rerank(found, dataset, reranker, depth=depth, batch_tokens=budget, advance=advance)
     trec.write_run(new, out, tag=reranker.config.name)
     before, after = (metrics.score(scored, dataset.qrels, METRICS).means for scored in (found, new))
-    typer.echo(
+    _say(
         f"{dataset.name} ({dataset.split}): {reranker.checkpoint.origin}@{reranker.checkpoint.revision}, depth {depth}"
     )
     for name in METRICS:
-        typer.echo(f"{name}\t{rounding.fixed(before[name], 5)} → {rounding.fixed(after[name], 5)}")
+        _say(f"{name}\t{rounding.fixed(before[name], 5)} → {rounding.fixed(after[name], 5)}")
 
 
 @app.command(epilog="Example: evalkit check model=demo dim=128")
@@ -552,12 +554,12 @@ def check(
 
     failed = 0
     for dims, findings in canary.check(compose.compose(overrides)):
-        typer.echo(f"dim {', '.join(map(str, dims))}, one backbone")
+        _say(f"dim {', '.join(map(str, dims))}, one backbone")
         for finding in findings:
-            typer.echo(f"  {finding.verdict:<10}  {finding.question}: {finding.measured}")
+            _say(f"  {finding.verdict:<10}  {finding.question}: {finding.measured}")
             if finding.verdict == "FAILED":
                 failed += 1
-                typer.echo(f"              likeliest cause: {finding.cause}")
+                _say(f"              likeliest cause: {finding.cause}")
     if failed:
         _complain(f"{failed} of the questions failed; nothing should be encoded with this model yet")
         raise typer.Exit(1)
@@ -587,17 +589,17 @@ def fetch(
     from evalkit.operations import fetch as fetching
 
     if unpack is not None:
-        typer.echo(f"{unpack}: {fetching.unpack_bundle(unpack)} files are in their places")
+        _say(f"{unpack}: {fetching.unpack_bundle(unpack)} files are in their places")
         if not context.args and not verify:
             return
     configs = fetching.selection(context.args)
     found = fetching.verify(configs, console=_err) if verify else fetching.fetch(configs, console=_err)
     for each in found:
-        typer.echo(f"{each.name}: {'read whole, network off' if verify else 'on disk'}, from {each.source}")
+        _say(f"{each.name}: {'read whole, network off' if verify else 'on disk'}, from {each.source}")
         for line in (*(f"{part:<33} {checksum}" for part, checksum in each.checksums.items()), *each.notes):
-            typer.echo(f"  {line}")
+            _say(f"  {line}")
     if bundle is not None:
-        typer.echo(f"{bundle}: {fetching.write_bundle(found, bundle):,} bytes")
+        _say(f"{bundle}: {fetching.write_bundle(found, bundle):,} bytes")
 
 
 @app.command(epilog="Example, after evalkit run: evalkit replay demo-64")
@@ -632,14 +634,14 @@ def replay(
     except EvalkitError as error:
         unread = [f"other splits are not tried: {error}"]
     replayed += replay.replay_splits(material, others, name)
-    typer.echo(cell.run_id)
+    _say(cell.run_id)
     _out.print(verbs.replayed_table(replayed, name))
     deviation = reruns.of(cell, name, reruns.measure([cell], results_dir)[0])
     for line in (
         *replay.disjoint(material, others),
         *verbs.landing_lines(replay.landings(material, replayed, name, deviation=deviation)),
     ):
-        typer.echo(line)
+        _say(line)
     for line in unread:
         _complain(line)
 
@@ -699,7 +701,7 @@ def compare(  # noqa: PLR0913 (each argument is an option of the command)
     if not (precision and len(chosen) == 1):
         comparisons = compare.compare(chosen, results_dir, metric=metric)
         _out.print(verbs.comparison_table(comparisons, wide=wide))
-        typer.echo(verbs.family_line(comparisons))
+        _say(verbs.family_line(comparisons))
     _out.print(verbs.costs_table(chosen))
     narrowed: dict[str, Sequence[Narrowed]] = {}
     if precision:
@@ -725,7 +727,7 @@ def audit() -> None:
 
     _out.print(audit.audit_table())
     for line in audit.audit_lines():
-        typer.echo(line)
+        _say(line)
 
 
 def _nothing(results_dir: Path) -> str:
@@ -757,23 +759,40 @@ def _finished(results_dir: Path) -> list[CellScores]:
 def _cache_dir(asked: Path | None) -> Path:
     """Return the cache that is asked for, else that of the config."""
     from evalkit.config import compose
+    from evalkit.config.settings import at_home
 
-    return asked.expanduser() if asked is not None else compose.compose([]).cache_dir
+    return Path(at_home("--cache-dir", str(asked))) if asked is not None else compose.compose([]).cache_dir
 
 
-def _complain(message: str) -> None:
-    typer.echo(f"evalkit: {message}", err=True)
+def _record(*arguments: Any, **settings: Any) -> logging.LogRecord:
+    """Return a log record as one printable line without secrets, whichever library wrote it."""
+    record = logging.LogRecord(*arguments, **settings)
+    with suppress(TypeError, ValueError):  # a library's own mistake in its format
+        record.msg, record.args = told(record.getMessage()), ()
+    return record
 
 
 def main() -> None:
-    """Run a verb; turn the errors that a user can mend into one line and an exit code."""
+    """Run a verb; turn the errors that a user can mend into one line and an exit code. A bug keeps its traceback."""
     # Rich wraps at the width of a terminal: in a log file a warning stays one line, and a path in it whole.
     handler = RichHandler(console=_err, show_path=False) if _err.is_terminal else logging.StreamHandler()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own: each line came twice
+    logging.setLogRecordFactory(_record)
     try:
-        app(standalone_mode=True)
+        Path.cwd()
+    except OSError as error:
+        _complain(f"the working folder cannot be used ({error.strerror}); change to one that is there: cd")
+        raise SystemExit(1) from None
+    try:
+        with terminal.output_may_break():
+            app(standalone_mode=True)
     except EvalkitError as error:
         for line in lines(error):
             _complain(line)
         raise SystemExit(error.exit_code) from None
+    except OSError as error:
+        if error.filename is None:
+            raise
+        _complain(f"{os.fsdecode(error.filename)}: {error.strerror}; check the path, its permissions and the disk")
+        raise SystemExit(1) from None

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Final, NamedTuple, Self
 
+from evalkit import texts
+
 MOST_NAMED: Final = 20
 """How many valid names a message lists: more than a line can hold help nobody."""
 
@@ -19,7 +21,10 @@ class Tried(NamedTuple):
 
 
 class EvalkitError(ValueError):
-    """A user's input cannot be used; the message is one clear line and the command exits with `exit_code`."""
+    """A user's input cannot be used; the message is one clear line and the command exits with `exit_code`.
+
+    Line breaks, terminal escapes and secrets are taken out of the message here, whoever prints or stores it.
+    """
 
     exit_code = 1
     tried: Tried | None = None
@@ -31,6 +36,10 @@ class EvalkitError(ValueError):
         error = cls(f"{tried.what}: {tried.why}; {tried.remedy}")
         error.tried = tried
         return error
+
+    def __init__(self, message: str = "") -> None:
+        """Make the message one printable line without secrets."""
+        super().__init__(texts.told(message))
 
 
 class ConfigError(EvalkitError):
@@ -88,11 +97,14 @@ def nearest(name: str, valid: Iterable[str], *, count: int = 3) -> str:
 
     >>> nearest("scifcat", ["scifact", "scidocs", "fiqa"])
     'did you mean scifact?'
+    >>> nearest("BM25", ["bm25", "demo"])
+    'did you mean bm25?'
     >>> nearest("zzz", ["fiqa", "nq"])
     'valid: fiqa, nq'
     """
     names = sorted(set(valid))
-    close = difflib.get_close_matches(name, names, n=count, cutoff=0.6)
+    spelled = {each.casefold(): each for each in names}
+    close = [spelled[each] for each in difflib.get_close_matches(name.casefold(), spelled, n=count, cutoff=0.6)]
     if close:
         return f"did you mean {' or '.join(close)}?"
     more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""

@@ -20,40 +20,107 @@ from evalkit.types import Hit
 
 FP32_LIMIT = 2.0**128 - 2.0**103
 """The smallest number that rounds to infinity in fp32, where every run is ranked."""
+SHORT_ID = 64
+"""Bytes up to which ids are compared at a fixed width, which takes half the time."""
 TieRule = Literal["trec_eval", "anserini"]
 
 
 class Hits(NamedTuple):
-    """Hits of many queries as flat arrays: query position, document id (UTF-8 bytes), exact fp32 score."""
+    """Hits of many queries as flat arrays: query position, document id (UTF-8 bytes), exact fp32 score.
+
+    Ids are Python objects, one for each document however often it is hit: in an array of a fixed width every id would
+    take the room of the longest.
+    """
 
     query_H: np.ndarray
     id_H: np.ndarray
     score_H: np.ndarray
 
 
+class Ids(NamedTuple):
+    """The ids of a shard's documents, and the place of each among them in the order of UTF-8 bytes."""
+
+    id_N: np.ndarray
+    rank_N: np.ndarray
+
+
+def id_array(ids: Sequence[bytes]) -> np.ndarray:
+    """Return ids as an array of objects."""
+    id_N = np.empty(len(ids), dtype=object)
+    id_N[:] = ids
+    return id_N
+
+
+def ranked_ids(ids: Sequence[str]) -> Ids:
+    """Return the ids of a shard with their ranks, so that its ties are settled by numbers.
+
+    >>> ranked_ids(["b", "a"]).rank_N.tolist()
+    [1, 0]
+    """
+    encoded = [identifier.encode() for identifier in ids]
+    rank_N = np.empty(len(encoded), dtype=np.int64)
+    rank_N[sorted(range(len(encoded)), key=encoded.__getitem__)] = np.arange(len(encoded))
+    return Ids(id_array(encoded), rank_N)
+
+
 def no_hits() -> Hits:
     """Return an empty set of hits, the neutral element of `merge`."""
-    return Hits(np.zeros(0, np.int32), np.zeros(0, "S1"), np.zeros(0, np.float32))
+    return Hits(np.zeros(0, np.int32), np.zeros(0, object), np.zeros(0, np.float32))
+
+
+def best_of_shard(  # noqa: PLR0913 (three columns of a table, and how to rank them)
+    query_H: np.ndarray,
+    document_H: np.ndarray,
+    score_H: np.ndarray,
+    ids: Ids,
+    *,
+    depth: int,
+    ties: TieRule = "trec_eval",
+) -> Hits:
+    """Keep each query's best `depth` hits among documents of one shard, given by their positions in it."""
+    rank_H = ids.rank_N[document_H]
+    query_key_H = query_H.astype(np.int64)
+    if ties == "trec_eval":
+        order_H = np.lexsort((rank_H, score_H, -query_key_H))[::-1]
+    else:
+        order_H = np.lexsort((rank_H, -score_H, query_key_H))
+    kept_H = order_H[_rank_within(query_H[order_H]) < depth]
+    return Hits(query_H[kept_H], ids.id_N[document_H[kept_H]], score_H[kept_H])
 
 
 def merge(parts: Sequence[Hits], *, depth: int, ties: TieRule = "trec_eval") -> Hits:
     """Keep each query's best `depth` hits of several sets: score descending, then document id.
 
-    Of equal fp32 scores trec_eval ranks the higher id first, by UTF-8 bytes; Anserini the lower
-    Merging is associative, so shards may come in any grouping; the result
-    is ordered by query and rank.
+    Of equal fp32 scores trec_eval ranks the higher id first, by UTF-8 bytes; Anserini the lower.
+    Merging is associative, so shards may come in any grouping; the result is ordered by query and rank.
     """
     query_H = np.concatenate([part.query_H for part in parts])
-    id_H = np.concatenate([part.id_H for part in parts])
+    id_H = np.concatenate([part.id_H.astype(object) for part in parts])
     score_H = np.concatenate([part.score_H for part in parts])
-    query_key_H = query_H.astype(np.int64)
-    if ties == "trec_eval":
-        order_H = np.lexsort((id_H, score_H, -query_key_H))[::-1]
-    else:
-        order_H = np.lexsort((id_H, -score_H, query_key_H))
-    query_H, id_H, score_H = query_H[order_H], id_H[order_H], score_H[order_H]
-    kept_H = _rank_within(query_H) < depth
+    order_H = np.lexsort((-score_H, query_H))
+    _settle_ties(order_H, query_H, id_H, score_H, ties=ties)
+    kept_H = order_H[_rank_within(query_H[order_H]) < depth]
     return Hits(query_H[kept_H], id_H[kept_H], score_H[kept_H])
+
+
+def _settle_ties(
+    order_H: np.ndarray, query_H: np.ndarray, id_H: np.ndarray, score_H: np.ndarray, *, ties: TieRule
+) -> None:
+    """Put hits of one query and one score in the order of their ids, in place; only these ids are compared."""
+    same_H = (query_H[order_H][1:] == query_H[order_H][:-1]) & (score_H[order_H][1:] == score_H[order_H][:-1])
+    if not same_H.any():
+        return
+    tied_H = np.concatenate([same_H, [False]]) | np.concatenate([[False], same_H])
+    places_T = np.flatnonzero(tied_H)
+    group_T = np.cumsum(~np.concatenate([[False], same_H])[places_T])
+    ids = id_H[order_H[places_T]].tolist()
+    if max(map(len, ids)) <= SHORT_ID and b"\0" not in b"".join(ids):  # at a fixed width NUL would end an id
+        settled_T = np.lexsort((np.array(ids), group_T if ties == "anserini" else -group_T))
+        settled_T = settled_T if ties == "anserini" else settled_T[::-1]
+    else:
+        by_id_T = np.array(sorted(range(len(ids)), key=ids.__getitem__, reverse=ties == "trec_eval"))
+        settled_T = by_id_T[np.argsort(group_T[by_id_T], kind="stable")]
+    order_H[places_T] = order_H[places_T][settled_T]
 
 
 def _rank_within(query_H: np.ndarray) -> np.ndarray:

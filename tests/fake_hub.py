@@ -194,7 +194,7 @@ class _Handler(BaseHTTPRequestHandler):
             if stop is not None and stop < len(body):
                 if stall:
                     self.state.stalled.set()
-                    self.state.go_on.wait(60)
+                    self.state.go_on.wait(600)
                 self.close_connection = True
         except OSError:  # the client is gone
             self.close_connection = True

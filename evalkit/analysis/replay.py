@@ -37,6 +37,10 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "missing": {"zero": "a query without hits scores 0", "skip": "queries without hits left out of the mean"},
     "queries": {"all": "all judged queries", "relevant": "only queries that have a relevant document"},
+    "unmatched": {
+        "as_run": "documents with score 0 as the run has them",
+        "leave_out": "documents with score 0 left out (Lucene)",
+    },
     "gain": {"linear": "linear gain", "exponential": "exponential gain (2^grade - 1)"},
 }
 """What each rule may be, and the words for it; the cutoff is a number."""
@@ -52,6 +56,7 @@ class Rules(NamedTuple):
     ties: str
     missing: str
     queries: str
+    unmatched: str
     gain: str
     cutoff: int
 
@@ -100,6 +105,9 @@ def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = Non
     """
     folder = paths.run_dir(results_dir, cell.run_id)
     qrels_path, dropped_path = folder / results.QRELS, folder / results.DROPPED
+    if cell.environment.get(results.QRELS_CHECKSUM) == results.BEING_SCORED:
+        msg = f"{cell.run_id}: got a run whose scoring was interrupted, wanted a finished one; run the cell again"
+        raise ScoreError(msg)
     results.require_unedited(results_dir, cell, results.RUN, results.QRELS, results.DROPPED)
     if qrels_path.is_file():
         qrels: Qrels = trec.read_qrels(qrels_path)
@@ -120,9 +128,6 @@ def _refuse_other_qrels(cell: CellScores, qrels: Qrels, *, where: str) -> None:
     recorded, checksum = cell.environment.get(results.QRELS_CHECKSUM), identity.qrels_checksum(qrels)
     if recorded in (None, checksum):
         return
-    if recorded == results.BEING_SCORED:
-        msg = f"{cell.run_id}: got a run whose scoring was interrupted, wanted a finished one; run the cell again"
-        raise ScoreError(msg)
     msg = f"{cell.run_id}: got judgements of checksum {checksum} from {where}, wanted the {recorded} of its scores"
     raise ScoreError(f"{msg}; give the same copy of the dataset by --dataset-path, or run the cell again")
 
@@ -153,7 +158,7 @@ def _dataset_qrels(results_dir: Path, cell: CellScores, dataset_path: Path | Non
 def own_rules(material: Material, metric: str) -> Rules:
     """Return the rules under which the run was scored."""
     self_ids = "drop" if material.cell.protocol.get("drop_self") else "keep"
-    return Rules(self_ids, "trec_eval", "zero", "all", "linear", _cutoff(metric))
+    return Rules(self_ids, "trec_eval", "zero", "all", "as_run", "linear", _cutoff(metric))
 
 
 def _cutoff(metric: str) -> int:
@@ -190,7 +195,8 @@ def _ranked(query: str, hits: Sequence[Hit], grades: Mapping[str, int], rules: R
         "last": lambda hit: grades.get(hit.document_id, 0),
         "first": lambda hit: -grades.get(hit.document_id, 0),
     }
-    ranked = sorted(hits, key=lambda hit: (-hit.score, order[rules.ties](hit)))
+    retrieved = [hit for hit in hits if rules.unmatched == "as_run" or hit.score > 0]
+    ranked = sorted(retrieved, key=lambda hit: (-hit.score, order[rules.ties](hit)))
     if rules.self_ids == "drop-late":
         ranked = ranked[: rules.cutoff]
     if rules.self_ids != "keep":
@@ -206,8 +212,11 @@ def candidates(material: Material, metric: str) -> list[Rules]:
     can_differ = {
         "self_ids": any(hit.document_id == query for query, hits in material.run.items() for hit in hits),
         "ties": any(a.score == b.score for hits in material.run.values() for a, b in itertools.pairwise(hits)),
-        "missing": len({bool(material.run.get(query)) for query in material.qrels}) > 1,  # with no hit, none is left
-        "queries": any(all(grade <= 0 for grade in judged) for judged in grades),
+        # A run without any hit, or judgements without any grade above 0, would leave no query to score.
+        "missing": len({bool(material.run.get(query)) for query in material.qrels}) > 1,
+        "queries": len({any(grade > 0 for grade in judged) for judged in grades}) > 1,
+        "unmatched": "k1" in material.cell.protocol
+        and any(hit.score <= 0 for hits in material.run.values() for hit in hits),
         "gain": metric.startswith("ndcg") and any(grade > 1 for judged in grades for grade in judged),
     }
     values: list[Sequence[object]] = [

@@ -31,6 +31,10 @@ STOP_WORDS = frozenset(
 # fmt: on
 """The 33 words of Lucene's `EnglishAnalyzer.ENGLISH_STOP_WORDS_SET`."""
 
+_WINDOW = 1 << 16
+"""Characters searched at a time; few texts are longer."""
+_WINDOW_MARGIN = 1 << 10
+"""More than a token has, with what it looks ahead to: a match that ends before the margin does not depend on it."""
 _CACHED_CHUNKS = 1 << 17
 """Distinct whitespace-delimited strings remembered: by Zipf's law most running text, in some tens of MB."""
 
@@ -102,24 +106,40 @@ def tokenize(text: str) -> list[str]:
     """
     tokens: list[str] = []
     position = 0
-    while match := _TOKEN.search(text, position):
-        position = match.end()
-        if position - match.start() <= MAX_TOKEN_LENGTH:
-            tokens.append(match[0])
+    while position < len(text):
+        # The expression keeps a kilobyte for each character of one match: a long text is searched a window at a time.
+        end = min(position + _WINDOW, len(text))
+        match = _TOKEN.search(text, position, end)
+        if end < len(text) and (match is None or match.end() > end - _WINDOW_MARGIN):
+            # What reaches the margin could look otherwise with more text: it is searched again from its beginning.
+            begin = end - _WINDOW_MARGIN if match is None else match.start()
+            if begin == position:  # it fills the window: Lucene cuts such a token and goes on at the cut
+                pieces, begin = _split_long(text, begin, end - _WINDOW_MARGIN, end)
+                tokens.extend(pieces)
+            position = begin
+        elif match is None:
+            break
         else:
-            tokens.extend(_split_long(text, match.start(), position))
+            position = match.end()
+            if position - match.start() <= MAX_TOKEN_LENGTH:
+                tokens.append(match[0])
+            else:
+                tokens.extend(_split_long(text, match.start(), position, position)[0])
     return tokens
 
 
-def _split_long(text: str, start: int, stop: int) -> list[str]:
-    """Scan text[start:stop], one overlong match, through a window of `MAX_TOKEN_LENGTH`, as Lucene's buffer does."""
+def _split_long(text: str, start: int, last: int, stop: int) -> tuple[list[str], int]:
+    """Cut an overlong match that begins at `start` and ends at `stop`, as Lucene's buffer of `MAX_TOKEN_LENGTH` does.
+
+    Return the pieces that begin before `last`, and where the next one begins.
+    """
     pieces: list[str] = []
-    while start < stop:
+    while start < last:
         match = _TOKEN.match(text, start, min(start + MAX_TOKEN_LENGTH, stop))
         if match:
             pieces.append(match[0])
         start = match.end() if match else start + 1
-    return pieces
+    return pieces, start
 
 
 def strip_possessive(token: str) -> str:
@@ -294,7 +314,12 @@ def english() -> Analyzer:
         return tuple(porter_stem(token) for token in lowered if token not in STOP_WORDS)
 
     def analyze(text: str) -> list[str]:
-        return list(chain.from_iterable(map(terms_of, _CHUNK.findall(text))))
+        chunks = _CHUNK.findall(text)
+        if len(text) <= _WINDOW:
+            return list(chain.from_iterable(map(terms_of, chunks)))
+        # A chunk that fills megabytes is not remembered.
+        of = (terms_of if len(chunk) <= _WINDOW else terms_of.__wrapped__ for chunk in chunks)
+        return list(chain.from_iterable(each(chunk) for each, chunk in zip(of, chunks, strict=True)))
 
     return analyze
 

@@ -238,10 +238,11 @@ def score_block(
     settings: Bm25Config,
     queries: Sequence[Sequence[tuple[int, int]]],
 ) -> npt.NDArray[np.float32]:
-    """Score a block of `QueryTerms.queries` against a shard: float32 [Q, N], -inf where no term matches.
+    """Score a block of `QueryTerms.queries` against a shard: float32 [Q, N], -inf for what is not retrieved at all.
 
-    Lucene retrieves a document only when it shares a term with the query, so -inf must not enter a run. The working
-    memory is 13 bytes a cell: callers bound it by the number of queries in a block.
+    Lucene retrieves a document only when it shares a term with the query. With `unmatched: fill` the others have score
+    0 and are ranked after them, as in mteb's call of bm25s, which takes the best k of all documents. The working memory
+    is 13 bytes a cell: callers bound it by the number of queries in a block.
 
     A term that a query repeats is one clause boosted by its occurrences (Anserini's `BagOfWordsQueryGenerator`);
     clauses of all fields are added in float64 and the sum is rounded to float32 once, as Lucene's disjunctions do.
@@ -274,7 +275,8 @@ def score_block(
             for row in rows:
                 score_QN[row, documents] += part
                 matched_QN[row, documents] = True
-    score_QN[~matched_QN] = -np.inf
+    if settings.unmatched == "leave_out":
+        score_QN[~matched_QN] = -np.inf
     return score_QN.astype(np.float32)
 
 

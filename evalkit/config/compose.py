@@ -27,6 +27,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from evalkit import texts
 from evalkit.config.settings import (
     GROUPS,
     MODEL_KINDS,
@@ -36,6 +37,7 @@ from evalkit.config.settings import (
     RunConfig,
     SearchConfig,
     StoreConfig,
+    at_home,
     configs_dir,
     group_names,
     run_config,
@@ -58,8 +60,27 @@ SECTIONS: Mapping[str, tuple[type[Any], ...]] = {
 PATHS = re.compile(r"results_dir|cache_dir|dataset\.path|model\.checkpoints\.\w+\.path")
 """Settings that hold a path, which may have signs that Hydra's grammar keeps for itself: ~ = ( ) and letters as ü."""
 
+READABLE = (
+    *("HOME", "USER", "LOGNAME", "HOSTNAME", "TMPDIR", "SCRATCH", "XDG_CACHE_HOME", "XDG_DATA_HOME"),
+    *("HF_HOME", "IR_DATASETS_HOME", "SLURM_JOB_ID", "SLURM_TMPDIR"),
+)
+"""The environment variables besides EVALKIT_… that a setting may take its value from."""
+
 SWEEP_FLAGS = ("-m", "--multirun")
 SHOW_FLAGS = ("--cfg", "-c", "--info", "-i")
+
+
+def _cache_folder() -> str:
+    """Return where the cache is when `cache_dir` is not given. Without HOME the user database knows the home folder."""
+    if chosen := os.environ.get("EVALKIT_CACHE"):
+        return chosen
+    home = os.path.expanduser("~")  # noqa: PTH111 (Path.home fails where no home is known, in words of its own)
+    if home == "~":
+        raise ConfigError("cache_dir: got neither EVALKIT_CACHE nor a home folder; set cache_dir=DIR or EVALKIT_CACHE")
+    return f"{home}/.cache/evalkit"
+
+
+OmegaConf.register_new_resolver("cache_folder", _cache_folder, replace=True)
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:
@@ -137,9 +158,49 @@ def _is_override(word: str) -> bool:
 
 
 def _validated(composed: DictConfig) -> RunConfig:
-    values = OmegaConf.to_container(composed, resolve=True)
+    try:
+        values = OmegaConf.to_container(composed, resolve=True)
+    except OmegaConfBaseException as error:
+        if own := _own_error(error):
+            raise own from error
+        hint = "an environment variable is written ${oc.env:NAME}"
+        msg = f"{error.full_key}: {_first_line(error)}; {hint}" if error.full_key else _first_line(error)
+        raise ConfigError(msg) from error
     assert isinstance(values, dict)
+    _refuse_secrets(values)
     return run_config({str(key): value for key, value in values.items()})
+
+
+def _own_error(error: BaseException | None) -> ConfigError | None:
+    """Return the error of a resolver of ours among the causes of one of OmegaConf's."""
+    while error is not None and not isinstance(error, ConfigError):
+        error = error.__cause__ or error.__context__
+    return error
+
+
+def _refuse_secrets(values: Mapping[Any, Any], prefix: str = "") -> None:
+    """Raise ConfigError for a setting that holds a secret, however it got there: settings are written to files."""
+    for key, value in values.items():
+        if isinstance(value, Mapping):
+            _refuse_secrets(value, f"{prefix}{key}.")
+        elif name := texts.secret_in(str(value)):
+            msg = f"{prefix}{key}: got the value of {name}, which is a secret; settings are written to files"
+            raise ConfigError(f"{msg}: leave it in the environment")
+
+
+def _environment(name: str, *default: str) -> str:
+    """Resolve `${oc.env:NAME}` and `${oc.env:NAME,default}` for names that cannot hold secrets."""
+    if not name.startswith("EVALKIT_") and name not in READABLE:
+        msg = f"${{oc.env:{name}}}: this variable may not be read into settings, which are written to files"
+        raise ConfigError(f"{msg}; wanted EVALKIT_… or one of {', '.join(READABLE)}")
+    found = os.environ.get(name)
+    if found is None and not default:
+        msg = f"${{oc.env:{name}}}: the environment has no {name}; set it, or give the value itself"
+        raise ConfigError(msg)
+    return found if found is not None else str(default[0])
+
+
+OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
 
 
 def check_overrides(overrides: Sequence[str], *, sweep: bool) -> list[str]:
@@ -167,36 +228,62 @@ def _say_folder() -> None:
 def _parsed(overrides: Sequence[str]) -> Iterator[tuple[str, Override]]:
     """Yield every word as Hydra's grammar can read it, and what it reads: paths quoted, names' patterns spelled out."""
     parser = OverridesParser.create()
-    for word in overrides:
-        if not _is_override(word):
-            groups = [group for group in GROUPS if word in group_names(group)]
-            meant = (
-                f"did you mean {' or '.join(f'{group}={word}' for group in groups)}?"
-                if groups
-                else "for example model=bm25"
-            )
-            msg = f"got {word!r}, wanted setting=value{'; ' if groups else ', '}{meant}"
+    for typed in overrides:
+        _refuse_unusable(typed)
+        if not _is_override(typed):
+            groups = [group for group in GROUPS if typed in group_names(group)]
+            named = " or ".join(f"{group}={typed}" for group in groups)
+            meant = f"; did you mean {named}?" if groups else ", for example model=bm25"
+            msg = f"got {typed!r}, wanted setting=value{meant}"
             raise ConfigError(msg)
-        key, _, text = word.partition("=")
+        key, _, text = typed.partition("=")
+        word = f"{key}={_path_quoted(key, text)}" if PATHS.fullmatch(key.lstrip("+")) else typed
         try:
             override = parser.parse_override(word)
+            pattern: Any = override.value()
         except HydraException as error:
-            if not PATHS.fullmatch(key):
-                msg = f"got {word!r}, wanted setting=value as Hydra's grammar has it"
-                raise ConfigError(f"{msg} ({_first_line(error)}); quote the value: {key}='\"…\"'") from error
-            quoted = ("'{}'".format(os.path.expanduser(part).replace("'", "\\'")) for part in text.split(","))  # noqa: PTH111
-            word = f"{key}={','.join(quoted)}"  # noqa: PLW2901 (the word as Hydra can read it)
-            override = parser.parse_override(word)
-        pattern: Any = override.value()
+            msg = f"got {typed!r}, wanted setting=value as Hydra's grammar has it"
+            raise ConfigError(f"{msg} ({_first_line(error)}); quote the value: {key}='\"…\"'") from error
         if isinstance(pattern, Glob) and override.key_or_group in GROUPS:
             # Hydra's own patterns do not look into sub-folders such as dataset/beir.
             names = pattern.filter(list(group_names(override.key_or_group)))
             if not names:
                 msg = f"{word} matches no {override.key_or_group} (evalkit ls {override.key_or_group}s)"
                 raise ConfigError(msg)
-            word = f"{key}={'choice({})'.format(','.join(names))}"  # noqa: PLW2901 (the same names, spelled out)
+            word = f"{key}={'choice({})'.format(','.join(names))}"
             override = parser.parse_override(word)
         yield word, override
+
+
+def _refuse_unusable(word: str) -> None:
+    """Raise ConfigError for a word that holds a secret, or bytes that no file of ours could hold."""
+    if name := texts.secret_in(word):
+        msg = f"{word.partition('=')[0]}: got the value of {name}, which is a secret; settings are written to files"
+        raise ConfigError(f"{msg}: leave it in the environment")
+    try:
+        word.encode()
+    except UnicodeEncodeError as error:
+        msg = f"got {word!r}, wanted text in UTF-8; rename the file or folder, or set PYTHONUTF8=1"
+        raise ConfigError(msg) from error
+
+
+def _path_quoted(key: str, text: str) -> str:
+    """Return a path in Hydra's quotes, so that it is taken as it is typed: 1_0, true and 2026_09_24 are names too.
+
+    A comma parts several paths, as it parts other values. What is in quotes already stays, and so does a null where no
+    path is a value.
+    """
+    if not text or text[0] in "'\"" or text.startswith(("choice(", "glob(")):
+        return text
+    if text == "null" and key.lstrip("+") not in ("results_dir", "cache_dir"):
+        return text
+    parts = (at_home(key, part) if part.startswith("~") else part for part in text.split(","))
+    return ",".join(_quoted(part) for part in parts)
+
+
+def _quoted(text: str) -> str:
+    """Quote for Hydra's grammar, in which a backslash escapes a quote and, before one, itself."""
+    return "'{}'".format(re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text))
 
 
 def _checked(word: str, override: Override, *, sweep: bool) -> str:
@@ -207,10 +294,14 @@ def _checked(word: str, override: Override, *, sweep: bool) -> str:
         msg = f"got {word!r}, wanted setting=value; no setting can be taken out"
         raise ConfigError(msg)
     if key == "dim" and override.is_choice_sweep():
-        return f"dim=[{','.join(override.sweep_string_iterator())}]"
+        # Lists too are dims of one pass: dim=[128,96],[64] means all three, each once.
+        dims = ",".join(override.sweep_string_iterator()).replace("[", "").replace("]", "").split(",")
+        return f"dim=[{','.join(dict.fromkeys(dims))}]"
     if override.is_sweep_override() and not sweep:
-        msg = f"{word} gives several values; add -m to run each of them"
-        raise ConfigError(msg)
+        several = word if not PATHS.fullmatch(key) else word.replace("'", "")
+        msg = f"{several} gives several values; add -m to run each of them"
+        quote = f", or quote a comma that is part of the path: {key}='\"…,…\"'" if PATHS.fullmatch(key) else ""
+        raise ConfigError(f"{msg}{quote}")
     if key in GROUPS:
         for name in _values(override):
             if name not in (None, *group_names(key)):

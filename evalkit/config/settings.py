@@ -12,8 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
+from evalkit import texts
 from evalkit.errors import ConfigError, nearest
 
+MOST_THREADS = 1024
+"""No machine here has more cores; with many more, native thread pools crash."""
 GROUPS = ("model", "dataset", "engine", "reranker", "experiment")
 """The config groups: each is a folder of YAML files, chosen by `group=name`."""
 _NAME_CHARACTERS = 50
@@ -88,6 +91,8 @@ class DatasetConfig:
     citation: str = ""
 
     def __post_init__(self) -> None:
+        _check_name("dataset.name", self.name, parts=True)
+        _check_name("dataset.split", self.split)
         if not self.sources:
             msg = f"dataset {self.name!r}: got no source, wanted one or more of folder, ir_datasets, hub, demo"
             raise ConfigError(msg)
@@ -181,6 +186,11 @@ class EncoderConfig:
     """Where the facts of this config were read, each with its certainty: A primary, B second-hand, C inferred."""
 
     def __post_init__(self) -> None:
+        _check_name("model.name", self.name)
+        for dim in self.checkpoints:
+            if not re.fullmatch(r"[1-9][0-9]{0,5}", dim):
+                msg = f"model.checkpoints.{dim}: wanted a dim, a whole number from 1 to 999999"
+                raise ConfigError(msg)
         if self.rope_theta != "checkpoint" and self.rope_theta <= 0:
             msg = f"model.rope_theta={self.rope_theta}: wanted checkpoint or a number above 0"
             raise ConfigError(msg)
@@ -224,10 +234,15 @@ class Bm25Config:
     ]
     lengths: Literal["lucene", "exact"] = "lucene"
     """`lucene` rounds a document's length to the byte that an index keeps of it; `exact` does not, as bm25s."""
+    unmatched: Literal["leave_out", "fill"] = "leave_out"
+    """Documents that share no term with a query: Lucene does not retrieve them; bm25s fills up to `depth` with them."""
     ties: Literal["trec_eval", "anserini"] = "trec_eval"
     """Order of equal scores: by document id descending (trec_eval) or ascending (Anserini, whose run files keep it)."""
     licence: str = "unknown"
     source: str = ""
+
+    def __post_init__(self) -> None:
+        _check_name("model.name", self.name)
 
     @property
     def dims(self) -> tuple[int, ...]:
@@ -258,6 +273,7 @@ class RerankerConfig:
     source: str = ""
 
     def __post_init__(self) -> None:
+        _check_name("reranker.name", self.name)
         if self.max_tokens < 8:
             msg = f"reranker.max_tokens={self.max_tokens}: wanted at least 8 (four special tokens and both texts)"
             raise ConfigError(msg)
@@ -337,8 +353,11 @@ class EngineConfig:
         if self.batch_tokens != "auto" and self.batch_tokens < 1:
             msg = f"engine.batch_tokens={self.batch_tokens}: wanted a positive number of tokens, or auto"
             raise ConfigError(msg)
-        if self.tokenizer_workers != "auto" and self.tokenizer_workers < 0:
-            msg = f"engine.tokenizer_workers={self.tokenizer_workers}: wanted auto, 0 or a number of threads"
+        if self.tokenizer_workers != "auto" and not 0 <= self.tokenizer_workers <= MOST_THREADS:
+            msg = f"engine.tokenizer_workers={self.tokenizer_workers}: wanted auto, 0 or up to {MOST_THREADS} threads"
+            raise ConfigError(msg)
+        if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
+            msg = f"engine.threads={self.threads}: wanted null or a number of threads from 1 to {MOST_THREADS}"
             raise ConfigError(msg)
 
 
@@ -381,9 +400,13 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
         if key not in known:
             msg = f"setting {key!r} unknown; {nearest(key, known)}"
             raise ConfigError(msg)
+    values = _paths_at_home(values)
     model_values = values["model"]
+    if not isinstance(model_values, Mapping):
+        msg = f"model={model_values!r}: wanted a group of settings"
+        raise ConfigError(msg)
     kind = model_values.get("kind")
-    if kind not in MODEL_KINDS:
+    if not isinstance(kind, str) or kind not in MODEL_KINDS:
         msg = f"model.kind={kind!r} unknown; {nearest(str(kind), MODEL_KINDS)}"
         raise ConfigError(msg)
     dataset: DatasetConfig = from_mapping(DatasetConfig, _named(values["dataset"]), where="dataset")
@@ -422,10 +445,46 @@ def folder_name(path: str) -> str:
 
 
 def _folder(key: str, value: object) -> Path:
-    if not isinstance(value, (str, int)) or value == "":
+    if not isinstance(value, str) or not value.strip():
         msg = f"{key}={value!r}: wanted a folder, for example {key}=/data/{key.removesuffix('_dir')}"
         raise ConfigError(msg)
-    return Path(str(value)).expanduser()
+    return Path(at_home(key, value))
+
+
+def at_home(setting: str, path: str) -> str:
+    """Return a path with `~` at its beginning replaced by the home folder. Raises ConfigError where there is none."""
+    expanded = os.path.expanduser(path)  # noqa: PTH111 (pathlib raises RuntimeError without saying which setting)
+    if expanded.startswith("~"):
+        user = expanded.partition("/")[0]
+        msg = f"{setting}={path!r}: {user} has no home folder here; wanted a path"
+        raise ConfigError(f"{msg} (./{path} where {user} is a folder's name)")
+    return expanded
+
+
+def _check_name(setting: str, name: str, *, parts: bool = False) -> None:
+    """Raise ConfigError for a name that could not be part of a path: names become folders of results."""
+    if problem := texts.unusable_name(name, parts=parts):
+        shown = name if len(name) <= texts.NAME_BYTES else f"{name[: texts.NAME_BYTES]}…"
+        msg = f"{setting}={shown!r}: {problem}"
+        raise ConfigError(msg)
+
+
+def _paths_at_home(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings with `~` replaced in the paths of dataset and checkpoints."""
+    found = dict(values)
+    dataset, model = values.get("dataset"), values.get("model")
+    if isinstance(dataset, Mapping) and isinstance(dataset.get("path"), str):
+        found["dataset"] = {**dataset, "path": at_home("dataset.path", dataset["path"])}
+    checkpoints = model.get("checkpoints") if isinstance(model, Mapping) else None
+    if isinstance(model, Mapping) and isinstance(checkpoints, Mapping):
+        expanded = {
+            dim: {**source, "path": at_home(f"model.checkpoints.{dim}.path", source["path"])}
+            if isinstance(source, Mapping) and isinstance(source.get("path"), str)
+            else source
+            for dim, source in checkpoints.items()
+        }
+        found["model"] = {**model, "checkpoints": expanded}
+    return found
 
 
 def _for_dataset(model: Mapping[str, Any], dataset: DatasetConfig) -> dict[str, Any]:

@@ -127,7 +127,7 @@ def on_disk(config: DatasetConfig) -> SourceName | None:
     """Return the first source that has all documents on disk, or None; looks, and neither fetches nor reads them."""
     for name in source_names(config):
         there = {
-            "folder": config.path is not None and Path(config.path).expanduser().is_dir(),
+            "folder": config.path is not None and Path(config.path).is_dir(),
             "ir_datasets": config.ir_datasets_id is not None and irds.stored(config.ir_datasets_id),
             "hub": config.hub is not None and hub.stored(config.hub, config.split),
             "demo": True,
@@ -189,7 +189,7 @@ def _deviations(
         )
     if not any(grade > 0 for judged in dataset.qrels.values() for grade in judged.values()):
         got = f"{sum(map(len, dataset.qrels.values())):,} judgements without a relevance above 0"
-        file = f" in {qrels_file(Path(config.path).expanduser(), dataset.split)}" if config.path else ""
+        file = f" in {qrels_file(Path(config.path), dataset.split)}" if config.path else ""
         yield _Deviation(f"dataset {dataset.name}: got {got}{file}, wanted at least one, for every metric would be 0")
     if survey and len(survey.missing) != config.counts.missing:
         yield _missing(config, dataset, frozenset(survey.missing))
@@ -256,5 +256,5 @@ def _missing(config: DatasetConfig, dataset: Dataset, missing: frozenset[str]) -
 def _where(config: DatasetConfig, dataset: Dataset, query_id: str, document_id: str) -> str:
     """Say where a judgement stands: its line in a folder's file, else its query."""
     if config.path:
-        return judgement_line(Path(config.path).expanduser(), dataset.split, query_id, document_id)
+        return judgement_line(Path(config.path), dataset.split, query_id, document_id)
     return f"judged for query {query_id!r}"

@@ -85,7 +85,7 @@ def load_folder(config: DatasetConfig) -> Dataset:
 
     """
     assert config.path is not None, "the config chooses this reader by its path"
-    folder = Path(config.path).expanduser()
+    folder = Path(config.path)
     _data_file(folder, "corpus.jsonl")
     queries_path = _data_file(folder, "queries.jsonl")
     qrels_path = qrels_file(folder, config.split)
@@ -165,10 +165,12 @@ def qrels_file(folder: Path, split: str) -> Path:
     for suffix in (".tsv", ".tsv.gz"):
         if (path := folder / "qrels" / f"{split}{suffix}").is_file():
             return path
-    splits = {path.name.partition(".tsv")[0] for path in folder.glob("qrels/*.tsv*") if path.is_file()}
+    files = sorted(path.name for path in folder.glob("qrels/*") if path.is_file())
+    splits = {name.removesuffix(".gz").removesuffix(".tsv") for name in files if name.endswith((".tsv", ".tsv.gz"))}
     if not splits:
         wanted = f"{split}.tsv or {split}.tsv.gz in it"
-        raise bad(folder / "qrels", None, "no judgements at all", wanted, "check dataset.path")
+        got = f"no judgements among {', '.join(files[:5])}" if files else "no judgements at all"
+        raise bad(folder / "qrels", None, got, wanted, "check dataset.path")
     got = f"no split {split!r} among {', '.join(sorted(splits))}"
     wanted = f"{split}.tsv or {split}.tsv.gz in it"
     raise bad(folder / "qrels", None, got, wanted, f"{nearest(split, splits)} (dataset.split)")

@@ -322,7 +322,7 @@ def _parquet_rows(
                     for row in batch.to_pylist():
                         number += 1
                         yield number, row if not ids else {**row, "id": row[names[-1]]}
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # Arrow decodes texts when they are taken
             raise bad(path, number, f"damaged data after this row ({error})", "a whole file", remedy) from error
 
     return skipped, rows()

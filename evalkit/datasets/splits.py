@@ -65,8 +65,13 @@ def _none(_config: DatasetConfig) -> _Readers:
 
 
 def _folder(config: DatasetConfig) -> _Readers:
-    folder = Path(str(config.path)).expanduser()
-    names = {path.name.partition(".tsv")[0] for path in (folder / "qrels").glob("*.tsv*") if path.is_file()}
+    folder = Path(str(config.path))
+    names = {
+        path.name.removesuffix(".gz").removesuffix(".tsv")
+        for pattern in ("*.tsv", "*.tsv.gz")
+        for path in (folder / "qrels").glob(pattern)
+        if path.is_file()
+    }
     for name in sorted(names - {config.split}):
         yield name, partial(_folder_qrels, folder, name)
 

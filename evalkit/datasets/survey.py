@@ -24,6 +24,7 @@ import numpy as np
 import xxhash
 
 from evalkit.errors import ChangedError, DatasetError
+from evalkit.storage import outside
 from evalkit.storage.paths import survey_file, write_whole
 from evalkit.types import Corpus, Document
 
@@ -31,6 +32,8 @@ CUT: Final = "by content, 1"
 """The cutting rule; a run's protocol names it, because the texts of a shard can move a vector's last bits."""
 _FORMAT: Final = 3
 """Raise it when the checksum, the estimate or the cutting rule changes, so that old surveys are not found."""
+LONGEST_ID: Final = 4096
+"""Bytes of a document's id: more than any collection has. Every hit is a line with its id in the run file."""
 _PROGRESS_DOCUMENTS: Final = 4096
 """Documents between two calls of `progress`."""
 _MARKER_TOKENS: Final = 3
@@ -207,6 +210,11 @@ def _pass(  # noqa: PLR0913
                 f"({error.object[error.start]!r}), wanted text that UTF-8 can hold; repair the corpus"
             )
             raise DatasetError(msg) from None
+        if len(parts[0]) > LONGEST_ID:
+            msg = (
+                f"{corpus.where(position)}: got a document id of {len(parts[0]):,} bytes, wanted {LONGEST_ID:,} at most"
+            )
+            raise DatasetError(f"{msg}; give the documents of dataset {name} shorter ids")
         content.add_parts(parts)
         id_hash = xxhash.xxh3_64_intdigest(parts[0])
         id_hashes.append(id_hash)
@@ -280,19 +288,19 @@ def _write(path: Path, found: Survey) -> None:
 def _read(path: Path) -> Survey | None:
     """Return a cached survey, or None when there is none that is whole: it costs a pass to make anew, no more."""
     try:
-        stored = json.loads(path.read_bytes())
+        stored = outside.read_json_object(path)
         facts = stored["survey"]
         if stored["xxh3"] != _own_checksum(facts):
             return None
-    except (OSError, ValueError, KeyError, TypeError):
+        return Survey(
+            facts["documents"],
+            facts["checksum"],
+            tuple(ShardRange(index, *shard) for index, shard in enumerate(facts["shards"])),
+            facts["empty_documents"],
+            tuple(facts["missing"]),
+        )
+    except (outside.UnreadableError, KeyError, TypeError):
         return None
-    return Survey(
-        facts["documents"],
-        facts["checksum"],
-        tuple(ShardRange(index, *shard) for index, shard in enumerate(facts["shards"])),
-        facts["empty_documents"],
-        tuple(facts["missing"]),
-    )
 
 
 def _own_checksum(facts: Any) -> str:

@@ -52,7 +52,7 @@ def bind(choice: MaxsimKernel, documents: Ragged, *, device: torch.device, preci
     require(choice, device, precision=precision)
     on_device = documents._replace(rows_XD=documents.rows_XD.to(device))
     name = _automatic(documents, device, precision) if choice == "auto" else choice
-    exact_scores = simd.exact_scores if device.type == "cpu" and registers.available() else rescore.exact_scores
+    exact_scores = simd.exact_scores if device.type == "cpu" and simd.usable() else rescore.exact_scores
 
     def exact(queries: Ragged, query_H: Tensor, document_H: Tensor) -> Tensor:
         return exact_scores(queries, on_device, query_H, document_H).cpu()
@@ -92,8 +92,9 @@ def bind(choice: MaxsimKernel, documents: Ragged, *, device: torch.device, preci
 
 def require(choice: MaxsimKernel, device: torch.device, *, precision: Nomination = "auto") -> None:
     """Refuse what cannot run: a kernel's package is missing, or it needs another device. Raises ConfigError."""
-    if choice == "simd" and (device.type != "cpu" or not registers.available()):
-        msg = f"engine.maxsim=simd: got device {device.type}, wanted a CPU with AVX2 or AVX-512; use engine.maxsim=auto"
+    if choice == "simd" and (device.type != "cpu" or not registers.available() or simd.problem()):
+        got = simd.problem() if device.type == "cpu" and simd.problem() else f"device {device.type}"
+        msg = f"engine.maxsim=simd: got {got}, wanted a CPU with AVX2 or AVX-512; use engine.maxsim=auto"
         raise ConfigError(msg)
     if precision == "int16" and (
         device.type != "cpu" or choice not in ("auto", "simd") or not registers.multiplies_pairs()
@@ -123,7 +124,7 @@ def _interpreted() -> bool:
 def _automatic(documents: Ragged, device: torch.device, precision: Nomination) -> KernelName:
     """Choose by what is there: a CPU's vector units, or Triton for half-precision vectors on a GPU from Ampere on."""
     if device.type == "cpu":
-        return "simd" if precision != "bfloat16" and registers.available() else "packed"
+        return "simd" if precision != "bfloat16" and simd.usable() else "packed"
     vectors_XD = documents.rows_XD
     promising = (
         importlib.util.find_spec("triton") is not None

@@ -11,7 +11,6 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
-import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import groupby, pairwise
@@ -24,9 +23,9 @@ from torch.nn import functional
 
 from evalkit.config.settings import Attention, EncoderConfig
 from evalkit.kernels.cpu import registers
+from evalkit.kernels.cpu.numba_folder import with_folder
+from evalkit.kernels.cpu.registers import say_once
 from evalkit.ragged import offsets
-
-log = logging.getLogger(__name__)
 
 Path: TypeAlias = Literal["sdpa", "varlen", "flash"]
 """How a batch of texts is laid out and attended to."""
@@ -110,23 +109,59 @@ def attend(  # noqa: PLR0913 (the interface is transformers')
 
 def has_kernel(config: EncoderConfig, module: nn.Module, *, device: torch.device, dtype: torch.dtype) -> bool:
     """Whether evalkit's own kernel attends for a padded model: in fp32, on vector units, by heads that it can tile."""
-    here = device.type == "cpu" and dtype == torch.float32 and registers.available()
+    here = device.type == "cpu" and dtype == torch.float32
     shape: Any = getattr(module, "config", None)
     if not here or shape is None or config.trust_remote_code or config.backbone not in NATIVE:
         return False
-    from evalkit.kernels.cpu import attention_kernel
+    problem = kernel_problem()
+    if problem:
+        say_once(problem)
+    if problem or not registers.available():
+        return False
+    columns: int = _kernel().COLUMNS
+    return int(shape.hidden_size // shape.num_attention_heads) % columns == 0
 
-    return int(shape.hidden_size // shape.num_attention_heads) % attention_kernel.COLUMNS == 0
+
+@cache
+def kernel_problem() -> str:
+    """Compile evalkit's own kernel and compare it with torch on two texts. Return why it cannot be used, else nothing.
+
+    Nothing is wrong either where the processor has no vector units that it was written for.
+    """
+    return registers.tried_out("the vector-unit kernels of attention", _kernel_gives_torchs_values)
+
+
+def _kernel_gives_torchs_values() -> bool:
+    generator = torch.Generator().manual_seed(0)
+    parts = [torch.randn((2, 1, 5, 32), generator=generator) for _ in range(3)]
+    lengths_B = np.array([5, 3])
+    mixed_BTAK = padded_attention(parts[0], parts[1], parts[2], Spans(lengths_B, lengths_B), scale=0.25)
+    for text, length in enumerate(lengths_B.tolist()):
+        query, key, value = (part[text, :, :length] for part in parts)
+        wanted_ATK = functional.scaled_dot_product_attention(query, key, value, scale=0.25)
+        if not torch.allclose(mixed_BTAK[text, :length].transpose(0, 1), wanted_ATK, atol=1e-5):
+            return False
+    return True
+
+
+@cache
+def _kernel() -> Any:
+    """Return the module of evalkit's own kernel, which is compiled when it is imported."""
+
+    def load() -> Any:
+        from evalkit.kernels.cpu import attention_kernel
+
+        return attention_kernel
+
+    return with_folder(load)
 
 
 def padded_attention(query_BATK: Tensor, key_BATK: Tensor, value_BATK: Tensor, spans: Spans, *, scale: float) -> Tensor:
     """Return each id's mixture of its own text's values, zeros where padding is [B, T, A, K]; on a CPU, in fp32."""
-    from evalkit.kernels.cpu import attention_kernel
-
     heads = [part.transpose(1, 2).contiguous() for part in (query_BATK, key_BATK, value_BATK)]
     mixed_BTAK = torch.empty_like(heads[0])
     query, key, value, mixed = (part.numpy() for part in (*heads, mixed_BTAK))
-    attention_kernel.attention(query, key, value, *spans, scale, mixed)
+    _kernel().attention(query, key, value, *spans, scale, mixed)
     return mixed_BTAK
 
 
@@ -344,9 +379,3 @@ def probe(path: Path, device: torch.device, dtype: str) -> str:
         return f"{label} is unusable here ({type(error).__name__}: {reason})"
     apart = float((ours - wanted).abs().max())
     return "" if apart <= PROBE_ATOL else f"{label} gives wrong values here (off by {apart:.1e})"
-
-
-@cache
-def say_once(problem: str) -> None:
-    """Report what was given up, once a process."""
-    log.warning("%s", problem)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from evalkit.config.settings import CheckpointSource
 from evalkit.errors import ModelError, Tried
-from evalkit.storage import hub
+from evalkit.storage import hub, outside
 from evalkit.storage.paths import file_checksum
 
 WEIGHTS = "model.safetensors"
@@ -64,9 +63,10 @@ class Checkpoint:
 
     def facts(self) -> dict[str, Any]:
         """Return what a result records: where the checkpoint came from and its checksums, without paths."""
+        local = self.origin == str(self.folder)
         return {
             "folder": None,
-            "origin": self.origin,
+            "origin": f"folder {self.folder.name}" if local else self.origin,
             "revision": self.revision,
             "checksums": dict(self.checksums),
         }
@@ -108,14 +108,10 @@ def refuse_changes(checkpoints: Iterable[Checkpoint]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in one of a checkpoint's files. Raises ModelError when there is none."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+        return outside.read_json_object(path)
+    except outside.UnreadableError as error:
         msg = f"{path}: not JSON ({error}); wanted the checkpoint's configuration; fetch the file again"
         raise ModelError(msg) from error
-    if not isinstance(values, dict):
-        msg = f"{path}: got a {type(values).__name__}, wanted a JSON object; fetch the file again"
-        raise ModelError(msg)
-    return values
 
 
 def resolve(source: CheckpointSource, *, allow_pickle: bool = False, remote_code: bool = False) -> Checkpoint:
@@ -141,7 +137,7 @@ def resolve(source: CheckpointSource, *, allow_pickle: bool = False, remote_code
 
 def _resolved(source: CheckpointSource, *, allow_pickle: bool, remote_code: bool) -> Checkpoint:
     if source.path is not None:
-        folder = Path(source.path).expanduser()
+        folder = Path(source.path)
         if not folder.is_dir():
             msg = f"checkpoint folder {folder} does not exist; wanted a folder with {', '.join(FILES)}"
             raise ModelError(msg)
@@ -215,7 +211,7 @@ def on_disk(source: CheckpointSource) -> bool:
     """Tell whether a checkpoint's weights can be read without the network; nothing is fetched."""
     from huggingface_hub import try_to_load_from_cache
 
-    folder = Path(source.path).expanduser() if source.path is not None else None
+    folder = Path(source.path) if source.path is not None else None
     if folder is None and source.package is not None:
         folder = _package_folder(source.package)
     if folder is not None:

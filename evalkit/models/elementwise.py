@@ -19,7 +19,8 @@ from torch.nn import functional
 
 from evalkit.config.settings import Elementwise, EncoderConfig
 from evalkit.kernels.cpu import linear
-from evalkit.models.attention import attend, say_once
+from evalkit.kernels.cpu.registers import say_once
+from evalkit.models.attention import attend
 
 BACKBONES = ("jina_embeddings_v3", "bert")
 """Backbones that something is replaced in."""

@@ -159,7 +159,11 @@ def load_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
     path = checkpoint.folder / TOKENIZER
     try:
         tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises bare Exception for every malformed file
+        # Some mistakes show in use only: WordPiece without its unknown token fails at the first word that it lacks.
+        tokenizer.encode("a \ue000 文", add_special_tokens=False)
+    except BaseException as error:  # tokenizers raises bare Exception for every malformed file, and Rust's panics
+        if not _rust_error(error):
+            raise
         msg = f"{path}: not a tokenizer file ({error}); fetch the file again"
         raise ModelError(msg) from error
     # all-MiniLM-L6-v2's file asks for cutting at 128 and padding to 128: the config's lengths decide here.
@@ -173,6 +177,11 @@ def load_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
         mask=_special(tokenizer, MASK_TOKENS),
         size=tokenizer.get_vocab_size(with_added_tokens=True),
     )
+
+
+def _rust_error(error: BaseException) -> bool:
+    """Whether an error came out of Rust code: PyO3 makes panics a BaseException that no `except Exception` catches."""
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
 def _special(tokenizer: Tokenizer, names: Sequence[str]) -> int:

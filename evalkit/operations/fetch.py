@@ -13,9 +13,10 @@ import os
 import tarfile
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path, PurePosixPath
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Self
 
 import xxhash
 from rich.console import Console
@@ -32,16 +33,39 @@ from evalkit.models.encoder import checkpoints
 from evalkit.models.tokens import load_vocabulary
 from evalkit.run import pipeline
 from evalkit.run.cells import Task
-from evalkit.storage import seal
+from evalkit.storage import outside, seal
 from evalkit.storage.hub import snapshot_folder
 from evalkit.storage.offline import network_off
-from evalkit.storage.paths import fetched_file, file_checksum, publish, write_whole
+from evalkit.storage.paths import (
+    fetched_file,
+    file_checksum,
+    free_bytes,
+    make_folder,
+    publish,
+    temporary,
+    unwritable,
+    write_whole,
+)
+from evalkit.texts import printable
 from evalkit.types import Dataset
 
 _MANIFEST: Final = "evalkit-bundle.json"
 _FORMAT: Final = 1
 _BLOCK_BYTES: Final = 1 << 20
-_READ_ERRORS: Final = (tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError)
+_TAR_BLOCK: Final = 512
+_EXTENSIONS: Final = (
+    *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
+    *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
+)
+"""Headers whose content tarfile reads whole: long names and the like."""
+_LARGEST_EXTENSION: Final = 1 << 16
+_LARGEST_MANIFEST: Final = 1 << 26
+_LONGEST_PART: Final = 200
+_LONGEST_NAME: Final = 1000
+_LATEST: Final = 1 << 33
+_READ_ERRORS: Final = (
+    *(tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError),
+)
 
 
 class Fetched(NamedTuple):
@@ -132,42 +156,45 @@ def write_bundle(found: Sequence[Fetched], path: Path) -> int:
         "format": _FORMAT,
         "files": {name: {"bytes": file.stat().st_size, "xxh3": file_checksum(file)} for name, file in names.items()},
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with tarfile.open(temporary, "w", dereference=True) as archive:
-        content = json.dumps(manifest, indent=1).encode()
-        header = tarfile.TarInfo(_MANIFEST)
-        header.size = len(content)
-        archive.addfile(header, io.BytesIO(content))
-        for name, file in names.items():
-            archive.add(file, arcname=name, recursive=False, filter=_anonymous)
-    publish(temporary, path)
+    make_folder(path.parent)
+    unfinished = temporary(path)
+    try:
+        with tarfile.open(unfinished, "w", dereference=True) as archive:
+            content = json.dumps(manifest, indent=1).encode()
+            header = tarfile.TarInfo(_MANIFEST)
+            header.size = len(content)
+            archive.addfile(header, io.BytesIO(content))
+            for name, file in names.items():
+                archive.add(file, arcname=name, recursive=False, filter=_anonymous)
+        publish(unfinished, path)
+    except OSError as error:
+        raise unwritable(path, error) from error
+    finally:
+        unfinished.unlink(missing_ok=True)
     return path.stat().st_size
 
 
 def unpack_bundle(path: Path) -> int:
     """Put a bundle's files where the libraries look for them (HF_HOME, IR_DATASETS_HOME); return how many.
 
-    Every member must be a plain file that the manifest lists, with its checksum; a file that is there already with the
-    right content stays. Raises StoreError for anything else, and then leaves only whole files behind.
+    Every member must be a plain file that the manifest lists, with its size and checksum; a file that is there already
+    with the right content stays. Sizes and the room on the disks are compared before anything is written. Raises
+    StoreError for anything else, and then leaves only whole files behind.
     """
     done = 0
     try:
-        with tarfile.open(path, "r:") as archive:
-            first = archive.next()
-            stream = archive.extractfile(first) if first and first.name == _MANIFEST else None
-            if stream is None:
-                raise _unusable(path, f"no {_MANIFEST} at its beginning", "a file that evalkit fetch --bundle wrote")
-            manifest = json.load(stream)
-            if manifest["format"] != _FORMAT:
-                raise _unusable(path, f"bundle format {manifest['format']!r}", f"{_FORMAT}")
-            wanted: dict[str, dict[str, Any]] = dict(manifest["files"])
+        with tarfile.open(path, "r:", tarinfo=_Member) as archive:
+            wanted = _manifest(archive, path)
             while member := archive.next():
                 facts = wanted.pop(member.name, None)
+                _check_name(path, member.name)
                 target = _unbundled_path(path, member)
                 if facts is None:
                     raise _unusable(path, f"member {member.name!r}", "only files that its manifest lists, once each")
-                _extract(archive, member, target, facts["xxh3"], path)
+                if member.size != facts.bytes:
+                    got = f"member {member.name!r} of {member.size} bytes"
+                    raise _unusable(path, got, f"{facts.bytes} as its manifest says")
+                _extract(archive, member, target, facts.xxh3, path)
                 done += 1
     except FileNotFoundError as error:
         raise _unusable(path, "nothing at this path", "a bundle") from error
@@ -186,6 +213,78 @@ def unpack_bundle(path: Path) -> int:
     return done
 
 
+class _Facts(NamedTuple):
+    """What a bundle's manifest says of a file."""
+
+    bytes: int
+    xxh3: str
+
+
+def _manifest(archive: tarfile.TarFile, path: Path) -> dict[str, _Facts]:
+    """Return the manifest at an archive's beginning. Raises StoreError for another file and for full disks."""
+    first = archive.next()
+    stream = archive.extractfile(first) if first and first.name == _MANIFEST and first.isreg() else None
+    if first is None or stream is None:
+        raise _unusable(path, f"no {_MANIFEST} at its beginning", "a file that evalkit fetch --bundle wrote")
+    if first.size > _LARGEST_MANIFEST:
+        raise _unusable(path, f"a manifest of {first.size} bytes", f"{_LARGEST_MANIFEST} at most")
+    manifest = outside.json_object(stream.read())
+    if manifest.get("format") != _FORMAT:
+        raise _unusable(path, f"bundle format {manifest.get('format')!r}", f"{_FORMAT}")
+    wanted = {}
+    for name, facts in manifest["files"].items():
+        _check_name(path, name)
+        size, checksum = facts["bytes"], facts["xxh3"]
+        if type(size) is not int or not 0 <= size < 1 << 62 or not isinstance(checksum, str):
+            raise _unusable(path, f"{facts!r} for {name!r} in its manifest", "its bytes and its checksum")
+        wanted[name] = _Facts(size, checksum)
+    homes = _homes()
+    needed: dict[Path, int] = {}
+    for name, facts in wanted.items():
+        if (home := homes.get(name.partition("/")[0])) is not None and not home.joinpath(
+            *name.split("/")[1:]
+        ).is_file():
+            needed[home] = needed.get(home, 0) + facts.bytes
+    for home, size in needed.items():
+        if size > (free := free_bytes(home)):
+            raise _unusable(path, f"{size:,} bytes for {home}, where {free:,} are free", "room for all of it")
+    return wanted
+
+
+class _Member(tarfile.TarInfo):
+    """A member of an archive that nobody need trust: no sparse file, no header that fills the memory."""
+
+    @classmethod
+    def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
+        """Look at a header before tarfile acts on it: it reads what follows into memory, however much that is."""
+        file: Any = archive.fileobj
+        place = file.tell()
+        block = file.read(_TAR_BLOCK)
+        if len(block) == _TAR_BLOCK and block.strip(b"\0"):
+            kind, size = (
+                block[156:157],
+                cls.frombuf(block, archive.encoding or "utf-8", archive.errors or "strict").size,
+            )
+            _refuse_header(kind, size, file)
+        file.seek(place)
+        return super().fromtarfile(archive)
+
+
+def _refuse_header(kind: bytes, size: int, file: Any) -> None:
+    """Raise ReadError for a header that no bundle has; `file` stands behind it."""
+    if size < 0:
+        msg = f"a member of {size} bytes"
+    elif kind == tarfile.GNUTYPE_SPARSE:
+        msg = "a sparse member"
+    elif kind in _EXTENSIONS and size > _LARGEST_EXTENSION:
+        msg = f"a header of {size} bytes"
+    elif kind in _EXTENSIONS and b"GNU.sparse" in file.read(size):
+        msg = "a sparse member"
+    else:
+        return
+    raise tarfile.ReadError(msg)
+
+
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
     """Return a member that tells nothing of who made the bundle."""
     member.uid = member.gid = 0
@@ -194,15 +293,15 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path, wanted: str, path: Path) -> None:
-    if target.is_file() and file_checksum(target) == wanted:
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
     stream = archive.extractfile(member)
     assert stream is not None  # a plain file, which _unbundled_path saw to
     digest = xxhash.xxh3_128()
+    unfinished = temporary(target)
     try:
-        with temporary.open("wb") as file:
+        if target.is_file() and file_checksum(target) == wanted:
+            return
+        make_folder(target.parent)
+        with unfinished.open("wb") as file:
             while block := stream.read(_BLOCK_BYTES):
                 digest.update(block)
                 file.write(block)
@@ -210,10 +309,14 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path, wa
             os.fsync(file.fileno())
         if digest.hexdigest() != wanted:
             raise _unusable(path, f"member {member.name!r} with checksum {digest.hexdigest()}", wanted)
-        os.utime(temporary, (member.mtime, member.mtime))  # ir-datasets' corpora are known by size and time
-        publish(temporary, target)
+        os.utime(unfinished, (member.mtime, member.mtime))  # ir-datasets' corpora are known by size and time
+        publish(unfinished, target)
+    except OSError as error:
+        msg = f"{target}: could not be written ({error.strerror}); free the place or the disk and unpack again"
+        raise StoreError(msg) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):
+            unfinished.unlink(missing_ok=True)
 
 
 def _homes() -> dict[str, Path]:
@@ -246,7 +349,18 @@ def _unbundled_path(path: Path, member: tarfile.TarInfo) -> Path:
     homes = _homes()
     if name.is_absolute() or ".." in name.parts or len(name.parts) < 2 or name.parts[0] not in homes:
         raise _unusable(path, f"member {member.name!r}, which leads elsewhere", f"names under {' or '.join(homes)}")
+    if not 0 <= member.mtime < _LATEST:
+        got = f"member {member.name!r} of time {member.mtime}"
+        raise _unusable(path, got, "seconds since 1970, before the year 2242")
     return homes[name.parts[0]].joinpath(*name.parts[1:])
+
+
+def _check_name(path: Path, name: str) -> None:
+    """Raise StoreError for a name that no file system takes, or that would hide itself on a terminal."""
+    long = any(len(os.fsencode(part)) > _LONGEST_PART for part in name.split("/"))
+    if long or len(name) > _LONGEST_NAME or printable(name) != name:
+        shown = f"a member called {name[:_LONGEST_PART]!r}"
+        raise _unusable(path, shown, f"printable names of {_LONGEST_PART} bytes a part at most")
 
 
 def _unusable(path: Path, got: str, wanted: str) -> StoreError:

@@ -6,9 +6,7 @@ No weights are loaded. A number that nothing on this machine tells is None, neve
 from __future__ import annotations
 
 import dataclasses
-import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import huggingface_hub.constants
@@ -424,13 +422,6 @@ def _rate(pairs: Iterable[tuple[float, float]]) -> float | None:
 
 def _named(runs: Sequence[CellScores]) -> str:
     return f"as {runs[0].run_id} here" if len(runs) == 1 else f"over {len(runs)} runs here"
-
-
-def free_bytes(folder: Path) -> int:
-    """Return the free bytes of the disk that a folder is or would be on."""
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
 
 
 def with_jobs(cells: Iterable[Planned], records: Sequence[Job]) -> list[tuple[Planned, Job | None]]:

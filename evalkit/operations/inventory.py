@@ -18,9 +18,6 @@ from evalkit.storage import keys, seal, shard_files
 from evalkit.storage.paths import file_checksum, store_dir, survey_file, topk_dir
 from evalkit.storage.results import CellScores
 
-NOT_THE_SYSTEMS = ("corpus", "shard_tokens", "cut", "queries", "depth", "drop_self", "search_rules")
-"""What a protocol holds beside its system's facts: `identity.corpus_facts` and `identity.search_facts`."""
-
 
 class User(NamedTuple):
     """A run that is finished, at work or stopped, with the names of what it uses in the cache."""
@@ -94,11 +91,7 @@ def _users(cache_dir: Path, finished: Iterable[CellScores]) -> list[User]:
 
 
 def _user(run_id: str, dataset: str, protocol: Mapping[str, Any]) -> User:
-    return User(run_id, dataset, _store_key(protocol), keys.key_of(protocol), str(protocol.get("corpus")))
-
-
-def _store_key(protocol: Mapping[str, Any]) -> str:
-    return identity.store_key({name: fact for name, fact in protocol.items() if name not in NOT_THE_SYSTEMS})
+    return User(run_id, dataset, identity.store_key_in(protocol), keys.key_of(protocol), str(protocol.get("corpus")))
 
 
 def _embeddings(cache_dir: Path, searches: Mapping[str, Sequence[Shard]], users: Sequence[User]) -> Iterator[Entry]:
@@ -108,7 +101,7 @@ def _embeddings(cache_dir: Path, searches: Mapping[str, Sequence[Shard]], users:
     for key, shards in searches.items():
         for shard in shards:
             if (protocol := shard.facts.get("protocol")) and (user := by_search.get(key)) is not None:
-                named.setdefault((_store_key(protocol), shard.manifest.stem), set()).add(user.run_id)
+                named.setdefault((identity.store_key_in(protocol), shard.manifest.stem), set()).add(user.run_id)
     by_run = {user.run_id: user for user in users}
     for folder in _folders(store_dir(cache_dir, "x").parent):
         groups: dict[tuple[str, ...], list[Shard]] = {}
@@ -227,21 +220,34 @@ def chosen(found: Sequence[Entry], words: Sequence[str], *, unused: bool) -> lis
     """Return the entries that words name, by key, its beginning, or dataset; `unused` adds those that no run uses.
 
     Embeddings that several datasets use are named only when each of these is. Raises StoreError for a word that names
-    nothing.
+    nothing, or that is the beginning of several keys: what is removed must be clear.
     """
-    named = [
+    known = sorted({*(entry.key for entry in found), *(name for entry in found for name in entry.datasets)})
+    keys: set[tuple[str, str]] = set()
+    for word in words:
+        if not word.strip():
+            msg = f"got {word!r}, an empty word (an unset variable?), wanted a key or a dataset; nothing was removed"
+            raise StoreError(f"{msg} (evalkit cache ls)")
+        if any(_plain(name) == _plain(word) for entry in found for name in entry.datasets):
+            continue
+        begun = sorted({(entry.kind, entry.key) for entry in found if entry.key.startswith(word)})
+        exact = [pair for pair in begun if pair[1] == word]
+        if len(begun) > 1 and not exact:
+            named = ", ".join(f"{kind} {key}" for kind, key in begun)
+            msg = f"cache entry {word!r} is the beginning of {len(begun)} keys: {named}; give more of the key"
+            raise StoreError(f"{msg}; nothing was removed")
+        if not begun:
+            hint = nearest(word, known) if known else "the cache is empty"
+            msg = f"cache entry {word!r} unknown; {hint} (evalkit cache ls)"
+            raise StoreError(msg)
+        keys |= set(exact or begun)
+    return [
         entry
         for entry in found
-        if any(entry.key.startswith(word) for word in words)
+        if (entry.kind, entry.key) in keys
         or (entry.datasets and all(_plain(name) in map(_plain, words) for name in entry.datasets))
         or (unused and not entry.runs and entry.kind != "job")
     ]
-    for word in words:
-        known = sorted({*(entry.key for entry in found), *(name for entry in found for name in entry.datasets)})
-        if not any(name.startswith(word) or _plain(name) == _plain(word) for name in known):
-            msg = f"cache entry {word!r} unknown; {nearest(word, known) if known else 'the cache is empty'}"
-            raise StoreError(f"{msg} (evalkit cache ls)")
-    return named
 
 
 def _plain(dataset: str) -> str:

@@ -103,7 +103,7 @@ def write(report: Report, out: Path) -> None:
     for name in _stale(report, out):
         (out / name).unlink()
     for name, data in report.files.items():
-        path = out / name
+        path = paths.below(out, name)
         if not path.is_file() or path.read_bytes() != data:
             paths.write_whole(path, data)
 

@@ -10,13 +10,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from evalkit.analysis import standing
 from evalkit.errors import ScoreError
 from evalkit.scoring import published
 from evalkit.scoring.published import CARD, PublishedScore, Verdict
 from evalkit.scoring.reruns import Deviation
+from evalkit.storage import outside
 from evalkit.storage.results import CellScores
 
 TITLES = {
@@ -29,6 +28,10 @@ TITLES = {
 """The card's tables, in the card's order."""
 FAMILIES = {"xquad": "XQuAD"}
 """What other families of datasets are called, where not by their first name."""
+
+
+SHOWN = 200
+"""Characters of a wrong entry that a message quotes."""
 
 
 class Waiver(NamedTuple):
@@ -301,17 +304,20 @@ def _entries(path: Path, names: set[str], wanted: str) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        entries = yaml.safe_load(path.read_text(encoding="utf-8")) or []
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        msg = f"{path}: not YAML ({' '.join(str(error).split())}); {wanted}"
+        entries = outside.read_yaml(path) or []
+    except outside.UnreadableError as error:
+        msg = f"{path}: not YAML ({error}); {wanted}"
         raise ScoreError(msg) from error
     for entry in entries if isinstance(entries, list) else [entries]:
         _checked(isinstance(entry, dict) and set(entry) == names, path, entry, wanted)
+        plain = all(isinstance(value, (str, int, type(None))) for value in entry.values())  # a list would be no key
+        _checked(plain, path, entry, wanted)
     return list(entries)
 
 
 def _checked(holds: object, path: Path, entry: object, wanted: str) -> bool:
     if not holds:
-        msg = f"{path}: got {entry!r}, {wanted}"
+        shown = repr(entry)
+        msg = f"{path}: got {shown if len(shown) <= SHOWN else f'{shown[:SHOWN]}…'}, {wanted}"
         raise ScoreError(msg)
     return True

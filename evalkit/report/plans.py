@@ -6,12 +6,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from evalkit.operations.forecast import Amount, Planned, free_bytes
+from evalkit.operations.forecast import Amount, Planned
 from evalkit.operations.inventory import Entry
 from evalkit.report.grid import Column, Grid, Line
 from evalkit.report.rounding import ABSENT, count, dim, duration, size
 from evalkit.run.jobs import Job
 from evalkit.storage.keys import system_label
+from evalkit.storage.paths import free_bytes
 from evalkit.storage.results import CellScores
 
 SHOWN = 3

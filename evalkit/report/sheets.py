@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from evalkit.analysis.compare import storage
 from evalkit.report.card import Average, CardTable, Judged, Leaderboard, System
 from evalkit.report.rounding import ABSENT, fixed, signed
-from evalkit.report.table import METRICS, said
+from evalkit.report.table import METRICS, markdown_text, said
 from evalkit.scoring.published import NEAR, rounded
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage.results import CellScores
+from evalkit.texts import printable
 
 CARD_DIGITS = 3
 METRIC_NAMES = {"ndcg@10": "NDCG@10", "mrr@10": "MRR@10", "recall@100": "recall@100"}
@@ -21,6 +23,7 @@ LONG_COLUMNS = (
     *("table", "system", "dim", "dataset", "metric", "published", "source", "origin"),
     *("measured", "delta", "verdict", "differs", "waived", "slip", "run_id"),
 )
+NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?")
 TEX = str.maketrans(
     {
         **{character: f"\\{character}" for character in "&%$#_{}"},
@@ -198,27 +201,32 @@ def long_rows(judged: Sequence[Judged]) -> list[tuple[str, ...]]:
 
 def markdown(sheet: Sheet) -> str:
     """Return a sheet as GitHub Markdown."""
-    lines = [f"# {sheet.title}", ""]
+    lines = [f"# {markdown_text(sheet.title)}", ""]
     lines += [_line(sheet.header), _line(["---" if place < 1 else "--:" for place in range(len(sheet.header))])]
     lines += [_line(row) for row in sheet.rows]
-    lines += ["", *(f"- {note}" for note in sheet.notes)]
+    lines += ["", *(f"- {markdown_text(note)}" for note in sheet.notes)]
     return "\n".join(lines) + "\n"
 
 
 def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in cells)} |"
+    return f"| {' | '.join(map(markdown_text, cells))} |"
 
 
 def latex(sheet: Sheet) -> str:
     """Return a sheet as a LaTeX table that wants the booktabs package."""
-    lines = [r"\begin{table}", rf"\caption{{{sheet.title.translate(TEX)}. {' '.join(sheet.notes).translate(TEX)}}}"]
+    lines = [r"\begin{table}", rf"\caption{{{_tex(sheet.title)}. {_tex(' '.join(sheet.notes))}}}"]
     lines += [rf"\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}", r"\toprule"]
     lines += [_tex_line(sheet.header), r"\midrule", *(_tex_line(row) for row in sheet.rows), r"\bottomrule"]
     return "\n".join([*lines, r"\end{tabular}", r"\end{table}"]) + "\n"
 
 
 def _tex_line(cells: Sequence[str]) -> str:
-    return " & ".join(cell.translate(TEX) for cell in cells) + r" \\"
+    return " & ".join(map(_tex, cells)) + r" \\"
+
+
+def _tex(text: str) -> str:
+    """Return a text that LaTeX sets as it stands: no command, no comment, no line break."""
+    return printable(text).translate(TEX)
 
 
 def csv_sheet(sheet: Sheet) -> str:
@@ -228,12 +236,21 @@ def csv_sheet(sheet: Sheet) -> str:
 
 
 def csv_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as CSV with line feeds."""
+    """Return rows as CSV with line feeds; a cell that a spreadsheet would take for a formula begins with a quote."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
+    writer.writerows([_no_formula(cell) for cell in row] for row in (header, *rows))
     return text.getvalue()
+
+
+def _no_formula(cell: str) -> str:
+    """Return a cell that no spreadsheet computes; numbers stay numbers.
+
+    >>> [_no_formula(cell) for cell in ("=cmd()", "@x", "-0.0012", "+0.5", "-x", "a=b")]
+    ["'=cmd()", "'@x", '-0.0012', '+0.5', "'-x", 'a=b']
+    """
+    cell = printable(cell)
+    return f"'{cell}" if cell.startswith(("=", "+", "-", "@")) and not NUMBER.fullmatch(cell) else cell
 
 
 def run_rows(cells: Sequence[CellScores]) -> list[tuple[str, ...]]:

@@ -15,6 +15,7 @@ from evalkit.report.rounding import dim as dim_of
 from evalkit.scoring import published
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage.results import CellScores, distinctions
+from evalkit.texts import printable
 
 TEXT_COLUMNS = ("system", "dataset", "compared", "verdict", "source")
 METRICS = ("ndcg@10", "mrr@10", "recall@100")
@@ -93,7 +94,16 @@ def markdown(table_rows: Sequence[Row]) -> str:
     header = _header(table_rows)
     lines = [header, ["---" if name in TEXT_COLUMNS else "--:" for name in header]]
     lines += _lines(table_rows)
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+    return "".join(f"| {' | '.join(map(markdown_text, line))} |\n" for line in lines)
+
+
+def markdown_text(text: str) -> str:
+    r"""Return a text that Markdown shows as it stands, in a cell of a table too: no HTML, no column, no line break.
+
+    >>> print(markdown_text("a|b <b>c</b>"))
+    a\|b &lt;b>c&lt;/b>
+    """
+    return printable(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", r"\|")
 
 
 def said(verdict: published.Verdict) -> str:

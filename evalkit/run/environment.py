@@ -13,6 +13,7 @@ import torch
 import evalkit
 from evalkit.config.settings import EncoderConfig, RunConfig
 from evalkit.errors import ConfigError
+from evalkit.kernels.cpu import simd
 from evalkit.models import attention, elementwise
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "ranx", "numba", "ir-datasets", "PyStemmer")
@@ -37,7 +38,7 @@ def environment(device: torch.device | None) -> dict[str, Any]:
 
 
 def given_up(config: RunConfig, device: torch.device) -> dict[str, str]:
-    """Return why attention or elementwise work is not what was asked for, or not the fastest; empty where it is."""
+    """Return why a part of the work is not done as asked for, or not by the fastest kernel; empty where it is."""
     model, engine = config.model, config.engine
     if not isinstance(model, EncoderConfig):
         return {}
@@ -45,6 +46,10 @@ def given_up(config: RunConfig, device: torch.device) -> dict[str, str]:
         "attention_given_up": attention.choose(engine.attention, config=model, device=device).problem,
         "elementwise_given_up": elementwise.choose(engine.elementwise, config=model, device=device).problem,
     }
+    if device.type == "cpu":
+        problems["maxsim_given_up"] = simd.problem() if engine.maxsim == "auto" else ""
+        served = model.dtype == "float32" and model.backbone in attention.NATIVE
+        problems["attention_kernel_given_up"] = attention.kernel_problem() if served else ""
     return {name: problem for name, problem in problems.items() if problem}
 
 

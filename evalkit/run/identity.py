@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, TypedDict
 
 import xxhash
 
@@ -74,11 +74,29 @@ def bm25_facts(config: Bm25Config) -> dict[str, Any]:
         "fields": list(config.fields),
         "analyzer": config.analyzer,
         **({} if config.lengths == "lucene" else {"lengths": config.lengths}),
+        **({} if config.unmatched == "leave_out" else {"unmatched": config.unmatched}),
         "ties": config.ties,
     }
 
 
-def corpus_facts(survey: Survey, run: RunConfig) -> dict[str, Any]:
+class CorpusFacts(TypedDict):
+    """What a corpus is and how it is cut into shards."""
+
+    corpus: str
+    shard_tokens: int
+    cut: str
+
+
+class SearchFacts(TypedDict):
+    """What is searched for and how."""
+
+    queries: str
+    depth: int
+    drop_self: bool
+    search_rules: int
+
+
+def corpus_facts(survey: Survey, run: RunConfig) -> CorpusFacts:
     """Return what a corpus is and how it is cut."""
     return {"corpus": survey.checksum, "shard_tokens": run.store.shard_tokens, "cut": CUT}
 
@@ -91,7 +109,13 @@ def store_key(system: Mapping[str, Any]) -> str:
     return key_of({name: fact for name, fact in system.items() if name != "query"})
 
 
-def search_facts(dataset: Dataset, run: RunConfig) -> dict[str, Any]:
+def store_key_in(protocol: Mapping[str, Any]) -> str:
+    """Return the store key of a cell from its protocol, which holds the facts of system, corpus and search."""
+    others = {*CorpusFacts.__annotations__, *SearchFacts.__annotations__}
+    return store_key({name: fact for name, fact in protocol.items() if name not in others})
+
+
+def search_facts(dataset: Dataset, run: RunConfig) -> SearchFacts:
     """Return what is searched for and how."""
     return {
         "queries": texts_checksum(dataset.queries),

@@ -1,29 +1,42 @@
-"""Who is at work on which cells: a record per `evalkit run`, locked while its process lives, so that a kill shows.
+"""Which cells are being computed: one record per process, kept while it runs, so that a kill shows.
 
-A record lies beside the checkpoints and goes when its run is done; one that nobody holds is of a run that stopped or
-failed. That of a run that failed stays until the same run ends well or it is forgotten: nobody may be there to see.
+A record lies beside the checkpoints and is deleted when its run ends well. The record of a run that failed stays until
+the same run ends well or `evalkit status --forget` removes it: nobody may be there to see the error.
+
+Two signs tell that a process lives. It holds a lock (`flock`) on its record, and it touches the record every
+HEARTBEAT_S seconds. The lock is exact on one machine. On file systems without locks, and from other machines, the
+heartbeat decides: a record that was touched within the last DEAD_AFTER_S seconds belongs to a living process.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import errno
 import fcntl
+import itertools
 import json
 import os
+import re
 import socket
+import tempfile
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import IO, Any, NamedTuple
 
 from evalkit.config.settings import RunConfig
-from evalkit.errors import ConfigError, EvalkitError
+from evalkit.errors import EvalkitError
 from evalkit.storage import seal
 from evalkit.storage.keys import key_of
 from evalkit.storage.results import config_of, plain
 
 FOLDER = "jobs"
+HEARTBEAT_S = 15.0
+DEAD_AFTER_S = 120.0
+"""Several heartbeats: a file system may be slow, and a native call may hold Python's lock for a while."""
 
 
 class Job(NamedTuple):
@@ -33,7 +46,7 @@ class Job(NamedTuple):
     config: RunConfig | None
     """None where the record is damaged or edited, which also is so in the instant in which it is written."""
     running: bool
-    """Whether its process lives; of a process on another machine that the file system's locks tell."""
+    """Whether its process lives, by its lock or its heartbeat."""
     process: str
     """Machine and process id."""
     started: str
@@ -51,7 +64,8 @@ def recorded(config: RunConfig) -> Iterator[None]:
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "error": None,
     }
-    path = config.cache_dir / FOLDER / f"{key_of({'config': facts['config']})}.json"
+    key = key_of({"config": facts["config"]})
+    path = config.cache_dir / FOLDER / f"{key}.{_host()}.{os.getpid()}.{next(_numbers)}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
@@ -59,18 +73,65 @@ def recorded(config: RunConfig) -> Iterator[None]:
         yield
         return
     with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:  # the same command twice: each shard is written whole by either, and one record is enough
-            yield
-            return
+        facts["locked"] = _lock(file, fcntl.LOCK_EX) is None
         _write(path, facts)
+        _supersede(path, key)
         try:
-            yield
+            with _beating(path):
+                yield
         except EvalkitError as error:
             _write(path, {**facts, "error": str(error)})
             raise
+        except BaseException:
+            _write(path, {**facts, "ended": True})  # a heartbeat that has just been seen must not outlive its process
+            raise
         path.unlink(missing_ok=True)
+        _supersede(path, key)
+
+
+_numbers = itertools.count(1)
+"""Tells apart the records of one process: a sweep runs several configs, one after the other."""
+
+
+def _host() -> str:
+    """Return this machine's name as a file can be called."""
+    return re.sub(r"[^\w-]", "-", socket.gethostname())[:64] or "unknown"
+
+
+def _lock(file: IO[Any], kind: int) -> OSError | None:
+    """Try to lock an open record; return why it could not be locked."""
+    try:
+        fcntl.flock(file, kind | fcntl.LOCK_NB)
+    except OSError as error:
+        return error
+    return None
+
+
+@contextmanager
+def _beating(path: Path) -> Iterator[None]:
+    """Touch a record every HEARTBEAT_S seconds, from a thread that ends with the block."""
+    over = threading.Event()
+
+    def beat() -> None:
+        while not over.wait(HEARTBEAT_S):
+            with suppress(OSError):
+                os.utime(path)  # without a time of ours: a file server then sets its own
+
+    thread = threading.Thread(target=beat, name="evalkit-heartbeat", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
+
+
+def _supersede(own: Path, key: str) -> None:
+    """Remove what stopped or failed runs of the same config left: this run takes their place."""
+    for path in [*own.parent.glob(f"{key}.*.json"), own.parent / f"{key}.json"]:
+        job = None if path == own else _read(path)
+        if job is not None and job.config is not None and not job.running:  # without a config: it may be being written
+            path.unlink(missing_ok=True)
 
 
 def known(cache_dir: Path) -> list[Job]:
@@ -91,20 +152,34 @@ def forget(records: Iterable[Job]) -> int:
 def _read(path: Path) -> Job | None:
     try:
         with path.open("rb") as file:
-            try:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-                running = False
-            except OSError:
-                running = True
-            data = file.read()
-    except OSError:  # gone by now: its run is done
+            refused = _lock(file, fcntl.LOCK_SH)
+            data, touched = file.read(), os.fstat(file.fileno()).st_mtime
+    except FileNotFoundError:  # gone by now: its run is done
         return None
+    except OSError:
+        return Job(path, None, running=False, process="unknown", started="", error=None)
+    held = refused is not None and refused.errno in (errno.EWOULDBLOCK, errno.EACCES)
     try:
         facts = seal.read(data)
         config = config_of(facts["config"])
-        return Job(path, config, running, str(facts["process"]), str(facts["started"]), facts["error"])
-    except (ValueError, KeyError, TypeError, AttributeError, ConfigError):
-        return Job(path, None, running, "unknown", "", None)
+        process, started, error = str(facts["process"]), str(facts["started"]), facts["error"]
+        job = Job(path, config, held, process, started, None if error is None else str(error))
+    except (ValueError, KeyError, TypeError, AttributeError):  # ConfigError is a ValueError
+        return Job(path, None, held, "unknown", "", None)
+    if held or job.error or facts.get("ended"):
+        return job
+    # A lock that is free is a proof only where there was one, on the machine that took it.
+    exact = refused is None and facts.get("locked", True) and process.partition(" ")[0] == socket.gethostname()
+    return job if exact else job._replace(running=_now(path.parent) - touched < DEAD_AFTER_S)
+
+
+def _now(folder: Path) -> float:
+    """Return the time by the clock that stamps a folder's files, which may be a file server's."""
+    try:
+        with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock.", suffix=".tmp") as file:
+            return os.fstat(file.fileno()).st_mtime
+    except OSError:
+        return time.time()
 
 
 def _write(path: Path, facts: dict[str, Any]) -> None:
@@ -117,7 +192,7 @@ def absolute(config: RunConfig) -> RunConfig:
     """Return a config that means the same in every working folder."""
     dataset = config.dataset
     if dataset.path is not None:
-        dataset = dataclasses.replace(dataset, path=str(Path(dataset.path).expanduser().absolute()))
+        dataset = dataclasses.replace(dataset, path=str(Path(dataset.path).absolute()))
     return dataclasses.replace(
         config, dataset=dataset, results_dir=config.results_dir.absolute(), cache_dir=config.cache_dir.absolute()
     )

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from functools import reduce
 from operator import add
+from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from rich.console import Console
 
 from evalkit import datasets
@@ -40,7 +40,15 @@ from evalkit.run.search import to_run
 from evalkit.run.shard_step import bm25_count_step, bm25_score_step, costs, vector_step
 from evalkit.scoring import metrics
 from evalkit.storage import results, trec
-from evalkit.storage.paths import make_folder, run_dir, write_whole
+from evalkit.storage.paths import (
+    make_folder,
+    remove_left_over,
+    run_dir,
+    store_dir,
+    survey_file,
+    topk_dir,
+    write_whole,
+)
 from evalkit.storage.results import CellScores
 from evalkit.types import Dataset
 
@@ -60,6 +68,7 @@ def run(
     """
     task = prepare(config, console=console)
     task, cells = _planned(task, lacking)
+    remove_left_over(_written_to(config, cells))
     done = {cell.run_id: None if force else scored.finished(task, cell, METRICS) for cell in cells}
     for line in scored.earlier([scores for scores in done.values() if scores is not None], config.results_dir):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
@@ -99,6 +108,16 @@ def _planned(task: Task, lacking: dict[int, str] | None) -> tuple[Task, list[Cel
     lacking |= {dim: str(error) for dim, error in failed.items()}
     task = task._replace(config=dataclasses.replace(task.config, dims=tuple(found)))
     return task, plan(task)
+
+
+def _written_to(config: RunConfig, cells: Sequence[Cell]) -> Iterator[Path]:
+    """Yield the folders that a run writes to, where a killed one may have left files half-written."""
+    runs = run_dir(config.results_dir, "x").parent
+    yield from (runs, *(path for path in runs.glob("*") if path.is_dir()))
+    yield survey_file(config.cache_dir, "x").parent
+    for cell in cells:
+        yield store_dir(config.cache_dir, cell.store_key)
+        yield topk_dir(config.cache_dir, cell.search_key)
 
 
 def prepare(config: RunConfig, *, console: Console) -> Task:
@@ -215,7 +234,7 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float, met_vectors: 
         trec.write_run(own, folder / results.DROPPED, tag=cell.run_id)
     values = metrics.score(kept, dataset.qrels, METRICS)
     write_whole(folder / results.PER_QUERY, results.per_query_table(values.per_query, METRICS).encode())
-    write_whole(folder / results.CONFIG, yaml.safe_dump(results.plain(config), sort_keys=False).encode())
+    results.write_config(config, folder)
     cost = {} if cell.dim is None else costs(task, cell)
     vectors = {} if "vectors" not in cost else {"document_vectors": int(cost.pop("vectors"))}
     counted: dict[str, int] = {
@@ -228,11 +247,12 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float, met_vectors: 
         task.console.print(
             f"{cell.run_id}: {line}, so the result lacks document_vectors or times; the scores are whole",
             highlight=False,
+            markup=False,
             soft_wrap=True,
         )
     if reused := counted.get("reused_shards"):
         line = f"{reused:,} of {len(task.survey.shards):,} shards had been encoded before, for another run"
-        task.console.print(f"{cell.run_id}: {line}", highlight=False, soft_wrap=True)
+        task.console.print(f"{cell.run_id}: {line}", highlight=False, markup=False, soft_wrap=True)
     scores = CellScores(
         run_id=cell.run_id,
         model=config.model.name,

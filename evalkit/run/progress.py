@@ -61,10 +61,10 @@ def documents_bar(console: Console, title: str, *, total: int | None) -> Iterato
         yield Counted(title, total=total, show=_lines(console))
         return
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
-        TextColumn("{task.fields[rate]}"),
+        TextColumn("{task.fields[rate]}", markup=False),
         TimeRemainingColumn(),
     )
     with Progress(*columns, console=console, transient=True) as bar:

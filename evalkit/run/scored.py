@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from evalkit.config.settings import EncoderConfig, RunConfig
 from evalkit.errors import ScoreError
@@ -55,10 +53,11 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
     trec.write_qrels(task.dataset.qrels, folder / results.QRELS)
     scored = metrics.score(run, task.dataset.qrels, names)
     write_whole(folder / results.PER_QUERY, results.per_query_table(scored.per_query, names).encode())
-    write_whole(folder / results.CONFIG, yaml.safe_dump(_settings(task, cell), sort_keys=False).encode())
+    results.write_config(task.config, folder, scored_again=True)
     here = environment.environment(None)
     fresh = dataclasses.replace(
         scores,
+        files={},  # `write` takes the checksums of those that lie there now
         language=task.dataset.language,
         main_metric=task.dataset.main_metric,
         metrics=scored.means,
@@ -164,17 +163,6 @@ def _counts(task: Task, scores: CellScores) -> dict[str, int]:
     kept = {name: count for name, count in scores.counts.items() if name != "missing_documents"}
     missing = {"missing_documents": len(task.survey.missing)} if task.survey.missing else {}
     return {**kept, "judgements": sum(map(len, task.dataset.qrels.values())), **missing}
-
-
-def _settings(task: Task, cell: Cell) -> Mapping[str, Any]:
-    """Return the settings that the run was made with, and the dataset's of now."""
-    now: Mapping[str, Any] = results.plain(task.config)
-    path = run_dir(task.config.results_dir, cell.run_id) / results.CONFIG
-    try:
-        before = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return now
-    return {**before, "dataset": now["dataset"]} if isinstance(before, dict) else now
 
 
 def _say(task: Task, line: str) -> None:

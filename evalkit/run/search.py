@@ -17,7 +17,7 @@ from torch import Tensor
 from evalkit.config.settings import MaxsimKernel, Nomination
 from evalkit.maxsim import choice
 from evalkit.ragged import Ragged
-from evalkit.ranking import Hits, TieRule, merge, no_hits
+from evalkit.ranking import Hits, Ids, TieRule, best_of_shard, id_array, merge, no_hits, ranked_ids
 from evalkit.storage.shard_files import ShardVectors
 from evalkit.types import Hit
 
@@ -40,7 +40,7 @@ def search_shard(  # noqa: PLR0913 (keyword-only behind the two sides)
     `precision` and `maxsim` are those of the nomination; the hits are the same for each.
     """
     kernel = choice.bind(maxsim, shard.vectors, device=device, precision=precision)
-    ids_N = np.array([identifier.encode() for identifier in shard.ids])
+    ids = ranked_ids(shard.ids)
     bound_Q = kernel.error_bound(queries.vectors)
     floor = torch.from_numpy(floor_Q).double()
     best = []
@@ -50,12 +50,8 @@ def search_shard(  # noqa: PLR0913 (keyword-only behind the two sides)
         query_H, document_H = _nominate(kernel.scores(block), bound_Q[begin:end], floor[begin:end], depth)
         score_H = kernel.exact_scores(block, query_H, document_H)
         reaching_H = score_H >= torch.from_numpy(floor_Q)[begin:end][query_H]
-        hits = Hits(
-            (query_H[reaching_H].numpy() + begin).astype(np.int32),
-            ids_N[document_H[reaching_H].numpy()],
-            score_H[reaching_H].numpy(),
-        )
-        best.append(merge([hits], depth=depth))
+        found = ((query_H[reaching_H].numpy() + begin).astype(np.int32), document_H[reaching_H].numpy())
+        best.append(best_of_shard(*found, score_H[reaching_H].numpy(), ids, depth=depth))
     return merge(best, depth=depth) if best else no_hits()
 
 
@@ -79,31 +75,36 @@ def _nominate(score_QN: Tensor, bound_Q: Tensor, floor_Q: Tensor, depth: int) ->
     return query_H.cpu(), document_H.cpu()
 
 
-def best_of(score_QN: np.ndarray, ids: Sequence[str], *, depth: int, first_query: int, ties: TieRule) -> Hits:
+def best_of(score_QN: np.ndarray, ids: Ids, *, depth: int, first_query: int, ties: TieRule) -> Hits:
     """Return the best hits of a matrix of final scores; -inf marks a document that is not retrieved at all."""
-    ids_N = np.array([identifier.encode() for identifier in ids])
     kept = min(depth, score_QN.shape[1])
     last_Q = np.partition(score_QN, -kept, axis=1)[:, -kept]
     query_H, document_H = np.nonzero((score_QN >= last_Q[:, None]) & np.isfinite(score_QN))
-    found = Hits((query_H + first_query).astype(np.int32), ids_N[document_H], score_QN[query_H, document_H])
-    return merge([found], depth=depth, ties=ties)
+    score_H = score_QN[query_H, document_H]
+    return best_of_shard((query_H + first_query).astype(np.int32), document_H, score_H, ids, depth=depth, ties=ties)
 
 
 def hits_to_arrays(hits: Hits) -> dict[str, Tensor]:
-    """Return hits as named arrays for a checkpoint."""
-    width = hits.id_H.dtype.itemsize
+    """Return hits as named arrays for a checkpoint; ids become bytes and where each ends."""
+    ids = hits.id_H.tolist()
+    data = np.frombuffer(b"".join(ids), dtype=np.uint8)
     return {
         "query": torch.from_numpy(hits.query_H),
-        "id": torch.from_numpy(np.ascontiguousarray(hits.id_H).view(np.uint8).reshape(-1, width)),
+        "id_bytes": torch.from_numpy(data.copy()),
+        "id_ends": torch.from_numpy(np.cumsum([len(one) for one in ids], dtype=np.int64)),
         "score": torch.from_numpy(hits.score_H),
     }
 
 
 def hits_from_arrays(arrays: Mapping[str, Tensor]) -> Hits:
-    """Undo `hits_to_arrays`."""
-    id_HB = arrays["id"].numpy()
-    id_H = np.ascontiguousarray(id_HB).view(f"S{id_HB.shape[1]}").reshape(-1)
-    return Hits(arrays["query"].numpy(), id_H, arrays["score"].numpy())
+    """Undo `hits_to_arrays`; the ids of older checkpoints all have one width, filled up with NUL."""
+    if "id" in arrays:
+        id_HB = arrays["id"].numpy()
+        ids = np.ascontiguousarray(id_HB).view(f"S{id_HB.shape[1]}").reshape(-1).tolist()
+    else:
+        data, ends = arrays["id_bytes"].numpy().tobytes(), arrays["id_ends"].tolist()
+        ids = [data[begin:end] for begin, end in zip([0, *ends], ends, strict=False)]
+    return Hits(arrays["query"].numpy(), id_array(ids), arrays["score"].numpy())
 
 
 def to_run(hits: Hits, query_ids: Sequence[str]) -> dict[str, list[Hit]]:

@@ -23,7 +23,7 @@ from evalkit.kernels.cpu import memory
 from evalkit.models.checkpoint import refuse_changes
 from evalkit.models.encoder import DTYPES, Encoder
 from evalkit.models.tokens import TokenTable
-from evalkit.ranking import Hits, floors, merge, no_hits
+from evalkit.ranking import Hits, floors, merge, no_hits, ranked_ids
 from evalkit.run.background import Ahead, Writer, tokenizer_threads
 from evalkit.run.cells import Cell, Task
 from evalkit.run.encode import device_errors, encode, say_halved
@@ -265,10 +265,10 @@ def bm25_score_step(
     depth: int,
 ) -> Hits:
     """Return a shard's best hits under the whole corpus' statistics. Cheap beside counting, so not checkpointed."""
-    best = [no_hits()]
+    best, ids = [no_hits()], ranked_ids(counts.document_ids)
     for begin in range(0, len(queries), BM25_QUERY_BLOCK):
         score_QN = lucene.score_block(counts, statistics, settings, queries[begin : begin + BM25_QUERY_BLOCK])
-        best.append(best_of(score_QN, counts.document_ids, depth=depth, first_query=begin, ties=settings.ties))
+        best.append(best_of(score_QN, ids, depth=depth, first_query=begin, ties=settings.ties))
     return merge(best, depth=depth, ties=settings.ties)
 
 

@@ -14,10 +14,12 @@ import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
 from evalkit.errors import ScoreError
+from evalkit.kernels.cpu.numba_folder import with_folder
 from evalkit.ranking import check_hits, rank_hits
 from evalkit.types import Qrels, Run, Scores
 
@@ -75,14 +77,20 @@ def _evaluate(judged_QJ2: np.ndarray, found_QH2: np.ndarray, metrics: Sequence[s
     """Let ranx compute; it is imported here because the import alone takes about 2 s."""
     try:
         with _without_unused_modules():
-            import ranx
+            ranx = with_folder(_ranx)
     except (OSError, RuntimeError) as error:
-        # numba, which ranx imports, wants a folder to write to: "no locator available", EACCES.
+        # numba, which ranx imports, wants a folder to write to, and there is no room for a temporary one either.
         msg = f"ranx cannot be imported ({error}); it wants a home folder that can be written: set HOME to one"
         raise ScoreError(msg) from error
 
     # ranx 0.3.21 fails on one metric without its mean, and answers a list of several with a dict: name the first twice.
     return dict(ranx.evaluate(judged_QJ2, found_QH2, [metrics[0], *metrics], return_mean=False))
+
+
+def _ranx() -> Any:
+    import ranx
+
+    return ranx
 
 
 @contextmanager

@@ -68,10 +68,17 @@ def snapshot(
     }
     try:
         if not constants.HF_HUB_OFFLINE:
+            _refuse_token()
             if reason := _unreachable():
                 return _from_cache(repo, wanted, reason)
             _fetch_missing(repo, wanted)
         return Path(snapshot_download(repo, **wanted))
+    except ValueError as error:  # of the libraries below: a name or an address that they do not take
+        if isinstance(error, OSError):
+            raise
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        msg = f"the request cannot be made ({reason}); check the repository's name, HF_ENDPOINT and the proxy's address"
+        raise DownloadError(msg) from error
     except Exception as error:
         # The HTTP library's errors are no OSError, and which library it is depends on huggingface_hub's version.
         if isinstance(error, OSError) or not type(error).__module__.startswith("httpx"):
@@ -106,6 +113,16 @@ def _fetch_missing(repo: str, wanted: dict[str, Any]) -> None:
             _fetch(repo, file.filename, commit=file.commit_hash, repo_type=wanted["repo_type"])
 
 
+def _refuse_token() -> None:
+    """Raise DownloadError for a token that no request can carry: HTTP wants ASCII."""
+    from huggingface_hub import get_token
+
+    token = get_token()
+    if token is not None and not (token.isascii() and token.isprintable()):
+        msg = "the token (HF_TOKEN) has a character that is not ASCII, wanted one as the hub gave it; copy it again"
+        raise DownloadError(msg)
+
+
 def _unreachable() -> str | None:
     """Say why the hub cannot be reached, or None: asked once, for the library asks for most of a minute, warning."""
     from huggingface_hub import constants, get_session
@@ -113,8 +130,8 @@ def _unreachable() -> str | None:
     try:
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except Exception as error:
-        if not type(error).__module__.startswith("httpx"):
-            raise
+        if not (type(error).__module__.startswith("httpx") or isinstance(error, (ValueError, OSError, ImportError))):
+            raise  # a proxy's address that is none is a ValueError, a kind that wants another package an ImportError
         return " ".join(f"{constants.ENDPOINT}: {type(error).__name__}: {error}".split())
     return None
 

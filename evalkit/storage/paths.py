@@ -4,12 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import socket
-from pathlib import Path
+import time
+import zlib
+from collections.abc import Iterable
+from contextlib import suppress
+from pathlib import Path, PurePosixPath
+from typing import Final
 
 import xxhash
 
 from evalkit.errors import StoreError
+
+LONGEST_KEPT: Final = 120
+"""Bytes of a name that are kept in that of its temporary file."""
+DAY_S: Final = 86_400
 
 
 def survey_file(cache_dir: Path, key: str) -> Path:
@@ -54,6 +64,15 @@ def run_dir(results_dir: Path, run_id: str) -> Path:
     return results_dir / "runs" / run_id
 
 
+def below(folder: Path, name: str) -> Path:
+    """Return the path of a file below a folder. Raises StoreError for a name that leads elsewhere."""
+    parts = PurePosixPath(name).parts
+    if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\0" in name:
+        msg = f"{name!r}: wanted a name of a file below {folder}; nothing was written there"
+        raise StoreError(msg)
+    return folder.joinpath(*parts)
+
+
 def make_folder(path: Path) -> None:
     """Make a folder and those above it where they are not there. Raises StoreError."""
     try:
@@ -93,7 +112,52 @@ def unwritable(path: Path, error: Exception) -> StoreError:
 
 def temporary(path: Path) -> Path:
     """Name what will be renamed to a path: of this process alone, also among machines that share a file system."""
-    return path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    name = path.name
+    if len(os.fsencode(name)) > LONGEST_KEPT:  # with its additions it would be longer than a name may be
+        name = f"{name[:16]}-{zlib.crc32(os.fsencode(name)):08x}"
+    return path.with_name(f".{name}{_owner(os.getpid())}")
+
+
+def _owner(pid: int) -> str:
+    return f".{socket.gethostname()}.{pid}.tmp"
+
+
+def remove_left_over(folders: Iterable[Path]) -> int:
+    """Remove the temporary files in some folders that killed processes left; return how many there were.
+
+    Of processes of this machine it is known whether they live. A file of another machine goes after DAY_S seconds
+    without a change: no write takes that long.
+    """
+    removed = 0
+    for folder in folders:
+        for path in folder.glob(".*.tmp"):
+            with suppress(OSError):  # another process may be tidying up too
+                if _left_over(path):
+                    path.unlink()
+                    removed += 1
+    return removed
+
+
+def _left_over(path: Path) -> bool:
+    pid = path.name.removesuffix(".tmp").rpartition(".")[2]
+    if not (pid.isascii() and pid.isdigit()):
+        return False
+    if path.name.endswith(_owner(int(pid))):
+        try:
+            os.kill(int(pid), 0)
+        except (ProcessLookupError, OverflowError):
+            return True
+        except PermissionError:  # somebody else's process lives
+            return False
+        return False
+    return time.time() - path.stat().st_mtime > DAY_S
+
+
+def free_bytes(folder: Path) -> int:
+    """Return the free bytes of the disk that a folder is or would be on."""
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def publish(unfinished: Path, path: Path) -> None:

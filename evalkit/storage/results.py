@@ -20,9 +20,10 @@ import numpy as np
 import xxhash
 import yaml
 
+from evalkit import texts
 from evalkit.config.settings import RunConfig, run_config
 from evalkit.errors import ConfigError, ScoreError
-from evalkit.storage import keys, seal, trec
+from evalkit.storage import keys, outside, seal, trec
 from evalkit.storage.paths import run_dir, write_whole
 from evalkit.types import Hit
 
@@ -44,12 +45,15 @@ KINDS: Mapping[str, tuple[type, ...]] = {
 """What each field is in the file; a file may have been edited by hand."""
 JSON_NAMES = {str: "a text", dict: "an object", list: "a list", int: "a whole number", NoneType: "null"}
 CONFIG = "config.yaml"
+LOCAL = "local.yaml"
+"""Paths of the machine that the run was made on, apart from the settings; it may be deleted, and is not published."""
 BESIDE = (RUN, QRELS, PER_QUERY, CONFIG, DROPPED)
 """Whose checksums scores.json records."""
 QRELS_CHECKSUM = "qrels_checksum"
 """Where `environment` names the judgements that a cell was scored with (`evalkit.run.identity.qrels_checksum`)."""
 BEING_SCORED = "being scored again"
 """What stands there while a finished cell's files are rewritten: no judgements have this checksum."""
+DATASET_PATH = "dataset.path"
 _SHOWN_CHARACTERS = 16
 """How much of a value tells two runs apart: of two checksums the beginnings."""
 
@@ -151,6 +155,7 @@ def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
             return  # what follows needs fields of their kinds
     if path.parent.name != values["run_id"]:
         yield f"run_id is {values['run_id']!r}, wanted its folder's name; give the folder its name back"
+    yield from _unusable_names(values)
     named = [("", "metrics"), ("count of ", "counts"), ("seconds of ", "wall_s")]
     parts = [(where, values[name]) for where, name in named]
     for where, numbers in (*parts, *((f"{name} ", group) for name, group in values["groups"].items())):
@@ -167,6 +172,16 @@ def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
         )
     if values["main_metric"] not in values["metrics"]:
         yield f"got no {values['main_metric']}, its main metric; {again}"
+
+
+def _unusable_names(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what is wrong with the names that a report makes paths of."""
+    again = "delete it and run the cell again"
+    checkpoint = values["environment"].get("checkpoint")
+    revision = checkpoint.get("revision") if isinstance(checkpoint, dict) else None
+    for name, value in (*((name, values[name]) for name in ("model", "dataset", "split")), ("revision", revision)):
+        if value is not None and (problem := texts.unusable_name(value, parts=name == "dataset")):
+            yield f"{name} is {str(value)[: texts.NAME_BYTES]!r}, {problem}; {again}"
 
 
 def finished(results_dir: Path, run_id: str) -> CellScores | None:
@@ -273,16 +288,71 @@ def config_of(values: Mapping[str, Any], *, dataset_path: Path | None = None) ->
     return run_config(settings)
 
 
+def write_config(config: RunConfig, folder: Path, *, scored_again: bool = False) -> None:
+    """Write a run's settings to its folder, and beside them, in a file of their own, this machine's paths.
+
+    So the settings mean the same on every machine and tell nothing of this one. `scored_again` keeps the settings that
+    are there, except those of the dataset.
+    """
+    values = plain(config)
+    local = {name: _taken(values, name) for name in _path_settings(values)}
+    if scored_again and (before := _mapping(folder / CONFIG)):
+        values = {**before, "dataset": values["dataset"]}
+        others = {name: value for name, value in _mapping(folder / LOCAL).items() if name != DATASET_PATH}
+        local = {**others, **{name: value for name, value in local.items() if name == DATASET_PATH}}
+    for name, content in ((LOCAL, local), (CONFIG, values)):
+        write_whole(folder / name, yaml.safe_dump(content, sort_keys=False).encode())
+
+
+def _mapping(path: Path) -> dict[str, Any]:
+    """Return what a YAML file of settings says; nothing where there is none that can be read."""
+    try:
+        found = outside.read_yaml(path)
+    except outside.UnreadableError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _path_settings(values: Mapping[str, Any]) -> list[str]:
+    """Return the settings that hold a path, by dotted name."""
+    checkpoints = [f"model.checkpoints.{dim}.path" for dim in (values["model"].get("checkpoints") or {})]
+    reranker = ["reranker.checkpoint.path"] if values.get("reranker") else []
+    names = ["results_dir", "cache_dir", DATASET_PATH, *checkpoints, *reranker]
+    return [name for name in names if _get(values, name) is not None]
+
+
+def _get(values: Any, name: str) -> Any:
+    for part in name.split("."):
+        values = values[part]
+    return values
+
+
+def _taken(values: dict[str, Any], name: str) -> Any:
+    """Return a setting by its dotted name, and leave null in its place."""
+    *above, last = name.split(".")
+    group = _get(values, ".".join(above)) if above else values
+    value, group[last] = group[last], None
+    return value
+
+
 def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> RunConfig:
     """Return the config that a run was made with, its dataset's sources headed by the one that the run used.
+
+    Paths are those of the machine that the run was made on, where its folder still tells them.
 
     Raises ConfigError when it cannot be read any more, and ScoreError when it was edited.
     """
     path = run_dir(results_dir, cell.run_id) / CONFIG
     require_unedited(results_dir, cell, CONFIG)
     try:
-        config = config_of(yaml.safe_load(path.read_text(encoding="utf-8")), dataset_path=dataset_path)
-    except (OSError, yaml.YAMLError, KeyError, TypeError, AttributeError) as error:
+        values = outside.read_yaml(path)
+        for name, value in _mapping(path.with_name(LOCAL)).items():
+            *above, last = name.split(".")
+            (_get(values, ".".join(above)) if above else values)[last] = value
+        values["results_dir"] = values.get("results_dir") or str(results_dir)
+        values["cache_dir"] = values.get("cache_dir") or str(results_dir.parent / "cache")
+        config = config_of(values, dataset_path=dataset_path)
+    except (outside.UnreadableError, KeyError, TypeError, AttributeError) as error:
         msg = f"{path}: not the settings of a run ({error}); run the cell again"
         raise ConfigError(msg) from error
     used = str(cell.environment.get("dataset_source")).partition(" ")[0]

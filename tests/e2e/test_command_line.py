@@ -58,6 +58,7 @@ def test_each_cell_leaves_its_scores_where_they_are_looked_for(finished):
             "per_query.tsv",
             "qrels.trec.gz",
             "config.yaml",
+            "local.yaml",
         }
 
 

@@ -21,7 +21,7 @@ from evalkit.storage.paths import file_checksum
 
 def evalkit(*words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "evalkit", *words], cwd=cwd, capture_output=True, text=True, timeout=300, check=False
+        [sys.executable, "-m", "evalkit", *words], cwd=cwd, capture_output=True, text=True, timeout=600, check=False
     )
 
 
@@ -92,32 +92,34 @@ def test_a_download_that_was_killed_goes_on_where_it_stopped(tmp_path: Path, hub
     settings = {"env": reaching(hub, tmp_path / "home"), "cwd": tmp_path, "text": True}
     hub.faults["model.safetensors"] = ("stall", 25_000_000)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, **settings) as killed:
-        assert hub.stalled.wait(120)
-        (partial,) = waited_for(lambda: [path for path in (tmp_path / "home").rglob("*.incomplete") if size(path)])
+        assert hub.stalled.wait(600)
+        (partial,) = waited_for(
+            lambda: [path for path in (tmp_path / "home").rglob("*.incomplete") if size(path)], killed
+        )
         killed.kill()
     kept = size(partial)
     assert 0 < kept <= 25_000_000
     hub.go_on.set()
     hub.faults.clear()
     hub.asked.clear()
-    done = subprocess.run(command, capture_output=True, timeout=300, check=False, **settings)
+    done = subprocess.run(command, capture_output=True, timeout=600, check=False, **settings)
     assert (done.returncode, done.stderr) == (0, "")
     assert [each.range for each in hub.gets("model.safetensors")] == [f"bytes={kept}-"]
     assert f"128/model.safetensors             {file_checksum(tmp_path / 'repository' / 'model.safetensors')}" in (
         done.stdout
     )
     hub.asked.clear()
-    again = subprocess.run(command, capture_output=True, timeout=300, check=False, **settings)
+    again = subprocess.run(command, capture_output=True, timeout=600, check=False, **settings)
     assert again.returncode == 0
     assert not [each for each in hub.asked if "/resolve/" in each.path]
 
 
-def waited_for(found: Callable[[], list[Path]]) -> list[Path]:
-    for _ in range(200):
-        if paths := found():
-            return paths
-        time.sleep(0.05)
-    return found()
+def waited_for(found: Callable[[], list[Path]], process: subprocess.Popen[str]) -> list[Path]:
+    """Wait, however long it takes, for what a process will leave; the server holds the process until then."""
+    while not (paths := found()):
+        assert process.poll() is None, "the download ended before a part of it was on disk"
+        time.sleep(0.01)
+    return paths
 
 
 def size(path: Path) -> int:

@@ -3,17 +3,21 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from holding import held_run
 
-SIZE = ["dataset.demo.documents=600", "dataset.demo.queries=30", "store.shard_tokens=2000", "engine.threads=1"]
+SIZE = ["dataset.demo.documents=300", "dataset.demo.queries=30", "store.shard_tokens=2000", "engine.threads=1"]
 
 
-def command(folder: Path, *words: str) -> list[str]:
-    places = [f"results_dir={folder}/results", f"cache_dir={folder}/cache"]
-    return [sys.executable, "-m", "evalkit", "run", *SIZE, *places, *words]
+def words_of(folder: Path, *words: str) -> list[str]:
+    return ["run", *SIZE, f"results_dir={folder}/results", f"cache_dir={folder}/cache", *words]
+
+
+def finish(words: list[str]) -> str:
+    command = [sys.executable, "-m", "evalkit", *words]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=600).stderr
 
 
 def run_file(folder: Path) -> bytes:
@@ -29,41 +33,35 @@ def finished_shards(folder: Path) -> dict[str, int]:
 
 @pytest.mark.parametrize("model", ["demo", "bm25"])
 def test_a_killed_run_goes_on_where_it_stopped_and_ends_in_the_same_bytes(tmp_path, model):
+    """Killed three times: between the two files of a checkpoint, before the first of them, and between them again."""
     words = [f"model={model}", *(["dim=64"] if model == "demo" else [])]
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run(command(whole, *words), check=True, capture_output=True, timeout=600)
-
-    kills = 0
-    for shards_before_the_kill in (1, 3, 6):
-        process = subprocess.Popen(command(killed, *words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        deadline = time.monotonic() + 300
-        while process.poll() is None and time.monotonic() < deadline:
-            written = list((killed / "cache" / "topk").glob("*/*.json"))
-            if len(written) >= shards_before_the_kill:
-                process.send_signal(signal.SIGKILL)
-                kills += 1
-                break
-            time.sleep(0.002)
-        process.wait(timeout=300)
-        if process.returncode == 0:
-            break
-    assert kills > 0, "every run was over before it could be killed; the test needs more documents"
+    finish(words_of(whole, *words))
+    for before, count, finished in (
+        ("topk/*/*.json", 2, 1),
+        ("topk/*/*.safetensors", 3, 1 + 2),
+        ("topk/*/*.json", 4, 3 + 3),
+    ):
+        with held_run(words_of(killed, *words), tmp_path, before=before, count=count) as process:
+            process.send_signal(signal.SIGKILL)
+            process.wait(timeout=600)
+        assert len(list((killed / "cache" / "topk").glob("*/*.json"))) == finished
     before = finished_shards(killed)
-    subprocess.run(command(killed, *words), check=True, capture_output=True, timeout=600)
+    finish(words_of(killed, *words))
     after = finished_shards(killed)
     assert {path: after[path] for path in before} == before
+    assert len(after) > len(before)
     assert run_file(killed) == run_file(whole)
 
 
 def test_a_damaged_shard_is_redone_and_reported(tmp_path):
-    words = command(tmp_path, "model=demo", "dim=64")
-    subprocess.run(words, check=True, capture_output=True, timeout=600)
+    words = words_of(tmp_path, "model=demo", "dim=64")
+    finish(words)
     wanted = run_file(tmp_path)
     shard = sorted((tmp_path / "cache" / "stores").glob("*/*.safetensors"))[2]
     shard.write_bytes(shard.read_bytes()[:-7] + b"damaged")
     for path in [*(tmp_path / "cache" / "topk").glob("*/*"), *(tmp_path / "results" / "runs").glob("*/*")]:
         path.unlink()
-    again = subprocess.run(words, check=True, capture_output=True, text=True, timeout=600)
-    (said,) = [line for line in again.stderr.splitlines() if "the shard is redone" in line]
+    (said,) = [line for line in finish(words).splitlines() if "the shard is redone" in line]
     assert said.startswith(f"{shard}: checksum is ")
     assert run_file(tmp_path) == wanted

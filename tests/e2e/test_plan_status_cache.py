@@ -5,9 +5,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+from holding import held_run
 
 SMALL = ["dataset.demo.documents=120", "dataset.demo.queries=12", "store.shard_tokens=3000"]
 PLACES = ["results_dir=results", "cache_dir=cache"]
@@ -144,21 +144,17 @@ def test_status_of_what_is_done(finished):
 
 
 def test_status_and_cache_beside_a_run_after_its_kill_and_after_its_end(tmp_path):
-    words = ["run", "model=demo", "dim=64", "dataset.demo.documents=2000", "store.shard_tokens=3000", *PLACES]
-    process = subprocess.Popen([*COMMAND, *words], cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        while not len(list((tmp_path / "cache").glob("topk/*/*.json"))) > 1:
-            assert process.poll() is None, "the run ended before it could be looked at"
-            time.sleep(0.1)
+    words = ["run", "model=demo", "dim=64", "dataset.demo.documents=300", "store.shard_tokens=3000"]
+    words += ["dataset.demo.queries=20", *PLACES]
+    with held_run(words, tmp_path / "handshake", before="topk/*/*.json", count=3, cwd=tmp_path) as process:
         beside = evalkit("status", *PLACES, cwd=tmp_path)
         refused = evalkit("cache", "rm", "demo", "--yes", "--cache-dir", "cache", cwd=tmp_path)
-        assert process.poll() is None, "the run ended before it could be looked at"
-    finally:
+        assert process.poll() is None
         process.send_signal(signal.SIGKILL)
         process.wait()
     (row,) = rows(beside.stdout, "running")
     assert row[1:4] == ["demo", "64", "demo"]
-    assert 0 < int(row[4]) < int(row[6])
+    assert int(row[4]) == 2 < int(row[6])
     assert str(process.pid) in beside.stdout
     assert refused.returncode == 1
     assert "is at work here since" in refused.stderr

@@ -1,4 +1,4 @@
-"""The README's words: every command in it is one that evalkit takes, and every path in its tree is there."""
+"""What the READMEs say: every command in them is one that evalkit takes, and every path that they name is there."""
 
 import re
 import shlex
@@ -14,7 +14,17 @@ from evalkit.storage.results import read_all
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text("utf-8")
-COMMANDS = re.findall(r"^evalkit [^#\n]+", README, re.MULTILINE)
+FOLDERS = ("configs", "evalkit", "results", "results/bench", "scripts", "tests")
+READMES = {
+    name: (ROOT / name / "README.md").read_text("utf-8")
+    for name in ("", *FOLDERS)
+    if (ROOT / name / "README.md").is_file()
+}
+CODE = ["\n".join(re.findall(r"^```sh\n(.*?)^```", text, re.MULTILINE | re.DOTALL)) for text in READMES.values()]
+COMMANDS = [command for code in CODE for command in re.findall(r"^evalkit [^#\n]+", code, re.MULTILINE)]
+SCRIPTS = [
+    line for code in CODE for line in re.findall(r"^(?:PYTHONPATH=\. )?python (scripts/[^#\n]+)", code, re.MULTILINE)
+]
 
 
 def test_the_readme_has_commands():
@@ -42,13 +52,37 @@ def test_make_has_the_readmes_two_targets():
     assert {"demo", "test"} <= set(targets)
 
 
-def test_every_file_of_the_readmes_tree_exists():
+def test_the_readmes_stay_short():
+    assert len(README.splitlines()) <= 200
+    assert {
+        name: len(text.splitlines()) for name, text in READMES.items() if name and len(text.splitlines()) > 70
+    } == {}
+
+
+def test_every_folder_of_the_readmes_tree_exists():
     tree = README.split("## The tree")[1].split("```")[1]
-    names = re.findall(r"(?:^|\s{2})([a-z_]+(?:\.py|/))", tree)
-    assert len(names) > 20
+    names = re.findall(r"([a-z0-9_]+/)", tree)
+    assert len(names) > 15
     for name in names:
-        inside = [ROOT / name, ROOT / "evalkit" / name, ROOT / "tests" / name, ROOT / "results" / name]
+        inside = [ROOT / name, *(ROOT / folder / name for folder in FOLDERS)]
         assert any(path.exists() for path in inside), name
+
+
+def test_every_room_that_the_packages_readme_names_exists_and_none_is_left_out():
+    named = set(re.findall(r"^\| `([a-z0-9_]+)(?:/|\.py)`", READMES["evalkit"], re.MULTILINE))
+    there = {
+        path.stem for path in (ROOT / "evalkit").iterdir() if path.stem[0] not in "_." and path.suffix in ("", ".py")
+    }
+    assert named | {"types", "errors"} == there
+
+
+@pytest.mark.parametrize("line", SCRIPTS)
+def test_a_script_that_a_readme_names_exists_and_takes_the_options(line):
+    script, *words = shlex.split(line)
+    source = (ROOT / script).read_text("utf-8")
+    for word in words:
+        if word.startswith("--"):
+            assert f'"{word}"' in source, word
 
 
 def test_the_headline_table_is_what_the_committed_results_say():

@@ -3,26 +3,28 @@
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+from holding import go_on, held_run
 
 SIZE = [
     "dim=64",
-    "dataset.demo.documents=400",
+    "dataset.demo.documents=150",
     "dataset.demo.queries=50",
     "store.shard_tokens=3000",
     "engine.threads=1",
 ]
 
 
-def command(folder, workers):
+def words(folder, workers):
     places = [f"results_dir={folder}/results", f"cache_dir={folder}/cache"]
-    return [sys.executable, "-m", "evalkit", "run", *SIZE, f"engine.tokenizer_workers={workers}", *places]
+    return ["run", *SIZE, f"engine.tokenizer_workers={workers}", *places]
 
 
-def run_file(folder):
+def finish(folder, workers):
+    command = [sys.executable, "-m", "evalkit", *words(folder, workers)]
+    subprocess.run(command, check=True, capture_output=True, timeout=600)
     (path,) = (folder / "results" / "runs").glob("*/run.trec.gz")
     return path.read_bytes()
 
@@ -42,26 +44,22 @@ def members(group):
 
 @pytest.fixture(scope="module")
 def wanted(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("whole")
-    subprocess.run(command(folder, 0), check=True, capture_output=True, timeout=600)
-    return run_file(folder)
+    return finish(tmp_path_factory.mktemp("whole"), 0)
 
 
 @pytest.mark.parametrize("name", ["SIGINT", "SIGKILL"])
 def test_a_signal_ends_every_thread_and_the_run_resumes_to_the_same_bytes(tmp_path, name, wanted):
+    """The signal comes while one thread writes the second shard, another tokenises ahead and the model has the third.
+
+    After SIGINT that write is let go on: the run waits for it before it ends.
+    """
     folder = tmp_path / "broken"
-    process = subprocess.Popen(
-        command(folder, 2), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, start_new_session=True
-    )
-    deadline = time.monotonic() + 300
-    while process.poll() is None and time.monotonic() < deadline:
-        if len(list((folder / "cache" / "topk").glob("*/*.json"))) >= 2:
-            process.send_signal(getattr(signal, name))
-            break
-        time.sleep(0.002)
-    process.communicate(timeout=60)
-    assert process.returncode != 0, "the run was over before the signal came; the test needs more documents"
-    assert members(process.pid) == []
+    with held_run(words(folder, 2), tmp_path, before="stores/*/*.json", count=2, start_new_session=True) as process:
+        process.send_signal(getattr(signal, name))
+        go_on(tmp_path)
+        process.communicate(timeout=600)
+        assert process.returncode != 0
+        assert members(process.pid) == []
     assert not list((folder / "results").rglob("scores.json"))
-    subprocess.run(command(folder, 2), check=True, capture_output=True, timeout=600)
-    assert run_file(folder) == wanted
+    assert len(list((folder / "cache" / "topk").glob("*/*.json"))) in {1, 2}
+    assert finish(folder, 2) == wanted

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from evalkit.kernels.cpu import registers, simd
 from evalkit.maxsim import choice, packed, reference, rescore
 from evalkit.ragged import ragged
-from evalkit.ranking import Hits, drop_self, floors, merge, no_hits, separate_ties
+from evalkit.ranking import Hits, Ids, best_of_shard, drop_self, floors, id_array, merge, no_hits, separate_ties
 from evalkit.run import search
 from evalkit.run.search import hits_from_arrays, hits_to_arrays, search_shard, to_run
 from evalkit.storage.shard_files import ShardVectors
@@ -214,3 +214,56 @@ def test_dropping_the_querys_own_document_keeps_depth_and_counts():
     kept, dropped = drop_self(run, depth=2)
     assert kept == {"a": [Hit("b", 2.0), Hit("c", 1.0)], "b": [Hit("c", 1.0), Hit("a", 0.5)]}
     assert dropped == 1
+
+
+def by_hand(hits, depth, ties):
+    """Rank as the rule reads: score descending; of equal scores the greater id first, or the lesser in Anserini's."""
+    found = []
+    for query in sorted(set(hits.query_H.tolist())):
+        mine = [(one[2], one[1]) for one in zip(*(part.tolist() for part in hits), strict=True) if one[0] == query]
+        mine.sort(key=lambda pair: pair[1], reverse=ties == "trec_eval")
+        mine.sort(key=lambda pair: -pair[0])
+        found += [(query, identifier, score) for score, identifier in mine[:depth]]
+    return found
+
+
+@pytest.mark.parametrize("ties", ["trec_eval", "anserini"])
+@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("short", [True, False])
+def test_ties_are_settled_by_whole_ids_of_any_length_within_a_shard_and_across(ties, seed, short):
+    random = np.random.default_rng(seed)
+    ids = [b"a", b"a\0", b"a\0b", b"ab", "é".encode(), b"x" * 5000, b"x" * 4999, b""]
+    ids = ids[:1] + ids[3:5] if short else ids
+    ids += [str(number).encode() for number in range(12)]
+    count = 60
+    query_H = random.integers(0, 3, count).astype(np.int32)
+    score_H = random.integers(-2, 2, count).astype(np.float32)
+    document_H = np.array([number % len(ids) for number in range(count)])
+    hits = Hits(query_H, id_array([ids[place] for place in document_H]), score_H)
+    wanted = by_hand(hits, 7, ties)
+    half = count // 2
+    parts = [Hits(*(part[:half] for part in hits)), Hits(*(part[half:] for part in hits))]
+    names = Ids(id_array(ids), np.array([sorted(ids).index(one) for one in ids]))
+    for found in (
+        merge([hits], depth=7, ties=ties),
+        merge([merge([part], depth=7, ties=ties) for part in parts], depth=7, ties=ties),
+        best_of_shard(query_H, document_H, score_H, names, depth=7, ties=ties),
+    ):
+        got = list(zip(*(part.tolist() for part in found), strict=True))
+        assert [(query, score) for query, _, score in got] == [(query, score) for query, _, score in wanted]
+        assert got == wanted
+
+
+def test_ids_of_older_checkpoints_are_read():
+    old = {
+        "query": torch.tensor([0, 1], dtype=torch.int32),
+        "id": torch.tensor([[97, 0], [98, 99]], dtype=torch.uint8),
+        "score": torch.tensor([1.0, 2.0]),
+    }
+    assert hits_from_arrays(old).id_H.tolist() == [b"a", b"bc"]
+
+
+def test_one_long_id_takes_its_own_room_and_no_other_s():
+    hits = Hits(np.arange(1000, dtype=np.int32), id_array([b"x" * 100_000] + [b"d"] * 999), np.zeros(1000, np.float32))
+    arrays = hits_to_arrays(merge([hits], depth=5))
+    assert arrays["id_bytes"].numel() == 100_000 + 999

@@ -7,6 +7,7 @@ import sys
 import pytest
 import Stemmer
 
+from evalkit.bm25 import analyzers
 from evalkit.bm25.analyzers import (
     ANALYZERS,
     MAX_TOKEN_LENGTH,
@@ -237,3 +238,34 @@ def test_bm25s_own_tokenizer_gives_the_same_terms() -> None:
 
 def test_english_is_found_by_its_name() -> None:
     assert ANALYZERS["english"]()("running") == ["run"]
+
+
+def test_a_word_of_a_million_letters_is_cut_every_255_letters_in_bounded_memory():
+    text = f"before {'x' * 1_000_000} after"
+    tokens = analyzers.tokenize(text)
+    assert tokens[0] == "before"
+    assert tokens[-1] == "after"
+    assert [len(token) for token in tokens[1:-1]] == [255] * 3921 + [145]  # 3921 * 255 + 145 = 1,000,000
+
+
+def test_windows_do_not_change_the_tokens_of_a_long_text(monkeypatch):
+    parts = [
+        "word",
+        "U.S.A",
+        "can't",
+        "3.14",
+        "_" * 300,
+        "東京タワー",
+        "x" * 700,
+        "ภาษาไทย" * 60,
+        "©",
+        "e-mail",
+        "12" * 200,
+    ]
+    text = " ".join(parts[(place * 7 + place // 5) % len(parts)] for place in range(900))
+    whole = analyzers.tokenize(text)
+    assert len(text) > 90_000
+    monkeypatch.setattr(analyzers, "_WINDOW", 1 << 30)
+    assert analyzers.tokenize(text) == whole
+    monkeypatch.setattr(analyzers, "_WINDOW", 5000)
+    assert analyzers.tokenize(text) == whole

@@ -13,7 +13,7 @@ from evalkit.kernels.cpu import registers
 from evalkit.models import attention
 from evalkit.models.attention import Spans, padded_attention
 
-pytestmark = pytest.mark.skipif(not registers.available(), reason="the processor has no AVX2")
+pytestmark = pytest.mark.skipif(not registers.available(), reason="no AVX2, or numba cannot compile for it")
 
 
 def heads_of(lengths, *, heads, width, seed, size=1.0, longest=None):

@@ -70,7 +70,7 @@ def test_an_item_is_prepared_in_a_thread_before_it_is_taken():
 
     with Ahead(prepare, threaded=True) as ahead:
         ahead.start(1)
-        assert ready.wait(timeout=30)
+        assert ready.wait(timeout=600)
         assert ahead.take(1) == 2
         assert ahead.take(7) == 14
     assert threads[1].startswith("evalkit-ahead")
@@ -115,7 +115,7 @@ def test_checkpoints_are_written_in_order_behind_the_caller(tmp_path):
     go = threading.Event()
 
     def write(name):
-        assert go.wait(timeout=30)
+        assert go.wait(timeout=600)
         written.append((name, threading.current_thread().name[:14]))
 
     with Writer() as writer:
@@ -150,7 +150,7 @@ def test_a_write_that_fails_names_its_path_and_stops_all_later_ones(tmp_path):
 def test_a_failed_write_is_heard_of_by_the_next_one_at_the_latest(tmp_path):
     writer = Writer()
     writer.submit(tmp_path / "shard-00001", full)
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 600
     while not writer._pending[0].done() and time.monotonic() < deadline:
         time.sleep(0.001)
     with pytest.raises(StoreError, match="shard-00001: could not be written"):
@@ -186,7 +186,7 @@ def test_a_full_disk_stops_the_run_with_the_path_and_keeps_what_is_whole(tmp_pat
     def limit():
         resource.setrlimit(resource.RLIMIT_FSIZE, (1_000_000, 1_000_000))
 
-    options = {"capture_output": True, "text": True, "timeout": 300}
+    options = {"capture_output": True, "text": True, "timeout": 600}
     failed = subprocess.run(words, check=False, preexec_fn=limit, **options)
     said = " ".join(failed.stderr.split())
     assert failed.returncode == 1

@@ -262,3 +262,10 @@ def test_a_setting_that_lucene_would_refuse_is_refused(settings: Bm25Config, mes
 def test_an_unknown_field_is_refused_before_counting() -> None:
     with pytest.raises(ConfigError, match=r"BM25 field 'body' unknown; valid: contents, text, title"):
         count_shard(DOCUMENTS, vocabulary={}, fields=("body",), analyzer=str.split)
+
+
+def test_documents_without_a_term_of_the_query_are_left_out_or_fill_the_ranking_with_score_0():
+    left_out = measure(DOCUMENTS, ["c"], TEXT)[0]
+    filled = measure(DOCUMENTS, ["c"], replace(TEXT, unmatched="fill"))[0]
+    assert np.isneginf(left_out).tolist() == [True, False, False, True]
+    assert filled.tolist() == [0.0, left_out[1], left_out[2], 0.0]

@@ -14,6 +14,7 @@ import pytest
 from rich.console import Console
 
 from evalkit import datasets
+from evalkit.analysis import collected as collected_runs
 from evalkit.analysis import explain, replay
 from evalkit.config.compose import compose
 from evalkit.config.settings import EncoderConfig, RunConfig
@@ -23,7 +24,7 @@ from evalkit.datasets.survey import ContentHash, ShardRange, read_shard, survey
 from evalkit.errors import ChangedError, ConfigError, DeviationError, ModelError, ScoreError
 from evalkit.models.checkpoint import resolve
 from evalkit.run import pipeline, scored
-from evalkit.storage import results
+from evalkit.storage import results, seal
 from evalkit.storage.results import CellScores
 from evalkit.types import Document
 
@@ -230,7 +231,7 @@ def test_changed_judgements_score_a_finished_run_again_without_a_search(
     run_file = (folder / results.RUN).read_bytes()
     write_qrels(foxes, "d3")
 
-    def search(*_arguments: Any) -> Any:
+    def search(*_arguments: Any, **_settings: Any) -> Any:
         pytest.fail("searched again")
 
     monkeypatch.setattr(pipeline, "search", search)
@@ -285,9 +286,9 @@ def test_other_query_groups_score_again(foxes: Path, tmp_path: Path, monkeypatch
 
 def strip(path: Path) -> None:
     """Make a scores.json what an older version wrote."""
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = seal.read(path.read_bytes())
     del values["environment"][results.QRELS_CHECKSUM]
-    path.write_text(json.dumps(values), encoding="utf-8")
+    path.write_text(json.dumps(seal.seal(values)), encoding="utf-8")
 
 
 def test_older_results_are_held_against_the_judgements_beside_them(foxes: Path, tmp_path: Path) -> None:
@@ -383,9 +384,9 @@ def test_a_checkpoint_replaced_between_its_checksum_and_its_reading_is_refused(
     words = ["model=demo", "dim=64", f"model.checkpoints.64.path={own_checkpoint}"]
     search = pipeline.search
 
-    def replacing(*arguments: Any) -> Any:
+    def replacing(*arguments: Any, **settings: Any) -> Any:
         rewritten(own_checkpoint / name)
-        return search(*arguments)
+        return search(*arguments, **settings)
 
     monkeypatch.setattr(pipeline, "search", replacing)
     with pytest.raises(ModelError, match=rf"{name}: got a file that changed after its checksum was taken"):
@@ -399,7 +400,12 @@ def test_a_checkpoint_replaced_while_it_encodes_stores_nothing(
 ) -> None:
     """Weights may stay mapped to their file, so that what is written into it changes them."""
     words = ["model=demo", "dim=64", f"model.checkpoints.64.path={own_checkpoint}"]
-    monkeypatch.setattr(pipeline, "canary", lambda *_arguments: rewritten(own_checkpoint / "model.safetensors"))
+
+    def canary(*_arguments: Any) -> frozenset[int]:
+        rewritten(own_checkpoint / "model.safetensors")
+        return frozenset()
+
+    monkeypatch.setattr(pipeline, "canary", canary)
     with pytest.raises(ModelError, match=r"wanted the same file for the whole run; nothing more was stored"):
         run(config_of(foxes, tmp_path, *words))
     assert not files(tmp_path / "cache", "*.safetensors")
@@ -535,7 +541,7 @@ def test_a_path_without_a_dataset_is_a_folder_and_never_the_demo(foxes: Path) ->
 def test_two_folders_are_two_datasets_in_a_report(tmp_path: Path) -> None:
     for name in ("foxes", "wolves"):
         run(config_of(collection(tmp_path / name), tmp_path))
-    found = results.collect(tmp_path / "results", checksums={})
+    found = collected_runs.collect(tmp_path / "results", checksums={})
     assert [cell.dataset for cell in found.cells] == ["folder/foxes", "folder/wolves"]
     assert found.problems == ()
 

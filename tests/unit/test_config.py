@@ -1,5 +1,7 @@
 """Configuration at the door: every config composes, every wrong word is named with what is nearest to it."""
 
+import os
+
 import pytest
 
 from evalkit.config.compose import all_settings, check_overrides, combinations, compose
@@ -81,7 +83,17 @@ def test_a_setting_that_the_yaml_leaves_out_can_be_given():
         (["dataset.verify=maybe"], r"dataset\.verify='maybe': wanted true or false"),
         (["~model"], "got '~model', wanted setting=value; no setting can be taken out"),
         (["results_dir="], r"results_dir='': wanted a folder, for example results_dir=/data/results"),
-        (["cache_dir=null"], r"cache_dir=None: wanted a folder, for example cache_dir=/data/cache"),
+        (["results_dir=' '"], r"results_dir=' ': wanted a folder, for example results_dir=/data/results"),
+        (["engine.threads=0"], "engine.threads=0: wanted null or a number of threads from 1 to 1024"),
+        (["engine.threads=-1"], "engine.threads=-1: wanted null or a number of threads from 1 to 1024"),
+        (["engine.threads=100000"], "engine.threads=100000: wanted null or a number of threads from 1 to 1024"),
+        (["engine.tokenizer_workers=100000"], "tokenizer_workers=100000: wanted auto, 0 or up to 1024 threads"),
+        (["results_dir=~nouser-x/r"], "results_dir='~nouser-x/r': ~nouser-x has no home folder here; wanted a path"),
+        (["dataset.path=~nouser-x/r"], "dataset.path='~nouser-x/r': ~nouser-x has no home folder here"),
+        (["dataset=folder", "dataset.path=a,b"], "path=a,b gives several values; add -m .* or quote a comma that is"),
+        (["results_dir=a${HOME}b"], r"results_dir: Interpolation key 'HOME' not found; .* written \${oc.env:NAME}"),
+        (["results_dir=\udcff"], "got 'results_dir=.udcff', wanted text in UTF-8; rename the file or folder"),
+        (["model.checkpoints.x.path=/a"], "model.checkpoints.x: wanted a dim, a whole number"),
         (
             ["model=demo dim=64"],
             r"got 'model=demo dim=64', wanted setting=value as Hydra's grammar has it \(.*\); quote",
@@ -105,7 +117,9 @@ def test_a_sweep_over_dims_becomes_one_pass_over_a_list():
     assert check_overrides(["model=demo,bm25", "dim=128,64"], sweep=True) == ["model=demo,bm25", "dim=[128,64]"]
 
 
-@pytest.mark.parametrize("path", ["/data/größe", "/a=b", "/a (1)/b", "/it's", "/плод/x:y", "/a b"])
+@pytest.mark.parametrize(
+    "path", ["/data/größe", "/a=b", "/a (1)/b", "/it's", "/плод/x:y", "/a b", "a\\b", "a\\", "a\\'", 'a"b']
+)
 def test_a_path_is_read_as_it_is_typed_whatever_hydra_keeps_for_its_grammar(path):
     config = compose(["dataset=folder", f"dataset.path={path}", f"results_dir={path}", f"cache_dir={path}"])
     assert config.dataset.path == path
@@ -136,6 +150,15 @@ def test_a_sweep_over_dims_may_be_written_as_a_choice():
     assert check_overrides(["dim=choice(128,64)"], sweep=True) == ["dim=[128,64]"]
 
 
+def test_a_sweep_over_lists_of_dims_is_one_pass_over_all_of_them():
+    assert check_overrides(["dim=[128,96],[64,96]"], sweep=True) == ["dim=[128,96,64]"]
+
+
+def test_a_name_in_other_capitals_is_near():
+    with pytest.raises(ConfigError, match="model 'BM25' unknown; did you mean bm25"):
+        compose(["model=BM25"])
+
+
 def test_a_sweep_checks_every_name_of_the_sweep():
     with pytest.raises(ConfigError, match="model 'bm52' unknown; did you mean bm25"):
         check_overrides(["model=demo,bm52"], sweep=True)
@@ -154,3 +177,78 @@ def test_every_setting_is_listed_with_what_it_takes():
 
 def test_nearest_names_all_when_none_is_near():
     assert nearest("zzz", ["b", "a"]) == "valid: a, b"
+
+
+@pytest.mark.parametrize(
+    "name", ["2026_09_24", "true", "1_0", "1.10", "null", "1e5", "123", "[a]", "{a}", "0x10", "???"]
+)
+def test_a_folder_may_be_called_like_a_value_of_another_kind(name):
+    config = compose([f"results_dir={name}", f"cache_dir={name}"])
+    assert (str(config.results_dir), str(config.cache_dir)) == (name, name)
+
+
+def test_a_comma_in_quotes_is_part_of_a_path():
+    assert compose(["dataset=folder", "dataset.path='a,b'"]).dataset.path == "a,b"
+
+
+@pytest.mark.parametrize("setting", ["model.name", "dataset.name", "dataset.split"])
+@pytest.mark.parametrize(
+    "name", ["../../x", "..", "/x", "a/../b", "", "a b", "[/x]", "\x1b[2J", "-x", ".x", "=cmd()", "a|b"]
+)
+def test_a_name_that_would_lead_elsewhere_or_be_markup_is_refused(setting, name):
+    with pytest.raises(ConfigError, match="wanted letters, digits and") as caught:
+        compose(["model=bm25", f"++{setting}='{name}'"])
+    assert str(caught.value).startswith(f"{setting}=")
+    assert "\x1b" not in str(caught.value)
+
+
+def test_names_of_files_are_bounded_and_only_datasets_have_parts():
+    assert compose(["dataset.name='a/b-1/ü'"]).dataset.name == "a/b-1/ü"
+    for setting in ("model.name", "dataset.split"):
+        with pytest.raises(ConfigError, match=f"{setting}='a/b': wanted letters"):
+            compose([f"{setting}=a/b"])
+    with pytest.raises(ConfigError, match=r"model.name='x{72}…': got 300 bytes, wanted 72 at most"):
+        compose([f"model.name={'x' * 300}"])
+
+
+def test_only_harmless_variables_are_read_into_settings(monkeypatch):
+    monkeypatch.setenv("EVALKIT_LICENCE", "MIT")
+    monkeypatch.setenv("MY_SECRET", "hunter-2-hunter")
+    assert compose(["dataset.licence='${oc.env:EVALKIT_LICENCE}'"]).dataset.licence == "MIT"
+    assert compose(["dataset.licence='${oc.env:EVALKIT_NONE,none}'"]).dataset.licence == "none"
+    with pytest.raises(ConfigError, match=r"\${oc.env:MY_SECRET}: this variable may not be read into settings"):
+        compose(["dataset.licence='${oc.env:MY_SECRET}'"])
+    with pytest.raises(ConfigError, match=r"\${oc.env:EVALKIT_NONE}: the environment has no EVALKIT_NONE; set it"):
+        compose(["dataset.licence='${oc.env:EVALKIT_NONE}'"])
+
+
+def test_a_secret_in_a_setting_is_refused_without_being_told(monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_abcdefghij")
+    monkeypatch.setenv("EVALKIT_X", "hf_abcdefghij")
+    for word in (
+        "dataset.licence=hf_abcdefghij",
+        "dataset.licence='${oc.env:EVALKIT_X}'",
+        "results_dir=/a/hf_abcdefghij",
+    ):
+        with pytest.raises(ConfigError, match="got the value of HF_TOKEN, which is a secret") as caught:
+            compose([word])
+        assert "hf_abc" not in str(caught.value)
+    with pytest.raises(ConfigError, match=r"the value of HF_TOKEN"):
+        check_overrides(["model=bm25", "dataset.licence=hf_abcdefghij,x"], sweep=True)
+
+
+def test_without_home_the_cache_is_where_the_user_database_says(monkeypatch):
+    monkeypatch.delenv("HOME", raising=False)
+    monkeypatch.delenv("EVALKIT_CACHE", raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path.replace("~", "/home/of-somebody"))
+    assert str(compose([]).cache_dir) == "/home/of-somebody/.cache/evalkit"
+
+
+def test_without_any_home_only_the_cache_must_be_named(monkeypatch):
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    monkeypatch.delenv("EVALKIT_CACHE", raising=False)
+    with pytest.raises(ConfigError, match=r"got neither EVALKIT_CACHE nor a home folder; set cache_dir=DIR or EVALKI"):
+        compose([])
+    assert str(compose(["cache_dir=here"]).cache_dir) == "here"
+    monkeypatch.setenv("EVALKIT_CACHE", "there")
+    assert str(compose([]).cache_dir) == "there"

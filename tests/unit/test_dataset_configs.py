@@ -118,7 +118,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "HF_HUB_OFFLINE": "1",
     }
     result = home / "found.json"
-    subprocess.run([sys.executable, "-c", PROBE, str(result), *CARD], env=environment, check=True, timeout=300)
+    subprocess.run([sys.executable, "-c", PROBE, str(result), *CARD], env=environment, check=True, timeout=600)
     read: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     return read
 

@@ -11,9 +11,11 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import huggingface_hub.constants
 import pytest
+import xxhash
 from rich.console import Console
 from test_hub_copies import COMMIT, CORPUS, lay, lines, small_copy
 
@@ -24,6 +26,7 @@ from evalkit.datasets.folder import load_folder
 from evalkit.errors import ConfigError, DatasetError, EvalkitError, StoreError
 from evalkit.operations import fetch
 from evalkit.storage import paths, seal
+from evalkit.storage.paths import fetched_file
 from evalkit.types import Dataset
 
 QUIET = Console(quiet=True)
@@ -366,3 +369,90 @@ def test_an_archive_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
     with tarfile.open(path, "w") as archive:
         archive.add(configs_dir() / "config.yaml", arcname="huggingface/config.yaml")
     assert "got no evalkit-bundle.json at its beginning" in refusal(lambda: fetch.unpack_bundle(path))
+
+
+def bundle_bytes(path: Path, data: bytes, *, facts: dict[str, object] | None = None, **header: object) -> Path:
+    """Write a bundle of one file `huggingface/x`, whose manifest and header may say anything."""
+    said = {"bytes": len(data), "xxh3": xxhash.xxh3_128_hexdigest(data)} | (facts or {})
+    content = json.dumps({"format": 1, "files": {str(header.get("name", "huggingface/x")): said}}).encode()
+    with tarfile.open(path, "w") as archive:
+        first = tarfile.TarInfo("evalkit-bundle.json")
+        first.size = len(content)
+        archive.addfile(first, io.BytesIO(content))
+        member = tarfile.TarInfo("huggingface/x")
+        member.size = len(data)
+        for name, value in header.items():
+            setattr(member, name, value)
+        archive.addfile(member, io.BytesIO(data))
+    return path
+
+
+def sparse_headers() -> dict[str, str]:
+    """Return what makes a member sparse in the PAX format: 3 bytes in the archive, 500 MB on the disk."""
+    return {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "huggingface/x"} | {
+        "GNU.sparse.realsize": "500000000"
+    }
+
+
+@pytest.mark.parametrize(
+    ("bundle", "complaint"),
+    [
+        ({"pax_headers": sparse_headers()}, "a damaged or half-copied archive (a sparse member)"),
+        ({"type": tarfile.GNUTYPE_SPARSE}, "a damaged or half-copied archive (a sparse member)"),
+        ({"facts": {"bytes": 2}}, "member 'huggingface/x' of 3 bytes, wanted 2 as its manifest says"),
+        ({"facts": {"bytes": -1}}, "in its manifest, wanted its bytes and its checksum"),
+        ({"facts": {"bytes": True}}, "in its manifest, wanted its bytes and its checksum"),
+        ({"facts": {"xxh3": None}}, "in its manifest, wanted its bytes and its checksum"),
+        ({"facts": {"bytes": 1 << 61}}, "bytes for "),
+        ({"mtime": 2**70}, "of time 1.1805916207174113e+21, wanted seconds since 1970"),
+        ({"mtime": -5}, "of time -5.0, wanted seconds since 1970"),
+        ({"name": f"huggingface/{'x' * 5000}"}, "wanted printable names of 200 bytes a part at most"),
+        ({"name": "huggingface/\x1b[2J"}, "wanted printable names of 200 bytes a part at most"),
+        ({"pax_headers": {"comment": "x" * 100_000}}, "a damaged or half-copied archive (a header of "),
+    ],
+)
+def test_a_bundle_that_would_fill_the_disk_or_confuse_the_reader_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bundle: dict[str, Any], complaint: str
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    path = bundle_bytes(tmp_path / "bad.tar", b"abc", **bundle)
+    assert complaint in refusal(lambda: fetch.unpack_bundle(path))
+    assert [each.name for each in tmp_path.iterdir()] == ["bad.tar"]
+
+
+def test_a_negative_size_in_a_header_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    path = bundle_bytes(tmp_path / "bad.tar", b"abc")
+    data = bytearray(path.read_bytes())
+    begin = data.index(b"huggingface/x\0")
+    data[begin + 124 : begin + 136] = (-512).to_bytes(12, "big", signed=True)  # the size, in base 256
+    data[begin + 148 : begin + 156] = b" " * 8
+    data[begin + 148 : begin + 156] = b"%06o\0 " % sum(data[begin : begin + 512])
+    path.write_bytes(data)
+    assert "a damaged or half-copied archive (a member of -512 bytes)" in refusal(lambda: fetch.unpack_bundle(path))
+
+
+def test_a_folder_where_a_file_belongs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "hub" / "x" / "y").mkdir(parents=True)
+    path = bundle_bytes(tmp_path / "bundle.tar", b"abc")
+    assert "could not be written (Is a directory); free the place" in refusal(lambda: fetch.unpack_bundle(path))
+    assert "Is a directory, wanted a bundle that can be read" in refusal(lambda: fetch.unpack_bundle(tmp_path))
+    assert not list(tmp_path.rglob(".*.tmp"))
+
+
+def test_chained_headers_are_refused_without_a_traceback(tmp_path: Path) -> None:
+    path = tmp_path / "chain.tar"
+    header = tarfile.TarInfo("x")
+    header.type = tarfile.XHDTYPE
+    path.write_bytes(header.tobuf() * 20_000)
+    assert "got a damaged or half-copied archive" in refusal(lambda: fetch.unpack_bundle(path))
+
+
+@pytest.mark.parametrize("record", ["[]", "{}", '{"checksums": 5}', "[" * 100_000, "\xff", '{"checksums": {"a": NaN}}'])
+def test_a_record_of_a_fetch_that_cannot_be_read_is_one_line(tmp_path: Path, record: str) -> None:
+    found = fetch.Fetched("model x", "", {"a": "b"}, ())
+    path = fetched_file(tmp_path, "model x")
+    path.parent.mkdir()
+    path.write_bytes(record.encode("latin-1"))
+    assert "got no record that can be believed (" in refusal(lambda: fetch._as_fetched(found, tmp_path))

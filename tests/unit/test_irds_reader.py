@@ -257,7 +257,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         "IR_DATASETS_DL_TRIES": "1",
     }
     result = home / "found.json"
-    subprocess.run([sys.executable, "-c", PROBE, str(result), *SETS], env=environment, check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", PROBE, str(result), *SETS], env=environment, check=True, timeout=600)
     read: dict[str, Any] = json.loads(result.read_text(encoding="utf-8"))
     read["home"] = str(home)
     return read

@@ -1,12 +1,20 @@
 """Records of runs at work: there while it runs, gone when it is done, kept with the error when it failed."""
 
 import dataclasses
+import errno
+import json
+import os
+import subprocess
+import sys
 
 import pytest
 
 from evalkit.config.compose import compose
-from evalkit.errors import ScoreError
+from evalkit.errors import ScoreError, StoreError
+from evalkit.operations import inventory
 from evalkit.run import jobs
+from evalkit.storage import seal
+from evalkit.storage.results import plain
 
 
 @pytest.fixture
@@ -57,19 +65,104 @@ def test_an_interrupted_run_keeps_its_record_without_an_error(config):
     assert (job.running, job.error) == (False, None)
 
 
-def test_the_same_command_twice_keeps_one_record_until_the_first_is_done(config):
+def test_the_same_command_twice_has_a_record_for_each_process(config):
     with jobs.recorded(config):
         with jobs.recorded(config):
-            assert len(jobs.known(config.cache_dir)) == 1
-        assert jobs.known(config.cache_dir)[0].running
+            assert [job.running for job in jobs.known(config.cache_dir)] == [True, True]
+        (first,) = jobs.known(config.cache_dir)
+        assert first.running
     assert jobs.known(config.cache_dir) == []
+
+
+RUN_UNTIL_KILLED = """
+import sys, time
+from pathlib import Path
+import dataclasses
+from evalkit.config.compose import compose
+from evalkit.run import jobs
+config = dataclasses.replace(compose(["model=bm25"]), cache_dir=Path(sys.argv[1]), results_dir=Path(sys.argv[2]))
+with jobs.recorded(config):
+    print("at work", flush=True)
+    time.sleep(600)
+"""
+
+
+def test_when_the_first_of_two_identical_runs_is_killed_the_second_is_still_seen(config):
+    words = [sys.executable, "-c", RUN_UNTIL_KILLED, str(config.cache_dir), str(config.results_dir)]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as first:
+        assert first.stdout.readline() == b"at work\n"
+        with jobs.recorded(config):
+            first.kill()
+            first.wait()
+            assert sorted(job.running for job in jobs.known(config.cache_dir)) == [False, True]
+            with pytest.raises(StoreError, match="is at work here since"):
+                inventory.remove((), config.cache_dir)
+    assert jobs.known(config.cache_dir) == []  # what ended well takes the place of what was killed
+
+
+def record(config, **facts):
+    path = config.cache_dir / jobs.FOLDER / "key.elsewhere.1.1.json"
+    path.parent.mkdir(parents=True)
+    known = {"config": plain(jobs.absolute(config)), "process": "elsewhere 1", "started": "s", "error": None}
+    path.write_text(json.dumps(seal.seal(known | facts)), "utf-8")
+    return path
+
+
+def test_on_another_machine_the_heartbeat_tells_whether_a_run_lives(config):
+    path = record(config, locked=True)
+    assert jobs.known(config.cache_dir)[0].running
+    touched = path.stat().st_mtime - jobs.DEAD_AFTER_S - 1
+    os.utime(path, (touched, touched))
+    assert not jobs.known(config.cache_dir)[0].running
+    assert [path.name for path in path.parent.iterdir()] == [path.name]  # looking leaves nothing behind
+
+
+def test_without_locks_the_heartbeat_tells_whether_a_run_lives(config, monkeypatch):
+    def unsupported(*_arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(jobs.fcntl, "flock", unsupported)
+    with jobs.recorded(config):
+        (job,) = jobs.known(config.cache_dir)
+        assert job.running
+        touched = job.path.stat().st_mtime - jobs.DEAD_AFTER_S - 1
+        os.utime(job.path, (touched, touched))
+        assert not jobs.known(config.cache_dir)[0].running
+
+
+def test_a_run_touches_its_record_while_it_works(config, monkeypatch):
+    monkeypatch.setattr(jobs, "HEARTBEAT_S", 0.01)
+    with jobs.recorded(config):
+        (job,) = jobs.known(config.cache_dir)
+        os.utime(job.path, (1, 1))
+        while job.path.stat().st_mtime == 1:
+            pass
+
+
+def test_an_interrupted_run_without_locks_is_not_taken_for_a_living_one(config, monkeypatch):
+    def unsupported(*_arguments):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(jobs.fcntl, "flock", unsupported)
+    with pytest.raises(KeyboardInterrupt):
+        fail(config, KeyboardInterrupt())
+    assert not jobs.known(config.cache_dir)[0].running
 
 
 def test_a_record_that_cannot_be_read_is_a_run_without_settings(config):
     path = config.cache_dir / jobs.FOLDER / "x.json"
     path.parent.mkdir(parents=True)
-    for data in (b"", b"{", b"[]", b"\xff", b'{"config": {}, "process": "p", "started": "s", "error": null}'):
-        path.write_bytes(data)
+    for text in (
+        "",
+        "{",
+        "[]",
+        "[" * 100_000,
+        "\xff",
+        '"\\ud800"',
+        "1" * 5000,
+        '{"config": {}, "process": "p", "started": "s", "error": null}',
+    ):
+        path.write_text(text, encoding="latin-1")
         (job,) = jobs.known(config.cache_dir)
         assert (job.config, job.running) == (None, False)
 

@@ -1,8 +1,10 @@
 """The vector-unit kernel: every length and shape against the definition, garbage in its outputs, narrower registers."""
 
+import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +15,8 @@ from evalkit.maxsim import bounds, choice, rescore
 from evalkit.ragged import ragged
 
 CPU = torch.device("cpu")
-needs_units = pytest.mark.skipif(not registers.available(), reason="the processor has no AVX2")
+needs_units = pytest.mark.skipif(not registers.available(), reason="no AVX2, or numba cannot compile for it")
+needs_processor = pytest.mark.skipif(not torch.cpu.get_capabilities().get("avx2"), reason="the processor has no AVX2")
 needs_pairs = pytest.mark.skipif(not registers.multiplies_pairs(), reason="the processor has no AVX-512 VNNI")
 
 
@@ -140,6 +143,7 @@ def test_a_precision_that_cannot_be_had_is_refused_with_the_remedy(monkeypatch):
 
 def test_a_processor_without_the_units_is_told_so_and_served_by_another_kernel(monkeypatch):
     monkeypatch.setattr(registers, "available", lambda: False)
+    monkeypatch.setattr(simd, "problem", lambda: "")
     documents = texts([4, 2], dim=8, seed=1)
     with pytest.raises(ConfigError, match=r"engine\.maxsim=simd: got device cpu, wanted a CPU with AVX2 or AVX-512"):
         choice.bind("simd", documents, device=CPU)
@@ -149,3 +153,77 @@ def test_a_processor_without_the_units_is_told_so_and_served_by_another_kernel(m
         kernel.exact_scores(documents, *every_pair(documents, documents)),
         rescore.exact_scores(documents, documents, *every_pair(documents, documents)),
     )
+
+
+@pytest.mark.parametrize("outcome", ["raises", "is wrong"])
+def test_kernels_that_do_not_work_are_reported_once_and_replaced_by_torch(monkeypatch, caplog, outcome):
+    def right():
+        if outcome == "raises":
+            raise OSError("LLVM cannot select\nvpdpwssd")
+        return False
+
+    monkeypatch.setattr(registers, "available", lambda: True)
+    monkeypatch.setattr(registers, "problem", lambda: "")
+    monkeypatch.setattr(simd, "problem", lambda: registers.tried_out("the kernels", right))
+    registers.say_once.cache_clear()
+    documents = texts([4, 2], dim=8, seed=1)
+    assert {choice.bind("auto", documents, device=CPU).name for _ in range(2)} == {"packed"}
+    reason = {"raises": "OSError: LLVM cannot select", "is wrong": "they give wrong values here"}[outcome]
+    wanted = f"the kernels are not used: {reason}; torch's own calls are used instead"
+    assert [record.getMessage() for record in caplog.records] == [wanted]
+    with pytest.raises(ConfigError, match=r"engine\.maxsim=simd: got the kernels are not used: .* use engine"):
+        choice.bind("simd", documents, device=CPU)
+
+
+SWITCHED_OFF = """
+import json
+from evalkit.kernels.cpu import registers
+from evalkit.kernels.cpu import simd
+from evalkit.models import attention
+print(json.dumps([registers.available(), registers.problem(), simd.problem(), attention.kernel_problem()]))
+"""
+
+
+@needs_processor
+@pytest.mark.parametrize(
+    ("setting", "reason"),
+    [
+        ({"NUMBA_DISABLE_JIT": "1"}, "numba's compiler is off (NUMBA_DISABLE_JIT)"),
+        ({"NUMBA_CPU_NAME": "generic"}, "numba compiles for a processor without avx2, fma"),
+    ],
+    ids=["no compiler", "generic processor"],
+)
+def test_what_numba_will_not_compile_is_left_alone_and_said(setting, reason):
+    command = [sys.executable, "-c", SWITCHED_OFF]
+    ran = subprocess.run(command, env={**os.environ, **setting}, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    available, problem, of_maxsim, of_attention = json.loads(ran.stdout)
+    assert not available
+    assert problem.startswith(reason)
+    assert of_maxsim == (
+        f"the vector-unit kernels of MaxSim are not used: {problem}; torch's own calls are used instead"
+    )
+    assert of_attention.startswith(f"the vector-unit kernels of attention are not used: {reason}")
+
+
+UNWRITABLE = """
+import os
+from pathlib import Path
+from evalkit.kernels.cpu import registers
+from evalkit.kernels.cpu import simd
+assert simd.problem() == "", simd.problem()
+print(os.environ["NUMBA_CACHE_DIR"], len(list(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbi"))))
+"""
+
+
+@needs_units
+def test_without_a_folder_that_can_be_written_kernels_are_compiled_into_one_that_goes_with_the_process():
+    """Of numba's ways to find a folder only that of NUMBA_CACHE_DIR is left, and that is not set."""
+    inherited = {name: value for name, value in os.environ.items() if name != "NUMBA_CACHE_DIR"}
+    environment = {**inherited, "NUMBA_CACHE_LOCATOR_CLASSES": "UserProvidedCacheLocator"}
+    command = [sys.executable, "-c", UNWRITABLE]
+    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    folder, compiled = ran.stdout.split()
+    assert int(compiled) >= 2
+    assert not Path(folder).exists()

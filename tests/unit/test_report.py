@@ -329,7 +329,7 @@ def damage_twins(folder):
         (damage_newer, "schema_version is 99, this evalkit reads 2"),
         (damage_cut, "not whole JSON"),
         (damage_nan, "not whole JSON (got NaN, wanted a finite number)"),
-        (damage_overflow, "scores.json: was damaged or edited (its content has checksum"),
+        (damage_overflow, "not whole JSON (got inf, wanted a finite number)"),
         (damage_no_main, "got no ndcg@10, its main metric"),
         (damage_types, "metrics is 5, wanted an object"),
         (damage_name, "model is None, wanted a text"),

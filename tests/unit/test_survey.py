@@ -299,3 +299,10 @@ def test_memory_grows_by_little_more_than_eight_bytes_a_document(tmp_path: Path)
         peaks.append(tracemalloc.get_traced_memory()[1])
         tracemalloc.stop()
     assert peaks[1] - peaks[0] < 32 * 50_000
+
+
+def test_an_id_of_a_megabyte_is_refused_with_its_place(tmp_path: Path) -> None:
+    corpus = ListCorpus([Document("a", "", "x"), Document("ü" * 2048, "", "x"), Document("x" * 1_000_000, "", "x")])
+    with pytest.raises(DatasetError, match=r"^list line 3: got a document id of 1,000,000 bytes, wanted 4,096 at"):
+        surveyed(corpus, tmp_path)
+    assert surveyed(ListCorpus(corpus.listed[:2]), tmp_path).documents == 2

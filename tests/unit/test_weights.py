@@ -21,6 +21,7 @@ from evalkit.models.checkpoint import resolve
 from evalkit.report import build, verbs
 from evalkit.report.verdicts import lines
 from evalkit.run import canary
+from evalkit.storage import seal
 from evalkit.types import Dataset
 
 PUBLISHED = "published with jinaai/jina-colbert-v2@4cf816e5"
@@ -311,8 +312,8 @@ def test_a_run_is_exported_where_it_is_measured_as_one_of_its_publishers_did():
 
 def edit(folder, **changes):
     (path,) = folder.rglob("scores.json")
-    values = json.loads(path.read_text(encoding="utf-8"))
-    path.write_text(json.dumps(values | changes), encoding="utf-8")
+    values = seal.read(path.read_bytes())
+    path.write_text(json.dumps(seal.seal(values | changes)), encoding="utf-8")
     return path
 
 

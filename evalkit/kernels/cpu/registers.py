@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import importlib.util
+import logging
+from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
 import torch
+
+log = logging.getLogger(__name__)
 
 
 class Registers(NamedTuple):
@@ -27,7 +31,26 @@ REGISTERS = Registers(64, 32) if _capabilities().get("avx512_f") else Registers(
 @cache
 def available() -> bool:
     """Tell whether kernels can be compiled here, for vector units that they were written for."""
-    return importlib.util.find_spec("numba") is not None and bool(_capabilities().get("avx2"))
+    return bool(_capabilities().get("avx2")) and not problem()
+
+
+@cache
+def problem() -> str:
+    """Return why kernels cannot be compiled for the processor's vector units.
+
+    Empty where they can, and where the processor has none that they were written for.
+    """
+    if not _capabilities().get("avx2"):
+        return ""
+    if importlib.util.find_spec("numba") is None:
+        return "numba is not installed"
+    from numba.core import config
+
+    if getattr(config, "DISABLE_JIT", False):
+        return "numba's compiler is off (NUMBA_DISABLE_JIT)"
+    wanted = ["avx2", "fma", *(["avx512f"] if REGISTERS.size_bytes == 64 else [])]
+    missing = [name for name in wanted if name not in _target()]
+    return f"numba compiles for a processor without {', '.join(missing)} (see NUMBA_CPU_NAME)" if missing else ""
 
 
 @cache
@@ -36,9 +59,35 @@ def multiplies_pairs() -> bool:
 
     Without VNNI it takes two instructions, and is no faster than fp32.
     """
-    if not available() or not _capabilities().get("avx512_vnni"):
-        return False
+    return available() and bool(_capabilities().get("avx512_vnni")) and "avx512vnni" in _target()
+
+
+@cache
+def _target() -> frozenset[str]:
+    """Return the features of the processor that numba compiles for; its settings may name a lesser one than this."""
     from numba.core.registry import cpu_target
 
-    features = cpu_target.target_context.codegen().magic_tuple()[2]  # NUMBA_CPU_FEATURES may have said otherwise
-    return "+avx512vnni" in features.split(",")
+    features: str = cpu_target.target_context.codegen().magic_tuple()[2]
+    return frozenset(name[1:] for name in features.split(",") if name.startswith("+"))
+
+
+def tried_out(label: str, right: Callable[[], bool]) -> str:
+    """Return why kernels that are compiled on first use cannot be used, empty where they can.
+
+    `right` runs them on a few numbers and tells whether the result is right.
+    """
+    reason = problem()
+    if reason or not available():
+        return f"{label} are not used: {reason}; torch's own calls are used instead" if reason else ""
+    try:
+        reason = "" if right() else "they give wrong values here"
+    except Exception as error:  # noqa: BLE001 (a compiler that does not fit the processor fails in ways of its own)
+        first = (str(error).strip() or type(error).__name__).splitlines()[0]
+        reason = f"{type(error).__name__}: {first}"
+    return f"{label} are not used: {reason}; torch's own calls are used instead" if reason else ""
+
+
+@cache
+def say_once(problem: str) -> None:
+    """Report what was given up, once a process."""
+    log.warning("%s", problem)

@@ -6,18 +6,64 @@ Shapes: Q queries, N documents, D dim; H pairs; Y query vectors and X document v
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from evalkit.kernels.cpu import cores, fixed_point
-from evalkit.ragged import Ragged, offsets
+from evalkit.kernels.cpu import cores, fixed_point, registers
+from evalkit.kernels.cpu.numba_folder import with_folder
+from evalkit.ragged import Ragged, offsets, ragged
 
 BLOCK_BYTES = 1 << 19
 """Document vectors that one call of the kernel takes: they stay in a core's second-level cache for all queries."""
 EXACT_BLOCK_BYTES = 1 << 21
 """The same for exact scores, in which a document meets few queries: what counts there is the number of calls."""
+
+
+def usable() -> bool:
+    """Tell whether the kernels can be used here; what keeps them from a processor that could is reported once."""
+    found = problem()
+    if found:
+        registers.say_once(found)
+    return registers.available() and not found
+
+
+@cache
+def problem() -> str:
+    """Compile the kernels, score a few texts and compare with torch. Return why they cannot be used, else nothing."""
+    return registers.tried_out("the vector-unit kernels of MaxSim", _give_torchs_scores)
+
+
+def _give_torchs_scores() -> bool:
+    generator = torch.Generator().manual_seed(0)
+    vectors_XD = functional.normalize(torch.randn(12, 20, generator=generator)).half()
+    texts = ragged(vectors_XD, torch.tensor([1, 4, 7]))
+    query_H, document_H = torch.cartesian_prod(torch.arange(3), torch.arange(3)).T
+    parts = torch.split(vectors_XD.double(), texts.lengths_N.tolist())
+    wanted_H = torch.stack([(query @ document.T).amax(1).sum() for query in parts for document in parts]).float()
+    exact = torch.equal(exact_scores(texts, texts, query_H, document_H), wanted_H)
+    pairs = registers.multiplies_pairs()  # what `auto` nominates by
+    near_QN = (
+        fixed_point_scores(texts, texts, scale_Y=torch.full((12,), 30_000.0), scale=30_000.0)
+        if pairs
+        else scores(texts, texts)
+    )
+    return exact and torch.allclose(near_QN.flatten(), wanted_H, atol=1e-2 if pairs else 1e-5)
+
+
+@cache
+def _kernel() -> Any:
+    """Return the module of the kernels; importing it compiles nothing yet."""
+
+    def load() -> Any:
+        from evalkit.kernels.cpu import simd_kernel
+
+        return simd_kernel
+
+    return with_folder(load)
 
 
 def scores(queries: Ragged, documents: Ragged) -> Tensor:
@@ -50,8 +96,7 @@ def _all_scores(  # noqa: PLR0913, PLR0917 (one call's worth of a kernel's argum
     lowest: float,
 ) -> Tensor:
     """Share documents among the cores, in blocks whose `numbers` stay in the cache; return scores [Q, N]."""
-    from evalkit.kernels.cpu import simd_kernel
-
+    simd_kernel = _kernel()
     panel_MDY = _panels(query_YD).numpy()
     offsets_N = documents.offsets_N
     out_NQ = torch.empty((len(offsets_N) - 1, len(offsets_Q) - 1))
@@ -90,10 +135,9 @@ def exact_scores(queries: Ragged, documents: Ragged, query_H: Tensor, document_H
     below 32 for up to 32 query vectors: float64 holds each of them without rounding. The result is then the same on
     every machine, in any order of the additions. For fp32 vectors or longer queries it is float64-accurate.
     """
-    from evalkit.kernels.cpu import simd_kernel
-
     if not len(query_H):
         return torch.zeros(0)
+    simd_kernel = _kernel()
     query_YD = _widened(queries.rows_XD.double())
     turned = [query_LD.T.flatten() for query_LD in torch.split(query_YD, queries.offsets_N.diff().tolist())]
     query_numbers, offsets_Q = torch.cat(turned).numpy(), queries.offsets_N.numpy()
@@ -145,9 +189,7 @@ def _blocks(offsets_N: Tensor, begin: int, end: int, *, rows: int) -> list[tuple
 
 def _panels(query_YD: Tensor) -> Tensor:
     """Return query vectors, of widened numbers, in panels side by side [M, D, Y], the last filled up with zeros."""
-    from evalkit.kernels.cpu import simd_kernel
-
-    width = simd_kernel.panel_vectors(query_YD.element_size())
+    width = _kernel().panel_vectors(query_YD.element_size())
     filled_YD = functional.pad(query_YD, (0, 0, 0, -len(query_YD) % width))
     return filled_YD.view(-1, width, filled_YD.shape[1]).transpose(1, 2).contiguous()
 

@@ -77,6 +77,9 @@ COUNTS = (
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 MEASURES = ("layer_norm_eps", "adapter_reduction_factor")
 SWITCHES = ("pre_norm", "adapter_layer_norm", "adapter_reuse_layer_norm", "ln_before_adapter")
+MOST = 100_000_000
+"""More than any size of a model; what is built of larger ones would never be finished."""
+MOST_LAYERS = 1_000
 DEFAULT_ROPE_THETA = 10_000.0
 """RoPE base where config.json has none: inferred (the original code's default), not published."""
 
@@ -135,8 +138,8 @@ def _read_pickle(checkpoint: Checkpoint) -> dict[str, Tensor]:
     path = checkpoint.folder / PICKLE
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError) as error:
-        reason = str(error).strip().splitlines()[0]
+    except (pickle.UnpicklingError, RuntimeError, OSError, EOFError, ValueError, KeyError, IndexError) as error:
+        reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         msg = f"{path}: not a whole file of tensors ({reason}); fetch the file again, or get a safetensors copy"
         raise ModelError(msg) from error
     if not isinstance(values, dict) or not all(isinstance(value, torch.Tensor) for value in values.values()):
@@ -393,7 +396,8 @@ def config_values(values: Mapping[str, Any], names: list[str], *, origin: str) -
         msg = f"{origin}: config.json lacks {', '.join(missing)}, which the architecture needs"
         raise ModelError(msg)
     for kind, fits, wanted in (
-        (COUNTS, _count, "whole numbers above 0"),
+        (COUNTS, _count, f"whole numbers from 1 to {MOST:,}"),
+        (("num_hidden_layers",), lambda value: value <= MOST_LAYERS, f"{MOST_LAYERS} layers at most"),
         (TOKEN_IDS, lambda value: type(value) is int and 0 <= value < values["vocab_size"], "ids of the vocabulary"),
         (MEASURES, _positive, "numbers above 0"),
         (SWITCHES, lambda value: isinstance(value, bool), "true or false"),
@@ -413,7 +417,7 @@ def config_values(values: Mapping[str, Any], names: list[str], *, origin: str) -
 
 
 def _count(value: object) -> bool:
-    return type(value) is int and value > 0
+    return type(value) is int and 0 < value <= MOST
 
 
 def _positive(value: object) -> bool:

@@ -1,0 +1,132 @@
+"""Readers for files that anybody may have written or damaged: JSON and YAML in, plain values or one clear error out.
+
+Python's own parsers raise half a dozen kinds of error on such input: RecursionError for deep nesting, ValueError for
+numbers of 5,000 digits, UnicodeDecodeError, their own. Whoever reads a file through this module handles one,
+`UnreadableError`, whose text is a short reason for a message.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any, NoReturn
+
+import yaml
+
+REASON_CHARACTERS = 200
+"""How much of a parser's reason is quoted: some of them quote the input."""
+DEEPEST = 100
+"""Levels of lists and mappings in each other; no file of evalkit's has ten."""
+
+MOST_BITS = 64
+"""Of a whole number: larger ones are no counts, and cannot be compared with fractions."""
+
+
+class UnreadableError(ValueError):
+    """A file's content cannot be used; the text is the reason alone, without the file's name."""
+
+
+def json_value(data: str | bytes) -> Any:
+    """Return what a JSON text says. Raises UnreadableError for NaN, half surrogate pairs and deep nesting too.
+
+    >>> json_value('{"a": [1, null]}')
+    {'a': [1, None]}
+    """
+    try:
+        text = data if isinstance(data, str) else data.decode()
+        value = json.loads(text, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise _unreadable(error) from error
+    return _checked(value)
+
+
+def json_object(data: str | bytes) -> dict[str, Any]:
+    """Return the object that a JSON text is. Raises UnreadableError for anything else."""
+    value = json_value(data)
+    if not isinstance(value, dict):
+        msg = f"got {_name(value)}, wanted a JSON object"
+        raise UnreadableError(msg)
+    return value
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file. Raises UnreadableError, also where the file cannot be read."""
+    return json_object(_bytes(path))
+
+
+def yaml_value(data: str | bytes) -> Any:
+    """Return what a YAML text says. Raises UnreadableError for aliases too, which can make a small file large.
+
+    >>> yaml_value("a: [1, null]")
+    {'a': [1, None]}
+    """
+    try:
+        text = data if isinstance(data, str) else data.decode()
+        value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader that refuses more)
+    except (ValueError, yaml.YAMLError, RecursionError, TypeError, KeyError, AttributeError) as error:
+        raise _unreadable(error) from error
+    return _checked(value)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what a YAML file says. Raises UnreadableError, also where the file cannot be read."""
+    return yaml_value(_bytes(path))
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without aliases: no file that evalkit writes has any, and nested ones grow without bound."""
+
+    def compose_node(self, parent: Any, index: Any) -> Any:
+        if self.check_event(yaml.AliasEvent):
+            msg = "got an alias (*name), wanted the value itself"
+            raise yaml.YAMLError(msg)
+        return super().compose_node(parent, index)
+
+
+def _bytes(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the name
+        raise UnreadableError(str(getattr(error, "strerror", None) or error)) from error
+
+
+def _unreadable(error: Exception) -> UnreadableError:
+    reason = "brackets nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
+    return UnreadableError(reason[:REASON_CHARACTERS])
+
+
+def _refuse_constant(constant: str) -> NoReturn:
+    msg = f"got {constant}, wanted a finite number"
+    raise ValueError(msg)
+
+
+def _checked(value: Any, depth: int = 0) -> Any:
+    """Return a value that UTF-8 can hold and that is not too deep to be shown or compared."""
+    if depth > DEEPEST:
+        msg = f"got more than {DEEPEST} lists and mappings in each other"
+        raise UnreadableError(msg)
+    if isinstance(value, str):
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            msg = f"got half a surrogate pair ({value[error.start]!r}), wanted text that UTF-8 can hold"
+            raise UnreadableError(msg) from error
+    elif isinstance(value, int) and value.bit_length() > MOST_BITS:
+        msg = f"got a whole number of {value.bit_length()} bits, wanted {MOST_BITS} at most"
+        raise UnreadableError(msg)
+    elif isinstance(value, float) and (value != value or abs(value) == float("inf")):  # noqa: PLR0124 (NaN)
+        msg = f"got {value}, wanted a finite number"
+        raise UnreadableError(msg)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            _checked(name, depth + 1)
+            _checked(item, depth + 1)
+    elif isinstance(value, (list, tuple, set)):
+        for item in value:
+            _checked(item, depth + 1)
+    return value
+
+
+def _name(value: Any) -> str:
+    names = {str: "a text", list: "a list", int: "a number", float: "a number", bool: "true or false"}
+    return names.get(type(value), "null" if value is None else f"a {type(value).__name__}")

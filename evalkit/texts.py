@@ -1,0 +1,87 @@
+"""What text from outside may become: the name of a file, a line on a terminal, a message without secrets.
+
+One function per door. Names are checked where they enter (`unusable_name`), what is printed is escaped where it leaves
+(`printable`), and every message passes `told`, which takes out secrets and line breaks.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Final
+
+NAME: Final = re.compile(r"\w[\w.+@=,-]*")
+"""A name that can be a file's on every system, a column's in a run file, and plain text in a table."""
+NAME_BYTES: Final = 72
+"""Three names, a dim and a hash make a folder's name, of which file systems take 255 bytes."""
+SECRET_NAMES: Final = re.compile(r"(?:.*_)?(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS?)", re.IGNORECASE)
+"""Environment variables that hold secrets, by the end of their names."""
+SECRET_CHARACTERS: Final = 8
+"""A shorter value is no secret, and taking it out of messages would garble them."""
+
+_USER_OF_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s/@'\"]+@")
+_LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
+_HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, which move a terminal's cursor or worse; marks that reverse text; halves of surrogate pairs."""
+
+
+def unusable_name(name: object, *, parts: bool = False) -> str | None:
+    """Say why a text cannot be (part of) a file's name, or return None; `parts` allows several with slashes between.
+
+    >>> unusable_name("jina-colbert-v2"), unusable_name("beir/nfcorpus", parts=True)
+    (None, None)
+    >>> unusable_name("../x")
+    'wanted letters, digits and . _ - + @ = , (a letter or digit first)'
+    """
+    if not isinstance(name, str):
+        return "wanted text"
+    wanted = "wanted letters, digits and . _ - + @ = , (a letter or digit first)"
+    if not all(NAME.fullmatch(part) for part in (name.split("/") if parts else [name])):
+        return f"{wanted}{', parts with / between them' if parts else ''}"
+    size = len(name.encode())
+    return f"got {size} bytes, wanted {NAME_BYTES} at most" if size > NAME_BYTES else None
+
+
+def printable(text: str) -> str:
+    r"""Return a text that moves no cursor and reverses no line: what could is written as Python escapes it.
+
+    >>> print(printable("a\x1b[2Jb\tc"))
+    a\x1b[2Jb\tc
+    """
+    return _HARMFUL.sub(lambda match: _escaped(match[0]), text)
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape", errors="surrogatepass").decode()
+
+
+def told(text: str) -> str:
+    r"""Return a message as one printable line in which no secret stands.
+
+    >>> told("http://me:secret@hub/x: no\n  answer")
+    'http://***@hub/x: no answer'
+    """
+    return printable(without_secrets(_LINE_BREAKS.sub(" ", text)))
+
+
+def without_secrets(text: str) -> str:
+    """Return a text with the values of secret environment variables, and users and passwords in URLs, taken out."""
+    for name, value in secrets().items():
+        if value in text:
+            text = text.replace(value, f"***{name}***")
+    return _USER_OF_URL.sub(r"\g<scheme>***@", text)
+
+
+def secrets() -> Mapping[str, str]:
+    """Return the environment variables that hold secrets, by name."""
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if len(value) >= SECRET_CHARACTERS and SECRET_NAMES.fullmatch(name)
+    }
+
+
+def secret_in(text: str) -> str | None:
+    """Return the name of the environment variable whose secret a text holds, if any does."""
+    return next((name for name, value in secrets().items() if value in text), None)

@@ -1,0 +1,181 @@
+"""Run the tests under a named condition of the machine and print what passed: conditions, counts, seconds.
+
+    python scripts/check_conditions.py --list
+    python scripts/check_conditions.py c-locale no-home
+    python scripts/check_conditions.py random-order --tests tests/unit/test_runs.py
+
+Needs the dev extra. `user` needs root: it becomes the user nobody, who may write to a temporary folder alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).parents[1]
+FAST = ("tests/unit", "tests/property", "tests/parity")
+KERNELS = (
+    *("tests/unit/test_attention_kernel.py", "tests/unit/test_maxsim_simd.py", "tests/unit/test_demo_collection.py"),
+    *("tests/unit/test_encode.py", "tests/property/test_exact_search.py", "tests/e2e/test_command_line.py"),
+)
+
+
+class Condition(NamedTuple):
+    """What is set for the tests, and which of them run."""
+
+    why: str
+    variables: Mapping[str, str] = {}
+    unset: Sequence[str] = ()
+    before: Sequence[str] = ()
+    """Words before pytest's own."""
+    tests: Sequence[str] = FAST
+    busy: bool = False
+    """Whether a process beside the tests keeps one core busy."""
+    nobody: bool = False
+    shuffled: bool = False
+
+
+CONDITIONS: Mapping[str, Condition] = {
+    "plain": Condition("the machine as it is", tests=()),
+    "one-core": Condition("taskset -c 0", before=("taskset", "-c", "0"), tests=()),
+    "aten-default": Condition("torch without vector units", {"ATEN_CPU_CAPABILITY": "default"}, tests=()),
+    "busy": Condition("another process keeps one core busy", busy=True, tests=()),
+    "one-thread": Condition("one thread for BLAS", {"OMP_NUM_THREADS": "1"}),
+    "aten-avx2": Condition("torch with AVX2 alone", {"ATEN_CPU_CAPABILITY": "avx2"}),
+    "numba-generic": Condition("numba compiles for any processor", {"NUMBA_CPU_NAME": "generic"}),
+    "numba-off": Condition("numba compiles nothing", {"NUMBA_DISABLE_JIT": "1"}, tests=KERNELS),
+    "onednn-avx2": Condition("oneDNN and MKL as on AVX2", {"ONEDNN_MAX_CPU_ISA": "AVX2", "MKL_CBWR": "AVX2"}),
+    "c-locale": Condition("no UTF-8 locale", {"LC_ALL": "C"}),
+    "time-zone": Condition("a zone of 5:45 h", {"TZ": "Asia/Kathmandu"}),
+    "no-home": Condition("HOME is not set", unset=("HOME",)),
+    "user": Condition("a user who may write nowhere else", unset=("HOME",), nobody=True),
+    "random-order": Condition("tests in random order", shuffled=True),
+    "no-shared": Condition("no real data beside the checkout", {"EVALKIT_SHARED": os.devnull}),
+}
+
+
+class Outcome(NamedTuple):
+    """What became of the tests."""
+
+    passed: int
+    failed: int
+    skipped: int
+    seconds: float
+
+
+def measured(condition: Condition, tests: Sequence[str], *, show: bool) -> Outcome:
+    """Run tests under a condition; `show` passes their output on. Raises OSError where the condition cannot be had."""
+    inherited = {name: value for name, value in os.environ.items() if name not in condition.unset}
+    environment = {**inherited, **condition.variables}
+    with ExitStack() as left:
+        folder = Path(left.enter_context(tempfile.TemporaryDirectory()))
+        report, tree, before = folder / "report.xml", ROOT, [*condition.before]
+        if condition.nobody:
+            tree, before = _as_nobody(folder, environment)
+            report = folder / "writable" / "report.xml"
+        paths = [str(tree), *filter(None, [environment.get("PYTHONPATH")])]
+        environment["PYTHONPATH"] = os.pathsep.join(paths)
+        if condition.busy:
+            spinning = subprocess.Popen([sys.executable, "-c", "while True: pass"])
+            left.callback(spinning.wait)
+            left.callback(spinning.kill)
+        command = [
+            *before,
+            sys.executable,
+            "-m",
+            "pytest",
+            "-q",
+            "-p",
+            "no:cacheprovider",
+            f"--junitxml={report}",
+            *tests,
+        ]
+        if condition.shuffled:
+            seed = random.SystemRandom().randrange(1 << 31)
+            print(f"random-order: -p randomly --randomly-seed={seed}", file=sys.stderr, flush=True)
+            command += ["-p", "randomly", f"--randomly-seed={seed}"]
+        started = time.monotonic()
+        done = subprocess.run(  # noqa: S603 (our own words)
+            command, cwd=tree, env=environment, check=False, text=True, stdout=None if show else subprocess.PIPE
+        )
+        seconds = time.monotonic() - started
+        if not report.exists():
+            raise OSError(f"pytest ended with {done.returncode} and no report: {done.stdout or 'see above'}")
+        if not show:
+            lines = (done.stdout or "").splitlines()
+            kept = [line for line in lines if line.startswith(("FAILED", "ERROR"))]
+            print("\n".join(kept), end="\n" if kept else "", file=sys.stderr)
+        return Outcome(*_counts(report), seconds)
+
+
+def _as_nobody(folder: Path, environment: dict[str, str]) -> tuple[Path, list[str]]:
+    """Copy the tree to where nobody can read it and not write, and give nobody one folder of its own."""
+    if os.geteuid() != 0:
+        raise OSError("the condition needs root, to become the user nobody")
+    tree, writable = folder / "tree", folder / "writable"
+    ignored = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "build", ".hypothesis")
+    shutil.copytree(ROOT, tree, ignore=ignored)
+    writable.mkdir()
+    shutil.chown(writable, "nobody")
+    folder.chmod(0o755)
+    environment |= {"TMPDIR": str(writable), "PYTHONDONTWRITEBYTECODE": "1"}
+    environment.setdefault("EVALKIT_SHARED", str(ROOT.parent / "shared"))
+    before = ["setpriv", "--reuid", "nobody", "--regid", "65534", "--clear-groups"]
+    again = "import subprocess, sys; subprocess.run([sys.executable, '-c', ''], check=True)"
+    # setpriv itself may still enter any folder; what it has started may not.
+    if subprocess.run([*before, sys.executable, "-c", again], check=False, capture_output=True).returncode != 0:  # noqa: S603 (our own words)
+        raise OSError(f"nobody cannot start {sys.executable}; use a Python outside root's home")
+    return tree, before
+
+
+def _counts(report: Path) -> tuple[int, int, int]:
+    """Return how many tests passed, failed (errors among them) and were skipped."""
+    suite = next(ET.parse(report).getroot().iter("testsuite")).attrib  # noqa: S314 (pytest's own report)
+    total, skipped = int(suite["tests"]), int(suite["skipped"])
+    failed = int(suite["failures"]) + int(suite["errors"])
+    return total - failed - skipped, failed, skipped
+
+
+def main() -> None:
+    """Run the conditions that the command line names and print a row of each."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("conditions", nargs="*", metavar="CONDITION", help=", ".join(CONDITIONS))
+    parser.add_argument("--list", action="store_true", help="name the conditions and what they run")
+    parser.add_argument("--tests", nargs="+", help="run these instead of the condition's own")
+    parser.add_argument("--show", action="store_true", help="pass pytest's output on")
+    asked = parser.parse_args()
+    if unknown := [name for name in asked.conditions if name not in CONDITIONS]:
+        parser.error(f"condition {unknown[0]!r} unknown; valid: {', '.join(CONDITIONS)}")
+    if asked.list or not asked.conditions:
+        for name, condition in CONDITIONS.items():
+            print(f"{name:14} {condition.why:36} {' '.join(condition.tests) or 'all tests'}")
+        return
+    print(f"{'condition':14} {'passed':>7} {'failed':>7} {'skipped':>8} {'seconds':>8}")
+    failed = False
+    for name in asked.conditions:
+        condition = CONDITIONS[name]
+        try:
+            outcome = measured(condition, asked.tests or condition.tests, show=asked.show)
+        except OSError as error:
+            print(f"{name:14} not run: {error}", flush=True)
+            failed = True
+            continue
+        passed, wrong, skipped, seconds = outcome
+        print(f"{name:14} {passed:7} {wrong:7} {skipped:8} {seconds:8.0f}", flush=True)
+        failed = failed or wrong > 0
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

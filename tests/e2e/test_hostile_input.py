@@ -1,0 +1,170 @@
+"""What text from outside does to a whole command: markup, terminal escapes, odd streams, folders and names."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+from evalkit.storage import seal
+
+COMMAND = [sys.executable, "-m", "evalkit"]
+PLACES = ["results_dir=r", "cache_dir=c"]
+MARKUP = "[/red]"
+ESCAPE = "\x1b[2J"
+
+
+def evalkit(*words, cwd, stdout=subprocess.PIPE, preexec_fn=None, **environment):
+    return subprocess.run(
+        [*COMMAND, *map(str, words)],
+        cwd=cwd,
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        timeout=600,
+        check=False,
+        encoding="utf-8",
+        preexec_fn=preexec_fn,
+        env={name: value for name, value in {**os.environ, **environment}.items() if value is not None},
+    )
+
+
+def dataset(folder, *, document=f"d1{MARKUP}", query=f"q1{MARKUP}", text=f"red {ESCAPE} fox"):
+    (folder / "qrels").mkdir(parents=True)
+    documents = [{"_id": document, "text": text}, {"_id": "d2", "text": "grey wolf"}]
+    (folder / "corpus.jsonl").write_text("".join(f"{json.dumps(one)}\n" for one in documents), "utf-8")
+    (folder / "queries.jsonl").write_text(json.dumps({"_id": query, "text": "red fox"}) + "\n", "utf-8")
+    (folder / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{query}\t{document}\t1\n", "utf-8")
+    return folder
+
+
+def one_line(done, code):
+    assert done.returncode == code, done.stderr
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("evalkit: ")
+    return line
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    made = tmp_path_factory.mktemp("hostile")
+    dataset(made / "T")
+    done = evalkit("run", "model=bm25", "dataset=folder", "dataset.path=T", *PLACES, cwd=made)
+    assert done.returncode == 0, done.stderr
+    return made
+
+
+def test_markup_in_an_id_is_shown_as_it_is(folder):
+    done = evalkit("explain", "bm25", "--results-dir", "r", cwd=folder)
+    assert done.returncode == 0, done.stderr
+    assert f"\nq1{MARKUP} " in done.stdout
+
+
+def test_no_escape_of_a_text_reaches_the_terminal(folder):
+    words = ["--query", f"q1{MARKUP}", "--document", f"d1{MARKUP}"]
+    for verb in (["explain", "bm25", *words], ["replay", "bm25"], ["report"], ["ls", "runs"]):
+        done = evalkit(*verb, "--results-dir", "r", cwd=folder)
+        assert "\x1b" not in done.stdout + done.stderr
+
+
+def test_a_saved_config_keeps_paths_of_this_machine_in_a_file_that_may_be_deleted(folder, tmp_path):
+    shutil.copytree(folder / "r", tmp_path / "r")
+    (path,) = (tmp_path / "r" / "runs").glob("*/config.yaml")
+    local = path.with_name("local.yaml")
+    assert local.read_text("utf-8") == "results_dir: r\ncache_dir: c\ndataset.path: T\n"
+    assert "path: null" in path.read_text("utf-8")
+    local.unlink()
+    done = evalkit("replay", "bm25", "--results-dir", tmp_path / "r", "--dataset-path", folder / "T", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_full_output_is_one_line_and_the_results_are_there(tmp_path):
+    dataset(tmp_path / "T")
+    with open("/dev/full", "w") as full:  # noqa: PTH123 (a device)
+        done = evalkit("run", "model=bm25", "dataset=folder", "dataset.path=T", *PLACES, cwd=tmp_path, stdout=full)
+    line = one_line(done, 1)
+    assert line == (
+        "evalkit: standard output could not be written (No space left on device); results are where results_dir says"
+    )
+    assert len(list((tmp_path / "r" / "runs").glob("*/scores.json"))) == 1
+
+
+def test_closed_streams_stop_nothing_and_receive_no_file(folder):
+    done = evalkit("ls", "models", cwd=folder, preexec_fn=lambda: (os.close(0), os.close(1)))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("verb", [["ls", "runs"], ["replay", "bm25"], ["explain", "bm25"], ["report"], ["status"]])
+def test_an_output_of_ascii_alone_shows_other_characters_escaped(folder, verb):
+    places = ["results_dir=r", "cache_dir=c"] if verb == ["status"] else ["--results-dir", "r"]
+    without_utf8 = {"PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0", "LC_ALL": "C"}
+    for environment in ({"PYTHONIOENCODING": "ascii"}, without_utf8):
+        done = evalkit(*verb, *places, cwd=folder, **environment)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert done.stdout.isascii()
+
+
+def test_a_working_folder_that_is_gone_is_told(tmp_path):
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    script = f"rmdir '{gone}'; exec '{sys.executable}' -m evalkit ls models"
+    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
+    environment = {**os.environ, "PYTHONPATH": root}
+    done = subprocess.run(
+        ["/bin/sh", "-c", script], cwd=gone, capture_output=True, text=True, check=False, env=environment
+    )
+    assert "the working folder cannot be used (No such file or directory); change to one that is there" in one_line(
+        done, 1
+    )
+
+
+def test_a_path_that_no_file_system_takes_is_one_line(tmp_path):
+    done = evalkit("run", "model=bm25", "dataset=folder", f"dataset.path={'x' * 300}", *PLACES, cwd=tmp_path)
+    assert "File name too long" in one_line(done, 1)
+
+
+@pytest.mark.parametrize(
+    ("values", "wanted"),
+    [
+        ({"model": "../x"}, "model is '../x', wanted letters"),
+        ({"dataset": "../../x"}, "dataset is '../../x', wanted letters"),
+        ({"split": ".."}, "split is '..', wanted letters"),
+        ({"environment": {"checkpoint": {"revision": "../../../x"}}}, "revision is '../../../x', wanted letters"),
+    ],
+)
+def test_names_in_a_result_cannot_make_a_report_write_elsewhere(folder, tmp_path, values, wanted):
+    (path,) = (folder / "r" / "runs").glob("*/scores.json")
+    runs = tmp_path / "in" / "runs" / path.parent.name
+    runs.mkdir(parents=True)
+    scores = seal.seal(seal.read(path.read_bytes()) | values)
+    (runs / "scores.json").write_text(json.dumps(scores), "utf-8")
+    done = evalkit("report", "--results-dir", "in", "--out", "out/deep/er", cwd=tmp_path)
+    assert wanted in one_line(done, 1)
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_a_run_without_a_hit_is_read_like_any_other(tmp_path):
+    dataset(tmp_path / "T", query="q1", document="d1", text="nothing alike")
+    done = evalkit("run", "model=bm25", "dataset=folder", "dataset.path=T", *PLACES, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    (run,) = (tmp_path / "r" / "runs").glob("*/run.trec.gz")
+    for words in (["explain", "bm25", "--results-dir", "r"], ["replay", "bm25", "--results-dir", "r"]):
+        done = evalkit(*words, cwd=tmp_path)
+        assert (done.returncode, done.stderr) == (0, "")
+    scored = evalkit("score", run, "dataset=folder", "dataset.path=T", cwd=tmp_path)
+    assert "ndcg@10\t0.00000" in scored.stdout
+    run.write_bytes(b"")
+    emptied = evalkit("score", run, "dataset=folder", "dataset.path=T", cwd=tmp_path)
+    assert "got an empty file, wanted a TREC run" in one_line(emptied, 1)
+
+
+def test_a_password_in_the_hub_s_address_is_told_nowhere(tmp_path):
+    words = ["model=jina-colbert-v2", "dim=64", "dataset=demo", *PLACES]
+    environment = {"HF_ENDPOINT": "http://me:hunter22@127.0.0.1:9", "HF_HOME": "hf", "HF_HUB_OFFLINE": None}
+    done = evalkit("run", *words, cwd=tmp_path, **environment)
+    assert "could not be reached (http://***@127.0.0.1:9" in one_line(done, 1)
+    status = evalkit("status", *PLACES, cwd=tmp_path, **environment)
+    assert "hunter22" not in done.stderr + status.stdout + status.stderr
+    assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hunter22" in path.read_bytes()]

@@ -1,0 +1,42 @@
+"""What `evalkit cache rm` takes for a name, and what it refuses as unclear."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from evalkit.errors import StoreError
+from evalkit.operations.inventory import Entry, chosen
+
+
+def entry(kind, key, *datasets):
+    return Entry(kind, key, (), datasets, (), (), 0, datetime.fromtimestamp(0, UTC))
+
+
+FOUND = (
+    entry("embeddings", "ab11", "demo"),
+    entry("embeddings", "ab11", "demo", "beir/nq"),
+    entry("top-k", "ab22", "demo"),
+    entry("survey", "cd33"),
+    entry("leftover", "tmp"),
+)
+
+
+@pytest.mark.parametrize("word", ["", " ", "\t"])
+def test_an_empty_word_names_nothing(word):
+    with pytest.raises(StoreError, match=r"an empty word \(an unset variable\?\), wanted a key or a dataset; nothing"):
+        chosen(FOUND, ["demo", word], unused=False)
+
+
+def test_a_beginning_of_several_keys_is_refused_with_their_names():
+    with pytest.raises(StoreError, match="'ab' is the beginning of 2 keys: embeddings ab11, top-k ab22; give more"):
+        chosen(FOUND, ["ab"], unused=False)
+
+
+def test_a_beginning_of_one_key_names_every_entry_of_that_key():
+    assert chosen(FOUND, ["ab1"], unused=False) == [FOUND[0], FOUND[1]]
+    assert chosen(FOUND, ["c", "tmp"], unused=False) == [FOUND[3], FOUND[4]]
+
+
+def test_a_dataset_names_what_it_alone_uses():
+    assert chosen(FOUND, ["demo"], unused=False) == [FOUND[0], FOUND[2]]
+    assert chosen(FOUND, ["demo", "beir-nq"], unused=False) == [FOUND[0], FOUND[1], FOUND[2]]

@@ -7,30 +7,34 @@ import os
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
 from rich.logging import RichHandler
-from typer.core import TyperGroup
+from typer.core import TyperCommand, TyperGroup
 
-from evalkit.errors import EvalkitError
+from evalkit.errors import ConfigError, EvalkitError, lines
 from evalkit.report import terminal
 from evalkit.report.terminal import complain as _complain
 from evalkit.report.terminal import say as _say
+from evalkit.storage.paths import default_results_dir
 from evalkit.texts import told
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from evalkit.analysis.precision import Narrowed
+    from evalkit.config.settings import RunConfig
     from evalkit.operations.own import Written
+    from evalkit.report.table import Lacking
     from evalkit.scoring.reruns import Deviation
     from evalkit.storage.results import CellScores
 
 CONFIG_DIR = "--config-dir"
 
 
-class _Verbs(TyperGroup):
+class _Group(TyperGroup):
     """The verbs; an option of all of them may stand before the verb or behind it."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
@@ -49,17 +53,94 @@ class _Verbs(TyperGroup):
         return parsed
 
 
-app = typer.Typer(
-    cls=_Verbs,
+Function = TypeVar("Function", bound="Callable[..., Any]")
+PLACES = ("results_dir", "cache_dir")
+"""The folders of a command, which every verb takes as `results_dir=DIR` and as `--results-dir DIR`."""
+
+
+class _Verb(TyperCommand):
+    """A verb, which takes the folders of a command in either spelling and completes settings and names."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Spell folders as this verb declares them; a verb that uses none of a kind passes over them."""
+        options = {param.name for param in self.params}
+        settings = "overrides" in options or ctx.allow_extra_args
+        end = args.index("--") if "--" in args else len(args)
+        words, kept = iter(args[:end]), []
+        for word in words:
+            key, equals, value = word.partition("=")
+            name = key.removeprefix("--").replace("-", "_")
+            if name not in PLACES or not (equals or key.startswith("--")):
+                kept.append(word)
+                continue
+            value = value if equals else next(words, "")
+            if not value:
+                msg = f"{key} got nothing, wanted a folder"
+                raise ConfigError(msg)
+            if name in options:
+                kept.append(f"--{name.replace('_', '-')}={os.path.expanduser(value)}")  # noqa: PTH111 (a typed ~)
+            elif settings:
+                kept.append(f"{name}={value}")
+        parsed: list[str] = super().parse_args(ctx, [*kept, *args[end:]])
+        return parsed
+
+    def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
+        """Complete the settings of a verb that takes them as further words; options otherwise."""
+        if incomplete.startswith("-") or not ctx.allow_extra_args:
+            return list(super().shell_complete(ctx, incomplete))
+        return [
+            SimpleNamespace(value=word, type="plain", help=None) for word in _words(ctx, list(ctx.args), incomplete)
+        ]
+
+
+class _Verbs(typer.Typer):
+    """An app whose commands are verbs."""
+
+    def command(self, name: str | None = None, **settings: Any) -> Callable[[Function], Function]:
+        """Declare a verb."""
+        return super().command(name, **{"cls": _Verb, **settings})
+
+
+def _words(_context: typer.Context, args: list[str], incomplete: str) -> list[str]:
+    """Complete a setting, or a group's name behind `=`; bash hands over `model=de` as three words."""
+    from evalkit.config import compose
+
+    before = list(args)
+    if incomplete == "=":
+        return compose.completions(f"{before[-1] if before else ''}=", whole=False)
+    if before and before[-1] == "=" and len(before) > 1:
+        return compose.completions(f"{before[-2]}={incomplete}", whole=False)
+    return compose.completions(incomplete)
+
+
+def _run_names(incomplete: str) -> list[str]:
+    """Complete the systems of the finished runs, with their dims."""
+    from evalkit.storage import results
+
+    cells, _ = results.readable(default_results_dir())
+    names = {f"{cell.model}:{cell.dim}" if cell.dim else cell.model for cell in cells}
+    return sorted(name for name in names if name.startswith(incomplete))
+
+
+app = _Verbs(
+    cls=_Group,
+    context_settings={"help_option_names": ["-h", "--help"]},
     help="Re-measure a retrieval model card, cell by cell, and say of every cell whether it holds.",
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
 terminal.open_standard_streams()  # before anything is opened that could take a closed stream's place
 _out = terminal.out()
 _err = terminal.PlainConsole(stderr=True)
+
+
+def _version(asked: bool) -> None:  # noqa: FBT001 (a callback of an option)
+    if asked:
+        import evalkit
+
+        typer.echo(f"evalkit {evalkit.__version__}")
+        raise typer.Exit
 
 
 @app.callback()
@@ -71,9 +152,13 @@ def options(
             CONFIG_DIR,
             metavar="DIR",
             help="a folder of your own configs, model/NAME.yaml and dataset/NAME.yaml (also: EVALKIT_CONFIGS); "
-            "before the verb or behind it",
+            "before or after the verb",
         ),
     ] = None,
+    *,
+    version: Annotated[  # noqa: ARG001 (its callback acts)
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
+    ] = False,
 ) -> None:
     """Take the options of all verbs."""
     if config_dir:
@@ -99,7 +184,7 @@ def _use_configs(context: typer.Context, *folders: Path) -> None:
     context.call_on_close(restore)
 
 
-def _words(context: typer.Context, words: Sequence[str]) -> list[str]:
+def _named(context: typer.Context, words: Sequence[str]) -> list[str]:
     """Return the words with folders and repositories in place of names (model=./checkpoint) made into configs.
 
     What was read of each, and what was assumed, is said first.
@@ -114,6 +199,22 @@ def _words(context: typer.Context, words: Sequence[str]) -> list[str]:
     return named
 
 
+Wide = Annotated[bool, typer.Option("--wide", help="show every column; those that do not fit stand below their row")]
+ResultsDir = Annotated[
+    Path | None, typer.Option(help="where finished runs are; by default evalkit-results (EVALKIT_RESULTS)")
+]
+Run = Annotated[
+    str,
+    typer.Argument(help="a run: SYSTEM:DIM, or its id or the beginning of it", autocompletion=_run_names),
+]
+Runs = Annotated[
+    list[str] | None,
+    typer.Argument(
+        help="runs, the base first: SYSTEM, SYSTEM:DIM, a dim, a dataset, an id; model=, dataset=, dim= narrow the "
+        "choice; none: all runs",
+        autocompletion=_run_names,
+    ),
+]
 HYDRA_FLAGS = ("-m", "--multirun", "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p")
 """What makes `run` a sweep or a question about the config, both of which Hydra answers."""
 
@@ -122,26 +223,40 @@ HYDRA_FLAGS = ("-m", "--multirun", "--cfg", "-c", "--info", "-i", "--resolve", "
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     epilog="Example: evalkit run model=demo,bm25 dataset=demo -m",
 )
-def run(context: typer.Context) -> None:
-    """Run a model on a dataset at one or more dims, and print the scores; what is already done is only printed.
+def run(
+    context: typer.Context,
+    *,
+    force: Annotated[bool, typer.Option("--force", help="run again what finished earlier, over cached shards")] = False,
+    wide: Wide = False,
+) -> None:
+    """Run a model on a dataset and print its scores.
+
+    What finished earlier is read, not run again. Dims whose weights cannot be had do not stop the others.
 
     Words are Hydra overrides (setting=value). With -m, several values run one after the other (model=a,b dataset=x,y);
     with --cfg job, the config is shown and nothing runs. All of them: evalkit ls settings.
     """
     from evalkit.config import compose
-    from evalkit.config.settings import RunConfig
     from evalkit.storage.paths import make_folder
 
     cells: list[CellScores] = []
     deviations: list[Deviation] = []
+    lacking: list[Lacking] = []
     failed = 0
 
     def job(config: RunConfig) -> None:
+        _begin(config)
+        from evalkit.report.table import Lacking
         from evalkit.run import jobs, pipeline
         from evalkit.scoring import reruns
 
+        absent: dict[int, str] = {}
         with jobs.recorded(config):
-            done = pipeline.run(config, console=_err)
+            done = pipeline.run(config, console=_err, force=force, lacking=absent)
+        model, dataset = config.model.name, config.dataset.name
+        lacking.extend(Lacking(model, dim, dataset, reason) for dim, reason in absent.items())
+        for dim, reason in absent.items():
+            complain(f"{model} at dim {dim} on {dataset}: {reason}")
         cells.extend(done)
         deviations.extend(reruns.measure(done, config.results_dir)[0])
 
@@ -150,7 +265,7 @@ def run(context: typer.Context) -> None:
         failed += 1
         _complain(line)
 
-    words = _words(context, context.args)
+    words = _named(context, context.args)
     if any(word in HYDRA_FLAGS for word in words):
         compose.hand_to_hydra(words, job, complain=complain, make_folder=make_folder)
     else:
@@ -158,18 +273,31 @@ def run(context: typer.Context) -> None:
     if cells:
         from evalkit.report import table
 
-        _out.print(table.terminal(table.rows(cells, deviations=deviations)))
+        _out.print(table.terminal(table.rows(cells, deviations=deviations), lacking=lacking, wide=wide))
     if failed:
-        _complain(f"{failed} of the combinations failed; the same command runs only what is missing")
+        what = "cells or combinations" if lacking else "combinations"
+        _complain(f"{failed} of the {what} failed; the same command runs only what is missing")
         raise typer.Exit(1)
+
+
+def _begin(config: RunConfig) -> None:
+    """Say at once what is being run: the libraries that do it take seconds to load, and say much of their own."""
+    dims = "" if config.dims == (None,) else f" at dim {', '.join(map(str, config.dims))}"
+    if not _err.is_terminal:
+        _err.print(f"{config.model.name}{dims} on {config.dataset.name}: loading", markup=False, soft_wrap=True)
+    for library in ("ir_datasets", "huggingface_hub"):
+        logging.getLogger(library).addFilter(lambda record: record.levelno >= logging.ERROR)
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 
 @app.command(
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     epilog="Example: evalkit plan -m model=jina-colbert-v2,bm25 dataset=beir/fiqa,beir/scifact",
 )
-def plan(context: typer.Context) -> None:
-    """Show what a run would do: cells, what is on disk, shards left, bytes, time. Writes nothing, loads no weights.
+def plan(context: typer.Context, *, wide: Wide = False) -> None:
+    """Show what a run would do, its bytes and time.
+
+    Writes nothing and loads no weights: cells, what is on disk, shards left.
 
     The words are those of run; several values per word make a sweep, with -m or without. Fails when a cell cannot run.
     """
@@ -177,7 +305,7 @@ def plan(context: typer.Context) -> None:
     from evalkit.report import plans
     from evalkit.storage import results
 
-    words = _words(context, [word for word in context.args if word not in ("-m", "--multirun")])
+    words = _named(context, [word for word in context.args if word not in ("-m", "--multirun")])
     planned: list[forecast.Planned] = []
     problems: list[str] = []
     for combination, config in forecast.combinations(words):
@@ -186,7 +314,7 @@ def plan(context: typer.Context) -> None:
         else:
             planned += forecast.look(config, results.readable(config.results_dir)[0])
     if planned:
-        _out.print(plans.plan_table(planned))
+        _out.print(plans.plan_table(planned, wide=wide))
     for line in plans.plan_lines(planned):
         _say(line)
     problems += plans.plan_problems(planned)
@@ -200,12 +328,16 @@ def plan(context: typer.Context) -> None:
 def status(
     context: typer.Context,
     overrides: Annotated[
-        list[str] | None, typer.Argument(help="a selection, as for plan; none: everything. results_dir=, cache_dir=")
+        list[str] | None,
+        typer.Argument(help="a selection, as for plan; none: everything", autocompletion=_words),
     ] = None,
     *,
     forget: Annotated[bool, typer.Option("--forget", help="first forget the runs that failed; shards stay")] = False,
+    wide: Wide = False,
 ) -> None:
-    """Show what is finished, at work (shards done), stopped, failed or damaged; other processes are not disturbed.
+    """Show what is finished, at work, stopped or failed.
+
+    Shards that are done are counted, and damaged results named; other processes are not disturbed.
 
     Exits with 1 while something has failed or is damaged. A run has failed until it ends well or is forgotten.
     """
@@ -215,7 +347,7 @@ def status(
     from evalkit.run import jobs
     from evalkit.storage import results
 
-    words = _words(context, [word for word in overrides or [] if word not in ("-m", "--multirun")])
+    words = _named(context, [word for word in overrides or [] if word not in ("-m", "--multirun")])
     everything = all(word.startswith(("results_dir=", "cache_dir=")) for word in words)
     configs = [compose.compose(words)] if everything else [config for _, config in forecast.combinations(words)]
     failed = [str(config) for config in configs if isinstance(config, EvalkitError)]
@@ -225,6 +357,9 @@ def status(
         forgotten = sum(jobs.forget(jobs.known(folder)) for folder in caches)
         _say(f"forgot {forgotten} runs that failed")
     records = [job for folder in caches for job in jobs.known(folder)]
+    if any(word.startswith("results_dir=") for word in words):
+        wanted = {config.results_dir.absolute() for config in chosen}
+        records = [job for job in records if job.config is None or job.config.results_dir.absolute() in wanted]
     finished: list[CellScores] = []
     if everything:
         finished, failed = results.readable(chosen[0].results_dir)
@@ -232,7 +367,8 @@ def status(
     cells = forecast.with_jobs([cell for config in chosen for cell in forecast.look(config)], records)
     done = {cell.run_id for cell in finished}
     shown = [(cell, job) for cell, job in cells if cell.run_id is None or cell.run_id not in done]
-    _out.print(plans.status_table(finished, shown, [job for job in records if everything and job.config is None]))
+    unreadable = [job for job in records if everything and job.config is None]
+    _out.print(plans.status_table(finished, shown, unreadable, wide=wide))
     failed += [cell.problem for cell, _ in shown if cell.state == "damaged" and cell.problem]
     errors = [job for job in records if job.error and any(job is one for _, one in shown)]
     failed += [f"{job.process}: {job.error}" for job in errors]
@@ -244,37 +380,39 @@ def status(
         raise typer.Exit(1)
 
 
-cache = typer.Typer(
-    help="Look into the cache of embeddings, top-k and surveys, verify it, and take out what is not wanted.",
+cache = _Verbs(
+    help="List, verify and empty the cache of embeddings and top-k.",
     no_args_is_help=True,
     rich_markup_mode=None,
     epilog="Example: evalkit cache ls",
 )
 app.add_typer(cache, name="cache")
 CacheDir = Annotated[Path | None, typer.Option(help="the cache; by default that of the config (EVALKIT_CACHE)")]
-ResultsDir = Annotated[Path, typer.Option(help="where finished runs are, which tell what the cache's keys mean")]
 
 
 @cache.command(name="ls", epilog="Example: evalkit cache ls")
-def cache_ls(cache_dir: CacheDir = None, results_dir: ResultsDir = Path("results")) -> None:
-    """List what lies in the cache: kind, key, datasets, shards, size, last use, and the runs that use it."""
+def cache_ls(cache_dir: CacheDir = None, results_dir: ResultsDir = None, *, wide: Wide = False) -> None:
+    """List what lies in the cache and the runs that use it."""
     from evalkit.operations import inventory
-    from evalkit.report import plans
+    from evalkit.report import plans, rounding
 
     folder = _cache_dir(cache_dir)
-    found = inventory.entries(folder, _cells(results_dir))
-    _out.print(plans.cache_table(found))
-    _say(f"{folder}: {plans.size(sum(entry.size_bytes for entry in found))}")
+    found = inventory.entries(folder, _cells(results_dir or default_results_dir()))
+    _out.print(plans.cache_table(found, wide=wide))
+    _say(f"{folder}: {rounding.size(sum(entry.size_bytes for entry in found))}")
 
 
 @cache.command(name="verify", epilog="Example: evalkit cache verify")
 def cache_verify(cache_dir: CacheDir = None) -> None:
-    """Read every shard and compare its checksum with its manifest's; fails when one is damaged."""
+    """Read every shard and compare its checksum.
+
+    Fails when one is not what its manifest says.
+    """
     from evalkit.operations import inventory
-    from evalkit.report import plans
+    from evalkit.report import rounding
 
     checked = inventory.verify(inventory.entries(_cache_dir(cache_dir), ()))
-    _say(f"{checked.whole} shards whole ({plans.size(checked.bytes_read)}), {checked.unfinished} unfinished")
+    _say(f"{checked.whole} shards whole ({rounding.size(checked.bytes_read)}), {checked.unfinished} unfinished")
     for line in checked.damaged:
         _complain(line)
     if checked.damaged:
@@ -290,13 +428,17 @@ def cache_rm(
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     cache_dir: CacheDir = None,
-    results_dir: ResultsDir = Path("results"),
+    results_dir: ResultsDir = None,
 ) -> None:
-    """Remove what is named from the cache, after asking. Results are never touched; runs make anew what they need."""
+    """Remove what is named from the cache, after asking.
+
+    Results are never touched; runs make anew what they need.
+    """
     from evalkit.errors import ConfigError
     from evalkit.operations import inventory
-    from evalkit.report import plans
+    from evalkit.report import plans, rounding
 
+    results_dir = results_dir or default_results_dir()
     folder, finished = _cache_dir(cache_dir), _cells(results_dir)
     if not names and not unused:
         msg = "got nothing to remove, wanted keys, datasets or --unused (evalkit cache ls)"
@@ -308,9 +450,9 @@ def cache_rm(
     _out.print(plans.cache_table(found))
     if not found:
         return
-    if not yes and not typer.confirm(f"remove {plans.size(sum(entry.size_bytes for entry in found))}?"):
+    if not yes and not typer.confirm(f"remove {rounding.size(sum(entry.size_bytes for entry in found))}?"):
         raise typer.Exit(1)
-    _say(f"removed {plans.size(inventory.remove(found, folder))} from {folder}")
+    _say(f"removed {rounding.size(inventory.remove(found, folder))} from {folder}")
 
 
 @app.command(name="ls", epilog="Example: evalkit ls models")
@@ -318,34 +460,41 @@ def list_names(
     what: Annotated[
         str, typer.Argument(help="models, datasets, analyzers, engines, rerankers, experiments, settings or runs")
     ] = "models",
-    results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
+    results_dir: ResultsDir = None,
+    *,
+    wide: Wide = False,
 ) -> None:
-    """List what can be run, or what has been."""
+    """List models, datasets, settings or finished runs."""
     from evalkit.report import listing
 
-    _out.print(listing.listing(what, results_dir=results_dir))
+    results_dir = results_dir or default_results_dir()
+    if what == "runs" and not _cells(results_dir):
+        _complain(_nothing(results_dir))
+    _out.print(listing.listing(what, results_dir=results_dir, wide=wide))
 
 
 @app.command(epilog="Example, after evalkit run: evalkit report --results-dir results > table.md")
 def report(
-    results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
+    results_dir: ResultsDir = None,
     out: Annotated[Path | None, typer.Option(help="where tables/ and site/ go; by default the results folder")] = None,
     check: Annotated[  # noqa: FBT002 (a flag)
         bool, typer.Option("--check", help="write nothing; fail when a file drifted or a cell is HIGHER or LOWER")
     ] = False,
 ) -> None:
-    """Print a Markdown table of every finished run, and write the card's tables, the exports and the page.
+    """Write the card's tables, the exports and the page.
+
+    Prints a Markdown table of every finished run.
 
     A run that cannot be read or tabled is named on stderr and fails the command; the rest is made all the same.
     """
     from evalkit.errors import ScoreError
     from evalkit.report import build, table
 
+    results_dir = results_dir or default_results_dir()
     made = build.build(results_dir)
     found = [*made.problems, *((*made.unwaived, *build.drifted(made, out or results_dir)) if check else ())]
     if not made.cells:
-        msg = f"no finished run under {results_dir}; run one first, for example: evalkit run"
-        raise ScoreError("; ".join([*found, msg]))
+        raise ScoreError("; ".join([*found, _nothing(results_dir)]))
     terminal.write(table.markdown(made.rows))
     if not check:
         build.write(made, out or results_dir)
@@ -363,10 +512,15 @@ def score(
     context: typer.Context,
     run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
     overrides: Annotated[
-        list[str], typer.Argument(help="which dataset: dataset=NAME, dataset.path=DIR, …; whose run: model=NAME, dim=N")
+        list[str],
+        typer.Argument(
+            help="which dataset: dataset=NAME, dataset.path=DIR, …; whose run: model=NAME, dim=N", autocompletion=_words
+        ),
     ],
 ) -> None:
-    """Score a TREC run file of any system against a dataset's judgements, under the same rules as our own runs.
+    """Score a TREC run file of any system.
+
+    A dataset's judgements are used under the same rules as for our own runs.
 
     With model=NAME (and dim=N) the published scores of that system follow, each with its verdict. The run's own
     settings are those that you declare, for example model.query.max_tokens=32: one that differs from what was published
@@ -376,11 +530,11 @@ def score(
     from evalkit.config import compose
     from evalkit.errors import ScoreError
     from evalkit.ranking import drop_self, self_hits
-    from evalkit.report import verdicts
+    from evalkit.report import rounding, verdicts
     from evalkit.scoring import metrics
     from evalkit.storage import results, trec
 
-    overrides = _words(context, overrides)
+    overrides = _named(context, overrides)
     config = compose.compose(overrides)
     dataset = datasets.load(config.dataset, with_corpus=False)
     found = results.read_run(run_file)
@@ -399,7 +553,7 @@ def score(
     if dataset.drop_self:
         _say(f"dropped {dropped} hits whose id is the query's own")
     for name, value in scored.means.items():
-        _say(f"{name}\t{value:.5f}")
+        _say(f"{name}\t{rounding.fixed(value, 5)}")
     named = any(word.startswith("model=") for word in overrides)
     words = [word.lstrip("+").partition("=")[0] for word in overrides]
     declared = [word.removeprefix("model.") for word in words if word.startswith("model.")]
@@ -415,24 +569,29 @@ def rerank(
     context: typer.Context,
     run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
     overrides: Annotated[
-        list[str], typer.Argument(help="reranker=NAME, dataset=NAME, dataset.path=DIR, engine.device=…")
+        list[str],
+        typer.Argument(help="reranker=NAME, dataset=NAME, dataset.path=DIR, engine.device=…", autocompletion=_words),
     ],
     out: Annotated[Path, typer.Option(help="where the re-ranked run goes; gzipped when it ends in .gz")],
     depth: Annotated[int, typer.Option(help="documents per query to score again; the rest are left out", min=1)] = 100,
 ) -> None:
-    """Score the first documents of any run again with a re-ranker, write the new run, and print both runs' metrics."""
+    """Score the first documents of a run with a re-ranker.
+
+    Writes the new run, and prints the metrics of both.
+    """
     from evalkit import datasets
     from evalkit.config import compose
     from evalkit.errors import ConfigError
     from evalkit.models.reranker import load_reranker
     from evalkit.ranking import drop_self
+    from evalkit.report import rounding
     from evalkit.run import environment
     from evalkit.run import rerank as stage
     from evalkit.run.progress import documents_bar
     from evalkit.scoring import metrics
     from evalkit.storage import results, trec
 
-    config = compose.compose(_words(context, overrides))
+    config = compose.compose(_named(context, overrides))
     if config.reranker is None:
         msg = "no re-ranker chosen; wanted reranker=NAME (evalkit ls rerankers)"
         raise ConfigError(msg)
@@ -452,17 +611,20 @@ def rerank(
         f"{dataset.name} ({dataset.split}): {reranker.checkpoint.origin}@{reranker.checkpoint.revision}, depth {depth}"
     )
     for name in config.metrics:
-        _say(f"{name}\t{before[name]:.5f} → {after[name]:.5f}")
+        _say(f"{name}\t{rounding.fixed(before[name], 5)} → {rounding.fixed(after[name], 5)}")
 
 
 @app.command(epilog="Example: evalkit check model=demo dim=128")
 def check(
     context: typer.Context,
     overrides: Annotated[
-        list[str], typer.Argument(help="which model: model=NAME, dim=…, model.dtype=…, engine.device=…")
+        list[str],
+        typer.Argument(help="which model: model=NAME, dim=…, model.dtype=…, engine.device=…", autocompletion=_words),
     ],
 ) -> None:
-    """Ask a model what would spoil hours of encoding: ids, markers, masks, norms, padding, dtype, published vectors.
+    """Ask a model what could spoil hours of encoding.
+
+    Ids, markers, masks, norms, padding, dtype, published vectors.
 
     Every question prints what came out; a failed one names its likeliest cause, and the command exits with 1.
     """
@@ -470,7 +632,7 @@ def check(
     from evalkit.run import canary
 
     failed = 0
-    for dims, findings in canary.check(compose.compose(_words(context, overrides))):
+    for dims, findings in canary.check(compose.compose(_named(context, overrides))):
         _say(f"dim {', '.join(map(str, dims))}, one backbone")
         for finding in findings:
             _say(f"  {finding.verdict:<10}  {finding.question}: {finding.measured}")
@@ -496,7 +658,9 @@ def fetch(
         Path | None, typer.Option(help="first put a bundle's files into HF_HOME, IR_DATASETS_HOME")
     ] = None,
 ) -> None:
-    """Bring models and datasets to disk ahead of time: model=a,b dataset=x,y, words as for run, several values each.
+    """Bring models and datasets to disk ahead of time.
+
+    Words are those of run, several values each: model=a,b dataset=x,y.
 
     A download that was cut off is resumed. --verify proves that the selection can run with the network off, compares
     checksums with those of the fetch, and reports twins, empty texts and ids that mean two things.
@@ -507,7 +671,7 @@ def fetch(
         _say(f"{unpack}: {fetching.unpack_bundle(unpack)} files are in their places")
         if not context.args and not verify:
             return
-    configs = fetching.selection(_words(context, context.args))
+    configs = fetching.selection(_named(context, context.args))
     found = fetching.verify(configs, console=_err) if verify else fetching.fetch(configs, console=_err)
     for each in found:
         _say(f"{each.name}: {'read whole, network off' if verify else 'on disk'}, from {each.source}")
@@ -519,12 +683,14 @@ def fetch(
 
 @app.command(epilog="Example, after evalkit run: evalkit replay demo-64")
 def replay(
-    run: Annotated[str, typer.Argument(help="a run: its id or the beginning of it, or its system where that is clear")],
-    results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
+    run: Run,
+    results_dir: ResultsDir = None,
     metric: Annotated[str | None, typer.Option(help="for example mrr@10; by default the dataset's main metric")] = None,
     dataset_path: Annotated[Path | None, typer.Option(help="where the dataset is now, if it moved")] = None,
 ) -> None:
-    """Score a saved run under the other rules that people publish under, and name those that land on each number.
+    """Score a saved run again under other scoring rules.
+
+    Names the rules under which a published number is met.
 
     The dataset's other splits are tried too where it is on disk, as far as they judge the run's queries.
     """
@@ -534,7 +700,8 @@ def replay(
     from evalkit.scoring import reruns
     from evalkit.storage import results
 
-    cells = _cells(results_dir)
+    results_dir = results_dir or default_results_dir()
+    cells = _finished(results_dir)
     cell = compare.one(cells, run)
     name = compare.measured(cell, metric)
     material = replay.load(results_dir, cell, dataset_path=dataset_path)
@@ -560,24 +727,26 @@ def replay(
 
 @app.command(epilog="Example, after evalkit run: evalkit explain demo-64 --against demo-128 --results-dir results")
 def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the command)
-    run: Annotated[str, typer.Argument(help="a run: its id or the beginning of it, or its system where that is clear")],
-    results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
-    against: Annotated[str | None, typer.Option(help="another run; by default the published score")] = None,
+    run: Run,
+    results_dir: ResultsDir = None,
+    against: Annotated[str | None, typer.Option(help="another run; by default the published mean")] = None,
     top: Annotated[int, typer.Option(min=1, help="queries to show")] = 10,
     query: Annotated[str | None, typer.Option(help="with --document: show this pair token by token")] = None,
     document: Annotated[str | None, typer.Option(help="with --query: show this pair token by token")] = None,
     dataset_path: Annotated[Path | None, typer.Option(help="where the dataset is now, if it moved")] = None,
     texts: Annotated[bool, typer.Option(help="read the texts too, to find what was truncated")] = True,  # noqa: FBT002 (a flag)
 ) -> None:
-    """Rank queries by what they contribute to a difference, and say what is odd about each.
+    """Show which queries make a difference, and what is odd.
 
-    The difference is that to the published score, or to another run. With --query and --document: the MaxSim of that
-    pair, token by token.
+    With --against the queries are ranked by their part in the difference of two runs. Against a published mean, which
+    says nothing of a single query, their distribution is shown, and those that score 0. With --query and --document:
+    the MaxSim of that pair, token by token.
     """
     from evalkit.analysis import compare
     from evalkit.report import verbs
 
-    cells = _cells(results_dir)
+    results_dir = results_dir or default_results_dir()
+    cells = _finished(results_dir)
     cell = compare.one(cells, run)
     other = None if against is None else compare.one(cells, against)
     verbs.explain(
@@ -586,17 +755,19 @@ def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the comman
 
 
 @app.command(epilog="Example, after evalkit run: evalkit compare demo-128 demo-96 demo-64 --plot dims.svg")
-def compare(
-    run: Annotated[list[str] | None, typer.Argument(help="runs or systems, the base first; none: all runs")] = None,
-    results_dir: Annotated[Path, typer.Option(help="where finished runs are")] = Path("results"),
+def compare(  # noqa: PLR0913 (each argument is an option of the command)
+    run: Runs = None,
+    *,
+    results_dir: ResultsDir = None,
     metric: Annotated[str | None, typer.Option(help="for example mrr@10; by default the dataset's main metric")] = None,
     plot: Annotated[Path | None, typer.Option(help="write quality against storage here: .svg, .png or .pdf")] = None,
-    precision: Annotated[  # noqa: FBT002 (a flag)
+    precision: Annotated[
         bool,
         typer.Option("--precision", help="search the stored embeddings again as fp16 and int8 (drawn by --plot too)"),
     ] = False,
+    wide: Wide = False,
 ) -> None:
-    """Put runs side by side: differences with paired tests, and what each stores and takes.
+    """Compare runs: paired tests, storage and time.
 
     The first run of each dataset is the base. p comes from a paired t-test, corrected by Holm's method over all
     comparisons of the table; the interval from a paired bootstrap over queries.
@@ -604,10 +775,11 @@ def compare(
     from evalkit.analysis import compare
     from evalkit.report import pareto, verbs
 
-    chosen = compare.choose(_cells(results_dir), run or [])
+    results_dir = results_dir or default_results_dir()
+    chosen = compare.choose(_finished(results_dir), run or [])
     if not (precision and len(chosen) == 1):
         comparisons = compare.compare(chosen, results_dir, metric=metric)
-        _out.print(verbs.comparison_table(comparisons))
+        _out.print(verbs.comparison_table(comparisons, wide=wide))
         _say(verbs.family_line(comparisons))
     _out.print(verbs.costs_table(chosen))
     narrowed: dict[str, Sequence[Narrowed]] = {}
@@ -705,12 +877,22 @@ def _told(made: Written, then: str) -> None:
 
 @app.command(epilog="Example: evalkit audit")
 def audit() -> None:
-    """Recompute every average that the card states; where one does not follow from its rows, say what explains it."""
+    """Recompute the averages that the card states.
+
+    Where one does not follow from its rows, say what explains it.
+    """
     from evalkit.report import audit
 
     _out.print(audit.audit_table())
     for line in audit.audit_lines():
         _say(line)
+
+
+def _nothing(results_dir: Path) -> str:
+    """Say that a folder has no finished run, and what to do."""
+    own = "; for the project's own published runs: --results-dir results"
+    there = results_dir != Path("results") and Path("results", "published").is_dir()
+    return f"no finished run under {results_dir}; run one first, for example: evalkit run{own if there else ''}"
 
 
 def _cells(results_dir: Path) -> list[CellScores]:
@@ -720,6 +902,15 @@ def _cells(results_dir: Path) -> list[CellScores]:
     cells, problems = results.readable(results_dir)
     for problem in problems:
         _complain(problem)
+    return cells
+
+
+def _finished(results_dir: Path) -> list[CellScores]:
+    """Return the runs that can be read. Raises ScoreError when there is none."""
+    from evalkit.errors import ScoreError
+
+    if not (cells := _cells(results_dir)):
+        raise ScoreError(_nothing(results_dir))
     return cells
 
 
@@ -755,7 +946,8 @@ def main() -> None:
         with terminal.output_may_break():
             app(standalone_mode=True)
     except EvalkitError as error:
-        _complain(str(error))
+        for line in lines(error):
+            _complain(line)
         raise SystemExit(error.exit_code) from None
     except OSError as error:
         if error.filename is None:

@@ -4,12 +4,20 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
-from typing import Final
+from typing import Final, NamedTuple, Self
 
 from evalkit import texts
 
 MOST_NAMED: Final = 20
 """How many valid names a message lists: more than a line can hold help nobody."""
+
+
+class Tried(NamedTuple):
+    """What could not be had from elsewhere: what was tried, why it failed, what to do."""
+
+    what: str
+    why: str
+    remedy: str
 
 
 class EvalkitError(ValueError):
@@ -19,6 +27,15 @@ class EvalkitError(ValueError):
     """
 
     exit_code = 1
+    tried: Tried | None = None
+    """Where something could not be fetched: the message's parts, which the command prints as a line each."""
+
+    @classmethod
+    def not_had(cls, tried: Tried) -> Self:
+        """Return the error that something could not be fetched."""
+        error = cls(f"{tried.what}: {tried.why}; {tried.remedy}")
+        error.tried = tried
+        return error
 
     def __init__(self, message: str = "") -> None:
         """Make the message one printable line without secrets."""
@@ -57,6 +74,22 @@ class StoreError(EvalkitError):
 
 class ScoreError(EvalkitError):
     """A run cannot be scored, or a saved result cannot be read."""
+
+
+def lines(error: BaseException) -> list[str]:
+    """Return an error as it is printed: three lines for what could not be fetched, one for all else.
+
+    >>> lines(ModelError.not_had(Tried("o/m@main", "no network", "fetch it elsewhere")))
+    ['tried: o/m@main', 'failed: no network', 'to do: fetch it elsewhere']
+    >>> lines(ModelError("no such dim"))
+    ['no such dim']
+    """
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, EvalkitError) and cause.tried is not None:
+            return [f"tried: {cause.tried.what}", f"failed: {cause.tried.why}", f"to do: {cause.tried.remedy}"]
+        cause = cause.__cause__
+    return [str(error)]
 
 
 def nearest(name: str, valid: Iterable[str], *, count: int = 3) -> str:

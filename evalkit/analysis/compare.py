@@ -15,12 +15,14 @@ from typing import NamedTuple
 import numpy as np
 
 from evalkit.errors import ScoreError, nearest
-from evalkit.storage import results
+from evalkit.storage import keys, results
 from evalkit.storage.paths import run_dir
 from evalkit.storage.results import CellScores
 
 RESAMPLES = 2000
 SEED = 0
+SHOWN = 4
+"""How many runs a message names."""
 CHUNK = 200
 """Resamples drawn at once, to bound the size of the matrix [B, Q] of drawn positions."""
 
@@ -144,8 +146,9 @@ def compare(cells: Sequence[CellScores], results_dir: Path, *, metric: str | Non
             _compared(dataset, name, base, other, base_values, values_of(other, results_dir, name)) for other in others
         ]
     if not found:
-        shown = ", ".join(cell.run_id for cell in cells) or "none"
-        msg = f"got runs {shown}; wanted two or more on one dataset (evalkit ls runs)"
+        shown = ", ".join(f"{_address(cell)} on {cell.dataset}" for cell in cells[:SHOWN]) or "none"
+        more = f" and {len(cells) - SHOWN} more" if len(cells) > SHOWN else ""
+        msg = f"got runs {shown}{more}; wanted two or more on one dataset (evalkit ls runs)"
         raise ScoreError(msg)
     corrected = holm([one.p for one in found])
     return [one._replace(p_holm=p) for one, p in zip(found, corrected, strict=True)]
@@ -199,29 +202,59 @@ def intervals(cells: Iterable[CellScores], results_dir: Path) -> dict[str, tuple
 
 
 def choose(cells: Iterable[CellScores], words: Sequence[str]) -> list[CellScores]:
-    """Return the runs that match each word: a run id or its prefix, a system, or a dataset. No words match all runs.
+    """Return the runs that each word names: a run id, its beginning, a system, its dim, or a dataset; all for no words.
 
-    The runs are in the order of the words; within one word the greatest dim comes first. Raises ScoreError if a word
-    matches no run.
+    `model=NAME`, `dataset=NAME` and `dim=N` name no run: they narrow what the other words choose from. Within a word
+    the greatest dim comes first. Raises ScoreError for a word that names none.
     """
     known = sorted(cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0)))
     if not known:
         msg = "got no finished run, wanted one or more; run one first, for example: evalkit run (or give --results-dir)"
         raise ScoreError(msg)
+    known, words = _narrowed(known, words)
     chosen: dict[str, CellScores] = {}
     for word in words or ("",):
         named = [cell for cell in known if names(cell, word)]
         if not named:
-            msg = f"run {word!r} unknown; {nearest(word, [cell.run_id for cell in known])} (evalkit ls runs)"
+            labels = [_address(cell) for cell in known]
+            msg = (
+                f"run {word!r} unknown; {nearest(word, [*labels, *(cell.dataset for cell in known)])} (evalkit ls runs)"
+            )
             raise ScoreError(msg)
         chosen |= {cell.run_id: cell for cell in named}
     return list(chosen.values())
 
 
 def names(cell: CellScores, word: str) -> bool:
-    """Tell whether a word matches a run: a prefix of its id, its system (with or without dim), or its dataset."""
-    system = cell.model if cell.dim is None else f"{cell.model}-{cell.dim}"
-    return cell.run_id.startswith(word) or word in (cell.model, system, cell.dataset)
+    """Say whether a word names a run: the beginning of its id, its system (with or without dim), or its dataset."""
+    system = keys.system_label(cell.model, cell.dim)
+    return cell.run_id.startswith(word) or word in (cell.model, system, cell.dataset, _address(cell), str(cell.dim))
+
+
+def _address(cell: CellScores) -> str:
+    """Return what a user types for a run: its system, and behind a colon its dim.
+
+    The colon tells a dim from a number that is part of a system's name.
+    """
+    return cell.model if cell.dim is None else f"{cell.model}:{cell.dim}"
+
+
+def _narrowed(cells: Sequence[CellScores], words: Sequence[str]) -> tuple[list[CellScores], list[str]]:
+    """Return the runs that model=, dataset= and dim= leave, and the other words. Raises ScoreError for none."""
+    kept, rest = list(cells), []
+    for word in words:
+        key, equals, value = word.partition("=")
+        if not equals or key not in ("model", "dataset", "dim"):
+            rest.append(word)
+            continue
+        wanted = value.strip("[]").split(",")
+        left = [cell for cell in kept if str(getattr(cell, key)) in wanted]
+        if not left:
+            have = sorted({str(getattr(cell, key)) for cell in kept if getattr(cell, key) is not None})
+            msg = f"{word}: no finished run has it; {nearest(value, have)} (evalkit ls runs)"
+            raise ScoreError(msg)
+        kept = left
+    return kept, rest
 
 
 def one(cells: Iterable[CellScores], word: str) -> CellScores:
@@ -229,7 +262,10 @@ def one(cells: Iterable[CellScores], word: str) -> CellScores:
     chosen = choose(cells, [word])
     exact = [cell for cell in chosen if cell.run_id == word]
     if len(exact or chosen) != 1:
-        msg = f"run {word!r} names {len(chosen)}: {', '.join(cell.run_id for cell in chosen)}; wanted one of them"
+        told_apart = results.distinctions(chosen)
+        shown = [f"{_address(cell)} on {cell.dataset}{told_apart[cell.run_id]}" for cell in chosen[:SHOWN]]
+        more = f" and {len(chosen) - SHOWN} more" if len(chosen) > SHOWN else ""
+        msg = f"run {word!r} names {len(chosen)}: {', '.join(shown)}{more}; wanted one (evalkit ls runs --wide has ids)"
         raise ScoreError(msg)
     return (exact or chosen)[0]
 

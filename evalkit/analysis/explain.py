@@ -68,6 +68,43 @@ def contributions(
     return sorted(found, key=lambda one: (-abs(one.part), one.query))
 
 
+class Band(NamedTuple):
+    """Queries whose values lie in one range."""
+
+    name: str
+    queries: int
+
+
+EDGES = (0.25, 0.5, 0.75)
+"""Where the ranges of a distribution end; 0 and 1 stand alone, for at them a ranking missed or met all of it."""
+
+
+def distribution(values: Mapping[str, float]) -> list[Band]:
+    """Return how many queries score 0, 1, and in each range between.
+
+    >>> [tuple(band) for band in distribution({"a": 0.0, "b": 0.25, "c": 1.0})]
+    [('0', 1), ('0 to 0.25', 1), ('0.25 to 0.5', 0), ('0.5 to 0.75', 0), ('0.75 to 1', 0), ('1', 1)]
+    """
+    found = [Band("0", sum(value == 0 for value in values.values()))]
+    for low, high in zip((0.0, *EDGES), (*EDGES, 1.0), strict=True):
+        among = [value for value in values.values() if low < value <= high and value < 1]
+        found.append(Band(f"{low:g} to {high:g}", len(among)))
+    return [*found, Band("1", sum(value == 1 for value in values.values()))]
+
+
+def lowest(material: Material, values: Mapping[str, float], against: float, *, most: int) -> list[Contribution]:
+    """Return the queries that score 0, or the lowest where none does, with what is odd about each.
+
+    A published mean says nothing of a single query: held against it, the parts would only rank the values.
+    """
+    ranked = sorted(values, key=lambda query: (values[query], query))
+    zero = [query for query in ranked if values[query] == 0]
+    return [
+        Contribution(query, values[query], against, (values[query] - against) / len(values), flags(material, query))
+        for query in (zero or ranked)[:most]
+    ]
+
+
 def flags(material: Material, query: str) -> tuple[str, ...]:
     """Name what is odd about a query's hits: its own id, relevant documents not retrieved, unjudged ones at 10."""
     grades = material.qrels.get(query, {})

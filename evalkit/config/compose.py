@@ -12,7 +12,7 @@ import re
 import sys
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -251,7 +251,10 @@ def _parsed(overrides: Sequence[str]) -> Iterator[tuple[str, Override]]:
     for typed in overrides:
         _refuse_unusable(typed)
         if not _is_override(typed):
-            msg = f"got {typed!r}, wanted setting=value, for example model=bm25"
+            groups = [group for group in GROUPS if typed in group_names(group)]
+            named = " or ".join(f"{group}={typed}" for group in groups)
+            meant = f"; did you mean {named}?" if groups else ", for example model=bm25"
+            msg = f"got {typed!r}, wanted setting=value{meant}"
             raise ConfigError(msg)
         key, _, text = typed.partition("=")
         word = f"{key}={_path_quoted(key, text)}" if PATHS.fullmatch(key.lstrip("+")) else typed
@@ -322,13 +325,13 @@ def _checked(word: str, override: Override, *, sweep: bool) -> str:
     if key in GROUPS:
         for name in _values(override):
             if name not in (None, *group_names(key)):
-                msg = f"{key} {str(name)!r} unknown; {nearest(str(name), group_names(key))} (evalkit ls {key}s)"
+                msg = f"{key} {str(name)!r} unknown; {_meant(str(name), group_names(key))} (evalkit ls {key}s)"
                 raise ConfigError(msg)
             _refuse_other_name(key, name)
         return word
     valid = all_settings()
     if key not in valid and not key.startswith("model.checkpoints."):
-        msg = f"setting {key!r} unknown; {nearest(key, valid)} (evalkit ls settings)"
+        msg = f"setting {key!r} unknown; {_meant(key, valid)} (evalkit ls settings)"
         raise ConfigError(msg)
     return f"{key}={text}" if key in ("results_dir", "cache_dir", *LISTS) else f"++{key}={text}"
 
@@ -361,6 +364,52 @@ def _refuse_other_name(group: str, name: str | None) -> None:
     if values.get("name") != name.removeprefix(f"{GIVEN}/"):
         msg = f"{path}: got name {values.get('name')!r}, wanted {name!r}, as the file is called; rename one of the two"
         raise ConfigError(msg)
+
+
+MEANT: Mapping[str, tuple[str, ...]] = {
+    "batch": ("engine.batch_tokens",),
+    "batch_size": ("engine.batch_tokens",),
+    "dims": ("dim",),
+    "force": ("--force",),
+    "gpu": ("engine.device",),
+    "k": ("search.depth",),
+    "max_length": ("model.document.max_tokens", "model.query.max_tokens"),
+    "output": ("results_dir",),
+    "output_dir": ("results_dir",),
+    "path": ("dataset.path",),
+    "top_k": ("search.depth",),
+    "wide": ("--wide",),
+}
+"""What people type for a setting that they know under another name."""
+
+
+def _meant(name: str, valid: Iterable[str]) -> str:
+    """Name what a word most likely means: by its sense, by a part that it is, else by its spelling.
+
+    >>> _meant("msmarco", ["mmarco/zh", "msmarco/dev-small"]), _meant("batch_size", [])
+    ('did you mean msmarco/dev-small?', 'did you mean engine.batch_tokens?')
+    """
+    valid = list(valid)
+    known = MEANT.get(name) if name not in valid else None
+    parts = known or tuple(one for one in valid if name in re.split(r"[/.]", one))[:MOST_MEANT]
+    return f"did you mean {' or '.join(parts)}?" if parts else nearest(name, valid)
+
+
+MOST_MEANT = 3
+"""How many names a message offers for a part that they share."""
+
+
+def completions(incomplete: str, *, whole: bool = True) -> list[str]:
+    """Return what a word that is being typed may become; `whole` False: only what stands behind its `=`."""
+    key, equals, value = incomplete.partition("=")
+    if not equals:
+        first = [f"{name}=" for name in (*GROUPS, "dim", "results_dir", "cache_dir")]
+        known = first if not incomplete else [*first, *(f"{name}=" for name in all_settings() if "." in name)]
+        return [name for name in known if name.startswith(incomplete)]
+    before, _, last = value.rpartition(",")
+    front = f"{before}," if before else ""
+    names = [front + name for name in group_names(key) if name.startswith(last)] if key in GROUPS else []
+    return [f"{key}={name}" if whole else name for name in names]
 
 
 def _values(override: Override) -> list[Any]:

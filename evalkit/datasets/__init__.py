@@ -13,7 +13,7 @@ from evalkit.datasets import hub, irds
 from evalkit.datasets.folder import judgement_line, load_folder, qrels_file
 from evalkit.datasets.learned import Learned
 from evalkit.datasets.survey import Survey
-from evalkit.errors import ChangedError, DatasetError, DeviationError
+from evalkit.errors import ChangedError, DatasetError, DeviationError, Tried
 from evalkit.types import Corpus, Dataset, Document
 
 __all__ = ["SOURCES", "check", "judged_ids", "load", "load_read", "on_disk", "source_names"]
@@ -71,10 +71,14 @@ def load_read(config: DatasetConfig, read: Callable[[Dataset], Read]) -> tuple[D
 
     """
     names = source_names(config)
-    reasons: list[str] = []
+    reasons: list[DatasetError] = []
+    untold: dict[SourceName, DatasetError] = {}
     for name in names:
         try:
             dataset = SOURCES[name](config)
+            for gone, reason in untold.items():  # where every source fails, the error alone tells it
+                log.warning("dataset %s: source %s failed, the next one is tried: %s", config.name, gone, reason)
+            untold.clear()
             if config.template == "text":
                 dataset = dataclasses.replace(dataset, corpus=TitlelessCorpus(dataset.corpus))
             _accept(config, dataset, _deviations(config, dataset, None))
@@ -82,11 +86,15 @@ def load_read(config: DatasetConfig, read: Callable[[Dataset], Read]) -> tuple[D
         except (DeviationError, ChangedError):
             raise
         except DatasetError as error:
-            reasons.append(str(error))
-            if name != names[-1]:
-                log.warning("dataset %s: source %s failed, the next one is tried: %s", config.name, name, error)
+            reasons.append(error)
+            untold[name] = error
     if len(reasons) == 1:
-        raise DatasetError(reasons[0])
+        raise reasons[0]
+    tried = [error.tried for error in reasons if error.tried is not None]
+    if len(tried) == len(reasons):
+        whys = dict.fromkeys(one.why for one in tried)
+        what = f"dataset {config.name}: {', then '.join(one.what for one in tried)}"
+        raise DatasetError.not_had(Tried(what, "; ".join(whys), f"{tried[-1].remedy} (also: evalkit fetch --bundle)"))
     msg = f"dataset {config.name}: got it from none of its sources, wanted one of {', '.join(names)}"
     raise DatasetError(f"{msg}; {'; '.join(f'{name}: {reason}' for name, reason in zip(names, reasons, strict=True))}")
 

@@ -31,7 +31,7 @@ import xxhash
 
 from evalkit.config.settings import DatasetConfig, HubCopy
 from evalkit.datasets.folder import bad, json_object, read_lines, shown
-from evalkit.errors import DatasetError, nearest
+from evalkit.errors import DatasetError, Tried, nearest
 from evalkit.storage.columns import grade_of, is_identifier
 from evalkit.storage.hub import snapshot
 from evalkit.types import Dataset, Document, Query
@@ -178,11 +178,9 @@ def _snapshot(copy: HubCopy, patterns: Sequence[str]) -> Path:
         )
     except (OSError, ValueError, RuntimeError) as error:  # the Hub's own errors are kinds of these
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
-        msg = (
-            f"hub dataset {copy.repo}@{copy.revision or 'main'}: got {reason}, wanted its files in the Hugging Face "
-            "cache or a download; check the network and HF_HOME, or give a BEIR-format folder by dataset.path=DIR"
-        )
-        raise DatasetError(msg) from error
+        why = f"got {reason}, wanted its files in the Hugging Face cache or a download"
+        remedy = "check the network and HF_HOME, or give a BEIR-format folder by dataset.path=DIR"
+        raise DatasetError.not_had(Tried(f"hub dataset {copy.repo}@{copy.revision or 'main'}", why, remedy)) from error
 
 
 def _patterns(folder: Path, name: str, split: str) -> list[str]:

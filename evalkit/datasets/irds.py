@@ -18,7 +18,7 @@ from typing import Any, Final
 import xxhash
 
 from evalkit.config.settings import DatasetConfig
-from evalkit.errors import DatasetError, nearest
+from evalkit.errors import DatasetError, Tried, nearest
 from evalkit.storage.columns import is_identifier
 from evalkit.types import Dataset, Document, Query
 
@@ -253,9 +253,9 @@ def _explained(identifier: str) -> Iterator[None]:
         import ir_datasets
 
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_SHOWN_CHARACTERS]
-        msg = (
-            f"ir_datasets id {identifier!r}: got {reason}, wanted its whole files on disk or a download; check the "
-            f"network, delete damaged files under {ir_datasets.util.home_path()} or lay whole ones there, or give a "
-            "BEIR-format folder by dataset.path=DIR"
+        why = f"got {reason}, wanted its whole files on disk or a download"
+        remedy = (
+            f"check the network, delete damaged files under {ir_datasets.util.home_path()} or lay whole ones there, or "
+            "give a BEIR-format folder by dataset.path=DIR"
         )
-        raise DatasetError(msg) from error
+        raise DatasetError.not_had(Tried(f"ir_datasets id {identifier!r}", why, remedy)) from error

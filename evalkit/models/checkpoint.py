@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
 from evalkit.config.settings import CheckpointSource
-from evalkit.errors import ModelError
+from evalkit.errors import ModelError, Tried
 from evalkit.storage import hub, outside
 from evalkit.storage.paths import file_checksum
 
@@ -384,11 +384,12 @@ def _snapshot(repo: str, revision: str | None, patterns: list[str], *, whole: Ca
             )
             raise ModelError(msg) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        msg = (
-            f"{wanted}: not in the local Hugging Face cache and the hub could not be reached ({reason}); "
-            "fetch it on a machine with network, or give the folder of a copy by path"
+        why = f"not in the local Hugging Face cache and the hub could not be reached ({reason})"
+        remedy = (
+            "fetch it on a machine with network (evalkit fetch --bundle FILE), or give the folder of a copy: "
+            "model.checkpoints.DIM.path=DIR"
         )
-        raise ModelError(msg) from error
+        raise ModelError.not_had(Tried(wanted, why, remedy)) from error
 
 
 def _checkpoint(folder: Path, *, origin: str, revision: str | None, allow_pickle: bool) -> Checkpoint:

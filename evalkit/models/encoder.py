@@ -277,6 +277,17 @@ def checkpoints(config: EncoderConfig, dims: Sequence[int]) -> dict[int, Checkpo
 
     Raises ModelError that names the dims whose checkpoints can still be had.
     """
+    found, failed = obtainable(config, dims)
+    if failed:
+        dim, first = next(iter(failed.items()))
+        rest = f"; can run: dim={','.join(map(str, found))}" if found else ""
+        msg = f"model {config.name!r} dim {dim}: {first}{rest}"
+        raise ModelError(msg) from first
+    return found
+
+
+def obtainable(config: EncoderConfig, dims: Sequence[int]) -> tuple[dict[int, Checkpoint], dict[int, ModelError]]:
+    """Return the checkpoints of the dims that can be had, and for each of the others why it cannot."""
     found: dict[int, Checkpoint] = {}
     failed: dict[int, ModelError] = {}
     for dim in dims:
@@ -293,12 +304,7 @@ def checkpoints(config: EncoderConfig, dims: Sequence[int]) -> dict[int, Checkpo
             found[dim] = checkpoint
         except ModelError as error:
             failed[dim] = error
-    if failed:
-        dim, first = next(iter(failed.items()))
-        rest = f"; can run: dim={','.join(map(str, found))}" if found else ""
-        msg = f"model {config.name!r} dim {dim}: {first}{rest}"
-        raise ModelError(msg) from first
-    return found
+    return found, failed
 
 
 def load_encoders(

@@ -32,7 +32,6 @@ from evalkit.storage.results import CellScores
 from evalkit.types import Corpus, Dataset, Document
 
 WIDTHS = {"float16": 2, "float32": 4}
-UNRATED = "unknown, for no run of this system was made on this machine"
 UNSIZED = "unknown, for the size is"
 NO_LIMIT = 1 << 62
 """The most tokens that BM25 reads of a document."""
@@ -309,9 +308,11 @@ def _done(manifests: Sequence[Mapping[str, Any]]) -> _Done:
 
 
 def _documents(config: RunConfig, task: Task | None) -> int | None:
+    """Return how many documents a corpus has: surveyed, else as its config says, unless it need not be that corpus."""
     surveyed = task.survey.documents if task is not None else 0
     demo = config.dataset.demo
-    return surveyed or config.dataset.counts.documents or (None if demo is None else demo.documents)
+    stated = None if config.dataset.path is not None and not config.dataset.verify else config.dataset.counts.documents
+    return surveyed or stated or (None if demo is None else demo.documents)
 
 
 def _vectors(seen: _Seen, dim: int | None, documents: int | None, cell: Cell | None, done: _Done) -> Amount:
@@ -325,13 +326,19 @@ def _vectors(seen: _Seen, dim: int | None, documents: int | None, cell: Cell | N
         run
         for run in seen.known
         if (run.model, run.dataset) == (model.name, config.dataset.name)
-        and "document_vectors" in run.counts
-        and (cell is None or run.protocol.get("corpus") == cell.protocol.get("corpus"))
+        and run.counts.get("document_vectors")
+        and run.counts.get("documents")
+        and _same_lengths(run, model)
     ]
-    if alike:
-        return Amount(alike[0].counts["document_vectors"], f"counted by {alike[0].run_id}")
+    same = [] if cell is None else [run for run in alike if run.protocol.get("corpus") == cell.protocol["corpus"]]
+    if same:
+        return Amount(same[0].counts["document_vectors"], f"counted by {same[0].run_id}")
     if done.vectors and documents:
         return Amount(done.vectors * documents / done.documents, "estimated from the shards that are done")
+    if alike and documents and (config.dataset.counts.documents or config.dataset.demo is not None):
+        # Of two folders with one name nothing is known to be alike; a named corpus has texts of one kind.
+        each = alike[0].counts["document_vectors"] / alike[0].counts["documents"]
+        return Amount(each * documents, f"estimated from {each:,.0f} a document in {alike[0].run_id}")
     tokens = _tokens(config, documents)
     return tokens._replace(basis="estimated as the tokens") if tokens.value is not None else tokens
 
@@ -339,7 +346,9 @@ def _vectors(seen: _Seen, dim: int | None, documents: int | None, cell: Cell | N
 def _tokens(config: RunConfig, documents: int | None) -> Amount:
     """Return about how many tokens a corpus has; a survey counts none, so the dataset's config tells."""
     model, language = config.model, config.dataset.language
-    if not documents or not config.dataset.mean_characters:
+    if not documents:
+        return Amount(None, "unknown until a run has surveyed the corpus")
+    if not config.dataset.mean_characters:
         return Amount(None, "unknown, for the dataset's config states no mean length")
     most = model.document.max_tokens if isinstance(model, EncoderConfig) else NO_LIMIT
     tokens = corpus_tokens(documents, config.dataset.mean_characters, language, max_document_tokens=most)
@@ -363,12 +372,13 @@ def _seconds(seen: _Seen, dim: int | None, work: _Work) -> Amount:
         for run in seen.known
         if run.model == config.model.name
         and all(run.environment.get(name) == here.get(name) for name in ("processor", "device"))
+        and (not isinstance(config.model, EncoderConfig) or run.protocol.get("dtype") == config.model.dtype)
     ]
     if dim is None:
         rated = [run for run in runs if run.wall_s.get("encode_and_search", 0) > 0]
         rate = _rate((run.counts["documents"], run.wall_s["encode_and_search"]) for run in rated)
         if rate is None or work.documents is None:
-            return Amount(None, UNRATED)
+            return Amount(None, UNSIZED if rate is not None else _unrated(config, dim))
         return Amount(work.documents * work.left / rate, f"at {rate:,.0f} documents/s, {_named(rated)}")
     queries = len(task.dataset.queries) if task is not None else config.dataset.counts.queries or 0
     if work.done.encode_s > 0 and work.vectors.value is not None:  # the cell's own shards tell best
@@ -380,7 +390,7 @@ def _seconds(seen: _Seen, dim: int | None, work: _Work) -> Amount:
     rate = _rate((run.counts["document_vectors"], run.wall_s["encode"]) for run in rated) or 0.0
     if not rate or work.vectors.value is None:
         card = None if rate else card_rates(config.results_dir, gpu=str(here["device"]), model=config.model.name)
-        unknown = Amount(None, UNSIZED if rate else UNRATED)
+        unknown = Amount(None, UNSIZED if rate else _unrated(config, dim))
         return unknown if card is None else _at_card_rates(card, dim, work, queries=queries)
     encode_s = work.vectors.value * min(work.left, work.unstored) / rate
     products = _rate((_products(run), run.wall_s.get("search", 0.0)) for run in rated)
@@ -396,6 +406,19 @@ def _at_card_rates(card: CardRates, dim: int, work: _Work, *, queries: int) -> A
     flop = 2.0 * queries * card.query_vectors * work.vectors.value * dim * work.left
     basis = f"at {card.tokens_per_s:,.0f} tokens/s, measured on {card.gpu} ({card.source})"
     return Amount(encode_s + flop / card.search_flop_per_s, basis)
+
+
+def _unrated(config: RunConfig, dim: int | None) -> str:
+    """Say why there is no rate, and what would give one: a run on the demo's small collection."""
+    words = f"model={config.model.name}" + ("" if dim is None else f" dim={dim}")
+    return f"unknown, for no run of this system was made on this machine; evalkit run {words} dataset=demo gives a rate"
+
+
+def _same_lengths(run: CellScores, model: EncoderConfig) -> bool:
+    """Whether a run's documents gave as many vectors as they would now: cut at the same length, by one skiplist."""
+    rules = run.protocol.get("document")
+    lengths = rules.get("max_tokens") if isinstance(rules, Mapping) else None
+    return lengths == model.document.max_tokens and run.protocol.get("skiplist") == model.skiplist
 
 
 def _products(run: CellScores) -> float:

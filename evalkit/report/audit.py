@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-from rich.table import Table
-
+from evalkit.report.grid import Column, Grid, Line
+from evalkit.report.rounding import ABSENT, dim, fixed
 from evalkit.scoring.published import audit, claims, disagreements, published_scores
 
 
-def audit_table() -> Table:
+def audit_table() -> Grid:
     """Return the card's stated averages beside their recomputation."""
-    columns = ("table", "system", "dim", "rows", "stated", "recomputed", "holds", "comes out without")
-    table = Table(*columns, box=None, pad_edge=False)
+    columns = (
+        *(Column("table"), Column("system", "name"), Column("dim", "number"), Column("rows", "number")),
+        *(Column("stated", "number"), Column("recomputed", "number"), Column("holds")),
+        Column("comes out without", moves=1),
+    )
+    lines = []
     for found in audit():
         stated = found.stated
-        table.add_row(
-            stated.table,
-            stated.system,
-            "–" if stated.dim is None else str(stated.dim),
-            str(len(stated.rows)),
-            f"{stated.value:.{stated.digits}f}",
-            f"{found.recomputed:.4f}",
-            "yes" if found.holds else "NO",
-            "; or ".join(" and ".join(dropped) for dropped in found.explained_by_dropping) or "–",
-        )
-    return table
+        without = "; or ".join(" and ".join(dropped) for dropped in found.explained_by_dropping) or ABSENT
+        what = (stated.table, stated.system, dim(stated.dim), str(len(stated.rows)))
+        numbers = (fixed(stated.value, stated.digits), fixed(found.recomputed, 4), "yes" if found.holds else "NO")
+        lines.append(Line((*what, *numbers, without)))
+    return Grid(columns, lines)
 
 
 def audit_lines() -> list[str]:
@@ -33,13 +31,14 @@ def audit_lines() -> list[str]:
     ]
     lines += [
         f"otherwise elsewhere: {found.card.system} on {found.card.dataset}: {found.card.metric} "
-        f"{found.card.value:.{found.card.digits}f} on the card, {found.other.source} has "
-        f"{found.other.value:.{found.other.digits}f}"
+        f"{fixed(found.card.value, found.card.digits)} on the card, {found.other.source} has "
+        f"{fixed(found.other.value, found.other.digits)}"
         for found in disagreements()
     ]
     lines += [
-        f"stated elsewhere: {claim.system} {claim.value:.{claim.digits}f} ({claim.stated}): the {claim.table} rows "
-        f"with {' and '.join(claim.also)} give {claim.recomputed:.4f}, it {'holds' if claim.holds else 'DOES NOT HOLD'}"
+        f"stated elsewhere: {claim.system} {fixed(claim.value, claim.digits)} ({claim.stated}): the {claim.table} rows "
+        f"with {' and '.join(claim.also)} give {fixed(claim.recomputed, 4)}, it "
+        f"{'holds' if claim.holds else 'DOES NOT HOLD'}"
         for claim in claims()
     ]
     return lines

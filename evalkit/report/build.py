@@ -11,7 +11,7 @@ import yaml
 from evalkit.analysis import collected, standing
 from evalkit.config.settings import group_files
 from evalkit.errors import ScoreError
-from evalkit.report import card, evidence, exports, page, sheets, table
+from evalkit.report import card, evidence, exports, page, rounding, sheets, table
 from evalkit.scoring import published, reruns
 from evalkit.storage import paths, results
 from evalkit.storage.results import CellScores
@@ -78,8 +78,8 @@ def build(results_dir: Path) -> Report:
         )
     )
     unwaived = tuple(
-        f"{one.score.system} on {one.score.dataset}: {one.score.metric} {sheets.fixed(one.measured, 5)} is "
-        f"{one.verdict.label} than {one.score.source}'s {sheets.fixed(one.score.value, one.score.digits)}"
+        f"{one.score.system} on {one.score.dataset}: {one.score.metric} {rounding.fixed(one.measured, 5)} is "
+        f"{one.verdict.label} than {one.score.source}'s {rounding.fixed(one.score.value, one.score.digits)}"
         for one in judged
         if one.verdict.label in ("HIGHER", "LOWER") and one.waiver is None
     )

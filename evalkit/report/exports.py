@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from evalkit.scoring.published import rounded
+from evalkit.storage import keys
 from evalkit.storage.results import CellScores
 
 PLAIN = re.compile(r"[A-Za-z](?:[\w@./-]|:(?=\w)| (?=\w))*", re.ASCII)
@@ -136,7 +137,7 @@ def _corpus(cell: CellScores) -> str:
 
 def model_name(cell: CellScores) -> str:
     """Return a system's name with its dim, as a folder can be called."""
-    return cell.model.replace("/", "__") + ("" if cell.dim is None else f"-{cell.dim}")
+    return keys.system_label(cell.model.replace("/", "__"), cell.dim)
 
 
 def revision(cell: CellScores) -> str:

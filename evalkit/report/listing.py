@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.table import Table
 
 from evalkit import datasets
 from evalkit.bm25.analyzers import ANALYZERS, LUCENE_DEPARTURES
@@ -15,113 +15,114 @@ from evalkit.config.settings import CheckpointSource, DatasetConfig, configs_dir
 from evalkit.errors import ConfigError, nearest
 from evalkit.models.checkpoint import on_disk
 from evalkit.operations.forecast import corpus_tokens
+from evalkit.report.grid import Column, Grid, Line
+from evalkit.report.rounding import ABSENT, count, grouped
 from evalkit.report.table import rows, terminal
 from evalkit.storage import results
 
 LISTINGS = ("models", "datasets", "analyzers", "engines", "rerankers", "experiments", "settings", "runs")
 
 
-def listing(what: str, *, results_dir: Path) -> Table:
+def listing(what: str, *, results_dir: Path, wide: bool = False) -> Grid:
     """Return the list that `evalkit ls WHAT` prints. Raises ConfigError when there is no such list."""
     if what not in LISTINGS:
         msg = f"ls {what!r} unknown; {nearest(what, LISTINGS)}"
         raise ConfigError(msg)
     if what == "runs":
-        return terminal(rows(results.read_all(results_dir)))
+        return terminal(rows(results.read_all(results_dir)), wide=wide)
     if what == "settings":
         return _settings()
     if what == "models":
-        return _models()
+        return _models(wide=wide)
     if what == "datasets":
-        return _datasets()
+        return _datasets(wide=wide)
     if what == "analyzers":
         return _analyzers()
     return _group(what.removesuffix("s"))
 
 
-def _group(group: str) -> Table:
+def _group(group: str) -> Grid:
     shown = {
         "engine": ("device", "batch_tokens"),
         "reranker": ("parameters", "max_tokens", "dtype", "licence"),
         "experiment": (),
     }[group]
-    table = Table("name", *shown, box=None, pad_edge=False)
+    lines = []
     for name, path in group_files(group).items():
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        table.add_row(name, *(_short(values.get(key)) for key in shown))
-    return table
+        lines.append(Line((name, *(_short(values.get(key)) for key in shown))))
+    return Grid((Column("name", "name"), *(Column(key, moves=1) for key in shown)), lines)
 
 
-def _models() -> Table:
+def _models(*, wide: bool) -> Grid:
     """Return every system; those with checkpoints by dim give a revision and a status for each, in the dims' order."""
     columns = (
-        "system",
-        "kind",
-        "dims",
-        "parameters",
-        "query tokens",
-        "document tokens",
-        "dtype",
-        "revision",
-        "on disk",
-        "licence",
-        "config",
+        *(Column("system", "name"), Column("kind"), Column("dims"), Column("parameters", "number", moves=1)),
+        Column("on disk"),
+        *(Column(name, moves=3, wide=True) for name in ("query tokens", "document tokens", "dtype", "revision")),
+        Column("licence", moves=2, wide=True),
+        Column("config", moves=4, wide=True),
     )
-    table = Table(*columns, box=None, pad_edge=False)
+    lines = []
     for name, path in group_files("model").items():
         values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
         found: dict[int, dict[str, Any]] = values.get("checkpoints", {})
         sources = [CheckpointSource(**source) for source in found.values()]
         cells = (
             ", ".join(map(str, found)),
-            f"{values['parameters'] / 1e6:,.1f} M" if values.get("parameters") else "",
+            f"{grouped(values['parameters'] / 1e6, 1)} M" if values.get("parameters") else "",
+            _on_disk(sources),
             _length(values.get("query")),
             _length(values.get("document")),
             values.get("dtype"),
             ", ".join(_revision(source) for source in sources),
-            ", ".join("yes" if on_disk(source) else "no" for source in sources),
             values.get("licence"),
             _config(path),
         )
-        table.add_row(name, values["kind"], *(cell or "–" for cell in cells))
-    return table
+        lines.append(Line((name, values["kind"], *(cell or ABSENT for cell in cells))))
+    return Grid(columns, lines, wide)
 
 
-def _datasets() -> Table:
+def _on_disk(sources: Sequence[CheckpointSource]) -> str:
+    """Say of each checkpoint whether it is on disk; once where all are alike."""
+    found = ["yes" if on_disk(source) else "no" for source in sources]
+    return found[0] if len(set(found)) == 1 else ", ".join(found)
+
+
+def _datasets(*, wide: bool) -> Grid:
     """Return every dataset with its official counts; tokens are estimated from MTEB's mean lengths, cut at 300."""
-    columns = ("name", "documents", "queries", "language", "metric", "tokens, about", "on disk", "licence", "config")
-    table = Table(*columns, box=None, pad_edge=False)
+    columns = (
+        *(Column("name", "name"), Column("documents", "number"), Column("queries", "number")),
+        *(Column("language", moves=2), Column("metric", moves=3), Column("tokens, about", "number", moves=1)),
+        *(Column("on disk"), Column("licence", moves=4, wide=True)),
+        Column("config", moves=5, wide=True),
+    )
+    lines = []
     for name, path in group_files("dataset").items():
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
         if values["sources"] == ["folder"] and not values.get("path"):
-            table.add_row(
-                name, "–", "–", values["language"], values["main_metric"], "–", "wants dataset.path", "–", _config(path)
-            )
+            known = (values["language"], values["main_metric"], ABSENT, "wants dataset.path", ABSENT, _config(path))
+            lines.append(Line((name, ABSENT, ABSENT, *known)))
             continue
         config: DatasetConfig = from_mapping(DatasetConfig, values, where="dataset")
         documents = config.counts.documents or (config.demo.documents if config.demo else None)
         queries = config.counts.queries or (config.demo.queries if config.demo else None)
-        tokens = None
+        tokens = ABSENT
         if documents and config.mean_characters:
-            tokens = corpus_tokens(documents, config.mean_characters, config.language)
-        cells = (_short(documents), _short(queries), config.language, config.main_metric)
-        table.add_row(
-            name,
-            *cells,
-            "–" if tokens is None else f"{tokens / 1e6:,.1f} M" if tokens >= 1e6 else f"{tokens / 1e3:,.0f} k",
-            datasets.on_disk(config) or "no",
-            config.licence,
-            _config(path),
-        )
-    return table
+            tokens = _millions(corpus_tokens(documents, config.mean_characters, config.language))
+        what = (name, _short(documents), _short(queries), config.language, config.main_metric, tokens)
+        lines.append(Line((*what, datasets.on_disk(config) or "no", config.licence or ABSENT, _config(path))))
+    return Grid(columns, lines, wide)
 
 
-def _analyzers() -> Table:
+def _millions(tokens: float) -> str:
+    return f"{grouped(tokens / 1e6, 1)} M" if tokens >= 1e6 else f"{count(tokens / 1e3)} k"
+
+
+def _analyzers() -> Grid:
     """Return what BM25 can analyse texts with, and where that is not what Lucene does."""
-    table = Table("analyzer", "departure from Lucene", box=None, pad_edge=False)
-    for name in ANALYZERS:
-        table.add_row(name, LUCENE_DEPARTURES[name])
-    return table
+    columns = (Column("analyzer"), Column("departure from Lucene", "text", moves=1))
+    return Grid(columns, [Line((name, LUCENE_DEPARTURES[name] or "none")) for name in ANALYZERS])
 
 
 def _config(path: Path) -> str:
@@ -143,7 +144,7 @@ def _revision(source: CheckpointSource) -> str:
 
 def _short(value: object) -> str:
     if value is None:
-        return "–"
+        return ABSENT
     if isinstance(value, int) and not isinstance(value, bool):
         return f"{value:,}"
     if isinstance(value, dict):
@@ -151,8 +152,6 @@ def _short(value: object) -> str:
     return str(value)
 
 
-def _settings() -> Table:
-    table = Table("setting", "takes", box=None, pad_edge=False)
-    for key, takes in all_settings().items():
-        table.add_row(key, takes)
-    return table
+def _settings() -> Grid:
+    lines = [Line((key, takes)) for key, takes in all_settings().items()]
+    return Grid((Column("setting"), Column("takes", "text", moves=1)), lines)

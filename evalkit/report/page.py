@@ -15,7 +15,7 @@ from markupsafe import Markup
 from evalkit.analysis import standing
 from evalkit.analysis.compare import normal_interval, storage
 from evalkit.config.settings import METRICS
-from evalkit.report import plot, sheets
+from evalkit.report import plot, rounding, sheets
 from evalkit.report.audit import audit_lines
 from evalkit.report.card import CardTable, Judged, Leaderboard
 from evalkit.scoring.published import CARD, AverageAudit
@@ -65,7 +65,7 @@ def render(material: Material) -> str:
         meanings=MEANINGS,
         metrics=METRICS,
         metric_names=sheets.METRIC_NAMES,
-        fixed=sheets.fixed,
+        fixed=rounding.fixed,
         card_digits=sheets.CARD_DIGITS,
         broken=sheets.broken,
         origin=sheets.origin,

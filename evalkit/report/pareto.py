@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from evalkit.analysis.compare import storage
 from evalkit.errors import ConfigError, ScoreError
+from evalkit.storage import keys
 from evalkit.storage.paths import write_whole
 from evalkit.storage.results import CellScores
 
@@ -67,7 +68,7 @@ def points(
         size = storage(cell)
         if size is None or size.per_passage is None:
             continue
-        name, here = f"{cell.model}-{cell.dim}", found.setdefault(cell.dataset, [])
+        name, here = keys.system_label(cell.model, cell.dim), found.setdefault(cell.dataset, [])
         quality = cell.metrics[cell.main_metric]
         here.append(Point(size.per_passage / 1000, quality, name, intervals.get(cell.run_id)))
         for one in narrowed.get(cell.run_id, ()):

@@ -6,34 +6,48 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
-from rich.table import Table
-
 from evalkit.operations.forecast import Amount, Planned
 from evalkit.operations.inventory import Entry
-from evalkit.report.table import ABSENT
+from evalkit.report.grid import Column, Grid, Line
+from evalkit.report.rounding import ABSENT, count, dim, duration, size
 from evalkit.run.jobs import Job
+from evalkit.storage.keys import system_label
 from evalkit.storage.paths import free_bytes
 from evalkit.storage.results import CellScores
 
 SHOWN = 3
 """Cells named where a line holds for many."""
+MUCH = 0.1
+"""The part of the free disk from which on a plan says how to keep no embeddings."""
+NAMED = (Column("system", "name"), Column("dim", "number"), Column("dataset", "name"))
 
 
-def plan_table(cells: Sequence[Planned]) -> Table:
-    """Return a line per cell: its state, its size, what is left, and what that will take."""
+def plan_table(cells: Sequence[Planned], *, wide: bool = False) -> Grid:
+    """Return a line per cell: its state, what is left, and what that will take; `wide` adds its size and its run id.
+
+    What is still to be fetched, and why a cell cannot run, stands below its line.
+    """
     columns = (
-        *("system", "dim", "dataset", "state", "documents", "tokens", "vectors", "shards", "embeddings", "to write"),
-        *("time left", "checkpoint", "data", "run id"),
+        *(*NAMED, Column("state"), Column("shards", "number", moves=1)),
+        *(Column("to write", "number", moves=2), Column("time left", "number", moves=3)),
+        *(Column(name, "number", moves=5, wide=True) for name in ("documents", "tokens", "vectors", "embeddings")),
+        *(Column(name, moves=6, wide=True) for name in ("checkpoint", "data", "run id")),
     )
-    table = _table(columns, text=("system", "dataset", "state", "checkpoint", "data", "run id"))
+    lines = []
     for cell in cells:
         shards = ABSENT if cell.shards is None else f"{cell.done} of {cell.shards}"
-        table.add_row(
-            *(cell.config.model.name, _dim(cell.dim), cell.config.dataset.name, cell.state, _count(cell.documents)),
-            *(about(cell.tokens), about(cell.vectors), shards, size(cell.stored_bytes), size(cell.missing_bytes)),
-            *(duration(cell.seconds.value), cell.checkpoint, cell.source, cell.run_id or "after the survey"),
-        )
-    return table
+        notes = [f"{what} {where}" for what, where in _places(cell) if where.startswith("to fetch")]
+        notes += [] if cell.problem is None else [cell.problem]
+        left = (shards, size(cell.missing_bytes), duration(cell.seconds.value))
+        sizes = (count(cell.documents), about(cell.tokens), about(cell.vectors), size(cell.stored_bytes))
+        where = (cell.checkpoint, cell.source, cell.run_id or "after the survey")
+        named = (cell.config.model.name, dim(cell.dim), cell.config.dataset.name, cell.state)
+        lines.append(Line((*named, *left, *sizes, *where), () if wide and cell.problem is None else tuple(notes)))
+    return Grid(columns, lines, wide)
+
+
+def _places(cell: Planned) -> tuple[tuple[str, str], ...]:
+    return (("checkpoint", cell.checkpoint), ("data", cell.source))
 
 
 def plan_lines(cells: Sequence[Planned]) -> Iterator[str]:
@@ -45,13 +59,15 @@ def plan_lines(cells: Sequence[Planned]) -> Iterator[str]:
     seconds = [cell.seconds.value for cell in left]
     known = [value for value in seconds if value is not None]
     states = Counter(cell.state for cell in cells)
-    yield f"{len(cells)} cells: {', '.join(f'{count} {state}' for state, count in states.items())}"
+    yield f"{len(cells)} cells: {', '.join(f'{many} {state}' for state, many in states.items())}"
     if known:
         unknown = f", and {len(seconds) - len(known)} cells of unknown time" if len(known) < len(seconds) else ""
         yield f"time left: {duration(sum(known))} at most (dims of one backbone are encoded in one pass){unknown}"
     for folder, (wanted, unsized) in _disks(cells).items():
         also = f", and {unsized} cells of unknown size" if unsized else ""
-        yield f"disk: {size(wanted)} of embeddings to write{also}; {size(free_bytes(folder))} free in {folder}"
+        free = free_bytes(folder)
+        much = "; store.keep=topk writes none of them" if wanted > free * MUCH else ""
+        yield f"disk: {size(wanted)} of embeddings to write{also}{much}; {size(free)} free in {folder}"
 
 
 def _bases(what: str, amounts: Sequence[tuple[Planned, Amount]]) -> Iterator[str]:
@@ -89,28 +105,36 @@ def _disks(cells: Sequence[Planned]) -> Mapping[Path, tuple[int, int]]:
 
 
 def status_table(
-    finished: Sequence[CellScores], planned: Sequence[tuple[Planned, Job | None]], unreadable: Sequence[Job]
-) -> Table:
+    finished: Sequence[CellScores],
+    planned: Sequence[tuple[Planned, Job | None]],
+    unreadable: Sequence[Job],
+    *,
+    wide: bool = False,
+) -> Grid:
     """Return a line per cell: finished, or how many of its shards are done and who is at work on it."""
-    table = _table(("state", "system", "dim", "dataset", "shards", "run id", "process"), text=("state", "process"))
+    columns = (
+        *(Column("state"), *NAMED, Column("shards", "number")),
+        *(Column("process", moves=1), Column("run id", moves=2, wide=True)),
+    )
+    lines = []
     for scores in sorted(finished, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0))):
         shards = str(scores.counts.get("shards", ABSENT))
-        table.add_row("finished", scores.model, _dim(scores.dim), scores.dataset, shards, scores.run_id, ABSENT)
+        cells = ("finished", scores.model, dim(scores.dim), scores.dataset, shards, ABSENT, scores.run_id)
+        lines.append(Line(cells))
     for cell, job in planned:
         shards = ABSENT if cell.shards is None else f"{cell.done} of {cell.shards}"
         who = ABSENT if job is None else f"{job.process}, since {job.started}"
-        table.add_row(
-            *(state(cell, job), cell.config.model.name, _dim(cell.dim), cell.config.dataset.name, shards),
-            *(cell.run_id or ABSENT, who),
-        )
+        named = (state(cell, job), cell.config.model.name, dim(cell.dim), cell.config.dataset.name)
+        lines.append(Line((*named, shards, who, cell.run_id or ABSENT)))
     for job in unreadable:
-        table.add_row("running" if job.running else "stopped", *[ABSENT] * 5, f"{job.process}, {job.path.name}")
-    return table
+        who = f"{job.process}, {job.path.name}"
+        lines.append(Line(("running" if job.running else "stopped", *[ABSENT] * 4, who, ABSENT)))
+    return Grid(columns, lines, wide)
 
 
 def system(cell: Planned) -> str:
     """Return a cell's system with its dim."""
-    return cell.config.model.name if cell.dim is None else f"{cell.config.model.name}-{cell.dim}"
+    return system_label(cell.config.model.name, cell.dim)
 
 
 def state(cell: Planned, job: Job | None) -> str:
@@ -120,71 +144,28 @@ def state(cell: Planned, job: Job | None) -> str:
     return "running" if job.running else "failed" if job.error else "stopped"
 
 
-def cache_table(entries: Sequence[Entry]) -> Table:
-    """Return a line per cache entry, as they come."""
-    columns = ("kind", "key", "dataset", "shards", "size", "last use", "used by")
-    table = _table(columns, text=("kind", "key", "used by"))
+def cache_table(entries: Sequence[Entry], *, wide: bool = False) -> Grid:
+    """Return a line per cache entry, as they come; `wide` names every run that uses it."""
+    columns = (
+        *(Column("kind"), Column("key"), Column("dataset", "text"), Column("shards", "number", moves=3)),
+        *(Column("size", "number", moves=1), Column("last use", moves=2), Column("used by", moves=4)),
+    )
+    lines = []
     for entry in entries:
         more = f" and {len(entry.runs) - 1} more" if len(entry.runs) > 1 else ""
+        users = ", ".join(entry.runs) if wide else f"{entry.runs[0]}{more}" if entry.runs else ""
         shards = str(len(entry.shards)) if entry.shards else ABSENT
-        table.add_row(
-            *(entry.kind, entry.key, ", ".join(entry.datasets) or ABSENT, shards, size(entry.size_bytes)),
-            *(entry.used.strftime("%Y-%m-%d %H:%M"), f"{entry.runs[0]}{more}" if entry.runs else "no known run"),
-        )
-    return table
+        what = (entry.kind, entry.key, ", ".join(entry.datasets) or ABSENT, shards, size(entry.size_bytes))
+        lines.append(Line((*what, entry.used.strftime("%Y-%m-%d %H:%M"), users or "no known run")))
+    return Grid(columns, lines)
 
 
 def about(amount: Amount) -> str:
     """Return a number; one that was not counted is about so many.
 
     >>> about(Amount(1234.5, "estimated from …")), about(Amount(1200, "counted by …")), about(Amount(None, ""))
-    ('≈ 1,234', '1,200', '–')
+    ('≈ 1,235', '1,200', '–')
     """
     if amount.value is None:
         return ABSENT
-    return f"{'≈ ' if amount.basis.startswith('estimated') else ''}{amount.value:,.0f}"
-
-
-def size(count: float | None) -> str:
-    """Return bytes in the unit that people read.
-
-    >>> size(0), size(1_500_000), size(None)
-    ('0 B', '1.5 MB', '–')
-    """
-    if count is None:
-        return ABSENT
-    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if count >= factor:
-            return f"{count / factor:,.1f} {unit}"
-    return f"{count:.0f} B"
-
-
-def duration(seconds: float | None) -> str:
-    """Return a time that is left, in the unit that people read.
-
-    >>> duration(0.2), duration(90), duration(7260), duration(None)
-    ('0 s', '1.5 min', '2.0 h', 'unknown')
-    """
-    if seconds is None:
-        return "unknown"
-    for unit, factor in (("h", 3600), ("min", 60)):
-        if seconds >= factor:
-            return f"{seconds / factor:,.1f} {unit}"
-    return f"{seconds:.0f} s"
-
-
-def _count(number: int | None) -> str:
-    return ABSENT if number is None else f"{number:,}"
-
-
-def _dim(dim: int | None) -> str:
-    return ABSENT if dim is None else str(dim)
-
-
-def _table(columns: Sequence[str], *, text: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    left = (*text, "system", "dataset", "run id")
-    for name in columns:
-        folded = name in ("checkpoint", "data", "run id", "process", "used by", "key")
-        table.add_column(name, justify="left" if name in left else "right", no_wrap=not folded, overflow="fold")
-    return table
+    return f"{'≈ ' if amount.basis.startswith('estimated') else ''}{count(amount.value)}"

@@ -11,7 +11,8 @@ from typing import NamedTuple
 from evalkit.analysis.compare import storage
 from evalkit.config.settings import METRICS
 from evalkit.report.card import Average, CardTable, Judged, Leaderboard, System
-from evalkit.report.table import ABSENT, markdown_text, said, signed
+from evalkit.report.rounding import ABSENT, fixed, signed
+from evalkit.report.table import markdown_text, said
 from evalkit.scoring.published import NEAR, rounded
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage.results import CellScores
@@ -51,15 +52,6 @@ class Sheet(NamedTuple):
     notes: tuple[str, ...]
     long_names: Mapping[str, str] = {}
     """What stands for a short name where there are no notes: in CSV, an average names its datasets itself."""
-
-
-def fixed(value: float | None, digits: int) -> str:
-    """Return a number with so many decimals, rounded half up, or a dash.
-
-    >>> fixed(0.32545, 4), fixed(None, 3)
-    ('0.3255', '–')
-    """
-    return ABSENT if value is None else f"{rounded(value, digits):.{digits}f}"
 
 
 def card_sheet(table: CardTable) -> Sheet:

@@ -1,6 +1,6 @@
 """The table of cells: published, measured and Δ, for a terminal or as Markdown.
 
-Rounding happens here and nowhere else: values to five decimals, differences to four, as the field prints them.
+Values have five decimals and differences four, as the field prints them.
 """
 
 from __future__ import annotations
@@ -8,16 +8,16 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
-from rich.table import Table
-
 from evalkit.config.settings import METRICS
 from evalkit.report.card import verdict_on
+from evalkit.report.grid import Column, Grid, Line
+from evalkit.report.rounding import ABSENT, fixed, signed
+from evalkit.report.rounding import dim as dim_of
 from evalkit.scoring import published
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage.results import CellScores, distinctions
 from evalkit.texts import printable
 
-ABSENT = "–"
 TEXT_COLUMNS = ("system", "dataset", "compared", "verdict", "source")
 
 
@@ -42,15 +42,51 @@ def rows(cells: Iterable[CellScores], *, deviations: Sequence[Deviation] = ()) -
     return paired
 
 
-def terminal(table_rows: Sequence[Row]) -> Table:
-    """Return the table for a terminal."""
-    table = Table(box=None, pad_edge=False)
-    for name in _header(table_rows):
-        # A verdict names every deviation: it alone takes several lines, and leaves the other columns their width.
-        table.add_column(name, justify="left" if name in TEXT_COLUMNS else "right", no_wrap=name != "verdict")
-    for values in _lines(table_rows):
-        table.add_row(*values)
-    return table
+class Lacking(NamedTuple):
+    """A cell that could not be run, and why."""
+
+    system: str
+    dim: int | None
+    dataset: str
+    reason: str
+
+
+def terminal(table_rows: Sequence[Row], *, lacking: Sequence[Lacking] = (), wide: bool = False) -> Grid:
+    """Return the table for a terminal: the main metric and its verdict; `wide` adds the other metrics and the groups.
+
+    What makes a verdict PROTOCOL-DIFFERS stands below its row, and so do the settings that tell runs of one cell apart.
+    """
+    metrics = {row.cell.main_metric for row in table_rows}
+    value = [Column(next(iter(metrics)), "number")] if len(metrics) == 1 else [Column("metric", moves=3)]
+    value += [] if len(metrics) == 1 else [Column("value", "number")]
+    others = [name for name in METRICS if metrics != {name}]
+    groups = _groups(table_rows)
+    columns = (
+        *(Column("system", "name"), Column("dim", "number"), Column("dataset", "name"), *value),
+        *(Column("published", "number"), Column("Δ", "number", moves=2), Column("verdict", moves=1)),
+        Column("source", moves=4),
+        *(Column(name, "number", moves=5, wide=True) for name in (*others, *(f"ndcg@10 {name}" for name in groups))),
+        Column("run id", moves=6, wide=True),
+    )
+    told_apart = distinctions(row.cell for row in table_rows)
+    lines = []
+    for row in table_rows:
+        cell = row.cell
+        measured = fixed(cell.metrics.get(cell.main_metric), 5)
+        judged, notes = [ABSENT] * 4, [told_apart[cell.run_id].strip(" ()")]
+        if row.published is not None and row.verdict is not None:
+            delta = signed(cell.metrics[cell.main_metric] - row.published.value, 4)
+            judged = [fixed(row.published.value, row.published.digits), delta, row.verdict.label, row.published.source]
+            notes.append("; ".join(row.verdict.differs))
+        rest = [fixed(cell.metrics.get(name), 5) for name in others]
+        rest += [fixed(cell.groups.get(name, {}).get("ndcg@10"), 5) for name in groups]
+        shown = [measured] if len(metrics) == 1 else [cell.main_metric, measured]
+        cells = (cell.model, dim_of(cell.dim), cell.dataset, *shown, *judged, *rest, cell.run_id)
+        lines.append(Line(cells, tuple(filter(None, notes))))
+    for one in lacking:
+        nothing = ["NOT-RUN" if column.name == "verdict" else ABSENT for column in columns[3:]]
+        lines.append(Line((one.system, dim_of(one.dim), one.dataset, *nothing), (one.reason,)))
+    return Grid(columns, lines, wide)
 
 
 def markdown(table_rows: Sequence[Row]) -> str:
@@ -68,15 +104,6 @@ def markdown_text(text: str) -> str:
     a\|b &lt;b>c&lt;/b>
     """
     return printable(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", r"\|")
-
-
-def signed(value: float, digits: int) -> str:
-    """Return a difference with its sign and so many decimals, rounded half up; nothing is no negative nothing.
-
-    >>> signed(-0.00001, 4), signed(-0.0012, 4)
-    ('+0.0000', '-0.0012')
-    """
-    return f"{published.rounded(value, digits) + 0.0:+.{digits}f}"
 
 
 def said(verdict: published.Verdict) -> str:
@@ -119,14 +146,14 @@ def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
     for row in table_rows:
         cell = row.cell
         groups = [cell.groups.get(name, {}).get("ndcg@10") for name in names]
-        line = [cell.model + told_apart[cell.run_id], ABSENT if cell.dim is None else str(cell.dim), cell.dataset]
-        line += [f"{cell.metrics[name]:.5f}" if name in cell.metrics else ABSENT for name in _metrics(table_rows)]
-        line += [ABSENT if value is None else f"{value:.5f}" for value in groups]
+        line = [cell.model + told_apart[cell.run_id], dim_of(cell.dim), cell.dataset]
+        line += [fixed(cell.metrics.get(name), 5) for name in _metrics(table_rows)]
+        line += [fixed(value, 5) for value in groups]
         if row.published is None or row.verdict is None:
             line += [ABSENT] * 5
         else:
             delta = cell.metrics[cell.main_metric] - row.published.value
-            value = f"{row.published.value:.{row.published.digits}f}"
+            value = fixed(row.published.value, row.published.digits)
             line += [row.published.metric, value, signed(delta, 4), said(row.verdict), row.published.source]
         lines.append(line)
     return lines

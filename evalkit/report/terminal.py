@@ -12,15 +12,13 @@ import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Any
 
 from rich.console import Console
 from rich.text import Text
 
+from evalkit.report.grid import terminal_width
 from evalkit.texts import printable, told
-
-PIPE_WIDTH: Final = 240
-"""A pipe has no width: a table cut to 80 columns would lose digits."""
 
 
 class PlainConsole(Console):
@@ -37,7 +35,7 @@ class PlainConsole(Console):
 
 def out() -> PlainConsole:
     """Return the console of standard output."""
-    return PlainConsole(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    return PlainConsole(width=terminal_width())
 
 
 def say(line: str) -> None:

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from rich.console import Console
-from rich.table import Table
 
 import evalkit.analysis.explain
 from evalkit.analysis import replay, standing
 from evalkit.analysis.compare import Comparison, storage, values_of
-from evalkit.analysis.explain import Contribution, PairView
+from evalkit.analysis.explain import Band, Contribution, PairView
 from evalkit.analysis.replay import Landing, Replayed
 from evalkit.errors import ConfigError, EvalkitError
-from evalkit.report.sheets import fixed
-from evalkit.report.table import ABSENT, said, signed
+from evalkit.report.grid import Column, Grid, Line, wrapped
+from evalkit.report.rounding import ABSENT, dim, fixed, p_value, signed
+from evalkit.report.table import said
 from evalkit.scoring import published
-from evalkit.storage import results
+from evalkit.storage import keys, results
 from evalkit.storage.results import CellScores
 
 if TYPE_CHECKING:
@@ -52,23 +52,35 @@ def explain(question: Question, results_dir: Path, out: Console, *, complain: Ca
     metric = cell.main_metric
     values = values_of(cell, results_dir, metric)
     if question.other is not None:
-        against: Mapping[str, float] | float = values_of(question.other, results_dir, metric)
         name = system(question.other) + results.distinctions([cell, question.other])[question.other.run_id]
+        other = values_of(question.other, results_dir, metric)
+        shown = evalkit.analysis.explain.contributions(material, values, other)
+        total = math.fsum(one.part for one in shown)
+        shown = shown[: question.top]
     else:
         known = published.find(cell.model, cell.dim, cell.dataset, metric)
-        against = known[0].value if known else cell.metrics[metric]
-        name = known[0].source if known else "own mean"
-    shown = evalkit.analysis.explain.contributions(material, values, against)
-    total = math.fsum(one.part for one in shown)
+        mean = known[0].value if known else cell.metrics[metric]
+        name = f"{known[0].source}'s {fixed(mean, known[0].digits)}" if known else "its own mean"
+        total = cell.metrics[metric] - mean
+        shown = evalkit.analysis.explain.lowest(material, values, mean, most=question.top)
     odd: Mapping[str, Sequence[str]] = {}
     if question.texts:
         try:
             config = results.saved_config(results_dir, cell, dataset_path=question.dataset_path)
-            odd = evalkit.analysis.explain.text_flags(config, material, [one.query for one in shown[: question.top]])
+            odd = evalkit.analysis.explain.text_flags(config, material, [one.query for one in shown])
         except EvalkitError as error:
             complain(f"truncation is not checked: {error}")
-    out.print(f"{cell.run_id}: Δ {metric} {signed(total, 5)} against {name}, over {len(shown)} queries", markup=False)
-    out.print(contributions_table(shown[: question.top], odd, metric=metric, against=name))
+    value = fixed(cell.metrics[metric], 5)
+    title = f"{cell.run_id}: {metric} {value}, Δ {signed(total, 5)} against {name}, over {len(values)} queries"
+    out.print("\n".join(wrapped(title, out.width)), markup=False)
+    if question.other is not None:
+        out.print(contributions_table(shown, odd, metric=metric, against=name))
+        return
+    out.print(distribution_table(evalkit.analysis.explain.distribution(values), metric=metric))
+    zero = sum(value == 0 for value in values.values())
+    many = f"{zero} of {len(values)} queries score 0" if zero else "no query scores 0; the lowest are"
+    out.print(f"{many}{f', {len(shown)} shown (--top)' if zero > len(shown) else ''}:", markup=False)
+    out.print(lowest_table(shown, odd, metric=metric))
 
 
 def show_pair(view: PairView, out: Console) -> None:
@@ -80,22 +92,15 @@ def show_pair(view: PairView, out: Console) -> None:
     out.print(f"MaxSim {view.score:.6f}, {recorded}", markup=False, highlight=False)
 
 
-def _table(*columns: str, text: Sequence[str]) -> Table:
-    table = Table(box=None, pad_edge=False)
-    for name in columns:
-        table.add_column(name, justify="left" if name in text else "right", no_wrap=name not in text)
-    return table
-
-
-def replayed_table(replayed: Sequence[Replayed], metric: str) -> Table:
+def replayed_table(replayed: Sequence[Replayed], metric: str) -> Grid:
     """Return a run's value under each set of rules."""
-    table = _table(metric, "Δ", "queries", "rules", text=["rules"])
-    own = replayed[0].value
+    columns = (Column(metric, "number"), Column("Δ", "number"), Column("queries", "number"), Column("rules", "text"))
+    own, lines = replayed[0].value, []
     for entry in replayed:
         rules = "; ".join(entry.changed) or "the run's own"
         queries = ABSENT if entry.queries is None else str(entry.queries)
-        table.add_row(fixed(entry.value, 5), signed(entry.value - own, 4), queries, rules)
-    return table
+        lines.append(Line((fixed(entry.value, 5), signed(entry.value - own, 4), queries, rules)))
+    return Grid(columns, lines)
 
 
 def landing_lines(landings: Sequence[Landing]) -> list[str]:
@@ -111,41 +116,87 @@ def landing_lines(landings: Sequence[Landing]) -> list[str]:
     return lines or ["nothing is published for this cell"]
 
 
-def contributions_table(
-    parts: Sequence[Contribution], odd: Mapping[str, Sequence[str]], *, metric: str, against: str
-) -> Table:
-    """Return queries with their parts in Δ and what is odd about each."""
-    table = _table("query", metric, against, "part of Δ", "flags", text=["query", "flags"])
+def distribution_table(bands: Sequence[Band], *, metric: str) -> Grid:
+    """Return how many queries lie in each range of a metric, with their share of all."""
+    columns = (Column(metric), Column("queries", "number"), Column("share", "number"), Column(""))
+    total, lines = sum(band.queries for band in bands), []
+    for band in bands:
+        share = band.queries / total
+        lines.append(Line((band.name, str(band.queries), f"{fixed(100 * share, 1)} %", "█" * round(20 * share))))
+    return Grid(columns, lines)
+
+
+def lowest_table(parts: Sequence[Contribution], odd: Mapping[str, Sequence[str]], *, metric: str) -> Grid:
+    """Return queries with their values and what is odd about each."""
+    lines = []
     for one in parts:
         found = "; ".join([*one.flags, *odd.get(one.query, ())]) or ABSENT
-        table.add_row(one.query, fixed(one.value, 4), fixed(one.against, 4), signed(one.part, 5), found)
-    return table
+        lines.append(Line((one.query, fixed(one.value, 4), found)))
+    return Grid((Column("query", "name"), Column(metric, "number"), Column("flags", "text", moves=1)), lines)
 
 
-def pair_table(view: PairView) -> Table:
+def contributions_table(
+    parts: Sequence[Contribution], odd: Mapping[str, Sequence[str]], *, metric: str, against: str
+) -> Grid:
+    """Return queries with their parts in Δ and what is odd about each."""
+    columns = (
+        *(Column("query", "name"), Column(metric, "number"), Column(against, "number")),
+        *(Column("part of Δ", "number"), Column("flags", "text", moves=1)),
+    )
+    lines = []
+    for one in parts:
+        found = "; ".join([*one.flags, *odd.get(one.query, ())]) or ABSENT
+        lines.append(Line((one.query, fixed(one.value, 4), fixed(one.against, 4), signed(one.part, 5), found)))
+    return Grid(columns, lines)
+
+
+def pair_table(view: PairView) -> Grid:
     """Return one query's tokens with the document tokens that each matches."""
-    table = _table("query token", "document token", "similarity", "", text=["query token", "document token", ""])
+    columns = (
+        *(Column("query token", "name"), Column("document token", "name"), Column("similarity", "number")),
+        Column(""),
+    )
+    lines = []
     for match in view.matches:
         bar = "█" * max(0, round(match.similarity * 20))
-        table.add_row(match.query_token, match.document_token, fixed(match.similarity, 4), bar)
-    return table
+        lines.append(Line((match.query_token, match.document_token, fixed(match.similarity, 4), bar)))
+    return Grid(columns, lines)
 
 
-def comparison_table(comparisons: Sequence[Comparison]) -> Table:
-    """Return paired differences with their sampling error."""
-    columns = ("dataset", "metric", "base", "other", "base value", "value", "Δ", "95 % of Δ", "p", "p (Holm)", "+/-")
-    table = _table(*columns, text=["dataset", "metric", "base", "other"])
+def comparison_table(comparisons: Sequence[Comparison], *, wide: bool = False) -> Grid:
+    """Return each dataset's base run, and below it the others with their differences and sampling error."""
+    metrics = {one.metric for one in comparisons}
+    columns = (
+        *(Column("system", "name"), Column("dim", "number"), Column("dataset", "name")),
+        *(Column("metric", moves=3, wide=len(metrics) == 1), Column(_only(metrics) or "value", "number")),
+        *(Column("Δ", "number"), Column("95 % of Δ", moves=2), Column("p (Holm)", "number", moves=1)),
+        *(Column("p", "number", moves=4, wide=True), Column("+/-", moves=5, wide=True)),
+        Column("run id", moves=6, wide=True),
+    )
     told_apart = results.distinctions(cell for one in comparisons for cell in (one.base, one.other))
+    lines, bases = [], set()
     for one in comparisons:
-        low, high = one.interval
-        names = [system(cell) + told_apart[cell.run_id] for cell in (one.base, one.other)]
-        base, other = one.base.metrics[one.metric], one.other.metrics[one.metric]
-        table.add_row(
-            *(one.dataset, one.metric, *names, fixed(base, 5), fixed(other, 5)),
-            *(signed(one.delta, 4), f"{signed(low, 4)} … {signed(high, 4)}", p_value(one.p), p_value(one.p_holm)),
-            f"{one.wins}/{one.losses}",
-        )
-    return table
+        if one.base.run_id not in bases:
+            bases.add(one.base.run_id)
+            value = fixed(one.base.metrics[one.metric], 5)
+            judged = ("base", *[ABSENT] * 4, one.base.run_id)
+            lines.append(_named_line(one.base, told_apart, (one.metric, value, *judged)))
+        value, (low, high) = fixed(one.other.metrics[one.metric], 5), one.interval
+        tests = (f"{signed(low, 4)} … {signed(high, 4)}", p_value(one.p_holm), p_value(one.p))
+        judged = (signed(one.delta, 4), *tests, f"{one.wins}/{one.losses}", one.other.run_id)
+        lines.append(_named_line(one.other, told_apart, (one.metric, value, *judged)))
+    return Grid(columns, lines, wide)
+
+
+def _only(metrics: set[str]) -> str:
+    return next(iter(metrics)) if len(metrics) == 1 else ""
+
+
+def _named_line(cell: CellScores, told_apart: Mapping[str, str], cells: Sequence[str]) -> Line:
+    """Return a row that begins with a run's system, dim and dataset; below it, what sets the run apart."""
+    departs = standing.departures(cell)
+    notes = (told_apart.get(cell.run_id, "").strip(" ()"), f"deviates: {'; '.join(departs)}" if departs else "")
+    return Line((cell.model, dim(cell.dim), cell.dataset, *cells), tuple(filter(None, notes)))
 
 
 def family_line(comparisons: Sequence[Comparison]) -> str:
@@ -156,44 +207,43 @@ def family_line(comparisons: Sequence[Comparison]) -> str:
     )
 
 
-def costs_table(cells: Sequence[CellScores]) -> Table:
+def costs_table(cells: Sequence[CellScores]) -> Grid:
     """Return what each run stores and how long it took."""
-    columns = ("dataset", "system", "bytes/vector", "bytes/passage", "corpus MB", "encode s", "search s")
-    table = _table(*columns, text=["dataset", "system"])
+    columns = (
+        *(Column("system", "name"), Column("dim", "number"), Column("dataset", "name")),
+        *(Column("bytes / vector", "number"), Column("bytes / passage", "number"), Column("corpus MB", "number")),
+        *(Column("encode s", "number", moves=1), Column("search s", "number", moves=2)),
+    )
     told_apart = results.distinctions(cells)
+    lines = []
     for cell in cells:
         size = storage(cell)
         corpus = None if size is None or size.corpus is None else size.corpus / 1e6
-        table.add_row(
-            *(cell.dataset, system(cell) + told_apart[cell.run_id], ABSENT if size is None else str(size.per_vector)),
-            *(fixed(None if size is None else size.per_passage, 0), fixed(corpus, 2)),
-            *(fixed(cell.wall_s.get("encode"), 2), fixed(cell.wall_s.get("search"), 2)),
+        stored = (
+            ABSENT if size is None else str(size.per_vector),
+            fixed(None if size is None else size.per_passage, 0),
         )
-    return table
+        took = (fixed(cell.wall_s.get("encode"), 2), fixed(cell.wall_s.get("search"), 2))
+        lines.append(_named_line(cell, told_apart, (*stored, fixed(corpus, 2), *took)))
+    return Grid(columns, lines)
 
 
-def precision_table(cell: CellScores, measured: Sequence[Narrowed]) -> Table:
+def precision_table(cell: CellScores, measured: Sequence[Narrowed]) -> Grid:
     """Return a run's quality with its document vectors stored more narrowly."""
-    columns = ("dataset", "system", "stored as", "bytes/vector", cell.main_metric, "Δ", "95 % of Δ", "p, uncorrected")
-    table = _table(*columns, text=["dataset", "system", "stored as"])
+    columns = (
+        *(Column("system", "name"), Column("dim", "number"), Column("dataset", "name"), Column("stored as")),
+        *(Column("bytes / vector", "number"), Column(cell.main_metric, "number"), Column("Δ", "number")),
+        *(Column("95 % of Δ", moves=2), Column("p, uncorrected", "number", moves=1)),
+    )
+    lines = []
     for one in measured:
-        table.add_row(
-            *(cell.dataset, system(cell), one.width, str(one.bytes_per_vector), fixed(one.value, 5)),
-            *(signed(one.delta, 4), f"{signed(one.interval[0], 4)} … {signed(one.interval[1], 4)}", p_value(one.p)),
-        )
-    return table
-
-
-def p_value(p: float) -> str:
-    """Return a p-value with four decimals; one below these is not nothing.
-
-    >>> p_value(0.03125), p_value(1e-9)
-    ('0.0313', '<0.0001')
-    """
-    return fixed(p, 4) if p >= 0.0001 else "<0.0001"
+        interval = f"{signed(one.interval[0], 4)} … {signed(one.interval[1], 4)}"
+        values = (one.width, str(one.bytes_per_vector), fixed(one.value, 5), signed(one.delta, 4))
+        lines.append(_named_line(cell, {}, (*values, interval, p_value(one.p))))
+    return Grid(columns, lines)
 
 
 def system(cell: CellScores) -> str:
     """Return a system's name with its dim; a run that may not stand for that system is marked."""
-    name = cell.model if cell.dim is None else f"{cell.model}-{cell.dim}"
+    name = keys.system_label(cell.model, cell.dim)
     return f"{name} (deviates)" if standing.departures(cell) else name

@@ -6,8 +6,8 @@ from collections.abc import Collection, Mapping
 
 from evalkit.config.settings import EncoderConfig, RunConfig
 from evalkit.models import weights
-from evalkit.report.sheets import fixed
-from evalkit.report.table import said, signed
+from evalkit.report.rounding import fixed, signed
+from evalkit.report.table import said
 from evalkit.scoring import published
 from evalkit.storage import results
 from evalkit.types import Dataset

@@ -23,7 +23,7 @@ from evalkit.kernels.cpu import linear
 from evalkit.models import metadata
 from evalkit.models.attention import choose
 from evalkit.models.checkpoint import Checkpoint, on_disk, resolve
-from evalkit.models.encoder import Encoder, checkpoints, embedding_rows, load_encoders, with_head_of
+from evalkit.models.encoder import Encoder, embedding_rows, load_encoders, obtainable, with_head_of
 from evalkit.models.tokens import Tokens, TokenTable, tokenize
 from evalkit.run import environment
 
@@ -83,7 +83,9 @@ def check(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Finding]]]:
         msg = f"model {model.name!r} has no checkpoint to check; wanted a model with vectors (evalkit ls models)"
         raise ConfigError(msg)
     device = environment.choose_device(config.engine.device)
-    found = checkpoints(model, [dim for dim in config.dims if dim is not None])
+    found, failed = obtainable(model, [dim for dim in config.dims if dim is not None])
+    for dim, error in failed.items():
+        yield (dim,), [Finding("checkpoint", "FAILED", str(error), "it is not on disk and cannot be fetched from here")]
     engine = config.engine
     for encoder in load_encoders(
         model, found, device=device, attention=engine.attention, elementwise=engine.elementwise

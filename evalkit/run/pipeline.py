@@ -6,8 +6,10 @@ goes on where it stopped and ends in the same bytes.
 
 from __future__ import annotations
 
+import dataclasses
 import time
 from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
 from functools import reduce
 from operator import add
 from pathlib import Path
@@ -23,11 +25,11 @@ from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
 from evalkit.datasets import learned
 from evalkit.datasets.survey import ShardRange, Survey, forget, survey
 from evalkit.engines.local import map_shards
-from evalkit.errors import ChangedError
+from evalkit.errors import ChangedError, ModelError
 from evalkit.maxsim import choice
 from evalkit.models import metadata, weights
 from evalkit.models.backbones.native import count_parameters
-from evalkit.models.encoder import load_encoders
+from evalkit.models.encoder import load_encoders, obtainable
 from evalkit.ranking import Hits, drop_self, merge, no_hits, self_hits, separate_ties
 from evalkit.run import environment, scored
 from evalkit.run.background import Merging, limit_tokenizer, tokenizer_threads
@@ -51,17 +53,23 @@ from evalkit.storage.results import CellScores
 from evalkit.types import Dataset
 
 
-def run(config: RunConfig, *, console: Console) -> list[CellScores]:
+def run(
+    config: RunConfig, *, console: Console, force: bool = False, lacking: dict[int, str] | None = None
+) -> list[CellScores]:
     """Return the scores of every cell of a config, computing only what is not already on disk.
 
-    A finished cell whose judgements, query groups or metrics have changed is scored again from its run file.
+    A finished cell whose judgements, query groups or metrics have changed is scored again from its run file; `force`
+    searches every cell again, over the shards that are checkpointed. Where `lacking` is given, dims whose checkpoints
+    cannot be had do not stop the others: they are added to it with the reason, and only a run without any dim raises.
 
     Raises EvalkitError subclasses for whatever the user can mend; nothing finished is lost.
     """
     task = prepare(config, console=console)
-    cells = plan(task)
+    task, cells = _planned(task, lacking)
     remove_left_over(_written_to(config, cells))
-    done = {cell.run_id: scored.finished(task, cell, config.metrics) for cell in cells}
+    done = {cell.run_id: None if force else scored.finished(task, cell, config.metrics) for cell in cells}
+    for line in scored.earlier([scores for scores in done.values() if scores is not None], config.results_dir):
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
     unfinished = [cell for cell in cells if done[cell.run_id] is None]
     if unfinished:
         make_folder(run_dir(config.results_dir, unfinished[0].run_id).parent)  # fails now rather than after hours
@@ -82,6 +90,22 @@ def run(config: RunConfig, *, console: Console) -> list[CellScores]:
         for cell in unfinished:
             done[cell.run_id] = finish(task, cell, best[cell.run_id], search_s=wall_s, met_vectors=cell.dim in met)
     return [scores for scores in done.values() if scores is not None]
+
+
+def _planned(task: Task, lacking: dict[int, str] | None) -> tuple[Task, list[Cell]]:
+    """Return the task of the dims whose checkpoints can be had, and its cells; the others' reasons go to `lacking`."""
+    try:
+        return task, plan(task)
+    except ModelError:
+        model, dims = task.config.model, [dim for dim in task.config.dims if dim is not None]
+        if lacking is None or not isinstance(model, EncoderConfig):
+            raise
+        found, failed = obtainable(model, dims)
+        if not found or not failed:
+            raise
+    lacking |= {dim: str(error) for dim, error in failed.items()}
+    task = task._replace(config=dataclasses.replace(task.config, dims=tuple(found)))
+    return task, plan(task)
 
 
 def _written_to(config: RunConfig, cells: Sequence[Cell]) -> Iterator[Path]:
@@ -161,6 +185,7 @@ def search_vectors(
         ):
             for hits in map_shards(step.run, task.survey.shards, ahead=step.ahead):
                 merging.add(hits)
+                advance.shard_done()
     return best
 
 
@@ -182,6 +207,7 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
         def statistics(shard: ShardRange) -> lucene.Statistics:
             known = count(shard).statistics()
             advance(shard.stop - shard.start, 0)
+            advance.shard_done()
             return known
 
         whole = reduce(add, map_shards(statistics, shards))
@@ -193,6 +219,7 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
             hits = bm25_score_step(counts, whole, model, terms.queries, depth=task.depth)
             best = merge([best, hits], depth=task.depth, ties=model.ties)
             advance(shard.stop - shard.start, 0)
+            advance.shard_done()
     return best if model.ties == "trec_eval" else separate_ties(best)
 
 
@@ -263,6 +290,7 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float, met_vectors: 
             **environment.environment(None if cell.dim is None else task.device),
             **environment.given_up(config, task.device),
             **scored.facts(task),
+            scored.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
             "checkpoint": _weights(config, cell, met_vectors=met_vectors),
         },
     )

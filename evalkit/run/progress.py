@@ -1,4 +1,4 @@
-"""Progress bars with rates and time left on a terminal; no output elsewhere."""
+"""Progress with rates and time left: a bar on a terminal, a line now and then anywhere else."""
 
 from __future__ import annotations
 
@@ -12,12 +12,53 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 Advance = Callable[[int, int], None]
 """`advance(documents, tokens)` adds the numbers that were finished since the last call."""
 
+LINE_S = 30.0
+"""Where there is no terminal, the longest time without a line."""
+LINE_SHARDS = 10
+"""Where there is no terminal, a line comes at least every so many shards."""
+
+
+class Counted:
+    """Documents and tokens that are done, and what is shown of them."""
+
+    def __init__(self, title: str, *, total: int | None, show: Callable[[Counted], None]) -> None:
+        """Start counting; `show` is called after every step."""
+        self.title, self.total = title, total
+        self.documents = self.tokens = self.shards = 0
+        self._show, self._started = show, time.monotonic()
+
+    def __call__(self, documents: int, tokens: int) -> None:
+        """Count what was finished since the last call."""
+        self.documents += documents
+        self.tokens += tokens
+        self._show(self)
+
+    def shard_done(self) -> None:
+        """Count a shard."""
+        self.shards += 1
+        self._show(self)
+
+    def rate(self) -> str:
+        """Return documents/s, and tokens/s where tokens are counted."""
+        elapsed_s = max(time.monotonic() - self._started, 1e-9)
+        rate = f"{self.documents / elapsed_s:,.0f} documents/s"
+        return f"{rate} {self.tokens / elapsed_s:,.0f} tokens/s" if self.tokens else rate
+
+    def line(self) -> str:
+        """Return all of it as one line, with the time left at the rate so far."""
+        of = f"{self.documents:,}" if self.total is None else f"{self.documents:,} of {self.total:,}"
+        parts = [f"{of} documents", self.rate()]
+        if self.total is not None and 0 < self.documents < self.total:
+            elapsed_s = time.monotonic() - self._started
+            parts.append(f"{elapsed_s * (self.total - self.documents) / self.documents:,.0f} s left")
+        return f"{self.title}: {', '.join(parts)}"
+
 
 @contextmanager
-def documents_bar(console: Console, title: str, *, total: int | None) -> Iterator[Advance]:
-    """Show documents done, documents/s, tokens/s and time left; `total` is None if the number is not known yet."""
+def documents_bar(console: Console, title: str, *, total: int | None) -> Iterator[Counted]:
+    """Show documents done, documents/s, tokens/s and time left (`total` None: how many there are is not known yet)."""
     if not console.is_terminal:
-        yield lambda _documents, _tokens: None
+        yield Counted(title, total=total, show=_lines(console))
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -26,18 +67,22 @@ def documents_bar(console: Console, title: str, *, total: int | None) -> Iterato
         TextColumn("{task.fields[rate]}", markup=False),
         TimeRemainingColumn(),
     )
-    started = time.monotonic()
-    finished = [0, 0]
     with Progress(*columns, console=console, transient=True) as bar:
         task: TaskID = bar.add_task(title, total=total, rate="")
+        yield Counted(
+            title, total=total, show=lambda counted: bar.update(task, completed=counted.documents, rate=counted.rate())
+        )
 
-        def advance(documents: int, tokens: int) -> None:
-            finished[0] += documents
-            finished[1] += tokens
-            elapsed_s = max(time.monotonic() - started, 1e-9)
-            rate = f"{finished[0] / elapsed_s:,.0f} documents/s"
-            if finished[1]:
-                rate += f" {finished[1] / elapsed_s:,.0f} tokens/s"
-            bar.update(task, completed=finished[0], rate=rate)
 
-        yield advance
+def _lines(console: Console) -> Callable[[Counted], None]:
+    """Return what prints a line when LINE_S have passed since the last one, and at every LINE_SHARDS shards."""
+    last_s, last_shards = time.monotonic(), 0
+
+    def show(counted: Counted) -> None:
+        nonlocal last_s, last_shards
+        if time.monotonic() - last_s < LINE_S and counted.shards - last_shards < LINE_SHARDS:
+            return
+        last_s, last_shards = time.monotonic(), counted.shards
+        console.print(counted.line(), highlight=False, markup=False, soft_wrap=True)
+
+    return show

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from evalkit.config.settings import EncoderConfig, RunConfig
@@ -17,10 +18,16 @@ from evalkit.models import metadata
 from evalkit.run import environment, identity
 from evalkit.run.cells import Cell, Task
 from evalkit.scoring import metrics
-from evalkit.storage import results, trec
+from evalkit.storage import keys, results, trec
 from evalkit.storage.paths import run_dir, write_whole
 from evalkit.storage.results import CellScores
 from evalkit.types import Scores
+
+FINISHED = "finished"
+"""Where `environment` says when a cell was computed."""
+DATE_CHARACTERS = len("2026-01-31")
+PUBLISHED = "published"
+"""The folder that tells the project's own results from anybody else's: the scores that it was held against."""
 
 
 def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
@@ -67,6 +74,24 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
     )
     results.write(fresh, task.config.results_dir)
     return fresh
+
+
+def earlier(cells: Sequence[CellScores], results_dir: Path) -> list[str]:
+    """Say of finished cells when they were computed, on what, and where they are read from."""
+    own = " (the project's own published results)" if (results_dir / PUBLISHED).is_dir() else ""
+    where = f"read from {results_dir}{own}; --force runs again"
+    by_origin: dict[tuple[str, str], list[CellScores]] = {}
+    for cell in cells:
+        when = str(cell.environment.get(FINISHED, ""))[:DATE_CHARACTERS] or "date not recorded"
+        device = cell.environment.get("device") or "cpu"
+        if device == "cpu":
+            device = cell.environment.get("processor") or device
+        by_origin.setdefault((when, str(device)), []).append(cell)
+    return [
+        f"{', '.join(keys.system_label(cell.model, cell.dim) for cell in alike)} on {alike[0].dataset}: "
+        f"finished earlier ({when}, on {device}), {where}"
+        for (when, device), alike in by_origin.items()
+    ]
 
 
 def facts(task: Task) -> dict[str, Any]:

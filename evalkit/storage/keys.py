@@ -24,5 +24,13 @@ def run_id(dataset: str, split: str, model: str, dim: int | None, facts: Mapping
     >>> run_id("beir/nfcorpus", "test", "bm25", None, {})[:24]
     'beir-nfcorpus.test.bm25.'
     """
-    system = model if dim is None else f"{model}-{dim}"
-    return f"{dataset.replace('/', '-')}.{split}.{system}.{key_of(facts)[:10]}"
+    return f"{dataset.replace('/', '-')}.{split}.{system_label(model, dim)}.{key_of(facts)[:10]}"
+
+
+def system_label(model: str, dim: int | None) -> str:
+    """Return the name of a system at a dim, as run ids, lists and plots show it and commands take it.
+
+    >>> system_label("demo", 64), system_label("bm25", None)
+    ('demo-64', 'bm25')
+    """
+    return model if dim is None else f"{model}-{dim}"

@@ -133,7 +133,7 @@ def test_a_place_that_cannot_be_written_is_said_in_one_line(tmp_path, place, swe
     done = evalkit("run", *sweep, *words, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (1, "")
     # In a sweep each combination says so, and a last line counts them; a cache is found out before the first one.
-    lines = done.stderr.splitlines()
+    lines = [line for line in done.stderr.splitlines() if not line.endswith(": loading")]
     assert len(lines) == (3 if sweep and place == "results_dir" else 1)
     assert "could not be written (Not a directory)" in lines[0]
     assert "choose another place (results_dir=DIR, cache_dir=DIR)" in lines[0]
@@ -204,3 +204,14 @@ def test_ls_lists_every_kind_of_name(tmp_path, what):
     done = evalkit("ls", what, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip()
+
+
+def test_without_network_three_lines_say_what_was_tried_why_it_failed_and_what_to_do(tmp_path):
+    words = ("run", "model=jina-colbert-v2", "dim=128", *SMALL, *places(tmp_path))
+    done = evalkit(*words, cwd=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=f"{tmp_path}/hf")
+    assert done.returncode == 1
+    begun, *told = done.stderr.splitlines()
+    assert begun == "jina-colbert-v2 at dim 128 on demo: loading"
+    assert [line.split(": ")[1] for line in told] == ["tried", "failed", "to do"]
+    assert "jinaai/jina-colbert-v2@" in told[0]
+    assert "model.checkpoints.DIM.path=DIR" in told[2]

@@ -37,7 +37,9 @@ def test_an_installed_wheel_runs_the_demo_from_any_folder(tmp_path):
     command = [tmp_path / "env" / "bin" / "evalkit", "run", *words]
     done = subprocess.run(command, cwd=elsewhere, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stderr
-    scores = [json.loads(path.read_text("utf-8")) for path in (elsewhere / "results" / "runs").glob("*/scores.json")]
+    scores = [
+        json.loads(path.read_text("utf-8")) for path in (elsewhere / "evalkit-results" / "runs").glob("*/scores.json")
+    ]
     assert sorted(cell["dim"] for cell in scores) == [64, 96, 128]
     listed = subprocess.run(  # noqa: PLW1510 (what it prints is asserted)
         [tmp_path / "env" / "bin" / "evalkit", "ls", "datasets"],

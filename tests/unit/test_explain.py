@@ -15,6 +15,7 @@ from evalkit.analysis import explain, precision, replay
 from evalkit.config.compose import compose
 from evalkit.datasets.folder import load_folder
 from evalkit.errors import ConfigError, DatasetError, StoreError
+from evalkit.report import verbs
 from evalkit.run import pipeline
 from evalkit.storage import results
 from evalkit.types import Hit
@@ -33,6 +34,25 @@ def test_the_parts_of_all_queries_add_up_to_the_difference():
     assert [one.query for one in parts] == ["a", "b", "c"]
     other = explain.contributions(material, values, {"a": 1.0, "b": 0.5, "c": 0.25})
     assert [(one.query, round(one.part, 4)) for one in other] == [("b", -0.1667), ("c", 0.0833), ("a", 0.0)]
+
+
+def test_against_a_mean_the_queries_that_score_nothing_are_listed_and_not_those_at_one():
+    material = material_of({"a": [], "b": [], "c": [], "d": []}, {"b": {"x": 1}})
+    values = {"a": 1.0, "d": 0.0, "b": 0.0, "c": 0.5}
+    shown = explain.lowest(material, values, 0.4, most=5)
+    assert [(one.query, one.part) for one in shown] == [("b", -0.1), ("d", -0.1)]
+    assert shown[0].flags == ("no hits", "missing 1 of 1 relevant: x")
+    assert [one.query for one in explain.lowest(material, values, 0.4, most=1)] == ["b"]
+    assert [one.query for one in explain.lowest(material, {"a": 1.0, "c": 0.5}, 0.4, most=1)] == ["c"]
+
+
+def test_the_distribution_counts_every_query_once():
+    values = {"a": 0.0, "b": 0.0, "c": 0.1, "d": 0.25, "e": 0.26, "f": 0.75, "g": 0.99, "h": 1.0}
+    bands = explain.distribution(values)
+    assert [band.queries for band in bands] == [2, 2, 1, 1, 1, 1]
+    text = list(verbs.distribution_table(bands, metric="ndcg@10").lines())
+    assert text[1].split() == ["0", "2", "25.0", "%", "█████"]
+    assert text[-1].split()[:3] == ["1", "1", "12.5"]
 
 
 def test_every_flag_says_what_is_odd():

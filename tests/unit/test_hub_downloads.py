@@ -12,7 +12,7 @@ from test_hub_copies import config, small_copy
 from evalkit.config.compose import compose
 from evalkit.config.settings import CheckpointSource
 from evalkit.datasets.hub import _snapshot, load_hub
-from evalkit.errors import DatasetError, ModelError
+from evalkit.errors import DatasetError, ModelError, lines
 from evalkit.models.checkpoint import PICKLE, WEIGHTS, resolve
 from evalkit.models.encoder import checkpoints
 
@@ -262,5 +262,11 @@ def test_without_a_network_one_line_refuses_and_a_copy_in_the_cache_is_read(fake
     assert message.startswith(
         f"o/other@main: not in the local Hugging Face cache and the hub could not be reached ({closed}: Conn"
     )
+    with pytest.raises(ModelError) as caught:
+        resolve(CheckpointSource(repo="o/other"))
+    told = lines(caught.value)
+    assert [line.partition(":")[0] for line in told] == ["tried", "failed", "to do"]
+    assert told[0] == "tried: o/other@main"
+    assert "evalkit fetch --bundle FILE" in told[2]
     assert fake.asked == []
     assert caplog.records == []

@@ -1,0 +1,210 @@
+"""The one renderer of the command line's tables: it fits any width and cuts no digit.
+
+Where the columns do not fit side by side, those that matter least move to a second line below their row, each with its
+name. Only where that is not enough are names shortened, in their middle, so that what tells them apart stays.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Final, Literal, NamedTuple
+
+from rich.cells import cell_len
+from rich.console import Console, ConsoleOptions
+
+from evalkit.report.rounding import ABSENT
+
+GAP: Final = 2
+INDENT: Final = 2
+BETWEEN: Final = " · "
+UNBOUNDED: Final = 1_000_000
+"""The width of a pipe: every row stays one line, and nothing is padded."""
+TEXT_WIDTH: Final = 24
+"""How narrow a column of sentences may become before it moves below its row."""
+NAME_WIDTH: Final = 8
+"""How short a name may become, as the last resort."""
+
+
+class Column(NamedTuple):
+    """A column: what its cells are decides what may be done to them where room is short."""
+
+    name: str
+    kind: Literal["name", "number", "word", "text"] = "word"
+    """Numbers and words are never cut; a name may be shortened in its middle; a text takes several lines."""
+    moves: int = 0
+    """0 stays on the row's own line; of the others the greatest moves below first."""
+    wide: bool = False
+    """Shown on request only (`--wide`)."""
+
+
+class Line(NamedTuple):
+    """A row's cells, and sentences that stand below it whatever the width."""
+
+    cells: tuple[str, ...]
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Grid:
+    """A table: columns, rows, and whether the columns shown on request are shown."""
+
+    columns: tuple[Column, ...]
+    rows: Sequence[Line]
+    wide: bool = False
+
+    def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[str]:
+        """Yield the table's lines as wide as the console at most."""
+        yield from self.lines(options.max_width)
+
+    def lines(self, width: int = UNBOUNDED) -> Iterator[str]:
+        """Yield the header and the rows, without padding at their ends.
+
+        >>> grid = Grid((Column("system", "name"), Column("value", "number", moves=1)), [Line(("bm25", "0.32545"))])
+        >>> list(grid.lines()), list(grid.lines(10))
+        (['system    value', 'bm25    0.32545'], ['system', 'bm25', '  value 0.32545'])
+        """
+        shown = [place for place, column in enumerate(self.columns) if self.wide or not column.wide]
+        top, widths = self._fitted(shown, width)
+        below = [place for place in shown if place not in top]
+        yield from _side_by_side([wrapped(self.columns[place].name, widths[place]) for place in top], self, top, widths)
+        for row in self.rows:
+            cells = [_fold(row.cells[place], widths[place], self.columns[place].kind) for place in top]
+            yield from _side_by_side(cells, self, top, widths)
+            pairs = [f"{self.columns[place].name} {row.cells[place]}" for place in below if _says(row.cells[place])]
+            yield from _paragraph(pairs, width)
+            for note in row.notes:
+                yield from _paragraph([note], width)
+
+    def _fitted(self, shown: Sequence[int], width: int) -> tuple[list[int], Mapping[int, int]]:
+        """Return which columns stand side by side, and how wide each is."""
+        top = list(shown)
+        while True:
+            natural = {place: self._natural(place) for place in top}
+            for narrow in (natural, {place: self._narrow(place, natural[place]) for place in top}):
+                if (spare := width - _total(narrow)) >= 0:
+                    return top, _grown(narrow, natural, spare)
+            movable = [place for place in top[1:] if self.columns[place].moves]
+            if not movable:
+                return top, self._shortened(narrow, _total(narrow) - width)
+            top.remove(max(movable, key=lambda place: (self.columns[place].moves, place)))
+
+    def _natural(self, place: int) -> int:
+        return max(map(cell_len, (self.columns[place].name, *(row.cells[place] for row in self.rows))))
+
+    def _narrow(self, place: int, natural: int) -> int:
+        """Return how narrow a column can be without losing anything: a header takes several lines, as a text does."""
+        column = self.columns[place]
+        words = max(map(cell_len, column.name.split()), default=0)
+        cells = [row.cells[place] for row in self.rows]
+        if column.kind == "text":
+            return min(natural, max(words, TEXT_WIDTH))
+        return max([words, *map(cell_len, cells)])
+
+    def _shortened(self, widths: Mapping[int, int], excess: int) -> Mapping[int, int]:
+        """Return widths with the longest names made shorter until the row fits, as far as names can be."""
+        found = dict(widths)
+        names = [place for place in found if self.columns[place].kind == "name"]
+        for _ in range(excess):
+            longest = max(names, key=lambda place: found[place], default=None)
+            if longest is None or found[longest] <= NAME_WIDTH:
+                break
+            found[longest] -= 1
+        return found
+
+
+def terminal_width() -> int:
+    """Return the columns of the terminal, or of COLUMNS where that is set; a pipe without it has no width."""
+    if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal():
+        return max(20, shutil.get_terminal_size().columns)
+    return UNBOUNDED
+
+
+def shortened(name: str, width: int) -> str:
+    """Return a name that is at most so wide, cut in its middle.
+
+    >>> shortened("jina-embeddings-v2-base-en", 16), shortened("bm25", 16)
+    ('jina-emb…base-en', 'bm25')
+    """
+    if cell_len(name) <= width:
+        return name
+    front, back = width // 2, (width - 1) // 2
+    while cell_len(name[:front]) > width // 2:
+        front -= 1
+    while back and cell_len(name[-back:]) > (width - 1) // 2:
+        back -= 1
+    return f"{name[:front]}…{name[-back:] if back else ''}"
+
+
+def _says(cell: str) -> bool:
+    return cell not in ("", ABSENT)
+
+
+def _total(widths: Mapping[int, int]) -> int:
+    return sum(widths.values()) + GAP * (len(widths) - 1)
+
+
+def _grown(widths: Mapping[int, int], natural: Mapping[int, int], spare: int) -> Mapping[int, int]:
+    """Give the width that is left to the columns that want more, to the leftmost first."""
+    found = dict(widths)
+    for place, wanted in natural.items():
+        more = min(spare, wanted - found[place])
+        found[place] += more
+        spare -= more
+    return found
+
+
+def _fold(cell: str, width: int, kind: str) -> list[str]:
+    if kind == "text":
+        return wrapped(cell, width)
+    return [shortened(cell, width) if kind == "name" else cell]
+
+
+def wrapped(text: str, width: int) -> list[str]:
+    """Return a text in lines of at most so many columns, broken between words, and within one that is too long."""
+    lines = [""]
+    for word in text.split():
+        rest = word
+        if lines[-1] and cell_len(lines[-1]) + 1 + cell_len(rest) <= width:
+            lines[-1] += f" {rest}"
+            continue
+        if lines[-1]:
+            lines.append("")
+        while cell_len(rest) > width:
+            cut = width
+            while cell_len(rest[:cut]) > width:
+                cut -= 1
+            lines[-1] = rest[: max(1, cut)]
+            rest = rest[max(1, cut) :]
+            lines.append("")
+        lines[-1] = rest
+    return lines
+
+
+def _side_by_side(
+    cells: Sequence[Sequence[str]], grid: Grid, top: Sequence[int], widths: Mapping[int, int]
+) -> Iterator[str]:
+    for number in range(max(map(len, cells), default=0)):
+        parts = []
+        for place, lines in zip(top, cells, strict=True):
+            text = lines[number] if number < len(lines) else ""
+            padding = " " * (widths[place] - cell_len(text))
+            parts.append(padding + text if grid.columns[place].kind == "number" else text + padding)
+        yield (" " * GAP).join(parts).rstrip()
+
+
+def _paragraph(parts: Sequence[str], width: int) -> Iterator[str]:
+    """Yield what stands below a row, indented: whole parts on a line while they fit."""
+    room, line = max(1, width - INDENT), ""
+    for part in parts:
+        joined = f"{line}{BETWEEN}{part}" if line else part
+        if line and cell_len(joined) > room:
+            yield " " * INDENT + line
+            joined = part
+        *full, line = wrapped(joined, room)
+        yield from (" " * INDENT + whole for whole in full)
+    if line:
+        yield " " * INDENT + line

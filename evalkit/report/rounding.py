@@ -1,0 +1,86 @@
+"""Numbers as text: the one place where a value is rounded for people: half up, in decimal."""
+
+from __future__ import annotations
+
+from evalkit.scoring.published import rounded
+
+ABSENT = "–"
+"""What stands where there is no number."""
+
+
+def fixed(value: float | None, digits: int) -> str:
+    """Return a number with so many decimals, rounded half up, or a dash.
+
+    >>> fixed(0.32545, 4), fixed(0.123455, 5), fixed(None, 3)
+    ('0.3255', '0.12346', '–')
+    """
+    return ABSENT if value is None else f"{rounded(value, digits):.{digits}f}"
+
+
+def signed(value: float, digits: int) -> str:
+    """Return a difference with its sign and so many decimals, rounded half up; nothing is no negative nothing.
+
+    >>> signed(-0.00001, 4), signed(-0.0012, 4)
+    ('+0.0000', '-0.0012')
+    """
+    return f"{rounded(value, digits) + 0.0:+.{digits}f}"
+
+
+def p_value(p: float) -> str:
+    """Return a p-value with four decimals; one below these is not nothing.
+
+    >>> p_value(0.03125), p_value(1e-9)
+    ('0.0313', '<0.0001')
+    """
+    return fixed(p, 4) if p >= 0.0001 else "<0.0001"
+
+
+def count(number: float | None) -> str:
+    """Return a whole number in groups of three digits, or a dash.
+
+    >>> count(57638), count(None)
+    ('57,638', '–')
+    """
+    return ABSENT if number is None else f"{rounded(number, 0):,.0f}"
+
+
+def grouped(value: float, digits: int) -> str:
+    """Return a number with so many decimals, rounded half up, in groups of three digits.
+
+    >>> grouped(1234.25, 1)
+    '1,234.3'
+    """
+    return f"{rounded(value, digits):,.{digits}f}"
+
+
+def dim(value: int | None) -> str:
+    """Return a dim, or a dash for a system without vectors."""
+    return ABSENT if value is None else str(value)
+
+
+def size(size_bytes: float | None) -> str:
+    """Return bytes in the unit that people read.
+
+    >>> size(0), size(1_500_000), size(None)
+    ('0 B', '1.5 MB', '–')
+    """
+    if size_bytes is None:
+        return ABSENT
+    for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if size_bytes >= factor:
+            return f"{grouped(size_bytes / factor, 1)} {unit}"
+    return f"{count(size_bytes)} B"
+
+
+def duration(seconds: float | None) -> str:
+    """Return a time in the unit that people read.
+
+    >>> duration(0.2), duration(90), duration(7260), duration(None)
+    ('0 s', '1.5 min', '2.0 h', 'unknown')
+    """
+    if seconds is None:
+        return "unknown"
+    for unit, factor in (("h", 3600), ("min", 60)):
+        if seconds >= factor:
+            return f"{grouped(seconds / factor, 1)} {unit}"
+    return f"{count(seconds)} s"

@@ -1,0 +1,134 @@
+"""The command that reproduces a cell, from the packaged configs and from what a run was made with."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+
+from evalkit.config.settings import configs_dir
+from evalkit.storage.results import CellScores, flat
+
+OWN_FOLDER = "folder"
+"""The dataset config that reads a folder of the user's own."""
+FACTS = frozenset({"name", "kind", "licence", "source", "citation", "parameters", "verify", "checksums"})
+"""Settings that describe a model or a dataset and change no score."""
+SOURCES = frozenset({"sources", "ir_datasets_id", "hub", "counts", "checksum", "mean_characters", "path"})
+"""Where a dataset comes from and what it should hold; another copy of it gives the same scores."""
+
+
+class Packaged(NamedTuple):
+    """The packaged configs by the word that chooses them (`model=WORD`, `dataset=WORD`), as their YAML states them."""
+
+    models: Mapping[str, Mapping[str, Any]]
+    datasets: Mapping[str, Mapping[str, Any]]
+    defaults: Mapping[str, Any]
+    """config.yaml: the settings of search and store."""
+
+    def language(self, dataset: str) -> str:
+        """Return a dataset's language, or nothing for one that no packaged config names."""
+        return next((str(one.get("language")) for one in self.datasets.values() if one.get("name") == dataset), "")
+
+
+def packaged() -> Packaged:
+    """Read the packaged configs."""
+    root = configs_dir()
+    defaults = _yaml(root / "config.yaml")
+    return Packaged(_group(root / "model"), _group(root / "dataset"), defaults)
+
+
+def _group(folder: Path) -> dict[str, Mapping[str, Any]]:
+    return {path.relative_to(folder).with_suffix("").as_posix(): _yaml(path) for path in sorted(folder.rglob("*.yaml"))}
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    return dict(yaml.load(path.read_text(encoding="utf-8"), Loader=loader))  # noqa: S506 (a SafeLoader either way)
+
+
+def command(system: str, dim: int | None, dataset: str, configs: Packaged) -> str:
+    """Return the command that measures a cell with the packaged settings.
+
+    >>> nothing = Packaged({}, {}, {})
+    >>> command("bm25", None, "beir/nfcorpus", nothing), command("mine", 64, "demo", nothing)
+    ('evalkit run model=bm25 dataset=beir/nfcorpus', 'evalkit run model=mine dim=64 dataset=demo')
+    """
+    words = ["evalkit", "run", f"model={_word(configs.models, system)}"]
+    words += [] if dim is None else [f"dim={dim}"]
+    return shlex.join([*words, f"dataset={_word(configs.datasets, dataset)}"])
+
+
+def run_command(cell: CellScores, saved: Mapping[str, Any] | None, configs: Packaged) -> str:
+    """Return the command that repeats a run: that of its cell, and every setting in which `saved` differs from it.
+
+    `saved` is the run's config.yaml, None where that cannot be read. Where the machine's own settings (device, batches)
+    differ, the scores do not, so those are not named.
+    """
+    if saved is None:
+        return command(cell.model, cell.dim, cell.dataset, configs)
+    changed = map(shlex.quote, _changed(cell, saved, configs))
+    return " ".join([command(cell.model, cell.dim, cell.dataset, configs), *changed])
+
+
+def _word(group: Mapping[str, Mapping[str, Any]], name: str) -> str:
+    """Return the word that chooses a config by its name; a name that no config has stands for itself."""
+    return next((word for word, values in group.items() if values.get("name") == name), name)
+
+
+def _changed(cell: CellScores, saved: Mapping[str, Any], configs: Packaged) -> Iterator[str]:
+    """Yield the overrides that lead from the packaged configs to a run's settings."""
+    model, dataset = _section(saved, "model"), _section(saved, "dataset")
+    of_model = configs.models.get(_word(configs.models, cell.model), {})
+    of_dataset = configs.datasets.get(_word(configs.datasets, cell.dataset))
+    asked = {name: value for name, value in of_model.items() if name not in {*FACTS, "checkpoints"}}
+    yield from _differences("model", flat(_resolved(asked, cell)), flat(model))
+    weights = _section(_section(model, "checkpoints"), str(cell.dim))
+    if weights.get("path"):
+        yield f"model.checkpoints.{cell.dim}.path={weights['path']}"
+    if of_dataset is None:
+        yield from (f"dataset.{name}={dataset[name]}" for name in ("name", "path", "language") if dataset.get(name))
+    else:
+        kept = {name: value for name, value in of_dataset.items() if name not in FACTS | SOURCES}
+        yield from _differences("dataset", flat(kept), flat(dataset))
+    for part in ("search", "store"):
+        yield from _differences(part, flat(_section(configs.defaults, part)), flat(_section(saved, part)))
+
+
+def _resolved(values: Mapping[str, Any], cell: CellScores) -> dict[str, Any]:
+    """Return nested settings with each that is given per dataset or language replaced by this cell's."""
+    return {
+        name: _resolved(found, cell) if isinstance(found := _for_dataset(value, cell), Mapping) else found
+        for name, value in values.items()
+    }
+
+
+def _for_dataset(value: Any, cell: CellScores) -> Any:
+    if isinstance(value, Mapping) and ("default" in value or cell.language in value):
+        names = (cell.dataset, cell.dataset.partition("/")[0], cell.language, "default")
+        return next(value[name] for name in names if name in value)
+    return value
+
+
+def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
+    found = values.get(name)
+    return found if isinstance(found, Mapping) else {}
+
+
+def _differences(part: str, asked: Mapping[str, Any], got: Mapping[str, Any]) -> Iterator[str]:
+    yield from (f"{part}.{name}={_typed(got[name])}" for name, value in asked.items() if got.get(name, value) != value)
+
+
+def _typed(value: Any) -> str:
+    """Return a value as it is typed on the command line.
+
+    >>> _typed(["text", "title"]), _typed(False), _typed(None), _typed(200)
+    ('[text,title]', 'false', 'null', '200')
+    """
+    if isinstance(value, list):
+        return f"[{','.join(map(_typed, value))}]"
+    if value is None:
+        return "null"
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -69,8 +69,10 @@ def run_command(cell: CellScores, saved: Mapping[str, Any] | None, configs: Pack
     """
     if saved is None:
         return command(cell.model, cell.dim, cell.dataset, configs)
-    changed = map(shlex.quote, _changed(cell, saved, configs))
-    return " ".join([command(cell.model, cell.dim, cell.dataset, configs), *changed])
+    own = cell.dataset not in {one.get("name") for one in configs.datasets.values()}
+    word = OWN_FOLDER if _section(saved, "dataset").get("path") else "ir-datasets"
+    words = command(cell.model, cell.dim, word if own else cell.dataset, configs)
+    return " ".join([words, *map(shlex.quote, _changed(cell, saved, configs))])
 
 
 def _word(group: Mapping[str, Mapping[str, Any]], name: str) -> str:
@@ -84,12 +86,19 @@ def _changed(cell: CellScores, saved: Mapping[str, Any], configs: Packaged) -> I
     of_model = configs.models.get(_word(configs.models, cell.model), {})
     of_dataset = configs.datasets.get(_word(configs.datasets, cell.dataset))
     asked = {name: value for name, value in of_model.items() if name not in {*FACTS, "checkpoints"}}
-    yield from _differences("model", flat(_resolved(asked, cell)), flat(model))
+    for word in _differences("model", flat(_resolved(asked, cell)), flat(model)):
+        name, _, value = word.removeprefix("model.").partition("=")
+        given = asked.get(name)
+        if isinstance(given, Mapping) and value.startswith("["):
+            yield f"model.{name}={{{_key(given, cell)}:{value}}}"  # Hydra cannot put a list in the place of a mapping
+        else:
+            yield word
     weights = _section(_section(model, "checkpoints"), str(cell.dim))
     if weights.get("path"):
         yield f"model.checkpoints.{cell.dim}.path={weights['path']}"
     if of_dataset is None:
-        yield from (f"dataset.{name}={dataset[name]}" for name in ("name", "path", "language") if dataset.get(name))
+        names = ("name", "path", "ir_datasets_id", "language")
+        yield from (f"dataset.{name}={dataset[name]}" for name in names if dataset.get(name) not in (None, "unknown"))
     else:
         kept = {name: value for name, value in of_dataset.items() if name not in FACTS | SOURCES}
         yield from _differences("dataset", flat(kept), flat(dataset))
@@ -107,9 +116,15 @@ def _resolved(values: Mapping[str, Any], cell: CellScores) -> dict[str, Any]:
 
 def _for_dataset(value: Any, cell: CellScores) -> Any:
     if isinstance(value, Mapping) and ("default" in value or cell.language in value):
-        names = (cell.dataset, cell.dataset.partition("/")[0], cell.language, "default")
-        return next(value[name] for name in names if name in value)
+        return value[_key(value, cell)]
     return value
+
+
+def _key(value: Mapping[str, Any], cell: CellScores) -> str:
+    """Return the name under which settings given per dataset or language have this cell's."""
+    return next(
+        name for name in (cell.dataset, cell.dataset.partition("/")[0], cell.language, "default") if name in value
+    )
 
 
 def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:

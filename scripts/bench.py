@@ -25,6 +25,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -605,6 +606,7 @@ def conditions(load: Sequence[float]) -> dict[str, Any]:
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
         "command": " ".join(["python", "scripts/bench.py", *shown(sys.argv[1:])]),
+        "date": datetime.now(tz=UTC).date().isoformat(),
         "platform": platform.platform(),
         "processor": models[0] if models else platform.processor(),
         "processors": os.cpu_count(),

@@ -25,6 +25,8 @@ MARK = 5
 """Half a mark's width in pixels of the drawing."""
 PLACES = tuple((x, y) for y in (5, -12, 17, -24, 29, -36, 41, -48) for x in (6, -6))
 """Where a label may stand beside its point, in points to the right and up; the likeliest first."""
+COLUMNS = 3
+"""Panels beside each other."""
 FORMATS = (".svg", ".png", ".pdf")
 
 
@@ -148,8 +150,11 @@ def draw(
 
     metric = {cell.dataset: cell.main_metric for cell in cells}
     with mpl.rc_context({"svg.hashsalt": "evalkit", "font.size": 9}):
-        figure, axes = plt.subplots(1, len(panels), figsize=(5.4 * len(panels), 3.9), squeeze=False)
-        for axis, (dataset, here) in zip(axes[0], panels.items(), strict=True):
+        rows, columns = -(-len(panels) // COLUMNS), min(COLUMNS, len(panels))
+        figure, axes = plt.subplots(rows, columns, figsize=(5.4 * columns, 0.4 + 3.6 * rows), squeeze=False)
+        for axis in axes.flat[len(panels) :]:
+            axis.axis("off")
+        for axis, (dataset, here) in zip(axes.flat, panels.items(), strict=False):
             best = front([(point.kilobytes, point.quality) for point in here])
             axis.plot([here[place].kilobytes for place in best], [here[place].quality for place in best], color=INK)
             for place, point in enumerate(here):
@@ -161,11 +166,12 @@ def draw(
             axis.set(title=f"{dataset}: quality against storage", xlabel="kB per passage", ylabel=metric[dataset])
             axis.margins(0.1)
             axis.set_xlim(left=0)
-            axis.set_ylim(bottom=0)  # a hundredth of NDCG looks like a hundredth
+            top = max(end for point in here for end in (point.quality, *(point.interval or ())))
+            axis.set_ylim(0, 1.12 * top or 1)  # a hundredth of NDCG looks like a hundredth
             axis.grid(alpha=0.3)
         figure.legend(handles=_legend(bool(intervals)), loc="lower center", ncols=3, frameon=False, fontsize=8)
-        figure.tight_layout(rect=(0, 0.07, 1, 1))
-        for axis, here in zip(axes[0], panels.values(), strict=True):
+        figure.tight_layout(rect=(0, 0.08 / rows, 1, 1))
+        for axis, here in zip(axes.flat, panels.values(), strict=False):
             label(axis, here)
         data = io.BytesIO()
         figure.savefig(

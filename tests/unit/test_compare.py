@@ -1,5 +1,7 @@
 """Runs side by side: differences, their sampling error, what is stored, and the plot."""
 
+import re
+
 import numpy as np
 import pytest
 import torch

@@ -339,6 +339,7 @@ def test_a_link_within_the_page_keeps_the_filters(page):
     choose(page, "dataset", "beir/nfcorpus")
     find(page, "nav a[href='#runs']").click()
     assert page.current_url.endswith("#runs?dataset=beir/nfcorpus")
+    assert shown(page, "#own tbody th") == []
     assert shown(page, "#runs tbody th") == ["bm25", "jina-colbert-v2", "jina-colbert-v2"]
 
 

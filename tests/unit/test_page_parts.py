@@ -3,14 +3,16 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 from report_material import cell, late, put
+from test_report import contrast, variables
 
 from evalkit.config.compose import compose
 from evalkit.config.settings import DemoSize
 from evalkit.datasets.demo import load_demo
-from evalkit.report import boards, build, commands, hits, plot
+from evalkit.report import boards, build, commands, hits, page, plot
 from evalkit.report.card import System, card_tables, judge, leaderboard
 from evalkit.run.identity import texts_checksum
 from evalkit.scoring import published
@@ -296,9 +298,37 @@ def test_the_page_names_the_command_of_a_run_by_its_own_settings(tmp_path):
     made = saved("model=bm25", "dataset=beir/nfcorpus", "search.depth=200")
     (path / results.CONFIG).write_text(yaml.safe_dump(made), encoding="utf-8")
     put(tmp_path, run)
-    page = build.build(tmp_path).files["site/index.html"].decode()
-    assert "<code>evalkit run model=bm25 dataset=beir/nfcorpus search.depth=200</code>" in page
-    assert "<code>evalkit run model=jina-colbert-v2 dim=96 dataset=msmarco/dev-small</code>" in page
+    made = build.build(tmp_path).files["site/index.html"].decode()
+    assert "<code>evalkit run model=bm25 dataset=beir/nfcorpus search.depth=200</code>" in made
+    assert "<code>evalkit run model=jina-colbert-v2 dim=96 dataset=msmarco/dev-small</code>" in made
+
+
+@pytest.mark.parametrize("theme", ["light", "dark"])
+def test_every_shade_of_the_heatmap_is_read_at_wcag_aa(tmp_path, theme):
+    put(tmp_path, cell())
+    made = build.build(tmp_path).files["site/index.html"].decode()
+    colours = variables(made, theme)
+    shades = re.findall(r"\.(up|k\d)\{background:color-mix\(in srgb,var\(--(\w+)\) (\d+)%,var\(--panel\)\)\}", made)
+    assert [name for name, _, _ in shades] == ["up", "k1", "k2", "k3", "k4"]
+    for _, colour, percent in shades:
+        assert contrast(colours["ink"], mixed(colours[colour], colours["panel"], int(percent) / 100)) >= 4.5
+
+
+def mixed(one, other, share):
+    """A colour of #rrggbb or #rgb, so much of one in the other."""
+    wide = [
+        value.lstrip("#") if len(value) > 4 else "".join(2 * digit for digit in value[1:]) for value in (one, other)
+    ]
+    parts = [[int(value[place : place + 2], 16) for place in (0, 2, 4)] for value in wide]
+    return "#" + "".join(f"{round(share * a + (1 - share) * b):02x}" for a, b in zip(*parts, strict=True))
+
+
+def test_a_place_among_documents_takes_two_bytes_until_there_are_too_many():
+    few, many = ({str(place): place for place in range(count)} for count in (65_534, 65_536))
+    assert (page._width(few), page._width(many)) == (2, 3)
+    places = np.array([[1, 70_000, page.NO_PLACE]], dtype="<u4")
+    assert page._in_bytes(places, 3).tobytes() == b"\x01\0\0" + b"\x70\x11\x01" + b"\xff\xff\xff"
+    assert page._in_bytes(np.array([[258]], dtype="<u4"), 2).tobytes() == b"\x02\x01"
 
 
 def test_the_committed_page_stays_below_a_megabyte():

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
 from evalkit.analysis import collected, standing
-from evalkit.config.settings import group_files
 from evalkit.errors import ScoreError
-from evalkit.report import card, evidence, exports, page, rounding, sheets, table
+from evalkit.report import card, commands, evidence, exports, hits, page, rounding, sheets, table
 from evalkit.scoring import published, reruns
 from evalkit.storage import paths, results
 from evalkit.storage.results import CellScores
@@ -32,7 +31,8 @@ class Report(NamedTuple):
 
 def build(results_dir: Path) -> Report:
     """Read a results folder and make every file of the report, in memory. Raises ScoreError for bad waivers."""
-    found = collected.collect(results_dir, checksums=_checksums())
+    configs = commands.packaged()
+    found = collected.collect(results_dir, checksums=_checksums(configs))
     waivers = card.read_waivers(results_dir)
     found, per_query = _with_queries(results_dir, found)
     ours = standing.representative(found.cells)
@@ -75,6 +75,8 @@ def build(results_dir: Path) -> Report:
             problems=tuple(problems),
             deviations=deviations,
             judged_runs=card.judge_runs(found.cells, waivers=waivers, deviations=deviations),
+            configs=configs,
+            details=_details(results_dir, found.cells, per_query, configs),
         )
     )
     unwaived = tuple(
@@ -154,12 +156,35 @@ def _with_queries(results_dir: Path, found: collected.Collected) -> tuple[collec
     return collected.Collected(tuple(cells), tuple(problems)), per_query
 
 
-def _checksums() -> dict[str, str]:
-    """Return the corpus checksum of every dataset for which one is known."""
+def _details(
+    results_dir: Path, cells: Sequence[CellScores], per_query: page.PerQuery, configs: commands.Packaged
+) -> dict[str, page.Detail]:
+    """Return what the page needs from each run's files beyond its scores."""
     found = {}
-    for path in group_files("dataset").values():
-        text = path.read_text(encoding="utf-8")
-        if "\nchecksum: " in text and "\nchecksum: null" not in text:
-            values = yaml.safe_load(text)
-            found[str(values["name"])] = str(values["checksum"])
+    for cell in cells:
+        saved = _saved(results_dir, cell)
+        table = per_query.get(cell.run_id)
+        model = saved.get("model") if saved else None
+        found[cell.run_id] = page.Detail(
+            command=commands.run_command(cell, saved, configs),
+            tokens=isinstance(model, dict) and model.get("kind") == "late_interaction",
+            hits={} if table is None else hits.read(results_dir, cell, table),
+            texts=hits.texts(cell, saved),
+        )
     return found
+
+
+def _saved(results_dir: Path, cell: CellScores) -> dict[str, Any] | None:
+    """Return the settings that a run was made with, None where its config.yaml is missing or damaged."""
+    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+    try:
+        text = (paths.run_dir(results_dir, cell.run_id) / results.CONFIG).read_text(encoding="utf-8")
+        values = yaml.load(text, Loader=loader)  # noqa: S506 (a SafeLoader either way)
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return None
+    return values if isinstance(values, dict) else None
+
+
+def _checksums(configs: commands.Packaged) -> dict[str, str]:
+    """Return the corpus checksum of every dataset for which one is known."""
+    return {str(one["name"]): str(one["checksum"]) for one in configs.datasets.values() if one.get("checksum")}

@@ -15,9 +15,10 @@ from markupsafe import Markup
 from evalkit.analysis import standing
 from evalkit.analysis.compare import normal_interval, storage
 from evalkit.config.settings import METRICS
-from evalkit.report import plot, rounding, sheets
+from evalkit.report import boards, commands, hits, pareto, plot, rounding, sheets
 from evalkit.report.audit import audit_lines
 from evalkit.report.card import CardTable, Judged, Leaderboard
+from evalkit.report.commands import Packaged
 from evalkit.scoring.published import CARD, AverageAudit
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage.results import CellScores, QueryTable
@@ -35,9 +36,38 @@ DEVIATES = f" {SYMBOLS['PROTOCOL-DIFFERS']}"
 """What marks a run that may not stand for its system wherever its name alone would say that it does."""
 SCALE = 10_000
 """Values by query have four decimals on the page."""
+ORIGINS = {"run": "card’s own", "quoted": "quoted"}
+"""Whether the card's authors measured a column or took it from elsewhere."""
+LINKS = {
+    CARD: "https://huggingface.co/jinaai/jina-colbert-v2",
+    "anserini": "https://github.com/castorini/anserini",
+    "pyserini": "https://github.com/castorini/pyserini",
+    "mteb": "https://github.com/embeddings-benchmark/results",
+}
+"""Where each source publishes its scores."""
+FEW = 3
+"""So many measured cells are named in the answer; of more it gives the count."""
+SHARES = ((1.005, "up"), (0.995, "k0"), (0.99, "k1"), (0.97, "k2"), (0.95, "k3"), (0.0, "k4"))
+"""The shades of the heatmap: the least share of each, and its class."""
+NO_PLACE = 0xFF_FFFF
+"""Stands for no document in the page's lists of hits; of it as many bytes as a place there takes."""
+NO_GRADE = 255
+"""Stands for a document without a judgement."""
 
 PerQuery = Mapping[str, QueryTable]
 """Run id → each query's values."""
+
+
+class Detail(NamedTuple):
+    """What a run's files say beyond its scores."""
+
+    command: str
+    """The command that repeats the run."""
+    tokens: bool
+    """Whether it has token vectors, so that `evalkit explain` can show a pair token by token."""
+    hits: Mapping[str, hits.Found]
+    texts: Mapping[str, str]
+    """The queries' texts, where they can be had from the results and the package alone."""
 
 
 class Material(NamedTuple):
@@ -53,11 +83,15 @@ class Material(NamedTuple):
     deviations: Sequence[Deviation] = ()
     judged_runs: Sequence[Judged] = ()
     """Every run with what was published for its cell, those among them that may not stand for their system."""
+    configs: Packaged = Packaged({}, {}, {})
+    details: Mapping[str, Detail] = {}
+    """Run id → what only its files say."""
 
 
 def render(material: Material) -> str:
     """Return the page; the same material gives the same bytes."""
-    verdicts: list[str] = [found.verdict.label for found in material.judged if found.score.source == CARD]
+    ours = standing.representative(material.cells)
+    answer = boards.answer(material.judged)
     return _template().render(
         material=material,
         runs=sorted(material.cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0))),
@@ -66,25 +100,43 @@ def render(material: Material) -> str:
         metrics=METRICS,
         metric_names=sheets.METRIC_NAMES,
         fixed=rounding.fixed,
+        signed=rounding.signed,
         card_digits=sheets.CARD_DIGITS,
         broken=sheets.broken,
-        origin=sheets.origin,
+        origin=lambda table, system: ORIGINS[sheets.origin(table, system)],
+        origins=ORIGINS,
+        links=LINKS,
         sheets={table.name: sheets.card_sheet(table) for table in material.tables},
-        leaderboard_sheet=sheets.leaderboard_sheet(material.leaderboard),
-        tally={label: verdicts.count(label) for label in SYMBOLS},
-        measured=len(verdicts) - verdicts.count("NOT-RUN") - verdicts.count("PROTOCOL-DIFFERS"),
-        holding=verdicts.count("MATCH") + verdicts.count("NEAR"),
+        system=boards.SYSTEM,
+        answer=answer,
+        few=FEW,
+        measured_cells=boards.measured,
+        holding=boards.holding,
+        tally=boards.tally,
         unfounded=sum(not found.holds for found in material.audit),
-        representative=standing.representative(material.cells),
+        board=_leaderboard(material, answer),
+        own_boards=boards.own_boards(ours, material.judged),
+        mean_verdict=boards.mean_verdict,
+        heats=boards.heats(material.tables, ours),
+        shade=shade,
+        shades=[name for _, name in SHARES],
+        representative=ours,
         by_run=_by_run(material.judged_runs),
         deviations={(one.system, one.dim, one.dataset, one.metric): one for one in material.deviations},
         audit_lines=audit_lines(),
         elsewhere=_elsewhere(material.judged),
         others=[found for found in material.judged if found.score.source != CARD],
-        plots=[(panel, plot.svg(panel)) for panel in _plots(material)],
+        frontiers=[(panel, plot.svg(panel)) for panel in _frontiers(material, ours)],
+        paired=[(panel, plot.differences(panel)) for panel in _paired(material, ours)],
+        filters=_filters(material),
+        language=_languages(material),
+        command=lambda score: commands.command(score.system, score.dim, score.dataset, material.configs),
         flat=flat,
         deviates=DEVIATES,
         departures=standing.departures,
+        limits=hits,
+        no_place=NO_PLACE,
+        no_grade=NO_GRADE,
         data=_data(material),
     )
 
@@ -133,7 +185,63 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     return lines
 
 
-def _plots(material: Material) -> list[plot.Plot]:
+def shade(share: float) -> str:
+    """Return the class of a share of the greatest dim's quality.
+
+    >>> shade(1.0), shade(0.989), shade(1.02)
+    ('k0', 'k2', 'up')
+    """
+    return next(name for least, name in SHARES if share >= least)
+
+
+def _leaderboard(material: Material, answer: boards.Answer) -> dict[str, Any]:
+    """Return the card's collections and, of the systems, those with a mean on one of them."""
+    means = boards.means(material.leaderboard, answer.cells)
+    collections = [one for one in material.leaderboard.collections if (one.name in {name for _, name in means})]
+    systems = [
+        system
+        for system in material.leaderboard.systems
+        if any(
+            (mean := means[system, one.name]).published is not None or mean.measured is not None for one in collections
+        )
+    ]
+    return {"collections": collections, "systems": systems, "means": means}
+
+
+def _filters(material: Material) -> dict[str, list[str]]:
+    """Return what the page can be filtered by: every value that occurs, groups of them first."""
+    keys = {(one.score.system, one.score.dim, one.score.dataset) for one in material.judged}
+    keys |= {(cell.model, cell.dim, cell.dataset) for cell in material.cells}
+    labels: dict[str, set[int | None]] = {}
+    for system, dim, _ in keys:
+        labels.setdefault(system, set()).add(dim)
+    systems = []
+    for system, dims in sorted(labels.items()):
+        systems += [system]
+        systems += (
+            [f"{system} ({dim})" for dim in sorted(dims - {None}, reverse=True, key=lambda dim: dim or 0)]
+            if len(dims) > 1
+            else []
+        )
+    datasets = {dataset for _, _, dataset in keys}
+    families = {dataset.partition("/")[0] for dataset in datasets if "/" in dataset}
+    languages = _languages(material)
+    return {
+        "system": systems,
+        "dataset": [*sorted(families), *sorted(datasets - families)],
+        "language": sorted({languages[dataset] for dataset in datasets if languages.get(dataset)}),
+        "verdict": list(SYMBOLS),
+    }
+
+
+def _languages(material: Material) -> dict[str, str]:
+    """Return each dataset's language: as its runs say, else as its config does, else nothing."""
+    known = {str(one.get("name")): str(one.get("language", "")) for one in material.configs.datasets.values()}
+    found = {one.score.dataset: known.get(one.score.dataset, "") for one in material.judged}
+    return found | {cell.dataset: cell.language for cell in material.cells}
+
+
+def _frontiers(material: Material, ours: Sequence[CellScores]) -> list[plot.Plot]:
     """Return the card's published dims, and each dataset on which two systems with vectors were measured."""
     panels = []
     for table in material.tables:
@@ -143,30 +251,35 @@ def _plots(material: Material) -> list[plot.Plot]:
                 for system, average in table.averages.items()
             ]
             datasets = next(iter(table.averages.values())).datasets
-            title = f"Published: jina-colbert-v2, mean of {', '.join(name.split('/')[1] for name in datasets)}"
-            series = (plot.Series("jina-colbert-v2", tuple(points)),)
+            title = f"Published: {boards.SYSTEM}, mean of {', '.join(name.split('/')[1] for name in datasets)}"
+            series = (plot.Series(boards.SYSTEM, tuple(_front(points))),)
             panels.append(plot.Plot(title, "bytes per vector (fp16)", "NDCG@10", series))
     by_dataset: dict[str, list[CellScores]] = {}
-    for cell in standing.representative(material.cells):
+    for cell in ours:
         if cell.dim is not None:
             by_dataset.setdefault(cell.dataset, []).append(cell)
     for dataset, cells in sorted(by_dataset.items()):
         if len(cells) > 1:
-            panels.append(_measured_plot(dataset, cells, material.per_query))
+            panels.append(_measured_frontier(dataset, cells, material.per_query))
     return panels
 
 
-def _measured_plot(dataset: str, cells: Sequence[CellScores], per_query: PerQuery) -> plot.Plot:
+def _measured_frontier(dataset: str, cells: Sequence[CellScores], per_query: PerQuery) -> plot.Plot:
     sizes = {cell.run_id: size for cell in cells if (size := storage(cell)) is not None}
     counted = all(size.per_passage is not None for size in sizes.values())
-    series: dict[str, list[plot.Point]] = {}
-    for cell in sorted(cells, key=lambda cell: cell.dim or 0):
+    ordered = sorted(cells, key=lambda cell: (cell.model, cell.dim or 0))
+    several = len({cell.model for cell in cells}) > 1
+    points = []
+    for cell in ordered:
         size = sizes[cell.run_id]
         x = size.per_passage / 1000 if counted and size.per_passage is not None else size.per_vector
         queries = per_query.get(cell.run_id)
         known = queries is not None and cell.main_metric in queries.metrics
         interval = normal_interval(queries.column(cell.main_metric)) if queries is not None and known else None
-        point = plot.Point(x, cell.metrics[cell.main_metric], f"dim {cell.dim}", interval)
+        name = f"{cell.model} {cell.dim}" if several else f"dim {cell.dim}"
+        points.append(plot.Point(x, cell.metrics[cell.main_metric], name, interval))
+    series: dict[str, list[plot.Point]] = {}
+    for cell, point in zip(ordered, _front(points), strict=True):
         series.setdefault(cell.model, []).append(point)
     unit = "kB per passage" if counted else "bytes per vector"
     lines = tuple(plot.Series(name, tuple(points)) for name, points in series.items())
@@ -174,28 +287,115 @@ def _measured_plot(dataset: str, cells: Sequence[CellScores], per_query: PerQuer
     return plot.Plot(title, unit, sheets.METRIC_NAMES.get(cells[0].main_metric, cells[0].main_metric), lines)
 
 
-def _data(material: Material) -> Markup:
-    """Return what the page's script reads: each run's values by query, as whole numbers of 1/SCALE in 16 bits.
+def _front(points: Sequence[plot.Point]) -> list[plot.Point]:
+    """Mark the points that no other beats in both storage and quality."""
+    best = pareto.front([(point.x, point.y) for point in points])
+    return [point._replace(best=place in best) for place, point in enumerate(points)]
 
-    Runs on the same queries share one list of ids, and a run is unpacked when it is opened, so that the page of a whole
-    card stays one that a browser opens at once. No text in it can end the script element.
+
+def _paired(material: Material, ours: Sequence[CellScores]) -> list[plot.Differences]:
+    """Return, for each system at several dims of one dataset, what every smaller dim loses, query by query."""
+    by_system: dict[tuple[str, str, str], list[CellScores]] = {}
+    for cell in ours:
+        table = material.per_query.get(cell.run_id)
+        if cell.dim is not None and table is not None and cell.main_metric in table.metrics:
+            by_system.setdefault((cell.dataset, cell.model, cell.main_metric), []).append(cell)
+    panels = []
+    for (dataset, model, metric), cells in sorted(by_system.items()):
+        base, *smaller = sorted(cells, key=lambda cell: -(cell.dim or 0))
+        rows = []
+        for cell in smaller:
+            one, other = material.per_query[cell.run_id], material.per_query[base.run_id]
+            if one.queries == other.queries:
+                lost = one.column(metric) - other.column(metric)
+                rows.append(plot.Difference(f"dim {cell.dim}", float(lost.mean()), normal_interval(lost)))
+        if rows:
+            name = sheets.METRIC_NAMES.get(metric, metric)
+            panels.append(plot.Differences(f"{model} on {dataset}", f"Δ {name} against dim {base.dim}", tuple(rows)))
+    return panels
+
+
+def _data(material: Material) -> Markup:
+    """Return what the page's script reads: each run's values by query and its first hits, as packed whole numbers.
+
+    Values are 1/SCALE in 16 bits. Runs on the same queries share one list of ids, runs on one dataset one list of
+    documents, and a run is unpacked when it is opened, so that the page of a whole card stays one that a browser opens
+    at once. No text in it can end the script element.
     """
     lists: dict[tuple[str, ...], int] = {}
-    runs = {}
+    documents: dict[str, dict[str, int]] = {}
+    runs: dict[str, dict[str, Any]] = {}
+    texts: dict[str, list[str]] = {}
     for cell in material.cells:
         if (table := material.per_query.get(cell.run_id)) is None:
             continue
         packed_MQ = np.floor(table.value_QM.T * SCALE + 0.5).astype("<u2")
+        place = lists.setdefault(table.queries, len(lists))
         runs[cell.run_id] = {
             "system": (cell.model if cell.dim is None else f"{cell.model} ({cell.dim})")
             + (DEVIATES if standing.departures(cell) else ""),
             "dataset": cell.dataset,
             "main": cell.main_metric,
             "metrics": list(table.metrics),
-            "queries": lists.setdefault(table.queries, len(lists)),
-            "values": base64.b64encode(packed_MQ.tobytes()).decode(),
+            "queries": place,
+            "values": _base64(packed_MQ),
         }
-    data = {"scale": SCALE, "queries": list(lists), "runs": runs}
+        if (detail := material.details.get(cell.run_id)) is not None:
+            runs[cell.run_id] |= {"command": detail.command, "tokens": detail.tokens}
+            if detail.hits:
+                runs[cell.run_id]["hits"] = _packed_hits(table, detail, documents.setdefault(cell.dataset, {}))
+            if detail.texts:
+                texts[str(place)] = [detail.texts.get(query, "") for query in table.queries]
+    for cell in material.cells:  # when every document of a dataset is known, so is how many bytes its place takes
+        if (packed := runs.get(cell.run_id, {}).get("hits")) is not None:
+            packed["documents"] = _base64(_in_bytes(packed["documents"], _width(documents[cell.dataset])))
+    data = {
+        "scale": SCALE,
+        "queries": list(lists),
+        "texts": texts,
+        "documents": {name: {"bytes": _width(known), "ids": list(known)} for name, known in documents.items()},
+        "runs": runs,
+    }
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     escaped = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     return Markup(escaped)  # noqa: S704 (JSON in which nothing can be markup)
+
+
+def _packed_hits(table: QueryTable, detail: Detail, documents: dict[str, int]) -> dict[str, Any]:
+    """Return a run's hits: for each of some queries its place in the list, and its documents' places and grades.
+
+    `documents` is the dataset's list of documents so far, by id; new ones are added. The lowest grade is told apart
+    from none; a grade below 0 counts as 0.
+    """
+    places = {query: place for place, query in enumerate(table.queries)}
+    shown = [(places[query], found) for query, found in detail.hits.items()]
+    chosen_QK = np.full((len(shown), hits.CUTOFF), NO_PLACE, dtype="<u4")
+    grade_QK = np.full((len(shown), hits.CUTOFF), NO_GRADE, dtype="u1")
+    for row, (_, found) in enumerate(shown):
+        for rank, document in enumerate(found.documents):
+            chosen_QK[row, rank] = documents.setdefault(document, len(documents))
+        for rank, grade in enumerate(found.grades):
+            grade_QK[row, rank] = NO_GRADE if grade is None else min(max(0, grade), NO_GRADE - 1)
+    packed: dict[str, Any] = {
+        "queries": _base64(np.array([place for place, _ in shown], dtype="<u2")),
+        "documents": chosen_QK,
+    }
+    if all(found.relevant is not None for _, found in shown):
+        packed["grades"] = _base64(grade_QK)
+        packed["relevant"] = _base64(np.array([found.relevant for _, found in shown], dtype="<u2"))
+        packed["first"] = _base64(np.array([found.first for _, found in shown], dtype="<u2"))
+    return packed
+
+
+def _width(documents: Mapping[str, int]) -> int:
+    """Return how many bytes a place among documents takes, with one value left over for no document."""
+    return 2 if len(documents) < NO_PLACE >> 8 else 3
+
+
+def _in_bytes(place_QK: np.ndarray, width: int) -> np.ndarray:
+    """Return the low bytes of whole numbers: no page shows 16 million documents."""
+    return np.ascontiguousarray(place_QK.view("u1").reshape(*place_QK.shape, 4)[..., :width])
+
+
+def _base64(values: np.ndarray) -> str:
+    return base64.b64encode(values.tobytes()).decode()

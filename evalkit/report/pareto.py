@@ -15,6 +15,7 @@ from evalkit.storage.results import CellScores
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.lines import Line2D
     from matplotlib.text import Annotation
     from matplotlib.transforms import BboxBase
 
@@ -25,6 +26,8 @@ MARK = 5
 """Half a mark's width in pixels of the drawing."""
 PLACES = tuple((x, y) for y in (5, -12, 17, -24, 29, -36, 41, -48) for x in (6, -6))
 """Where a label may stand beside its point, in points to the right and up; the likeliest first."""
+COLUMNS = 3
+"""Panels beside each other."""
 FORMATS = (".svg", ".png", ".pdf")
 
 
@@ -111,6 +114,18 @@ def label(axis: Axes, here: Sequence[Point]) -> list[Annotation]:
     return written
 
 
+def _legend(intervals: bool) -> list[Line2D]:  # noqa: FBT001 (one caller)
+    """Return what the marks mean: filled, hollow and, where there are any, intervals."""
+    from matplotlib.lines import Line2D
+
+    meanings = [
+        Line2D([], [], color=INK, marker="o", label="no other is smaller and better"),
+        Line2D([], [], color=INK, marker="o", linestyle="none", markerfacecolor="white", label="another is"),
+    ]
+    bar = Line2D([], [], color=INK, alpha=0.35, marker="|", linestyle="none", label="95 % over queries")
+    return [*meanings, bar] if intervals else meanings
+
+
 def draw(
     cells: Sequence[CellScores],
     path: Path,
@@ -118,7 +133,7 @@ def draw(
     intervals: Mapping[str, tuple[float, float]] = {},
     narrowed: Mapping[str, Sequence[Narrowed]] = {},
 ) -> None:
-    """Write the plot, one panel per dataset; the same runs give the same bytes. Hollow: another is better in both.
+    """Write the plot, one panel per dataset, both axes from zero; the same runs give the same bytes.
 
     Raises ConfigError for another format, ScoreError when no run has counted its vectors.
     """
@@ -136,8 +151,11 @@ def draw(
 
     metric = {cell.dataset: cell.main_metric for cell in cells}
     with mpl.rc_context({"svg.hashsalt": "evalkit", "font.size": 9}):
-        figure, axes = plt.subplots(1, len(panels), figsize=(4.6 * len(panels), 3.6), squeeze=False)
-        for axis, (dataset, here) in zip(axes[0], panels.items(), strict=True):
+        rows, columns = -(-len(panels) // COLUMNS), min(COLUMNS, len(panels))
+        figure, axes = plt.subplots(rows, columns, figsize=(5.4 * columns, 0.4 + 3.6 * rows), squeeze=False)
+        for axis in axes.flat[len(panels) :]:
+            axis.axis("off")
+        for axis, (dataset, here) in zip(axes.flat, panels.items(), strict=False):
             best = front([(point.kilobytes, point.quality) for point in here])
             axis.plot([here[place].kilobytes for place in best], [here[place].quality for place in best], color=INK)
             for place, point in enumerate(here):
@@ -146,12 +164,15 @@ def draw(
                 axis.scatter(
                     point.kilobytes, point.quality, edgecolors=INK, color=INK if place in best else "white", zorder=3
                 )
-            axis.set(title=dataset, xlabel="kB per passage", ylabel=metric[dataset])
+            axis.set(title=f"{dataset}: quality against storage", xlabel="kB per passage", ylabel=metric[dataset])
             axis.margins(0.1)
             axis.set_xlim(left=0)
+            top = max(end for point in here for end in (point.quality, *(point.interval or ())))
+            axis.set_ylim(0, 1.12 * top or 1)  # a hundredth of NDCG looks like a hundredth
             axis.grid(alpha=0.3)
-        figure.tight_layout()
-        for axis, here in zip(axes[0], panels.values(), strict=True):
+        figure.legend(handles=_legend(bool(intervals)), loc="lower center", ncols=3, frameon=False, fontsize=8)
+        figure.tight_layout(rect=(0, 0.08 / rows, 1, 1))
+        for axis, here in zip(axes.flat, panels.values(), strict=False):
             label(axis, here)
         data = io.BytesIO()
         figure.savefig(

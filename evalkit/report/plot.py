@@ -1,4 +1,4 @@
-"""Line plots as inline SVG that takes its colours from the page around it."""
+"""Plots as inline SVG that takes its colours from the page around it; their axes start at zero."""
 
 from __future__ import annotations
 
@@ -8,8 +8,14 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
-WIDTH, HEIGHT = 420, 260
-LEFT, RIGHT, TOP, BOTTOM = 58, 62, 18, 46
+WIDTH, HEIGHT = 460, 280
+LEFT, RIGHT, TOP, BOTTOM = 58, 24, 22, 46
+ROW = 34
+"""Height of a row in a plot of differences."""
+LEAST_SPAN = 0.02
+"""A plot of differences reaches this far to either side at least, so that noise does not look like a gap."""
+LETTER = 6.3
+"""Rough width of a character of a label."""
 
 
 class Point(NamedTuple):
@@ -20,10 +26,12 @@ class Point(NamedTuple):
     label: str
     interval: tuple[float, float] | None = None
     """From where to where its y may be, drawn as a bar."""
+    best: bool = True
+    """Whether no other point has both a lesser x and a greater y; the others are hollow."""
 
 
 class Series(NamedTuple):
-    """Marks that belong together, joined by a line."""
+    """Marks of one system."""
 
     name: str
     points: tuple[Point, ...]
@@ -38,85 +46,155 @@ class Plot(NamedTuple):
     series: tuple[Series, ...]
 
 
+class Difference(NamedTuple):
+    """A mean difference and where its 95 % interval ends."""
+
+    label: str
+    value: float
+    interval: tuple[float, float]
+
+
+class Differences(NamedTuple):
+    """A panel of paired differences, one row each, about zero."""
+
+    title: str
+    x_title: str
+    rows: tuple[Difference, ...]
+
+
 def svg(plot: Plot) -> Markup:
-    """Return a panel as SVG; a person who cannot see it hears its points."""
+    """Return a panel as SVG; a person who cannot see it hears its points.
+
+    Both axes start at zero: a hundredth of NDCG looks like a hundredth.
+    """
     points = [point for series in plot.series for point in series.points]
-    x_ticks, y_ticks = (
-        _ticks([point.x for point in points], zero=True),
-        _ticks([end for point in points for end in (point.y, *(point.interval or ()))]),
-    )
+    x_ticks = _ticks([0.0, *(point.x for point in points)])
+    y_ticks = _ticks([0.0, *(end for point in points for end in (point.y, *(point.interval or ())))])
+    right, base = WIDTH - RIGHT, HEIGHT - BOTTOM
 
-    def x(value: float) -> str:
-        span = (x_ticks[-1] - x_ticks[0]) or 1
-        return f"{LEFT + (value - x_ticks[0]) / span * (WIDTH - LEFT - RIGHT):.1f}"
+    def x(value: float) -> float:
+        return LEFT + value / (x_ticks[-1] or 1) * (right - LEFT)
 
-    def y(value: float) -> str:
-        span = (y_ticks[-1] - y_ticks[0]) or 1
-        return f"{HEIGHT - BOTTOM - (value - y_ticks[0]) / span * (HEIGHT - TOP - BOTTOM):.1f}"
+    def y(value: float) -> float:
+        return base - max(value, 0.0) / (y_ticks[-1] or 1) * (base - TOP)
 
-    parts = [
-        Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(
-            WIDTH, HEIGHT, f"{plot.title}: " + "; ".join(f"{point.label}, {point.x:g}, {point.y:g}" for point in points)
-        )
-    ]
+    said = "; ".join(f"{point.label}, {point.x:.4g} {plot.x_title}, {point.y:.5g}" for point in points)
+    parts = [_open(HEIGHT, f"{plot.title}: {said}")]
     digits = _digits(y_ticks)
     for tick in y_ticks:
-        parts.append(
-            Markup('<line class="grid" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(LEFT, WIDTH - RIGHT, y(tick), y(tick))
-        )
-        parts.append(
-            Markup('<text x="{}" y="{}" dy=".35em" text-anchor="end">{}</text>').format(
-                LEFT - 6, y(tick), f"{tick:.{digits}f}"
-            )
-        )
-    parts += [
-        Markup('<text x="{}" y="{}" text-anchor="middle">{}</text>').format(x(tick), HEIGHT - BOTTOM + 16, f"{tick:g}")
-        for tick in x_ticks
-    ]
-    parts.append(
-        Markup('<text class="axis" x="{}" y="{}" text-anchor="middle">{}</text>').format(
-            (LEFT + WIDTH - RIGHT) / 2, HEIGHT - 8, plot.x_title
-        )
-    )
+        parts += [
+            _line("grid", LEFT, right, y(tick), y(tick)),
+            _text(LEFT - 6, y(tick) + 4, f"{tick:.{digits}f}", anchor="end"),
+        ]
+    parts += [_text(x(tick), base + 16, f"{tick:g}") for tick in x_ticks]
+    parts.append(_text((LEFT + right) / 2, HEIGHT - 8, plot.x_title, kind="axis"))
     parts.append(
         Markup('<text class="axis" transform="translate(13 {}) rotate(-90)" text-anchor="middle">{}</text>').format(
-            (TOP + HEIGHT - BOTTOM) / 2, plot.y_title
+            (TOP + base) / 2, plot.y_title
         )
     )
-    for place, series in enumerate(plot.series):
-        line = " ".join(f"{x(point.x)},{y(point.y)}" for point in series.points)
-        parts.append(Markup('<g class="series s{}">').format(place % 4))
-        parts.append(Markup('<polyline points="{}"/>').format(line))
-        parts += [
-            Markup('<line class="bar" x1="{}" x2="{}" y1="{}" y2="{}"/>').format(
-                x(point.x), x(point.x), y(point.interval[0]), y(point.interval[1])
-            )
-            for point in series.points
-            if point.interval is not None
-        ]
+    best = sorted({(point.x, point.y) for point in points if point.best})
+    path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in best)
+    parts.append(Markup('<polyline class="frontier" points="{}"/>').format(path))
+    places = _label_places([(x(point.x), y(point.y), len(point.label) * LETTER) for point in points])
+    for number, series in enumerate(plot.series):
+        parts.append(Markup('<g class="series s{}">').format(number % 4))
         for point in series.points:
+            if point.interval is not None:
+                low, high = point.interval
+                parts.append(_line("bar", x(point.x), x(point.x), y(low), y(high)))
             parts.append(
-                Markup(
-                    '<circle cx="{}" cy="{}" r="4.5"><title>{}</title></circle>'
-                    '<text x="{}" y="{}" dx="8" dy="-7">{}</text>'
-                ).format(
-                    *(x(point.x), y(point.y), f"{series.name}, {point.label}: {point.y:.5f} at {point.x:g}"),
-                    *(x(point.x), y(point.y), point.label),
+                Markup('<circle{} cx="{:.1f}" cy="{:.1f}" r="4.5"><title>{}</title></circle>').format(
+                    *("" if point.best else Markup(' class="hollow"'), x(point.x), y(point.y)),
+                    f"{series.name}, {point.label}: {point.y:.5f} at {point.x:g} {plot.x_title}",
                 )
             )
+            across, down, anchor = places.pop(0)
+            parts.append(_text(across, down, point.label, anchor=anchor))
         parts.append(Markup("</g>"))
     return Markup("").join([*parts, Markup("</svg>")])
 
 
-def _ticks(values: Sequence[float], *, zero: bool = False) -> list[float]:
+def differences(plot: Differences) -> Markup:
+    """Return a panel of paired differences as SVG, zero in its middle."""
+    left, right, height = 100, WIDTH - RIGHT, TOP + ROW * len(plot.rows) + BOTTOM
+    most = max(LEAST_SPAN, *(abs(end) for row in plot.rows for end in (row.value, *row.interval)))
+    half = _ticks([0.0, most])[-1]
+    middle, base = (left + right) / 2, height - BOTTOM
+
+    def x(value: float) -> float:
+        return middle + value / half * (right - left) / 2
+
+    said = "; ".join(
+        f"{row.label}, {row.value:+.4f}, {row.interval[0]:+.4f} to {row.interval[1]:+.4f}" for row in plot.rows
+    )
+    parts = [_open(height, f"{plot.title}: {said}")]
+    for tick in (-half, -half / 2, 0.0, half / 2, half):
+        parts += [
+            _line("grid" if tick else "zero", x(tick), x(tick), TOP - 8, base),
+            _text(x(tick), base + 16, f"{tick:+g}" if tick else "0"),
+        ]
+    parts.append(_text(middle, height - 8, plot.x_title, kind="axis"))
+    for number, row in enumerate(plot.rows):
+        y = TOP + ROW * (number + 0.5)
+        parts += [
+            _text(left - 10, y + 4, row.label, anchor="end", kind="row"),
+            Markup('<g class="series s0">'),
+            _line("bar", x(row.interval[0]), x(row.interval[1]), y, y),
+            Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4.5"><title>{}</title></circle>').format(
+                x(row.value), y, f"{row.label}: {row.value:+.5f}, 95 % {row.interval[0]:+.5f} to {row.interval[1]:+.5f}"
+            ),
+            _text(x(row.value), y - 9, f"{row.value:+.4f}"),
+            Markup("</g>"),
+        ]
+    return Markup("").join([*parts, Markup("</svg>")])
+
+
+def _open(height: int, said: str) -> Markup:
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, height, said)
+
+
+def _line(kind: str, x1: float, x2: float, y1: float, y2: float) -> Markup:
+    return Markup('<line class="{}" x1="{:.1f}" x2="{:.1f}" y1="{:.1f}" y2="{:.1f}"/>').format(kind, x1, x2, y1, y2)
+
+
+def _text(x: float, y: float, text: str, *, anchor: str = "middle", kind: str = "tick") -> Markup:
+    """Return a text: on its line where it stands over its point, in the middle of it where it stands beside."""
+    return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(kind, x, y, anchor, text)
+
+
+def _label_places(points: Sequence[tuple[float, float, float]]) -> list[tuple[float, float, str]]:
+    """Return where each label stands, x, y and anchor: above its point, else lower down where it would cover another.
+
+    A point is its x, its y and the width of its label.
+    """
+    taken: list[tuple[float, float, float, float]] = [(x - 5, y - 5, x + 5, y + 5) for x, y, _ in points]
+    found = []
+    for x, y, width in points:
+        anchor = "end" if x + width / 2 > WIDTH else "start" if x - width / 2 < LEFT else "middle"
+        left = {"end": x - width, "start": x, "middle": x - width / 2}[anchor]
+        downs = [place for place in (y - 9, y + 19, y - 23, y + 33, y - 37, y + 47, y + 61, y + 75) if place > TOP / 2]
+        boxes = [(left, down - 10, left + width, down + 2) for down in downs]
+        free = [place for place, box in enumerate(boxes) if not any(_cover(box, other) for other in taken)]
+        chosen = free[0] if free else 0
+        taken.append(boxes[chosen])
+        found.append((x, downs[chosen], anchor))
+    return found
+
+
+def _cover(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+    return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
+
+
+def _ticks(values: Sequence[float]) -> list[float]:
     """Return round numbers from below the least value to above the greatest.
 
-    >>> _ticks([0.589, 0.599])
-    [0.588, 0.59, 0.592, 0.594, 0.596, 0.598, 0.6]
+    >>> _ticks([0, 0.599]), _ticks([0.0, 0.0])
+    ([0.0, 0.2, 0.4, 0.6], [0.0, 0.2, 0.4, 0.6, 0.8, 1.0])
     """
-    low, high = (0.0 if zero else min(values)), max(values)
+    low, high = min(values), max(values)
     if low == high:
-        low, high = low - 0.005, high + 0.005
+        low, high = 0.0, 1.0
     rough = (high - low) / 5
     power = 10.0 ** math.floor(math.log10(rough))
     step = next(power * factor for factor in (1, 2, 5, 10) if power * factor >= rough * (1 - 1e-9))

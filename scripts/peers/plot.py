@@ -1,23 +1,46 @@
-"""A figure of the benchmark's results: one panel per case, one bar per contender, evalkit's in colour."""
+"""One picture of the bench: a panel per case, a bar per contender, ours in colour; machine, dates and spread named."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 OURS, PEER = "#1b6ca8", "#b8b8b8"
+TITLES = {
+    "maxsim: uniform": "MaxSim over documents of one length",
+    "maxsim: ragged": "MaxSim over documents of many lengths",
+    "encode": "Encoding passages",
+    "host": "Encoding without the model: tokens, batches, vectors",
+    "end-to-end": "nfcorpus from text to scores",
+    "checkpoint": "What checkpoints cost",
+    "dims: demo": "Three dims in one pass, the demo model",
+    "dims: full size": "Three dims in one pass, a model of full size",
+}
+"""What a case measures, in plain words."""
+FEW = ("documents", "tokens", "document vectors", "queries", "dim", "model")
+"""The inputs that a panel names, in this order."""
 
 
-def panels(folder: Path, stages: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Return the title and figures of every measured case, in the order of the stages."""
+class Panel(NamedTuple):
+    """A case and what it holds for."""
+
+    title: str
+    case: dict[str, Any]
+    conditions: Mapping[str, Any]
+
+
+def panels(folder: Path, stages: Sequence[str]) -> list[Panel]:
+    """Return title, figures and conditions of every case that has been measured, in the order of the stages."""
     found = []
     for stage in stages:
         path = folder / f"{stage}.json"
-        cases = json.loads(path.read_text(encoding="utf-8")).get("cases", {}) if path.exists() else {}
-        found += [(f"{stage}: {name}" if name != stage else stage, case) for name, case in cases.items()]
-    return [(title, case) for title, case in found if case["contenders"]]
+        content = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        for name, case in content.get("cases", {}).items():
+            title = f"{stage}: {name}" if name != stage else stage
+            found.append(Panel(TITLES.get(title, title), case, content.get("conditions", {})))
+    return [panel for panel in found if panel.case["contenders"]]
 
 
 def draw(folder: Path, stages: Sequence[str], out: Path) -> None:
@@ -26,26 +49,80 @@ def draw(folder: Path, stages: Sequence[str], out: Path) -> None:
 
     mpl.use("Agg")
     from matplotlib import pyplot as plt
+    from matplotlib.patches import Patch
 
     shown = panels(folder, stages)
     if not shown:
         return
     rows = -(-len(shown) // 2)
-    figure, axes = plt.subplots(rows, 2, figsize=(14, 0.6 + 3.2 * rows), squeeze=False, layout="constrained")
+    figure, axes = plt.subplots(rows, 2, figsize=(14, 1.7 + 3.3 * rows), squeeze=False, layout="constrained")
     for axis in axes.flat[len(shown) :]:
         axis.axis("off")
-    for axis, (title, case) in zip(axes.flat, shown, strict=False):
+    for axis, (title, case, _) in zip(axes.flat, shown, strict=False):
         names = sorted(case["contenders"], key=lambda name: case["contenders"][name]["rate"])
         rates = [case["contenders"][name]["rate"] for name in names]
+        slower = [rate - slowest(case["contenders"][name]) for name, rate in zip(names, rates, strict=True)]
         bars = axis.barh(names, rates, color=[OURS if name.startswith("evalkit") else PEER for name in names])
-        axis.bar_label(bars, [_label(case, name) for name in names], padding=3, fontsize=8)
+        axis.errorbar(rates, names, xerr=[slower, [0.0] * len(names)], fmt="none", ecolor="#333333", capsize=3)
+        axis.bar_label(bars, [_label(case, name) for name in names], padding=5, fontsize=8)
         axis.set_xlim(0, max(rates) * 1.6)
-        axis.set_title(title, loc="left", fontsize=10)
-        axis.set_xlabel(case["unit"], fontsize=8)
+        axis.set_title(f"{title}\n", loc="left", fontsize=10.5)
+        axis.text(0, 1.02, inputs(case), transform=axis.transAxes, fontsize=8, color="#555555")
+        axis.set_xlabel(f"{case['unit']}, more is better", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.spines[["top", "right"]].set_visible(False)
-    figure.savefig(out, dpi=110, metadata={"Software": None})
+    figure.suptitle("\n".join(heading(shown)), fontsize=9.5, x=0.01, ha="left")
+    legend = [Patch(color=OURS, label="evalkit"), Patch(color=PEER, label="others")]
+    figure.legend(handles=legend, loc="upper right", fontsize=9, ncols=2, frameon=False)
+    figure.savefig(out, dpi=88, metadata={"Software": None})
     plt.close(figure)
+
+
+def slowest(figures: Mapping[str, Any]) -> float:
+    """Return the rate of a contender's slowest round; that of its only one where it had one."""
+    seconds = figures.get("seconds", [])
+    return float(figures["rate"]) * min(seconds) / max(seconds) if seconds else float(figures["rate"])
+
+
+def inputs(case: Mapping[str, Any]) -> str:
+    """Name a case's inputs, and how often each contender had its turn."""
+    known = case.get("inputs", {})
+    parts = [_input(name, known[name]) for name in FEW if name in known]
+    counts = sorted({len(of.get("seconds", [0])) for of in case["contenders"].values()})
+    rounds = "1 round" if counts == [1] else f"{' or '.join(map(str, counts))} rounds"
+    return ", ".join([*parts, rounds])
+
+
+def _input(name: str, value: Any) -> str:
+    if name in ("dim", "model"):
+        return f"{name} {value}" if name == "dim" else str(value)
+    return f"{value:,} {name}"
+
+
+def heading(shown: Sequence[Panel]) -> list[str]:
+    """Say on what machine and when the figures were taken, and how to read a bar.
+
+    >>> panel = Panel("t", {}, {"processor": "Xeon", "processors": 2, "date": "2026-11-26"})
+    >>> heading([panel])[0]
+    'Xeon, 2 processors; measured 2026-11-26'
+    """
+    machines = dict.fromkeys(
+        f"{one.conditions.get('processor', 'unknown processor')}, {one.conditions.get('processors', '?')} processors"
+        for one in shown
+    )
+    dates = sorted({str(one.conditions["date"]) for one in shown if "date" in one.conditions})
+    committed = sorted({str(one.conditions["committed"]) for one in shown if "committed" in one.conditions})
+    when = [f"measured {_span(dates)}"] if dates else []
+    when += [f"figures committed {_span(committed)}"] if committed else []
+    where = " and ".join(machines)
+    return [
+        f"{where}; {', '.join(when) or 'date not recorded'}",
+        "Bar: fastest round. Whisker: down to the slowest round. GEMM: the machine's own matrix product, same rounds.",
+    ]
+
+
+def _span(dates: Sequence[str]) -> str:
+    return dates[0] if dates[0] == dates[-1] else f"{dates[0]} to {dates[-1]}"
 
 
 def _label(case: dict[str, Any], name: str) -> str:

@@ -8,6 +8,7 @@ import platform
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ def conditions(load: Sequence[float]) -> dict[str, Any]:
     return {
         "command": " ".join(["python", "scripts/bench.py", *shown(sys.argv[1:])]),
         "platform": platform.platform(),
+        "date": datetime.now(tz=UTC).date().isoformat(),
         "processor": models[0] if models else platform.processor(),
         "processors": os.cpu_count(),
         "load_average_before": [round(value, 2) for value in load],

@@ -194,7 +194,8 @@ def test_figures_have_conditions_inputs_ceilings_and_what_was_not_measured(tmp_p
     content = measuring.measured("encode", [whole], chosen, tmp_path)
     figures.save(tmp_path / "encode.json", content)
     read = json.loads((tmp_path / "encode.json").read_text())
-    assert {"command", "processor", "processors", "platform", "load_average_before"} <= set(read["conditions"])
+    known = {"command", "date", "processor", "processors", "platform", "load_average_before"}
+    assert known <= set(read["conditions"])
     tiny = read["cases"]["tiny"]
     assert tiny["inputs"] == {"tokens": 7, "documents": 4}
     assert tiny["ceilings"]["fp32 GEMM GFLOP/s"] > 0
@@ -204,9 +205,20 @@ def test_figures_have_conditions_inputs_ceilings_and_what_was_not_measured(tmp_p
     assert tiny["contenders"]["peer"]["share_of_ceiling"] == pytest.approx(statistics.median(shares), abs=1e-3)
     assert tiny["evalkit is times"] == {"peer": 1.0}
     assert "no environment at pylate" in tiny["not measured"]["absent"]
-    assert [title for title, _ in plot.panels(tmp_path, ["maxsim", "encode"])] == ["encode: tiny"]
+    assert [panel.title for panel in plot.panels(tmp_path, ["maxsim", "encode"])] == ["encode: tiny"]
     plot.draw(tmp_path, ["encode"], tmp_path / "bench.png")
     assert (tmp_path / "bench.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_picture_names_machine_dates_inputs_and_spread():
+    conditions = {"processor": "Xeon", "processors": 2}
+    case = {"inputs": {"documents": 2000, "dim": 128}, "contenders": {"a": {"rate": 10.0, "seconds": [1.0, 1.25]}}}
+    dated = [plot.Panel("t", case, {**conditions, "date": day}) for day in ("2026-11-27", "2026-11-26")]
+    assert plot.heading(dated)[0] == "Xeon, 2 processors; measured 2026-11-26 to 2026-11-27"
+    assert plot.heading([plot.Panel("t", case, conditions)])[0] == "Xeon, 2 processors; date not recorded"
+    assert plot.inputs(case) == "2,000 documents, dim 128, 2 rounds"
+    assert plot.slowest(case["contenders"]["a"]) == 8.0
+    assert plot.slowest({"rate": 10.0}) == 10.0
 
 
 def test_values_are_held_against_the_exact_ones(tmp_path):
@@ -226,7 +238,7 @@ def test_top_is_the_ten_best_best_first():
 
 
 def test_the_examples_of_the_docstrings_hold():
-    for module in (rounds, environments):
+    for module in (rounds, environments, plot):
         outcome = doctest.testmod(module)
         assert outcome.attempted
         assert not outcome.failed

@@ -1,5 +1,7 @@
 """Runs side by side: differences, their sampling error, what is stored, and the plot."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -139,6 +141,16 @@ def test_the_plot_is_the_same_bytes_each_time(tmp_path):
     assert text == (tmp_path / "two.svg").read_bytes()
     assert b"<svg" in text
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_plot_starts_at_zero_and_says_what_its_marks_mean(tmp_path):
+    found = cells()
+    pareto.draw(found, tmp_path / "plot.svg", intervals={run.run_id: (0.3, 0.4) for run in found})
+    text = (tmp_path / "plot.svg").read_text(encoding="utf-8")
+    written = re.findall(r"<!-- (.*?) -->", text)  # each text of the drawing, as matplotlib notes it
+    assert {"no other is smaller and better", "another is", "95 % over queries"} <= set(written)
+    assert any("quality against storage" in one for one in written)
+    assert "0.00" in written or "0.0" in written
 
 
 def test_a_narrower_storage_stands_beside_the_run_in_the_plot():

@@ -1,0 +1,226 @@
+"""What the page says before its tables: the answer in numbers, boards of means, and what each dim keeps of quality."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from evalkit.report.card import FAMILIES, TITLES, CardTable, Judged, Leaderboard, System
+from evalkit.scoring import published
+from evalkit.scoring.published import CARD, PublishedScore
+from evalkit.storage.results import CellScores
+
+SYSTEM = "jina-colbert-v2"
+"""Whose card it is."""
+NOTHING_SAID = ("NOT-RUN", "PROTOCOL-DIFFERS")
+"""Verdicts that neither confirm nor contradict a published score."""
+HOLDS = ("MATCH", "NEAR")
+
+
+def card_cells(judged: Iterable[Judged]) -> tuple[Judged, ...]:
+    """Return the card's cells, each once: its Matryoshka table prints six of the other tables' cells again.
+
+    A cell is a system at a dim, a dataset and a metric. The first table that has it speaks for it.
+    """
+    found: dict[tuple[str, int | None, str, str], Judged] = {}
+    for one in judged:
+        if one.score.source == CARD:
+            found.setdefault((one.score.system, one.score.dim, one.score.dataset, one.score.metric), one)
+    return tuple(found.values())
+
+
+class Answer(NamedTuple):
+    """How far the card has been measured: the cells of its own system, and those it compares them with."""
+
+    own: tuple[Judged, ...]
+    others: tuple[Judged, ...]
+
+    @property
+    def cells(self) -> tuple[Judged, ...]:
+        """Every cell, the card's own system first."""
+        return (*self.own, *self.others)
+
+
+def answer(judged: Iterable[Judged]) -> Answer:
+    """Return the card's cells, those of its own system apart from the rest."""
+    cells = card_cells(judged)
+    own = tuple(one for one in cells if one.score.system == SYSTEM)
+    return Answer(own, tuple(one for one in cells if one.score.system != SYSTEM))
+
+
+def measured(cells: Iterable[Judged]) -> tuple[Judged, ...]:
+    """Return the cells that were measured under the published protocol."""
+    return tuple(one for one in cells if one.verdict.label not in NOTHING_SAID)
+
+
+def holding(cells: Iterable[Judged]) -> int:
+    """Count the cells that hold."""
+    return sum(one.verdict.label in HOLDS for one in cells)
+
+
+def tally(cells: Iterable[Judged]) -> Counter[str]:
+    """Count cells by verdict."""
+    return Counter[str](one.verdict.label for one in cells)
+
+
+class Mean(NamedTuple):
+    """A system's place on a collection of datasets."""
+
+    published: float | None
+    measured: float | None
+    """None unless every dataset was measured under the protocol."""
+    delta: float | None
+    verdict: str | None
+    """Of the two means, where there are both."""
+    counts: Mapping[str, int]
+    """The verdicts on the datasets that were measured."""
+    of: int
+    run: int
+    """How many of the datasets were run under the protocol."""
+
+
+def means(board: Leaderboard, cells: Sequence[Judged]) -> dict[tuple[System, str], Mean]:
+    """Return the leaderboard's cells on the card's collections, with the verdict on each mean."""
+    scores = {(one.score.system, one.score.dim, one.score.dataset, one.score.metric): one for one in cells}
+    found = {}
+    for collection in board.collections:
+        if collection.name not in TITLES:
+            continue
+        for system in board.systems:
+            said = board.standings[system, collection.name]
+            members = [scores.get((*system, dataset, collection.metric)) for dataset in collection.datasets]
+            known = [one for one in members if one is not None]
+            ran = [one for one in known if one.measured is not None]
+            verdict = _verdict(said.published, said.measured, known)
+            both = said.published is not None and said.measured is not None
+            delta = (said.measured or 0.0) - (said.published or 0.0) if both else None
+            counts = dict(sorted(tally(ran).items()))
+            size = len(collection.datasets)
+            found[system, collection.name] = Mean(
+                said.published, said.measured, delta, verdict, counts, size, len(said.measured_on)
+            )
+    return found
+
+
+def _verdict(said: float | None, value: float | None, members: Sequence[Judged]) -> str | None:
+    """Return the verdict on a mean by the rule for cells; the one of the cell itself where there is only one."""
+    if said is None or value is None or not members:
+        return None
+    if len(members) == 1:
+        return members[0].verdict.label
+    return mean_verdict(said, value, members[0].score)
+
+
+def mean_verdict(said: float, value: float, like: PublishedScore) -> str:
+    """Return the verdict on a measured mean against a stated one, printed with as many digits as `like`."""
+    return published.verdict(value, like._replace(value=said, index_loss=0.0)).label
+
+
+class Entry(NamedTuple):
+    """A run's value on an own board, beside what others published for it."""
+
+    cell: CellScores
+    value: float
+    judged: Judged | None
+
+
+class Board(NamedTuple):
+    """What was measured of one family of datasets that the card has no cells of."""
+
+    name: str
+    title: str
+    metric: str
+    datasets: tuple[str, ...]
+    systems: tuple[System, ...]
+    """The greatest mean first, those with every dataset before the others."""
+    entries: Mapping[tuple[System, str], Entry]
+    means: Mapping[System, float | None]
+
+
+def own_boards(cells: Sequence[CellScores], judged: Sequence[Judged]) -> tuple[Board, ...]:
+    """Return a board per family and metric of every run that measures none of the card's cells.
+
+    The demo, XQuAD, the user's own data, and systems on the card's datasets that the card does not have.
+    """
+    on_card = {one.cell.run_id for one in card_cells(judged) if one.cell is not None and one.measured is not None}
+    others = {
+        (one.cell.run_id, one.score.metric): one for one in reversed(judged) if one.cell and one.score.source != CARD
+    }
+    families: dict[tuple[str, str], list[CellScores]] = {}
+    for cell in cells:
+        if cell.run_id not in on_card:
+            families.setdefault((cell.dataset.partition("/")[0], cell.main_metric), []).append(cell)
+    boards = []
+    for (family, metric), members in sorted(families.items()):
+        entries = {
+            (System(cell.model, cell.dim), cell.dataset): Entry(
+                cell, cell.metrics[metric], others.get((cell.run_id, metric))
+            )
+            for cell in members
+        }
+        datasets = tuple(sorted({cell.dataset for cell in members}))
+        systems = {system for system, _ in entries}
+        averages = {system: _mean([entries.get((system, dataset)) for dataset in datasets]) for system in systems}
+        best = {system: max(one.value for (of, _), one in entries.items() if of == system) for system in systems}
+        ranks = {
+            system: (average is None, -(best[system] if average is None else average), system.name, system.dim or 0)
+            for system, average in averages.items()
+        }
+        order = tuple(sorted(systems, key=ranks.__getitem__))
+        title = FAMILIES.get(family, family)
+        title = f"{TITLES[family]}: cells that the card does not have" if family in TITLES else title
+        boards.append(Board(f"board-{family}-{metric}", title, metric, datasets, order, entries, averages))
+    return tuple(boards)
+
+
+def _mean(entries: Sequence[Entry | None]) -> float | None:
+    known = [one.value for one in entries if one is not None]
+    return math.fsum(known) / len(known) if len(known) == len(entries) else None
+
+
+class Heat(NamedTuple):
+    """What every smaller dim keeps of the greatest one's quality, by dataset."""
+
+    title: str
+    base: int
+    columns: tuple[tuple[str, str], ...]
+    """(dataset, metric)."""
+    rows: tuple[tuple[int, tuple[tuple[float, float] | None, ...]], ...]
+    """Dim, then by column the value and its share of the base's; None where either is missing."""
+
+
+def heats(tables: Sequence[CardTable], cells: Sequence[CellScores]) -> tuple[Heat, ...]:
+    """Return the card's published dims, then every system measured at two dims or more."""
+    found = []
+    for table in tables:
+        if table.name == "matryoshka":
+            values = {
+                (system.dim or 0, pair): one.score.value
+                for (dataset, system), one in table.cells.items()
+                for pair in [(dataset, one.score.metric)]
+            }
+            found.append(_heat(f"Published by the card: {SYSTEM}", values, table.rows))
+    by_model: dict[str, dict[tuple[int, tuple[str, str]], float]] = {}
+    for cell in sorted(cells, key=lambda cell: cell.dataset):
+        if cell.dim is not None:
+            pair = (cell.dataset, cell.main_metric)
+            by_model.setdefault(cell.model, {})[cell.dim, pair] = cell.metrics[cell.main_metric]
+    for model, values in sorted(by_model.items()):
+        if len({dim for dim, _ in values}) > 1:
+            found.append(_heat(f"Measured here: {model}", values, tuple(dict.fromkeys(pair for _, pair in values))))
+    return tuple(found)
+
+
+def _heat(title: str, values: Mapping[tuple[int, tuple[str, str]], float], columns: Sequence[tuple[str, str]]) -> Heat:
+    dims = sorted({dim for dim, _ in values}, reverse=True)
+    base = dims[0]
+    rows = tuple(
+        (dim, tuple(_share(values.get((dim, pair)), values.get((base, pair))) for pair in columns)) for dim in dims
+    )
+    return Heat(title, base, tuple(columns), rows)
+
+
+def _share(value: float | None, base: float | None) -> tuple[float, float] | None:
+    return None if value is None or not base else (value, value / base)

@@ -1,0 +1,89 @@
+"""What a run found for its queries, cut to what a page can carry: the first documents, judgements and texts."""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evalkit.config.settings import DemoSize
+from evalkit.errors import DatasetError, ScoreError
+from evalkit.storage import paths, results, trec
+from evalkit.storage.results import CellScores, QueryTable
+
+CUTOFF = 10
+"""Documents per query."""
+LARGEST = 2000
+"""A run of more queries shows no hits: it would take a report minutes to read them all, and the page megabytes."""
+LOWEST = 300
+"""Queries per run, those with the lowest values of its main metric: what a reader of a score goes down for."""
+
+
+class Found(NamedTuple):
+    """One query's first documents, best first."""
+
+    documents: tuple[str, ...]
+    grades: tuple[int | None, ...]
+    """None for a document without a judgement; empty where the run's judgements are not stored."""
+    relevant: int | None
+    """How many documents are judged relevant; None where the judgements are not stored."""
+    first: int
+    """The rank of the first relevant document down to the run's depth; 0 where there is none."""
+
+
+def read(results_dir: Path, cell: CellScores, table: QueryTable) -> dict[str, Found]:
+    """Return what a run found for its lowest-scoring queries, in the table's order.
+
+    Nothing for a run of too many queries, or whose files cannot be read: what is wrong with a file is told elsewhere.
+    """
+    if len(table.queries) > LARGEST:
+        return {}
+    folder = paths.run_dir(results_dir, cell.run_id)
+    try:
+        lines = gzip.decompress((folder / results.RUN).read_bytes()).decode().splitlines()
+        qrels = trec.read_qrels(folder / results.QRELS) if (folder / results.QRELS).is_file() else None
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError, ScoreError):
+        return {}
+    values = table.column(cell.main_metric)
+    lowest = sorted(range(len(table.queries)), key=lambda place: (values[place], place))[:LOWEST]
+    ranked: dict[str, list[str]] = {table.queries[place]: [] for place in sorted(lowest)}
+    for line in lines:
+        query, _, document, *_ = line.split(maxsplit=3)
+        if (known := ranked.get(query)) is not None:
+            known.append(document)
+    return {
+        query: _found(documents, None if qrels is None else qrels.get(query, {})) for query, documents in ranked.items()
+    }
+
+
+def texts(cell: CellScores, saved: Mapping[str, Any] | None) -> dict[str, str]:
+    """Return the queries' texts of a run on the demo, which is computed anywhere; no other run's texts are stored.
+
+    Nothing where the demo is not, by checksum, the one that the run was asked.
+    """
+    try:
+        dataset = (saved or {})["dataset"]
+        if tuple(dataset["sources"]) != ("demo",):
+            return {}
+        size = DemoSize(**dataset["demo"])
+    except (KeyError, TypeError):
+        return {}
+    from evalkit.datasets.demo import load_demo
+    from evalkit.run.identity import texts_checksum
+
+    try:
+        queries = load_demo(size).queries
+    except DatasetError:
+        return {}
+    known = texts_checksum(queries) == cell.protocol.get("queries")
+    return {query.id: query.text for query in queries} if known else {}
+
+
+def _found(documents: list[str], grades: dict[str, int] | None) -> Found:
+    shown = tuple(documents[:CUTOFF])
+    if grades is None:
+        return Found(shown, (), None, 0)
+    first = next((rank for rank, document in enumerate(documents, start=1) if grades.get(document, 0) > 0), 0)
+    return Found(shown, tuple(map(grades.get, shown)), sum(grade > 0 for grade in grades.values()), first)

@@ -87,7 +87,8 @@ def shares(query: int, document: int, *, room: int) -> tuple[int, int]:
 
 def load_reranker(config: RerankerConfig, *, device: torch.device) -> Reranker:
     """Load a re-ranker. Raises ModelError for a checkpoint that is missing, damaged or of another architecture."""
-    from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
+    with backbones.transformers_at_work():
+        from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 
     checkpoint = resolve(config.checkpoint, allow_pickle=config.allow_pickle)
     values, origin = checkpoint.config(), checkpoint.origin

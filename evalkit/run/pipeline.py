@@ -24,6 +24,7 @@ from evalkit.datasets import learned
 from evalkit.datasets.survey import ShardRange, Survey, forget, survey
 from evalkit.engines.local import map_shards
 from evalkit.errors import ChangedError
+from evalkit.kernels.cpu import numba_folder
 from evalkit.maxsim import choice
 from evalkit.models import metadata, weights
 from evalkit.models.backbones.native import count_parameters
@@ -60,6 +61,7 @@ def run(config: RunConfig, *, console: Console) -> list[CellScores]:
 
     Raises EvalkitError subclasses for whatever the user can mend; nothing finished is lost.
     """
+    numba_folder.keep_in(config.cache_dir / "numba")
     task = prepare(config, console=console)
     cells = plan(task)
     remove_left_over(_written_to(config, cells))

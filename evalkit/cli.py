@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.logging import RichHandler
+from typer.core import TyperGroup
 
 from evalkit.errors import EvalkitError
 from evalkit.report import terminal
@@ -21,10 +23,34 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from evalkit.analysis.precision import Narrowed
+    from evalkit.operations.own import Written
     from evalkit.scoring.reruns import Deviation
     from evalkit.storage.results import CellScores
 
+CONFIG_DIR = "--config-dir"
+
+
+class _Verbs(TyperGroup):
+    """The verbs; an option of all of them may stand before the verb or behind it."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Read the options of all verbs first, wherever they stand before a `--`."""
+        end = args.index("--") if "--" in args else len(args)
+        front, rest = [], []
+        words = iter(args[:end])
+        for word in words:
+            if word == CONFIG_DIR:
+                front += [word, *(following for following in [next(words, None)] if following is not None)]
+            elif word.startswith(f"{CONFIG_DIR}="):
+                front.append(word)
+            else:
+                rest.append(word)
+        parsed: list[str] = super().parse_args(ctx, [*front, *rest, *args[end:]])
+        return parsed
+
+
 app = typer.Typer(
+    cls=_Verbs,
     help="Re-measure a retrieval model card, cell by cell, and say of every cell whether it holds.",
     no_args_is_help=True,
     add_completion=False,
@@ -34,6 +60,59 @@ app = typer.Typer(
 terminal.open_standard_streams()  # before anything is opened that could take a closed stream's place
 _out = terminal.out()
 _err = terminal.PlainConsole(stderr=True)
+
+
+@app.callback()
+def options(
+    context: typer.Context,
+    config_dir: Annotated[
+        list[Path] | None,
+        typer.Option(
+            CONFIG_DIR,
+            metavar="DIR",
+            help="a folder of your own configs, model/NAME.yaml and dataset/NAME.yaml (also: EVALKIT_CONFIGS); "
+            "before the verb or behind it",
+        ),
+    ] = None,
+) -> None:
+    """Take the options of all verbs."""
+    if config_dir:
+        if context.invoked_subcommand == "new":
+            for folder in config_dir:
+                folder.expanduser().mkdir(parents=True, exist_ok=True)
+        _use_configs(context, *config_dir)
+
+
+def _use_configs(context: typer.Context, *folders: Path) -> None:
+    """Add folders of configs for as long as the command runs."""
+    from evalkit.config.settings import CONFIGS
+
+    before = os.environ.get(CONFIGS)
+    os.environ[CONFIGS] = os.pathsep.join([*filter(None, [before]), *(str(folder.absolute()) for folder in folders)])
+
+    def restore() -> None:
+        if before is None:
+            os.environ.pop(CONFIGS, None)
+        else:
+            os.environ[CONFIGS] = before
+
+    context.call_on_close(restore)
+
+
+def _words(context: typer.Context, words: Sequence[str]) -> list[str]:
+    """Return the words with folders and repositories in place of names (model=./checkpoint) made into configs.
+
+    What was read of each, and what was assumed, is said first.
+    """
+    if not any("/" in word or word.endswith((".", "~")) for word in words):
+        return list(words)
+    from evalkit.operations import own
+
+    named, configs = own.with_given(words, say=_complain)
+    if configs is not None:
+        _use_configs(context, configs)
+    return named
+
 
 HYDRA_FLAGS = ("-m", "--multirun", "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p")
 """What makes `run` a sweep or a question about the config, both of which Hydra answers."""
@@ -71,10 +150,11 @@ def run(context: typer.Context) -> None:
         failed += 1
         _complain(line)
 
-    if any(word in HYDRA_FLAGS for word in context.args):
-        compose.hand_to_hydra(context.args, job, complain=complain, make_folder=make_folder)
+    words = _words(context, context.args)
+    if any(word in HYDRA_FLAGS for word in words):
+        compose.hand_to_hydra(words, job, complain=complain, make_folder=make_folder)
     else:
-        job(compose.compose(context.args))
+        job(compose.compose(words))
     if cells:
         from evalkit.report import table
 
@@ -97,7 +177,7 @@ def plan(context: typer.Context) -> None:
     from evalkit.report import plans
     from evalkit.storage import results
 
-    words = [word for word in context.args if word not in ("-m", "--multirun")]
+    words = _words(context, [word for word in context.args if word not in ("-m", "--multirun")])
     planned: list[forecast.Planned] = []
     problems: list[str] = []
     for combination, config in forecast.combinations(words):
@@ -118,6 +198,7 @@ def plan(context: typer.Context) -> None:
 
 @app.command(epilog="Example: evalkit status")
 def status(
+    context: typer.Context,
     overrides: Annotated[
         list[str] | None, typer.Argument(help="a selection, as for plan; none: everything. results_dir=, cache_dir=")
     ] = None,
@@ -134,7 +215,7 @@ def status(
     from evalkit.run import jobs
     from evalkit.storage import results
 
-    words = [word for word in overrides or [] if word not in ("-m", "--multirun")]
+    words = _words(context, [word for word in overrides or [] if word not in ("-m", "--multirun")])
     everything = all(word.startswith(("results_dir=", "cache_dir=")) for word in words)
     configs = [compose.compose(words)] if everything else [config for _, config in forecast.combinations(words)]
     failed = [str(config) for config in configs if isinstance(config, EvalkitError)]
@@ -279,6 +360,7 @@ def report(
     "evalkit score results/runs/demo.test.demo-64.*/run.trec.gz dataset=demo model=demo dim=64"
 )
 def score(
+    context: typer.Context,
     run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
     overrides: Annotated[
         list[str], typer.Argument(help="which dataset: dataset=NAME, dataset.path=DIR, …; whose run: model=NAME, dim=N")
@@ -295,10 +377,10 @@ def score(
     from evalkit.errors import ScoreError
     from evalkit.ranking import drop_self, self_hits
     from evalkit.report import verdicts
-    from evalkit.run.pipeline import METRICS
     from evalkit.scoring import metrics
     from evalkit.storage import results, trec
 
+    overrides = _words(context, overrides)
     config = compose.compose(overrides)
     dataset = datasets.load(config.dataset, with_corpus=False)
     found = results.read_run(run_file)
@@ -312,7 +394,7 @@ def score(
         found, dropped = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
     if warning := trec.unmatched(found, dataset.qrels):
         _complain(f"{run_file}: {warning}")
-    scored = metrics.score(found, dataset.qrels, METRICS)
+    scored = metrics.score(found, dataset.qrels, config.metrics)
     _say(f"{dataset.name} ({dataset.split}): {len(dataset.queries)} queries, {missing} of them not in the run (0)")
     if dataset.drop_self:
         _say(f"dropped {dropped} hits whose id is the query's own")
@@ -330,6 +412,7 @@ def score(
     "evalkit rerank run.trec.gz --out new.trec.gz reranker=jina-reranker-v2-base-multilingual dataset=demo"
 )
 def rerank(
+    context: typer.Context,
     run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
     overrides: Annotated[
         list[str], typer.Argument(help="reranker=NAME, dataset=NAME, dataset.path=DIR, engine.device=…")
@@ -345,12 +428,11 @@ def rerank(
     from evalkit.ranking import drop_self
     from evalkit.run import environment
     from evalkit.run import rerank as stage
-    from evalkit.run.pipeline import METRICS
     from evalkit.run.progress import documents_bar
     from evalkit.scoring import metrics
     from evalkit.storage import results, trec
 
-    config = compose.compose(overrides)
+    config = compose.compose(_words(context, overrides))
     if config.reranker is None:
         msg = "no re-ranker chosen; wanted reranker=NAME (evalkit ls rerankers)"
         raise ConfigError(msg)
@@ -365,16 +447,17 @@ def rerank(
     with documents_bar(_err, f"{reranker.config.name} on {dataset.name}", total=pairs) as advance:
         new = stage.rerank(found, dataset, reranker, depth=depth, batch_tokens=budget, advance=advance)
     trec.write_run(new, out, tag=reranker.config.name)
-    before, after = (metrics.score(scored, dataset.qrels, METRICS).means for scored in (found, new))
+    before, after = (metrics.score(scored, dataset.qrels, config.metrics).means for scored in (found, new))
     _say(
         f"{dataset.name} ({dataset.split}): {reranker.checkpoint.origin}@{reranker.checkpoint.revision}, depth {depth}"
     )
-    for name in METRICS:
+    for name in config.metrics:
         _say(f"{name}\t{before[name]:.5f} → {after[name]:.5f}")
 
 
 @app.command(epilog="Example: evalkit check model=demo dim=128")
 def check(
+    context: typer.Context,
     overrides: Annotated[
         list[str], typer.Argument(help="which model: model=NAME, dim=…, model.dtype=…, engine.device=…")
     ],
@@ -387,7 +470,7 @@ def check(
     from evalkit.run import canary
 
     failed = 0
-    for dims, findings in canary.check(compose.compose(overrides)):
+    for dims, findings in canary.check(compose.compose(_words(context, overrides))):
         _say(f"dim {', '.join(map(str, dims))}, one backbone")
         for finding in findings:
             _say(f"  {finding.verdict:<10}  {finding.question}: {finding.measured}")
@@ -424,7 +507,7 @@ def fetch(
         _say(f"{unpack}: {fetching.unpack_bundle(unpack)} files are in their places")
         if not context.args and not verify:
             return
-    configs = fetching.selection(context.args)
+    configs = fetching.selection(_words(context, context.args))
     found = fetching.verify(configs, console=_err) if verify else fetching.fetch(configs, console=_err)
     for each in found:
         _say(f"{each.name}: {'read whole, network off' if verify else 'on disk'}, from {each.source}")
@@ -539,6 +622,85 @@ def compare(
                 _out.print(verbs.precision_table(cell, narrowed[cell.run_id]))
     if plot is not None:
         pareto.draw(chosen, plot, intervals=compare.intervals(chosen, results_dir), narrowed=narrowed)
+
+
+new = typer.Typer(
+    help="Write a config of your own, its facts read from a checkpoint or from data.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    epilog="Example: evalkit new model house-colbert --from ./checkpoint",
+)
+app.add_typer(new, name="new")
+NewDir = Annotated[
+    Path | None, typer.Option("--to", help="the folder of configs to write into; by default --config-dir, else configs")
+]
+
+
+@new.command(name="model", epilog="Example: evalkit new model house-colbert --from ./checkpoint")
+def new_model(
+    name: Annotated[str, typer.Argument(help="what model= shall call it")],
+    source: Annotated[str, typer.Option("--from", help="the checkpoint's folder, or OWNER/NAME[@COMMIT] on the hub")],
+    to: NewDir = None,
+) -> None:
+    """Write model/NAME.yaml with what a checkpoint's files say: architecture, dim, head, lengths, markers, pooling.
+
+    Reads Stanford ColBERT's, PyLate's and sentence-transformers' layouts. What no file says is marked as assumed.
+    """
+    from evalkit.operations import own
+
+    _told(own.new_model(name, source, _configs_to(to)), f"evalkit check model={name}")
+
+
+@new.command(name="dataset", epilog="Example: evalkit new dataset tickets --from ./my_data --language es")
+def new_dataset(  # noqa: PLR0913, PLR0917 (each argument is an option of the command)
+    name: Annotated[str, typer.Argument(help="what dataset= shall call it")],
+    source: Annotated[str, typer.Option("--from", help="a BEIR-format folder")],
+    language: Annotated[
+        str | None, typer.Option(help="its language's code, as en, es or zh, which BM25's analyzer follows")
+    ] = None,
+    split: Annotated[
+        str | None, typer.Option(help="which qrels/SPLIT.tsv; by default test, dev or what is there")
+    ] = None,
+    to: NewDir = None,
+    cache_dir: CacheDir = None,
+) -> None:
+    """Write dataset/NAME.yaml after a pass over the data: counts, checksum, lengths, split and ids.
+
+    The language is asked for on a terminal; elsewhere, and without --language, it stays unknown, and that is said.
+    """
+    from evalkit.operations import own
+
+    if language is None and sys.stdin.isatty():
+        language = typer.prompt("language of the documents, as en, es or zh (multilingual where mixed)")
+    made = own.new_dataset(
+        name, source, _configs_to(to), language=language, split=split, cache_dir=_cache_dir(cache_dir)
+    )
+    _told(made, f"evalkit run model=bm25 dataset={name}")
+    if language is None:
+        _complain(
+            "language unknown: BM25 will analyse the texts as English; "
+            f"write their language's code into {made.path}, or give --language CODE"
+        )
+
+
+def _configs_to(asked: Path | None) -> Path:
+    """Return where a new config goes: as asked, else the first of the user's own folders, else ./configs."""
+    from evalkit.config.settings import own_configs_dirs
+
+    return asked or next(iter(own_configs_dirs()), Path("configs"))
+
+
+def _told(made: Written, then: str) -> None:
+    """Print what was written, what was read and assumed for it, and the command that tries it."""
+    from evalkit.config.settings import configs_dir, own_configs_dirs
+
+    typer.echo(f"{made.path}")
+    for line in made.lines:
+        typer.echo(f"  {line}")
+    folders = {folder.resolve() for folder in (configs_dir(), *own_configs_dirs())}
+    known = any(made.path.resolve().is_relative_to(folder) for folder in folders)
+    root = next(parent.parent for parent in made.path.parents if parent.name in ("model", "dataset"))
+    typer.echo(f"next: {then}{'' if known else f' --config-dir {root}'}")
 
 
 @app.command(epilog="Example: evalkit audit")

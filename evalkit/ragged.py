@@ -1,4 +1,4 @@
-"""Rows of several texts, concatenated, with the offsets where each text begins: what tokens, vectors and kernels share.
+"""Concatenated rows of several texts with their offsets: the layout of token ids, vectors and kernel inputs.
 
 Shapes: N texts, X rows of all texts, D dim. Text i owns the rows from `offsets_N[i]` to `offsets_N[i + 1]`.
 """
@@ -13,19 +13,19 @@ from torch import Tensor
 
 
 class Ragged(NamedTuple):
-    """Vectors of several texts: one row each, and N + 1 offsets in int64 on the CPU."""
+    """Vectors of several texts: one row per vector, and N + 1 int64 offsets on the CPU."""
 
     rows_XD: Tensor
     offsets_N: Tensor
 
     @property
     def lengths_N(self) -> Tensor:
-        """How many rows each text has."""
+        """Rows per text [N]."""
         return self.offsets_N.diff()
 
 
 def ragged(rows_XD: Tensor, lengths_N: Tensor) -> Ragged:
-    """Return concatenated rows with their offsets, given how many rows each text has.
+    """Return concatenated rows with their offsets, given the number of rows per text [N].
 
     >>> ragged(torch.zeros(3, 2), torch.tensor([2, 1])).offsets_N.tolist()
     [0, 2, 3]
@@ -38,7 +38,7 @@ def offsets(lengths_N: Tensor) -> Tensor: ...
 @overload
 def offsets(lengths_N: np.ndarray) -> np.ndarray: ...
 def offsets(lengths_N: Tensor | np.ndarray) -> Tensor | np.ndarray:
-    """Return where each text begins, and where the last one ends, as N + 1 numbers in int64.
+    """Return the N + 1 int64 offsets of N texts: where each text begins and where the last one ends.
 
     >>> offsets(np.array([2, 0, 1])).tolist()
     [0, 2, 2, 3]

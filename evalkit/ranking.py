@@ -1,11 +1,11 @@
-"""The order of a ranking: the tie rule, the merging of rankings, and what becomes of a query's own document.
+"""The order of a ranking: the tie rule, merging of rankings, and removal of a query's own document.
 
-Shapes: Q queries, H hits (flat, of all queries together).
+Shapes: Q queries, H hits (of all queries, concatenated).
 
-The tie rule, stated here once: a query's hits are ordered by fp32 score descending; of equal scores, the document id
-that is greater by its UTF-8 bytes comes first, as trec_eval ranks. `rank_hits` applies it to lists of hits, `merge` to
-arrays. BM25 is searched in Anserini's order instead (of equal scores the lesser id first); `separate_ties` then lowers
-equal scores, so that its run file has no ties left.
+The tie rule is trec_eval's: a query's hits are ordered by fp32 score descending; among equal scores, the greater
+document id by UTF-8 bytes comes first. `rank_hits` applies it to lists of hits, `merge` to arrays. BM25 is searched in
+Anserini's order instead: among equal scores, the smaller id comes first. `separate_ties` then lowers equal scores, so
+that the run file of BM25 has no ties.
 """
 
 from __future__ import annotations
@@ -89,7 +89,7 @@ def best_of_shard(  # noqa: PLR0913 (three columns of a table, and how to rank t
 
 
 def merge(parts: Sequence[Hits], *, depth: int, ties: TieRule = "trec_eval") -> Hits:
-    """Keep each query's best `depth` hits of several sets: score descending, then document id.
+    """Merge sets of hits and keep each query's best `depth`; the result is ordered by query, then rank.
 
     Of equal fp32 scores trec_eval ranks the higher id first, by UTF-8 bytes; Anserini the lower.
     Merging is associative, so shards may come in any grouping; the result is ordered by query and rank.
@@ -123,8 +123,31 @@ def _settle_ties(
     order_H[places_T] = order_H[places_T][settled_T]
 
 
+def joined(parts: Sequence[Hits]) -> Hits:
+    """Concatenate hits of consecutive queries, each part ordered as `merge` orders: nothing is sorted again."""
+    return Hits(*(np.concatenate(columns) for columns in zip(*parts, strict=True))) if parts else no_hits()
+
+
+def merge_new(best: Hits, found: Hits, *, depth: int) -> Hits:
+    """Return `merge([best, found])`, sorting the hits of only those queries that have new ones.
+
+    `best` must be what `merge` or this returned: after a run's first shards few queries still find better documents.
+    """
+    if not len(found.query_H):
+        return best
+    queries = int(max(found.query_H.max(), best.query_H.max(initial=0))) + 1
+    touched_Q = np.zeros(queries, dtype=bool)
+    touched_Q[found.query_H] = True
+    touched_H = touched_Q[best.query_H]
+    changed = merge([Hits(*(column[touched_H] for column in best)), found], depth=depth)
+    both = [Hits(*(column[~touched_H] for column in best)), changed]
+    query_H, id_H, score_H = joined(both)
+    order_H = np.argsort(query_H, kind="stable")
+    return Hits(query_H[order_H], id_H[order_H], score_H[order_H])
+
+
 def _rank_within(query_H: np.ndarray) -> np.ndarray:
-    """Return each hit's rank within its query, for hits that stand query by query.
+    """Return each hit's rank within its query, from 0; the hits must be grouped by query.
 
     >>> _rank_within(np.array([4, 4, 7])).tolist()
     [0, 1, 0]
@@ -135,7 +158,7 @@ def _rank_within(query_H: np.ndarray) -> np.ndarray:
 
 
 def floors(best: Hits, *, queries: int, depth: int) -> np.ndarray:
-    """Return per query the score that a further document must reach to be kept [Q]; -inf while there is room."""
+    """Return per query the lowest score that can still enter the best `depth` [Q]; -inf for fewer hits than that."""
     floor_Q = np.full(queries, -np.inf, dtype=np.float32)
     last_H = _rank_within(best.query_H) == depth - 1
     floor_Q[best.query_H[last_H]] = best.score_H[last_H]
@@ -143,7 +166,7 @@ def floors(best: Hits, *, queries: int, depth: int) -> np.ndarray:
 
 
 def rank_hits(hits: Iterable[Hit]) -> list[Hit]:
-    """Rank one query's hits under the tie rule above.
+    """Rank one query's hits under the tie rule of this module.
 
     >>> rank_hits([Hit("a", 1.0), Hit("b", 1.0), Hit("c", 2.0)])
     [Hit(document_id='c', score=2.0), Hit(document_id='b', score=1.0), Hit(document_id='a', score=1.0)]
@@ -152,9 +175,9 @@ def rank_hits(hits: Iterable[Hit]) -> list[Hit]:
 
 
 def check_hits(query: str, hits: Sequence[Hit]) -> None:
-    """Raise ScoreError unless every score is a finite fp32 number and every document stands once.
+    """Raise ScoreError unless every score is a finite fp32 number and every document occurs once.
 
-    Neither could be ranked: NaN has no order, and a document that stands twice would be found twice.
+    Other hits cannot be ranked: NaN has no order, and a repeated document would be counted twice.
     """
     seen: set[str] = set()
     for hit in hits:
@@ -162,7 +185,7 @@ def check_hits(query: str, hits: Sequence[Hit]) -> None:
             msg = (
                 f"query {query!r}, document {hit.document_id!r}: got score {hit.score}, wanted a finite number in fp32"
             )
-            raise ScoreError(f"{msg}; check the system that gave it")
+            raise ScoreError(f"{msg}; check the system that produced it")
         if hit.document_id in seen:
             msg = f"query {query!r}: got document {hit.document_id!r} twice, wanted every document once"
             raise ScoreError(f"{msg}; keep its best score")
@@ -170,9 +193,9 @@ def check_hits(query: str, hits: Sequence[Hit]) -> None:
 
 
 def separate_ties(hits: Hits) -> Hits:
-    """Lower every score that is not below its predecessor's to the next fp32 number beneath it.
+    """Lower every score that is not below its predecessor's to the next smaller fp32 number.
 
-    A run in Anserini's order then keeps that order under trec_eval's tie rule; Anserini does the same with 1e-6.
+    A run in Anserini's order then keeps that order under trec_eval's tie rule. Anserini itself subtracts 1e-6.
     """
     score_H = hits.score_H.copy()
     for place in np.flatnonzero(hits.query_H[1:] == hits.query_H[:-1]) + 1:
@@ -182,7 +205,7 @@ def separate_ties(hits: Hits) -> Hits:
 
 
 def self_hits(run: Mapping[str, list[Hit]]) -> int:
-    """Count the hits whose document id is the query's own.
+    """Count the hits whose document id is identical to the query id.
 
     >>> self_hits({"q": [Hit("q", 2.0), Hit("d", 1.0)], "r": [Hit("d", 1.0)]})
     1
@@ -191,7 +214,9 @@ def self_hits(run: Mapping[str, list[Hit]]) -> int:
 
 
 def drop_self(run: Mapping[str, list[Hit]], *, depth: int) -> tuple[dict[str, list[Hit]], int]:
-    """Drop each query's own document (BEIR's rule where ids overlap), keep `depth` hits, and count the dropped.
+    """Drop each query's own document, keep `depth` hits, and return the run with the number of affected queries.
+
+    This is BEIR's rule for corpora whose document ids include query ids.
 
     >>> drop_self({"q": [Hit("q", 2.0), Hit("d", 1.0)]}, depth=1)
     ({'q': [Hit(document_id='d', score=1.0)]}, 1)

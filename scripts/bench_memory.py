@@ -1,9 +1,9 @@
-"""Peak memory of a whole run at two corpus sizes ten-fold apart: it must not grow with the corpus.
+"""Measure the peak memory of a whole run at two corpus sizes, ten-fold apart; it must not grow with the corpus.
 
     python scripts/bench_memory.py --model demo --documents 5000 --out results/bench/memory.json
 
-Each size runs in a process of its own, into a temporary folder; the peak is what the operating system accounts to it.
-Shards are small, so that even the smaller corpus fills several: with a part of one it would need less for that alone.
+Each size runs in its own process and writes to a temporary folder; the peak is the process's maximum resident size.
+Shards are small enough that the smaller corpus fills several. With less than one full shard it would need less memory.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ print(json.dumps({"peak_kib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 
 def peak_mib(model: str, documents: int, queries: int, shard_tokens: int) -> float:
-    """Return the peak resident memory in MiB of one run on the demo collection at a size."""
+    """Return the peak resident memory, in MiB, of one run on a demo collection of this size."""
     with tempfile.TemporaryDirectory() as folder:
         words = [
             f"model={model}",
@@ -40,7 +40,7 @@ def peak_mib(model: str, documents: int, queries: int, shard_tokens: int) -> flo
             f"results_dir={folder}/results",
             f"cache_dir={folder}/cache",
         ]
-        done = subprocess.run(  # noqa: S603 (our own interpreter and words)
+        done = subprocess.run(  # noqa: S603 (our own interpreter and arguments)
             [sys.executable, "-c", CHILD, *words], check=True, capture_output=True, text=True
         )
     return float(json.loads(done.stdout.splitlines()[-1])["peak_kib"]) / 1024

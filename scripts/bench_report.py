@@ -1,11 +1,10 @@
-"""How long `evalkit report` takes over many runs, and whether two reports have the same bytes.
+"""Measure how long `evalkit report` takes for many runs, and whether repeated reports are byte-identical.
 
     python scripts/bench_report.py --runs 500
 
-Writes a results folder of invented runs: every published cell of the known datasets first, under other systems' names
-after that, each with as many queries as the dataset's config counts. Its scores mean nothing. Then types
-`evalkit report` so many times, each in a process of its own, and prints the clock's and the processor's seconds, files
-and bytes.
+The script writes a results folder of invented runs: first every published cell of the known datasets, then invented
+systems, each with the number of queries in the dataset's config. The scores are random. It then runs `evalkit report`
+`--rounds` times, each in its own process, and prints wall time, CPU time, number of files and size.
 """
 
 from __future__ import annotations
@@ -26,23 +25,21 @@ from typing import Any
 
 import yaml
 
-from evalkit.config.settings import configs_dir
+from evalkit.config.settings import METRICS, configs_dir
 from evalkit.models import weights
 from evalkit.scoring import published
 from evalkit.storage import keys, results, trec
 from evalkit.types import Hit
 
-METRICS = ("ndcg@10", "mrr@10", "recall@100")
-
 
 def datasets() -> list[dict[str, object]]:
-    """Return the configs of every dataset whose queries are counted."""
+    """Return the config of every dataset with a known number of queries."""
     texts = (path.read_text(encoding="utf-8") for path in sorted((configs_dir() / "dataset").rglob("*.yaml")))
     return [values for text in texts if (values := yaml.safe_load(text)).get("counts", {}).get("queries")]
 
 
 def cells(wanted: int) -> list[tuple[str, int | None, dict[str, object]]]:
-    """Return so many (system, dim, dataset): the published ones, then more systems."""
+    """Return `wanted` triples (system, dim, dataset): the published ones, then invented systems."""
     known = {str(values["name"]): values for values in datasets()}
     pairs = dict.fromkeys((score.system, score.dim, score.dataset) for score in published.published_scores())
     found = [(system, dim, known[dataset]) for system, dim, dataset in pairs if dataset in known]
@@ -55,7 +52,7 @@ def cells(wanted: int) -> list[tuple[str, int | None, dict[str, object]]]:
 
 @cache
 def values(number: int) -> tuple[list[str], dict[str, float], str]:
-    """Return so many queries, their means and their table; every value has all of a float's digits, as NDCG has."""
+    """Return `number` queries, the means of their values and the table; values have full float precision, as NDCG."""
     draw = random.Random(number)  # noqa: S311 (invented scores, no secret)
     queries = [f"q{place}" for place in range(number)]
     per_query = {query: {metric: draw.random() for metric in METRICS} for query in queries}
@@ -63,7 +60,7 @@ def values(number: int) -> tuple[list[str], dict[str, float], str]:
 
 
 def published_checkpoint(system: str, dim: int | None) -> dict[str, Any] | None:
-    """Return what a run records of a system's published weights, so that its report is that of a real card."""
+    """Return a run's record of a system's published weights, so that the report treats the run as a real one."""
     known = weights.published_weights(system)
     source = None if known is None else known.checkpoints.get(str(dim))
     if known is None or source is None:
@@ -78,7 +75,7 @@ def published_checkpoint(system: str, dim: int | None) -> dict[str, Any] | None:
 
 
 def invent(folder: Path, system: str, dim: int | None, dataset: dict[str, object], seed: int) -> None:
-    """Write one run."""
+    """Write one run with random scores below `folder`."""
     name, split = str(dataset["name"]), str(dataset["split"])
     queries, means, table = values(int(dataset["counts"]["queries"]))  # type: ignore[index]
     protocol = {"corpus": dataset.get("checksum"), "drop_self": dataset["drop_self"], "stored_dtype": "float16"}
@@ -110,7 +107,7 @@ def invent(folder: Path, system: str, dim: int | None, dataset: dict[str, object
 
 
 def main() -> None:
-    """Write the runs, report them, and print a line of JSON."""
+    """Write the runs, report on them, and print one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=500, help="how many finished runs the results folder holds")
     parser.add_argument("--rounds", type=int, default=3, help="how many times the report is made")

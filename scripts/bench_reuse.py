@@ -1,10 +1,10 @@
-"""How much of a collection is already encoded when another one that lacks a few of its documents has been run.
+"""Measure how many documents two collections share in identical shards if one lacks a few of the other's documents.
 
     python scripts/bench_reuse.py --documents 100000 --removed 5 25 100 --out results/bench/reuse.json
 
-Surveys the demo collection whole and with some documents drawn at random taken out, and counts the documents in shards
-that both have: by content, as evalkit cuts, and for comparison in shards that are cut where they are full. No model
-runs.
+The script surveys the complete demo collection and copies with randomly chosen documents removed. It counts the
+documents in shards that both have, for evalkit's content-defined shards and, for comparison, for shards that end when
+they are full. It runs no model.
 """
 
 from __future__ import annotations
@@ -28,34 +28,34 @@ MAX_DOCUMENT_TOKENS = 300
 
 @dataclass(frozen=True)
 class Without:
-    """A corpus of which some documents are missing."""
+    """A corpus without some of its documents."""
 
     corpus: DemoCorpus
     removed: frozenset[int]
 
     def fingerprint(self) -> str:
-        """Return the corpus' own and the places that are missing."""
+        """Return the corpus's fingerprint with the positions of the removed documents."""
         return f"{self.corpus.fingerprint()}-{sorted(self.removed)}"
 
     def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
-        """Yield what is left; the survey asks for all of it."""
+        """Yield the remaining documents; the survey always reads all of them."""
         assert (start, stop) == (0, None)
         return (document for place, document in enumerate(self.corpus.documents()) if place not in self.removed)
 
     def where(self, index: int) -> str:
-        """Return the document's number, from 1, among those that are left."""
+        """Return the document's number among the remaining ones, from 1."""
         return f"document number {index + 1}"
 
 
 class Shards(NamedTuple):
-    """Each shard's documents, by what names its content."""
+    """The number of documents of each shard, by a name of its content."""
 
     by_content: dict[str, int]
     where_full: dict[tuple[str, str, int], int]
 
 
 def cut(corpus: Without, shard_tokens: int) -> Shards:
-    """Cut a corpus both ways. What is cut where full is named by first and last id and number of documents."""
+    """Split a corpus into shards in both ways; full shards are named by first id, last id and number of documents."""
     with tempfile.TemporaryDirectory() as folder:
         found = survey(
             corpus,
@@ -79,7 +79,7 @@ def cut(corpus: Without, shard_tokens: int) -> Shards:
 
 
 def main() -> None:
-    """Measure every number of removed documents and write the figures with their conditions."""
+    """Measure the reuse for every number of removed documents; print the figures and write them to a file."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--documents", type=int, default=100_000)
     parser.add_argument("--removed", type=int, nargs="+", default=[5, 25, 100])
@@ -91,7 +91,7 @@ def main() -> None:
     whole = cut(Without(corpus, frozenset()), chosen.shard_tokens)
     reused = {}
     for removed in chosen.removed:
-        places = frozenset(random.Random(chosen.seed).sample(range(chosen.documents), removed))  # noqa: S311 (no secret)
+        places = frozenset(random.Random(chosen.seed).sample(range(chosen.documents), removed))  # noqa: S311 (not secret)
         fewer = cut(Without(corpus, places), chosen.shard_tokens)
         reused[str(removed)] = {
             way: round(sum(size for name, size in theirs.items() if name in known) / (chosen.documents - removed), 4)

@@ -1,10 +1,10 @@
-"""Run the tests under a named condition of the machine and print what passed: conditions, counts, seconds.
+"""Run the tests under named conditions of the machine; print for each what passed, failed and was skipped.
 
     python scripts/check_conditions.py --list
     python scripts/check_conditions.py c-locale no-home
     python scripts/check_conditions.py random-order --tests tests/unit/test_runs.py
 
-Needs the dev extra. `user` needs root: it becomes the user nobody, who may write to a temporary folder alone.
+Needs the dev extra. `user` needs root, because it runs the tests as nobody, who can write to one temporary folder only.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ KERNELS = (
 
 
 class Condition(NamedTuple):
-    """What is set for the tests, and which of them run."""
+    """The settings of a condition, and the tests that run under it."""
 
     why: str
     variables: Mapping[str, str] = {}
     unset: Sequence[str] = ()
     before: Sequence[str] = ()
-    """Words before pytest's own."""
+    """A command prefix, before the interpreter that runs pytest."""
     tests: Sequence[str] = FAST
     busy: bool = False
-    """Whether a process beside the tests keeps one core busy."""
+    """Whether another process keeps one core busy during the tests."""
     nobody: bool = False
     shuffled: bool = False
 
@@ -66,7 +66,7 @@ CONDITIONS: Mapping[str, Condition] = {
 
 
 class Outcome(NamedTuple):
-    """What became of the tests."""
+    """The result of a test run."""
 
     passed: int
     failed: int
@@ -75,7 +75,7 @@ class Outcome(NamedTuple):
 
 
 def measured(condition: Condition, tests: Sequence[str], *, show: bool) -> Outcome:
-    """Run tests under a condition; `show` passes their output on. Raises OSError where the condition cannot be had."""
+    """Run tests under a condition; `show` prints pytest's output. Raises OSError if the condition cannot be set up."""
     inherited = {name: value for name, value in os.environ.items() if name not in condition.unset}
     environment = {**inherited, **condition.variables}
     with ExitStack() as left:
@@ -106,7 +106,7 @@ def measured(condition: Condition, tests: Sequence[str], *, show: bool) -> Outco
             print(f"random-order: -p randomly --randomly-seed={seed}", file=sys.stderr, flush=True)
             command += ["-p", "randomly", f"--randomly-seed={seed}"]
         started = time.monotonic()
-        done = subprocess.run(  # noqa: S603 (our own words)
+        done = subprocess.run(  # noqa: S603 (our own arguments)
             command, cwd=tree, env=environment, check=False, text=True, stdout=None if show else subprocess.PIPE
         )
         seconds = time.monotonic() - started
@@ -120,9 +120,9 @@ def measured(condition: Condition, tests: Sequence[str], *, show: bool) -> Outco
 
 
 def _as_nobody(folder: Path, environment: dict[str, str]) -> tuple[Path, list[str]]:
-    """Copy the tree to where nobody can read it and not write, and give nobody one folder of its own."""
+    """Copy the tree to a folder that the user nobody can read but not write, and create one folder it can write."""
     if os.geteuid() != 0:
-        raise OSError("the condition needs root, to become the user nobody")
+        raise OSError("the condition needs root, to run the tests as the user nobody")
     tree, writable = folder / "tree", folder / "writable"
     ignored = shutil.ignore_patterns(".git", ".venv", "__pycache__", ".*_cache", "build", ".hypothesis")
     shutil.copytree(ROOT, tree, ignore=ignored)
@@ -133,14 +133,14 @@ def _as_nobody(folder: Path, environment: dict[str, str]) -> tuple[Path, list[st
     environment.setdefault("EVALKIT_SHARED", str(ROOT.parent / "shared"))
     before = ["setpriv", "--reuid", "nobody", "--regid", "65534", "--clear-groups"]
     again = "import subprocess, sys; subprocess.run([sys.executable, '-c', ''], check=True)"
-    # setpriv itself may still enter any folder; what it has started may not.
-    if subprocess.run([*before, sys.executable, "-c", again], check=False, capture_output=True).returncode != 0:  # noqa: S603 (our own words)
+    # Start Python twice: the interpreter started by setpriv can still enter any folder, its child cannot.
+    if subprocess.run([*before, sys.executable, "-c", again], check=False, capture_output=True).returncode != 0:  # noqa: S603 (our own arguments)
         raise OSError(f"nobody cannot start {sys.executable}; use a Python outside root's home")
     return tree, before
 
 
 def _counts(report: Path) -> tuple[int, int, int]:
-    """Return how many tests passed, failed (errors among them) and were skipped."""
+    """Return how many tests passed, failed (including errors) and were skipped."""
     suite = next(ET.parse(report).getroot().iter("testsuite")).attrib  # noqa: S314 (pytest's own report)
     total, skipped = int(suite["tests"]), int(suite["skipped"])
     failed = int(suite["failures"]) + int(suite["errors"])
@@ -148,12 +148,12 @@ def _counts(report: Path) -> tuple[int, int, int]:
 
 
 def main() -> None:
-    """Run the conditions that the command line names and print a row of each."""
+    """Run the conditions given on the command line and print one row for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("conditions", nargs="*", metavar="CONDITION", help=", ".join(CONDITIONS))
-    parser.add_argument("--list", action="store_true", help="name the conditions and what they run")
-    parser.add_argument("--tests", nargs="+", help="run these instead of the condition's own")
-    parser.add_argument("--show", action="store_true", help="pass pytest's output on")
+    parser.add_argument("--list", action="store_true", help="list the conditions and their tests")
+    parser.add_argument("--tests", nargs="+", help="run these tests instead of the condition's")
+    parser.add_argument("--show", action="store_true", help="print pytest's output")
     asked = parser.parse_args()
     if unknown := [name for name in asked.conditions if name not in CONDITIONS]:
         parser.error(f"condition {unknown[0]!r} unknown; valid: {', '.join(CONDITIONS)}")

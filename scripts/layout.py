@@ -23,7 +23,8 @@ ORDER = (
     ("maxsim", "storage"),
     ("kernels", "config"),
     ("ranking", "ragged"),
-    ("types", "errors", "__init__"),
+    ("errors",),
+    ("types", "texts", "__init__"),
 )
 """Who may import whom: a room imports only rooms on the lines below its own."""
 

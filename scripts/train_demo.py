@@ -1,8 +1,8 @@
-"""Build the demo's tokenizer and train its tiny late-interaction checkpoint, deterministically by seed.
+"""Build the demo's tokenizer and train its tiny late-interaction checkpoint; a seed makes the result deterministic.
 
     python scripts/train_demo.py        # writes evalkit/models/demo/
 
-Measured with 2 threads on 2 cores that other work shared (load 2 to 4): 961 s; not yet measured on an idle machine.
+It took 961 s with 2 threads on 2 cores shared with other work (load 2 to 4); it was not measured on an idle machine.
 NDCG@10 on the default evaluation collection (1,000 documents, 200 queries, seed 7):
 
     dim   same-language   cross-lingual        (BM25 with plain word tokens: .470 and .033)
@@ -10,10 +10,10 @@ NDCG@10 on the default evaluation collection (1,000 documents, 200 queries, seed
      96            .867            .801
      64            .868            .808
 
-The result mirrors the three repositories of jina-colbert-v2 file by file and tensor by tensor: one shared backbone, and
-a linear head per dim, trained together (the losses are summed) on facts whose names no evaluation collection contains.
-Loss, curriculum and number of steps were chosen on a validation slice of the training partition; the evaluation
-partition is scored after the last step and decides nothing.
+The result has the same files and tensors as the three repositories of jina-colbert-v2: one shared backbone and a linear
+head per dim. They are trained together, on the sum of the losses, on facts whose names occur in no evaluation
+collection. Loss, curriculum and number of steps were chosen on a validation slice of the training partition. The
+evaluation partition is scored only after the last step, so no choice depends on it.
 
 Shapes: B queries of a batch, N documents of a batch, L query tokens, T document tokens, H hidden size, D dim.
 """
@@ -64,10 +64,10 @@ PHRASES: Final = ROOT / "datasets" / "demo_phrases.toml"
 
 SYLLABLE_SCORE: Final = -3.0
 WORD_SCORE: Final = -7.0
-"""Dearer than two syllables: a name that begins like a word ("nada…") is still cut into syllables."""
+"""Lower than the score of two syllables, so that a name that begins like a word ("nada…") is split into syllables."""
 CHARACTER_SCORE: Final = -12.0
 _WORD: Final = re.compile(r"[^\W\d_\u4e00-\u9fff](?:[^\W\d_\u4e00-\u9fff]|[\u0900-\u0963])*")
-"""A run of letters (and Devanagari's vowel signs); Chinese has no spaces and is read by character."""
+"""Matches runs of letters and Devanagari vowel signs; Chinese has no spaces and is split into characters."""
 FIRST, PAD, LAST = 0, 1, 2
 QUERY_TOKENS: Final = 32
 DOCUMENT_TOKENS: Final = 300
@@ -81,7 +81,7 @@ ROPE_BASE: Final = 10000.0
 BATCH: Final = 24
 STEPS: Final = 1200
 SHORT_SHARE: Final = 0.75
-"""The share of steps, at the start, that see only passages of at most median length: they are twice as fast."""
+"""The share of steps, at the start, that use only passages of at most median length; these are twice as fast."""
 WARMUP_STEPS: Final = 100
 PEAK_LEARNING_RATE: Final = 2e-3
 TEMPERATURE: Final = 1.0
@@ -97,17 +97,17 @@ VALIDATION_QUERIES: Final = 200
 
 
 def build_tokenizer() -> Tokenizer:
-    """Make an XLM-R style Unigram tokenizer whose pieces are the wording's words, the name syllables, and characters.
+    """Build an XLM-R style Unigram tokenizer from the words of the phrases, the syllables of names, and characters.
 
-    No name is looked at. Syllables score best, so a name is always one token per syllable, in every script, and a
-    model can learn which syllables correspond; any other text falls back to syllables and characters.
+    No name is used. Syllables have the best score, so a name has one token per syllable in every script, and a model
+    can learn which syllables correspond. Other text is split into syllables and characters.
     """
     normal = _normalizer()
     texts = [normal.normalize_str(text) for text in _wording_strings()]
     syllables = sorted({normal.normalize_str(syllable) for table in SPELLINGS.values() for syllable in table})
     words = sorted({word for text in texts for word in _WORD.findall(text)})
     characters = sorted({c for text in (*texts, *syllables) for c in text if c != " "} | {*PUNCTUATION, *string.digits})
-    # XLM-R's own order: 4 is the comma, 5 the full stop, 6 the word boundary.
+    # XLM-R's order: token id 4 is the comma, 5 the full stop, 6 the word boundary.
     pieces = dict.fromkeys([",", ".", "▁", *characters, "·"], CHARACTER_SCORE)
     pieces |= {"▁" + word: WORD_SCORE for word in words}
     pieces |= {prefix + syllable: SYLLABLE_SCORE for syllable in syllables for prefix in ("", "▁")}
@@ -149,7 +149,7 @@ def _wording_strings() -> list[str]:
 
 
 class Markers(NamedTuple):
-    """Ids that frame a text."""
+    """Token ids of the mask and the two markers."""
 
     mask: int
     query: int
@@ -157,7 +157,7 @@ class Markers(NamedTuple):
 
 
 def query_ids(tokenizer: Tokenizer, texts: Sequence[str], markers: Markers) -> Tensor:
-    """Return [B, 32] ids: `<s> [QueryMarker] … </s> <mask>…`; all of them attend and all are scored."""
+    """Return token ids [B, 32]: `<s> [QueryMarker] … </s> <mask>…`; all of them are attended to and scored."""
     rows = []
     for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
         row = [FIRST, markers.query, *encoding.ids[: QUERY_TOKENS - 3], LAST]
@@ -166,7 +166,7 @@ def query_ids(tokenizer: Tokenizer, texts: Sequence[str], markers: Markers) -> T
 
 
 def document_ids(tokenizer: Tokenizer, texts: Sequence[str], markers: Markers) -> Tensor:
-    """Return [N, T] ids: `<s> [DocumentMarker] … </s>`, at most 300, padded to the longest."""
+    """Return token ids [N, T]: `<s> [DocumentMarker] … </s>`, truncated to 300 and padded to the longest text."""
     rows = [
         [FIRST, markers.document, *encoding.ids[: DOCUMENT_TOKENS - 3], LAST]
         for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False)
@@ -179,10 +179,10 @@ def document_ids(tokenizer: Tokenizer, texts: Sequence[str], markers: Markers) -
 
 
 class Model(nn.Module):
-    """The backbone that evalkit runs, and one head per dim."""
+    """The backbone that evalkit uses, and one head per dim."""
 
     def __init__(self, vocabulary: int) -> None:
-        """Start from random weights, dropout off: the data never repeats, so there is nothing to overfit."""
+        """Initialise random weights. Dropout is off: the data does not repeat, so the model cannot overfit."""
         super().__init__()
         config = JinaEmbeddingsV3Config(
             vocab_size=vocabulary,
@@ -199,13 +199,13 @@ class Model(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(HIDDEN, dim, bias=False) for dim in DIMS)
 
     def forward(self, ids: Tensor, attention: Tensor) -> dict[int, Tensor]:
-        """Return dim → L2-normalised vectors [rows, tokens, D]."""
+        """Return L2-normalised vectors [texts, tokens, D] by dim."""
         hidden = self.backbone(input_ids=ids, attention_mask=attention).last_hidden_state
         return {dim: F.normalize(head(hidden), dim=-1) for dim, head in zip(DIMS, self.heads, strict=True)}
 
 
 def maxsim(query_BLD: Tensor, document_NTD: Tensor, kept_NT: Tensor) -> Tensor:
-    """Return scores [B, N]: the sum over query tokens of the best kept document token."""
+    """Return scores [B, N]: the sum over query tokens of the largest product with a kept document token."""
     b, length, _ = query_BLD.shape
     similarity = query_BLD.flatten(0, 1) @ document_NTD.flatten(0, 1).T
     similarity = similarity.view(b, length, *kept_NT.shape).masked_fill(~kept_NT, -torch.inf)
@@ -213,7 +213,7 @@ def maxsim(query_BLD: Tensor, document_NTD: Tensor, kept_NT: Tensor) -> Tensor:
 
 
 class Encoder(NamedTuple):
-    """A model with the tokenizer and the ids that its rules need."""
+    """A model with its tokenizer, markers and the token ids that are not scored."""
 
     model: Model
     tokenizer: Tokenizer
@@ -221,18 +221,18 @@ class Encoder(NamedTuple):
     skipped: Tensor
 
     def queries(self, texts: Sequence[str]) -> dict[int, Tensor]:
-        """Return dim → [B, 32, D]."""
+        """Return query vectors [B, 32, D] by dim."""
         ids = query_ids(self.tokenizer, texts, self.markers)
         vectors: dict[int, Tensor] = self.model(ids, torch.ones_like(ids))
         return vectors
 
     def documents(self, texts: Sequence[str]) -> tuple[dict[int, Tensor], Tensor]:
-        """Return dim → [N, T, D], and which of the tokens are scored [N, T]."""
+        """Return document vectors [N, T, D] by dim, and which tokens are scored [N, T]."""
         ids = document_ids(self.tokenizer, texts, self.markers)
         return self.model(ids, (ids != PAD).long()), ~torch.isin(ids, self.skipped)
 
     def scores(self, queries: Mapping[int, Tensor], texts: Sequence[str], *, group: int = 16) -> dict[int, Tensor]:
-        """Return dim → scores [B, N], encoding passages of similar length together so that little is padding."""
+        """Return scores [B, N] by dim; passages of similar length share a batch, to reduce padding."""
         order = sorted(range(len(texts)), key=lambda n: (len(texts[n].encode()), n))
         columns: dict[int, list[Tensor]] = {dim: [] for dim in DIMS}
         for start in range(0, len(order), group):
@@ -247,19 +247,19 @@ class Encoder(NamedTuple):
 
 
 class Example(NamedTuple):
-    """A query with three passages that share its names, best first."""
+    """A query with three passages from its region, best first."""
 
     query: str
     states: str
-    """Grade 2: it states the fact."""
+    """Grade 2: the passage states the fact."""
     related: str
-    """Grade 1: it is about the same entity."""
+    """Grade 1: the passage is about the same entity."""
     other: str
-    """Grade 0: about another entity of the region, where there is one with a fact of the same sort."""
+    """Grade 0: the passage is about another entity of the region, of the same kind if there is one."""
 
 
 def median_lengths(corpus: DemoCorpus, *, sample: int = 3000) -> dict[Language, int]:
-    """Return each language's median passage length in characters."""
+    """Return each language's median passage length in characters, from the first `sample` documents."""
     lengths: dict[Language, list[int]] = {language: [] for language in LANGUAGES}
     for index, document in enumerate(corpus.documents(0, sample)):
         lengths[corpus.language(index // DOCUMENTS_PER_ENTITY)].append(len(document.joined()))
@@ -267,7 +267,7 @@ def median_lengths(corpus: DemoCorpus, *, sample: int = 3000) -> dict[Language, 
 
 
 def example(corpus: DemoCorpus, region: int, draw: random.Random) -> tuple[Language, Example]:
-    """Draw a fact of a region, the language to ask in, and the three passages; return the passages' language too."""
+    """Draw a fact of a region, a query language and three passages; return the passages' language and the example."""
     member = draw.randrange(ENTITIES_PER_REGION)
     attribute = draw.randrange(ATTRIBUTES_PER_KIND)
     fact = Fact(region * ENTITIES_PER_REGION + member, attribute, named=draw.random() < 0.5)
@@ -283,13 +283,13 @@ def example(corpus: DemoCorpus, region: int, draw: random.Random) -> tuple[Langu
 
 
 def examples(corpus: DemoCorpus, *, steps: int, seed: int) -> Iterator[list[Example]]:
-    """Yield one batch per step; its regions differ, so only a query's own region is about the query's names."""
+    """Yield one batch per step. All its regions differ, so only passages of a query's own region match its names."""
     draw = random.Random(seed)  # noqa: S311 (reproducible, not secret)
     median = median_lengths(corpus)
     for step in range(steps):
         batch: dict[int, Example] = {}
         while len(batch) < BATCH:
-            # The first regions are the validation slice's.
+            # The first regions are reserved for validation.
             region = draw.randrange(VALIDATION_DOCUMENTS, TRAINING_REGIONS)
             language, drawn = example(corpus, region, draw)
             if step >= SHORT_SHARE * steps or all(len(text) <= median[language] for text in drawn[1:]):
@@ -300,8 +300,8 @@ def examples(corpus: DemoCorpus, *, steps: int, seed: int) -> Iterator[list[Exam
 def graded_loss(scores: Tensor) -> Tensor:
     """Return the contrastive loss of scores [B, 3B] (columns: all stating, all related, all other passages).
 
-    Two terms teach the order of the grades: the stating passage against all others, and the related one against all
-    but the stating one.
+    The first term ranks the stating passage above all others. The second ranks the related passage above all but the
+    stating one.
     """
     b = len(scores)
     own = torch.arange(b)
@@ -312,14 +312,14 @@ def graded_loss(scores: Tensor) -> Tensor:
 
 
 def learning_rate(step: int, steps: int) -> float:
-    """Rise linearly, then fall along a half cosine to nothing."""
+    """Return the rate of a step: a linear warm-up, then a half cosine down to zero."""
     if step < WARMUP_STEPS:
         return PEAK_LEARNING_RATE * (step + 1) / WARMUP_STEPS
     return PEAK_LEARNING_RATE * 0.5 * (1 + math.cos(math.pi * (step - WARMUP_STEPS) / max(1, steps - WARMUP_STEPS)))
 
 
 def train(encoder: Encoder, *, steps: int, seed: int) -> None:
-    """Run in-batch contrastive training of backbone and heads, printing the validation slice's figures on the way."""
+    """Train backbone and heads with in-batch contrastive loss; print loss and validation scores during training."""
     model = encoder.model
     corpus = DemoCorpus(TRAINING_REGIONS * ENTITIES_PER_REGION * DOCUMENTS_PER_ENTITY, seed, "training")
     validation = DemoSize(documents=VALIDATION_DOCUMENTS, queries=VALIDATION_QUERIES, seed=seed)
@@ -346,7 +346,7 @@ def train(encoder: Encoder, *, steps: int, seed: int) -> None:
 
 
 def figures(encoder: Encoder, size: DemoSize, *, partition: Partition) -> str:
-    """Score a collection by brute force and say NDCG@10 per dim and query group, in one line."""
+    """Score a collection by brute force and return NDCG@10 per dim and query group as one line of text."""
     task = load_demo(size, partition=partition)
     encoder.model.eval()
     documents = list(task.corpus.documents())
@@ -364,7 +364,7 @@ def figures(encoder: Encoder, size: DemoSize, *, partition: Partition) -> str:
 
 
 def mean_ndcg(ranked: Mapping[str, Sequence[str]], qrels: Qrels, query_ids: Sequence[str]) -> float:
-    """Return mean NDCG@10 with linear gain; the lists hold ten documents."""
+    """Return the mean NDCG@10 with linear gain of rankings with ten documents each."""
     total = 0.0
     for query in query_ids:
         ideal = sorted(qrels[query].values(), reverse=True)[:10]
@@ -381,7 +381,7 @@ def _dcg(gains: Sequence[int]) -> float:
 
 
 def checkpoint_tensors(model: Model) -> dict[str, Tensor]:
-    """Return the backbone under the hub repository's names, in bfloat16; q, k and v become one Wqkv."""
+    """Return the backbone's tensors in bfloat16, under the Hub repository's names; q, k and v become one Wqkv."""
     own = {name: tensor.detach().to(torch.bfloat16) for name, tensor in model.backbone.state_dict().items()}
     renamed: dict[str, Tensor] = {}
     for part in ("word", "token_type"):
@@ -518,14 +518,14 @@ def main() -> None:
     tokenizer = build_tokenizer()
     size = tokenizer.get_vocab_size()
     markers = Markers(mask=size - 3, query=size - 2, document=size - 1)
-    # Stanford ColBERT's punctuation rule: the first id of each encoded character, and padding.
+    # Stanford ColBERT's punctuation rule: the first token id of each encoded character, and padding.
     skipped = {tokenizer.encode(c, add_special_tokens=False).ids[0] for c in PUNCTUATION} | {PAD}
     model = Model(size)
     encoder = Encoder(model, tokenizer, markers, torch.tensor(sorted(skipped)))
     print(f"vocabulary {size}, parameters {sum(p.numel() for p in model.parameters())}")
     train(encoder, steps=arguments.steps, seed=arguments.seed)
     size_bytes = save(encoder, arguments.out)
-    # Score what was saved: the weights as rounded to two bytes.
+    # Score the weights as saved, rounded to bfloat16.
     model.load_state_dict({name: tensor.to(torch.bfloat16).float() for name, tensor in model.state_dict().items()})
     print(f"evaluation: {figures(encoder, DemoSize(documents=1000, queries=200, seed=7), partition='evaluation')}")
     print(f"wrote {size_bytes / 1e6:.2f} MB below {arguments.out} in {time.perf_counter() - started:.0f} s")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from types import SimpleNamespace
 
 import torch
@@ -149,6 +150,11 @@ class _Event:
         waits["event"] += 1
 
 
+class _Stream:
+    def __init__(self, *_):
+        pass
+
+
 @contextlib.contextmanager
 def simulated_gpu(monkeypatch):
     """Within it torch has one CUDA device."""
@@ -182,11 +188,25 @@ def simulated_gpu(monkeypatch):
         "device_of": lambda _: contextlib.nullcontext(),
         "empty_cache": lambda: None,
         "Event": _Event,
+        "Stream": _Stream,
+        "stream": lambda _: contextlib.nullcontext(),
     }.items():
         monkeypatch.setattr(torch.cuda, name, value)
     monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self, *_: self)
     monkeypatch.setattr(torch.Tensor, "to", to)
     monkeypatch.setattr(torch.Tensor, "__getitem__", getitem)
     monkeypatch.setattr(torch, "tensor", tensor)
+    real_submit = ThreadPoolExecutor.submit
+
+    def submit(self, work, *args, **kwargs):
+        """Have the device in the threads that a run starts: a mode is its own thread's."""
+
+        def within(*args, **kwargs):
+            with _Mode():
+                return work(*args, **kwargs)
+
+        return real_submit(self, within, *args, **kwargs)
+
+    monkeypatch.setattr(ThreadPoolExecutor, "submit", submit)
     with _Mode():
         yield

@@ -1,6 +1,8 @@
-"""Runs side by side: paired differences with their sampling error, and what each dim costs to store and to search.
+"""Comparison of runs: paired differences with their sampling error, and the storage and search cost of each dim.
 
-Sampling error answers "is dim 64 worse than 128?", never "did we reproduce the card?". Shapes: Q queries, B resamples.
+Sampling error answers "is dim 64 worse than 128?". It does not answer "did we reproduce the card?".
+
+Shapes: Q queries, B resamples.
 """
 
 from __future__ import annotations
@@ -20,40 +22,41 @@ from evalkit.storage.results import CellScores
 RESAMPLES = 2000
 SEED = 0
 CHUNK = 200
-"""Resamples drawn at once: bounds the [B, Q] matrix of drawn positions."""
+"""Resamples drawn at once, to bound the size of the matrix [B, Q] of drawn positions."""
 
 
 class Storage(NamedTuple):
-    """Bytes of the vectors of a corpus."""
+    """The size of a corpus's vectors, in bytes."""
 
     per_vector: int
     per_passage: float | None
-    """None where the run did not count its vectors."""
+    """The mean over passages; None if the run did not count its vectors."""
     corpus: int | None
+    """The whole corpus; None if the run did not count its vectors."""
 
 
 class Comparison(NamedTuple):
-    """A run against a base run on the same queries of one dataset."""
+    """The difference between a run and a base run on the same queries of one dataset."""
 
     dataset: str
     metric: str
     base: CellScores
     other: CellScores
     delta: float
-    """Mean over queries of the other's value minus the base's."""
+    """The mean over queries of the other run's value minus the base run's."""
     interval: tuple[float, float]
-    """95 % of a paired bootstrap of the difference."""
+    """The 95 % interval of a paired bootstrap of the difference."""
     p: float
-    """Two-sided paired t-test."""
+    """The p-value of a two-sided paired t-test."""
     p_holm: float
-    """Corrected by Holm's method over all comparisons made together: every dataset, system and dim."""
+    """`p` corrected by Holm's method over all comparisons of one call: every dataset, system and dim."""
     queries: int
     wins: int
     losses: int
 
 
 def storage(cell: CellScores, *, bytes_per_value: int | None = None) -> Storage | None:
-    """Return what a cell's vectors take as stored, or at another width; None for a system without vectors."""
+    """Return the size of a cell's vectors as stored, or at `bytes_per_value`; None for a system without vectors."""
     if cell.dim is None:
         return None
     width = bytes_per_value or (4 if cell.protocol.get("stored_dtype") == "float32" else 2)
@@ -64,7 +67,7 @@ def storage(cell: CellScores, *, bytes_per_value: int | None = None) -> Storage 
 
 
 def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return the 95 % percentile bootstrap interval of a mean; the same values give the same interval.
+    """Return the 95 % percentile bootstrap interval of a mean; the seed is fixed, so the result is reproducible.
 
     >>> bootstrap_interval([0.5, 0.5, 0.5])
     (0.5, 0.5)
@@ -80,9 +83,9 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def normal_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
-    """Return the 95 % interval of a mean by its standard error: 1.96 of them to either side.
+    """Return the 95 % interval of a mean: the mean plus and minus 1.96 standard errors.
 
-    Beside a bootstrap it costs nothing, and over the hundreds of queries of a run it says the same.
+    It is much cheaper than a bootstrap, and agrees with it for the hundreds of queries of a run.
 
     >>> [round(end, 3) for end in normal_interval([0.0, 1.0, 0.0, 1.0])]
     [-0.066, 1.066]
@@ -95,7 +98,7 @@ def normal_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Return p-values corrected for their number by Holm's step-down method, in the order given.
+    """Return p-values corrected for multiple comparisons by Holm's step-down method, in the order of the argument.
 
     >>> [round(p, 3) for p in holm([0.01, 0.04, 0.03])]
     [0.03, 0.06, 0.06]
@@ -109,7 +112,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def paired_p(base: Sequence[float], other: Sequence[float]) -> float:
-    """Return the p-value of a two-sided paired t-test; runs that never differ have 1, and so has a single query.
+    """Return the p-value of a two-sided paired t-test; 1 for runs that never differ and for a single query.
 
     >>> paired_p([0.1, 0.2], [0.1, 0.2])
     1.0
@@ -117,7 +120,7 @@ def paired_p(base: Sequence[float], other: Sequence[float]) -> float:
     difference_Q = np.asarray(other, dtype=np.float64) - np.asarray(base, dtype=np.float64)
     if len(difference_Q) < 2 or not difference_Q.any():
         return 1.0
-    if not np.ptp(difference_Q):  # the same difference everywhere has no spread to divide by
+    if not np.ptp(difference_Q):  # a constant difference has standard deviation 0, by which the test would divide
         return 0.0
     from scipy.stats import ttest_rel
 
@@ -125,10 +128,10 @@ def paired_p(base: Sequence[float], other: Sequence[float]) -> float:
 
 
 def compare(cells: Sequence[CellScores], results_dir: Path, *, metric: str | None = None) -> list[Comparison]:
-    """Compare every run with the first of its dataset, the one with the greatest dim unless the caller ordered them.
+    """Compare every run with the first run on its dataset; `choose` puts the greatest dim first.
 
-    Raises ScoreError when fewer than two runs share a dataset, when a metric was not measured, when two runs judged
-    different queries, or when a run's values by query are damaged.
+    `metric` is the dataset's main metric unless given. Raises ScoreError if no two runs share a dataset, if a run was
+    not scored with the metric, if two runs have different judged queries, or if a run's per-query values are damaged.
     """
     by_dataset: dict[tuple[str, str], list[CellScores]] = {}
     for cell in cells:
@@ -158,7 +161,7 @@ def _compared(  # noqa: PLR0913, PLR0917 (one caller: two runs, each with its va
 ) -> Comparison:
     if base_values.keys() != other_values.keys():
         differing = len(base_values.keys() ^ other_values.keys())
-        msg = f"{base.run_id} and {other.run_id}: {differing} queries stand in one only; wanted the same judged queries"
+        msg = f"{base.run_id} and {other.run_id}: {differing} queries are in one only; wanted the same judged queries"
         raise ScoreError(f"{msg}; run both on the same copy of {dataset}")
     before = list(base_values.values())
     after = [other_values[query] for query in base_values]
@@ -179,7 +182,7 @@ def _compared(  # noqa: PLR0913, PLR0917 (one caller: two runs, each with its va
 
 
 def values_of(cell: CellScores, results_dir: Path, metric: str) -> dict[str, float]:
-    """Return a run's values by query for one metric. Raises ScoreError when it was not measured or its table edited."""
+    """Return a run's values of a metric by query. Raises ScoreError if it was not measured or the table was edited."""
     results.require_unedited(results_dir, cell, results.PER_QUERY)
     table = results.read_per_query(run_dir(results_dir, cell.run_id) / results.PER_QUERY)
     if metric not in table.metrics:
@@ -189,16 +192,17 @@ def values_of(cell: CellScores, results_dir: Path, metric: str) -> dict[str, flo
 
 
 def intervals(cells: Iterable[CellScores], results_dir: Path) -> dict[str, tuple[float, float]]:
-    """Return the 95 % interval of each run's main metric over its queries, by run id."""
+    """Return by run id the 95 % interval of the run's main metric over its queries."""
     return {
         cell.run_id: normal_interval(list(values_of(cell, results_dir, cell.main_metric).values())) for cell in cells
     }
 
 
 def choose(cells: Iterable[CellScores], words: Sequence[str]) -> list[CellScores]:
-    """Return the runs that each word names: a run id, its beginning, a system, or a dataset; all for no words.
+    """Return the runs that match each word: a run id or its prefix, a system, or a dataset. No words match all runs.
 
-    Within a word the greatest dim comes first. Raises ScoreError for a word that names none.
+    The runs are in the order of the words; within one word the greatest dim comes first. Raises ScoreError if a word
+    matches no run.
     """
     known = sorted(cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0)))
     if not known:
@@ -215,13 +219,13 @@ def choose(cells: Iterable[CellScores], words: Sequence[str]) -> list[CellScores
 
 
 def names(cell: CellScores, word: str) -> bool:
-    """Say whether a word names a run: the beginning of its id, its system (with or without dim), or its dataset."""
+    """Tell whether a word matches a run: a prefix of its id, its system (with or without dim), or its dataset."""
     system = cell.model if cell.dim is None else f"{cell.model}-{cell.dim}"
     return cell.run_id.startswith(word) or word in (cell.model, system, cell.dataset)
 
 
 def one(cells: Iterable[CellScores], word: str) -> CellScores:
-    """Return the single run that a word names. Raises ScoreError when it names none or several."""
+    """Return the only run that a word matches, as in `choose`. Raises ScoreError if it matches none or several."""
     chosen = choose(cells, [word])
     exact = [cell for cell in chosen if cell.run_id == word]
     if len(exact or chosen) != 1:
@@ -231,7 +235,7 @@ def one(cells: Iterable[CellScores], word: str) -> CellScores:
 
 
 def measured(cell: CellScores, metric: str | None) -> str:
-    """Return a metric's name, the main one for None. Raises ScoreError when the run was not scored with it."""
+    """Return a metric's name; None means the main metric. Raises ScoreError if the run was not scored with it."""
     name = metric or cell.main_metric
     if name not in cell.metrics:
         msg = f"{cell.run_id}: metric {name!r} was not measured; {nearest(name, cell.metrics)}"

@@ -148,16 +148,18 @@ def _vocabulary(config: RunConfig, cell: CellScores) -> Vocabulary | None:
     if not isinstance(config.model, EncoderConfig):
         return None
     from evalkit.models.checkpoint import resolve
-    from evalkit.models.tokens import load_vocabulary
+    from evalkit.models.tokens import vocabulary_of
 
-    return load_vocabulary(resolve(config.model.checkpoints[str(cell.dim)], allow_pickle=config.model.allow_pickle))
+    source = config.model.checkpoints[str(cell.dim)]
+    return vocabulary_of(config.model, resolve(source, allow_pickle=config.model.allow_pickle))
 
 
 def is_cut(config: RunConfig, vocabulary: Vocabulary, text: str, *, side: str) -> bool:
     """Say whether a text has more tokens than the model reads of it."""
     assert isinstance(config.model, EncoderConfig)
     rules = config.model.query if side == "query" else config.model.document
-    room = rules.max_tokens - len(vocabulary.markers(rules)) - 2
+    room = rules.max_tokens - len(vocabulary.markers(rules)) - len(vocabulary.begin) - len(vocabulary.end)
+    text = f"{rules.prompt}{text}"
     return len(vocabulary.tokenizer.encode(text, add_special_tokens=False).ids) > room
 
 

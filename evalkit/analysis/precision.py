@@ -1,6 +1,6 @@
-"""What a narrower storage of the same embeddings costs in quality, measured on stored shards; no document is encoded.
+"""The effect of a smaller storage type on quality, measured by searching stored shards; no document is encoded.
 
-Shapes: X vectors of a shard packed, D dim.
+Shapes: X vectors of a shard, concatenated; D dim.
 """
 
 from __future__ import annotations
@@ -29,24 +29,25 @@ from evalkit.storage.results import CellScores
 Width = Literal["float16", "int8"]
 WIDTHS: tuple[Width, ...] = ("float16", "int8")
 SCALE_BYTES = 2
-"""Each int8 vector keeps its own scale as one fp16 number."""
+"""Each int8 vector has its own scale, one fp16 number."""
 
 
 class Narrowed(NamedTuple):
-    """A run searched again with its document vectors at another width."""
+    """A run searched again with its document vectors rounded to a smaller type."""
 
     width: Width
     bytes_per_vector: int
     value: float
     delta: float
-    """Against the run as it was stored."""
+    """The difference from the stored run."""
     interval: tuple[float, float]
-    """95 % of a paired bootstrap of the difference."""
+    """The 95 % interval of a paired bootstrap of the difference."""
     p: float
+    """The p-value of a two-sided paired t-test."""
 
 
 def narrowed(vectors_XD: Tensor, width: Width) -> Tensor:
-    """Return vectors as they read back from storage at some width; int8 has one scale per vector.
+    """Return vectors [X, D] as they would be read back from storage of a width; int8 has one scale per vector.
 
     >>> [round(value, 2) for value in narrowed(torch.tensor([[1.0, -0.5, 0.0]]), "int8")[0].tolist()]
     [1.0, -0.5, 0.0]
@@ -59,9 +60,10 @@ def narrowed(vectors_XD: Tensor, width: Width) -> Tensor:
 
 
 def measure(config: RunConfig, cell: CellScores, results_dir: Path, *, console: Console) -> list[Narrowed]:
-    """Search a run's stored embeddings at every width and score them; its queries are encoded, its documents not.
+    """Search and score a run's stored embeddings at every width; the queries are encoded again, the documents are not.
 
-    Raises ConfigError for a system without vectors, StoreError when the embeddings are not stored or not the run's.
+    Raises ConfigError for a system without vectors, and StoreError if the embeddings are not stored or the settings no
+    longer give the run's id.
     """
     model = config.model
     if not isinstance(model, EncoderConfig) or cell.dim is None:

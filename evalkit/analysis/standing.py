@@ -1,6 +1,6 @@
-"""Where a run stands: whether it is a run of its system as published, and so may speak for that system.
+"""Whether a run represents its system as published.
 
-Every verdict, table, average, headline and export asks here, so that one run has one standing everywhere.
+Every verdict, table, average and export uses these functions, so that a run is treated in the same way everywhere.
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ if TYPE_CHECKING:
 
 
 def departures(cell: CellScores) -> tuple[str, ...]:
-    """Return what makes a run one of another system or another dataset than it is named after."""
+    """Return the deviations because of which a run is not a run of the system and dataset that it is named after."""
     return (*cell.deviations, *weights.differing(cell))
 
 
 def differing(cell: CellScores, score: PublishedScore) -> tuple[str, ...]:
-    """Return everything in which a run differs from how a score was published."""
+    """Return all differences between a run and the conditions under which a score was published."""
     return (*departures(cell), *published.differing(score, cell.protocol, cell.split, self_hits=cell.self_hits))
 
 
 def representative(cells: Iterable[CellScores]) -> tuple[CellScores, ...]:
-    """Return the runs that may stand for their system on their dataset: those without departures."""
+    """Return the runs that represent their system on their dataset: those without departures."""
     return tuple(cell for cell in cells if not departures(cell))
 
 
 def exportable(cells: Iterable[CellScores]) -> tuple[CellScores, ...]:
-    """Return the runs whose scores may leave the project under their system's name.
+    """Return the runs whose scores may be exported under their system's name.
 
-    A run that differs from every score published for it is no measurement of any of them. One that nothing is published
-    for has only its departures to answer for.
+    A run that differs from the conditions of every published score does not measure any of them, so it is left out. If
+    no score is published for a run, it only must have no departures.
     """
     return tuple(cell for cell in representative(cells) if _as_someone_published(cell))
 

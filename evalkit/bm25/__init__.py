@@ -1,1 +1,1 @@
-"""BM25 as Lucene computes it: analyzers and scoring."""
+"""BM25 as Lucene computes it: text analysis and scoring."""

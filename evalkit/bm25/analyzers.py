@@ -1,7 +1,7 @@
-"""Text analysis: text in, the terms that BM25 counts out; Lucene's where it can be matched.
+"""Text analysis: turn a text into the terms that BM25 counts, as Lucene does where that can be reproduced.
 
-The English chain is the one of Lucene's `EnglishAnalyzer` and of Anserini's default: `StandardTokenizer` →
-`EnglishPossessiveFilter` → `LowerCaseFilter` → `StopFilter` → `PorterStemFilter`. Every part is a pure function.
+The English chain is that of Lucene's `EnglishAnalyzer`, which is Anserini's default: `StandardTokenizer` →
+`EnglishPossessiveFilter` → `LowerCaseFilter` → `StopFilter` → `PorterStemFilter`. Every step is a pure function.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import regex
 import Stemmer
 
 Analyzer = Callable[[str], list[str]]
-"""Text → terms in order of occurrence, repeated as often as they occur."""
+"""Maps a text to its terms in order of occurrence; a term that occurs twice is returned twice."""
 
 MAX_TOKEN_LENGTH = 255
-"""Lucene's `StandardTokenizer.maxTokenLength`: a longer token is cut there and scanning goes on at the cut."""
+"""Lucene's `StandardTokenizer.maxTokenLength`: a longer token is split there, and scanning resumes after the split."""
 
 # fmt: off
 STOP_WORDS = frozenset(
@@ -36,11 +36,11 @@ _WINDOW = 1 << 16
 _WINDOW_MARGIN = 1 << 10
 """More than a token has, with what it looks ahead to: a match that ends before the margin does not depend on it."""
 _CACHED_CHUNKS = 1 << 17
-"""Distinct whitespace-delimited strings remembered: by Zipf's law most running text, in some tens of MB."""
+"""Cache size in distinct whitespace-delimited strings: they cover most running text (Zipf) in a few tens of MB."""
 
-# Every character class of UAX #29 (https://unicode.org/reports/tr29/, table 3) that Lucene's grammar names.
-# WB4, `X (Extend | Format | ZWJ)* → X`, is `_IGNORED`; emoji modifiers are tokens of their own in Lucene's
-# Unicode 9 classes and joined `Extend` only in Unicode 11.
+# The character classes of UAX #29 (https://unicode.org/reports/tr29/, table 3) that Lucene's grammar uses.
+# `_IGNORED` is rule WB4, `X (Extend | Format | ZWJ)* → X`. Emoji modifiers are excluded because Lucene uses Unicode 9,
+# where they are separate tokens; they joined `Extend` in Unicode 11.
 _IGNORED = r"[\p{WB=Extend}\p{WB=Format}\p{WB=ZWJ}--\p{Emoji_Modifier}]*"
 _LETTER = rf"[\p{{WB=ALetter}}\p{{WB=Hebrew_Letter}}]{_IGNORED}"
 _HEBREW = rf"\p{{WB=Hebrew_Letter}}{_IGNORED}"
@@ -52,8 +52,8 @@ _MID_NUMBER = rf"[\p{{WB=MidNum}}\p{{WB=MidNumLet}}\p{{WB=Single_Quote}}]{_IGNOR
 _SINGLE_QUOTE = rf"\p{{WB=Single_Quote}}{_IGNORED}"
 _DOUBLE_QUOTE = rf"\p{{WB=Double_Quote}}{_IGNORED}"
 
-# WB5-WB13b in the order of Lucene's grammar. A mid character belongs to a word only between two letters (WB6, WB7) or
-# two digits (WB11, WB12), hence the look-ahead: it makes the first match the longest, which is what Lucene takes.
+# Rules WB5 to WB13b in the order of Lucene's grammar. A mid character belongs to a word only between two letters (WB6,
+# WB7) or two digits (WB11, WB12). The look-ahead checks that, so the first match is the longest one, as in Lucene.
 _RUN = (
     rf"(?:{_KATAKANA})+"
     rf"|(?:{_HEBREW}{_DOUBLE_QUOTE}{_HEBREW}"
@@ -61,12 +61,12 @@ _RUN = (
     rf"|{_LETTER}(?:{_MID_LETTER}(?={_LETTER}))?"
     rf"|{_DIGIT}(?:{_MID_NUMBER}(?={_DIGIT}))?)+"
 )
-# A token has at most 255 characters, so no longer beginning need be tried: lines of underscores cost linear time.
+# A token has at most 255 characters, so longer prefixes need not be tried; this keeps lines of underscores linear.
 _LEAD = rf"{{0,{MAX_TOKEN_LENGTH - 1}}}+"
 _WORD = rf"(?:{_CONNECTOR}){_LEAD}(?:{_RUN})(?:(?:{_CONNECTOR})+(?:{_RUN}))*(?:{_CONNECTOR})*"
 
-# Emoji, after the `emoji_sequence` rule of UTS #51 (https://unicode.org/reports/tr51/). Lucene keeps them as tokens,
-# and © ® ™ ↔ are Extended_Pictographic too: they are 517 of the 601,950 terms of nfcorpus' text field.
+# Emoji follow the `emoji_sequence` rule of UTS #51 (https://unicode.org/reports/tr51/). Lucene keeps them as tokens.
+# © ® ™ ↔ are Extended_Pictographic too: 517 of the 601,950 terms of nfcorpus' text field.
 _ZWJ = r"\u200D"
 _PICTURE = r"[\p{Extended_Pictographic}\p{Emoji_Modifier}]"
 _PICTURE_IGNORED = (
@@ -82,22 +82,22 @@ _EMOJI = (
     rf"|(?:\p{{WB=Regional_Indicator}}{_IGNORED}){{2}}"
 )
 
-# What Lucene adds to UAX #29: a run of a South-East Asian script stays whole; Han and Hiragana: a character a token.
+# Lucene's additions to UAX #29: a run of a South-East Asian script is one token; each Han or Hiragana character is one.
 _TOKEN = regex.compile(
     rf"{_WORD}|{_EMOJI}|(?:\p{{LB=SA}}{_IGNORED})+|[\p{{Script=Han}}\p{{Script=Hiragana}}]{_IGNORED}", regex.V1
 )
 
 _CHUNK = re.compile(r"[\S\u202F]+")
-"""Stretches that no token crosses: all whitespace but U+202F, which is ExtendNumLet, is outside every token rule."""
+"""Matches strings between whitespace, which no token crosses. U+202F is kept: it is ExtendNumLet, part of a token."""
 
 _POSSESSIVE_QUOTES = "'\u2019\uff07"
 
 
 def tokenize(text: str) -> list[str]:
-    """Split text as Lucene's `StandardTokenizer` does: the word rules of UAX #29, plus emoji, South-East Asian runs.
+    """Split a text as Lucene's `StandardTokenizer` does: UAX #29 word rules, emoji and South-East Asian runs.
 
-    Lengths are in code points where Lucene counts UTF-16 units; they differ only for a token of more than 255 units
-    with characters beyond the Basic Multilingual Plane.
+    Token lengths are counted in code points; Lucene counts UTF-16 units. The results differ only for a token that is
+    longer than 255 units and contains characters beyond the Basic Multilingual Plane.
 
     >>> tokenize("The U.S.A. can't e-mail 3.14 snake_case ©")
     ['The', 'U.S.A', "can't", 'e', 'mail', '3.14', 'snake_case', '©']
@@ -143,7 +143,7 @@ def _split_long(text: str, start: int, last: int, stop: int) -> tuple[list[str],
 
 
 def strip_possessive(token: str) -> str:
-    """Drop a final 's as Lucene's `EnglishPossessiveFilter` does: with ', U+2019 or U+FF07 and s or S.
+    """Drop a final 's or 'S, as Lucene's `EnglishPossessiveFilter` does; the quote may be ', U+2019 or U+FF07.
 
     >>> strip_possessive("Crohn's"), strip_possessive("its"), strip_possessive("dogs'")
     ('Crohn', 'its', "dogs'")
@@ -154,7 +154,7 @@ def strip_possessive(token: str) -> str:
 
 
 def lowercase(token: str) -> str:
-    """Lower each character by itself, as Java's `Character.toLowerCase` does: no final sigma, and İ becomes i.
+    """Lower-case each character on its own, as Java's `Character.toLowerCase` does: no final sigma, and İ becomes i.
 
     >>> lowercase("ΟΔΟΣ"), lowercase("İ")
     ('οδοσ', 'i')
@@ -167,15 +167,15 @@ def lowercase(token: str) -> str:
 def porter_stem(word: str) -> str:
     """Stem a lower-case word as Lucene's `PorterStemFilter` does.
 
-    The algorithm is Porter's (1980, "An algorithm for suffix stripping", Program 14 no. 3) with the departures that its
-    author published (https://tartarus.org/martin/PorterStemmer/): words of one or two letters stay, step 2 has
-    bli → ble for abli → able, and logi → log. Snowball's `porter` (PyStemmer) keeps to the paper and so stems
-    "pathology", "possibly" and "6s" otherwise, which is why it is not used here.
+    The algorithm is Porter's (1980, "An algorithm for suffix stripping", Program 14 no. 3) with the changes that its
+    author published later (https://tartarus.org/martin/PorterStemmer/): words of one or two letters are kept, step 2
+    has bli → ble instead of abli → able, and logi → log is added. Snowball's `porter` (PyStemmer) is not used because
+    it follows the paper and stems "pathology", "possibly" and "6s" differently.
 
     >>> [porter_stem(word) for word in ("caresses", "relational", "pathology", "possibly", "is")]
     ['caress', 'relat', 'patholog', 'possibl', 'is']
     """
-    if len(word.encode("utf-16-le")) <= 4:  # Java counts UTF-16 units
+    if len(word.encode("utf-16-le")) <= 4:  # at most two UTF-16 units, the unit in which Java counts length
         return word
     word = _step_1a(word)
     word = _step_1b(word)
@@ -187,7 +187,7 @@ def porter_stem(word: str) -> str:
     return _step_5(word)
 
 
-# Longest first: of several suffixes that fit, the longest decides, whether or not its condition holds.
+# Longest first: the longest matching suffix selects the rule, even if the rule's condition then fails.
 _STEP_2 = (
     ("ational", "ate"),
     ("ization", "ize"),
@@ -227,9 +227,9 @@ _STEP_4 = ("ement", "ance", "ence", "able", "ible", "ment", "ant", "ent", "ion",
 
 
 def _form(word: str) -> str:
-    """Return a word's letters as c (consonant) and v (vowel); y is a vowel after a consonant.
+    """Map a word's letters to c (consonant) and v (vowel); y counts as a vowel after a consonant.
 
-    Porter's measure m, the number of vowel-consonant sequences, is then `_form(stem).count("vc")`.
+    `_form(stem).count("vc")` is Porter's measure m, the number of vowel-consonant sequences.
     """
     form = ""
     for letter in word:
@@ -246,7 +246,7 @@ def _ends_double_consonant(word: str) -> bool:
 
 
 def _ends_cvc(word: str) -> bool:
-    """Porter's *o: the word ends consonant-vowel-consonant, and the last is not w, x or y."""
+    """Test Porter's condition *o: the word ends consonant-vowel-consonant, and the last letter is not w, x or y."""
     return _form(word).endswith("cvc") and word[-1] not in "wxy"
 
 
@@ -302,7 +302,7 @@ def _step_5(word: str) -> str:
 
 
 def english() -> Analyzer:
-    """Return Lucene's English analyzer; it remembers the terms of the strings between whitespace that it met last.
+    """Return Lucene's English analyzer; it caches the terms of the most recently seen whitespace-delimited strings.
 
     >>> english()("The patients' statins, and Crohn's disease: a follow-up")
     ['patient', 'statin', 'crohn', 'diseas', 'follow', 'up']
@@ -325,7 +325,9 @@ def english() -> Analyzer:
 
 
 def snowball(algorithm: str) -> Analyzer:
-    """Return Lucene's standard tokenizer and lower case, then a Snowball stemmer (PyStemmer); no stop words.
+    """Return an analyzer: Lucene's standard tokenizer, lower case and a Snowball stemmer; it keeps stop words.
+
+    `algorithm` is PyStemmer's name of the stemmer; PyStemmer raises KeyError for one that it does not have.
 
     >>> snowball("russian")("Столица России — Москва")
     ['столиц', 'росс', 'москв']
@@ -340,12 +342,12 @@ def snowball(algorithm: str) -> Analyzer:
 
 
 def standard() -> Analyzer:
-    """Return Lucene's standard tokenizer and lower case, without stemmer or stop words."""
+    """Return an analyzer: Lucene's standard tokenizer and lower case, without stemming or stop words."""
     return lambda text: [lowercase(token) for token in tokenize(text)]
 
 
 def whitespace() -> Analyzer:
-    """Return Lucene's `WhitespaceAnalyzer`: letters keep their case and punctuation stays with its word."""
+    """Return Lucene's `WhitespaceAnalyzer`, which splits at whitespace and keeps case and punctuation."""
     return str.split
 
 
@@ -354,7 +356,7 @@ _CJK_RUN = regex.compile(
 )
 _THAI_RUN = regex.compile(r"\p{LB=SA}+", regex.V1)
 _WIDTHS = re.compile("[\uff01-\uff5e\uff65-\uff9f]+")
-"""Full-width ASCII and half-width Katakana, which Lucene's `CJKWidthFilter` folds."""
+"""Full-width ASCII and half-width Katakana, which Lucene's `CJKWidthFilter` normalises."""
 # fmt: off
 CJK_STOP_WORDS = frozenset(
     ["a", "and", "are", "as", "at", "be", "but", "by", "for", "if", "in", "into", "is", "it", "no", "not", "of", "on",
@@ -362,13 +364,14 @@ CJK_STOP_WORDS = frozenset(
      "with", "www"]
 )
 # fmt: on
-"""The words of Lucene's `CJKAnalyzer`, which differ from its English ones by an, s, t and www."""
+"""The stop words of Lucene's `CJKAnalyzer`: its English ones without "an" and with "s", "t" and "www"."""
 
 
 def bigrams(run: regex.Pattern[str], stop_words: frozenset[str] = frozenset()) -> Analyzer:
-    """Return pairs of neighbouring characters inside the runs that a pattern finds, and standard tokens elsewhere.
+    """Return an analyzer that splits matches of `run` into character bigrams and other text into standard tokens.
 
-    With Han, kana and Hangul runs this is the chain of Lucene's `CJKAnalyzer`; a character alone is a term by itself.
+    A match of one character is one term. Width is normalised first and `stop_words` are dropped last. With runs of
+    Han, kana and Hangul this is the chain of Lucene's `CJKAnalyzer`.
 
     >>> cjk()("東京タワー and ｒａｄｉｏ 塔")
     ['東京', '京タ', 'タワ', 'ワー', 'radio', '塔']
@@ -395,9 +398,9 @@ def cjk() -> Analyzer:
 
 
 def bm25s() -> Analyzer:
-    """Return the analysis of MTEB's bm25s baseline as published, English stemming and stop words for every language.
+    """Return the analyzer of MTEB's published bm25s baseline: English stemming and stop words for every language.
 
-    The words of bm25s are runs of two or more word characters; its English stop words are Lucene's 33.
+    bm25s takes runs of two or more word characters as words; its English stop words are the 33 of Lucene.
 
     >>> bm25s()("The patients' statins, a 1 follow-up")
     ['patient', 'statin', 'follow', 'up']
@@ -421,7 +424,7 @@ ANALYZERS: Mapping[str, Callable[[], Analyzer]] = MappingProxyType(
         "standard": standard,
         "whitespace": whitespace,
         "thai": partial(bigrams, _THAI_RUN),
-        "dutch": partial(snowball, "dutch_porter"),  # what Snowball called Dutch before 2025, and Lucene still does
+        "dutch": partial(snowball, "dutch_porter"),  # Lucene uses the algorithm that Snowball called Dutch until 2025
         **{
             name: partial(snowball, name)
             for name in (
@@ -440,19 +443,19 @@ ANALYZERS: Mapping[str, Callable[[], Analyzer]] = MappingProxyType(
         },
     }
 )
-"""The analyzers that a BM25 config can name."""
+"""The analyzers that a BM25 config can name, each with the function that builds it."""
 
 _NO_STOP_WORDS = "Lucene also drops its stop words"
-_LIGHT = "Lucene has a lighter stemmer of its own, and drops stop words; no library has it"
-_SAME = "its stemmer is another program after the same paper"
+_LIGHT = "Lucene uses its own lighter stemmer, which no Python library has, and drops stop words"
+_SAME = "its stemmer is another implementation of the same paper"
 LUCENE_DEPARTURES: Mapping[str, str] = MappingProxyType(
     {
-        "english": "none; Anserini's choice for languages that it has no analyzer for (vi, yo)",
-        "cjk": "zh: none; ko: Anserini took it once, now Nori; ja: Kuromoji, whose dictionary cannot be matched",
-        "whitespace": "none; Anserini's choice for sw",
-        "standard": "bn, te: Lucene normalises, stems and drops stop words, which no library does",
-        "thai": "Lucene breaks words by Java's dictionary, which cannot be matched: pairs of characters instead",
-        "dutch": f"{_NO_STOP_WORDS}, and stems four words by a list",
+        "english": "none; Anserini also uses it for languages without an analyzer (vi, yo)",
+        "cjk": "zh: none; ko: Anserini's former choice, now Nori; ja: Kuromoji, whose dictionary is not reproduced",
+        "whitespace": "none; Anserini uses it for sw",
+        "standard": "bn, te: Lucene normalises, stems and drops stop words; no Python library does",
+        "thai": "Lucene splits words by Java's dictionary, which is not reproduced; character bigrams instead",
+        "dutch": f"{_NO_STOP_WORDS}, and stems four words from a list",
         "finnish": _NO_STOP_WORDS,
         "russian": _NO_STOP_WORDS,
         "arabic": f"Lucene normalises first; {_LIGHT}",
@@ -464,7 +467,7 @@ LUCENE_DEPARTURES: Mapping[str, str] = MappingProxyType(
         "persian": f"Lucene normalises first; {_LIGHT}",
         "portuguese": _LIGHT,
         "spanish": _LIGHT,
-        "bm25s": "not Lucene's: MTEB's baseline",
+        "bm25s": "not a Lucene analyzer: the one of MTEB's baseline",
     }
 )
-"""Where an analyzer is not the one that Anserini takes for a language, so that its BM25 figures are not met exactly."""
+"""How each analyzer departs from the one that Anserini uses for the language; with a departure, scores differ."""

@@ -1,7 +1,7 @@
-"""Lucene's BM25, exactly, in two passes over shards: count the queries' terms, then score by the corpus' totals.
+"""Lucene's BM25, reproduced exactly in two passes over shards: count query terms, then score with corpus statistics.
 
-The queries are known before the first document is read, so a shard keeps counts of query terms only. Adding up the
-shards' `Statistics` gives what an index over the whole corpus would know; then every shard can be scored alone.
+The queries are known before the first document is read, so a shard counts query terms only. The sum of the shards'
+`Statistics` equals the statistics of one index over the whole corpus; with it every shard can be scored on its own.
 
 Shapes: Q queries, N documents of a shard, V distinct query terms, P postings (a term in a document) of a shard.
 """
@@ -27,33 +27,33 @@ from evalkit.types import Document, Query
 FIELD_TEXTS: Mapping[str, Callable[[Document], str]] = MappingProxyType(
     {"contents": Document.joined, "text": lambda document: document.text, "title": lambda document: document.title}
 )
-"""What a field holds; in the order in which one of them counts as a document's body (see `count_shard`)."""
+"""The text of each field. The first field here that is indexed is the document's body (see `count_shard`)."""
 
 _JAVA_TRIM = "".join(map(chr, range(0x21)))
-"""What Java's `String.trim` strips: U+0000 to the space."""
+"""The characters that Java's `String.trim` strips: U+0000 to the space."""
 
 
 class QueryTerms(NamedTuple):
-    """The analysed queries: every query term's id, and per query its (term id, occurrences) pairs by term id."""
+    """The analysed queries: the id of every query term, and each query's (term id, occurrences) pairs in id order."""
 
     vocabulary: dict[str, int]
     queries: tuple[tuple[tuple[int, int], ...], ...]
 
 
 class FieldCounts(NamedTuple):
-    """One field of one shard, an inverted index of the query terms: postings sorted by term, then document."""
+    """One field of one shard as an inverted index of the query terms; postings are sorted by term, then document."""
 
     document_P: npt.NDArray[np.int32]
     """The document's position in the shard."""
     term_P: npt.NDArray[np.int32]
     frequency_P: npt.NDArray[np.int32]
     length_N: npt.NDArray[np.int32]
-    """How many terms the field has, stop words not counted, query term or not."""
+    """Terms in each document's field, including terms of no query; stop words are not counted."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ShardCounts:
-    """What BM25 needs of a shard's documents; its size follows the shard, never the corpus."""
+    """The counts that BM25 needs from a shard's documents; the size depends on the shard, not on the corpus."""
 
     document_ids: tuple[str, ...]
     fields: Mapping[str, FieldCounts]
@@ -61,7 +61,7 @@ class ShardCounts:
     """V, the size of the vocabulary that the term ids index."""
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
-        """Return everything as named numeric arrays, for a file; ids become UTF-8 bytes and their end offsets."""
+        """Return the counts as named numeric arrays for a file; ids become UTF-8 bytes and each id's end position."""
         encoded = [document_id.encode() for document_id in self.document_ids]
         arrays: dict[str, npt.NDArray[np.generic]] = {
             "terms": np.array([self.terms], dtype=np.int64),
@@ -74,7 +74,7 @@ class ShardCounts:
 
     @classmethod
     def from_arrays(cls, arrays: Mapping[str, npt.NDArray[np.generic]]) -> ShardCounts:
-        """Rebuild what `to_arrays` gave; raise StoreError when an array is missing."""
+        """Rebuild the counts from the arrays of `to_arrays`; raise StoreError if an array is missing."""
         names = sorted({name.partition(".")[0] for name in arrays} - {"terms", "document_ids"})
         try:
             ends = arrays["document_ids.ends"].tolist()
@@ -93,7 +93,7 @@ class ShardCounts:
         return cls(document_ids=document_ids, fields=fields, terms=terms)
 
     def statistics(self) -> Statistics:
-        """Return this shard's share of the corpus statistics."""
+        """Return this shard's contribution to the corpus statistics."""
         return Statistics(
             {
                 name: FieldStatistics(
@@ -108,17 +108,17 @@ class ShardCounts:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class FieldStatistics:
-    """What Lucene's `CollectionStatistics` and `TermStatistics` say of one field; `+` is associative."""
+    """One field of Lucene's `CollectionStatistics` and `TermStatistics`; addition is associative."""
 
     documents: int
     """`docCount`: documents with at least one term in the field."""
     total_terms: int
-    """`sumTotalTermFreq`."""
+    """`sumTotalTermFreq`: terms of all documents in the field."""
     document_frequency_V: npt.NDArray[np.int64]
-    """`docFreq` of every query term."""
+    """`docFreq`: for each query term, the documents that contain it."""
 
     def __add__(self, other: FieldStatistics) -> FieldStatistics:
-        """Return the statistics of both sets of documents taken together."""
+        """Return the statistics of both sets of documents together; raise StoreError if the queries differ."""
         if len(self.document_frequency_V) != len(other.document_frequency_V):
             raise StoreError(
                 f"BM25 statistics of {len(self.document_frequency_V)} and of {len(other.document_frequency_V)} query "
@@ -133,12 +133,12 @@ class FieldStatistics:
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """The statistics of every field; `+` adds field by field."""
+    """The statistics of every field; addition works field by field."""
 
     fields: Mapping[str, FieldStatistics]
 
     def __add__(self, other: Statistics) -> Statistics:
-        """Return the statistics of both sets of documents taken together."""
+        """Return the statistics of both sets of documents together; raise StoreError if fields or queries differ."""
         if self.fields.keys() != other.fields.keys():
             raise StoreError(
                 f"BM25 statistics of the fields {sorted(self.fields)} and {sorted(other.fields)} cannot be added; "
@@ -148,7 +148,7 @@ class Statistics:
 
 
 def check_settings(settings: Bm25Config) -> None:
-    """Raise ConfigError unless Lucene's `BM25Similarity` would take k1 and b, and we know the fields and analyzer."""
+    """Raise ConfigError unless Lucene's `BM25Similarity` accepts k1 and b, and fields and analyzer are known."""
     if not (math.isfinite(settings.k1) and settings.k1 >= 0):
         raise ConfigError(
             f"k1 {settings.k1} of {settings.name}: wanted a finite number of 0 or more; Anserini uses 0.9"
@@ -168,12 +168,12 @@ def _check_fields(fields: Sequence[str]) -> None:
             raise ConfigError(f"BM25 field {name!r} unknown; {nearest(name, FIELD_TEXTS)}")
     if len(set(fields)) < len(fields):
         raise ConfigError(
-            f"BM25 fields {', '.join(fields)}: wanted each once, since scores of fields are added; drop one"
+            f"BM25 fields {', '.join(fields)}: wanted each once, since field scores are added; remove the duplicate"
         )
 
 
 def query_terms(queries: Sequence[Query], analyzer: Analyzer) -> QueryTerms:
-    """Analyse the queries; term ids follow the sorted vocabulary, so the order of queries does not change them.
+    """Analyse the queries. Term ids are positions in the sorted vocabulary, so they do not depend on query order.
 
     >>> query_terms([Query("q", "b a b")], str.split)
     QueryTerms(vocabulary={'a': 0, 'b': 1}, queries=(((0, 1), (1, 2)),))
@@ -191,16 +191,18 @@ def count_shard(
 ) -> ShardCounts:
     """Count the vocabulary's terms in every document of a shard, field by field.
 
-    A document whose body is blank is not in Anserini's index at all, whatever its title (the body is `contents` or
-    `text`; `DefaultLuceneDocumentGenerator` throws EmptyDocumentException). It keeps its position here, with length 0
-    in every field, so it counts nowhere and is never retrieved. TREC-COVID shows that this matters: 171,331 documents
-    of Anserini's flat index, 129,192 of its multifield one.
+    Anserini does not index a document whose body is blank, whatever its title (the body is `contents` or `text`;
+    `DefaultLuceneDocumentGenerator` throws EmptyDocumentException). Such a document keeps its position here and has
+    length 0 in every field, so no statistic includes it and no query matches it. The rule matters for TREC-COVID:
+    Anserini's flat index has 171,331 documents, its multifield index 129,192.
+
+    Raises ConfigError for fields that are unknown, repeated or none.
     """
     _check_fields(fields)
     body = next(text_of for name, text_of in FIELD_TEXTS.items() if name in fields)
     texts = {name: FIELD_TEXTS[name] for name in fields}
-    occurrences = {name: array("i") for name in fields}  # term ids, document after document
-    counted = {name: array("i") for name in fields}  # of these, how many are each document's
+    occurrences = {name: array("i") for name in fields}  # term ids of all documents, concatenated
+    counted = {name: array("i") for name in fields}  # number of those term ids per document
     lengths = {name: array("i") for name in fields}
     document_ids = []
     for document in documents:
@@ -220,7 +222,7 @@ def count_shard(
 
 
 def _postings(occurrences: array[int], counted: array[int], lengths: array[int]) -> FieldCounts:
-    """Sum occurrences up per (term, document), in that order."""
+    """Sum occurrences per (term, document) pair, sorted by term, then document."""
     document = np.repeat(np.arange(len(counted), dtype=np.int64), np.asarray(counted, dtype=np.int64))
     key, frequency_P = np.unique(np.asarray(occurrences, dtype=np.int64) * len(counted) + document, return_counts=True)
     term_P, document_P = np.divmod(key, max(len(counted), 1))
@@ -238,14 +240,16 @@ def score_block(
     settings: Bm25Config,
     queries: Sequence[Sequence[tuple[int, int]]],
 ) -> npt.NDArray[np.float32]:
-    """Score a block of `QueryTerms.queries` against a shard: float32 [Q, N], -inf for what is not retrieved at all.
+    """Score a block of `QueryTerms.queries` against a shard: float32 [Q, N], -inf for documents not retrieved.
 
-    Lucene retrieves a document only when it shares a term with the query. With `unmatched: fill` the others have score
-    0 and are ranked after them, as in mteb's call of bm25s, which takes the best k of all documents. The working memory
-    is 13 bytes a cell: callers bound it by the number of queries in a block.
+    Lucene retrieves only documents that share a term with the query. With `unmatched: fill` the other documents get
+    score 0 and are ranked after them, as when mteb calls bm25s, which takes the best k of all documents. The working
+    memory is 13 bytes per query and document; callers bound it by the number of queries in a block.
 
-    A term that a query repeats is one clause boosted by its occurrences (Anserini's `BagOfWordsQueryGenerator`);
-    clauses of all fields are added in float64 and the sum is rounded to float32 once, as Lucene's disjunctions do.
+    A term that a query repeats is one clause, boosted by its occurrences (Anserini's `BagOfWordsQueryGenerator`).
+    Clauses of all fields are added in float64 and the sum is rounded to float32 once, as in Lucene's disjunctions.
+
+    Raises ConfigError for settings that `check_settings` rejects, and StoreError if a field was not counted.
     """
     check_settings(settings)
     missing = [name for name in settings.fields if name not in counts.fields or name not in statistics.fields]
@@ -281,7 +285,7 @@ def score_block(
 
 
 def inverse_document_frequency(document_frequency: int, *, documents: int) -> np.float32:
-    """Lucene's `BM25Similarity.idf`, ln(1 + (N - n + ½) / (n + ½)), taken in double and rounded to float.
+    """Return Lucene's `BM25Similarity.idf`, ln(1 + (N - n + ½) / (n + ½)), computed in double, rounded to float.
 
     >>> float(inverse_document_frequency(1, documents=1))  # ln(1 + ⅓)
     0.28768208622932434
@@ -292,10 +296,10 @@ def inverse_document_frequency(document_frequency: int, *, documents: int) -> np
 def _inverse_norms(
     known: FieldStatistics, settings: Bm25Config, length_N: npt.NDArray[np.int32]
 ) -> npt.NDArray[np.float32]:
-    """Return 1 / (k1 · (1 - b + b · length / average length)) of every document, in float and in Lucene's order.
+    """Return 1 / (k1 · (1 - b + b · length / average length)) per document, in float and in Lucene's order.
 
-    The length is the one that Lucene's byte stands for, or with `lengths: exact` the document's own. With k1 = 0 the
-    result is infinite, and a match is worth its weight whatever its frequency.
+    The length is decoded from Lucene's one-byte norm; with `lengths: exact` it is the document's own. With k1 = 0 the
+    result is infinite, and a match scores its full weight whatever its frequency.
     """
     k1, b, one = np.float32(settings.k1), np.float32(settings.b), np.float32(1)
     length = length_N if settings.lengths == "exact" else _LENGTH_OF_CODE[encode_length(length_N)]
@@ -304,13 +308,13 @@ def _inverse_norms(
         return np.asarray(one / (k1 * ((one - b) + b * length.astype(np.float32) / average_length)), dtype=np.float32)
 
 
-# Lucene's `SmallFloat`: a length takes one byte. The first 24 codes are the lengths 0 to 23; the rest code length - 24
-# as a float with 3 explicit bits of mantissa, rounded down, which leaves lengths below 40 exact.
+# Lucene's `SmallFloat` stores a length in one byte. Codes 0 to 23 are the lengths themselves. The others encode
+# length - 24 as a float with 3 explicit mantissa bits, rounded down, so lengths below 40 are exact.
 _EXACT_CODES = 24
 
 
 def decode_length(code: int) -> int:
-    """Return the length that a byte stands for (`SmallFloat.byte4ToInt`).
+    """Decode a length from its byte (`SmallFloat.byte4ToInt`).
 
     >>> [decode_length(code) for code in (23, 24, 39, 40, 41, 48, 255)]
     [23, 24, 39, 40, 42, 56, 2013265944]
@@ -325,7 +329,7 @@ _LENGTH_OF_CODE = np.array([decode_length(code) for code in range(256)], dtype=n
 
 
 def encode_length(length_N: npt.NDArray[np.integer]) -> npt.NDArray[np.uint8]:
-    """Return the byte of every length (`SmallFloat.intToByte4`): the largest code whose length is not above it.
+    """Encode lengths as bytes (`SmallFloat.intToByte4`): the largest code whose length does not exceed each length.
 
     >>> encode_length(np.array([39, 40, 41, 42, 200])).tolist()
     [39, 40, 40, 41, 67]

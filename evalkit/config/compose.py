@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -29,6 +30,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from evalkit import texts
 from evalkit.config.settings import (
+    GIVEN,
     GROUPS,
     MODEL_KINDS,
     DatasetConfig,
@@ -39,7 +41,9 @@ from evalkit.config.settings import (
     StoreConfig,
     at_home,
     configs_dir,
+    group_files,
     group_names,
+    own_configs_dirs,
     run_config,
     type_name,
 )
@@ -66,6 +70,14 @@ READABLE = (
 )
 """The environment variables besides EVALKIT_… that a setting may take its value from."""
 
+NAMED_VALUES = re.compile(r"model\.(checkpoints(\.\w+)?|(query|document)\.max_tokens|k1|b|fields|analyzer|adapter)")
+"""Settings whose values stand under names (a dim, a dataset, a language): `{…}` is all of them, not some more."""
+CHECKPOINT_PLACE = re.compile(r"(model\.checkpoints\.\w+)\.(package|repo)")
+"""Where a checkpoint is to be taken from; a place that is tried before it must not win silently."""
+
+LISTS = ("dim", "metrics")
+"""Settings of a run of which several values are a list: `dim=128,64` is no sweep."""
+LISTED = "names as ranx has them, added to the three of every result: metrics=[map,recall@50]"
 SWEEP_FLAGS = ("-m", "--multirun")
 SHOW_FLAGS = ("--cfg", "-c", "--info", "-i")
 
@@ -89,7 +101,7 @@ def compose(overrides: Sequence[str]) -> RunConfig:
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(configs_dir()), version_base="1.3"):
-            composed = hydra.compose("config", overrides=checked)
+            composed = hydra.compose("config", overrides=[*_search_path(), *checked])
             return _validated(composed)
     except (HydraException, OmegaConfBaseException) as error:
         raise ConfigError(_first_line(error)) from error
@@ -129,7 +141,7 @@ def hand_to_hydra(
 
     entry = hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="config")(job)
     before = sys.argv
-    sys.argv = ["evalkit", *rest, *checked]
+    sys.argv = ["evalkit", *rest, *_search_path(), *checked]
     try:
         entry()
     finally:
@@ -147,10 +159,16 @@ def combinations(overrides: Sequence[str]) -> list[tuple[str, ...]]:
     check_overrides(overrides, sweep=True)
     choices = []
     for word, override in _parsed(overrides):
-        several = override.is_sweep_override() and override.key_or_group != "dim"
+        several = override.is_sweep_override() and override.key_or_group not in LISTS
         key = override.key_or_group
         choices.append([f"{key}={value}" for value in override.sweep_string_iterator()] if several else [word])
     return list(product(*choices))
+
+
+def _search_path() -> list[str]:
+    """Return the override that has Hydra look into the user's own folders too; none where there are none."""
+    folders = ",".join(_quoted(f"file://{folder}") for folder in own_configs_dirs())
+    return [f"hydra.searchpath=[{folders}]"] if folders else []
 
 
 def _is_override(word: str) -> bool:
@@ -211,7 +229,9 @@ def check_overrides(overrides: Sequence[str], *, sweep: bool) -> list[str]:
     `dataset=folder`: the default is the demo, which is read from no folder. Raises ConfigError.
     """
     parsed = list(_parsed(overrides))
-    checked = [_checked(word, override, sweep=sweep) for word, override in parsed]
+    checked = [
+        part for word, override in parsed for part in (*_emptied(override), _checked(word, override, sweep=sweep))
+    ]
     keys = {override.key_or_group for _, override in parsed}
     if "dataset.path" in keys and keys.isdisjoint({"dataset", "experiment"}):
         _say_folder()
@@ -290,10 +310,10 @@ def _checked(word: str, override: Override, *, sweep: bool) -> str:
     if override.is_delete():
         msg = f"got {word!r}, wanted setting=value; no setting can be taken out"
         raise ConfigError(msg)
-    if key == "dim" and override.is_choice_sweep():
-        # Lists too are dims of one pass: dim=[128,96],[64] means all three, each once.
-        dims = ",".join(override.sweep_string_iterator()).replace("[", "").replace("]", "").split(",")
-        return f"dim=[{','.join(dict.fromkeys(dims))}]"
+    if key in LISTS and override.is_choice_sweep():
+        # Lists too are values of one run: dim=[128,96],[64] means all three, each once.
+        values = ",".join(override.sweep_string_iterator()).replace("[", "").replace("]", "").split(",")
+        return f"{key}=[{','.join(dict.fromkeys(values))}]"
     if override.is_sweep_override() and not sweep:
         several = word if not PATHS.fullmatch(key) else word.replace("'", "")
         msg = f"{several} gives several values; add -m to run each of them"
@@ -304,12 +324,43 @@ def _checked(word: str, override: Override, *, sweep: bool) -> str:
             if name not in (None, *group_names(key)):
                 msg = f"{key} {str(name)!r} unknown; {nearest(str(name), group_names(key))} (evalkit ls {key}s)"
                 raise ConfigError(msg)
+            _refuse_other_name(key, name)
         return word
     valid = all_settings()
     if key not in valid and not key.startswith("model.checkpoints."):
         msg = f"setting {key!r} unknown; {nearest(key, valid)} (evalkit ls settings)"
         raise ConfigError(msg)
-    return f"{key}={text}" if key in ("results_dir", "cache_dir") else f"++{key}={text}"
+    return f"{key}={text}" if key in ("results_dir", "cache_dir", *LISTS) else f"++{key}={text}"
+
+
+def _emptied(override: Override) -> list[str]:
+    """Return the overrides that take out what a word replaces and Hydra, which merges, would keep."""
+    key = override.key_or_group
+    if NAMED_VALUES.fullmatch(key) and isinstance(override.value(), dict):
+        return [f"++{key}=null"]
+    if place := CHECKPOINT_PLACE.fullmatch(key):
+        return [f"++{place[1]}.{other}=null" for other in ("path", "package") if other != place[2]]
+    return []
+
+
+def _refuse_other_name(group: str, name: str | None) -> None:
+    """Refuse a config of the user's own that calls itself otherwise than its file: results would bear that name."""
+    if name is None or group not in ("model", "dataset") or not own_configs_dirs():
+        return
+    path = group_files(group)[name]
+    if path.is_relative_to(configs_dir()):
+        return
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        msg = f"{path}: not YAML ({' '.join(str(error).split())}); wanted the settings of a {group}"
+        raise ConfigError(msg) from error
+    if not isinstance(values, dict):
+        msg = f"{path}: got a {type(values).__name__}, wanted the settings of a {group}, such as name: {name}"
+        raise ConfigError(msg)
+    if values.get("name") != name.removeprefix(f"{GIVEN}/"):
+        msg = f"{path}: got name {values.get('name')!r}, wanted {name!r}, as the file is called; rename one of the two"
+        raise ConfigError(msg)
 
 
 def _values(override: Override) -> list[Any]:
@@ -321,7 +372,12 @@ def _values(override: Override) -> list[Any]:
 def all_settings() -> dict[str, str]:
     """Return every setting that may be given on the command line and what it takes, groups first."""
     folders = dict.fromkeys(("results_dir", "cache_dir"), "a folder")
-    named = {**{group: f"a name (evalkit ls {group}s)" for group in GROUPS}, "dim": "a number or a list", **folders}
+    named = {
+        **{group: f"a name (evalkit ls {group}s)" for group in GROUPS},
+        "dim": "a number or a list",
+        "metrics": LISTED,
+        **folders,
+    }
     found: dict[str, list[str]] = {}
     for section, classes in SECTIONS.items():
         for cls in classes:

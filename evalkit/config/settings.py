@@ -19,6 +19,18 @@ MOST_THREADS = 1024
 """No machine here has more cores; with many more, native thread pools crash."""
 GROUPS = ("model", "dataset", "engine", "reranker", "experiment")
 """The config groups: each is a folder of YAML files, chosen by `group=name`."""
+METRICS = ("ndcg@10", "mrr@10", "recall@100")
+"""The metrics of every result; a run may add others, which are in neither store key nor run id."""
+METRIC = re.compile(r"(ndcg|ndcg_burges|map|mrr|recall|precision|hit_rate|f1|r-precision)(@([1-9][0-9]*))?(-l([1-9]))?")
+"""What ranx calls metrics whose values lie between 0 and 1, with a cutoff and the least grade that is relevant.
+
+Not here: hits and DCG, which have no upper bound, bpref, whose values are wrong where unjudged documents share a
+number, and rbp.
+"""
+GIVEN = "given"
+"""The sub-folder of a group for configs that are made for one command, of a folder or a repository."""
+CONFIGS = "EVALKIT_CONFIGS"
+"""The environment variable that names folders of the user's own configs: model/NAME.yaml, dataset/NAME.yaml, …"""
 _NAME_CHARACTERS = 50
 """How much of a folder's name a dataset takes: run ids hold more than it, and a file name has room for 255 bytes."""
 
@@ -142,6 +154,8 @@ class TextRules:
     """Fill up to `max_tokens` with mask tokens, whose vectors are scored like any other's."""
     attend_to_expansion: bool = False
     """Whether the other tokens attend to the mask tokens."""
+    prompt: str = ""
+    """What stands before every text, as sentence-transformers' prompts do; it takes its share of `max_tokens`."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 4:
@@ -155,13 +169,17 @@ class EncoderConfig:
 
     name: str
     kind: Literal["late_interaction", "single_vector"]
-    backbone: Literal["jina_embeddings_v3", "bert", "jina_bert", "xmod"]
+    backbone: Literal["jina_embeddings_v3", "bert", "jina_bert", "xmod", "transformers"]
+    """`transformers` is any text model that transformers itself has, by the name under `architecture`."""
     checkpoints: Mapping[str, CheckpointSource]
     """Checkpoint by dim, as text (`"128"`); a model without a head has one entry, its hidden size."""
     query: TextRules
     document: TextRules
-    head: Literal["linear", "none"]
-    """`linear`: project hidden states by the checkpoint's `linear.weight`; `none`: hidden states as they are."""
+    head: Literal["linear", "dense", "none"]
+    """`linear`: project hidden states by the checkpoint's `linear.weight`; `none`: hidden states as they are.
+
+    `dense`: by the Dense modules that the checkpoint's modules.json names, as PyLate and sentence-transformers save.
+    """
     pooling: Literal["tokens", "mean", "cls"]
     """`tokens` keeps one vector per token; the others make one vector per text."""
     normalize: bool
@@ -169,6 +187,10 @@ class EncoderConfig:
     skiplist: Literal["stanford", "pylate", "none"]
     """Which punctuation tokens of a document are dropped after encoding; the two libraries differ."""
     dtype: Literal["float32", "bfloat16", "float16"]
+    architecture: str | None = None
+    """The `model_type` of config.json, for `backbone: transformers`; of the other backbones it is known."""
+    skiplist_words: tuple[str, ...] | None = None
+    """The words that `skiplist: pylate` drops from documents, in place of the punctuation signs."""
     rope_theta: Literal["checkpoint"] | float = "checkpoint"
     """RoPE base: `checkpoint` takes `rotary_emb_base` from config.json, else 10000 (inferred, not published)."""
     adapter: str | None = None
@@ -178,7 +200,7 @@ class EncoderConfig:
     trust_remote_code: bool = False
     """Let the checkpoint's own code build the backbone, in place of the native class; the result records it."""
     verify: bool = True
-    """Stop where the checkpoint's artifact.metadata contradicts these settings; False records the deviation instead."""
+    """Stop where the checkpoint's own account contradicts these settings; False records the deviation instead."""
     parameters: int | None = None
     """Parameters of the published checkpoint, head included; None where nobody published the count."""
     licence: str = "unknown"
@@ -193,6 +215,12 @@ class EncoderConfig:
                 raise ConfigError(msg)
         if self.rope_theta != "checkpoint" and self.rope_theta <= 0:
             msg = f"model.rope_theta={self.rope_theta}: wanted checkpoint or a number above 0"
+            raise ConfigError(msg)
+        if (self.backbone == "transformers") != (self.architecture is not None):
+            msg = f"model.backbone={self.backbone} with model.architecture={self.architecture}: wanted an architecture"
+            raise ConfigError(f"{msg} (config.json's model_type) for backbone transformers, and for no other")
+        if self.skiplist_words is not None and self.skiplist != "pylate":
+            msg = f"model.skiplist_words with model.skiplist={self.skiplist}: wanted them with skiplist pylate only"
             raise ConfigError(msg)
 
     @property
@@ -299,12 +327,13 @@ class StoreConfig:
     keep: Literal["embeddings", "topk"]
     """`embeddings` keeps token embeddings for later runs; `topk` drops them once the shard is searched."""
     dtype: Literal["float16", "float32"]
-    shard_tokens: int
-    """Tokens per shard at most, by an upper estimate from the bytes of the text."""
+    shard_tokens: Literal["auto"] | int
+    """Tokens per shard at most, by an upper estimate from the bytes of the text; `auto` goes by the device
+    (`evalkit.run.environment.shard_tokens`)."""
 
     def __post_init__(self) -> None:
-        if not 1_000 <= self.shard_tokens <= 64_000_000:
-            msg = f"store.shard_tokens={self.shard_tokens}: wanted 1000 to 64000000"
+        if self.shard_tokens != "auto" and not 1_000 <= self.shard_tokens <= 64_000_000:
+            msg = f"store.shard_tokens={self.shard_tokens}: wanted 1000 to 64000000, or auto"
             raise ConfigError(msg)
 
 
@@ -374,6 +403,8 @@ class RunConfig:
     """The dims to run; `(None,)` for a model without vectors."""
     results_dir: Path
     cache_dir: Path
+    metrics: tuple[str, ...] = METRICS
+    """What a run is scored by, METRICS first, as ranx names it: `map`, `recall@50`, `ndcg@10`."""
     reranker: RerankerConfig | None = None
     """What `evalkit rerank` scores a run again with; `evalkit run` has no use for it."""
 
@@ -384,10 +415,40 @@ def configs_dir() -> Path:
     return installed if installed.is_dir() else Path(__file__).parents[2] / "configs"
 
 
+def own_configs_dirs() -> tuple[Path, ...]:
+    """Return the folders of the user's own configs, as `--config-dir` or EVALKIT_CONFIGS names them.
+
+    Raises ConfigError for one that is not there.
+    """
+    given = filter(None, os.environ.get(CONFIGS, "").split(os.pathsep))
+    folders = tuple(dict.fromkeys(Path(folder).expanduser().absolute() for folder in given))
+    for folder in folders:
+        if not folder.is_dir():
+            msg = f"{folder}: got no such folder, wanted one with model/NAME.yaml or dataset/NAME.yaml in it"
+            raise ConfigError(f"{msg}; check --config-dir and {CONFIGS}")
+    return folders
+
+
+def group_files(group: str) -> dict[str, Path]:
+    """Return the YAML file of every name of a config group, the user's own among them, by name.
+
+    Raises ConfigError for a name that two folders have: which of them runs must not depend on an order.
+    """
+    found: dict[str, Path] = {}
+    for folder in (configs_dir(), *own_configs_dirs()):
+        root = folder / group
+        for path in sorted(root.rglob("*.yaml")):
+            name = path.relative_to(root).with_suffix("").as_posix()
+            if name in found:
+                msg = f"{group} {name!r}: got two files, {found[name]} and {path}, wanted one; rename your own"
+                raise ConfigError(msg)
+            found[name] = path
+    return dict(sorted(found.items()))
+
+
 def group_names(group: str) -> tuple[str, ...]:
     """Return every valid name of a config group, sub-folders with a slash (`beir/nfcorpus`)."""
-    root = configs_dir() / group
-    return tuple(sorted(str(path.relative_to(root).with_suffix("")) for path in root.rglob("*.yaml")))
+    return tuple(group_files(group))
 
 
 def run_config(values: Mapping[str, Any]) -> RunConfig:
@@ -395,7 +456,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
 
     Raises ConfigError for an unknown key, a missing or ill-typed value, or a dim that the model has not.
     """
-    known = {"model", "dataset", "engine", "reranker", "search", "store", "dim", "results_dir", "cache_dir"}
+    known = {"model", "dataset", "engine", "reranker", "search", "store", "dim", "metrics", "results_dir", "cache_dir"}
     for key in values:
         if key not in known:
             msg = f"setting {key!r} unknown; {nearest(key, known)}"
@@ -412,11 +473,13 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     dataset: DatasetConfig = from_mapping(DatasetConfig, _named(values["dataset"]), where="dataset")
     model: ModelConfig = from_mapping(MODEL_KINDS[kind], _for_dataset(model_values, dataset), where="model")
     reranker = values.get("reranker")
+    search: SearchConfig = from_mapping(SearchConfig, values["search"], where="search")
     return RunConfig(
         model=model,
         dataset=dataset,
         engine=from_mapping(EngineConfig, values["engine"], where="engine"),
-        search=from_mapping(SearchConfig, values["search"], where="search"),
+        search=search,
+        metrics=selected_metrics(values.get("metrics"), depth=search.depth),
         store=from_mapping(StoreConfig, values["store"], where="store"),
         dims=_selected_dims(values.get("dim"), model),
         results_dir=_folder("results_dir", values["results_dir"]),
@@ -442,6 +505,27 @@ def folder_name(path: str) -> str:
     own = Path(os.path.abspath(Path(path).expanduser())).name  # noqa: PTH100 (a link keeps its own name)
     safe = re.sub(r"[^\w.-]+", "_", own)[:_NAME_CHARACTERS]
     return f"folder/{safe}" if safe else "folder"
+
+
+def selected_metrics(selector: object, *, depth: int) -> tuple[str, ...]:
+    """Turn `metrics=[map,recall@50]`, one name or nothing into the metrics to score by, METRICS always first.
+
+    Raises ConfigError for a name that ranx does not know, and for a cutoff beyond what a search keeps.
+
+    >>> selected_metrics(["map", "ndcg@10"], depth=100)
+    ('ndcg@10', 'mrr@10', 'recall@100', 'map')
+    """
+    asked = [] if selector is None else list(selector) if isinstance(selector, (list, tuple)) else [selector]
+    for name in asked:
+        found = METRIC.fullmatch(str(name))
+        if found is None:
+            known = ("ndcg", "ndcg_burges", "map", "mrr", "recall", "precision", "hit_rate", "f1", "r-precision")
+            msg = f"metric {str(name)!r} unknown; {nearest(str(name).partition('@')[0], known)}, each with a cutoff"
+            raise ConfigError(f"{msg} (recall@50) or without (map), and -l2 where only grades from 2 on are relevant")
+        if found[3] is not None and int(found[3]) > depth:
+            msg = f"metric {name}: got a cutoff beyond the {depth} documents that are kept per query"
+            raise ConfigError(f"{msg}, wanted no more than that; search.depth={found[3]} keeps as many")
+    return tuple(dict.fromkeys((*METRICS, *map(str, asked))))
 
 
 def _folder(key: str, value: object) -> Path:

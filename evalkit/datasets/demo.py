@@ -1,18 +1,20 @@
-"""A multilingual collection about invented places, people, animals and plants, computed document by document.
+"""A multilingual collection about invented places, people, animals and plants; each document is computed on demand.
 
-The collection is a list of *regions*; region r holds ENTITIES_PER_REGION entities, and each entity has
-DOCUMENTS_PER_ENTITY consecutive documents in the region's one language:
+The collection is a list of *regions*. A region has ENTITIES_PER_REGION entities, and each entity has
+DOCUMENTS_PER_ENTITY consecutive documents in the region's language:
 
-    document i → entity i // 3 → region i // 18;   slot i % 3: slot 0 and 1 state one fact each, slot 2 states none
+    document i → entity i // 3 → region i // 18;   slot i % 3: slots 0 and 1 state one fact each, slot 2 states none
 
-A document depends on (seed, partition, i) and nothing else, so any range is read without what lies before it.
-A *fact* is an entity's value for one attribute of its kind. A query either names the entity and asks for the value,
-or gives region and value in other words and asks for the entity. Judgements are complete by construction: names are
-unique, a value occurs once per kind and region, and only an entity's own documents state its facts.
-Grades: 2 = the passage states the fact; 1 = a passage about the same entity that does not.
+A document depends on (seed, partition, i) only, so any range can be read without the documents before it. A *fact* is
+an entity's value for one attribute of its kind. A query either names the entity and asks for the value, or describes
+region and value in other words and asks for the entity.
 
-A name is four syllables, spelled in each language's script by one table. Training and evaluation own disjoint halves
-of all names, whatever the seed, so a model trained on one half has seen no name of the other.
+Judgements are complete by construction: names are unique, a value occurs once per kind and region, and only an entity's
+own documents state its facts. Grade 2: the passage states the fact. Grade 1: the passage is about the same entity but
+does not state the fact.
+
+A name has four syllables; one table spells it in each language's script. Training and evaluation use disjoint halves of
+all names, whatever the seed, so a model trained on one half has seen no name of the other.
 """
 
 from __future__ import annotations
@@ -37,19 +39,19 @@ Name = tuple[int, int, int, int]
 
 LANGUAGES: Final[tuple[Language, ...]] = ("en", "de", "es", "ru", "ar", "hi", "zh")
 KINDS: Final = ("town", "person", "animal", "plant", "town", "person")
-"""The kinds of a region's entities, in order; two of a kind never share a value."""
+"""The kinds of a region's entities, in order; two entities of a kind never share a value."""
 ENTITIES_PER_REGION: Final = len(KINDS)
 DOCUMENTS_PER_ENTITY: Final = 3
 DOCUMENTS_PER_REGION: Final = ENTITIES_PER_REGION * DOCUMENTS_PER_ENTITY
 ATTRIBUTES_PER_KIND: Final = 2
 VALUES_PER_ATTRIBUTE: Final = 6
 GENERATOR_VERSION: Final = 1
-"""Raise it when the code below changes any document or query, so that old fingerprints stop matching."""
+"""Increase it when a code change alters any document or query, so that old fingerprints no longer match."""
 
 _PHRASES: Final = Path(__file__).with_name("demo_phrases.toml")
 
-# A syllable is a consonant and a, i or u (three vowels, because Arabic script tells no more apart).
-# One row per consonant: Latin, Cyrillic, Arabic, Devanagari, and the three Chinese characters of its syllables.
+# A syllable is a consonant with a, i or u; Arabic script distinguishes no other vowels.
+# One row per consonant: Latin, Cyrillic, Arabic, Devanagari, and the Chinese characters of its three syllables.
 _CONSONANTS: Final = (
     "b б ب ब 巴比布",
     "ch ч تش च 查奇丘",
@@ -77,7 +79,7 @@ _NAMES_PER_REGION: Final = 1 + ENTITIES_PER_REGION
 _LEFT: Final = SYLLABLES * SYLLABLES
 _RIGHT: Final = SYLLABLES * SYLLABLES // 2
 MAX_DOCUMENTS: Final = _LEFT * _RIGHT // _NAMES_PER_REGION * DOCUMENTS_PER_REGION
-"""How many documents one partition's names suffice for (16.6 million)."""
+"""The largest collection for which one partition has enough names: 16.6 million documents."""
 
 _MASK: Final = (1 << 64) - 1
 
@@ -95,11 +97,11 @@ def _spellings() -> dict[Language, tuple[str, ...]]:
 
 
 SPELLINGS: Final[Mapping[Language, tuple[str, ...]]] = _spellings()
-"""Language → the 60 syllables in its script, in one common order."""
+"""For each language, the 60 syllables in its script; the order is the same in every language."""
 
 
 def spell(name: Name, language: Language, *, words: Literal[1, 2] = 1) -> str:
-    """Write a name in a language's script, as one word or (people) as two.
+    """Spell a name in a language's script, as one word or, for people, as two.
 
     >>> spell((0, 10, 29, 36), "en"), spell((0, 10, 29, 36), "ru", words=2), spell((0, 10, 29, 36), "zh")
     ('Bafimura', 'Бафи Мура', '巴菲穆喇')
@@ -107,17 +109,17 @@ def spell(name: Name, language: Language, *, words: Literal[1, 2] = 1) -> str:
     table = SPELLINGS[language]
     first, second, third, fourth = (table[syllable] for syllable in name)
     parts = (first + second + third + fourth,) if words == 1 else (first + second, third + fourth)
-    # str.capitalize leaves the three scripts without capitals as they are.
+    # str.capitalize does not change the three scripts without capitals.
     return ("·" if language == "zh" else " ").join(part.capitalize() for part in parts)
 
 
 def partition_of(name: Name) -> Partition:
-    """Say which half of all names a name belongs to; the rule knows no seed, so it holds between collections."""
+    """Return the half of all names that a name belongs to; the rule does not use the seed, so all collections agree."""
     return "training" if (_mix(0x7061727469, *name[:3]) + name[3]) % 2 else "evaluation"
 
 
 def _mix(*values: int) -> int:
-    """Hash integers to 64 bits (splitmix64's finalizer, chained): the same on every platform and in every process."""
+    """Hash integers to 64 bits with chained splitmix64 finalizers; the result is identical on every platform."""
     state = 0x9E3779B97F4A7C15
     for value in values:
         state = ((state ^ value) + 0x9E3779B97F4A7C15) & _MASK
@@ -133,7 +135,7 @@ class _Attribute:
     asks: str
     finds: str
     values: tuple[tuple[str, str], ...]
-    """(wording in passages, wording in queries)."""
+    """Pairs (wording in passages, wording in queries)."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +151,7 @@ class _Wording:
     kinds: tuple[_Kind, ...]
     """One per entity of a region."""
     gap: str
-    """What stands between two sentences."""
+    """The separator between two sentences."""
 
 
 @cache
@@ -178,12 +180,12 @@ def _kind(table: dict[str, Any]) -> _Kind:
 
 
 class Fact(NamedTuple):
-    """One question that the collection answers: an entity, one of its attributes, and which of the two is asked for."""
+    """A question that the collection answers: an entity, one of its attributes, and the direction of the question."""
 
     entity: int
     attribute: int
     named: bool
-    """True: the query names the entity and asks for the value; False: it gives region and value, asks for the name."""
+    """True: the query names the entity and asks for the value. False: it gives region and value, asks for the name."""
 
 
 class _Region(NamedTuple):
@@ -193,12 +195,15 @@ class _Region(NamedTuple):
     spelled: str
     spelled_entities: tuple[str, ...]
     values: tuple[tuple[int, ...], ...]
-    """Entity of the region → attribute → which value."""
+    """The index of the value by entity of the region and attribute."""
 
 
 @dataclass(frozen=True)
 class DemoCorpus:
-    """The documents of a demo collection; satisfies `evalkit.types.Corpus` and holds nothing in memory."""
+    """The documents of a demo collection; implements `evalkit.types.Corpus` and keeps no document in memory.
+
+    Raises DatasetError for a size for which there are not enough names.
+    """
 
     size: int
     seed: int
@@ -206,20 +211,20 @@ class DemoCorpus:
 
     def __post_init__(self) -> None:
         if not 0 < self.size <= MAX_DOCUMENTS:
-            msg = f"demo documents={self.size}: invented names suffice for 1 to {MAX_DOCUMENTS}; choose within that"
+            msg = f"demo documents={self.size}: there are names for 1 to {MAX_DOCUMENTS}; choose a number in that range"
             raise DatasetError(msg)
 
     def __len__(self) -> int:
         return self.size
 
     def fingerprint(self) -> str:
-        """Hash what the documents follow from: generator version, wording, seed, partition and size."""
+        """Return a hash of everything that determines the documents: version, wording, seed, partition and size."""
         wording = hashlib.sha256(_PHRASES.read_bytes()).hexdigest()
         facts = [GENERATOR_VERSION, wording, self.seed, self.partition, self.size]
         return hashlib.sha256(json.dumps(facts).encode()).hexdigest()
 
     def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
-        """Yield documents `start` to `stop` (exclusive; None or beyond the end: the end)."""
+        """Yield documents `start` to `stop` (exclusive); None or a number beyond the end means the end."""
         stop = self.size if stop is None else min(stop, self.size)
         region, number = None, -1
         for index in range(start, stop):
@@ -229,16 +234,16 @@ class DemoCorpus:
             yield self._document(region, index)
 
     def where(self, index: int) -> str:
-        """Return the document's number, from 1."""
+        """Return the document's place for messages, numbered from 1."""
         return f"document number {index + 1}"
 
     def document(self, index: int) -> Document:
-        """Return one document."""
+        """Return the document at an index."""
         return self._document(self._region(index // DOCUMENTS_PER_REGION), index)
 
     @property
     def entities(self) -> int:
-        """How many entities have all their documents in the collection."""
+        """The number of entities with all their documents in the collection."""
         return self.size // DOCUMENTS_PER_ENTITY
 
     def language(self, entity: int) -> Language:
@@ -254,7 +259,7 @@ class DemoCorpus:
         return self._region(entity // ENTITIES_PER_REGION).name
 
     def question(self, fact: Fact, language: Language) -> str:
-        """Ask for a fact in a language, in other words than the passage states it with."""
+        """Return a query that asks for a fact in a language; its wording differs from the passage's."""
         region = self._region(fact.entity // ENTITIES_PER_REGION)
         member = fact.entity % ENTITIES_PER_REGION
         attribute = _wordings()[language].kinds[member].attributes[fact.attribute]
@@ -264,7 +269,7 @@ class DemoCorpus:
         return attribute.finds.format(r=spell(region.name, language), v=value)
 
     def judgements(self, fact: Fact) -> dict[str, int]:
-        """Return document id → grade for every document that is about a fact's entity."""
+        """Return the grade of every document about a fact's entity, by document id."""
         first = fact.entity * DOCUMENTS_PER_ENTITY
         return {_document_id(first + s): 2 if s == fact.attribute else 1 for s in range(DOCUMENTS_PER_ENTITY)}
 
@@ -295,7 +300,7 @@ class DemoCorpus:
         )
 
     def _name(self, index: int) -> Name:
-        """Return the partition's name number `index`: a bijection (a Feistel network), so that no name repeats."""
+        """Return name number `index` of the partition; the mapping is a bijection (a Feistel network): no repeats."""
         left, right = index % _LEFT, index // _LEFT
         left = (left + _mix(self.seed, 2, right)) % _LEFT
         right = (right + _mix(self.seed, 3, left)) % _RIGHT
@@ -303,7 +308,7 @@ class DemoCorpus:
         right = (right + _mix(self.seed, 5, left)) % _RIGHT
         first, second = divmod(left, SYLLABLES)
         third, pair = divmod(right, SYLLABLES // 2)
-        # The last syllable is one of a pair; the partition decides which.
+        # The two syllables of a pair belong to different partitions.
         even: Name = (first, second, third, 2 * pair)
         return even if partition_of(even) == self.partition else (first, second, third, 2 * pair + 1)
 
@@ -326,7 +331,8 @@ class DemoCorpus:
         rest = kind.filler[lead:] + wording.general
         draw, turn = divmod(draw >> 4, len(rest))
         rest = rest[turn:] + rest[:turn]
-        # Of 20 passages 2 are short, 15 have three to six more sentences, 3 use them all, some twice with other names.
+        # Of 20 passages, 2 are short, 15 have three to six more sentences, and 3 have all of them, some of these
+        # repeated with other names.
         if length > 16:
             referring = tuple(sentence for sentence in wording.general if "{o}" in sentence)
             rest += referring * (1 + draw % 3)
@@ -354,12 +360,13 @@ def _spell_entity(name: Name, member: int, language: Language) -> str:
 def load_demo(
     size: DemoSize, *, name: str = "demo", split: str = "test", partition: Partition = "evaluation"
 ) -> Dataset:
-    """Make the evaluation task: the corpus, queries about facts spread over all of it, and complete judgements.
+    """Generate the evaluation dataset: the corpus, queries about facts from all of it, and complete judgements.
 
-    Half of the queries are in the documents' language and half in another; half name the entity, half describe it.
+    Half of the queries are in their documents' language, half in another. About half name the entity; the others
+    describe it.
 
     Raises:
-        DatasetError: More queries than the collection has complete entities, or more documents than there are names.
+        DatasetError: There are more queries than complete entities, or more documents than names.
 
     """
     corpus = DemoCorpus(size.documents, size.seed, partition)
@@ -374,14 +381,14 @@ def load_demo(
     groups: dict[str, list[str]] = {"same-language": [], "cross-lingual": []}
     for number in range(size.queries):
         draw = _mix(size.seed, 7, number)
-        # One entity from each of as many equal stretches of the corpus as there are queries.
+        # Split the corpus into as many equal ranges as there are queries, and draw one entity from each.
         begin, end = (n * corpus.entities // size.queries for n in (number, number + 1))
         draw, offset = divmod(draw, end - begin)
         draw, attribute = divmod(draw, ATTRIBUTES_PER_KIND)
         draw, named = divmod(draw, 2)
         fact = Fact(begin + offset, attribute, named=bool(named))
         language = corpus.language(fact.entity)
-        # One of each pair, drawn: were it always the same one, its place could go with a kind of entity.
+        # Of each two queries one is cross-lingual. Which one is drawn, so that it does not correlate with the kind.
         group = ("same-language", "cross-lingual")[(number + _mix(size.seed, 8, number // 2)) % 2]
         if group == "cross-lingual":
             others = [other for other in LANGUAGES if other != language]

@@ -1,4 +1,4 @@
-"""What is odd about a dataset, counted: twins, empty texts, judgements without documents, ids that mean two things."""
+"""Counts of irregularities in a dataset: duplicate and empty texts, judgements without documents, shared ids."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ _EXAMPLES: Final = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Integrity:
-    """Counts of what may surprise in a dataset; none of it is an error by itself, every example is the first found."""
+    """Counts of irregularities in a dataset. None is an error by itself; the examples are the first ones found."""
 
     documents: int
     duplicates: int
-    """Documents whose title and text are those of an earlier one."""
+    """Documents whose title and text are identical to an earlier document's."""
     duplicate_examples: tuple[str, ...]
     empty_documents: int
     missing_documents: int
-    """Judged documents that the corpus has not."""
+    """Judged documents missing from the corpus."""
     queries: int
     unjudged_queries: int
     """Queries of the source without a judgement in this split."""
     irrelevant_queries: int
-    """Judged queries without any document of a grade above zero; their value is 0 for every system."""
+    """Judged queries without a document of a grade above zero; every system scores 0 on them."""
     shared_ids: int
-    """Ids of both a query and a document."""
+    """Ids that belong to both a query and a document."""
     shared_examples: tuple[str, ...]
 
     def lines(self) -> list[str]:
-        """Return the report, a line per question."""
+        """Return the report, one line per count."""
         return [
             f"documents                         {self.documents:,}",
             f"texts that occurred before        {self.duplicates:,}{_shown(self.duplicate_examples)}",
@@ -52,9 +52,10 @@ class Integrity:
 
 
 def integrity(dataset: Dataset) -> Integrity:
-    """Read the whole corpus once and report; holds eight bytes per document and the judged ids.
+    """Read the whole corpus once and count; the memory is eight bytes per document plus the judged ids.
 
-    Two texts count as equal when their 64-bit XXH3 are: of ten million texts a false pair is met once in 400,000 runs.
+    Two texts count as identical if their 64-bit XXH3 hashes are equal. With ten million texts, the probability of a
+    false match is 1 in 400,000.
     """
     query_ids = {query.id for query in dataset.queries}
     missing = set(judged_ids(dataset))
@@ -91,13 +92,13 @@ def integrity(dataset: Dataset) -> Integrity:
 
 
 def agree(one: Dataset, other: Dataset) -> bool:
-    """Compare two sources of a dataset whole; return whether their documents stand in the same order.
+    """Compare two sources of a dataset; return whether their documents are in the same order.
 
-    Holds nothing where they do, else sixteen bytes per document. The order of documents is part of a corpus' checksum,
-    and so of a run's name, but no difference of content.
+    Another order is not a difference in content, although it changes the corpus's checksum and so the run id. Comparing
+    sources in different orders takes sixteen bytes of memory per document.
 
     Raises:
-        DatasetError: Some document, query or judgement differs; the message names the first.
+        DatasetError: A document, query or judgement differs; the message names the first one.
 
     """
     pairs = zip_longest(one.corpus.documents(), other.corpus.documents())
@@ -117,9 +118,9 @@ def agree(one: Dataset, other: Dataset) -> bool:
 
 
 def _difference(one: Dataset, other: Dataset) -> str | None:
-    """Name the first document that is not in both sources, whatever their order; None where there is none.
+    """Name the first document that is in one source only, whatever the order; None if there is none.
 
-    Documents are told apart by 64-bit hashes, as in `integrity`.
+    Documents are compared by 64-bit hashes, as in `integrity`.
     """
     ours, theirs = (np.fromiter(map(_hash, each.corpus.documents()), dtype=np.uint64) for each in (one, other))
     if np.array_equal(np.sort(ours), np.sort(theirs)):
@@ -143,7 +144,7 @@ def _numbered(number: int, document: Document) -> str:
 
 
 def _beside(left: Document | None, right: Document | None) -> str:
-    """Quote the first part in which two documents of one id differ, or the id where only one source has it."""
+    """Quote the first field in which two documents with the same id differ, or the id if only one source has it."""
     part = next((name for name in Document._fields if getattr(left, name, None) != getattr(right, name, None)), "id")
     return " and ".join(f"{part} {_cut(getattr(each, part, 'of no document'))}" for each in (left, right))
 

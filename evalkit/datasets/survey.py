@@ -1,13 +1,14 @@
-"""One pass over a corpus before anything is encoded: how many documents, which content, where the shards are cut.
+"""One pass over a corpus before anything is encoded: number of documents, checksum, and shard boundaries.
 
-The pass also refuses a corpus that is empty or names a document twice, and looks for the judged documents. It keeps
-eight bytes per document. Its result is a small file, found again by the corpus's fingerprint, so that it is paid once.
+The pass also rejects a corpus that is empty or has a document id twice, and finds judged documents that are missing. It
+keeps eight bytes per document in memory. The result is cached in a small file under the corpus's fingerprint, so the
+pass runs once.
 
-Cuts depend on the documents beside them and on nothing far away: a shard may begin at a document whose id hashes low
-enough. A document more or less, or other texts, so change the shard that they are in and seldom the one behind it, and
-two corpora that share long runs of documents (FEVER and Climate-FEVER) share most of their shards by content.
+Shard boundaries are content-defined: a shard may begin at a document whose id has a low enough hash. An added, removed
+or edited document therefore changes its own shard and seldom the next one. Two corpora with long runs of documents in
+common (FEVER and Climate-FEVER) share most of their shards.
 
-A corpus can change after its survey, so whoever reads a shard hashes the documents again (`read_shard`).
+A corpus can change after its survey, so `read_shard` hashes the documents again.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from evalkit.storage.paths import survey_file, write_whole
 from evalkit.types import Corpus, Document
 
 CUT: Final = "by content, 1"
-"""The cutting rule; a run's protocol names it, because the texts of a shard can move a vector's last bits."""
+"""The rule for shard boundaries. It is part of the protocol because a shard's texts can change a vector's last bits."""
 _FORMAT: Final = 3
 """Raise it when the checksum, the estimate or the cutting rule changes, so that old surveys are not found."""
 LONGEST_ID: Final = 4096
@@ -37,12 +38,12 @@ LONGEST_ID: Final = 4096
 _PROGRESS_DOCUMENTS: Final = 4096
 """Documents between two calls of `progress`."""
 _MARKER_TOKENS: Final = 3
-"""What every text gets besides its own tokens: start, end and the marker of queries or documents."""
+"""Special tokens of every text: start, end and the marker of queries or documents."""
 _BYTES_PER_TOKEN: Final = 2
 _LEAST_PARTS: Final = 4
-"""A shard that a low hash ends holds at least this part (a quarter) of the token budget."""
+"""A low hash ends a shard only after 1/4 of the token budget."""
 _PARTS_BETWEEN_BEGINNINGS: Final = 4
-"""From there on a low hash comes after another quarter of the budget, on average."""
+"""After that, low hashes are 1/4 of the token budget apart on average."""
 _HASHES: Final = 1 << 64
 
 
@@ -54,23 +55,24 @@ class ShardRange:
     start: int
     stop: int
     checksum: str
-    """XXH3 of every id and joined text, in order: what its vectors, and so their file, are named by."""
+    """XXH3 of every id and joined text, in order; the name of the file with the shard's vectors."""
     content: str
-    """XXH3 of every id, title and text, in order. BM25 reads title and text apart, so `checksum` is not enough."""
+    """XXH3 of every id, title and text, in order. BM25 reads title and text separately, so it needs more than
+    `checksum`."""
 
 
 @dataclass(frozen=True)
 class Survey:
-    """What a corpus is, by its content."""
+    """The content of a corpus: sizes, checksums and shards."""
 
     documents: int
     checksum: str
-    """XXH3 of every id, title and text, in order; the same for the same documents from any source."""
+    """XXH3 of every id, title and text, in order; identical documents from any source have the same checksum."""
     shards: tuple[ShardRange, ...]
     empty_documents: int
-    """Documents without title and text; a model embeds them all the same."""
+    """Documents without title and text; a model still embeds them."""
     missing: tuple[str, ...]
-    """Judged documents that the corpus has not, sorted."""
+    """Ids of judged documents missing from the corpus, sorted."""
 
 
 def survey(  # noqa: PLR0913 (keyword-only, and one caller)
@@ -83,13 +85,14 @@ def survey(  # noqa: PLR0913 (keyword-only, and one caller)
     judged_ids: Collection[str] = (),
     progress: Callable[[int], None] | None = None,
 ) -> Survey:
-    """Survey a corpus, or return what an earlier survey of the same corpus wrote.
+    """Survey a corpus, or return the cached survey of the same corpus; a damaged cache file is replaced.
 
-    `name` is the dataset's, for messages; `progress` is called with the documents read since its last call. A cached
-    survey that is damaged is made anew.
+    `shard_tokens` is the token budget of a shard and `max_document_tokens` the limit per document, both in estimated
+    tokens. `name` is the dataset's name for messages. `progress` is called with the number of documents read since its
+    last call.
 
     Raises:
-        DatasetError: The corpus is empty, names a document twice, or holds text that is not Unicode.
+        DatasetError: The corpus is empty, has a document id twice, or contains text that is not valid Unicode.
         ChangedError: The corpus changed during the survey; nothing is cached.
 
     """
@@ -106,7 +109,7 @@ def survey(  # noqa: PLR0913 (keyword-only, and one caller)
             progress=progress or (lambda _documents: None),
         )
         if corpus.fingerprint() != fingerprint:
-            msg = f"dataset {name}: got a corpus that changed during its survey, wanted one that stays as it is"
+            msg = f"dataset {name}: got a corpus that changed during its survey, wanted one that does not change"
             raise ChangedError(f"{msg}; nothing was stored: run the same command again")
         _write(path, found)
     return found
@@ -115,18 +118,18 @@ def survey(  # noqa: PLR0913 (keyword-only, and one caller)
 def forget(
     corpus: Corpus, *, shard_tokens: int, max_document_tokens: int, cache_dir: Path, judged_ids: Collection[str] = ()
 ) -> None:
-    """Delete the cached survey of a corpus, if any, so that the next run reads the corpus anew."""
+    """Delete the cached survey of a corpus, if there is one, so that the next run reads the corpus again."""
     key = _key(corpus.fingerprint(), shard_tokens, max_document_tokens, judged_ids)
     survey_file(cache_dir, key).unlink(missing_ok=True)
 
 
 def read_shard(corpus: Corpus, shard: ShardRange, *, name: str) -> Iterator[Document]:
-    """Yield a shard's documents, and hash them on the way to compare them with the survey.
+    """Yield a shard's documents, hash them, and compare the hash with the survey after the last one.
 
-    The comparison follows the last document. Use nothing of a shard before this iterator has ended.
+    Store nothing computed from a shard before this iterator is exhausted.
 
     Raises:
-        ChangedError: These are not the documents that were surveyed.
+        ChangedError: The documents are not the ones that were surveyed.
 
     """
     content, count = ContentHash(), 0
@@ -140,11 +143,11 @@ def read_shard(corpus: Corpus, shard: ShardRange, *, name: str) -> Iterator[Docu
             f"dataset {name}: got {got} for documents {shard.start + 1:,} to {shard.stop:,} (shard {shard.index + 1}), "
             "wanted what the survey read: the corpus changed during the run or its survey is out of date"
         )
-        raise ChangedError(f"{msg}; nothing of this shard was stored: leave the corpus alone and run the command again")
+        raise ChangedError(f"{msg}; nothing of this shard was stored: do not change the corpus, run the command again")
 
 
 class ContentHash:
-    """XXH3 of ids, titles and texts in order: the checksum of a corpus or of a shard.
+    """Accumulates the XXH3 checksum of a corpus or shard over ids, titles and texts, in order.
 
     >>> one, other = ContentHash(), ContentHash()
     >>> one.add(Document("d", "a", "b")), other.add(Document("d", "", "ab"))
@@ -154,7 +157,7 @@ class ContentHash:
     """
 
     def __init__(self) -> None:
-        """Start without documents."""
+        """Start the checksum of no documents."""
         self._digest = xxhash.xxh3_128()
 
     def add(self, document: Document) -> None:
@@ -162,21 +165,21 @@ class ContentHash:
         self.add_parts([part.encode(errors="surrogatepass") for part in document])
 
     def add_parts(self, parts: list[bytes]) -> None:
-        """Add a document's id, title and text, encoded."""
-        # Lengths before the parts: no two different documents, or lists of documents, give the same bytes.
+        """Add a document's encoded id, title and text."""
+        # With the lengths first, different documents or lists of documents never give the same bytes.
         self._digest.update(struct.pack("<3Q", *map(len, parts)) + b"".join(parts))
 
     def hexdigest(self) -> str:
-        """Return the checksum of what was added so far."""
+        """Return the checksum of the documents added so far."""
         return self._digest.hexdigest()
 
 
 def estimated_tokens(text: str, *, max_document_tokens: int) -> int:
-    """Return how many tokens a text has at most, without a tokenizer.
+    """Estimate the number of tokens of a text without a tokenizer, at most `max_document_tokens`.
 
-    A token of a multilingual subword vocabulary covers two UTF-8 bytes or more: the shortest, a word of one letter,
-    covers the space before it too, and a character outside ASCII is two bytes by itself. Text made to defeat that (a
-    long run of unlike signs, say) can exceed the estimate, so it sizes shards and decides nothing else.
+    A token of a multilingual subword vocabulary covers two or more UTF-8 bytes: the shortest, a word of one letter,
+    includes the space before it, and a non-ASCII character alone has two bytes. Unusual text, such as a long run of
+    different punctuation, can have more tokens. The estimate is therefore used only to size shards.
 
     >>> estimated_tokens("a cat", max_document_tokens=300)
     5
@@ -242,9 +245,10 @@ def _pass(  # noqa: PLR0913
 
 
 def _begins_shard(id_hash: int, estimate: int, tokens: int, shard_tokens: int) -> bool:
-    """Return whether a shard of `tokens` so far ends before a document: it is full, or full enough and the hash is low.
+    """Tell whether a document begins a new shard: the current one is full, or it is large enough and the hash is low.
 
-    The longer a document the likelier it begins a shard, so that the distance is one of tokens, whatever the language.
+    `tokens` is the size of the current shard and `estimate` that of the document. A longer document begins a shard with
+    a higher probability, so that the expected shard size in tokens is the same for long and short documents.
     """
     if tokens + estimate > shard_tokens:
         return True
@@ -253,7 +257,7 @@ def _begins_shard(id_hash: int, estimate: int, tokens: int, shard_tokens: int) -
 
 
 def _refuse_duplicates(corpus: Corpus, id_hashes: array[int], *, name: str) -> None:
-    """Raise DatasetError when an id occurs twice; equal hashes are only a suspicion, which a second pass settles."""
+    """Raise DatasetError if an id occurs twice; ids with equal hashes are compared in a second pass."""
     hashes = np.frombuffer(id_hashes, dtype=np.uint64)
     hashes.sort()
     suspects = set(hashes[1:][hashes[1:] == hashes[:-1]].tolist())
@@ -286,7 +290,7 @@ def _write(path: Path, found: Survey) -> None:
 
 
 def _read(path: Path) -> Survey | None:
-    """Return a cached survey, or None when there is none that is whole: it costs a pass to make anew, no more."""
+    """Return a cached survey; None for a missing or damaged file, because another pass replaces it."""
     try:
         stored = outside.read_json_object(path)
         facts = stored["survey"]

@@ -1,1 +1,1 @@
-"""MaxSim kernels: pure tensor functions that know no datasets and do no I/O."""
+"""MaxSim as pure tensor functions: no datasets and no I/O."""

@@ -1,4 +1,4 @@
-"""Proven bounds on how far a nominating MaxSim score can be from the exact one.
+"""Proven rounding error bounds of the approximate MaxSim scores that nominate documents for exact scoring.
 
 Shapes: Q queries, D dim; X vectors; Y query vectors, concatenated.
 """
@@ -6,7 +6,7 @@ Shapes: Q queries, D dim; X vectors; Y query vectors, concatenated.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,12 +16,12 @@ from evalkit.ragged import Ragged
 
 Precision = Literal["float32", "bfloat16"]
 TENSOR_CORE_UNIT = 2.0**-22
-"""Largest error of one addition in a tensor core, as a share of the largest number that takes part.
+"""Unit roundoff of one tensor-core addition, relative to the largest operand.
 
-fp16 and bf16 products are exact in there. A group of g products and the running sum are shifted to the largest exponent
-and cut to 24 bits, not rounded, and the sum is cut once more (Fasi, Higham, Mikaitis, Pranesh 2021, Numerical behavior
-of NVIDIA tensor cores): at most (g + 2) · 2⁻²³ per g additions, which is within 2⁻²² each for every g from 2; hardware
-has 4, 8 and 16. The chip's extra bits make it smaller; none is counted on.
+Tensor cores multiply fp16 and bf16 exactly. They align a group of g products and the running sum to the largest
+exponent, truncate them to 24 bits, and truncate the sum once more (Fasi, Higham, Mikaitis, Pranesh 2021, Numerical
+behavior of NVIDIA tensor cores). The error is at most (g + 2) · 2⁻²³ per g additions, hence at most 2⁻²² per addition
+for g ≥ 2; hardware has g = 4, 8 or 16. Extra bits in newer chips reduce the error; the bound does not rely on them.
 """
 
 
@@ -32,14 +32,17 @@ def error_bound(
     precision: Precision | Literal["int16"] = "float32",
     document_norm: float | None = None,
 ) -> Tensor:
-    """Return per query the largest possible |score - exact score| [Q], for any order of the additions.
+    """Return a rounding error bound per query [Q], float64: the largest |score - exact score| over all documents.
 
-    With unit roundoff u = 2⁻²⁴ and γ(n) = n·u / (1 - n·u): a dot product of D terms is off by at most γ(D)·‖q‖·‖d‖,
-    a sum of L maxima by at most γ(L) of the sum of their sizes (Higham, Accuracy and Stability, §3.1 and §4.2). One
-    term more is for the exact score's own rounding to fp32, in which documents are ranked.
-    Rounding q to q' and d to d' adds at most ‖q - q'‖·‖d‖ + ‖q'‖·‖d - d'‖, by Cauchy and Schwarz. Residuals of bf16
-    are measured, not estimated. Dot products of `int16` numbers are exact, and a sum of maxima is rounded once to fp32.
-    `document_norm` spares a pass over the documents: their `largest_norm`, where it is known.
+    The bound holds for any order of additions. With unit roundoff u = 2⁻²⁴ and γ(n) = n·u / (1 - n·u), a dot product
+    of D terms has an error of at most γ(D)·‖q‖·‖d‖, and a sum of L maxima at most γ(L) times the sum of their absolute
+    values (Higham, Accuracy and Stability, §3.1 and §4.2). One more term covers the rounding of the exact score to
+    fp32, the type in which documents are ranked.
+
+    Rounding q to q' and d to d' adds at most ‖q - q'‖·‖d‖ + ‖q'‖·‖d - d'‖ (Cauchy-Schwarz). The residuals of bf16 are
+    measured. With `int16`, dot products are exact and a sum of maxima is rounded to fp32 once.
+
+    Pass `document_norm`, the documents' `largest_norm`, where it is known, to avoid a pass over the documents.
     """
     lengths_Q = queries.offsets_N.diff()
     query_YD = queries.rows_XD
@@ -52,7 +55,7 @@ def error_bound(
         residual_Y = fixed_point.residual_norm(dim, fixed_point.scales(norm_Y))
         document_residual = float(fixed_point.residual_norm(dim, fixed_point.scales(torch.tensor(document_norm))))
         error_Y = residual_Y * document_norm + (norm_Y + residual_Y) * document_residual
-        gamma_sum = _gamma(3)  # the last of three is what fp64 may round
+        gamma_sum = _gamma(3)  # two fp32 roundings, the sum's and the exact score's; a third covers those of fp64
     elif precision == "bfloat16":
         residual_Y = norms(_bfloat16_residual(query_YD))
         rounded_Y = norms(query_YD.bfloat16())
@@ -67,28 +70,28 @@ def error_bound(
 
 
 def _bfloat16_residual(vectors_XD: Tensor) -> Tensor:
-    """Return what rounding to bf16 takes away; fp32 holds the difference of an fp16 or fp32 number and its bf16."""
+    """Return vectors minus their bf16 rounding, which fp32 represents exactly for fp16 and fp32 numbers."""
     return vectors_XD.float() - vectors_XD.bfloat16().float()
 
 
 _PIECE = 1 << 12
 _SLACK = 1.001
-"""Above what fp32 can lose in the norm of up to 8,000 terms: γ(8000) < 5e-4."""
+"""Exceeds the relative rounding error of an fp32 norm of up to 8,000 terms: γ(8000) < 5e-4."""
 
 
 def norms(vectors_XD: Tensor) -> Tensor:
-    """Return an upper bound of every vector's norm [X] in fp64, computed in fp32."""
+    """Return an upper bound of every vector's norm [X], in fp64; the norms are computed in fp32."""
     norm_X: Tensor = torch.linalg.vector_norm(vectors_XD.float(), dim=1).double() * _SLACK
     return norm_X
 
 
 def largest_norm(vectors_XD: Tensor) -> float:
-    """Return an upper bound of the largest norm."""
+    """Return an upper bound of the largest norm of any vector."""
     return _largest(Tensor.float, vectors_XD)
 
 
 def _largest(part: Callable[[Tensor], Tensor], vectors_XD: Tensor) -> float:
-    """Return an upper bound of the largest norm of a part of each vector, taken of some at a time."""
+    """Return an upper bound of the largest norm of `part(vectors)`, computed block by block to bound memory."""
     pieces = (vectors_XD[begin : begin + _PIECE] for begin in range(0, len(vectors_XD), _PIECE))
     return max(float(norms(part(piece)).max()) for piece in pieces)
 
@@ -97,7 +100,23 @@ def _gamma(terms: int, unit: float = 2.0**-24) -> float:
     return terms * unit / (1 - terms * unit)
 
 
-def tensor_core_bound(queries: Ragged, documents: Ragged, *, dtype: torch.dtype) -> Tensor:
+class QueryNorms(NamedTuple):
+    """What a tensor-core bound needs of query vectors, in float64: norms of the rounded ones and of the rounding."""
+
+    rounded_Y: Tensor
+    rounding_Y: Tensor
+
+
+def query_norms(query_YD: Tensor, *, dtype: torch.dtype) -> QueryNorms:
+    """Measure query vectors; a run does it once, for the same queries meet every shard."""
+    exact_YD = query_YD.double()
+    rounded_YD = exact_YD.to(dtype).double()
+    return QueryNorms(rounded_YD.norm(dim=1).cpu(), (exact_YD - rounded_YD).norm(dim=1).cpu())
+
+
+def tensor_core_bound(
+    queries: Ragged, documents: Ragged, *, dtype: torch.dtype, known: QueryNorms | None = None
+) -> Tensor:
     """Return per query the largest possible |score - exact score in fp32| [Q] of MaxSim on tensor cores, in any order.
 
     Vectors are rounded to `dtype`, multiplied exactly, added up in a tensor core with TENSOR_CORE_UNIT, and the
@@ -105,19 +124,18 @@ def tensor_core_bound(queries: Ragged, documents: Ragged, *, dtype: torch.dtype)
     product of D terms is off by at most γ(D)·‖q‖·‖d‖ with γ(n) = n·u / (1 - n·u). Rounding q to q' and d to d' adds
     ‖q - q'‖·‖d‖ + ‖q'‖·‖d - d'‖; both are measured, and nothing where vectors are stored in `dtype`. The exact score's
     own rounding to fp32 adds 2⁻²⁴ of it: documents of one fp32 score are ranked by id, so all of them are nominated.
+    `known` spares measuring the queries again.
     """
     document_norm = _exact_largest_norm(documents.rows_XD)
     rounded_norm, residual_norm = document_norm, 0.0
     if documents.rows_XD.dtype != dtype:
         rounded_norm = _exact_largest_norm(documents.rows_XD, to=dtype)
         residual_norm = _exact_largest_norm(documents.rows_XD, less=dtype)
-    query_YD = queries.rows_XD.double().cpu()
-    rounded_YD = query_YD.to(dtype).double()
-    rounded_Y = rounded_YD.norm(dim=1)
-    rounding_Y = (query_YD - rounded_YD).norm(dim=1) * document_norm + rounded_Y * residual_norm
+    rounded_Y, residual_Y = known or query_norms(queries.rows_XD, dtype=dtype)
+    rounding_Y = residual_Y * document_norm + rounded_Y * residual_norm
     size_Y = rounded_Y * rounded_norm
     lengths_Q = queries.offsets_N.diff()
-    dot_Y = size_Y * _gamma(query_YD.shape[1], TENSOR_CORE_UNIT)
+    dot_Y = size_Y * _gamma(queries.rows_XD.shape[1], TENSOR_CORE_UNIT)
     # One more than the additions: the exact score's rounding. It is of the size of the unrounded vectors' products.
     sums = _gamma(int(lengths_Q.max()) + 1, 2.0**-24)
     per_vector_Y = rounding_Y + dot_Y + (size_Y + rounding_Y + dot_Y) * sums
@@ -126,7 +144,7 @@ def tensor_core_bound(queries: Ragged, documents: Ragged, *, dtype: torch.dtype)
 
 
 def _exact_largest_norm(vectors_XD: Tensor, *, to: torch.dtype | None = None, less: torch.dtype | None = None) -> float:
-    """Return the largest norm, in float64, of vectors as they are, rounded `to` a type, or `less` their rounding."""
+    """Return the largest float64 norm of the vectors, of their rounding `to` a type, or of vectors `less` theirs."""
     largest = 0.0
     for begin in range(0, len(vectors_XD), _NORM_ROWS):
         piece_XD = vectors_XD[begin : begin + _NORM_ROWS]

@@ -6,15 +6,18 @@ Shapes: Q queries, N documents, D dim; H pairs; Y query vectors and X document v
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
+from functools import cache
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from evalkit.config.settings import MaxsimKernel, Nomination
 from evalkit.errors import ConfigError
 from evalkit.kernels.cpu import fixed_point, registers, simd
+from evalkit.kernels.trouble import first_line, say_once
 from evalkit.maxsim import bounds, packed, rescore
 from evalkit.ragged import Ragged, ragged
 
@@ -44,14 +47,24 @@ class Kernel(NamedTuple):
     """Exact scores of pairs, rounded once to fp32 [H], on the CPU."""
 
 
-def bind(choice: MaxsimKernel, documents: Ragged, *, device: torch.device, precision: Nomination = "auto") -> Kernel:
+def bind(
+    choice: MaxsimKernel,
+    documents: Ragged,
+    *,
+    device: torch.device,
+    precision: Nomination = "auto",
+    known: Mapping[torch.dtype, bounds.QueryNorms] | None = None,
+) -> Kernel:
     """Bring a shard's documents to a device and return the chosen kernel over them.
 
-    `precision` is that of `simd` and `packed` alone. Raises ConfigError as `require` does.
+    `precision` is that of `simd` and `packed` alone; `known` holds the norms of the queries to come, where they were
+    measured before. Raises ConfigError as `require` does.
     """
     require(choice, device, precision=precision)
     on_device = documents._replace(rows_XD=documents.rows_XD.to(device))
     name = _automatic(documents, device, precision) if choice == "auto" else choice
+    if name == "triton":
+        name = _usable(on_device)
     exact_scores = simd.exact_scores if device.type == "cpu" and simd.usable() else rescore.exact_scores
 
     def exact(queries: Ragged, query_H: Tensor, document_H: Tensor) -> Tensor:
@@ -84,10 +97,13 @@ def bind(choice: MaxsimKernel, documents: Ragged, *, device: torch.device, preci
             exact,
         )
     # Tensor cores take fp16 as it is stored; wider vectors lose bits, and bf16 loses no range.
-    half = torch.float16 if documents.rows_XD.dtype == torch.float16 else torch.bfloat16
+    half = half_of(documents.rows_XD.dtype)
     rounded = on_device._replace(rows_XD=on_device.rows_XD.to(half))
     scores = _triton(rounded) if name == "triton" else _late_interaction_kernels(rounded)
-    return Kernel(name, scores, lambda queries: bounds.tensor_core_bound(queries, on_device, dtype=half), exact)
+    norms = (known or {}).get(half)
+    return Kernel(
+        name, scores, lambda queries: bounds.tensor_core_bound(queries, on_device, dtype=half, known=norms), exact
+    )
 
 
 def require(choice: MaxsimKernel, device: torch.device, *, precision: Nomination = "auto") -> None:
@@ -139,6 +155,66 @@ def _automatic(documents: Ragged, device: torch.device, precision: Nomination) -
     return "triton" if tensor_core.fits(vectors_XD.shape[1], device, piece=_piece(documents)) else "packed"
 
 
+def half_of(dtype: torch.dtype) -> torch.dtype:
+    """Return the type in which a tensor core takes stored vectors: fp16 as it is, all others as bf16."""
+    return torch.float16 if dtype == torch.float16 else torch.bfloat16
+
+
+def _usable(documents: Ragged) -> KernelName:
+    """Return the Triton kernel where it works on a device for such documents, else `packed`, and say so."""
+    vectors_XD, piece = documents.rows_XD, _piece(documents)
+    device, dim = vectors_XD.device, vectors_XD.shape[1]
+    _require_fit(dim, device, piece)
+    problem = probe(device, half_of(vectors_XD.dtype), dim, piece)
+    if not problem:
+        return "triton"
+    problem = f"{problem}; packed is used instead"
+    _GIVEN_UP[device.type, dim] = problem
+    say_once(problem)
+    return "packed"
+
+
+_GIVEN_UP: dict[tuple[str, int], str] = {}
+
+
+def given_up(device: torch.device, dims: Collection[int]) -> str:
+    """Return why the Triton kernel was not used for some dims in this process; empty where nothing kept it."""
+    return "; ".join(
+        dict.fromkeys(problem for (at, dim), problem in _GIVEN_UP.items() if at == device.type and dim in dims)
+    )
+
+
+@cache
+def probe(device: torch.device, dtype: torch.dtype, dim: int, piece: int) -> str:
+    """Score three tiny documents by the Triton kernel and by float64. Return what is wrong, empty when nothing is.
+
+    A compiler that does not fit the GPU then costs the kernel, not the run.
+    """
+    label = f"Triton's MaxSim kernel for {dim} numbers of {str(dtype).removeprefix('torch.')}"
+    generator = torch.Generator().manual_seed(0)
+    lengths_N, lengths_Q = torch.tensor([1, 17, 40]), torch.tensor([32, 5])
+    queries, documents = (
+        ragged(normalize(torch.randn(int(lengths.sum()), dim, generator=generator), dim=1).to(dtype), lengths)
+        for lengths in (lengths_Q, lengths_N)
+    )
+    bound_Q = bounds.tensor_core_bound(queries, documents, dtype=dtype)
+    pairs_H2 = torch.cartesian_prod(torch.arange(2), torch.arange(3))
+    wanted_QN = rescore.exact_scores(queries, documents, pairs_H2[:, 0], pairs_H2[:, 1]).view(2, 3).double()
+    there = documents._replace(rows_XD=documents.rows_XD.to(device))
+    try:
+        from evalkit.kernels.gpu import pieces, tensor_core
+
+        fitting = tensor_core.tilings(dim, piece=piece, shared_bytes=tensor_core.shared_bytes_of(device))
+        # That of many queries, which nearly every call will want: what is compiled here need not be compiled again.
+        tiling = tensor_core.expected(fitting, query_count=tensor_core.FEW_PIECES + 1)
+        laid = pieces.document_pieces(there, piece=piece)
+        error_QN = (tensor_core.scores(queries, laid, tiling=tiling).cpu().double() - wanted_QN).abs()
+    except Exception as error:  # noqa: BLE001 (a compiler that does not fit the GPU fails in ways of its own)
+        return f"{label} is unusable here ({type(error).__name__}: {first_line(error)})"
+    sound = bool((error_QN <= bound_Q.unsqueeze(1)).all())
+    return "" if sound else f"{label} gives wrong scores here (off by {float(error_QN.max()):.1e})"
+
+
 def _piece(documents: Ragged) -> int:
     """Return the rows of a piece that suit the documents' mean length."""
     return SHORT_PIECE if len(documents.rows_XD) < SHORT_LENGTH * (len(documents.offsets_N) - 1) else PIECE
@@ -147,12 +223,16 @@ def _piece(documents: Ragged) -> int:
 def _triton(documents: Ragged) -> Callable[[Ragged], Tensor]:
     from evalkit.kernels.gpu import pieces, tensor_core
 
-    vectors_XD, piece = documents.rows_XD, _piece(documents)
-    if not tensor_core.fits(vectors_XD.shape[1], vectors_XD.device, piece=piece):
-        msg = f"engine.maxsim=triton: got vectors of {vectors_XD.shape[1]} numbers, wanted what fits this GPU's shared"
-        raise ConfigError(f"{msg} memory (512 on Hopper); use engine.maxsim=packed")
-    laid = pieces.document_pieces(documents, piece=piece)
+    laid = pieces.document_pieces(documents, piece=_piece(documents))
     return lambda queries: tensor_core.scores(queries, laid)
+
+
+def _require_fit(dim: int, device: torch.device, piece: int) -> None:
+    from evalkit.kernels.gpu import tensor_core
+
+    if not tensor_core.fits(dim, device, piece=piece):
+        msg = f"engine.maxsim=triton: got vectors of {dim} numbers, wanted what fits this GPU's shared"
+        raise ConfigError(f"{msg} memory (512 on Hopper); use engine.maxsim=packed")
 
 
 def _late_interaction_kernels(documents: Ragged) -> Callable[[Ragged], Tensor]:

@@ -1,13 +1,13 @@
-"""MaxSim in fp32 by torch's own matrix products, for every device: the plain path that needs no kernel of our own.
+"""MaxSim in fp32 with torch's matrix products, on any device: the plain path without a compiled kernel.
 
 Shapes: Q queries, N documents, D dim; Y query vectors and X document vectors, concatenated; P documents of one block.
 
-Document vectors, sorted by their document's length, are cut into blocks of one size wherever that falls. A block is one
-matrix product; documents of equal length in it are one reduction, and a document that a cut divides keeps the maximum
-of its first part for the next block. So nothing is padded, and every product but those of the last queries has the same
-shape: native libraries keep a plan per shape, which would otherwise cost time and memory at every new corpus. On the
-CPU each core has blocks of its own (`evalkit.kernels.cpu.cores`), small enough that the reduction finds the product in
-its cache.
+Document vectors are sorted by their document's length and split into blocks of equal size, even inside a document. Each
+block is one matrix product, and its documents of equal length are one reduction. For a document that spans two blocks,
+the maximum over its first rows is carried into the next block. No vector is padded, and all products have one shape,
+except those with the last queries: native libraries keep a plan per shape, which costs time and memory. On the CPU each
+core computes its own blocks (`evalkit.kernels.cpu.cores`), small enough that the product is still in the core's cache
+when it is reduced.
 """
 
 from __future__ import annotations
@@ -25,17 +25,16 @@ from evalkit.maxsim.bounds import Precision
 from evalkit.ragged import Ragged
 
 DOCUMENT_VECTORS = 1024
-"""Document vectors of one product."""
+"""Document vectors per matrix product."""
 QUERY_VECTORS = 1600
-"""Query vectors of one product, at most: larger blocks spare calls, these keep a core's product at 6 MiB."""
+"""Query vectors per matrix product, at most. More need fewer calls; this number keeps a core's product at 6 MiB."""
 
 
 def scores(queries: Ragged, documents: Ragged, *, precision: Precision = "float32") -> Tensor:
-    """Return MaxSim scores [Q, N] in fp32; `bounds.error_bound` says how far from exact they can be.
+    """Return MaxSim scores [Q, N] in fp32, with the rounding error bound of `bounds.error_bound`.
 
-    Every text must have at least one vector. `bfloat16` rounds the vectors, never a product or a sum: maxima are added
-    in fp32 whatever the precision, because a bf16 sum over query vectors has been measured to cost up to 2.2 NDCG
-    points.
+    Every text must have at least one vector. `bfloat16` rounds the vectors only. Products and sums stay in fp32,
+    because adding the maxima in bf16 was measured to cost up to 2.2 NDCG points.
     """
     device = documents.rows_XD.device
     query_YD = queries.rows_XD.to(device=device, dtype=torch.float32)
@@ -58,7 +57,8 @@ def scores(queries: Ragged, documents: Ragged, *, precision: Precision = "float3
                 if pieces[0].continues:
                     torch.maximum(best_PY[0], carried_Y[block.vectors], out=best_PY[0])
                 carried_Y[block.vectors] = best_PY[-1]
-                sorted_NQ[within, block.queries] = _sums(best_PY, block)  # an unfinished last document is set again
+                # If the last document continues in the next block, that block overwrites its scores.
+                sorted_NQ[within, block.queries] = _sums(best_PY, block)
 
     count = torch.get_num_threads() if device.type == "cpu" else 1
     with _matmul_precision(precision):
@@ -69,7 +69,7 @@ def scores(queries: Ragged, documents: Ragged, *, precision: Precision = "float3
 
 
 class _Products:
-    """The product of one block of documents with one of queries at a time, in memory that is taken once."""
+    """Computes the product of a block of documents with a block of queries in buffers that are allocated once."""
 
     def __init__(self, document_XD: Tensor, query_blocks: Sequence[_QueryBlock]) -> None:
         widest = max(block.vectors.stop - block.vectors.start for block in query_blocks)
@@ -79,29 +79,30 @@ class _Products:
         self._product = torch.empty(DOCUMENT_VECTORS * widest, device=document_XD.device)
 
     def take(self, rows_X: Tensor) -> None:
-        """Make these rows, as many as a block has, the block of documents."""
+        """Load the document vectors of a block, given the DOCUMENT_VECTORS row numbers of its rows."""
         torch.index_select(self._document_XD, 0, rows_X, out=self._taken_XD)
         self._block_XD.copy_(self._taken_XD)
 
     def with_queries(self, query_DY: Tensor) -> Tensor:
-        """Return the similarities of the block with some queries' vectors [X, Y], overwritten by the next call."""
+        """Return the dot products [X, Y] of the block with query vectors; the next call overwrites them."""
         similarity_XY = self._product[: DOCUMENT_VECTORS * query_DY.shape[1]].view(DOCUMENT_VECTORS, -1)
         return torch.mm(self._block_XD, query_DY, out=similarity_XY)
 
 
 class _Piece(NamedTuple):
-    """Rows of a block that reduce together: whole documents of one length, or a part of one document."""
+    """Rows of a block that one reduction covers: whole documents of equal length, or some rows of one document."""
 
     first: int
-    """Position of the first document in the order of length."""
+    """Position of the first document when sorted by length."""
     documents: int
     length: int
+    """Rows of each document."""
     continues: bool
-    """Whether the block before holds the document's first rows."""
+    """Whether the document's first rows are in the previous block."""
 
 
 def _document_blocks(offsets_N: Tensor, lengths_N: Tensor) -> Iterator[tuple[Tensor, list[_Piece]]]:
-    """Yield the rows of each block and what they are, for documents in order of length; the last is filled up."""
+    """Yield the row numbers and pieces of each block, for documents sorted by length; repeat rows to fill the last."""
     ends_N = lengths_N.cumsum(0)
     sorted_ends, sorted_lengths = ends_N.tolist(), lengths_N.tolist()
     shift_N = offsets_N - (ends_N - lengths_N)
@@ -132,7 +133,7 @@ def _maxima(similarity_XY: Tensor, pieces: Sequence[_Piece]) -> Tensor:
     begin = row = 0
     for piece in pieces:
         end, row_end = begin + piece.documents, row + piece.documents * piece.length
-        # Reducing the middle axis of a row-major product is several times faster than its last.
+        # Reducing the middle axis of a row-major tensor is several times faster than reducing its last axis.
         pieced = similarity_XY[row:row_end].view(piece.documents, piece.length, -1)
         torch.amax(pieced, dim=1, out=best_PY[begin:end])
         begin, row = end, row_end
@@ -146,7 +147,7 @@ class _QueryBlock(NamedTuple):
 
 
 def _query_blocks(offsets_Q: Tensor) -> Iterator[_QueryBlock]:
-    """Cut queries, in order, into blocks of about QUERY_VECTORS vectors."""
+    """Group consecutive queries into blocks of at most QUERY_VECTORS vectors; a longer query is a block of its own."""
     edges = offsets_Q.tolist()
     begin = 0
     while begin < len(edges) - 1:
@@ -159,7 +160,7 @@ def _query_blocks(offsets_Q: Tensor) -> Iterator[_QueryBlock]:
 
 
 def _sums(best_PY: Tensor, block: _QueryBlock) -> Tensor:
-    """Add up each query's maxima [P, Q]; ragged queries by a product with a matrix of 0 and 1, which is exact in 0."""
+    """Sum each query's maxima [P, Q]; for unequal lengths, multiply by a 0/1 matrix, which adds only exact zeros."""
     if len(set(block.lengths)) == 1:
         return best_PY.view(len(best_PY), -1, block.lengths[0]).sum(2)
     owner_YQ = torch.repeat_interleave(torch.eye(len(block.lengths)), torch.tensor(block.lengths), dim=0)
@@ -168,11 +169,11 @@ def _sums(best_PY: Tensor, block: _QueryBlock) -> Tensor:
 
 @contextmanager
 def _matmul_precision(precision: Precision) -> Iterator[None]:
-    """Let fp32 matrix products round their inputs to bf16 and keep fp32 sums and outputs, on CPUs that can.
+    """For "bfloat16", let fp32 matrix products round their inputs to bf16, on CPUs that support it.
 
-    On CUDA products stay in full fp32: TF32 would break the error bound.
+    Sums and outputs stay in fp32. On CUDA products stay in full fp32: TF32 would exceed the rounding error bound.
     """
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # set up at import, unknown to the stubs
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # set at import, missing from the stubs
     before, before_cuda = settings.fp32_precision, torch.backends.cuda.matmul.fp32_precision
     settings.fp32_precision = "bf16" if precision == "bfloat16" else "ieee"
     torch.backends.cuda.matmul.fp32_precision = "ieee"

@@ -1,4 +1,4 @@
-"""MaxSim by its definition, one query and one document at a time in float64: what every kernel must equal.
+"""MaxSim by its definition, for one query and one document in float64: the reference for every kernel.
 
 Shapes: L query vectors, T document vectors, D dim.
 """
@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 def maxsim(query_LD: Tensor, document_TD: Tensor) -> float:
-    """Return Σ over query vectors of the largest dot product with any document vector.
+    """Return the sum, over query vectors, of each one's largest dot product with any document vector.
 
     >>> import torch
     >>> maxsim(torch.tensor([[1.0, 0.0], [0.0, 1.0]]), torch.tensor([[1.0, 0.0], [0.5, 0.75]]))

@@ -1,9 +1,11 @@
-"""How texts attend: each to its own ids alone, padded to one width or packed back to back in one row.
+"""Attention paths: each text attends to its own tokens only, in a padded batch or in texts concatenated in one row.
 
-Shapes: B texts, T padded width, X ids of all texts packed, Y ids that are attended to, A heads, K width of a head.
-`sdpa` pads, and runs anywhere: with a mask by torch's kernel; in fp32 on a CPU's vector units by evalkit's own, which
-leaves padding out. `varlen` and `flash` pack: torch's own kernel and flash-attn's on CUDA, and on the CPU a loop over
-texts that says what the kernels must give (`evalkit check` compares them with the padded path).
+Shapes: B texts, T padded width, X tokens of all texts, concatenated, Y tokens that are attended to, A heads, K width of
+a head.
+
+`sdpa` pads and runs anywhere, through torch's kernel with a mask; in fp32 on a CPU's vector units it uses evalkit's own
+kernel, which skips padding. `varlen` and `flash` concatenate texts: on CUDA they call the kernels of torch and
+flash-attn, on the CPU a loop over texts. `evalkit check` compares all of them with the padded path.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import importlib.util
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from itertools import groupby, pairwise
@@ -24,48 +27,56 @@ from torch.nn import functional
 from evalkit.config.settings import Attention, EncoderConfig
 from evalkit.kernels.cpu import registers
 from evalkit.kernels.cpu.numba_folder import with_folder
-from evalkit.kernels.cpu.registers import say_once
+from evalkit.kernels.trouble import first_line, say_once
 from evalkit.ragged import offsets
 
 Path: TypeAlias = Literal["sdpa", "varlen", "flash"]
-"""How a batch of texts is laid out and attended to."""
+"""The layout of a batch and the kernel that computes its attention."""
 NAME = "evalkit"
-"""The name under which transformers' attention interface knows `attend`."""
+"""The name of `attend` in transformers' attention interface."""
 NATIVE = ("jina_embeddings_v3", "bert", "xmod")
 """Backbones of transformers, whose attention goes through its interface."""
+PACKED = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+"""Architectures of `backbone: transformers` that attend to all of a text through the same interface.
+
+Not here: local windows (ModernBERT), causal attention (decoders), and attention that adds to its logits by itself
+(DeBERTa, MPNet), none of which a packing here carries.
+"""
 HEAD_STEP = 8
-"""The CUDA kernels want heads of a multiple of this width; narrower ones are filled with zeros, which add nothing."""
+"""The CUDA kernels need head widths that are multiples of this; other heads are padded with zeros, without effect."""
 PROBE_ATOL = 5e-2
-"""How far a kernel's answer may be from the padded path's in half precision, on values of about 1."""
+"""Largest accepted difference between a kernel and the reference in half precision, for values of about 1."""
 
 
 class Packing(NamedTuple):
-    """Where each text of a packed row begins and ends, for those that attend and for those attended to."""
+    """The layout of texts concatenated in one row: offsets of the tokens that attend and of those attended to."""
 
     offsets_q: Tensor
-    """First row of each text, and the end [B + 1], int32; likewise for the ids attended to."""
+    """Offsets of the texts among the rows that attend [B + 1], int32."""
     offsets_k: Tensor
+    """Offsets of the texts among the rows that are attended to [B + 1], int32."""
     longest_q: int
     longest_k: int
     attended_Y: Tensor | None
-    """Rows that are attended to; None means all: query masks may give vectors without being attended to."""
+    """Rows that are attended to, or None for all rows. Mask tokens of a query can have vectors without being attended
+    to."""
     path: Path
 
     def to(self, upload: Callable[[Tensor], Tensor]) -> Packing:
-        """Return the packing with its tensors where `upload` puts them."""
+        """Return the packing with its tensors moved by `upload`."""
         attended_Y = None if self.attended_Y is None else upload(self.attended_Y)
         return self._replace(offsets_q=upload(self.offsets_q), offsets_k=upload(self.offsets_k), attended_Y=attended_Y)
 
 
 class Spans(NamedTuple):
-    """Of a padded batch: how many ids each text has, and how many of them, the first, are attended to [B], int64."""
+    """The texts of a padded batch: the number of tokens, and how many of them, from the left, are attended to [B]."""
 
     lengths_B: np.ndarray
     attended_B: np.ndarray
 
 
 def packing_of(lengths_N: np.ndarray, attended_N: np.ndarray, *, path: Path) -> Packing:
-    """Return the packing of texts of some lengths, the first `attended_N` ids of each attended to."""
+    """Return the packing of texts with these lengths, in which the first `attended_N` tokens are attended to."""
     offsets_q, offsets_k = (offsets(counts_N) for counts_N in (lengths_N, attended_N))
     whole = bool((lengths_N == attended_N).all())
     rows_Y = np.repeat(offsets_q[:-1] - offsets_k[:-1], attended_N) + np.arange(offsets_k[-1])
@@ -91,9 +102,9 @@ def attend(  # noqa: PLR0913 (the interface is transformers')
     spans: Spans | None = None,
     **more: Any,
 ) -> tuple[Tensor, Tensor | None]:
-    """Attend as transformers' models ask for it: by the packing or the spans that the caller gave, else as `sdpa` does.
+    """Compute attention for transformers' interface: with the given packing or spans, otherwise as `sdpa` does.
 
-    Heads come as [B, A, T, K] and go as [B, T, A, K], of packed texts as [1, A, X, K] and [1, X, A, K].
+    Heads are [B, A, T, K] and the result is [B, T, A, K]; with a packing, [1, A, X, K] and [1, X, A, K].
     """
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -107,11 +118,18 @@ def attend(  # noqa: PLR0913 (the interface is transformers')
     return packed_attention(query_XAK, key_XAK, value_XAK, packing, scale=scale).unsqueeze(0), None
 
 
+def interfaces(config: EncoderConfig) -> bool:
+    """Whether a model attends through transformers' interface, each id to all of its text."""
+    if config.backbone == "transformers":
+        return config.architecture in PACKED
+    return config.backbone in NATIVE
+
+
 def has_kernel(config: EncoderConfig, module: nn.Module, *, device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether evalkit's own kernel attends for a padded model: in fp32, on vector units, by heads that it can tile."""
+    """Tell whether evalkit's kernel can serve a padded model: fp32, a CPU with vector units, a suitable head width."""
     here = device.type == "cpu" and dtype == torch.float32
     shape: Any = getattr(module, "config", None)
-    if not here or shape is None or config.trust_remote_code or config.backbone not in NATIVE:
+    if not here or shape is None or config.trust_remote_code or not interfaces(config):
         return False
     problem = kernel_problem()
     if problem:
@@ -124,9 +142,9 @@ def has_kernel(config: EncoderConfig, module: nn.Module, *, device: torch.device
 
 @cache
 def kernel_problem() -> str:
-    """Compile evalkit's own kernel and compare it with torch on two texts. Return why it cannot be used, else nothing.
+    """Compile evalkit's kernel and compare it with torch on two texts; return why it cannot be used, or "".
 
-    Nothing is wrong either where the processor has no vector units that it was written for.
+    It is also "" on a processor without AVX2, for which there is no kernel.
     """
     return registers.tried_out("the vector-unit kernels of attention", _kernel_gives_torchs_values)
 
@@ -146,7 +164,7 @@ def _kernel_gives_torchs_values() -> bool:
 
 @cache
 def _kernel() -> Any:
-    """Return the module of evalkit's own kernel, which is compiled when it is imported."""
+    """Return the module of evalkit's kernel; importing it compiles the kernel."""
 
     def load() -> Any:
         from evalkit.kernels.cpu import attention_kernel
@@ -157,7 +175,7 @@ def _kernel() -> Any:
 
 
 def padded_attention(query_BATK: Tensor, key_BATK: Tensor, value_BATK: Tensor, spans: Spans, *, scale: float) -> Tensor:
-    """Return each id's mixture of its own text's values, zeros where padding is [B, T, A, K]; on a CPU, in fp32."""
+    """Return the attention output [B, T, A, K] of a padded batch in fp32 on the CPU, with zeros at padding."""
     heads = [part.transpose(1, 2).contiguous() for part in (query_BATK, key_BATK, value_BATK)]
     mixed_BTAK = torch.empty_like(heads[0])
     query, key, value, mixed = (part.numpy() for part in (*heads, mixed_BTAK))
@@ -165,7 +183,7 @@ def padded_attention(query_BATK: Tensor, key_BATK: Tensor, value_BATK: Tensor, s
     return mixed_BTAK
 
 
-def packed_attention(  # noqa: PLR0913 (keyword-only behind the first four)
+def packed_attention(  # noqa: PLR0913 (keyword-only after the first four)
     query_XAK: Tensor,
     key_XAK: Tensor,
     value_XAK: Tensor,
@@ -174,9 +192,10 @@ def packed_attention(  # noqa: PLR0913 (keyword-only behind the first four)
     scale: float,
     bias_ATT: Tensor | None = None,
 ) -> Tensor:
-    """Return each id's mixture of its own text's values [X, A, K].
+    """Return the attention output [X, A, K] of concatenated texts.
 
-    `bias_ATT`, of the longest text, is added to every text's logits; no CUDA kernel takes it.
+    `bias_ATT`, sized for the longest text, is added to every text's logits. With a bias the loop over texts is used
+    even on CUDA, because no kernel accepts one.
     """
     if packing.attended_Y is not None:
         key_XAK, value_XAK = key_XAK[packing.attended_Y], value_XAK[packing.attended_Y]
@@ -185,7 +204,7 @@ def packed_attention(  # noqa: PLR0913 (keyword-only behind the first four)
     return _KERNELS[packing.path](query_XAK, key_XAK, value_XAK, packing, scale)
 
 
-def _by_text(  # noqa: PLR0913, PLR0917 (the kernels' arguments, and the bias that none of them takes)
+def _by_text(  # noqa: PLR0913, PLR0917 (the kernels' arguments, and the bias)
     query_XAK: Tensor,
     key_YAK: Tensor,
     value_YAK: Tensor,
@@ -193,7 +212,10 @@ def _by_text(  # noqa: PLR0913, PLR0917 (the kernels' arguments, and the bias th
     scale: float,
     bias_ATT: Tensor | None = None,
 ) -> Tensor:
-    """Attend text by text, neighbours of equal length together: what the kernels must give, and the CPU's path."""
+    """Compute attention text by text, batching neighbours of equal length: the CPU's path and the kernels' reference.
+
+    Arguments are as for `packed_attention`, with keys and values already reduced to the rows that are attended to.
+    """
     mixed_XAK = torch.empty_like(query_XAK)
     for q, k, texts in equal_runs(packing):
         parts = (query_XAK[q], key_YAK[k], value_YAK[k])
@@ -205,7 +227,7 @@ def _by_text(  # noqa: PLR0913, PLR0917 (the kernels' arguments, and the bias th
 
 
 def equal_runs(packing: Packing) -> list[tuple[slice, slice, int]]:
-    """Return the rows that attend, the rows attended to, and the number of texts of each run of equal lengths."""
+    """Return for each run of texts of equal length: rows that attend, rows attended to, and the number of texts."""
     offsets_q, offsets_k = packing.offsets_q.tolist(), packing.offsets_k.tolist()
     spans = list(zip(pairwise(offsets_q), pairwise(offsets_k), strict=True))
     runs = []
@@ -226,29 +248,45 @@ def _varlen(query_XAK: Tensor, key_YAK: Tensor, value_YAK: Tensor, packing: Pack
 
     query, key, value = _widened(query_XAK, key_YAK, value_YAK)
     offsets_q, offsets_k, longest_q, longest_k, *_ = packing
-    options = _varlen_options(query.device)
-    mixed = varlen_attn(query, key, value, offsets_q, offsets_k, longest_q, longest_k, scale=scale, **options)
+    options = dict(_varlen_options(query.device))
+    natural = query.shape[-1] ** -0.5
+    if not math.isclose(scale, natural, rel_tol=1e-6):  # left out where it is the default: not every torch takes it
+        if _varlen_takes_scale(query.device):
+            options["scale"] = scale
+        else:
+            query = query * (scale / natural)
+    mixed = varlen_attn(query, key, value, offsets_q, offsets_k, longest_q, longest_k, **options)
     assert isinstance(mixed, Tensor)  # nothing beside it was asked for
     return mixed[..., : query_XAK.shape[-1]]
 
 
 @cache
 def _varlen_options(device: torch.device) -> Mapping[str, Any]:
-    """One split where torch takes the option: a text's vectors then do not depend on its neighbours.
+    """Return `num_splits=1` if torch accepts it: a text's vectors then do not depend on its neighbours.
 
-    Torch 2.11 does not know it, and some versions take it for flash-attention 3 alone; their own kernel splits nothing
-    where queries have as many heads as keys.
+    torch 2.11 lacks the option, and some versions accept it for flash-attention 3 only. Their own kernel does not split
+    if queries and keys have the same number of heads.
     """
+    option: Mapping[str, Any] = {"num_splits": 1}
+    return option if _varlen_takes(device, **option) else {}
+
+
+@cache
+def _varlen_takes_scale(device: torch.device) -> bool:
+    return _varlen_takes(device, scale=0.5)
+
+
+def _varlen_takes(device: torch.device, **option: Any) -> bool:
+    """Ask torch's kernel, with one token, whether it takes an option."""
     from torch.nn.attention.varlen import varlen_attn
 
     heads = torch.zeros((1, 1, HEAD_STEP), dtype=torch.float16, device=device)
     starts = torch.tensor([0, 1], dtype=torch.int32, device=device)
-    option: Mapping[str, Any] = {"num_splits": 1}
     try:
         varlen_attn(heads, heads, heads, starts, starts, 1, 1, **option)
     except (TypeError, RuntimeError):
-        return {}
-    return option
+        return False
+    return True
 
 
 def _flash(query_XAK: Tensor, key_YAK: Tensor, value_YAK: Tensor, packing: Packing, scale: float) -> Tensor:
@@ -274,30 +312,30 @@ def _register() -> None:
     AttentionMaskInterface.register(NAME, sdpa_mask)
 
 
-def enable(module: nn.Module, backbone: str) -> None:
+def enable(module: nn.Module, config: EncoderConfig) -> None:
     """Let a backbone of transformers attend through `attend`, which is `sdpa` itself until a packing is given."""
-    if backbone in NATIVE:
+    if interfaces(config):
         _register()
-        config: Any = module.config
-        config._attn_implementation = NAME  # noqa: SLF001 (the only way to choose it for a class built by hand)
+        shape: Any = module.config
+        shape._attn_implementation = NAME  # noqa: SLF001 (the only way to choose it for a class built by hand)
 
 
 def packable(config: EncoderConfig) -> bool:
     """Whether a model can take packed texts: one that runs a checkpoint's own code cannot be relied on to."""
-    return not config.trust_remote_code
+    return not config.trust_remote_code and (config.backbone != "transformers" or interfaces(config))
 
 
 class Chosen(NamedTuple):
-    """The attention path in force, and what was given up on the way to it (empty where nothing was)."""
+    """The attention path in use, and why a preferred path is not (empty if there is no problem)."""
 
     path: Path
     problem: str
 
 
 def choose(asked: Attention, *, config: EncoderConfig, device: torch.device) -> Chosen:
-    """Return the attention path for a model on a device; a path that cannot be had is reported once.
+    """Return the attention path for a model on a device; log once if a preferred path cannot be used.
 
-    `auto` pads on the CPU, where sorting by length leaves next to nothing to save, and packs on CUDA in half precision.
+    `auto` pads on the CPU, where batches sorted by length have little padding, and packs on CUDA in half precision.
     """
     chosen = _choose(asked, device, config.dtype, config.backbone, packable(config))
     if chosen.problem:
@@ -325,7 +363,8 @@ def _choose(
         problem = probe(path, device, dtype)
         if not problem:
             return Chosen(path, _given_up(problems, path))
-        if path != "flash" or asked == "flash" or flash_version() is not None:  # auto does not miss what is not there
+        # Under `auto`, it is no problem that flash-attn is not installed.
+        if path != "flash" or asked == "flash" or flash_version() is not None:
             problems.append(problem)
     return Chosen("sdpa", _given_up(problems, "sdpa"))
 
@@ -337,14 +376,15 @@ def _unpackable(
     backbone: str,
     can_pack: bool,  # noqa: FBT001 (a row's own column)
 ) -> str:
-    """Return why a model cannot be packed on a device; empty when it can."""
+    """Return why a model cannot use packed texts on a device, or "" if it can."""
     if not can_pack:
-        return "a checkpoint's own code takes no packed texts"
+        own = "a checkpoint's own code" if backbone != "transformers" else "this architecture's attention"
+        return f"{own} takes no packed texts"
     if device.type != "cuda":
         return "flash-attn runs on CUDA only" if asked == "flash" else ""
     if dtype == "float32":
-        return "packed attention on CUDA wants half precision (model.dtype=bfloat16)"
-    return "no packed kernel takes ALiBi" if backbone == "jina_bert" else ""
+        return "packed attention on CUDA needs half precision (model.dtype=bfloat16)"
+    return "no packed kernel supports ALiBi" if backbone == "jina_bert" else ""
 
 
 def _given_up(problems: Sequence[str], path: Path) -> str:
@@ -353,7 +393,7 @@ def _given_up(problems: Sequence[str], path: Path) -> str:
 
 @cache
 def flash_version() -> str | None:
-    """Return the version of flash-attn, or None where it is not installed."""
+    """Return the version of flash-attn, or None if it is not installed."""
     try:
         return importlib.metadata.version("flash-attn")
     except importlib.metadata.PackageNotFoundError:
@@ -362,7 +402,7 @@ def flash_version() -> str | None:
 
 @cache
 def probe(path: Path, device: torch.device, dtype: str) -> str:
-    """Run a kernel on two short texts and compare with the reference. Return what is wrong, empty when nothing is."""
+    """Run a kernel on two short texts and compare it with the reference; return the problem, or "" if there is none."""
     if path == "flash" and flash_version() is None:
         return "flash-attn is not installed (pip install 'evalkit[flash]')"
     label = f"flash-attn {flash_version()}" if path == "flash" else "torch's variable-length attention"
@@ -375,7 +415,6 @@ def probe(path: Path, device: torch.device, dtype: str) -> str:
     try:
         ours = _KERNELS[path](query.to(device), key.to(device), value.to(device), here, 0.25).float().cpu()
     except Exception as error:  # noqa: BLE001 (a binary built for another torch or GPU fails in ways of its own)
-        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        return f"{label} is unusable here ({type(error).__name__}: {reason})"
+        return f"{label} is unusable here ({type(error).__name__}: {first_line(error)})"
     apart = float((ours - wanted).abs().max())
     return "" if apart <= PROBE_ATOL else f"{label} gives wrong values here (off by {apart:.1e})"

@@ -18,6 +18,10 @@ PICKLE = "pytorch_model.bin"
 """The old format of weights, which may hold code; read only where a config allows it, and then tensors only."""
 TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
+MODULES = "modules.json"
+"""What sentence-transformers and PyLate save of the modules behind one another, each with its folder."""
+SAID = "config_sentence_transformers.json"
+"""What PyLate saves of a model's settings, and sentence-transformers of its prompts."""
 METADATA = "artifact.metadata"
 """What Stanford ColBERT saves of a model's settings; optional, and no vector is made of it."""
 FILES = (CONFIG, TOKENIZER, WEIGHTS)
@@ -114,25 +118,126 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ModelError(msg) from error
 
 
-def resolve(source: CheckpointSource, *, allow_pickle: bool = False, remote_code: bool = False) -> Checkpoint:
+def read_list(path: Path) -> list[dict[str, Any]]:
+    """Return the JSON list of objects in one of a checkpoint's files. Raises ModelError when there is none."""
+    try:
+        values: Any = outside.read_json(path)
+    except outside.UnreadableError as error:
+        msg = f"{path}: not JSON ({error}); wanted a list of modules; fetch the file again"
+        raise ModelError(msg) from error
+    if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
+        msg = f"{path}: got {str(values)[:60]}, wanted a list of modules; fetch the file again"
+        raise ModelError(msg)
+    return values
+
+
+def modules(folder: Path) -> list[tuple[str, str]]:
+    """Return the kind and the folder of every module that modules.json names, in their order.
+
+    A kind is the last word of its Python class: Transformer, Pooling, Dense, Normalize.
+    """
+    path = folder / MODULES
+    if not path.is_file():
+        return []
+    return [(str(entry.get("type")).rpartition(".")[2], str(entry.get("path", ""))) for entry in read_list(path)]
+
+
+def dense_folders(folder: Path) -> list[str]:
+    """Return the folders of the Dense modules in their order. Raises ModelError for one that leads elsewhere."""
+    found = [path for kind, path in modules(folder) if kind == "Dense"]
+    for path in found:
+        if not path or Path(path).is_absolute() or ".." in Path(path).parts:
+            msg = f"{folder / MODULES}: got the path {path!r} for a Dense module, wanted a folder beside it"
+            raise ModelError(msg)
+    return found
+
+
+def resolve(
+    source: CheckpointSource, *, allow_pickle: bool = False, remote_code: bool = False, dense: bool = False
+) -> Checkpoint:
     """Return the checkpoint's files on disk, from the first of path, package and repository that is given and there.
 
     `allow_pickle` takes `pytorch_model.bin` where there is no `model.safetensors`. `remote_code` takes the Python files
-    too that the checkpoint's `auto_map` names, all of them pinned; nothing is run here.
+    too that the checkpoint's `auto_map` names, all of them pinned; nothing is run here. `dense` takes modules.json and
+    the Dense modules that it names.
 
     Raises ModelError when the files cannot be had, one of them is missing, or code is not pinned.
     """
     checkpoint = _resolved(source, allow_pickle=allow_pickle, remote_code=remote_code)
-    if not remote_code:
-        return checkpoint
-    states: dict[Path, FileState | None] = {}
-    code = _code(checkpoint, source, states)
+    if remote_code:
+        states: dict[Path, FileState | None] = {}
+        checkpoint = _with_read(checkpoint, _code(checkpoint, source, states), states)
+    return _with_dense(checkpoint) if dense else checkpoint
+
+
+def _with_read(
+    checkpoint: Checkpoint, read: Mapping[str, _Read], states: Mapping[Path, FileState | None]
+) -> Checkpoint:
+    """Return a checkpoint with more files, as they were read and in the state that they had just before."""
     return replace(
         checkpoint,
-        checksums=checkpoint.checksums | {name: read.checksum for name, read in code.items()},
-        addressed=checkpoint.addressed | {name for name, read in code.items() if read.addressed},
+        checksums=checkpoint.checksums | {name: one.checksum for name, one in read.items()},
+        addressed=checkpoint.addressed | {name for name, one in read.items() if one.addressed},
         states={**checkpoint.states, **states},
     )
+
+
+class SmallFiles(NamedTuple):
+    """A checkpoint's files but for its weights, where they are and where they came from."""
+
+    folder: Path
+    origin: str
+    revision: str | None
+
+
+def small_files(source: CheckpointSource) -> SmallFiles:
+    """Return a checkpoint's folder with all files that say what it is; weights of a repository are not fetched.
+
+    Raises ModelError when they cannot be had.
+    """
+    if source.path is None and source.package is None:
+        assert source.repo is not None  # CheckpointSource admits no source without one of the three
+        small = [*("*.json", f"*/{CONFIG}", METADATA, "README.md")]
+        folder = _snapshot(source.repo, source.revision, small, whole=_unknown)
+        found = SmallFiles(folder, source.repo, folder.name)
+    else:
+        packaged = _package_folder(source.package) if source.path is None and source.package is not None else None
+        folder = packaged or Path(str(source.path or source.package)).expanduser()
+        found = SmallFiles(folder, str(folder), None)
+    if not (found.folder / CONFIG).is_file():
+        there = (
+            sorted(path.name for path in found.folder.iterdir())[:5] if found.folder.is_dir() else ["no such folder"]
+        )
+        msg = f"checkpoint {found.origin}: got {', '.join(there) or 'an empty folder'}, wanted {CONFIG} in it"
+        raise ModelError(f"{msg}; give the folder of a checkpoint")
+    return found
+
+
+def _with_dense(checkpoint: Checkpoint) -> Checkpoint:
+    """Return a checkpoint with the files of its Dense modules, fetched where it came from the hub."""
+    if checkpoint.revision is not None:
+        listed = [MODULES, SAID]
+        _snapshot(checkpoint.origin, checkpoint.revision, listed, whole=lambda folder: (folder / MODULES).is_file())
+    if not (folders := dense_folders(checkpoint.folder)):
+        got = "no Dense module in it" if (checkpoint.folder / MODULES).is_file() else "no such file"
+        msg = f"{checkpoint.folder / MODULES}: got {got}, wanted the head that model.head=dense says"
+        raise ModelError(f"{msg}; set model.head to linear or none where there is none")
+    names = [f"{folder}/{name}" for folder in folders for name in (CONFIG, WEIGHTS)]
+    if checkpoint.revision is not None:
+
+        def whole(folder: Path) -> bool:
+            return all((folder / name).is_file() for name in names)
+
+        _snapshot(checkpoint.origin, checkpoint.revision, names, whole=whole)
+    missing = [name for name in names if not (checkpoint.folder / name).is_file()]
+    if missing:
+        msg = f"checkpoint {checkpoint.origin} lacks {', '.join(missing)}; wanted every Dense module of {MODULES}"
+        raise ModelError(f"{msg} in {checkpoint.folder}")
+    states = _states(checkpoint.folder / name for name in (MODULES, *names))
+    read = {name: _proved(checkpoint.folder / name, snapshot=checkpoint.folder) for name in (MODULES, *names)}
+    if checkpoint.revision is None:
+        read = {name: one._replace(addressed=False) for name, one in read.items()}
+    return _with_read(checkpoint, read, states)
 
 
 def _resolved(source: CheckpointSource, *, allow_pickle: bool, remote_code: bool) -> Checkpoint:

@@ -8,10 +8,10 @@ A single-vector model is the case of one vector per text, so the store and the s
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -20,10 +20,10 @@ from torch import Tensor, nn
 from evalkit.config.settings import Attention, Elementwise, EncoderConfig
 from evalkit.errors import ModelError
 from evalkit.kernels.cpu import linear
-from evalkit.models import metadata, tokens
+from evalkit.models import dense, metadata, tokens
 from evalkit.models.attention import Packing, Spans, choose, enable, has_kernel, packing_of
 from evalkit.models.attention import Path as AttentionPath
-from evalkit.models.backbones import native
+from evalkit.models.backbones import generic, native
 from evalkit.models.backbones.native import Backbone
 from evalkit.models.checkpoint import TOKENIZER, WEIGHTS, Checkpoint, refuse_changes, resolve
 from evalkit.models.elementwise import choose as choose_elementwise
@@ -43,6 +43,12 @@ DTYPES: Mapping[str, torch.dtype] = {
 def attention_path(config: EncoderConfig, asked: Attention, device: torch.device) -> str:
     """Name the attention path and the device type, both of which can move the last bits of a vector."""
     return f"{choose(asked, config=config, device=device).path}/{device.type}"
+
+
+Head: TypeAlias = Tensor | nn.Sequential | None
+PADS_COUNT = ("xmod",)
+"""Backbones that count positions from behind their pad id, passing pads over; likewise these architectures."""
+PADS_COUNT_OF = ("camembert", "roberta", "xlm-roberta")
 
 
 class Batch(NamedTuple):
@@ -73,8 +79,8 @@ class Encoder:
 
     config: EncoderConfig
     module: nn.Module
-    heads: Mapping[int, Tensor | None]
-    """Head weight [D, H] by dim; None where hidden states are taken as they are."""
+    heads: Mapping[int, Head]
+    """Head weight [D, H] or Dense layers by dim; None where hidden states are taken as they are."""
     vocabulary: Vocabulary
     skipped: Tensor
     device: torch.device
@@ -84,7 +90,7 @@ class Encoder:
 
     def __post_init__(self) -> None:
         if self.attention != "sdpa" or self._has_kernel:
-            enable(self.module, self.config.backbone)
+            enable(self.module, self.config)
 
     @cached_property
     def _has_kernel(self) -> bool:
@@ -162,9 +168,9 @@ class Encoder:
         )
 
     def _positions(self, table: TokenTable) -> np.ndarray:
-        """Return each id's position in its own text [X]; XMOD counts from behind its pad id and passes pads over."""
+        """Return each id's position in its own text [X]; XLM-R's kin count from behind the pad id and pass it over."""
         begin_X = np.repeat(table.offsets_N[:-1], table.lengths_N)
-        if self.config.backbone != "xmod":
+        if self.config.backbone not in PADS_COUNT and self.config.architecture not in PADS_COUNT_OF:
             position_X: np.ndarray = np.arange(len(table.ids_X)) - begin_X
             return position_X
         real_X = table.ids_X != self.vocabulary.pad
@@ -195,6 +201,10 @@ class Encoder:
         """Return the hidden states through each head [X, D], by one GEMM for all of them."""
         if self.config.head == "none":
             return dict.fromkeys(self.heads, hidden_XH)
+        if self.config.head == "dense":
+            return {
+                dim: head(hidden_XH.to(self.dtype)) for dim, head in self.heads.items() if isinstance(head, nn.Module)
+            }
         dims = self.config.dims
         by_dim = dict(zip(dims, torch.split(self._all_heads(hidden_XH), list(dims), dim=1), strict=True))
         return {dim: by_dim[dim] for dim in self.heads}
@@ -206,7 +216,7 @@ class Encoder:
         A GEMM of another width may add in another order. This width is the model's own, so a dim has the same bits
         whichever dims run beside it: a column does not depend on what the others hold.
         """
-        used = {dim: head_DH for dim, head_DH in self.heads.items() if head_DH is not None}
+        used = {dim: head_DH for dim, head_DH in self.heads.items() if isinstance(head_DH, Tensor)}
         any_DH = next(iter(used.values()))
         return linear.projection(
             torch.cat(
@@ -272,7 +282,10 @@ def checkpoints(config: EncoderConfig, dims: Sequence[int]) -> dict[int, Checkpo
     for dim in dims:
         try:
             checkpoint = resolve(
-                config.checkpoints[str(dim)], allow_pickle=config.allow_pickle, remote_code=config.trust_remote_code
+                config.checkpoints[str(dim)],
+                allow_pickle=config.allow_pickle,
+                remote_code=config.trust_remote_code,
+                dense=config.head == "dense",
             )
             if not config.trust_remote_code:
                 native.check_model_type(checkpoint.config(), config, origin=checkpoint.origin)
@@ -302,12 +315,12 @@ def load_encoders(
     since their checksums were taken.
     """
     groups: list[tuple[dict[str, Tensor], dict[int, Checkpoint]]] = []
-    heads: dict[int, Tensor | None] = {}
+    heads: dict[int, Head] = {}
     for dim, checkpoint in found.items():
         tensors = native.read_tensors(checkpoint)
         heads[dim] = _head(tensors, config, dim, checkpoint)
         for shared, members in groups:
-            if _same_backbone(shared, tensors) and _same_reading(next(iter(members.values())), checkpoint):
+            if _same_backbone(shared, tensors) and _same_reading(next(iter(members.values())), checkpoint, config):
                 members[dim] = checkpoint
                 break
         else:
@@ -326,11 +339,11 @@ def load_encoders(
         else:
             backbone = native.build(tensors, checkpoint.config(), config, origin=checkpoint.origin)
         tensors.clear()  # the module holds what it took: a layer's weight is freed once it is laid out
-        vocabulary = tokens.load_vocabulary(checkpoint)
+        vocabulary = tokens.vocabulary_of(config, checkpoint)
         _check_vocabulary(vocabulary, config, backbone, checkpoint)
         for dim, checkpoint_of_dim in members.items():
             _check_width(heads[dim], dim, backbone, checkpoint_of_dim)
-        module = moved(backbone.module, device, dtype)
+        module = moved(backbone.module, device, dtype, exact=config.backbone == "transformers")
         if not config.trust_remote_code:  # a checkpoint's own code is run as it is
             linear.pack(module)
         if choose_elementwise(elementwise, config=config, device=device).fused:
@@ -344,7 +357,9 @@ def load_encoders(
                     for dim in members
                 },
                 vocabulary=vocabulary,
-                skipped=torch.tensor(sorted(tokens.skipped_ids(config.skiplist, vocabulary)), dtype=torch.int64),
+                skipped=torch.tensor(
+                    sorted(tokens.skipped_ids(config.skiplist, vocabulary, config.skiplist_words)), dtype=torch.int64
+                ),
                 device=device,
                 dtype=dtype,
                 rope_theta=backbone.rope_theta,
@@ -355,26 +370,32 @@ def load_encoders(
     return encoders
 
 
-def moved(module: nn.Module, device: torch.device, dtype: torch.dtype) -> nn.Module:
+def moved(module: nn.Module, device: torch.device, dtype: torch.dtype, *, exact: bool = False) -> nn.Module:
     """Bring a module to a device and dtype, but for RoPE's frequencies, which stay in fp32 as in the native library.
 
     Rounded to bfloat16 they turn position 300 by up to .13 radian too far or too little (base 10000, heads of 64).
+    `exact` keeps those of any architecture, by the end of their names.
     """
-    exact = {name: buffer.clone() for name, buffer in module.named_buffers() if name in native.ROPE_FREQUENCIES}
+    kept = {
+        name: buffer.clone()
+        for name, buffer in module.named_buffers()
+        if name in native.ROPE_FREQUENCIES or (exact and name.endswith("inv_freq"))
+    }
     module.to(device=device, dtype=dtype)
-    for name, buffer in exact.items():
+    for name, buffer in kept.items():
         at, _, last = name.rpartition(".")
         setattr(module.get_submodule(at), last, buffer.to(device))
     return module
 
 
-def _head(tensors: Mapping[str, Tensor], config: EncoderConfig, dim: int, checkpoint: Checkpoint) -> Tensor | None:
+def _head(tensors: Mapping[str, Tensor], config: EncoderConfig, dim: int, checkpoint: Checkpoint) -> Head:
     """Return the projection [D, H] of a checkpoint. Heads are trained apart: one is never cut from another."""
-    if config.head == "none":
+    if config.head != "linear":
         if native.HEAD in tensors:
-            msg = f"{checkpoint.origin}: unexpected {native.HEAD}; wanted no head, as model.head=none says"
+            wanted = "no head" if config.head == "none" else "the head beside the weights"
+            msg = f"{checkpoint.origin}: unexpected {native.HEAD}; wanted {wanted}, as model.head={config.head} says"
             raise ModelError(msg)
-        return None
+        return dense.load_dense(checkpoint) if config.head == "dense" else None
     if native.HEAD not in tensors:
         msg = f"{checkpoint.origin}: {WEIGHTS} has no {native.HEAD}; wanted the head of dim {dim}"
         raise ModelError(msg)
@@ -386,9 +407,14 @@ def _head(tensors: Mapping[str, Tensor], config: EncoderConfig, dim: int, checkp
     return head
 
 
-def _check_width(head: Tensor | None, dim: int, backbone: Backbone, checkpoint: Checkpoint) -> None:
+def _check_width(head: Head, dim: int, backbone: Backbone, checkpoint: Checkpoint) -> None:
     """Refuse a head for another hidden size, and a dim that is not the hidden size where there is no head."""
     hidden = backbone.hidden_size
+    if isinstance(head, nn.Sequential):
+        if (found := dense.widths(head)) != (hidden, dim):
+            msg = f"{checkpoint.origin}: its Dense modules project {found[0]} numbers to {found[1]}"
+            raise ModelError(f"{msg}, wanted {hidden} (the hidden size) to {dim} (the dim)")
+        return
     if head is None and dim != hidden:
         msg = f"{checkpoint.origin}: without a head, dim is the hidden size {hidden}; got {dim}"
         raise ModelError(msg)
@@ -397,13 +423,23 @@ def _check_width(head: Tensor | None, dim: int, backbone: Backbone, checkpoint: 
         raise ModelError(msg)
 
 
+def embedding_rows(module: nn.Module) -> int:
+    """Return the rows of a backbone's embedding matrix."""
+    named = (len(values) for name, values in module.named_parameters() if "word_embeddings" in name)
+    rows = next(named, None)
+    if rows is None:
+        own: Any = module
+        rows = len(own.get_input_embeddings().weight)
+    return rows
+
+
 def with_head_of(encoder: Encoder, own: Checkpoint, other: Checkpoint, dim: int) -> Encoder | None:
     """Return an encoder with the head of another checkpoint beside its own, or None where the backbones differ.
 
     Nothing is built: both files are compared by content, the other's head alone is taken.
     """
     tensors = native.read_tensors(other)
-    if not _same_reading(own, other) or not _same_backbone(native.read_tensors(own), tensors):
+    if not _same_reading(own, other, encoder.config) or not _same_backbone(native.read_tensors(own), tensors):
         return None
     head = _head(tensors, encoder.config, dim, other)
     added = None if head is None else head.to(device=encoder.device, dtype=encoder.dtype)
@@ -417,12 +453,14 @@ def _same_backbone(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bo
     )
 
 
-def _same_reading(one: Checkpoint, other: Checkpoint) -> bool:
+def _same_reading(one: Checkpoint, other: Checkpoint, config: EncoderConfig) -> bool:
     """Whether tokenizer and architecture agree too: equal weights under other tokens are another model."""
     if one.checksums[TOKENIZER] != other.checksums[TOKENIZER] or one.code() != other.code():
         return False
     one_values, other_values = one.config(), other.config()
-    keys = (*native.ARCHITECTURE_KEYS, *native.OPTIONAL_KEYS)
+    keys: Iterable[str] = (*native.ARCHITECTURE_KEYS, *native.OPTIONAL_KEYS)
+    if config.backbone == "transformers":  # whose classes read what they like
+        keys = {*one_values, *other_values} - generic.COSMETIC
     return all(one_values.get(key) == other_values.get(key) for key in keys)
 
 
@@ -430,7 +468,7 @@ def _check_vocabulary(
     vocabulary: Vocabulary, config: EncoderConfig, backbone: Backbone, checkpoint: Checkpoint
 ) -> None:
     """Refuse a tokenizer that lacks a marker or has ids beyond the embedding matrix."""
-    rows = next(len(values) for name, values in backbone.module.named_parameters() if "word_embeddings" in name)
+    rows = embedding_rows(backbone.module)
     if vocabulary.size > rows:
         msg = (
             f"{checkpoint.origin}: the tokenizer has {vocabulary.size} tokens, the model {rows}; wanted the model's own"

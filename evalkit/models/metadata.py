@@ -1,62 +1,70 @@
-"""What a late-interaction checkpoint says of itself in Stanford ColBERT's `artifact.metadata`, held against the config.
+"""What a late-interaction checkpoint says of itself, held against the config.
 
-Weights carry no trace of how texts were laid out in training: with other markers, masks or punctuation a model still
-gives vectors of length 1, and lower scores. So what the file says and a config denies is an error, unless it is meant.
-Lengths are not: those of an evaluation are often other than those of training (ColBERTv2's on ArguAna: 300, not 32).
+Stanford ColBERT says it in `artifact.metadata`, PyLate in `config_sentence_transformers.json`.
+
+Weights do not show how texts were prepared in training. With other markers, masks or punctuation, a model still gives
+vectors of length 1, but scores drop. A contradiction between file and config is therefore an error, unless the config
+accepts it. Lengths are exempt, because evaluations often change them (ColBERTv2 on ArguAna: 300, not 32).
 """
 
 from __future__ import annotations
 
 import json
+import string
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 from evalkit.config.settings import EncoderConfig, TextRules
 from evalkit.errors import ModelError
-from evalkit.models.checkpoint import METADATA, Checkpoint, read_json
-from evalkit.models.tokens import UNKNOWN_TOKENS, Vocabulary, load_vocabulary
+from evalkit.models.checkpoint import METADATA, SAID, Checkpoint, read_json
+from evalkit.models.tokens import UNKNOWN_TOKENS, Vocabulary, vocabulary_of
 
 
 class Differences(NamedTuple):
-    """Where the file and the config differ, each as a clause that names both sides and the setting."""
+    """The differences between file and config; each text gives both values and the setting."""
 
     contradictions: tuple[str, ...]
-    """What changes vectors and nothing would show."""
+    """Differences that change vectors without any visible sign."""
     lengths: tuple[str, ...]
+    """Differences in maximum lengths, which are allowed."""
 
 
 def differences(config: EncoderConfig, checkpoint: Checkpoint, dim: int) -> Differences:
-    """Compare what `artifact.metadata` says with a config; what it does not say differs in nothing.
+    """Compare what the checkpoint's own file says with a config; what it does not say differs in nothing.
 
-    Raises ModelError for a file that is no JSON object.
+    Raises ModelError for a file that is not a JSON object.
     """
-    said = said_by(checkpoint) if config.kind == "late_interaction" else {}
+    if account(checkpoint) == SAID:
+        return _from_pylate(config, checkpoint)
+    theirs = said_by(checkpoint) if config.kind == "late_interaction" else {}
     ours = {
         "dim": (f"dim={dim}", dim),
         "attend_to_mask_tokens": _setting("query.attend_to_expansion", config.query.attend_to_expansion),
         "mask_punctuation": (f"model.skiplist={config.skiplist}", config.skiplist != "none"),
     }
-    wrong = [f"{key} {_json(said[key])}, {words}" for key, (words, ours) in ours.items() if said.get(key, ours) != ours]
-    # Stanford ColBERT's vectors have length 1 under either similarity, so that both rank alike.
-    if "similarity" in said and not (said["similarity"] in ("cosine", "l2") and config.normalize):
-        wrong.append(f"similarity {_json(said['similarity'])}, {_setting('normalize', config.normalize)[0]}")
-    return Differences((*wrong, *_markers(said, config, checkpoint)), tuple(_lengths(said, config)))
+    wrong = [
+        f"{key} {_json(theirs[key])}, {words}" for key, (words, ours) in ours.items() if theirs.get(key, ours) != ours
+    ]
+    # Stanford ColBERT normalises vectors for both similarities, so both give the same ranking.
+    if "similarity" in theirs and not (theirs["similarity"] in ("cosine", "l2") and config.normalize):
+        wrong.append(f"similarity {_json(theirs['similarity'])}, {_setting('normalize', config.normalize)[0]}")
+    return Differences((*wrong, *_markers(theirs, config, checkpoint)), tuple(_lengths(theirs, config)))
 
 
 def refuse_contradictions(config: EncoderConfig, checkpoint: Checkpoint, dim: int) -> None:
-    """Raise ModelError that names every contradiction, unless the config says that they are meant."""
+    """Raise ModelError with every contradiction, unless model.verify is false."""
     if config.verify and (found := differences(config, checkpoint, dim).contradictions):
         msg = (
-            f"{checkpoint.origin}: {METADATA} and the config contradict each other: {'; '.join(found)}; "
+            f"{checkpoint.origin}: {account(checkpoint)} and the config contradict each other: {'; '.join(found)}; "
             "set what the checkpoint was trained with, or model.verify=false where the difference is meant"
         )
         raise ModelError(msg)
 
 
 def notes(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> list[str]:
-    """Return a line for every difference that was accepted, the same of several dims once."""
+    """Return a line for every accepted difference; a difference of several dims is listed once."""
     lines = (
-        f"{METADATA} has {clause}"
+        f"{account(checkpoint)} has {clause}"
         for dim, checkpoint in found.items()
         for clauses in differences(config, checkpoint, dim)
         for clause in clauses
@@ -64,41 +72,83 @@ def notes(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
+def account(checkpoint: Checkpoint) -> str | None:
+    """Return the file in which a checkpoint says how its texts were laid out; None where it has none."""
+    if (checkpoint.folder / METADATA).is_file():
+        return METADATA
+    path = checkpoint.folder / SAID
+    return SAID if path.is_file() and "query_prefix" in read_json(path) else None
+
+
+def _from_pylate(config: EncoderConfig, checkpoint: Checkpoint) -> Differences:
+    """Compare what PyLate saved; a prompt is not among it, for PyLate takes one only when it is asked to."""
+    if config.kind != "late_interaction":
+        return Differences((), ())
+    said = {name: value for name, value in read_json(checkpoint.folder / SAID).items() if value is not None}
+    expands = said.get("do_query_expansion", True)
+    ours = {
+        "query_prefix": _setting("query.marker", config.query.marker or ""),
+        "document_prefix": _setting("document.marker", config.document.marker or ""),
+        "do_query_expansion": _setting("query.expansion", config.query.expansion),
+        "skiplist_words": (f"model.skiplist={config.skiplist}", _skiplist(config)),
+    }
+    if expands:
+        attends = _setting("query.attend_to_expansion", config.query.attend_to_expansion)
+        ours["attend_to_expansion_tokens"] = attends
+    wrong = [
+        f"{key} {_json(said[key])}, {words}" for key, (words, value) in ours.items() if said.get(key, value) != value
+    ]
+    lengths = {side: _setting(f"{side}.max_tokens", getattr(config, side).max_tokens) for side in ("query", "document")}
+    other = [
+        f"{side}_length {said[f'{side}_length']}, {words}"
+        for side, (words, value) in lengths.items()
+        if said.get(f"{side}_length", value) != value
+    ]
+    return Differences(tuple(wrong), tuple(other))
+
+
+def _skiplist(config: EncoderConfig) -> list[str]:
+    """Return the words that a config drops from documents."""
+    if config.skiplist == "none":
+        return []
+    return list(string.punctuation) if config.skiplist_words is None else list(config.skiplist_words)
+
+
 def said_by(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return what `artifact.metadata` says, less what it leaves open (null); nothing where there is no such file."""
+    """Return the values of `artifact.metadata` without nulls; empty if the checkpoint has no such file."""
     path = checkpoint.folder / METADATA
     if not path.is_file():
         return {}
     return {name: value for name, value in read_json(path).items() if value is not None}
 
 
-def _markers(said: Mapping[str, Any], config: EncoderConfig, checkpoint: Checkpoint) -> Iterator[str]:
+def _markers(theirs: Mapping[str, Any], config: EncoderConfig, checkpoint: Checkpoint) -> Iterator[str]:
     vocabulary: Vocabulary | None = None
     for side, key in (("query", "query_token_id"), ("document", "doc_token_id")):
         rules: TextRules = getattr(config, side)
-        ours = (rules.marker or "").partition(" ")[0]  # what follows it is a trace of the tokenizer, not a marker
-        if key not in said or said[key] == ours:
+        ours = (rules.marker or "").partition(" ")[0]  # the rest is an artefact of the tokenizer
+        if key not in theirs or theirs[key] == ours:
             continue
-        vocabulary = vocabulary or load_vocabulary(checkpoint)
-        if not ours or _id_of(str(said[key]), vocabulary) != vocabulary.tokenizer.token_to_id(ours):
-            yield f"{key} {_json(said[key])}, {_setting(f'{side}.marker', rules.marker)[0]}"
+        vocabulary = vocabulary or vocabulary_of(config, checkpoint)
+        if not ours or _id_of(str(theirs[key]), vocabulary) != vocabulary.tokenizer.token_to_id(ours):
+            yield f"{key} {_json(theirs[key])}, {_setting(f'{side}.marker', rules.marker)[0]}"
 
 
 def _id_of(token: str, vocabulary: Vocabulary) -> int | None:
-    """Return the id that Stanford ColBERT takes for a marker: of a token that is not there, that of the unknown one."""
+    """Return the token id that Stanford ColBERT uses for a marker: the unknown token's if the marker does not exist."""
     ids = (vocabulary.tokenizer.token_to_id(name) for name in (token, *UNKNOWN_TOKENS))
     return next((found for found in ids if found is not None), None)
 
 
-def _lengths(said: Mapping[str, Any], config: EncoderConfig) -> Iterator[str]:
+def _lengths(theirs: Mapping[str, Any], config: EncoderConfig) -> Iterator[str]:
     for side, key in (("query", "query_maxlen"), ("document", "doc_maxlen")):
         words, ours = _setting(f"{side}.max_tokens", getattr(config, side).max_tokens)
-        if said.get(key, ours) != ours:
-            yield f"{key} {_json(said[key])}, {words}"
+        if theirs.get(key, ours) != ours:
+            yield f"{key} {_json(theirs[key])}, {words}"
 
 
 def _setting(name: str, value: object) -> tuple[str, object]:
-    """Return a setting as one gives it on the command line, and its value."""
+    """Return a setting as written on the command line, and its value."""
     return f"model.{name}={value if isinstance(value, str) else _json(value)}", value
 
 

@@ -1,7 +1,9 @@
-"""Let a checkpoint's own Python code build its backbone: only where a config asks for it, pinned and checksummed.
+"""Build a backbone with the checkpoint's own Python code, if the config allows it; the code is pinned and checksummed.
 
-Shapes: B texts, T tokens, H hidden size. Native classes are the default for every model here. Code written for an older
-transformers may import and still compute something else, so what cannot be relied on is checked or put right below.
+Native classes are the default for every model. Code written for an older transformers may import without error and
+still compute something else, so its result is checked here and known faults are corrected.
+
+Shapes: B texts, T tokens, H hidden size.
 """
 
 from __future__ import annotations
@@ -24,36 +26,37 @@ from evalkit.models.checkpoint import Checkpoint
 log = logging.getLogger(__name__)
 
 LEFT_OUT = (HEAD, "cls.", "lm_head.")
-"""Tensors that no backbone has: the projection, which is applied here, and heads that predict masked words."""
+"""Prefixes of tensors that belong to no backbone: the projection, which evalkit applies, and masked-language heads."""
 
 
 class RemoteBackbone(nn.Module):
-    """A checkpoint's own module, called the way every backbone here is."""
+    """A checkpoint's own module behind the interface of every backbone."""
 
     def __init__(self, inner: nn.Module, embeddings: nn.Module) -> None:
-        """Wrap the module; its embeddings are registered first, under the name that the canary looks for."""
+        """Wrap a module; its embeddings are registered first, under the name by which the canary finds them."""
         super().__init__()
         self.word_embeddings = embeddings
         self.inner = inner
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:
-        """Return the hidden states [B, T, H]. Others' code gets the mask in the form that all take: 0 and 1, always."""
+        """Return the hidden states [B, T, H]. The mask is always passed, as 0 and 1, which all remote code accepts."""
         mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
         found = self.inner(input_ids=input_ids, attention_mask=mask_BT)
         return BaseModelOutput(last_hidden_state=found.last_hidden_state)
 
 
 def build(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], config: EncoderConfig) -> Backbone:
-    """Build the backbone that the checkpoint's `auto_map` names, from the checkpoint's tensors.
+    """Build the backbone that the checkpoint's `auto_map` names, with the checkpoint's tensors.
 
-    Raises ModelError when the code fails, a tensor is missing, unexpected or mis-shaped, or the result is no encoder.
+    Raises ModelError if the code fails, if a tensor is missing, unexpected or has the wrong shape, if the result is not
+    an encoder, and for settings that cannot be passed to the code.
     """
     origin = checkpoint.origin
     if config.rope_theta != "checkpoint" or config.adapter is not None:
-        msg = f"{origin}: model.rope_theta and model.adapter do not reach the checkpoint's own code; leave them out"
+        msg = f"{origin}: model.rope_theta and model.adapter do not apply to the checkpoint's own code; leave them out"
         raise ModelError(msg)
     _warn_once(
-        f"model {config.name}: running the checkpoint's own code, as model.trust_remote_code=true asks: "
+        f"model {config.name}: running the checkpoint's own code, as model.trust_remote_code=true allows: "
         f"{', '.join(sorted(checkpoint.code()))} of {origin}{f'@{checkpoint.revision}' if checkpoint.revision else ''}"
     )
     kept = {name: tensor for name, tensor in tensors.items() if not name.startswith(LEFT_OUT)}
@@ -61,7 +64,7 @@ def build(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], config: Encoder
         with _quiet_and_offline():
             module, report = _loaded(checkpoint, kept)
             hidden_size = _probe(module)
-    except Exception as error:  # whatever others' code raises
+    except Exception as error:  # remote code can raise anything
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         msg = (
             f"{origin}: the checkpoint's own code fails ({reason}); "
@@ -79,10 +82,10 @@ def build(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], config: Encoder
 
 
 def _loaded(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> tuple[RemoteBackbone, dict[str, Any]]:
-    """Return the module with its tensors, and transformers' account of them.
+    """Return the module with its tensors, and transformers' loading report.
 
-    The automatic classes' own way to code, without their registry: there, a second checkpoint's code of the same name
-    is taken for one that is known already.
+    The code is loaded as transformers' automatic classes do, but without their registry, which would take the code of a
+    second checkpoint with the same class names for the first one's.
     """
     from transformers import AutoConfig
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
@@ -101,21 +104,21 @@ def _loaded(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> tuple[Remo
         state_dict=dict(tensors),
         dtype=torch.float32,
         output_loading_info=True,
-        ignore_mismatched_sizes=True,  # they are reported instead, all of them
+        ignore_mismatched_sizes=True,  # they are in the loading report, from which `build` raises
     )
     saved = set(made.state_dict())
     found = dict(module.named_buffers())
     for name, buffer in made.named_buffers():
         if name not in saved:
-            # from_pretrained builds without memory, so a buffer that no file has is left as it was found there: a RoPE
-            # table of noise, for example, and no error.
+            # from_pretrained builds the module on the meta device, so a buffer that is not in the file (a RoPE table,
+            # for example) is left uninitialised without an error. Copy it from the module that was built normally.
             found[name].copy_(buffer)
     return RemoteBackbone(module, module.get_input_embeddings()).eval(), report
 
 
 @torch.inference_mode()
 def _probe(module: RemoteBackbone) -> int:
-    """Return the hidden size, from two tokens' hidden states. Raises ValueError when these are none."""
+    """Return the hidden size, taken from the output for two tokens. Raises ValueError if its shape is not [1, 2, H]."""
     hidden_BTH = module(input_ids=torch.zeros(1, 2, dtype=torch.int64)).last_hidden_state
     if hidden_BTH.ndim != 3 or hidden_BTH.shape[:2] != (1, 2):
         msg = f"last_hidden_state is {tuple(hidden_BTH.shape)}, wanted (1, 2, hidden size) for two tokens"
@@ -125,7 +128,7 @@ def _probe(module: RemoteBackbone) -> int:
 
 @contextmanager
 def _quiet_and_offline() -> Iterator[None]:
-    """Keep transformers' bars and tables off the terminal, and others' code from fetching what nobody pinned."""
+    """Silence transformers' progress bars and tables, and keep remote code from downloading unpinned files."""
     from huggingface_hub import constants
     from transformers.utils import logging
 

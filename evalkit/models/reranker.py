@@ -1,6 +1,6 @@
-"""A re-ranker reads a query and a document together and gives one score; it has no vectors to store.
+"""Re-rankers: cross-encoders that read query and document together and return one score; there are no vectors to store.
 
-Shapes: B pairs of a batch, T tokens of the longest.
+Shapes: B pairs of a batch, T tokens of the longest pair.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _RENAMES = (
     (re.compile(r"\.mlp\.fc2\."), ".output.dense."),
     (re.compile(r"\.norm2\."), ".output.LayerNorm."),
 )
-"""From the flash-attention layout of the repository to transformers' XLM-R."""
+"""Renames tensors from the repository's flash-attention layout to transformers' XLM-R."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Reranker:
     device: torch.device
 
     def pairs(self, query: str, documents: Sequence[str]) -> list[list[int]]:
-        """Return the ids of `<s> query </s></s> document </s>` for each document, the longer side cut first."""
+        """Return the token ids of `<s> query </s></s> document </s>` per document, truncating the longer side first."""
         vocabulary = self.vocabulary
         (asked,) = vocabulary.tokenizer.encode_batch_fast([query], add_special_tokens=False)
         read = vocabulary.tokenizer.encode_batch_fast(list(documents), add_special_tokens=False)
@@ -55,9 +55,9 @@ class Reranker:
 
     @torch.inference_mode()
     def scores(self, pairs: Sequence[Sequence[int]]) -> list[float]:
-        """Return the fp32 logit of each pair, padded into one batch. Raises ModelError for one that is not finite.
+        """Return the logit of each pair in fp32, computed in one padded batch. Raises ModelError if one is not finite.
 
-        The sigmoid that some libraries apply keeps the order and loses the differences between the best.
+        The sigmoid of some libraries is not applied: it keeps the order, but rounds away differences near 1.
         """
         width, pad = max(map(len, pairs)), self.vocabulary.pad
         ids_BT = torch.tensor([[*pair, *[pad] * (width - len(pair))] for pair in pairs], device=self.device)
@@ -66,13 +66,13 @@ class Reranker:
         )
         logits: Tensor = self.module(input_ids=ids_BT, attention_mask=attended_BT.long()).logits
         if not bool(torch.isfinite(logits).all()):
-            msg = f"re-ranker {self.config.name} gave a score that is not finite; rerun with reranker.dtype=float32"
+            msg = f"re-ranker {self.config.name} returned a score that is not finite; rerun with reranker.dtype=float32"
             raise ModelError(msg)
         return [float(score) for score in logits[:, 0].float().tolist()]
 
 
 def shares(query: int, document: int, *, room: int) -> tuple[int, int]:
-    """Return how many tokens of each side fit when the longer side is cut first.
+    """Return how many tokens of query and document fit into `room` if the longer side is truncated first.
 
     >>> shares(10, 500, room=100), shares(80, 500, room=100), shares(80, 10, room=100)
     ((10, 90), (50, 50), (80, 10))
@@ -86,7 +86,7 @@ def shares(query: int, document: int, *, room: int) -> tuple[int, int]:
 
 
 def load_reranker(config: RerankerConfig, *, device: torch.device) -> Reranker:
-    """Load a re-ranker. Raises ModelError for a checkpoint that is missing, damaged or of another architecture."""
+    """Load a re-ranker on a device. Raises ModelError if the checkpoint is missing, damaged or not XLM-R."""
     with backbones.transformers_at_work():
         from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 
@@ -115,7 +115,7 @@ def load_reranker(config: RerankerConfig, *, device: torch.device) -> Reranker:
 
 
 def _native_names(tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:
-    """Yield transformers' name for each tensor; the fused Wqkv is cut into its rows [q; k; v]."""
+    """Yield tensors under transformers' names; the fused Wqkv is split into query, key and value rows."""
     for name, tensor in tensors.items():
         renamed = name
         for pattern, replacement in _RENAMES:

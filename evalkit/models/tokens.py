@@ -1,7 +1,8 @@
-"""Text to token ids, exactly as a checkpoint was trained: markers, cuts, query expansion, the punctuation skiplist.
+"""Token ids of texts, exactly as in a checkpoint's training: markers, truncation, query expansion, skiplist.
 
-Shapes: N texts, X ids of all texts packed.
-The rules are those of Stanford ColBERT and PyLate, read from the checkpoints' own `artifact.metadata`.
+The rules are those of Stanford ColBERT and PyLate, as the checkpoints' `artifact.metadata` states them.
+
+Shapes: N texts, X token ids of all texts, concatenated.
 """
 
 from __future__ import annotations
@@ -16,25 +17,27 @@ from typing import Literal, NamedTuple, overload
 import numpy as np
 from tokenizers import Tokenizer
 
-from evalkit.config.settings import TextRules
+from evalkit.config.settings import EncoderConfig, TextRules
 from evalkit.errors import ModelError
 from evalkit.models.checkpoint import TOKENIZER, Checkpoint
 from evalkit.ragged import offsets
 
 FIRST_TOKENS = ("<s>", "[CLS]")
 LAST_TOKENS = ("</s>", "[SEP]")
-PAD_TOKENS = ("<pad>", "[PAD]")
+PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|endoftext|>")
 MASK_TOKENS = ("<mask>", "[MASK]")
 UNKNOWN_TOKENS = ("<unk>", "[UNK]")
+END_TOKENS = ("</s>", "[SEP]", "<|endoftext|>", "<|im_end|>", "<eos>", "<|end_of_text|>")
+"""What decoders call their last token; `LAST_TOKENS` are those of encoders."""
 TEXTS_AT_ONCE = 1024
 """Texts per call of the tokenizer: enough to keep its threads busy."""
 CHARACTERS_A_TOKEN = 5
-"""What is read of a long text at a time for each token that is missing: enough for most texts of any language."""
+"""Characters of a long text to tokenise for each token id still needed: enough for most texts in any language."""
 _END_OF_WORD = re.compile(r"[^\W_] ")
 
 
 class Tokens(NamedTuple):
-    """One text's ids, and how many of them (from the left) the others attend to."""
+    """One text's token ids, and how many of them, from the left, are attended to."""
 
     ids: list[int]
     attended: int
@@ -42,35 +45,37 @@ class Tokens(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class TokenTable(Sequence[Tokens]):
-    """The ids of many texts in one array: 4 bytes an id, where lists take 36, and batches are cut by numpy alone."""
+    """The token ids of many texts in one array, from which numpy builds batches: 4 bytes per id, not 36 as in lists."""
 
     ids_X: np.ndarray
-    """Text i owns the ids from `offsets_N[i]` to `offsets_N[i + 1]`."""
+    """Text i owns the token ids from `offsets_N[i]` to `offsets_N[i + 1]`."""
     offsets_N: np.ndarray
+    """N + 1 offsets, int64."""
     attended_N: np.ndarray
+    """How many of each text's token ids, from the left, are attended to."""
 
     @classmethod
     def of(cls, texts: Sequence[Tokens]) -> TokenTable:
-        """Return the texts as a table, or the table that they are already."""
+        """Return the texts as a table; a table is returned unchanged."""
         if isinstance(texts, TokenTable):
             return texts
         return cls.packed([text.ids for text in texts], [text.attended for text in texts])
 
     @classmethod
     def packed(cls, ids: Sequence[Sequence[int] | np.ndarray], attended: Sequence[int]) -> TokenTable:
-        """Pack each text's ids, and how many of them are attended to."""
+        """Build a table from each text's token ids and the number of them that is attended to."""
         offsets_N = offsets(np.array([len(of_text) for of_text in ids], dtype=np.int64))
         arrays = [np.empty(0, dtype=np.int32), *(np.asarray(of_text, dtype=np.int32) for of_text in ids)]
         return cls(np.concatenate(arrays), offsets_N, np.array(attended, dtype=np.int64))
 
     @cached_property
     def lengths_N(self) -> np.ndarray:
-        """Return how many ids each text has."""
+        """Return the number of token ids of each text [N]."""
         lengths_N: np.ndarray = np.diff(self.offsets_N)
         return lengths_N
 
     def take(self, rows: Sequence[int] | np.ndarray) -> TokenTable:
-        """Return some of the texts, in the order of `rows`."""
+        """Return a table of the texts at positions `rows`, in that order."""
         lengths_N = self.lengths_N[rows]
         offsets_N = offsets(lengths_N)
         shift_N = self.offsets_N[:-1][rows] - offsets_N[:-1]
@@ -87,7 +92,7 @@ class TokenTable(Sequence[Tokens]):
     def __getitem__(self, place: int | slice) -> Tokens | TokenTable:
         if isinstance(place, slice):
             return self.take(np.arange(len(self))[place])
-        row = range(len(self))[place]  # negative places, and IndexError, which ends an iteration
+        row = range(len(self))[place]  # handles negative positions, and raises the IndexError that ends an iteration
         ids = self.ids_X[self.offsets_N[row] : self.offsets_N[row + 1]].tolist()
         return Tokens(ids, int(self.attended_N[row]))
 
@@ -102,10 +107,15 @@ class Vocabulary:
     pad: int
     mask: int
     size: int
+    begin: tuple[int, ...] = ()
+    """What every text begins with, and ends with: `first` and `last`, or what the tokenizer itself puts there."""
+    end: tuple[int, ...] = ()
+    strips: bool = False
+    """Whether texts lose the white space around them first, as sentence-transformers does."""
 
     @cached_property
     def splits_at_spaces(self) -> bool:
-        """Whether no token reaches over a space, so that what is before one and what is behind can be read apart."""
+        """Whether no token spans a space, so that the text before and after a space can be tokenised separately."""
         splitter = self.tokenizer.pre_tokenizer
         if splitter is None:
             return False
@@ -116,9 +126,9 @@ class Vocabulary:
         return apart and whole == [*parts[0], *parts[1]]
 
     def encoded(self, texts: Sequence[str], room: int) -> list[list[int]]:
-        """Return the first `room` ids of each text, without special tokens.
+        """Return the first `room` token ids of each text, without special tokens.
 
-        A long text is read a part at a time, each up to the end of a word, until it has given enough.
+        A long text is tokenised in parts that end at a word boundary, until there are enough token ids.
         """
         found: list[list[int]] = [[] for _ in texts]
         begins = [0] * len(texts)
@@ -134,7 +144,7 @@ class Vocabulary:
         return [ids[:room] for ids in found]
 
     def _end(self, text: str, begin: int, missing: int) -> int:
-        """Return where the part of a text ends that is likely to give the ids that are missing."""
+        """Return the end of the next part of a text, long enough that it probably yields the `missing` token ids."""
         likely = begin + missing * CHARACTERS_A_TOKEN
         if len(text) <= likely or not self.splits_at_spaces:
             return len(text)
@@ -142,7 +152,7 @@ class Vocabulary:
         return len(text) if end is None else end.start() + 1
 
     def marker(self, token: str) -> int:
-        """Return a marker's id. Raises ModelError when the tokenizer has no such token."""
+        """Return a marker's token id. Raises ModelError if the tokenizer has no such token."""
         found = self.tokenizer.token_to_id(token)
         if found is None:
             msg = f"the tokenizer has no token {token!r}; wanted the marker that the model's config names"
@@ -150,12 +160,22 @@ class Vocabulary:
         return int(found)
 
     def markers(self, rules: TextRules) -> list[int]:
-        """Return the ids behind the first token. Raises ModelError for a token that the tokenizer has not."""
-        return [self.marker(token) for token in (rules.marker or "").split()]
+        """Return the ids behind the first token. Raises ModelError for a token that the tokenizer has not.
+
+        A marker is one token, spaces and all (PyLate's `[Q] ` ends in one), or else several with spaces between them.
+        """
+        marker = rules.marker or ""
+        if marker and (whole := self.tokenizer.token_to_id(marker)) is not None:
+            return [int(whole)]
+        return [self.marker(token) for token in marker.split()]
 
 
-def load_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
-    """Load `tokenizer.json`, with its own cutting and padding off. Raises ModelError when it is unusable."""
+def load_vocabulary(checkpoint: Checkpoint, *, own_template: bool = False) -> Vocabulary:
+    """Load `tokenizer.json`, with its own cutting and padding off. Raises ModelError when it is unusable.
+
+    `own_template` begins and ends texts as the tokenizer itself does (its post-processor), whatever its tokens are
+    called, and expands queries by its end token where it has no mask token, as PyLate does for decoders.
+    """
     path = checkpoint.folder / TOKENIZER
     try:
         tokenizer = Tokenizer.from_file(str(path))
@@ -166,16 +186,21 @@ def load_vocabulary(checkpoint: Checkpoint) -> Vocabulary:
             raise
         msg = f"{path}: not a tokenizer file ({error}); fetch the file again"
         raise ModelError(msg) from error
-    # all-MiniLM-L6-v2's file asks for cutting at 128 and padding to 128: the config's lengths decide here.
+    # all-MiniLM-L6-v2's file sets truncation and padding to 128 tokens; evalkit uses the lengths of the config.
     tokenizer.no_truncation()
     tokenizer.no_padding()
+    if own_template:
+        return _by_template(tokenizer, checkpoint)
+    first, last = _special(tokenizer, FIRST_TOKENS), _special(tokenizer, LAST_TOKENS)
     return Vocabulary(
         tokenizer=tokenizer,
-        first=_special(tokenizer, FIRST_TOKENS),
-        last=_special(tokenizer, LAST_TOKENS),
+        first=first,
+        last=last,
         pad=_special(tokenizer, PAD_TOKENS),
         mask=_special(tokenizer, MASK_TOKENS),
         size=tokenizer.get_vocab_size(with_added_tokens=True),
+        begin=(first,),
+        end=(last,),
     )
 
 
@@ -184,29 +209,74 @@ def _rust_error(error: BaseException) -> bool:
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
+def vocabulary_of(config: EncoderConfig, checkpoint: Checkpoint) -> Vocabulary:
+    """Load a model's tokenizer under the rules of its backbone."""
+    return load_vocabulary(checkpoint, own_template=config.backbone == "transformers")
+
+
+def _by_template(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Vocabulary:
+    """Return the vocabulary of a tokenizer with what it puts around a text by itself."""
+    text = tokenizer.encode("a", add_special_tokens=False).ids
+    whole = tokenizer.encode("a", add_special_tokens=True).ids
+    at = next((place for place in range(len(whole)) if whole[place : place + len(text)] == text), None)
+    if not text or at is None:
+        msg = f"{checkpoint.origin}: {TOKENIZER} puts {whole} around {text} for the text 'a', wanted it around the text"
+        raise ModelError(f"{msg}; fetch the file again")
+    begin, end = tuple(whole[:at]), tuple(whole[at + len(text) :])
+    if not (begin or end):
+        found = [name for names in (FIRST_TOKENS, LAST_TOKENS) if (name := _found(tokenizer, names)) is not None]
+        begin, end = tuple(found[:1]), tuple(found[1:2])
+    last = end[-1] if end else _found(tokenizer, END_TOKENS)
+    mask = _found(tokenizer, MASK_TOKENS)
+    filler = mask if mask is not None else last
+    if last is None or filler is None:
+        msg = f"{checkpoint.origin}: {TOKENIZER} has neither a mask token nor an end token"
+        raise ModelError(f"{msg} ({', '.join((*MASK_TOKENS, *END_TOKENS))}); wanted one that expands queries")
+    pad = _found(tokenizer, PAD_TOKENS)
+    return Vocabulary(
+        tokenizer=tokenizer,
+        first=begin[0] if begin else last,
+        last=last,
+        pad=filler if pad is None else pad,
+        mask=filler,
+        size=tokenizer.get_vocab_size(with_added_tokens=True),
+        begin=begin,
+        end=end,
+        strips=True,
+    )
+
+
+def _found(tokenizer: Tokenizer, names: Sequence[str]) -> int | None:
+    ids = (tokenizer.token_to_id(name) for name in names)
+    return next((int(token) for token in ids if token is not None), None)
+
+
 def _special(tokenizer: Tokenizer, names: Sequence[str]) -> int:
-    for name in names:
-        found = tokenizer.token_to_id(name)
-        if found is not None:
-            return int(found)
+    found = _found(tokenizer, names)
+    if found is not None:
+        return found
     msg = f"the tokenizer has none of the special tokens {', '.join(names)}; wanted an XLM-R or BERT vocabulary"
     raise ModelError(msg)
 
 
 def tokenize(texts: Sequence[str], rules: TextRules, vocabulary: Vocabulary) -> TokenTable:
-    """Return each text's ids: first token, marker, text cut to fit, last token, and mask tokens where expanded.
+    """Return each text's token ids: first token, markers, truncated text, last token, and mask tokens if expanded.
 
-    The cut leaves room for the special tokens, so a long text still ends in the last token. Texts go to the tokenizer
-    some at a time, because its own records of a text take many times the room of the ids.
+    Truncation leaves room for the special tokens, so a long text still ends with the last token. The texts are
+    tokenised TEXTS_AT_ONCE at a time, because the tokenizer's own records take many times the memory of the token ids.
+    Raises ModelError for a marker that the tokenizer does not have.
     """
-    head = [vocabulary.first, *vocabulary.markers(rules)]
-    room = rules.max_tokens - len(head) - 1
+    markers, begin, end = vocabulary.markers(rules), list(vocabulary.begin), list(vocabulary.end)
+    room = rules.max_tokens - len(markers) - len(begin) - len(end)
     encoded: list[np.ndarray] = []
     attended: list[int] = []
-    for begin in range(0, len(texts), TEXTS_AT_ONCE):
-        some = list(texts[begin : begin + TEXTS_AT_ONCE])
+    for start in range(0, len(texts), TEXTS_AT_ONCE):
+        some = [f"{rules.prompt}{text}" for text in texts[start : start + TEXTS_AT_ONCE]]
+        if vocabulary.strips:
+            some = [text.strip() for text in some]
         for of_text in vocabulary.encoded(some, room):
-            ids = [*head, *of_text, vocabulary.last]
+            ids = [*begin, *of_text, *end]
+            ids[1:1] = markers  # behind the first id, whatever that is, as PyLate does
             real = len(ids)
             if rules.expansion:
                 ids += [vocabulary.mask] * (rules.max_tokens - real)
@@ -215,17 +285,21 @@ def tokenize(texts: Sequence[str], rules: TextRules, vocabulary: Vocabulary) -> 
     return TokenTable.packed(encoded, attended)
 
 
-def skipped_ids(skiplist: Literal["stanford", "pylate", "none"], vocabulary: Vocabulary) -> frozenset[int]:
+def skipped_ids(
+    skiplist: Literal["stanford", "pylate", "none"], vocabulary: Vocabulary, words: Sequence[str] | None = None
+) -> frozenset[int]:
     """Return the ids whose document vectors are dropped, one rule per library.
 
     `stanford` (colbert-ai, fastembed) drops the first id of each encoded punctuation character: for XLM-R's "."
-    that is "▁", so the plain "." stays. `pylate` drops the id of the character itself.
+    that is "▁", so the plain "." stays. `pylate` drops the id of the character itself, or of each of `words`; what is
+    no token has the unknown token's id there, so that one goes too.
     """
     if skiplist == "none":
         return frozenset()
     tokenizer = vocabulary.tokenizer
     if skiplist == "pylate":
-        found = (tokenizer.token_to_id(character) for character in string.punctuation)
-        return frozenset(int(token) for token in found if token is not None)
+        found = {tokenizer.token_to_id(word) for word in (string.punctuation if words is None else words)}
+        unknown = {_found(tokenizer, UNKNOWN_TOKENS)} if None in found else set()
+        return frozenset(int(token) for token in found | unknown if token is not None)
     encoded = (tokenizer.encode(character, add_special_tokens=False).ids for character in string.punctuation)
     return frozenset(ids[0] for ids in encoded if ids)

@@ -1,7 +1,7 @@
-"""Which weights a run had: whether they are proved to be those that a system's scores were published with.
+"""Proof that a run used the weights with which its system's scores were published.
 
-The packaged config of a system (configs/model/SYSTEM.yaml) says what its published weights are at each dim. What the
-command line put in their place is no part of the comparison: it is what the comparison finds out.
+The packaged config of a system (configs/model/SYSTEM.yaml) names its published weights at each dim. Other weights given
+on the command line do not change this reference; they are reported as a difference.
 """
 
 from __future__ import annotations
@@ -23,30 +23,31 @@ if TYPE_CHECKING:
 Proof = Literal["checksums", "repository", "vectors"]
 """How weights were proved to be the published ones.
 
-`checksums`: every file that decides a vector has the checksum that the packaged config names. `repository`: every such
-file is a content-addressed blob of the published repository at the published commit. `vectors`: the loaded model gave
-the published vectors. A plain file in a snapshot folder, or a folder's name, proves nothing.
+`checksums`: every file that affects vectors has the checksum in the packaged config. `repository`: every such file is a
+content-addressed blob of the published repository at the published commit. `vectors`: the loaded model reproduced the
+published vectors. A plain file in a snapshot folder or the folder's name is not a proof.
 """
 FILES = (WEIGHTS, PICKLE)
 PARAMETERS_RTOL = 0.01
-"""How far a count may be from the published one.
+"""Largest accepted relative difference between a model's parameter count and the published one.
 
-Published counts are rounded, and leave out poolers or heads. The count tells a model of another size: a stand-in laid
-into the cache as a whole repository. Of a changed weight it says nothing, which is what the proofs are for.
+Published counts are rounded and leave out poolers or heads. The count detects a model of another size, such as a small
+stand-in repository in the cache. It cannot detect changed weights; the proofs do that.
 """
 _SHOWN_DIGITS = 8
 
 
 class PublishedWeights(NamedTuple):
-    """What a packaged config says of a system's weights."""
+    """A system's weights according to its packaged config."""
 
     checkpoints: Mapping[str, CheckpointSource]
-    """By dim as text; empty for BM25, which has none."""
+    """By dim, as text; empty for BM25, which has no weights."""
     parameters: int | None
+    """The published number of parameters, if known."""
 
 
 def published_weights(system: str) -> PublishedWeights | None:
-    """Return what the packaged config says of a system's weights; None for a system that is not packaged."""
+    """Return a system's weights from its packaged config; None for a system without one."""
     return _packaged(configs_dir() / "model").get(system)
 
 
@@ -61,9 +62,9 @@ def _packaged(folder: Path) -> dict[str, PublishedWeights]:
 
 
 def prove(system: str, dim: int, checkpoint: Checkpoint, *, met_vectors: bool) -> Proof | None:
-    """Return what proves that a loaded checkpoint is the published one of a system at a dim, or None.
+    """Return the strongest proof that a loaded checkpoint is the published one of a system at a dim, or None.
 
-    `met_vectors` says that the canary met vectors that are published for the system at this very dim.
+    `met_vectors` is true if the canary reproduced the vectors that are published for the system at this dim.
     """
     known = published_weights(system)
     source = None if known is None else known.checkpoints.get(str(dim))
@@ -78,15 +79,15 @@ def prove(system: str, dim: int, checkpoint: Checkpoint, *, met_vectors: bool) -
 
 
 def record(system: str, dim: int, checkpoint: Checkpoint, *, parameters: int, met_vectors: bool) -> dict[str, Any]:
-    """Return what scores.json keeps of a checkpoint: where it came from, its checksums, count and proof."""
+    """Return the entry of scores.json for a checkpoint: origin, checksums, parameter count and proof."""
     proof = prove(system, dim, checkpoint, met_vectors=met_vectors)
     return {**checkpoint.facts(), "parameters": parameters, "proof": proof}
 
 
 def differing(cell: CellScores) -> tuple[str, ...]:
-    """Return a line where a run's weights are not proved to be the published ones of its system; else nothing.
+    """Return a line if a run's weights are not proved to be the published ones of its system, otherwise nothing.
 
-    A run that was made before proofs were recorded is held to the checksums that the packaged config names.
+    A run from before proofs were recorded must have the checksums of the packaged config.
     """
     known = published_weights(cell.model)
     checksums = _mapping(cell.protocol.get("checkpoint"))
@@ -111,9 +112,9 @@ def differing(cell: CellScores) -> tuple[str, ...]:
 
 
 def _is_proved(source: CheckpointSource, recorded: Mapping[str, Any], checksums: Mapping[str, Any]) -> bool:
-    """Whether a recorded proof ties weights to the published ones.
+    """Tell whether a recorded proof identifies weights as the published ones.
 
-    It must be of the very files that the run id names, and not against a checksum that the config knows.
+    The proof must cover the files in the run id, and no file may contradict a checksum in the packaged config.
     """
     proof = recorded.get("proof")
     proved = proof == "vectors" or (proof == "repository" and _is_repository(source, recorded))
@@ -123,12 +124,12 @@ def _is_proved(source: CheckpointSource, recorded: Mapping[str, Any], checksums:
 
 
 def _other_weights(source: CheckpointSource, checksums: Mapping[str, Any]) -> bool:
-    """Whether a file of weights has another checksum than the one known of it; a config may be laid out otherwise."""
+    """Tell whether a weight file's checksum differs from the config's; JSON files may vary in layout, so skip them."""
     return any(checksums.get(name, known) != known for name, known in source.checksums.items() if name in FILES)
 
 
 def declared_otherwise(system: str, dim: int | None, source: CheckpointSource | None) -> tuple[str, ...]:
-    """Return a line where a config names another checkpoint for a system at a dim than the packaged one does."""
+    """Return a line if a config names another checkpoint for a system at a dim than the packaged config."""
     known = published_weights(system)
     packaged = None if known is None else known.checkpoints.get(str(dim))
     if source is None or packaged is None or source == packaged:
@@ -137,7 +138,7 @@ def declared_otherwise(system: str, dim: int | None, source: CheckpointSource | 
 
 
 def _is_repository(source: CheckpointSource, recorded: Mapping[str, Any]) -> bool:
-    """Whether a checkpoint is of the published repository, at its commit where one is pinned, else at any."""
+    """Tell whether a checkpoint is from the published repository: at the pinned commit, or at any if none is pinned."""
     origin, revision = recorded.get("origin"), recorded.get("revision")
     commit = isinstance(revision, str) and hub.COMMIT.fullmatch(revision) is not None
     return commit and source.repo is not None and origin == source.repo and source.revision in (None, revision)
@@ -148,7 +149,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _shown(recorded: Mapping[str, Any], checksums: Mapping[str, Any]) -> str:
-    """Name a run's weights: where they came from, and the beginning of their checksum."""
+    """Describe a run's weights: their origin and the first digits of their checksum."""
     origin, revision = recorded.get("origin"), recorded.get("revision")
     name = str(origin or "unknown") + (f"@{str(revision)[:_SHOWN_DIGITS]}" if revision else "")
     files = [f"{file} xxh3 {str(checksums[file])[:_SHOWN_DIGITS]}…" for file in FILES if file in checksums]

@@ -30,7 +30,7 @@ from evalkit.datasets.irds import IrdsCorpus
 from evalkit.errors import ConfigError, DatasetError, EvalkitError, StoreError
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import checkpoints
-from evalkit.models.tokens import load_vocabulary
+from evalkit.models.tokens import vocabulary_of
 from evalkit.run import pipeline
 from evalkit.run.cells import Task
 from evalkit.storage import outside, seal
@@ -386,7 +386,7 @@ def _model(config: RunConfig) -> Fetched:
         return Fetched(f"model {model.name}", "no files needed", {}, ())
     found = checkpoints(model, [dim for dim in config.dims if dim is not None])
     for checkpoint in found.values():
-        load_vocabulary(checkpoint)
+        vocabulary_of(model, checkpoint)
     return Fetched(
         f"model {model.name} at dim {', '.join(map(str, found))}",
         ", ".join(

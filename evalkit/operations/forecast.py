@@ -21,6 +21,7 @@ from evalkit.datasets.irds import IrdsCorpus
 from evalkit.datasets.survey import Survey, survey
 from evalkit.errors import ConfigError, EvalkitError
 from evalkit.models.checkpoint import on_disk
+from evalkit.operations.cards import CardRates, card_rates
 from evalkit.run import environment, jobs
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.jobs import Job
@@ -154,7 +155,7 @@ def _look(config: RunConfig, known: Sequence[CellScores], *, offline: bool) -> l
         here = dim is None or checkpoint.startswith("on disk")
         if task is not None and device is not None and task.survey.documents and here:
             try:
-                (cell,) = plan(task._replace(config=dataclasses.replace(config, dims=(dim,))))
+                (cell,) = plan(task._replace(config=dataclasses.replace(task.config, dims=(dim,))))
             except EvalkitError as error:
                 why = why or str(error)
         found.append(_planned(seen, dim, cell, checkpoint=checkpoint, problem=why))
@@ -168,7 +169,7 @@ def _opened(config: RunConfig, device: torch.device, *, offline: bool) -> tuple[
         if name is None:
             return None, *_absent(config, offline=offline)
         dataset = datasets.load(dataclasses.replace(config.dataset, sources=(name,)))
-        surveyed = _cached_survey(config, dataset)
+        surveyed = _cached_survey(config, dataset, device)
         deviations = (
             ()
             if surveyed is None
@@ -179,7 +180,8 @@ def _opened(config: RunConfig, device: torch.device, *, offline: bool) -> tuple[
     except EvalkitError as error:
         return None, name or "–", str(error)
     nothing = Survey(0, "", (), 0, ())
-    return Task(config, dataset, surveyed or nothing, deviations, device, Console(quiet=True)), f"on disk: {name}", None
+    cut = environment.resolved(config, device)
+    return Task(cut, dataset, surveyed or nothing, deviations, device, Console(quiet=True)), f"on disk: {name}", None
 
 
 def _absent(config: RunConfig, *, offline: bool) -> tuple[str, str | None]:
@@ -212,18 +214,15 @@ class _Unread:
         return self.corpus.where(index)
 
 
-def _cached_survey(config: RunConfig, dataset: Dataset) -> Survey | None:
+def _cached_survey(config: RunConfig, dataset: Dataset, device: torch.device) -> Survey | None:
     inner = getattr(dataset.corpus, "corpus", dataset.corpus)
     if isinstance(inner, IrdsCorpus) and not _built(inner):
         return None  # its fingerprint would build a document store first
-    model = config.model
     try:
         return survey(
             _Unread(dataset.corpus),
-            shard_tokens=config.store.shard_tokens,
-            max_document_tokens=model.document.max_tokens
-            if isinstance(model, EncoderConfig)
-            else config.store.shard_tokens,  # as `pipeline.prepare` asks for it
+            shard_tokens=environment.shard_tokens(config, device),  # as `pipeline.prepare` asks for it
+            max_document_tokens=environment.max_document_tokens(config, device),
             cache_dir=config.cache_dir,
             name=dataset.name,
             judged_ids=datasets.judged_ids(dataset),
@@ -380,11 +379,23 @@ def _seconds(seen: _Seen, dim: int | None, work: _Work) -> Amount:
     rated = [run for run in runs if run.wall_s.get("encode", 0) > 0 and "document_vectors" in run.counts]
     rate = _rate((run.counts["document_vectors"], run.wall_s["encode"]) for run in rated) or 0.0
     if not rate or work.vectors.value is None:
-        return Amount(None, UNSIZED if rate else UNRATED)
+        card = None if rate else card_rates(config.results_dir, gpu=str(here["device"]), model=config.model.name)
+        unknown = Amount(None, UNSIZED if rate else UNRATED)
+        return unknown if card is None else _at_card_rates(card, dim, work, queries=queries)
     encode_s = work.vectors.value * min(work.left, work.unstored) / rate
     products = _rate((_products(run), run.wall_s.get("search", 0.0)) for run in rated)
     search_s = queries * work.vectors.value * dim * work.left / products if products else 0.0
     return Amount(encode_s + search_s, f"at {rate:,.0f} vectors/s, {_named(rated)}")
+
+
+def _at_card_rates(card: CardRates, dim: int, work: _Work, *, queries: int) -> Amount:
+    """Return the time that is left at the rates that were measured on this card, for want of a run of this system."""
+    if work.vectors.value is None:
+        return Amount(None, UNSIZED)
+    encode_s = work.vectors.value * min(work.left, work.unstored) / card.tokens_per_s
+    flop = 2.0 * queries * card.query_vectors * work.vectors.value * dim * work.left
+    basis = f"at {card.tokens_per_s:,.0f} tokens/s, measured on {card.gpu} ({card.source})"
+    return Amount(encode_s + flop / card.search_flop_per_s, basis)
 
 
 def _products(run: CellScores) -> float:

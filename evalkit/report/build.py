@@ -9,7 +9,7 @@ from typing import NamedTuple
 import yaml
 
 from evalkit.analysis import collected, standing
-from evalkit.config.settings import configs_dir
+from evalkit.config.settings import group_files
 from evalkit.errors import ScoreError
 from evalkit.report import card, evidence, exports, page, sheets, table
 from evalkit.scoring import published, reruns
@@ -157,7 +157,7 @@ def _with_queries(results_dir: Path, found: collected.Collected) -> tuple[collec
 def _checksums() -> dict[str, str]:
     """Return the corpus checksum of every dataset for which one is known."""
     found = {}
-    for path in sorted((configs_dir() / "dataset").rglob("*.yaml")):
+    for path in group_files("dataset").values():
         text = path.read_text(encoding="utf-8")
         if "\nchecksum: " in text and "\nchecksum: null" not in text:
             values = yaml.safe_load(text)

@@ -11,7 +11,7 @@ from rich.table import Table
 from evalkit import datasets
 from evalkit.bm25.analyzers import ANALYZERS, LUCENE_DEPARTURES
 from evalkit.config.compose import all_settings
-from evalkit.config.settings import CheckpointSource, DatasetConfig, configs_dir, from_mapping, group_names
+from evalkit.config.settings import CheckpointSource, DatasetConfig, configs_dir, from_mapping, group_files
 from evalkit.errors import ConfigError, nearest
 from evalkit.models.checkpoint import on_disk
 from evalkit.operations.forecast import corpus_tokens
@@ -46,8 +46,8 @@ def _group(group: str) -> Table:
         "experiment": (),
     }[group]
     table = Table("name", *shown, box=None, pad_edge=False)
-    for name in group_names(group):
-        values = yaml.safe_load((configs_dir() / group / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+    for name, path in group_files(group).items():
+        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         table.add_row(name, *(_short(values.get(key)) for key in shown))
     return table
 
@@ -65,10 +65,11 @@ def _models() -> Table:
         "revision",
         "on disk",
         "licence",
+        "config",
     )
     table = Table(*columns, box=None, pad_edge=False)
-    for name in group_names("model"):
-        values: dict[str, Any] = yaml.safe_load((configs_dir() / "model" / f"{name}.yaml").read_text(encoding="utf-8"))
+    for name, path in group_files("model").items():
+        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
         found: dict[int, dict[str, Any]] = values.get("checkpoints", {})
         sources = [CheckpointSource(**source) for source in found.values()]
         cells = (
@@ -80,6 +81,7 @@ def _models() -> Table:
             ", ".join(_revision(source) for source in sources),
             ", ".join("yes" if on_disk(source) else "no" for source in sources),
             values.get("licence"),
+            _config(path),
         )
         table.add_row(name, values["kind"], *(cell or "–" for cell in cells))
     return table
@@ -87,12 +89,14 @@ def _models() -> Table:
 
 def _datasets() -> Table:
     """Return every dataset with its official counts; tokens are estimated from MTEB's mean lengths, cut at 300."""
-    columns = ("name", "documents", "queries", "language", "metric", "tokens, about", "on disk", "licence")
+    columns = ("name", "documents", "queries", "language", "metric", "tokens, about", "on disk", "licence", "config")
     table = Table(*columns, box=None, pad_edge=False)
-    for name in group_names("dataset"):
-        values = yaml.safe_load((configs_dir() / "dataset" / f"{name}.yaml").read_text(encoding="utf-8"))
-        if values["sources"] == ["folder"]:
-            table.add_row(name, "–", "–", values["language"], values["main_metric"], "–", "wants dataset.path", "–")
+    for name, path in group_files("dataset").items():
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        if values["sources"] == ["folder"] and not values.get("path"):
+            table.add_row(
+                name, "–", "–", values["language"], values["main_metric"], "–", "wants dataset.path", "–", _config(path)
+            )
             continue
         config: DatasetConfig = from_mapping(DatasetConfig, values, where="dataset")
         documents = config.counts.documents or (config.demo.documents if config.demo else None)
@@ -107,6 +111,7 @@ def _datasets() -> Table:
             "–" if tokens is None else f"{tokens / 1e6:,.1f} M" if tokens >= 1e6 else f"{tokens / 1e3:,.0f} k",
             datasets.on_disk(config) or "no",
             config.licence,
+            _config(path),
         )
     return table
 
@@ -117,6 +122,11 @@ def _analyzers() -> Table:
     for name in ANALYZERS:
         table.add_row(name, LUCENE_DEPARTURES[name])
     return table
+
+
+def _config(path: Path) -> str:
+    """Say where a config comes from: evalkit itself, or the user's own folder."""
+    return "evalkit" if path.is_relative_to(configs_dir()) else str(path)
 
 
 def _length(rules: dict[str, Any] | None) -> str:

@@ -14,10 +14,10 @@ from markupsafe import Markup
 
 from evalkit.analysis import standing
 from evalkit.analysis.compare import normal_interval, storage
+from evalkit.config.settings import METRICS
 from evalkit.report import plot, sheets
 from evalkit.report.audit import audit_lines
 from evalkit.report.card import CardTable, Judged, Leaderboard
-from evalkit.report.table import METRICS
 from evalkit.scoring.published import CARD, AverageAudit
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage.results import CellScores, QueryTable

@@ -9,8 +9,9 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from evalkit.analysis.compare import storage
+from evalkit.config.settings import METRICS
 from evalkit.report.card import Average, CardTable, Judged, Leaderboard, System
-from evalkit.report.table import ABSENT, METRICS, markdown_text, said, signed
+from evalkit.report.table import ABSENT, markdown_text, said, signed
 from evalkit.scoring.published import NEAR, rounded
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage.results import CellScores

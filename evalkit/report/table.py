@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from rich.table import Table
 
+from evalkit.config.settings import METRICS
 from evalkit.report.card import verdict_on
 from evalkit.scoring import published
 from evalkit.scoring.reruns import Deviation
@@ -18,7 +19,6 @@ from evalkit.texts import printable
 
 ABSENT = "–"
 TEXT_COLUMNS = ("system", "dataset", "compared", "verdict", "source")
-METRICS = ("ndcg@10", "mrr@10", "recall@100")
 
 
 class Row(NamedTuple):
@@ -92,9 +92,25 @@ def _groups(table_rows: Sequence[Row]) -> list[str]:
     return sorted({name for row in table_rows for name in row.cell.groups})
 
 
+def _metrics(table_rows: Sequence[Row]) -> list[str]:
+    """Return the metrics of every result, then those that some run was scored by beside them."""
+    return list(dict.fromkeys([*METRICS, *(name for row in table_rows for name in row.cell.metrics)]))
+
+
 def _header(table_rows: Sequence[Row]) -> list[str]:
     groups = [f"ndcg@10 {name}" for name in _groups(table_rows)]
-    return ["system", "dim", "dataset", *METRICS, *groups, "compared", "published", "Δ", "verdict", "source"]
+    return [
+        "system",
+        "dim",
+        "dataset",
+        *_metrics(table_rows),
+        *groups,
+        "compared",
+        "published",
+        "Δ",
+        "verdict",
+        "source",
+    ]
 
 
 def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
@@ -104,7 +120,7 @@ def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
         cell = row.cell
         groups = [cell.groups.get(name, {}).get("ndcg@10") for name in names]
         line = [cell.model + told_apart[cell.run_id], ABSENT if cell.dim is None else str(cell.dim), cell.dataset]
-        line += [f"{cell.metrics[name]:.5f}" if name in cell.metrics else ABSENT for name in METRICS]
+        line += [f"{cell.metrics[name]:.5f}" if name in cell.metrics else ABSENT for name in _metrics(table_rows)]
         line += [ABSENT if value is None else f"{value:.5f}" for value in groups]
         if row.published is None or row.verdict is None:
             line += [ABSENT] * 5

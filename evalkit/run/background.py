@@ -1,16 +1,19 @@
-"""Work beside the model: one thread that prepares the next shard while this one is encoded, one that writes the last.
+"""Background threads: one prepares the next shard while the model encodes this one, one writes the previous shard.
 
-Threads, not processes: the tokenizers' Rust code and the disk do their work without Python's lock, nothing is copied
-between processes, and a killed run leaves no orphan behind.
+Threads are used instead of processes because the tokenizers' Rust code and disk I/O release the GIL, nothing is copied
+between processes, and a killed run leaves no orphaned process.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import threading
+import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import takewhile
 from pathlib import Path
 from types import TracebackType
 from typing import Generic, Literal, Self, TypeVar
@@ -18,6 +21,7 @@ from typing import Generic, Literal, Self, TypeVar
 import torch
 
 from evalkit.errors import StoreError
+from evalkit.ranking import Hits, merge_new
 from evalkit.storage.paths import unwritable
 
 log = logging.getLogger(__name__)
@@ -25,13 +29,13 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
 MOST_WORKERS = 8
-"""Threads of the tokenizer under `auto`: they encode a few million tokens a second, more than a GPU's model takes."""
+"""Most tokenizer threads under `auto`: they produce a few million token ids per second, more than a GPU consumes."""
 
 
 def tokenizer_threads(asked: Literal["auto"] | int, device: torch.device) -> int:
-    """Return how many threads tokenise ahead of the model; 0 for none.
+    """Return the number of threads that tokenise ahead of the model; 0 means none.
 
-    On the CPU `auto` is 0: tokenizer and model each use every core, so that side by side they only take turns.
+    On the CPU `auto` is 0: tokenizer and model each use every core, so running both at once gains nothing.
     """
     if asked != "auto":
         return asked
@@ -39,30 +43,34 @@ def tokenizer_threads(asked: Literal["auto"] | int, device: torch.device) -> int
 
 
 def limit_tokenizer(threads: int) -> None:
-    """Hold the tokenizer's own thread pool to some threads; heard only before the first text is tokenised."""
+    """Limit the tokenizer's thread pool, unless threads is 0; this works only before the first text is tokenised."""
     if threads:
         os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
 
 
 class Ahead(Generic[Item, Prepared]):
-    """Prepares one item ahead of its use in a thread, or on use where `threaded` is false."""
+    """Prefetches items in a background thread, or prepares each on use if `threaded` is false."""
 
     def __init__(self, prepare: Callable[[Item], Prepared], *, threaded: bool) -> None:
-        """Start no work yet."""
+        """Set the function that prepares an item; no work starts yet."""
         self._prepare = prepare
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="evalkit-ahead") if threaded else None
         self._started: dict[Item, Future[Prepared]] = {}
 
     def start(self, item: Item) -> None:
-        """Begin to prepare an item behind the one whose turn it is; what was started before both and not taken goes."""
+        """Start preparing the next item; cancel older prefetches that were not taken, except the latest."""
         if self._pool is None:
             return
         while len(self._started) > 1:
             self._started.pop(next(iter(self._started))).cancel()
         self._started[item] = self._pool.submit(self._prepare, item)
 
+    def started(self, item: Item) -> bool:
+        """Whether an item is being prepared, or is prepared and not yet taken."""
+        return item in self._started
+
     def take(self, item: Item) -> Prepared:
-        """Return an item prepared, waiting for it or preparing it now. Raises what its preparation raised."""
+        """Return a prepared item: wait for its prefetch, or prepare it now. Raises what the preparation raised."""
         started = self._started.pop(item, None)
         return self._prepare(item) if started is None else started.result()
 
@@ -76,25 +84,97 @@ class Ahead(Generic[Item, Prepared]):
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
+class Merging:
+    """Merges each shard's hits into the best so far, in a thread where the next shard need not wait for it."""
+
+    def __init__(self, best: dict[str, Hits], *, depth: int, threaded: bool) -> None:
+        """Take the best hits by run id, which are replaced as shards come."""
+        self._best, self._depth = best, depth
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="evalkit-merging") if threaded else None
+        self._pending: deque[Future[None]] = deque()
+
+    def add(self, hits: Mapping[str, Hits]) -> None:
+        """Merge a shard's hits by run id, at once or behind those before it."""
+        if self._pool is None:
+            self._merge(hits)
+            return
+        while self._pending and self._pending[0].done():
+            self._pending.popleft().result()
+        self._pending.append(self._pool.submit(self._merge, hits))
+
+    def _merge(self, hits: Mapping[str, Hits]) -> None:
+        for run_id, found in hits.items():
+            self._best[run_id] = merge_new(self._best[run_id], found, depth=self._depth)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True)
+        if error is None:
+            while self._pending:
+                self._pending.popleft().result()
+
+
+WAIT_WORTH_SAYING = 0.1
+"""Share of the time since the first checkpoint that may be spent waiting for the disk before that is said."""
+
+
 class Writer:
-    """Writes checkpoints in a thread, in the order they came; after a failure it writes nothing more."""
+    """Writes shard files in a background thread, in the order of submission; after a failure it writes nothing more."""
 
     def __init__(self) -> None:
-        """Start no work yet."""
+        """Create the thread pool; no work starts yet."""
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="evalkit-writer")
         self._pending: deque[Future[None]] = deque()
+        self._lock = threading.Lock()
         self._failed = False
+        self._began: float | None = None
+        self._waited_s = 0.0
+        self._said = False
 
     def submit(self, path: Path, write: Callable[[], None]) -> None:
         """Hand over the writing of a checkpoint. Raises StoreError when an earlier one has failed."""
-        while self._pending and self._pending[0].done():
-            self._pending.popleft().result()
-        self._pending.append(self._pool.submit(self._written, path, write))
+        with self._lock:  # the threads that encode and that search both write
+            done = [self._pending.popleft() for _ in range(self._leading_done())]
+            self._began = self._began or time.monotonic()
+            self._pending.append(self._pool.submit(self._written, path, write))
+        for write_done in done:
+            write_done.result()
+
+    def _leading_done(self) -> int:
+        return len(list(takewhile(Future.done, self._pending)))
+
+    def _oldest(self, behind: int) -> Future[None] | None:
+        with self._lock:
+            return self._pending.popleft() if len(self._pending) > behind else None
+
+    def wait_for_all_but(self, behind: int) -> None:
+        """Wait until at most `behind` checkpoints are not on disk, and say so once where the disk holds the model up.
+
+        Raises StoreError that names the first file that could not be written.
+        """
+        started = time.monotonic()
+        while (oldest := self._oldest(behind)) is not None:
+            oldest.result()
+        self._waited_s += time.monotonic() - started
+        elapsed_s = time.monotonic() - (self._began or started)
+        if not self._said and self._waited_s > max(10.0, WAIT_WORTH_SAYING * elapsed_s):
+            self._said = True
+            log.warning(
+                "the disk is the limit: %.0f s of %.0f s were spent waiting for embeddings to be written; a faster "
+                "cache_dir=DIR, or store.keep=topk, which writes none, spares it",
+                self._waited_s,
+                elapsed_s,
+            )
 
     def wait(self) -> None:
         """Wait until everything handed over is on disk. Raises StoreError that names the first file that is not."""
-        while self._pending:
-            self._pending.popleft().result()
+        while (oldest := self._oldest(0)) is not None:
+            oldest.result()
 
     def _written(self, path: Path, write: Callable[[], None]) -> None:
         if self._failed:
@@ -116,6 +196,6 @@ class Writer:
         except StoreError as failure:
             if error is None:
                 raise
-            log.warning("%s", failure)  # the error that ended the run goes on; this one must not hide it
+            log.warning("%s", failure)  # the error that ended the run is propagating, and this one must not replace it
         finally:
             self._pool.shutdown(wait=True)

@@ -23,8 +23,8 @@ from evalkit.kernels.cpu import linear
 from evalkit.models import metadata
 from evalkit.models.attention import choose
 from evalkit.models.checkpoint import Checkpoint, on_disk, resolve
-from evalkit.models.encoder import Encoder, checkpoints, load_encoders, with_head_of
-from evalkit.models.tokens import Tokens
+from evalkit.models.encoder import Encoder, checkpoints, embedding_rows, load_encoders, with_head_of
+from evalkit.models.tokens import Tokens, TokenTable, tokenize
 from evalkit.run import environment
 
 HELLO = "Hello World"
@@ -106,7 +106,12 @@ def with_published_head(encoder: Encoder, found: Mapping[int, Checkpoint]) -> tu
         return encoder, found
     if not on_disk(source):
         return encoder, found
-    other = resolve(source, allow_pickle=config.allow_pickle, remote_code=config.trust_remote_code)
+    other = resolve(
+        source,
+        allow_pickle=config.allow_pickle,
+        remote_code=config.trust_remote_code,
+        dense=config.head == "dense",
+    )
     widened = with_head_of(encoder, found[next(iter(encoder.heads))], other, published.dim)
     return (encoder, found) if widened is None else (widened, {**found, published.dim: other})
 
@@ -187,14 +192,15 @@ def _sides(encoder: Encoder) -> Iterator[tuple[str, Sequence[Tokens], bool]]:
 
 def vocabulary_rows(encoder: Encoder) -> int:
     """Return the rows of the embedding matrix: the published number tells the real model from a stand-in."""
-    return next(len(values) for name, values in encoder.module.named_parameters() if "word_embeddings" in name)
+    return embedding_rows(encoder.module)
 
 
 def _own_account(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> Finding:
     """Say where the checkpoint's own account and the config differ and may: the rest has been refused on finding it."""
-    if not any(metadata.said_by(checkpoint) for checkpoint in found.values()):
+    files = list(dict.fromkeys(filter(None, map(metadata.account, found.values()))))
+    if not files:
         return Finding("the checkpoint's own account", "no figures", "it has no artifact.metadata")
-    measured = "; ".join(metadata.notes(config, found)) or "artifact.metadata says what the config says"
+    measured = "; ".join(metadata.notes(config, found)) or f"{', '.join(files)} says what the config says"
     return Finding("the checkpoint's own account", "ok", measured)
 
 
@@ -221,14 +227,15 @@ def _layout(encoder: Encoder) -> Iterator[Finding]:
     vocabulary = encoder.vocabulary
     for side, texts, _ in _sides(encoder):
         rules = encoder.config.query if side == "query" else encoder.config.document
-        front = [vocabulary.first, *vocabulary.markers(rules)]
+        front = [*vocabulary.begin[:1], *vocabulary.markers(rules), *vocabulary.begin[1:]]
+        end = list(vocabulary.end)
         problems = []
-        for text in texts:
-            real = len(text.ids) - (text.ids.count(vocabulary.mask) if rules.expansion else 0)
+        for text, plain in zip(texts, _unexpanded(encoder, side, TEXTS), strict=True):
+            real = len(plain.ids)
             masks = text.ids[real:]
-            if text.ids[: len(front)] != front:
+            if vocabulary.begin and text.ids[: len(front)] != front:
                 problems.append(f"begins {text.ids[: len(front)]}, wanted {front}")
-            if text.ids[real - 1] != vocabulary.last:
+            if (vocabulary.begin or real > len(front) + len(end)) and text.ids[real - len(end) : real] != end:
                 problems.append(f"the last real id is {text.ids[real - 1]}, wanted {vocabulary.last}")
             if rules.expansion and (len(text.ids) != rules.max_tokens or set(masks) - {vocabulary.mask}):
                 problems.append(f"{len(text.ids)} ids, wanted {rules.max_tokens} filled with {vocabulary.mask}")
@@ -245,6 +252,12 @@ def _layout(encoder: Encoder) -> Iterator[Finding]:
     if query and encoder.config.query.marker != encoder.config.document.marker:
         cause = "marker ids: two markers with one id"
         yield _judged("markers of both sides differ", query != document, f"{query} and {document}", cause)
+
+
+def _unexpanded(encoder: Encoder, side: str, texts: Sequence[str]) -> TokenTable:
+    """Return texts as they would be without expansion; masks cannot be counted, for a decoder's are its end token."""
+    rules = encoder.config.query if side == "query" else encoder.config.document
+    return tokenize(texts, replace(rules, expansion=False), encoder.vocabulary)
 
 
 def _counts_and_norms(encoder: Encoder) -> Iterator[Finding]:
@@ -277,7 +290,10 @@ def _counts_and_norms(encoder: Encoder) -> Iterator[Finding]:
 
 def _unfinite(encoder: Encoder) -> str:
     """Say what most likely makes vectors that are not finite: rounding makes no NaN of a weight, damage does."""
-    heads = {f"the head of {dim}": head for dim, head in encoder.heads.items() if head is not None}
+    heads = {f"the head of {dim}": head for dim, head in encoder.heads.items() if isinstance(head, Tensor)}
+    for dim, head in encoder.heads.items():
+        if isinstance(head, torch.nn.Module):
+            heads |= {f"the head of {dim}: {name}": weight for name, weight in head.named_parameters()}
     damaged = [
         name for name, weight in {**dict(linear.weights(encoder.module)), **heads}.items() if weight.isnan().any()
     ]
@@ -309,7 +325,7 @@ def _expansion(encoder: Encoder) -> Iterator[Finding]:
     if not rules.expansion or encoder.config.pooling != "tokens":
         return
     (expanded,) = encoder.tokenize_queries([HELLO])
-    real = len(expanded.ids) - expanded.ids.count(encoder.vocabulary.mask)
+    real = len(_unexpanded(encoder, "query", [HELLO])[0].ids)
     if real == rules.max_tokens:  # so short a query has no room for masks
         return
     plain = Tokens(expanded.ids[:real], real)
@@ -328,6 +344,10 @@ def _expansion(encoder: Encoder) -> Iterator[Finding]:
         by_seen, by_unseen = (float((vectors[:real] - alone).abs().max()) for vectors in (seen, unseen))
         # A ratio, because rounding alone moves a half-precision vector as far as some masks do.
         measured = f"attended to, they move the others by {by_seen:.1e}, else by {by_unseen:.1e}; in force: {in_force}"
+        if any(getattr(part, "is_causal", False) for part in encoder.module.modules()):
+            question = f"masks and the other tokens at {dim}"
+            yield Finding(question, "no figures", "causal attention: no token sees what comes after it")
+            continue
         cause = "expansion attention: the attention mask does not reach the model"
         yield _judged(f"masks and the other tokens at {dim}", by_seen > 4 * by_unseen, measured, cause)
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from evalkit.errors import DeviceError, ModelError
 from evalkit.kernels.cpu import cores, memory
+from evalkit.kernels.trouble import first_line, is_out_of_memory
 from evalkit.models.encoder import Encoder
 from evalkit.models.tokens import Tokens, TokenTable
 from evalkit.ragged import Ragged, offsets
@@ -355,10 +356,10 @@ def _launch(
             landed.record(torch.cuda.current_stream(encoder.device))
         return _Flight(cut, copies, landed)
     except (RuntimeError, MemoryError) as error:
-        if not _is_out_of_memory(error):
+        if not is_out_of_memory(error):
             raise
         # Only its text: the error itself holds the batch's tensors, whose memory the next attempt needs.
-        return str(error).strip().partition("\n")[0] or type(error).__name__
+        return first_line(error)
 
 
 def _to_host(tensor: Tensor, dtype: torch.dtype) -> Tensor:
@@ -370,12 +371,6 @@ def _to_host(tensor: Tensor, dtype: torch.dtype) -> Tensor:
         return tensor
     host = torch.empty(tensor.shape, dtype=dtype, pin_memory=True)
     return host.copy_(tensor.to(dtype), non_blocking=True)
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Tell memory that ran out from other failures: torch says it in three ways."""
-    texts = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-    return isinstance(error, (MemoryError, torch.OutOfMemoryError)) or any(text in str(error) for text in texts)
 
 
 @contextmanager
@@ -405,7 +400,7 @@ def _counts(table: TokenTable, encoder: Encoder, *, documents: bool) -> np.ndarr
 
 def _width(encoder: Encoder, dim: int) -> int:
     head = encoder.heads[dim]
-    return dim if head is None else int(head.shape[0])
+    return int(head.shape[0]) if isinstance(head, Tensor) else dim
 
 
 def _refuse_unfinite(vectors: Ragged, ids: Sequence[str], encoder: Encoder, dim: int) -> None:

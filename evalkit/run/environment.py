@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib.metadata
 import os
 import platform
@@ -14,6 +15,7 @@ import evalkit
 from evalkit.config.settings import EncoderConfig, RunConfig
 from evalkit.errors import ConfigError
 from evalkit.kernels.cpu import simd
+from evalkit.maxsim import choice
 from evalkit.models import attention, elementwise
 
 PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "ranx", "numba", "ir-datasets", "PyStemmer")
@@ -55,6 +57,7 @@ def given_up(config: RunConfig, device: torch.device) -> dict[str, str]:
     problems = {
         "attention_given_up": attention.choose(engine.attention, config=model, device=device).problem,
         "elementwise_given_up": elementwise.choose(engine.elementwise, config=model, device=device).problem,
+        "maxsim_given_up": choice.given_up(device, model.dims),
     }
     if device.type == "cpu":
         problems["maxsim_given_up"] = simd.problem() if engine.maxsim == "auto" else ""
@@ -89,6 +92,30 @@ BATCH_TOKENS = {"cpu": 1024, "cuda": 32_768}
 def batch_tokens(asked: Literal["auto"] | int, device: torch.device) -> int:
     """Return the padded tokens of a batch at most."""
     return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]) if asked == "auto" else asked
+
+
+SHARD_TOKENS = {"cpu": 125_000, "cuda": 8_000_000}
+"""Shards under `auto`: a GPU encodes 125,000 tokens in a fraction of a second, in which the host could not keep up."""
+
+
+def shard_tokens(config: RunConfig, device: torch.device) -> int:
+    """Return the tokens of a shard at most; BM25 has a CPU's on every machine, for no device takes part in it."""
+    asked = config.store.shard_tokens
+    if asked != "auto":
+        return asked
+    return SHARD_TOKENS.get(device.type if isinstance(config.model, EncoderConfig) else "cpu", SHARD_TOKENS["cpu"])
+
+
+def max_document_tokens(config: RunConfig, device: torch.device) -> int:
+    """Return the length at which the model cuts a document; BM25 cuts none."""
+    model = config.model
+    return model.document.max_tokens if isinstance(model, EncoderConfig) else shard_tokens(config, device)
+
+
+def resolved(config: RunConfig, device: torch.device) -> RunConfig:
+    """Return a config whose shards are a number: what is recorded says how a corpus was cut."""
+    store = dataclasses.replace(config.store, shard_tokens=shard_tokens(config, device))
+    return dataclasses.replace(config, store=store)
 
 
 def _version(package: str) -> str | None:

@@ -1,8 +1,8 @@
-"""What decides a result: the store key names everything but texts that changes a document's vector.
+"""The identity of results: the store key of document vectors and the facts behind a run id.
 
-The run id adds the corpus, how it is cut, the queries and the search.
-
-Metrics, cutoffs and tables are in neither, so scoring again never encodes again.
+The store key hashes every setting that changes a document's vector, but no texts. The run id also covers the corpus,
+its shard boundaries, the queries and the search settings. Metrics, cutoffs and tables are in neither, so scoring again
+never encodes again.
 """
 
 from __future__ import annotations
@@ -14,19 +14,19 @@ from typing import Any, TypedDict
 
 import xxhash
 
-from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
+from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig, TextRules
 from evalkit.datasets.survey import CUT, Survey
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.storage.keys import key_of
 from evalkit.types import Dataset, Qrels, Query
 
 SEARCH_RULES = 1
-"""Raised whenever a change of the search or tie rule can move a run."""
+"""Increase it when a change of the search or the tie rule can change a run."""
 ENCODING_RULES = 5
-"""Raised whenever a change of how texts are batched or multiplied can move the last bits of a vector."""
+"""Increase it when a change of batching or arithmetic can change the last bits of a vector."""
 
 
-def vector_facts(  # noqa: PLR0913 (keyword-only behind the first four)
+def vector_facts(  # noqa: PLR0913 (keyword-only after the first four)
     config: EncoderConfig,
     run: RunConfig,
     checkpoint: Checkpoint,
@@ -36,21 +36,23 @@ def vector_facts(  # noqa: PLR0913 (keyword-only behind the first four)
     batch_tokens: int,
     fused: bool = False,
 ) -> dict[str, Any]:
-    """Return everything but the corpus that changes a vector. The system's name is not among it."""
+    """Return every setting that changes a vector, without the corpus. The system's name is not included."""
     return {
         "checkpoint": dict(checkpoint.checksums),
         "backbone": config.backbone,
         "dim": dim,
         "head": config.head,
-        **({} if len(config.dims) == 1 else {"heads": list(config.dims)}),  # their common GEMM
+        **({} if len(config.dims) == 1 else {"heads": list(config.dims)}),  # all heads share one GEMM
         "pooling": config.pooling,
         "normalize": config.normalize,
-        "query": dataclasses.asdict(config.query),
-        "document": dataclasses.asdict(config.document),
+        "query": _rules(config.query),
+        "document": _rules(config.document),
         "skiplist": config.skiplist,
+        **({} if config.skiplist_words is None else {"skiplist_words": list(config.skiplist_words)}),
+        **({} if config.architecture is None else {"architecture": config.architecture}),
         "dtype": config.dtype,
         "rope_theta": config.rope_theta,
-        # Before, half precision rounded them too: such vectors are not to be found under the same key.
+        # Earlier versions rounded the frequencies to half precision; those vectors must not have the same key.
         **({"rope_frequencies": "float32"} if _rope_in_half(config) else {}),
         **({} if config.adapter is None else {"adapter": config.adapter}),
         **({} if not config.trust_remote_code else {"trust_remote_code": True}),
@@ -62,12 +64,18 @@ def vector_facts(  # noqa: PLR0913 (keyword-only behind the first four)
     }
 
 
+def _rules(rules: TextRules) -> dict[str, Any]:
+    """Return one side's rules; the prompt only where there is one, so that keys from before there were any stay."""
+    facts = dataclasses.asdict(rules)
+    return facts if rules.prompt else {name: fact for name, fact in facts.items() if name != "prompt"}
+
+
 def _rope_in_half(config: EncoderConfig) -> bool:
     return config.backbone == "jina_embeddings_v3" and config.dtype != "float32" and not config.trust_remote_code
 
 
 def bm25_facts(config: Bm25Config) -> dict[str, Any]:
-    """Return everything but corpus and queries that changes a BM25 score."""
+    """Return every setting that changes a BM25 score, without corpus and queries."""
     return {
         "k1": config.k1,
         "b": config.b,
@@ -80,7 +88,7 @@ def bm25_facts(config: Bm25Config) -> dict[str, Any]:
 
 
 class CorpusFacts(TypedDict):
-    """What a corpus is and how it is cut into shards."""
+    """A corpus's checksum and its division into shards."""
 
     corpus: str
     shard_tokens: int
@@ -88,7 +96,7 @@ class CorpusFacts(TypedDict):
 
 
 class SearchFacts(TypedDict):
-    """What is searched for and how."""
+    """The queries and the settings of the search."""
 
     queries: str
     depth: int
@@ -97,26 +105,28 @@ class SearchFacts(TypedDict):
 
 
 def corpus_facts(survey: Survey, run: RunConfig) -> CorpusFacts:
-    """Return what a corpus is and how it is cut."""
+    """Return a corpus's checksum and its division into shards."""
+    assert run.store.shard_tokens != "auto"  # `environment.resolved` has made a number of it
     return {"corpus": survey.checksum, "shard_tokens": run.store.shard_tokens, "cut": CUT}
 
 
 def store_key(system: Mapping[str, Any]) -> str:
-    """Return the address of a system's document vectors: its facts without the query's rules, which move none of them.
+    """Return the content address of a system's document vectors.
 
-    The corpus is not among them: each shard is addressed by its own content, so that corpora share what they share.
+    It hashes the system's facts except the query rules, which do not change a document's vector. The corpus is not
+    included: a shard is addressed by its own content, so that corpora share shards with identical documents.
     """
     return key_of({name: fact for name, fact in system.items() if name != "query"})
 
 
 def store_key_in(protocol: Mapping[str, Any]) -> str:
-    """Return the store key of a cell from its protocol, which holds the facts of system, corpus and search."""
+    """Return the store key of a cell, given its protocol with the facts of system, corpus and search."""
     others = {*CorpusFacts.__annotations__, *SearchFacts.__annotations__}
     return store_key({name: fact for name, fact in protocol.items() if name not in others})
 
 
 def search_facts(dataset: Dataset, run: RunConfig) -> SearchFacts:
-    """Return what is searched for and how."""
+    """Return the checksum of the queries and the settings of the search."""
     return {
         "queries": texts_checksum(dataset.queries),
         "depth": run.search.depth,
@@ -126,7 +136,7 @@ def search_facts(dataset: Dataset, run: RunConfig) -> SearchFacts:
 
 
 def texts_checksum(queries: Iterable[Query]) -> str:
-    """Return a checksum of query ids and texts in their order."""
+    """Return a checksum of query ids and texts; it depends on their order."""
     digest = xxhash.xxh3_128()
     for query in queries:
         digest.update(json.dumps(query, ensure_ascii=False).encode())
@@ -134,7 +144,7 @@ def texts_checksum(queries: Iterable[Query]) -> str:
 
 
 def qrels_checksum(qrels: Qrels) -> str:
-    """Return a checksum of judgements, whatever their order.
+    """Return a checksum of judgements; it does not depend on their order.
 
     >>> qrels_checksum({"q": {"a": 1, "b": 0}}) == qrels_checksum({"q": {"b": 0, "a": 1}})
     True

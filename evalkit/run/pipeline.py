@@ -31,7 +31,7 @@ from evalkit.models.backbones.native import count_parameters
 from evalkit.models.encoder import load_encoders
 from evalkit.ranking import Hits, drop_self, merge, no_hits, self_hits, separate_ties
 from evalkit.run import environment, scored
-from evalkit.run.background import limit_tokenizer, tokenizer_threads
+from evalkit.run.background import Merging, limit_tokenizer, tokenizer_threads
 from evalkit.run.canary import canary
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.progress import documents_bar
@@ -51,8 +51,6 @@ from evalkit.storage.paths import (
 from evalkit.storage.results import CellScores
 from evalkit.types import Dataset
 
-METRICS = ("ndcg@10", "mrr@10", "recall@100")
-
 
 def run(config: RunConfig, *, console: Console) -> list[CellScores]:
     """Return the scores of every cell of a config, computing only what is not already on disk.
@@ -65,7 +63,7 @@ def run(config: RunConfig, *, console: Console) -> list[CellScores]:
     task = prepare(config, console=console)
     cells = plan(task)
     remove_left_over(_written_to(config, cells))
-    done = {cell.run_id: scored.finished(task, cell, METRICS) for cell in cells}
+    done = {cell.run_id: scored.finished(task, cell, config.metrics) for cell in cells}
     unfinished = [cell for cell in cells if done[cell.run_id] is None]
     if unfinished:
         make_folder(run_dir(config.results_dir, unfinished[0].run_id).parent)  # fails now rather than after hours
@@ -76,8 +74,8 @@ def run(config: RunConfig, *, console: Console) -> list[CellScores]:
         except ChangedError:  # the next run must not believe this survey
             forget(
                 task.dataset.corpus,
-                shard_tokens=config.store.shard_tokens,
-                max_document_tokens=_max_document_tokens(config),
+                shard_tokens=environment.shard_tokens(config, task.device),
+                max_document_tokens=environment.max_document_tokens(config, task.device),
                 cache_dir=config.cache_dir,
                 judged_ids=datasets.judged_ids(task.dataset),
             )
@@ -102,13 +100,15 @@ def prepare(config: RunConfig, *, console: Console) -> Task:
     """Open the dataset and survey its corpus: counts, checksum, duplicate ids, shard cuts."""
     device = environment.choose_device(config.engine.device)
     choice.require(config.engine.maxsim, device, precision=config.engine.nominate)
+    config = environment.resolved(config, device)
+    shard_tokens = environment.shard_tokens(config, device)
 
     def survey_of(dataset: Dataset) -> Survey:
         with documents_bar(console, f"survey of {dataset.name}", total=config.dataset.counts.documents) as advance:
             return survey(
                 dataset.corpus,
-                shard_tokens=config.store.shard_tokens,
-                max_document_tokens=_max_document_tokens(config),
+                shard_tokens=shard_tokens,
+                max_document_tokens=environment.max_document_tokens(config, device),
                 cache_dir=config.cache_dir,
                 name=dataset.name,
                 judged_ids=datasets.judged_ids(dataset),
@@ -159,10 +159,10 @@ def search_vectors(
         with (
             documents_bar(task.console, title, total=task.survey.documents) as advance,
             vector_step(task, encoder, members, best, advance) as step,
+            Merging(best, depth=task.depth, threaded=task.device.type != "cpu") as merging,
         ):
             for hits in map_shards(step.run, task.survey.shards, ahead=step.ahead):
-                for run_id, shard_hits in hits.items():
-                    best[run_id] = merge([best[run_id], shard_hits], depth=task.depth)
+                merging.add(hits)
     return best
 
 
@@ -170,6 +170,10 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
     """Count the queries' terms in every shard, then score every shard with the whole corpus' statistics."""
     lucene.check_settings(model)
     analyzer = ANALYZERS[model.analyzer]()
+    if task.dataset.language == "unknown":
+        line = f"{task.dataset.name}: its language is not given, so {model.name} analyses it as {model.analyzer}"
+        remedy = "dataset.language=CODE (es, zh) says which it is, model.analyzer=NAME how it is analysed"
+        task.console.print(f"{line}; {remedy}", highlight=False, markup=False, soft_wrap=True)
     terms = lucene.query_terms(task.dataset.queries, analyzer)
     count = bm25_count_step(task, cell, terms, analyzer)
     shards = task.survey.shards
@@ -207,8 +211,8 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float, met_vectors: 
     if dropped:  # what `evalkit replay` needs to put them back
         own = {query: [hit for hit in hits if hit.document_id == query] for query, hits in ranked.items()}
         trec.write_run(own, folder / results.DROPPED, tag=cell.run_id)
-    values = metrics.score(kept, dataset.qrels, METRICS)
-    write_whole(folder / results.PER_QUERY, results.per_query_table(values.per_query, METRICS).encode())
+    values = metrics.score(kept, dataset.qrels, config.metrics)
+    write_whole(folder / results.PER_QUERY, results.per_query_table(values.per_query, config.metrics).encode())
     results.write_config(config, folder)
     cost = {} if cell.dim is None else costs(task, cell)
     vectors = {} if "vectors" not in cost else {"document_vectors": int(cost.pop("vectors"))}
@@ -274,8 +278,3 @@ def _weights(config: RunConfig, cell: Cell, *, met_vectors: bool) -> dict[str, A
         return None
     count = count_parameters(cell.checkpoint, adapter=config.model.adapter)
     return weights.record(config.model.name, cell.dim, cell.checkpoint, parameters=count, met_vectors=met_vectors)
-
-
-def _max_document_tokens(config: RunConfig) -> int:
-    """Return the length at which the model cuts a document; BM25 cuts none."""
-    return config.model.document.max_tokens if isinstance(config.model, EncoderConfig) else config.store.shard_tokens

@@ -1,4 +1,4 @@
-"""Progress bars with rates and time left on a terminal; silence anywhere else."""
+"""Progress bars with rates and time left on a terminal; no output elsewhere."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 Advance = Callable[[int, int], None]
-"""Called with the documents and the tokens that were finished since the last call."""
+"""`advance(documents, tokens)` adds the numbers that were finished since the last call."""
 
 
 @contextmanager
 def documents_bar(console: Console, title: str, *, total: int | None) -> Iterator[Advance]:
-    """Show documents done, documents/s, tokens/s and time left (`total` None: how many there are is not known yet)."""
+    """Show documents done, documents/s, tokens/s and time left; `total` is None if the number is not known yet."""
     if not console.is_terminal:
         yield lambda _documents, _tokens: None
         return

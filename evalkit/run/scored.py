@@ -1,7 +1,7 @@
-"""Whether a finished cell has the scores that are asked for now; where not, its run file is scored again.
+"""Reuse of finished cells: return the stored scores, or score the stored run file again if the request has changed.
 
-Judgements, query groups and metrics are not in the run id: another search would find the same. So a finished cell is
-held against them here. Scoring again never searches or encodes.
+Judgements, query groups and metrics are not in the run id because they do not affect the search. This module compares
+those of a finished cell with the requested ones. Scoring again never searches or encodes.
 """
 
 from __future__ import annotations
@@ -24,15 +24,16 @@ from evalkit.types import Scores
 
 
 def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
-    """Return a finished cell's scores under the judgements, query groups and metrics (`names`) of now.
+    """Return a finished cell's scores under the current judgements, query groups and metrics (`names`).
 
-    None means that the cell must be searched: it is not finished, or what it was scored with has changed and its run
-    file cannot be read.
+    None means that the cell must be searched: it is not finished, or it must be scored again and its run file cannot be
+    read.
     """
     scores = results.finished(task.config.results_dir, cell.run_id)
     changed = None if scores is None else _changed(task, cell, scores, names)
     if scores is None or changed is None:
         return scores
+    names = tuple(dict.fromkeys((*names, *scores.metrics)))  # what was asked for before is not lost
     folder = run_dir(task.config.results_dir, cell.run_id)
     try:
         results.require_unedited(task.config.results_dir, scores, results.RUN)
@@ -50,7 +51,7 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
     here = environment.environment(None)
     fresh = dataclasses.replace(
         scores,
-        files={},  # `write` takes the checksums of those that lie there now
+        files={},  # `write` computes the checksums of the current files
         language=task.dataset.language,
         main_metric=task.dataset.main_metric,
         metrics=scored.means,
@@ -69,7 +70,7 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
 
 
 def facts(task: Task) -> dict[str, Any]:
-    """Return what a result's environment says of the dataset that it was scored with."""
+    """Return the entries of a result's environment that describe the dataset and judgements it was scored with."""
     return {
         "dataset_source": task.dataset.source,
         "dataset_verified": task.verified,
@@ -78,39 +79,39 @@ def facts(task: Task) -> dict[str, Any]:
 
 
 def group_means(task: Task, scored: Scores) -> dict[str, dict[str, float]]:
-    """Return the means over the dataset's named subsets of queries."""
+    """Return each metric's mean over each of the dataset's query groups, by group."""
     return {name: results.group_means(scored.per_query, ids) for name, ids in task.dataset.query_groups.items()}
 
 
 def accepted(config: RunConfig, cell: Cell) -> tuple[str, ...]:
-    """Return what of the config contradicts the checkpoint's own account, as model.verify=false allows."""
+    """Return the contradictions between config and `artifact.metadata` that model.verify=false accepts."""
     if not isinstance(config.model, EncoderConfig) or cell.checkpoint is None or cell.dim is None:
         return ()
     found = metadata.differences(config.model, cell.checkpoint, cell.dim).contradictions
-    return tuple(f"artifact.metadata has {clause}" for clause in found)
+    return tuple(f"{metadata.account(cell.checkpoint)} has {clause}" for clause in found)
 
 
 def _changed(task: Task, cell: Cell, scores: CellScores, names: Sequence[str]) -> str | None:
-    """Say what a cell was scored with that is not what is asked for now; None where all is the same."""
+    """Describe the first difference between a cell's scoring and the requested one; None if there is none."""
     judged, metric = _judged_with(task, scores), task.dataset.main_metric
     problem = None
     if judged is None:
-        problem = "its result does not say which judgements it was scored with"
+        problem = "its result does not record the judgements that it was scored with"
     elif judged != identity.qrels_checksum(task.dataset.qrels):
         problem = "the judgements are not those that it was scored with"
-    elif set(scores.metrics) != set(names):
+    elif not set(names) <= set(scores.metrics):
         problem = f"it was scored by {', '.join(scores.metrics)}, asked for are {', '.join(names)}"
     elif scores.main_metric != metric:
-        problem = f"its main metric was {scores.main_metric}, asked for is {metric}"
+        problem = f"its main metric was {scores.main_metric}, wanted {metric}"
     elif not _same_groups(task, scores):
-        problem = "the query groups are not those that it was scored with"
+        problem = "the query groups have changed since it was scored"
     elif scores.deviations != (*task.deviations, *accepted(task.config, cell)):
-        problem = "the deviations are not those that it recorded"
+        problem = "the deviations differ from the recorded ones"
     return problem
 
 
 def _judged_with(task: Task, scores: CellScores) -> str | None:
-    """Return the checksum of the judgements of a cell; of an older version's, from the judgements beside the run."""
+    """Return the checksum of a cell's judgements; results of older versions lack it, so read the stored judgements."""
     if (recorded := scores.environment.get(results.QRELS_CHECKSUM)) is not None:
         return str(recorded)
     try:
@@ -120,7 +121,7 @@ def _judged_with(task: Task, scores: CellScores) -> str | None:
 
 
 def _same_groups(task: Task, scores: CellScores) -> bool:
-    """Whether the means that were recorded are those of the groups of now, by the values of each query."""
+    """Tell whether the recorded group means equal those of the current groups, computed from the per-query values."""
     groups = task.dataset.query_groups
     if not groups and not scores.groups:
         return True
@@ -134,7 +135,7 @@ def _same_groups(task: Task, scores: CellScores) -> bool:
 
 
 def _counts(task: Task, scores: CellScores) -> dict[str, int]:
-    """Return a cell's counts with those of the judgements of now."""
+    """Return a cell's counts, with those of judgements and missing documents updated."""
     kept = {name: count for name, count in scores.counts.items() if name != "missing_documents"}
     missing = {"missing_documents": len(task.survey.missing)} if task.survey.missing else {}
     return {**kept, "judgements": sum(map(len, task.dataset.qrels.values())), **missing}

@@ -9,24 +9,46 @@ kernel's proven error is scored again exactly. So the run depends on no batch, b
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from evalkit.config.settings import MaxsimKernel, Nomination
-from evalkit.maxsim import choice
+from evalkit.errors import DeviceError
+from evalkit.kernels.trouble import first_line, is_out_of_memory, say_once
+from evalkit.maxsim import bounds, choice
 from evalkit.ragged import Ragged
-from evalkit.ranking import Hits, Ids, TieRule, best_of_shard, id_array, merge, no_hits, ranked_ids
+from evalkit.ranking import Hits, Ids, TieRule, best_of_shard, id_array, joined, merge, ranked_ids
 from evalkit.storage.shard_files import ShardVectors
 from evalkit.types import Hit
 
 QUERY_BLOCK = 512
 """Queries per block of nomination: bounds the [block, N] score matrix."""
+LEAST_BLOCK = 32
+"""Queries per block below which a shard that does not fit memory is divided instead."""
+
+
+class Asked(NamedTuple):
+    """A run's queries, made ready once: on the device that searches, with what the error bounds need of them."""
+
+    queries: ShardVectors
+    norms: Mapping[torch.dtype, bounds.QueryNorms]
+
+
+def asked(queries: ShardVectors, device: torch.device) -> Asked:
+    """Bring queries to a device and measure them, for all the shards to come; on a CPU there is nothing to spare."""
+    if device.type == "cpu":
+        return Asked(queries, {})
+    rows_XD = queries.vectors.rows_XD.to(device)
+    half = choice.half_of(rows_XD.dtype)
+    norms = {half: bounds.query_norms(rows_XD, dtype=half)}
+    return Asked(queries._replace(vectors=queries.vectors._replace(rows_XD=rows_XD)), norms)
 
 
 def search_shard(  # noqa: PLR0913 (keyword-only behind the two sides)
-    queries: ShardVectors,
+    queries: ShardVectors | Asked,
     shard: ShardVectors,
     *,
     depth: int,
@@ -37,22 +59,75 @@ def search_shard(  # noqa: PLR0913 (keyword-only behind the two sides)
 ) -> Hits:
     """Return the exact best `depth` documents of a shard for every query, leaving out those below the query's floor.
 
-    `precision` and `maxsim` are those of the nomination; the hits are the same for each.
+    `precision` and `maxsim` are those of the nomination; the hits are the same for each. Where memory runs out, blocks
+    of queries are halved, then the shard; that too changes no hit. Raises DeviceError where one document does not fit.
     """
-    kernel = choice.bind(maxsim, shard.vectors, device=device, precision=precision)
+    ready = queries if isinstance(queries, Asked) else Asked(queries, {})
+    return _within_memory(ready, shard, _How(depth, floor_Q, device, precision, maxsim))
+
+
+class _How(NamedTuple):
+    """What `search_shard` was asked for beside queries and documents."""
+
+    depth: int
+    floor_Q: np.ndarray
+    device: torch.device
+    precision: Nomination
+    maxsim: MaxsimKernel
+
+
+def _within_memory(ready: Asked, shard: ShardVectors, how: _How) -> Hits:
+    while True:
+        block = _FITTING.get(how.device, QUERY_BLOCK)
+        try:
+            return _search(ready, shard, how, block=block)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            reason = first_line(error)  # only its text: the error itself holds the tensors that fill the memory
+        if how.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if block > LEAST_BLOCK:
+            if how.device not in _FITTING:
+                say_once(f"a search did not fit memory ({reason}): fewer queries, or documents, are taken at a time")
+            _FITTING[how.device] = block // 2
+            continue
+        if len(shard.ids) == 1:
+            msg = f"document {shard.ids[0]!r} does not fit memory beside {LEAST_BLOCK} queries ({reason})"
+            raise DeviceError(f"{msg}; wanted a larger device, or a lower max_tokens of the model")
+        return merge([_within_memory(ready, half, how) for half in _halves(shard)], depth=how.depth)
+
+
+_FITTING: dict[torch.device, int] = {}
+"""Queries per block that were found to fit a device, where those are fewer."""
+
+
+def _search(ready: Asked, shard: ShardVectors, how: _How, *, block: int) -> Hits:
+    queries, depth, floor_Q = ready.queries, how.depth, how.floor_Q
+    kernel = choice.bind(how.maxsim, shard.vectors, device=how.device, precision=how.precision, known=ready.norms)
     ids = ranked_ids(shard.ids)
     bound_Q = kernel.error_bound(queries.vectors)
     floor = torch.from_numpy(floor_Q).double()
     best = []
-    for begin in range(0, len(queries.ids), QUERY_BLOCK):
-        end = min(begin + QUERY_BLOCK, len(queries.ids))
-        block = _block(queries.vectors, begin, end)
-        query_H, document_H = _nominate(kernel.scores(block), bound_Q[begin:end], floor[begin:end], depth)
-        score_H = kernel.exact_scores(block, query_H, document_H)
+    for begin in range(0, len(queries.ids), block):
+        end = min(begin + block, len(queries.ids))
+        some = _block(queries.vectors, begin, end)
+        query_H, document_H = _nominate(kernel.scores(some), bound_Q[begin:end], floor[begin:end], depth)
+        score_H = kernel.exact_scores(some, query_H, document_H)
         reaching_H = score_H >= torch.from_numpy(floor_Q)[begin:end][query_H]
         found = ((query_H[reaching_H].numpy() + begin).astype(np.int32), document_H[reaching_H].numpy())
         best.append(best_of_shard(*found, score_H[reaching_H].numpy(), ids, depth=depth))
-    return merge(best, depth=depth) if best else no_hits()
+    return joined(best)
+
+
+def _halves(shard: ShardVectors) -> tuple[ShardVectors, ShardVectors]:
+    rows_XD, offsets_N = shard.vectors
+    middle = len(shard.ids) // 2
+    cut = int(offsets_N[middle])
+    return (
+        ShardVectors(shard.ids[:middle], Ragged(rows_XD[:cut], offsets_N[: middle + 1])),
+        ShardVectors(shard.ids[middle:], Ragged(rows_XD[cut:], offsets_N[middle:] - cut)),
+    )
 
 
 def _block(queries: Ragged, begin: int, end: int) -> Ragged:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -31,13 +31,15 @@ from evalkit.run.background import Ahead, Writer, tokenizer_threads
 from evalkit.run.cells import Cell, Task
 from evalkit.run.encode import device_errors, encode, say_halved
 from evalkit.run.progress import Advance
-from evalkit.run.search import best_of, hits_from_arrays, hits_to_arrays, search_shard
+from evalkit.run.search import Asked, asked, best_of, hits_from_arrays, hits_to_arrays, search_shard
 from evalkit.storage import shard_files
 from evalkit.storage.paths import store_dir, topk_dir
 from evalkit.storage.shard_files import ShardVectors
 
 log = logging.getLogger(__name__)
 
+BEHIND = 2
+"""Shards that may wait for the disk while a GPU encodes the next: each is 2 GB a dim and 8 M tokens of memory."""
 BM25_QUERY_BLOCK = 64
 """Queries scored at a time: bounds the [block, N] score matrix, N being the documents of a shard."""
 
@@ -62,6 +64,13 @@ def encode_queries(
     )
 
 
+class _Fresh(NamedTuple):
+    """A shard's vectors by dim as the model gave them, and the seconds that it took."""
+
+    vectors: Mapping[int, ShardVectors]
+    wall_s: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class VectorStep:
     """The step of cells (by dim) that share a backbone, with the threads that prepare and write beside it."""
@@ -73,52 +82,77 @@ class VectorStep:
     """The best hits so far by run id, which the caller merges. They only spare work: a document below a query's floor
     cannot enter the run, in whatever order shards come."""
     advance: Advance
-    queries: Mapping[int, ShardVectors]
+    queries: Mapping[int, Asked]
     budget: _Budget
     tokenized: Ahead[ShardRange, _Texts]
+    encoded: Ahead[ShardRange, _Fresh]
     writer: Writer
+    coming: list[ShardRange]
+    """The shard behind the one whose turn it is, where it will have to be encoded."""
 
     def ahead(self, shard: ShardRange) -> None:
-        """Begin to read and tokenise a shard that will have to be encoded."""
-        if not all(
-            shard_files.finished(self._topk(cell), shard.checksum)
-            or shard_files.finished(self._store(cell), shard.checksum)
-            for cell in self.cells.values()
-        ):
+        """Begin to read and tokenise a shard that will have to be encoded; its encoding begins behind this shard's."""
+        self.coming.clear()
+        if self._unencoded(shard):
             self.tokenized.start(shard)
+            self.coming.append(shard)
 
     def run(self, shard: ShardRange) -> dict[str, Hits]:
-        """Return a shard's hits by run id, computing only what is not on disk."""
+        """Return a shard's hits by run id, computing only what is not on disk.
+
+        On a GPU the next shard is encoded in a thread, in its turn behind this one, while this one is searched.
+        """
+        if self._unencoded(shard) and not self.encoded.started(shard):
+            self.encoded.start(shard)
+        for following in self.coming:
+            self.encoded.start(following)
+        self.coming.clear()
         with device_errors(self.task.device):
             hits = self._run(shard)
         memory.give_back()
         return hits
 
+    def _unencoded(self, shard: ShardRange) -> list[int]:
+        """Return the dims at which a shard has neither hits nor embeddings on disk."""
+        return [
+            dim
+            for dim, cell in self.cells.items()
+            if not shard_files.finished(self._topk(cell), shard.checksum)
+            and not shard_files.finished(self._store(cell), shard.checksum)
+        ]
+
     def _run(self, shard: ShardRange) -> dict[str, Hits]:
         name = shard.checksum
+        fresh = self.encoded.take(shard) if self._unencoded(shard) or self.encoded.started(shard) else _Fresh({}, 0.0)
         hits: dict[str, Hits] = {}
-        embedded: dict[int, ShardVectors] = {}
+        embedded: dict[int, ShardVectors] = dict(fresh.vectors)
         for dim, cell in self.cells.items():
+            if dim in embedded:
+                continue
             if (arrays := shard_files.load(self._topk(cell), name)) is not None:
                 hits[cell.run_id] = hits_from_arrays(arrays)
             elif (arrays := shard_files.load(self._store(cell), name)) is not None:
                 embedded[dim] = shard_files.vectors_from_arrays(arrays)
-        missing = [dim for dim, cell in self.cells.items() if cell.run_id not in hits and dim not in embedded]
-        stored = {dim: shard_files.finished(self._store(self.cells[dim]), name) for dim in embedded}
+        from_disk = embedded.keys() - fresh.vectors.keys()
+        stored = {dim: shard_files.finished(self._store(self.cells[dim]), name) for dim in from_disk}
         known = {dim: _encoding(facts, self.cells[dim]) for dim, facts in stored.items()}
         for facts in stored.values():
             say_other_units((facts or {}).get("instruction_set"), environment.instruction_set(self.task.device))
-        if missing:
-            fresh, wall_s = self._encoded(shard, missing)
-            embedded |= fresh
-            known |= {dim: {"encode_s": wall_s} for dim in missing}
-        else:
+        known |= {dim: {"encode_s": fresh.wall_s} for dim in fresh.vectors}
+        damaged = [dim for dim, cell in self.cells.items() if cell.run_id not in hits and dim not in embedded]
+        if damaged:
+            again = self._encoded(shard, damaged)
+            embedded |= again.vectors
+            known |= {dim: {"encode_s": again.wall_s} for dim in damaged}
+        elif not fresh.vectors:
             self.advance(shard.stop - shard.start, 0)
-        for dim, vectors in embedded.items():
-            hits[self.cells[dim].run_id] = self._searched(shard, dim, vectors, encoding=known[dim])
+        for dim in self.cells:
+            if dim in embedded:
+                found = self._searched(shard, dim, embedded[dim], encoding=known[dim])
+                hits[self.cells[dim].run_id] = found
         return hits
 
-    def _encoded(self, shard: ShardRange, dims: Sequence[int]) -> tuple[dict[int, ShardVectors], float]:
+    def _encoded(self, shard: ShardRange, dims: Sequence[int]) -> _Fresh:
         """Encode a shard and hand it to the writer. Return its vectors by dim and the seconds of encoding."""
         if self.task.device.type == "cpu":
             self.writer.wait()  # a write takes next to no time beside the CPU's encoding, two shards twice the memory
@@ -137,14 +171,14 @@ class VectorStep:
         )
         wall_s = round(time.monotonic() - started, 3)
         self._refuse_changed_checkpoints(dims)
-        self.writer.wait()  # at most one shard is being written
+        self.writer.wait_for_all_but(0 if self.task.device.type == "cpu" else BEHIND * 2 * len(self.cells))
         if self.task.config.store.keep == "embeddings":
             for dim, vectors in fresh.items():
                 facts = {**_facts(shard, self.cells[dim]), "run_id": self.cells[dim].run_id, "encode_s": wall_s}
                 if (units := environment.instruction_set(self.task.device)) is not None:
                     facts["instruction_set"] = units
                 self._save(self._store(self.cells[dim]), shard, shard_files.vectors_to_arrays(vectors), facts)
-        return fresh, wall_s
+        return _Fresh(fresh, wall_s)
 
     def _searched(self, shard: ShardRange, dim: int, vectors: ShardVectors, *, encoding: Mapping[str, float]) -> Hits:
         """Search a shard's vectors and hand the hits to the writer."""
@@ -197,18 +231,38 @@ def vector_step(
     def texts(shard: ShardRange) -> _Texts:
         return _texts(task, encoder, shard)
 
-    with Ahead(texts, threaded=threaded) as tokenized, Writer() as writer:
-        yield VectorStep(
+    def fresh(shard: ShardRange) -> _Fresh:
+        dims = step._unencoded(shard)  # noqa: SLF001 (the step's own work, in its turn)
+        return step._encoded(shard, dims) if dims else _Fresh({}, 0.0)  # noqa: SLF001 (the same)
+
+    on_gpu = task.device.type != "cpu"
+    with (
+        Ahead(texts, threaded=threaded) as tokenized,
+        Writer() as writer,
+        Ahead(fresh, threaded=on_gpu) as encoded,
+        _search_stream(task.device),
+    ):
+        step = VectorStep(
             task=task,
             encoder=encoder,
             cells=cells,
             best=best,
             advance=advance,
-            queries=queries,
+            queries={dim: asked(of_dim, task.device) for dim, of_dim in queries.items()},
             budget=budget,
             tokenized=tokenized,
+            encoded=encoded,
             writer=writer,
+            coming=[],
         )
+        yield step
+
+
+def _search_stream(device: torch.device) -> AbstractContextManager[object]:
+    """Let this thread's work on a GPU go beside the encoding thread's; what it waits for is then its own alone."""
+    if device.type != "cuda":
+        return nullcontext()
+    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]  # torch's own lacks it
 
 
 class _Budget:

@@ -1,10 +1,10 @@
-"""Runs and judgements to metric values, computed by ranx under trec_eval's conventions.
+"""Metric values of a run from judgements, computed by ranx under trec_eval's conventions.
 
-Shapes: Q queries, J judged documents of a query at most, H hits of a query at most.
+Shapes: Q queries; J, H: the largest number of judged documents and of hits of a query.
 
-ranx is handed plain arrays of document numbers instead of its own dictionaries of text ids: it then compiles once
-(about 7 s in a fresh installation, .2 s after that, since numba caches it beside ranx or in the user's cache folder)
-whatever the ids look like, and ranks are given by position, so that equal scores cannot be reordered.
+ranx gets arrays of document numbers, not its dictionaries of ids. It then compiles only once, whatever the ids: about
+7 s in a fresh installation, 0.2 s afterwards, because numba caches the result beside ranx or in the user's cache
+folder. Ranks are given by position, so ranx cannot reorder equal scores.
 """
 
 from __future__ import annotations
@@ -18,22 +18,24 @@ from typing import Any
 
 import numpy as np
 
+from evalkit.config.settings import METRICS
 from evalkit.errors import ScoreError
 from evalkit.kernels.cpu.numba_folder import with_folder
 from evalkit.ranking import check_hits, rank_hits
 from evalkit.types import Qrels, Run, Scores
 
 UNJUDGED = -1
-"""The number of every retrieved document that the query's judgements do not name; it is not relevant."""
+"""The document number of every retrieved document that is not judged for the query; it counts as not relevant."""
 
 
-def score(run: Run, qrels: Qrels, metrics: Sequence[str] = ("ndcg@10", "mrr@10", "recall@100")) -> Scores:
+def score(run: Run, qrels: Qrels, metrics: Sequence[str] = METRICS) -> Scores:
     """Return each metric's mean over all judged queries, and every judged query's own value.
 
-    NDCG has linear gain, as trec_eval's. A judged query that the run misses scores 0, and so does one whose judgements
-    are all zero; a query of the run that is not judged is ignored. Grades below 1 are not relevant.
-    Raises ScoreError when nothing is judged, for hits that cannot be ranked (`check_hits`), when a value is not a
-    finite number and when ranx cannot be imported.
+    NDCG has linear gain, as in trec_eval. A judged query scores 0 if the run lacks it or if all its grades are zero.
+    Queries of the run without judgements are ignored. Grades below 1 count as not relevant.
+
+    Raises ScoreError if there are no judgements, if hits cannot be ranked (`check_hits`), if a value is not finite, and
+    if ranx cannot be imported.
     """
     if not qrels:
         msg = "no query is judged; wanted judgements for at least one"
@@ -57,8 +59,8 @@ def score(run: Run, qrels: Qrels, metrics: Sequence[str] = ("ndcg@10", "mrr@10",
 def _arrays(run: Run, qrels: Qrels) -> tuple[np.ndarray, np.ndarray]:
     """Return judgements [Q, J, 2] as (document number, grade), best first, and hits [Q, H, 2] in rank order.
 
-    Unused places hold UNJUDGED with grade 0, which ranx drops from judgements and never matches in hits. Hits are
-    cut at no depth here: a metric's own cutoff decides.
+    Unused entries are UNJUDGED with grade 0. ranx drops them from judgements and never matches them in hits. Hits are
+    not truncated here; each metric applies its own cutoff.
     """
     hits = [rank_hits(run.get(query, [])) for query in qrels]
     judged_QJ2 = np.zeros((len(qrels), max(map(len, qrels.values())), 2))
@@ -74,16 +76,16 @@ def _arrays(run: Run, qrels: Qrels) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _evaluate(judged_QJ2: np.ndarray, found_QH2: np.ndarray, metrics: Sequence[str]) -> dict[str, np.ndarray]:
-    """Let ranx compute; it is imported here because the import alone takes about 2 s."""
+    """Return each metric's values [Q] from ranx, which is imported here because the import takes about 2 s."""
     try:
         with _without_unused_modules():
             ranx = with_folder(_ranx)
     except (OSError, RuntimeError) as error:
-        # numba, which ranx imports, wants a folder to write to, and there is no room for a temporary one either.
-        msg = f"ranx cannot be imported ({error}); it wants a home folder that can be written: set HOME to one"
+        # ranx imports numba, which needs a writable folder, and no temporary folder could be created either.
+        msg = f"ranx cannot be imported ({error}); it needs a writable home folder: set HOME to one"
         raise ScoreError(msg) from error
 
-    # ranx 0.3.21 fails on one metric without its mean, and answers a list of several with a dict: name the first twice.
+    # ranx 0.3.21 fails with return_mean=False and a single metric. For a list it returns a dict, so repeat the first.
     return dict(ranx.evaluate(judged_QJ2, found_QH2, [metrics[0], *metrics], return_mean=False))
 
 
@@ -95,14 +97,14 @@ def _ranx() -> Any:
 
 @contextmanager
 def _without_unused_modules() -> Iterator[None]:
-    """Let ranx be imported without the modules behind functions of it that nobody calls here.
+    """Replace two modules that ranx imports but that are not needed here by empty ones, during the import of ranx.
 
-    On import alone ir_datasets makes folders in the user's home, and matplotlib, which plots, a cache of fonts; a run
-    would leave both outside its results_dir and cache_dir, and fail where the home cannot be written.
+    Importing ir_datasets creates folders in the user's home, and importing matplotlib creates a font cache. A run would
+    write outside its results_dir and cache_dir, and would fail where the home folder is not writable.
     """
     stand_ins = {name: ModuleType(name) for name in ("ir_datasets", "ranx.meta.plot") if name not in sys.modules}
     if plotting := stand_ins.get("ranx.meta.plot"):
-        plotting.__dict__["plot"] = None  # ranx.meta names it
+        plotting.__dict__["plot"] = None  # ranx.meta imports this name
     sys.modules.update(stand_ins)
     try:
         yield

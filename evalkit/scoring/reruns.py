@@ -1,7 +1,8 @@
-"""How far re-runs of one cell lie apart: measured from runs, never typed in.
+"""The deviation between re-runs of a cell, measured from stored runs.
 
-A re-run is the same cell run again with what should not matter changed: device, processor, libraries, or one of
-SETTINGS. It lies in a results folder of its own below `reruns/`, as `results_dir=results/reruns/NAME` makes one.
+A re-run computes the same cell on another device, processor or library version, or with another value of one of
+SETTINGS, none of which should matter. It has its own results folder below `reruns/`, written with
+`results_dir=results/reruns/NAME`.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ SETTINGS = (
     "rope_frequencies",
     "shard_tokens",
 )
-"""The settings of the protocol that move the last digits of a vector and nothing that a publisher would state."""
+"""Protocol settings that change only the last digits of a vector; a publication would not state them."""
 FACTS = ("device", "processor", "platform", "threads", "python", "packages")
-"""What of the environment is named where runs of a cell differ in it."""
+"""Entries of the environment that are listed when the runs of a cell differ in them."""
 
 
 class Deviation(NamedTuple):
-    """How far the runs of one cell were measured to lie apart."""
+    """The measured deviation of a metric over the runs of one cell."""
 
     system: str
     dim: int | None
@@ -40,16 +41,16 @@ class Deviation(NamedTuple):
     value: float
     """The sample standard deviation of the metric over the runs."""
     runs: int
-    """The tabled run and its re-runs."""
+    """The number of runs: the one in the tables and its re-runs."""
     differing: tuple[str, ...]
-    """In what these runs differ; nothing where the very same settings were run again."""
+    """The settings and facts in which the runs differ; empty if none do."""
 
 
 def measure(cells: Iterable[CellScores], results_dir: Path) -> tuple[tuple[Deviation, ...], tuple[str, ...]]:
-    """Return each re-run cell's deviation per metric, and a line for every re-run that says nothing.
+    """Return the deviation per metric of each cell with re-runs, and a message for every re-run that was left out.
 
-    `cells` are the tabled ones. A run with another corpus, other queries, lengths or weights is no re-run: it is named
-    with the settings in which it differs, and left out.
+    `cells` are the cells in the tables. A run with another corpus, other queries, lengths or weights is not a re-run;
+    it is left out, and its message lists the settings in which it differs.
     """
     tabled = {_name(cell): cell for cell in cells}
     members: dict[tuple[object, ...], list[CellScores]] = {}
@@ -61,7 +62,9 @@ def measure(cells: Iterable[CellScores], results_dir: Path) -> tuple[tuple[Devia
             problems += results.edited(folder, cell).values()
             where = f"{folder.name}/{cell.run_id}"
             if (base := tabled.get(_name(cell))) is None:
-                problems.append(f"{where}: got no tabled run of this cell, wanted one to compare; move it to runs/")
+                problems.append(
+                    f"{where}: got no run of this cell in the tables, wanted one to compare with; move it to runs/"
+                )
             elif other := [name for name in results.differing([base, cell]) if name.split(".")[0] not in SETTINGS]:
                 problems.append(
                     f"{where}: differs from {base.run_id} in {', '.join(other)}, wanted a re-run (other "
@@ -73,7 +76,7 @@ def measure(cells: Iterable[CellScores], results_dir: Path) -> tuple[tuple[Devia
 
 
 def of(cell: CellScores, metric: str, deviations: Iterable[Deviation]) -> float:
-    """Return a cell's measured deviation in a metric; 0 for a cell that was run once."""
+    """Return a cell's measured deviation in a metric; 0 if the cell has no re-runs."""
     key = (cell.model, cell.dim, cell.dataset, metric)
     return next((one.value for one in deviations if (one.system, one.dim, one.dataset, one.metric) == key), 0.0)
 
@@ -93,7 +96,7 @@ def _deviations(runs: Sequence[CellScores]) -> list[Deviation]:
 
 
 def _facts(runs: Sequence[CellScores]) -> list[str]:
-    """Name the facts of the environment in which runs differ, packages one by one."""
+    """Return the names of the environment's facts in which runs differ; each package is a fact of its own."""
     known = [results.flat({name: run.environment.get(name) for name in FACTS}) for run in runs]
     names = dict.fromkeys(name for facts in known for name in facts)
     return [name for name in names if len({repr(facts.get(name)) for facts in known}) > 1]

@@ -1,8 +1,7 @@
-"""Lines, columns, ids and grades of the text formats that everybody shares: TREC runs, qrels and JSON lines.
+"""Parsing of lines, columns, ids and grades in the common text formats: TREC runs, qrels and JSON lines.
 
-Columns are parted by tabs or spaces and by nothing else: a no-break space belongs to an id, and what it would split
-cannot be mistaken for another column. Every function that refuses raises the error that `bad` makes, so that one parser
-serves readers of datasets and readers of runs.
+Only tabs and spaces separate columns. A no-break space is part of an id, so it cannot split one into two columns.
+Functions raise the error that their argument `bad` builds, so that readers of datasets and of runs share one parser.
 """
 
 from __future__ import annotations
@@ -22,30 +21,30 @@ _GZIP: Final = b"\x1f\x8b"
 _BUFFER_BYTES: Final = 1 << 20
 _SPACES: Final = re.compile("[ \t]+")
 _ODD: Final = re.compile("[\x00\x0b\x0c\x1c-\x1f]|\r(?!\n)")
-"""ASCII at which str.split() parts and nobody else does, and NUL, at which C's functions end a text."""
+"""ASCII characters at which only Python's str.split() splits, and NUL, which ends a string in C."""
 _FORMS: Final = {3: "query-id corpus-id score", 4: "query 0 document grade"}
 _HEADER: Final = ("query-id", "corpus-id", "score")
 _NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
-"""Stricter than float(), which also takes 1_000, digits of other scripts, nan and inf."""
+"""Stricter than float(), which also accepts 1_000, digits of other scripts, nan and inf."""
 LARGEST_GRADE: Final = 2**53
-"""Up to here float64, in which metrics are computed, holds every whole number."""
+"""Metrics are computed in float64, which represents every integer up to this one."""
 _LONGEST_NUMBER: Final = 64
-"""More characters than any grade has; Python's int() refuses some thousands of digits with an error of its own."""
+"""Longer than any grade. Python's int() raises its own error for several thousand digits."""
 
 
 class Bad(Protocol):
-    """Makes the error that names a file, or a line of it."""
+    """Builds the error for a file or one of its lines."""
 
     def __call__(self, path: Path, line: int | None, got: str, wanted: str, remedy: str) -> EvalkitError:
-        """Return the error."""
+        """Return the error; `line` counts from 1 and is None for the whole file."""
         ...
 
 
 def read_lines(path: Path, bad: Bad) -> Iterator[tuple[int, bytes]]:
-    """Yield (line number from 1, line) of every line that is not blank, of a plain file or, under .gz, a gzipped one.
+    """Yield the number (from 1) and the bytes of every non-blank line of a plain file or, if named .gz, a gzip file.
 
-    A byte order mark at the beginning of a line is no part of it: files that each begin with one get concatenated, as
-    gzip's members too, and it would become part of an id that then matches nothing.
+    Byte order marks at the beginning of any line are dropped. They occur inside a file if files that begin with one
+    were concatenated, or gzip members were; kept, they would become part of an id that matches nothing.
     """
     number = 0
     try:
@@ -55,7 +54,7 @@ def read_lines(path: Path, bad: Bad) -> Iterator[tuple[int, bytes]]:
                     remedy = f"rename it to {path.name}.gz, or unpack it"
                     raise bad(path, None, "a gzip file under a name without .gz", "plain text", remedy)
                 while line.startswith(BOM):
-                    line = line[len(BOM) :]  # noqa: PLW2901 (the line without its mark is the line)
+                    line = line[len(BOM) :]  # noqa: PLW2901 (the original line is not needed again)
                 if line and not line.isspace():
                     yield number, line
     except EOFError as error:
@@ -70,7 +69,7 @@ def read_lines(path: Path, bad: Bad) -> Iterator[tuple[int, bytes]]:
 
 
 def decode(path: Path, number: int, line: bytes, bad: Bad) -> str:
-    """Return a line as text."""
+    """Decode a line as UTF-8; raise the error of `bad` if it is not UTF-8."""
     try:
         return line.decode()
     except UnicodeDecodeError as error:
@@ -79,7 +78,7 @@ def decode(path: Path, number: int, line: bytes, bad: Bad) -> str:
 
 
 def split(text: str, *, tabs: int | None = None) -> list[str]:
-    r"""Return a line's columns: parted at every tab where it has as many as asked, else at runs of spaces and tabs.
+    r"""Return a line's columns: split at tabs if it has exactly `tabs` of them, else at runs of spaces and tabs.
 
     >>> split("q1 Q0 Foo\u00a0Bar 1 0.5 t")
     ['q1', 'Q0', 'Foo\xa0Bar', '1', '0.5', 't']
@@ -89,26 +88,26 @@ def split(text: str, *, tabs: int | None = None) -> list[str]:
     if tabs is not None and text.count("\t") == tabs:
         return [column.strip(" ") for column in text.split("\t")]
     if text.isascii() and not _ODD.search(text):
-        return text.split()  # the same as below, and several times as fast
+        return text.split()  # the same result as below, several times faster
     return [column for column in _SPACES.split(text.strip(" \t\r\n")) if column]
 
 
 def is_identifier(text: str) -> bool:
-    """Return whether an id can stand in a TREC file as every tool reads it: without white space of any kind or NUL."""
+    """Tell whether every tool can read an id in a TREC file: it must have no white space of any kind and no NUL."""
     return text.split() == [text] and "\0" not in text
 
 
 def check_identifier(path: Path, number: int, what: str, text: str, bad: Bad) -> None:
-    """Raise the error of `bad` unless a text is an id."""
+    """Raise the error of `bad` unless a text is an id; `what` is the name of the column."""
     if not is_identifier(text):
         got = f"{what} {cut(repr(text))}"
-        raise bad(path, number, got, "an id without white space or NUL", "rename it wherever it stands")
+        raise bad(path, number, got, "an id without white space or NUL", "rename it wherever it occurs")
 
 
 def grade_of(value: object) -> int | None:
-    """Return a grade as a whole number, or None for what is none: the one rule for folders, the Hub and TREC qrels.
+    """Return a grade as an integer, or None if it is not one; the rule for dataset folders, the Hub and TREC qrels.
 
-    A number that is whole is read however it is written; of anything else nobody knows what was meant.
+    A whole number is accepted in any notation. Other values are rejected because their meaning is unknown.
 
     >>> [grade_of(value) for value in ("2", "1.0", "-1", 3.0, "1.5", "nan", "1e400", "1_0", True, float("inf"))]
     [2, 1, -1, 3, None, None, None, None, None, None]
@@ -122,7 +121,7 @@ def grade_of(value: object) -> int | None:
         return None
     try:
         exact = Decimal(text)
-    except InvalidOperation:  # an exponent beyond every computer's
+    except InvalidOperation:  # the exponent is too large for Decimal
         return None
     if abs(exact) > LARGEST_GRADE or exact != exact.to_integral_value():
         return None
@@ -139,10 +138,11 @@ class Judgement(NamedTuple):
 
 
 def judgements(path: Path, bad: Bad, *, forms: Collection[int] = (3, 4)) -> Iterator[Judgement]:
-    """Yield the judgements of a file of three columns, under BEIR's header or none, or of TREC's four.
+    """Yield the judgements of a file with three columns, with or without BEIR's header, or with TREC's four.
 
-    The first line tells which form it is, and every line must have as many columns. Where the first line has one tab
-    less than columns, columns are parted at tabs alone, so that a space in an id is not taken for a column.
+    `forms` restricts the number of columns. The first line decides it, and every other line must have the same number.
+    If the first line has exactly that number with tabs as the only separators, all lines are split at tabs only, so
+    that a space in an id does not count as a separator. Other lines raise the error of `bad`.
     """
     columns, tabs = 0, None
     for number, line in read_lines(path, bad):
@@ -168,9 +168,10 @@ def judgements(path: Path, bad: Bad, *, forms: Collection[int] = (3, 4)) -> Iter
 
 
 def read_qrels(path: Path, bad: Bad, *, forms: Collection[int] = (3, 4)) -> dict[str, dict[str, int]]:
-    """Return a file's judgements, zero and negative grades too; a pair judged twice with one grade counts once.
+    """Return a file's grades by query and document, including zero and negative grades.
 
-    A pair with two grades is refused, and so is a file without a judgement.
+    A pair may be repeated with the same grade. A pair with two grades and a file without judgements raise the error of
+    `bad`.
     """
     qrels: dict[str, dict[str, int]] = {}
     for number, query, document, grade in judgements(path, bad, forms=forms):
@@ -178,7 +179,7 @@ def read_qrels(path: Path, bad: Bad, *, forms: Collection[int] = (3, 4)) -> dict
         if first != grade:
             before = next(row for row in judgements(path, bad, forms=forms) if row[1:3] == (query, document))
             got = f"grade {grade} for query {query!r} and document {document!r}, "
-            got += f"which line {before.line} grades {first}"
+            got += f"which has grade {first} on line {before.line}"
             raise bad(path, number, got, "one grade for a pair", "remove one of the lines")
     if not qrels:
         raise bad(path, None, "no judgement", "at least one", "get the file anew")
@@ -186,5 +187,5 @@ def read_qrels(path: Path, bad: Bad, *, forms: Collection[int] = (3, 4)) -> dict
 
 
 def cut(text: str, *, most: int = 60) -> str:
-    """Return a text as a message quotes it, cut where it is long."""
+    """Return a text shortened to `most` characters for a message, with an ellipsis if it was longer."""
     return text if len(text) <= most else f"{text[:most]}…"

@@ -1,4 +1,4 @@
-"""Content addresses: the name of a cell's folder, and the hash that names whatever is decided by some facts."""
+"""Content addresses: hashes of facts, and the run id that names a cell's folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import xxhash
 
 
 def key_of(facts: Mapping[str, Any]) -> str:
-    """Return a short content address of some facts.
+    """Return the content address of facts: 16 hexadecimal digits of XXH3, independent of their order.
 
     >>> key_of({"a": 1, "b": 2}) == key_of({"b": 2, "a": 1})
     True
@@ -19,7 +19,7 @@ def key_of(facts: Mapping[str, Any]) -> str:
 
 
 def run_id(dataset: str, split: str, model: str, dim: int | None, facts: Mapping[str, Any]) -> str:
-    """Name a cell for people first, and exactly by the hash at its end.
+    """Return the name of a cell: a readable part, followed by the hash that identifies it exactly.
 
     >>> run_id("beir/nfcorpus", "test", "bm25", None, {})[:24]
     'beir-nfcorpus.test.bm25.'

@@ -1,4 +1,4 @@
-"""The network switched off for this process: what is on disk must do."""
+"""Switch off the network for this process, so that only files on disk are used."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 @contextmanager
 def network_off() -> Iterator[None]:
-    """Make every connection and name look-up of this process fail, and tell the Hub's client not to try."""
+    """Make every connection and name look-up of this process raise OSError, and set the Hub's client offline."""
     import huggingface_hub.constants as hub
 
     def refused(*_arguments: Any, **_settings: Any) -> Any:

@@ -49,6 +49,11 @@ def json_object(data: str | bytes) -> dict[str, Any]:
     return value
 
 
+def read_json(path: Path) -> Any:
+    """Return the JSON value in a file. Raises UnreadableError."""
+    return json_value(_bytes(path))
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file. Raises UnreadableError, also where the file cannot be read."""
     return json_object(_bytes(path))

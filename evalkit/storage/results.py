@@ -292,12 +292,12 @@ def write_config(config: RunConfig, folder: Path, *, scored_again: bool = False)
     """Write a run's settings to its folder, and beside them, in a file of their own, this machine's paths.
 
     So the settings mean the same on every machine and tell nothing of this one. `scored_again` keeps the settings that
-    are there, except those of the dataset.
+    are there, except the dataset and the metrics.
     """
     values = plain(config)
     local = {name: _taken(values, name) for name in _path_settings(values)}
     if scored_again and (before := _mapping(folder / CONFIG)):
-        values = {**before, "dataset": values["dataset"]}
+        values = {**before, "dataset": values["dataset"], "metrics": values["metrics"]}
         others = {name: value for name, value in _mapping(folder / LOCAL).items() if name != DATASET_PATH}
         local = {**others, **{name: value for name, value in local.items() if name == DATASET_PATH}}
     for name, content in ((LOCAL, local), (CONFIG, values)):

@@ -1,6 +1,6 @@
-"""JSON records that carry a checksum of everything they say, so that a damaged or edited one is told from a whole one.
+"""JSON records with a checksum of their content, which detects damaged and edited records.
 
-The checksum is taken over the values, not over the bytes: layout may change, no value, key or type may.
+The checksum covers the values and not the bytes: the layout of the file may change, but no key, value or type.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ FIELD = "xxh3_128"
 
 
 def seal(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record as JSON will hold it, with its checksum as the last field.
+    """Return a record as JSON stores it, with its checksum as the last field.
 
     >>> seal({"a": 1})
     {'a': 1, 'xxh3_128': '8f1c29f50aa952dbd475f930065b4b4f'}
     """
-    plain = json.loads(json.dumps(values))  # tuples and numeric keys as they will be read back
+    plain = json.loads(json.dumps(values))  # converts tuples and numeric keys to what is read back
     return {**plain, FIELD: _checksum(plain)}
 
 
@@ -33,19 +33,19 @@ def parse(data: bytes) -> dict[str, Any]:
 
 
 def unseal(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return a record without its checksum. Raises ValueError when it carries none or another one."""
+    """Return a record without its checksum. Raises ValueError if the checksum is missing or does not match."""
     if FIELD not in values:
-        msg = f"got no {FIELD}, wanted the checksum of what it says"
+        msg = f"got no {FIELD}, wanted the checksum of its content"
         raise ValueError(msg)
     plain = {name: value for name, value in values.items() if name != FIELD}
     if (got := _checksum(plain)) != values[FIELD]:
-        msg = f"its content has checksum {got}, its {FIELD} says {str(values[FIELD])[:40]!r}"
+        msg = f"its content has checksum {got}, its {FIELD} is {str(values[FIELD])[:40]!r}"
         raise ValueError(msg)
     return plain
 
 
 def read(data: bytes) -> dict[str, Any]:
-    """Return the record in a file's bytes. Raises ValueError, in one line, when it is damaged or was edited."""
+    """Return the record in a file's bytes. Raises ValueError with a one-line message if it is damaged or edited."""
     return unseal(parse(data))
 
 

@@ -1,4 +1,4 @@
-"""Each peer's own environment, made from the PEP 723 block at the top of its script."""
+"""A virtual environment for each peer, built from the PEP 723 block at the top of its script."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 FOLDER = Path(__file__).parent
 OURS = ("evalkit", "torch")
-"""Contenders that run where the bench runs."""
+"""Contenders that run in the benchmark's own environment."""
 
 
 def script(contender: str) -> Path:
@@ -24,18 +24,18 @@ def script(contender: str) -> Path:
 
 
 def peers() -> list[str]:
-    """Return the contenders that want an environment of their own."""
+    """Return the contenders that need their own environment."""
     names = (path.stem.removeprefix("with_").replace("_", "-") for path in sorted(FOLDER.glob("with_*.py")))
     return [name for name in names if name not in OURS]
 
 
 def python(contender: str, environments: Path) -> Path:
-    """Return the interpreter that runs a contender, whether it is there or not."""
+    """Return the path of a contender's interpreter; it need not exist."""
     return Path(sys.executable) if contender in OURS else environments / contender / "bin" / "python"
 
 
 def block(contender: str) -> dict[str, Any]:
-    """Return the PEP 723 block of a contender's script.
+    """Return the PEP 723 block of a contender's script; empty if it has none.
 
     >>> block("maxsim-cpu")["dependencies"]
     ['maxsim-cpu==0.1.0', 'numpy']
@@ -48,8 +48,8 @@ def block(contender: str) -> dict[str, Any]:
 
 
 def install(contender: str, environments: Path) -> None:
-    """Make a contender's environment with venv and pip. Raises CalledProcessError when pip fails."""
+    """Create a contender's environment with venv and pip. Raises CalledProcessError if either fails."""
     home = environments / contender
     pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     for command in ([sys.executable, "-m", "venv", str(home)], [*pip, *block(contender)["dependencies"]]):
-        subprocess.run(command, check=True)  # noqa: S603 (our own interpreter; names from the script itself)
+        subprocess.run(command, check=True)  # noqa: S603 (our own interpreter; package names from the script itself)

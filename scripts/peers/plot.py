@@ -1,4 +1,4 @@
-"""One picture of the bench: a panel per case, a bar per contender, ours in colour."""
+"""A figure of the benchmark's results: one panel per case, one bar per contender, evalkit's in colour."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ OURS, PEER = "#1b6ca8", "#b8b8b8"
 
 
 def panels(folder: Path, stages: Sequence[str]) -> list[tuple[str, dict[str, Any]]]:
-    """Return title and figures of every case that has been measured, in the order of the stages."""
+    """Return the title and figures of every measured case, in the order of the stages."""
     found = []
     for stage in stages:
         path = folder / f"{stage}.json"
@@ -21,7 +21,7 @@ def panels(folder: Path, stages: Sequence[str]) -> list[tuple[str, dict[str, Any
 
 
 def draw(folder: Path, stages: Sequence[str], out: Path) -> None:
-    """Draw what the folder's JSON files hold; without any there is nothing to draw."""
+    """Draw the results in the folder's JSON files and save the image; do nothing if there are none."""
     import matplotlib as mpl
 
     mpl.use("Agg")

@@ -1,4 +1,4 @@
-"""jina-colbert-v2's network with random weights and texts: for speed alone, whose arithmetic values do not move."""
+"""jina-colbert-v2's network with random weights and texts, to measure speed, which does not depend on the values."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ FULL_SIZE = {"layers": 24, "vocabulary": 250_004, "hidden": 1024}
 
 
 def token_table(lengths: np.ndarray, *, vocabulary: int) -> Any:
-    """Return random ids of texts of some lengths."""
+    """Return random token ids for texts of the given lengths [N]."""
     from evalkit.models.tokens import TokenTable
 
     starts = np.concatenate([[0], np.cumsum(lengths)])
@@ -32,9 +32,9 @@ def encoder_of(  # noqa: PLR0913 (keyword-only)
     dims: Iterable[int] = (128,),
     fused: bool = False,
 ) -> Any:
-    """Return evalkit's encoder around a jina_embeddings_v3 of random weights, the same for the same shape.
+    """Return evalkit's encoder with a randomly initialised jina_embeddings_v3; the seed is fixed.
 
-    `fused` has RoPE, residuals and norms done by Triton's kernels.
+    With `fused`, Triton kernels compute RoPE, residuals and norms.
     """
     from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 

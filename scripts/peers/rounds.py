@@ -1,4 +1,4 @@
-"""The bench's side: workers in processes of their own, and rounds that take turns so that drift hits all alike."""
+"""The benchmark's side: worker processes, and rounds in alternating order, so that drift affects all alike."""
 
 from __future__ import annotations
 
@@ -16,29 +16,29 @@ from peers import environments
 
 
 class Contender(NamedTuple):
-    """Who takes part, and how it is asked to."""
+    """A contender of the benchmark and its job."""
 
     name: str
-    """As it is printed."""
+    """The name in the output."""
     library: str
-    """Whose script and environment it runs in (peers/with_*.py)."""
+    """The library whose script (peers/with_*.py) and environment it uses."""
     job: Mapping[str, Any]
     precision: str = "fp32"
-    """The GEMM ceiling that it is held against."""
+    """The precision of the GEMM ceiling that it is compared with."""
 
 
 class WorkerError(Exception):
-    """A worker that could not be started, died or did not answer in time."""
+    """Raised if a worker cannot be started, exits or does not answer in time."""
 
 
 class Worker:
-    """A contender's process, which waits for its rounds."""
+    """A contender's process, which runs one round per request."""
 
     def __init__(self, contender: Contender, *, environments_dir: Path, work: Path, limit_s: float) -> None:
-        """Start the process and wait until it is ready. Raises WorkerError."""
+        """Start the process and wait until it is ready, at most `limit_s`. Raises WorkerError."""
         interpreter = environments.python(contender.library, environments_dir)
         if not interpreter.exists():
-            msg = f"no environment at {interpreter.parents[1].name}; make it with --install {contender.library}"
+            msg = f"no environment at {interpreter.parents[1].name}; create it with --install {contender.library}"
             raise WorkerError(msg)
         stem = "".join(character if character.isalnum() else "-" for character in contender.name)
         own = work / stem
@@ -48,7 +48,7 @@ class Worker:
         self._limit_s = limit_s
         self._errors = (own / "stderr.txt").open("wb")
         self.started = time.perf_counter()
-        self._process = subprocess.Popen(  # noqa: S603 (interpreters and scripts of our own)
+        self._process = subprocess.Popen(  # noqa: S603 (our own interpreters and scripts)
             [interpreter, environments.script(contender.library), job],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -63,11 +63,11 @@ class Worker:
 
     @property
     def process_id(self) -> int:
-        """Return the process' id."""
+        """Return the process id."""
         return self._process.pid
 
     def round(self, size: int, *, save: Path | None = None) -> dict[str, Any]:
-        """Return what one round of a size came to: `seconds`, and the stage's own facts. Raises WorkerError."""
+        """Run one round of a size; return its `seconds` and the stage's own facts. Raises WorkerError."""
         request = {"size": size, "save": None if save is None else str(save)}
         assert self._process.stdin is not None
         try:
@@ -78,7 +78,7 @@ class Worker:
         return self._answer()
 
     def finish(self) -> dict[str, Any]:
-        """Tell the worker that no more rounds come; return its last facts: peak memory, where it still says it."""
+        """End the rounds; return the worker's final facts (its peak memory), empty if it no longer answers."""
         assert self._process.stdin is not None
         self._process.stdin.close()
         try:
@@ -121,10 +121,10 @@ class Worker:
 
 
 class TreePeak:
-    """Watches the resident memory of a process and all its descendants, added up, from a thread."""
+    """Samples, in a thread, the total resident memory of a process and all its descendants."""
 
     def __init__(self, process_id: int, *, every_s: float = 0.25) -> None:
-        """Start to watch."""
+        """Start sampling, every `every_s` seconds."""
         self.peak_mib = 0.0
         self._process_id, self._every_s = process_id, every_s
         self._stop = threading.Event()
@@ -132,7 +132,7 @@ class TreePeak:
         self._thread.start()
 
     def stop(self) -> float:
-        """Stop watching and return the largest sum that was seen, in MiB."""
+        """Stop sampling and return the largest total, in MiB."""
         self._stop.set()
         self._thread.join()
         return round(self.peak_mib, 1)
@@ -143,7 +143,7 @@ class TreePeak:
 
 
 def tree(process_id: int) -> list[int]:
-    """Return a process and its descendants; those that end meanwhile are left out."""
+    """Return the ids of a process and its descendants, without those that end meanwhile."""
     found = [process_id]
     for parent in found:
         for children in Path(f"/proc/{parent}/task").glob("*/children"):
@@ -164,7 +164,7 @@ def _resident_mib(process_id: int) -> float:
 
 
 def turns(names: Sequence[str], rounds: int) -> list[list[str]]:
-    """Return who comes when in each round: everybody once, each round beginning one further on.
+    """Return the order of contenders in each round; each round starts one contender later than the previous one.
 
     >>> turns(["a", "b", "c"], 2)
     [['a', 'b', 'c'], ['b', 'c', 'a']]
@@ -173,7 +173,7 @@ def turns(names: Sequence[str], rounds: int) -> list[list[str]]:
 
 
 def fitting_size(full: int, probe: int, probe_s: float, budget_s: float | None) -> int:
-    """Return the size of a round that stays within a budget, going by a smaller one; one rule for all contenders.
+    """Return the size of a round that fits a time budget, extrapolated linearly from a smaller round.
 
     >>> fitting_size(100, 8, probe_s=1.0, budget_s=4.0)
     32

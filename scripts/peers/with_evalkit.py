@@ -1,4 +1,4 @@
-"""evalkit itself, as one contender among others; it runs in the environment that runs the bench."""
+"""evalkit as a contender; it runs in the benchmark's own environment."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ CPU = torch.device("cpu")
 
 
 def maxsim(job: Mapping[str, Any]) -> Prepared:
-    """Prepare the nominating product at a precision, or the whole exact search of the best `depth`."""
+    """Prepare the nominating kernel at a precision, or the complete exact search for the best `depth` documents."""
     folder = Path(job["inputs"])
     query_QLD, document_XD, lengths_N = (
         torch.from_numpy(np.load(folder / f"{name}.npy")) for name in ("queries", "documents", "lengths")
@@ -66,13 +66,13 @@ def maxsim(job: Mapping[str, Any]) -> Prepared:
 
 
 def config_of(job: Mapping[str, Any], folder: str, *words: str) -> RunConfig:
-    """Return the config of a run over the job's collection, with everything that is written in a folder."""
+    """Return the config of a run on the job's collection that writes everything below `folder`."""
     data = ["dataset=folder", f"dataset.path={job['inputs']}"] if job.get("inputs") else []
     return compose.compose([*job["words"], *data, *words, f"results_dir={folder}/results", f"cache_dir={folder}/cache"])
 
 
 def encoder_of(config: RunConfig) -> Encoder:
-    """Load the one encoder of a run's config."""
+    """Load the only encoder of a run's config."""
     assert isinstance(config.model, EncoderConfig)
     found = checkpoints(config.model, [dim for dim in config.dims if dim is not None])
     (encoder,) = load_encoders(config.model, found, device=CPU, attention=config.engine.attention)
@@ -80,9 +80,9 @@ def encoder_of(config: RunConfig) -> Encoder:
 
 
 def encode(job: Mapping[str, Any]) -> Prepared:
-    """Prepare encoding from texts to fp16 vectors; on the stage `host` with a model that costs nothing.
+    """Prepare encoding of texts to fp16 vectors; the stage `host` replaces the model by one that costs nothing.
 
-    The variant `stored` writes the vectors as a checkpointed shard too.
+    The variant `stored` also writes the vectors as a shard file.
     """
     config = config_of(job, job["work"])
     encoder = encoder_of(config)
@@ -105,7 +105,7 @@ def encode(job: Mapping[str, Any]) -> Prepared:
         return vectors
 
     def compared(vectors: ShardVectors) -> Any:
-        if job["stage"] == "host":  # rows of a table
+        if job["stage"] == "host":  # the vectors are rows of a random table
             return None
         rows_XD, offsets_N = vectors.vectors
         return rows_XD[: int(offsets_N[job["compared"]])].float().numpy()
@@ -114,7 +114,7 @@ def encode(job: Mapping[str, Any]) -> Prepared:
 
 
 def evaluate(config: RunConfig, run_file: Path) -> dict[str, float]:
-    """Encode and search a collection and write the run file: a run without its metrics."""
+    """Encode and search a collection and write the run file, without scoring it; return the times of its parts."""
     started = time.perf_counter()
     task = pipeline.prepare(config, console=Console(quiet=True))
     planned = cells.plan(task)
@@ -129,7 +129,7 @@ def evaluate(config: RunConfig, run_file: Path) -> dict[str, float]:
 
 
 def end_to_end(job: Mapping[str, Any]) -> Prepared:
-    """Prepare nothing ahead: the whole evaluation, from nothing on disk to the run file, is the round."""
+    """Prepare a round that is the whole evaluation, from an empty folder to the run file."""
 
     def run(_size: int) -> dict[str, float]:
         with tempfile.TemporaryDirectory(dir=job["work"]) as folder:
@@ -139,7 +139,7 @@ def end_to_end(job: Mapping[str, Any]) -> Prepared:
 
 
 def score(job: Mapping[str, Any]) -> Prepared:
-    """Prepare the NDCG@10 of a run file over the collection's judgements: one implementation for all contenders."""
+    """Prepare the computation of a run file's NDCG@10; all contenders are scored by this one implementation."""
 
     def run(_size: int) -> dict[str, float]:
         qrels: dict[str, dict[str, int]] = {}
@@ -153,7 +153,7 @@ def score(job: Mapping[str, Any]) -> Prepared:
 
 
 def checkpoint(job: Mapping[str, Any]) -> Prepared:
-    """Prepare encoding and search with embeddings checkpointed, with top-k alone, or with nothing written at all."""
+    """Prepare encoding and search that store embeddings, only the top-k, or nothing."""
     if job["variant"] == "nothing":
         shard_files.save = lambda *_: None
 
@@ -170,7 +170,7 @@ def checkpoint(job: Mapping[str, Any]) -> Prepared:
 
 
 def dims(job: Mapping[str, Any]) -> Prepared:
-    """Prepare a whole run of the demo, metrics included, into fresh folders."""
+    """Prepare a whole run of the demo, including metrics, in new folders."""
 
     def run(documents: int) -> int:
         with tempfile.TemporaryDirectory(dir=job["work"]) as folder:
@@ -181,7 +181,7 @@ def dims(job: Mapping[str, Any]) -> Prepared:
 
 
 def dims_full_size(job: Mapping[str, Any]) -> Prepared:
-    """Prepare encoding, checkpointing and search of documents at some dims of a full-size model of random weights."""
+    """Prepare encoding, storing and searching documents at several dims of a full-size model with random weights."""
     dims = job["dims"]
     encoder = encoder_of_random(CPU, dtype=torch.float32, attention="sdpa", dims=job["all_dims"], **FULL_SIZE).only(
         dims

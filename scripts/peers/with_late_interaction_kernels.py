@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["late-interaction-kernels==0.4.5", "triton>=3.6", "torch==2.13.0", "numpy"]
 # ///
-"""MaxSim by late-interaction-kernels' path for CPUs: its scorer over padded documents, some at a time."""
+"""MaxSim by the CPU path of late-interaction-kernels: its scorer, on chunks of padded documents."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from torch.nn.utils.rnn import pad_sequence
 from worker import Prepared, read_maxsim, serve
 
 CHUNK = 64
-"""Documents of one call: its CPU path holds the similarities of all query and document vectors at once."""
+"""Documents per call; the CPU path keeps the products of all query and document vectors in memory."""
 
 
 def maxsim(job: Mapping[str, Any]) -> Prepared:
-    """Prepare the scorer over padded chunks with masks; vectors are unit vectors already."""
+    """Prepare the scorer on padded chunks with masks; normalisation is off because the vectors have length 1."""
     query_QLD, document_XD, lengths_N = (torch.from_numpy(array) for array in read_maxsim(job))
     texts = torch.split(document_XD, lengths_N.tolist())
     chunks = []

@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["maxsim-cpu==0.1.0", "numpy"]
 # ///
-"""MaxSim by maxsim-cpu: its function for documents of one length, or the one for documents of any length."""
+"""MaxSim by maxsim-cpu: its function for documents of equal length, or the one for variable lengths."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from worker import Prepared, read_maxsim, serve
 
 
 def maxsim(job: Mapping[str, Any]) -> Prepared:
-    """Prepare one call per query, which is all that its interface offers."""
+    """Prepare one call per query; its interface does not accept several queries."""
     query_QLD, document_XD, lengths_N = read_maxsim(job)
     if len(set(lengths_N.tolist())) == 1:
         documents: Any = document_XD.reshape(len(lengths_N), lengths_N[0], -1)

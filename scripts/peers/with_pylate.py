@@ -5,10 +5,10 @@
 #   "sentence-transformers==5.3.0", "ujson==5.12.0", "ninja==1.11.1.4",
 # ]
 # ///
-"""PyLate's encoder and both its PLAID indexes, called as its documentation does, with its defaults.
+"""PyLate's encoder and its two PLAID indexes, called as in its documentation, with default settings.
 
-fast-plaid, its default index, has one build for each torch, 2.11 the newest; its other index is Stanford's
-(`use_fast=False`).
+Its default index, fast-plaid, has a separate build for each torch version; the newest is for 2.11. The other index is
+Stanford's (`use_fast=False`).
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ import torch
 from pylate import indexes, models, retrieve
 from worker import Prepared, null_forward, read_documents, read_queries, serve, write_run
 
-# Stanford's index compiles C++ with ninja, which stands beside this interpreter.
+# Stanford's index compiles C++ with ninja, which is installed beside this interpreter.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
 def model_of(job: Mapping[str, Any]) -> models.ColBERT:
-    """Return the checkpoint as PyLate reads it, without markers, expansion and skiplist, as the others have it.
+    """Return the checkpoint in PyLate, without markers, expansion and skiplist, as for the other contenders.
 
-    PyLate puts a projection behind every backbone: here it is the identity.
+    PyLate adds a projection after every backbone; it is set to the identity.
     """
     model = models.ColBERT(
         model_name_or_path=job["model"],
@@ -52,7 +52,7 @@ def model_of(job: Mapping[str, Any]) -> models.ColBERT:
 
 
 def encode(job: Mapping[str, Any]) -> Prepared:
-    """Prepare its encoding of documents; on the stage `host` with a model, projection too, that costs nothing."""
+    """Prepare encoding of documents; the stage `host` replaces model and projection by ones that cost nothing."""
     model = model_of(job)
     _, texts = read_documents(job["inputs"])
     if job["stage"] == "host":
@@ -66,12 +66,12 @@ def encode(job: Mapping[str, Any]) -> Prepared:
 
 
 def _first(vectors: list[Any], texts: int) -> Any:
-    """Return the vectors of the first texts in fp32; PyLate gives arrays, or tensors where numpy lacks the type."""
+    """Return the first texts' vectors in fp32; PyLate returns arrays, or tensors for types that numpy lacks."""
     return torch.cat([torch.as_tensor(text) for text in vectors[:texts]]).float().numpy()
 
 
 def end_to_end(job: Mapping[str, Any]) -> Prepared:
-    """Prepare nothing ahead: the whole evaluation is the round; `warm-up` compiles Stanford's C++ extensions."""
+    """Prepare a round that is the whole evaluation; the stage `warm-up` compiles Stanford's C++ extensions."""
 
     def run(size: int) -> dict[str, float]:
         model = model_of(job)

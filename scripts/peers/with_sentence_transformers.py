@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["sentence-transformers==6.2.0", "transformers==5.23.0", "torch==2.13.0", "numpy"]
 # ///
-"""sentence-transformers' multi-vector encoder and its MaxSim, called as its documentation does, with its defaults."""
+"""sentence-transformers' multi-vector encoder and MaxSim, called as in its documentation, with default settings."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def model_of(job: Mapping[str, Any]) -> MultiVectorEncoder:
 
 
 def maxsim(job: Mapping[str, Any]) -> Prepared:
-    """Prepare its MaxSim over lists of texts, in fp32 or bf16."""
+    """Prepare MaxSim on lists of texts, in fp32 or bf16."""
     query, documents, lengths_N = (torch.from_numpy(array) for array in read_maxsim(job))
     dtype = getattr(torch, job["variant"])
     texts = list(torch.split(documents.to(dtype), lengths_N.tolist()))
@@ -38,7 +38,7 @@ def maxsim(job: Mapping[str, Any]) -> Prepared:
 
 
 def encode(job: Mapping[str, Any]) -> Prepared:
-    """Prepare its encoding of documents; on the stage `host` with a model that costs nothing."""
+    """Prepare encoding of documents; the stage `host` replaces the model by one that costs nothing."""
     model = model_of(job)
     _, texts = read_documents(job["inputs"])
     if job["stage"] == "host":
@@ -51,7 +51,7 @@ def encode(job: Mapping[str, Any]) -> Prepared:
 
 
 def end_to_end(job: Mapping[str, Any]) -> Prepared:
-    """Prepare nothing ahead: the whole evaluation is the round."""
+    """Prepare a round that is the whole evaluation."""
 
     def run(_size: int) -> dict[str, float]:
         model = model_of(job)

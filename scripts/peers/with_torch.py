@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["torch==2.13.0", "numpy"]
 # ///
-"""MaxSim in plain torch, as it is often written, and the machine's own ceilings."""
+"""MaxSim in plain torch, as it is often written, and the machine's measured ceilings."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from torch.nn.functional import pad
 from worker import Prepared, read_maxsim, serve
 
 CHUNK = 64
-"""Documents of one einsum in the chunked variant."""
+"""Documents per einsum in the chunked variant."""
 SQUARES = (2048, 3072)
 KERNEL_SHAPE = (2048, 128, 4096)
-"""Document vectors, dim and query vectors of one product of the packed kernel, at dim 128."""
+"""The shape of one matrix product of the packed kernel: document vectors, dim 128, query vectors."""
 COPIED_BYTES = 1 << 28
 
 
 def maxsim(job: Mapping[str, Any]) -> Prepared:
-    """Prepare `padded` (one einsum per query over all documents) or `chunked` (all queries, CHUNK documents a time)."""
+    """Prepare `padded` (one einsum per query on all documents) or `chunked` (all queries on CHUNK documents each)."""
     query, documents, lengths_N = (torch.from_numpy(array) for array in read_maxsim(job))
     chunk = CHUNK if job["variant"] == "chunked" else len(lengths_N)
     texts = torch.split(documents, lengths_N.tolist())
@@ -43,7 +43,7 @@ def maxsim(job: Mapping[str, Any]) -> Prepared:
 
 
 def _padded(texts: tuple[Tensor, ...]) -> tuple[Tensor, Tensor | None]:
-    """Return documents padded to their longest [N, T, D], and which places are padding [N, T], None where none are."""
+    """Return documents padded to their longest [N, T, D], and which positions are padding [N, T], or None if none."""
     lengths_N = torch.tensor([len(text) for text in texts])
     longest = int(lengths_N.max())
     document_NTD = torch.stack([pad(text, (0, 0, 0, longest - len(text))) for text in texts])
@@ -59,7 +59,7 @@ def _scores(query_QLD: Tensor, document_NTD: Tensor, padding_NT: Tensor | None) 
 
 
 def ceilings(_job: Mapping[str, Any]) -> Prepared:
-    """Prepare the ceilings: GEMM rates in fp32 and bf16 of the best square, and at the kernel's shape; copying."""
+    """Prepare the ceilings: GEMM rates in fp32 and bf16 for the best square and the kernel's shape, and copy rate."""
 
     def run(_size: int) -> dict[str, float]:
         rates = {}
@@ -82,7 +82,7 @@ def _gemm_rate(rows: int, inner: int, columns: int, dtype: torch.dtype) -> float
 
 
 def _best_s(work: Callable[[], object], repeats: int = 3) -> float:
-    """Return the shortest time of some repeats, after one that is not counted."""
+    """Return the shortest time of `repeats` calls, in seconds, after one warm-up call."""
     work()
     best = float("inf")
     for _ in range(repeats):

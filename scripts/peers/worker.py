@@ -1,8 +1,8 @@
-"""The worker's side of the bench: one contender in a process of its own, timed when it is told to.
+"""The worker's side of the benchmark: one contender in its own process, which times rounds on request.
 
-Standard library only at import, because every peer's environment reads it. A worker is started with a job file, says
-`ready` with its versions, then runs one round for every line that it is sent and answers with the seconds it took; when
-no more lines come it says its peak memory. What libraries print goes to standard error.
+It imports only the standard library at the top, because every peer's environment runs it. A worker is started with a
+job file and answers `ready` with its versions. For every line of input it runs one round and answers with the seconds
+it took; at the end of input it answers with its peak memory. Output of libraries goes to standard error.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from typing import Any, NamedTuple
 
 
 class Prepared(NamedTuple):
-    """A contender that is loaded and waits for its rounds."""
+    """The functions of a loaded contender."""
 
     run: Callable[[int], Any]
-    """What is timed; it takes the size of the round (queries or documents)."""
+    """Runs one round of a size (queries or documents); this is timed."""
     facts: Callable[[Any], Mapping[str, Any]] = lambda _result: {}
-    """Figures of a round's result; not timed."""
+    """Returns figures of a round's result; not timed."""
     array: Callable[[Any], Any] = lambda _result: None
-    """What of a round's result can be held against other contenders, as a numpy array; not timed."""
+    """Returns the part of a round's result that is compared with other contenders, as a numpy array; not timed."""
 
 
 Stage = Callable[[Mapping[str, Any]], Prepared]
 
 
 def serve(stages: Mapping[str, Stage], *, packages: Sequence[str]) -> None:
-    """Carry out the job file that the command line names: prepare its stage, then one round per line."""
+    """Execute the job file given on the command line: prepare its stage, then run one round per line of input."""
     job = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
     answers = os.fdopen(os.dup(1), "w", encoding="utf-8")
-    os.dup2(2, 1)  # whatever a library prints must not stand between two answers
+    os.dup2(2, 1)  # output of libraries must not mix with the answers
 
     def say(answer: Mapping[str, Any]) -> None:
         print(json.dumps(answer), file=answers, flush=True)
@@ -59,7 +59,7 @@ def serve(stages: Mapping[str, Stage], *, packages: Sequence[str]) -> None:
 
 
 def versions(packages: Iterable[str]) -> dict[str, str]:
-    """Return the versions of packages that are installed."""
+    """Return the versions of those packages that are installed."""
     found = {}
     for package in packages:
         try:
@@ -70,18 +70,18 @@ def versions(packages: Iterable[str]) -> dict[str, str]:
 
 
 def threads() -> dict[str, int]:
-    """Return the threads that torch uses here, where it is in use at all."""
+    """Return torch's number of threads, or nothing if torch is not imported."""
     torch = sys.modules.get("torch")
     return {} if torch is None else {"threads": torch.get_num_threads()}
 
 
 def peak_mib() -> float:
-    """Return the highest resident memory that the system has counted for this process."""
+    """Return this process's peak resident memory in MiB."""
     return round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, 1)
 
 
 def save_array(array: Any, path: str) -> None:
-    """Write what `Prepared.array` gave, if it gave anything."""
+    """Write the array of `Prepared.array` to a .npy file, unless it is None."""
     if array is not None:
         import numpy as np
 
@@ -96,7 +96,7 @@ def read_documents(folder: str) -> tuple[list[str], list[str]]:
 
 
 def read_queries(folder: str) -> tuple[list[str], list[str]]:
-    """Return the ids and the texts of a folder's queries."""
+    """Return the ids and the texts of the queries in a BEIR-format folder."""
     rows = [json.loads(line) for line in (Path(folder) / "queries.jsonl").read_text(encoding="utf-8").splitlines()]
     return [row["_id"] for row in rows], [row["text"] for row in rows]
 
@@ -123,7 +123,8 @@ def read_maxsim(job: Mapping[str, Any]) -> tuple[Any, Any, Any]:
 def null_forward(hidden_size: int, *, dtype: Any) -> Callable[..., Any]:
     """Return a `forward` that costs nothing: every batch gets the same rows of a table that is filled once.
 
-    Each thread has a table of its own: who normalises in place would otherwise write to another core's cache.
+    Each thread has its own table, because a contender that normalises in place would otherwise write to memory that
+    another core has in its cache.
     """
     import torch
     from transformers.modeling_outputs import BaseModelOutput

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import pytrec_eval
 
+from evalkit.config.settings import METRICS, selected_metrics
 from evalkit.scoring.metrics import score
 from evalkit.types import Hit
 
@@ -52,3 +53,40 @@ def test_every_query_of_random_runs_full_of_ties_scores_as_in_trec_eval(block):
             assert scored.per_query[query] == pytest.approx(values, abs=1e-9), (seed, query)
         for metric, mean in scored.means.items():
             assert mean == pytest.approx(np.mean([values[metric] for values in wanted.values()]), abs=1e-12)
+
+
+TREC_EVAL = {
+    "map": "map",
+    "map@20": "map_cut_20",
+    "mrr": "recip_rank",
+    "ndcg": "ndcg",
+    "ndcg@5": "ndcg_cut_5",
+    "precision@10": "P_10",
+    "recall@30": "recall_30",
+    "hit_rate@5": "success_5",
+    "r-precision": "Rprec",
+}
+"""What else a run may be scored by, and what trec_eval calls it."""
+
+
+def test_metrics_that_may_be_added_are_trec_evals():
+    asked = {"map", "map_cut.20", "recip_rank", "ndcg", "ndcg_cut.5", "P.10", "recall.30", "success.5", "Rprec"}
+    for seed in range(60):
+        run, qrels = random_case(seed)
+        assert set(selected_metrics(list(TREC_EVAL), depth=100)) == {*METRICS, *TREC_EVAL}
+        scored = score(run, qrels, list(TREC_EVAL))
+        plain = {q: {hit.document_id: hit.score for hit in hits} for q, hits in run.items() if hits}
+        wanted = pytrec_eval.RelevanceEvaluator(qrels, asked).evaluate(plain)
+        for query, values in scored.per_query.items():
+            theirs = wanted.get(query, {})
+            mine = {name: values[name] for name in TREC_EVAL}
+            assert mine == pytest.approx({name: theirs.get(TREC_EVAL[name], 0.0) for name in TREC_EVAL}, abs=1e-9), seed
+
+
+def test_f1_and_exponential_gain_by_hand():
+    """One of two relevant documents at rank 2 of 2: precision and recall 1/2; gains 2^3 - 1 and 2^1 - 1."""
+    qrels = {"q": {"a": 3, "b": 1}}
+    run = {"q": [Hit("x", 2.0), Hit("a", 1.0)]}
+    values = score(run, qrels, ["f1@2", "ndcg_burges@2", "recall@2-l2"]).per_query["q"]
+    ideal = 7 / np.log2(2) + 1 / np.log2(3)
+    assert values == pytest.approx({"f1@2": 0.5, "ndcg_burges@2": 7 / np.log2(3) / ideal, "recall@2-l2": 1.0})

@@ -104,7 +104,7 @@ def test_an_encoder_that_packs_still_encodes_padded_batches_to_the_bit(tmp_path)
     before = dataclasses.replace(padded, module=padded.module)
     padded.module.config._attn_implementation = "sdpa"
     (wanted,) = before.vectors(batch).values()
-    attention.enable(packed.module, "bert")
+    attention.enable(packed.module, packed.config)
     (ours,) = padded.vectors(batch).values()
     assert torch.equal(ours[0], wanted[0])
 
@@ -172,9 +172,9 @@ def fresh(caplog):
 def test_what_cannot_be_packed_is_padded_and_said_once(fresh):
     cases = [
         ("flash", model(), CPU, "engine.attention=flash: flash-attn runs on CUDA only; sdpa is used instead"),
-        ("varlen", model(), CUDA, r"wants half precision (model.dtype=bfloat16); sdpa is used instead"),
-        ("varlen", model("jina-colbert-v1-en", dtype="bfloat16"), CUDA, "no packed kernel takes ALiBi"),
-        ("varlen", model(trust_remote_code=True), CPU, "a checkpoint's own code takes no packed texts; sdpa is used"),
+        ("varlen", model(), CUDA, r"needs half precision (model.dtype=bfloat16); sdpa is used instead"),
+        ("varlen", model("jina-colbert-v1-en", dtype="bfloat16"), CUDA, "no packed kernel supports ALiBi"),
+        ("varlen", model(trust_remote_code=True), CPU, "a checkpoint's own code may not accept packed texts; sdpa is"),
     ]
     for asked, config, device, message in cases:
         fresh.clear()
@@ -274,12 +274,37 @@ def refuse(said):
 def test_torchs_kernel_is_asked_for_one_split_where_it_takes_the_option(monkeypatch, takes, wanted):
     monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", takes)
     attention._varlen_options.cache_clear()
+    attention._varlen_takes_scale.cache_clear()
     query, key, value = (torch.ones(2, 3, 12) for _ in range(3))
     lengths_N = np.array([2])
     packing = attention.packing_of(lengths_N, lengths_N, path="varlen")
     assert attention._varlen(query, key, value, packing, 0.5).shape == (2, 3, 12)
     assert attention._varlen_options(CPU) == wanted
     attention._varlen_options.cache_clear()
+    attention._varlen_takes_scale.cache_clear()
+
+
+def test_torchs_kernel_is_given_a_scale_only_where_it_is_not_the_default(monkeypatch):
+    """A version without the argument gets queries that carry the scale instead."""
+    given = []
+
+    def knows_none(query, *others):
+        given.append(query)
+        return query
+
+    monkeypatch.setattr("torch.nn.attention.varlen.varlen_attn", knows_none)
+    caches = (attention._varlen_options, attention._varlen_takes_scale)
+    for cached in caches:
+        cached.cache_clear()
+    lengths_N = np.array([2])
+    packing = attention.packing_of(lengths_N, lengths_N, path="varlen")
+    heads = [torch.ones(2, 3, 16) for _ in range(3)]
+    attention._varlen(*heads, packing, 0.25)  # 16 ** -0.5, the default
+    assert given[-1].unique().tolist() == [1.0]
+    attention._varlen(*heads, packing, 0.5)
+    assert given[-1].unique().tolist() == [2.0]
+    for cached in caches:
+        cached.cache_clear()
 
 
 def test_heads_of_any_width_reach_the_kernels_in_steps_of_eight():

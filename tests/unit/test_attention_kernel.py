@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -163,7 +164,7 @@ def test_every_native_model_gives_with_spans_what_it_gives_with_a_mask(backbone)
         ids_BT[row, length:] = 1
     mask_BT = torch.arange(40) < torch.tensor(attended).unsqueeze(1)
     wanted = model(input_ids=ids_BT, attention_mask=mask_BT).last_hidden_state
-    attention.enable(model, backbone)
+    attention.enable(model, SimpleNamespace(backbone=backbone, architecture=None))
     got = model(input_ids=ids_BT, spans=spans_of(lengths, attended)).last_hidden_state
     for row, length in enumerate(lengths):
         assert (got[row, :length] - wanted[row, :length]).abs().max() < 1e-5

@@ -254,8 +254,8 @@ def test_a_query_id_that_occurs_twice_is_named_with_both_lines(tmp_path: Path) -
         (
             "q1 d1 1\nq1 d2 1\n\nq1 d1 2\n",
             (
-                " line 4: got grade 2 for query 'q1' and document 'd1', which line 1 grades 1, wanted one grade for "
-                "a pair; remove one of the lines"
+                " line 4: got grade 2 for query 'q1' and document 'd1', which has grade 1 on line 1, wanted one grade "
+                "for a pair; remove one of the lines"
             ),
         ),
         ("query-id\tcorpus-id\tscore\n", ": got no judgement, wanted at least one; get the file anew"),
@@ -263,16 +263,16 @@ def test_a_query_id_that_occurs_twice_is_named_with_both_lines(tmp_path: Path) -
             "q1\td1\t1\nq1\tFoo\u00a0Bar\t1\n",
             (
                 r" line 2: got corpus-id 'Foo\xa0Bar', wanted an id without white space or NUL; rename it wherever it "
-                "stands"
+                "occurs"
             ),
         ),
         (
             "q1\tFoo Bar\t1\n",
-            " line 1: got corpus-id 'Foo Bar', wanted an id without white space or NUL; rename it wherever it stands",
+            " line 1: got corpus-id 'Foo Bar', wanted an id without white space or NUL; rename it wherever it occurs",
         ),
         (
             "q1\td1\x00\t1\n",
-            r" line 1: got corpus-id 'd1\x00', wanted an id without white space or NUL; rename it wherever it stands",
+            r" line 1: got corpus-id 'd1\x00', wanted an id without white space or NUL; rename it wherever it occurs",
         ),
         ("q1\td1\t1\nq1\td2\tNaN\n", " line 2: got relevance 'NaN', wanted a whole number; repair the line"),
         ("q1\td1\t1\nq1\td2\t1e400\n", " line 2: got relevance '1e400', wanted a whole number; repair the line"),

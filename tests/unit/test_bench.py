@@ -15,6 +15,7 @@ import pytest
 import torch
 from peers import environments, plot, rounds, worker
 from peers.rounds import Contender, Worker, WorkerError, fitting_size, tree, turns
+from stages import figures, inputs, maxsim, measuring
 
 from evalkit.kernels.cpu import registers
 from evalkit.storage.trec import read_run
@@ -71,7 +72,7 @@ def test_every_contender_of_a_case_gets_the_same_inputs(tmp_path, folder):
 
 
 def test_every_contender_has_a_script_and_every_peer_its_pinned_requirements(tmp_path):
-    cases = bench.maxsim(options(maxsim_queries=1, maxsim_documents=1), tmp_path)
+    cases = maxsim.maxsim(options(maxsim_queries=1, maxsim_documents=1), tmp_path)
     libraries = {contender.library for case in cases for contender in case.contenders}
     assert {"evalkit", "sentence-transformers", "maxsim-cpu", "late-interaction-kernels", "torch"} == libraries
     assert "pylate" in environments.peers()
@@ -87,11 +88,11 @@ def test_exact_maxsim_is_the_sum_of_each_query_vectors_best(tmp_path):
         ("lengths", np.array([2, 1])),
     ):
         np.save(tmp_path / f"{name}.npy", array.astype(np.int64 if name == "lengths" else np.float16))
-    assert bench.exact_maxsim(tmp_path, 1).tolist() == [[3 + 2, 0 + 10]]
+    assert inputs.exact_maxsim(tmp_path, 1).tolist() == [[3 + 2, 0 + 10]]
 
 
 def test_a_collection_has_evenly_spaced_documents_and_only_the_queries_judged_on_them(tmp_path, folder):
-    laid = bench.collection(options(corpus=folder, documents=5), tmp_path, default=None)
+    laid = inputs.collection(options(corpus=folder, documents=5), tmp_path, default=None)
     ids = [json.loads(line)["_id"] for line in (laid / "corpus.jsonl").read_text().splitlines()]
     assert ids == ["d0", "d2", "d4", "d6", "d8"]
     assert [json.loads(line)["_id"] for line in (laid / "queries.jsonl").read_text().splitlines()] == ["q1"]
@@ -99,12 +100,12 @@ def test_a_collection_has_evenly_spaced_documents_and_only_the_queries_judged_on
 
 
 def test_token_lengths_count_both_special_tokens(tmp_path, folder):
-    assert bench.token_lengths(folder).tolist() == [i + 3 for i in range(10)]
+    assert inputs.token_lengths(folder).tolist() == [i + 3 for i in range(10)]
 
 
 def test_flops_of_one_token_are_those_of_the_weights_and_its_attention_to_itself():
     weights = 6 * (4 * 384 * 384 + 2 * 384 * 1536)
-    assert bench.backbone_flops(np.array([1])) == 2 * (weights + 6 * 2 * 384)
+    assert inputs.backbone_flops(np.array([1])) == 2 * (weights + 6 * 2 * 384)
 
 
 def test_rounds_take_turns_and_no_place_is_always_the_same_contenders():
@@ -158,11 +159,11 @@ def test_ratios_are_the_median_of_paired_rounds_and_know_of_smaller_sizes():
         "ours": {"size": 4, "seconds": [1.0, 2.0, 4.0]},
         "theirs": {"size": 2, "seconds": [2.0, 2.0, 2.0]},
     }
-    assert bench.ratios(case, contenders) == {"theirs": 2.0}  # 4/1, 4/2 and 4/4 a second, against 2/2
+    assert measuring.ratios(case, contenders) == {"theirs": 2.0}  # 4/1, 4/2 and 4/4 a second, against 2/2
 
 
 def a_case(*names):
-    return bench.Case(
+    return measuring.Case(
         name="tiny",
         contenders=tuple(Contender(name, "echo", {}) for name in names),
         reference=names[0],
@@ -184,14 +185,14 @@ def test_figures_have_conditions_inputs_ceilings_and_what_was_not_measured(tmp_p
             answer = super().round(size, save=save)
             return {**answer, "ceilings": {"fp32 GEMM GFLOP/s": 50.0 * next(ticks)}}
 
-    monkeypatch.setattr(bench, "Worker", Counting)
-    monkeypatch.setattr(bench, "CEILINGS", Contender("ceilings", "echo", {}))
+    monkeypatch.setattr(measuring, "Worker", Counting)
+    monkeypatch.setattr(measuring, "CEILINGS", Contender("ceilings", "echo", {}))
     case = a_case("evalkit", "peer")
     absent = Contender("absent", "pylate", {})
-    whole = bench.Case(**{**vars(case), "contenders": (*case.contenders, absent)})
+    whole = measuring.Case(**{**vars(case), "contenders": (*case.contenders, absent)})
     chosen = options(rounds=2, envs=tmp_path / "none", out=tmp_path)
-    content = bench.figures("encode", [whole], chosen, tmp_path)
-    bench.save(tmp_path / "encode.json", content)
+    content = measuring.measured("encode", [whole], chosen, tmp_path)
+    figures.save(tmp_path / "encode.json", content)
     read = json.loads((tmp_path / "encode.json").read_text())
     assert {"command", "processor", "processors", "platform", "load_average_before"} <= set(read["conditions"])
     tiny = read["cases"]["tiny"]
@@ -210,18 +211,18 @@ def test_figures_have_conditions_inputs_ceilings_and_what_was_not_measured(tmp_p
 
 def test_values_are_held_against_the_exact_ones(tmp_path):
     exact = np.arange(24.0).reshape(2, 12)
-    case = bench.Case(**{**vars(a_case("ours")), "exact": lambda _queries: exact})
+    case = measuring.Case(**{**vars(a_case("ours")), "exact": lambda _queries: exact})
     wrong = exact.copy()
     wrong[1, 0] = 50
     np.save(tmp_path / "ours.npy", wrong)
-    found = bench.compared(case, "ours", tmp_path)
+    found = measuring.compared(case, "ours", tmp_path)
     assert found == {"largest_difference": 38.0, "queries_with_the_same_top_10": "1 of 2"}
     np.save(tmp_path / "ours.npy", exact[:, :3])
-    assert bench.compared(case, "ours", tmp_path) == {"differs": "shape [2, 3], wanted [2, 12]"}
+    assert measuring.compared(case, "ours", tmp_path) == {"differs": "shape [2, 3], wanted [2, 12]"}
 
 
 def test_top_is_the_ten_best_best_first():
-    assert bench.top(np.arange(12.0)[None]) == [[11, 10, 9, 8, 7, 6, 5, 4, 3, 2]]
+    assert measuring.top(np.arange(12.0)[None]) == [[11, 10, 9, 8, 7, 6, 5, 4, 3, 2]]
 
 
 def test_the_examples_of_the_docstrings_hold():
@@ -251,7 +252,7 @@ def test_documents_are_joined_as_evalkit_joins_them(tmp_path):
 
 
 def test_the_shown_command_names_no_folder_of_the_machine():
-    assert bench.shown(["--corpus", "/home/me/nfcorpus", "--out", "results/bench"])[1] == "nfcorpus"
+    assert figures.shown(["--corpus", "/home/me/nfcorpus", "--out", "results/bench"])[1] == "nfcorpus"
 
 
 def test_an_unknown_stage_and_a_missing_corpus_are_refused(monkeypatch, tmp_path):
@@ -270,9 +271,9 @@ def test_the_kernels_and_the_plain_einsum_agree_with_the_exact_scores(tmp_path, 
     chosen = options(
         maxsim_queries=2, maxsim_documents=12, rounds=1, envs=tmp_path / "none", out=tmp_path, budget_s=0.1
     )
-    monkeypatch.setattr(bench, "CEILINGS", Contender("ceilings", "none", {}))
-    ragged = bench.maxsim(chosen, tmp_path)[1]
-    figures = bench.measure(ragged, chosen, tmp_path / "ragged")
+    monkeypatch.setattr(measuring, "CEILINGS", Contender("ceilings", "none", {}))
+    ragged = maxsim.maxsim(chosen, tmp_path)[1]
+    figures = measuring.measure(ragged, chosen, tmp_path / "ragged")
     pairs = ["int16"] if registers.multiplies_pairs() else []
     ours = {f"{name}{short}" for name in ("evalkit ", "evalkit exact search, ") for short in ("fp32", "bf16", *pairs)}
     assert set(figures["contenders"]) == {*ours, "torch padded einsum", "torch chunked einsum"}

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from rich.console import Console
 
 from evalkit import datasets
@@ -23,6 +24,7 @@ from evalkit.datasets.folder import FolderCorpus
 from evalkit.datasets.survey import ContentHash, ShardRange, read_shard, survey
 from evalkit.errors import ChangedError, ConfigError, DeviationError, ModelError, ScoreError
 from evalkit.models.checkpoint import resolve
+from evalkit.report import table
 from evalkit.run import pipeline, scored
 from evalkit.storage import results, seal
 from evalkit.storage.results import CellScores
@@ -30,7 +32,7 @@ from evalkit.types import Document
 
 FOXES = [f"red fox {number}" for number in (1, 2, 3)]
 REVERSED = ["fox 1", "red fox 2", "red red fox 3"]
-LINE = "the judgements are not those that it was scored with; its run file is scored again"
+LINE = "the judgements have changed since it was scored; its run file is scored again"
 
 
 def write_corpus(folder: Path, texts: Sequence[str]) -> None:
@@ -248,17 +250,29 @@ def test_changed_judgements_score_a_finished_run_again_without_a_search(
     assert run(config)[0].metrics == before.metrics
 
 
-def test_another_main_metric_or_other_metrics_score_again(
-    foxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_main_metric_or_other_metrics_score_again(foxes: Path, tmp_path: Path) -> None:
     first = run(config_of(foxes, tmp_path))[0]
     second, said = run(config_of(foxes, tmp_path, "dataset.main_metric=mrr@10"))
     assert (second.run_id, second.main_metric) == (first.run_id, "mrr@10")
     assert "its main metric was ndcg@10, asked for is mrr@10; its run file is scored again" in said
-    monkeypatch.setattr(pipeline, "METRICS", ("ndcg@10", "mrr@10", "recall@100", "recall@2"))
-    third, said = run(config_of(foxes, tmp_path, "dataset.main_metric=mrr@10"))
+    third, said = run(config_of(foxes, tmp_path, "dataset.main_metric=mrr@10", "metrics=[recall@2]"))
+    assert third.run_id == first.run_id
+    assert list(third.metrics) == ["ndcg@10", "mrr@10", "recall@100", "recall@2"]
     assert third.metrics["recall@2"] == 1.0
     assert "it was scored by ndcg@10, mrr@10, recall@100, asked for are ndcg@10, mrr@10, recall@100, recall@2" in said
+    fourth, said = run(config_of(foxes, tmp_path, "dataset.main_metric=mrr@10"))
+    assert (fourth.metrics, said) == (third.metrics, "")  # what was measured once is not lost
+    saved = yaml.safe_load((tmp_path / "results" / "runs" / first.run_id / results.CONFIG).read_text("utf-8"))
+    assert saved["metrics"] == list(third.metrics)
+    shown = table.markdown(table.rows([third]))
+    assert "| ndcg@10 | mrr@10 | recall@100 | recall@2 | compared |" in shown
+
+
+def test_bm25_says_how_it_takes_a_language_that_is_not_given(foxes: Path, tmp_path: Path) -> None:
+    _, said = run(config_of(foxes, tmp_path))
+    assert "its language is not given, so bm25 analyses it as english; dataset.language=CODE" in said
+    _, said = run(config_of(foxes, tmp_path, "dataset.language=es"))
+    assert "language" not in said
 
 
 def test_other_query_groups_score_again(foxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -281,7 +295,7 @@ def test_other_query_groups_score_again(foxes: Path, tmp_path: Path, monkeypatch
     sources["folder"] = grouped(("q1", "q2"))
     cell, said = run(config)
     assert cell.groups["some"]["ndcg@10"] == 0.5
-    assert "the query groups are not those that it was scored with" in said
+    assert "the query groups have changed since it was scored" in said
 
 
 def strip(path: Path) -> None:
@@ -312,7 +326,7 @@ def test_older_results_without_judgements_are_scored_again_once(foxes: Path, tmp
     write_qrels(foxes, "d3")
     cell, said = run(config)
     assert cell.metrics["ndcg@10"] == pytest.approx(0.5)
-    assert "its result does not say which judgements it was scored with; its run file is scored again" in said
+    assert "its result does not record the judgements that it was scored with; its run file is scored again" in said
     assert run(config)[1] == ""
 
 

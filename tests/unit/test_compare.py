@@ -94,7 +94,7 @@ def test_a_single_query_proves_nothing_and_a_constant_difference_everything():
 
 def test_runs_on_different_queries_are_not_compared(folder):
     put(folder, late(dim=64), per_query={"other": 0.1})
-    with pytest.raises(ScoreError, match="41 queries stand in one only; wanted the same judged queries"):
+    with pytest.raises(ScoreError, match="41 queries are in one only; wanted the same judged queries"):
         compare.compare([late(dim=128), late(dim=64)], folder)
 
 

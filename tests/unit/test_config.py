@@ -98,6 +98,12 @@ def test_a_setting_that_the_yaml_leaves_out_can_be_given():
             ["model=demo dim=64"],
             r"got 'model=demo dim=64', wanted setting=value as Hydra's grammar has it \(.*\); quote",
         ),
+        (["metrics=[recal@5]"], r"metric 'recal@5' unknown; did you mean recall\?, each with a cutoff"),
+        (["metrics=hits"], "metric 'hits' unknown; "),
+        (
+            ["metrics=recall@1000"],
+            r"recall@1000: got a cutoff beyond the 100 documents .*search\.depth=1000 keeps as many",
+        ),
         (["zzzzzz=1"], r"setting 'zzzzzz' unknown; valid: cache_dir, .* and \d+ more \(evalkit ls settings\)"),
     ],
 )
@@ -235,6 +241,44 @@ def test_a_secret_in_a_setting_is_refused_without_being_told(monkeypatch):
         assert "hf_abc" not in str(caught.value)
     with pytest.raises(ConfigError, match=r"the value of HF_TOKEN"):
         check_overrides(["model=bm25", "dataset.licence=hf_abcdefghij,x"], sweep=True)
+
+
+def test_checkpoints_given_as_a_whole_are_all_that_the_model_has():
+    model = compose(["model.checkpoints={128: {path: /mine}}"]).model
+    assert {dim: source.path for dim, source in model.checkpoints.items()} == {"128": "/mine"}
+    assert compose(["model=bm25", "model.analyzer={default: french}", "dataset.language=es"]).model.analyzer == "french"
+
+
+def test_one_checkpoint_given_as_a_whole_keeps_nothing_of_the_one_before():
+    model = compose(["model.checkpoints.128={repo: o/mine}"]).model
+    assert model.dims == (128, 96, 64)
+    source = model.checkpoints["128"]
+    assert (source.repo, source.package, source.path, source.revision) == ("o/mine", None, None, None)
+
+
+def test_a_repository_that_is_named_is_the_one_that_is_read_whatever_package_the_config_names():
+    source = compose(["model.checkpoints.128.repo=o/mine", "model.checkpoints.128.revision=abc"]).model.checkpoints[
+        "128"
+    ]
+    assert (source.repo, source.package, source.revision) == ("o/mine", None, "abc")
+
+
+def test_some_settings_of_a_side_are_changed_and_the_others_stay():
+    rules = compose(["model.query={max_tokens: 48}"]).model.query
+    assert (rules.max_tokens, rules.marker, rules.expansion) == (48, "[QueryMarker]", True)
+
+
+def test_a_model_without_vectors_takes_no_checkpoints():
+    with pytest.raises(ConfigError, match=r"setting model\.checkpoints unknown"):
+        compose(["model=bm25", "model.checkpoints={128: {path: /mine}}"])
+
+
+@pytest.mark.parametrize("word", ["metrics=[map,recall@50]", "metrics=map,recall@50"])
+def test_metrics_are_added_to_those_of_every_result(word):
+    assert compose([word]).metrics == ("ndcg@10", "mrr@10", "recall@100", "map", "recall@50")
+    assert compose([]).metrics == compose(["metrics=mrr@10"]).metrics == ("ndcg@10", "mrr@10", "recall@100")
+    assert compose(["metrics=recall@1000", "search.depth=1000"]).metrics[-1] == "recall@1000"
+    assert combinations([word, "model=demo,bm25"]) == [(word, "model=demo"), (word, "model=bm25")]
 
 
 def test_without_home_the_cache_is_where_the_user_database_says(monkeypatch):

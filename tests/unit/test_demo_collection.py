@@ -221,7 +221,7 @@ def test_more_queries_than_entities_is_refused() -> None:
 
 
 def test_more_documents_than_names_is_refused() -> None:
-    with pytest.raises(DatasetError, match=rf"invented names suffice for 1 to {MAX_DOCUMENTS}"):
+    with pytest.raises(DatasetError, match=rf"there are names for 1 to {MAX_DOCUMENTS}; choose a number in that range"):
         DemoCorpus(MAX_DOCUMENTS + 1, 1)
 
 

@@ -1,5 +1,6 @@
 """RoPE, residuals and norms in one pass: in Triton's interpreter on the CPU, and on a GPU where there is one."""
 
+import copy
 import dataclasses
 import logging
 import os
@@ -11,7 +12,9 @@ import torch
 from checkpoints import write_jina_checkpoint
 from rich.console import Console
 from torch import nn
+from torch.nn import functional
 from transformers import BertConfig, BertModel
+from transformers.activations import ACT2FN
 
 from evalkit.config.compose import compose
 from evalkit.config.settings import CheckpointSource
@@ -94,6 +97,48 @@ def test_a_row_is_normed_to_the_same_bits_whatever_rows_are_beside_it():
     assert torch.equal(elementwise.added_and_normed(rows, others, norm), alone)
 
 
+def feed_forward(seed, *, width, between, dtype):
+    parts = [nn.Linear(width, between, dtype=dtype), elementwise.GeluInPlace(), nn.Linear(between, width, dtype=dtype)]
+    block = nn.Sequential(*parts)
+    block.load_state_dict(
+        {
+            name: drawn(seed + place, *tensor.shape, dtype=dtype, scale=0.1)
+            for place, (name, tensor) in enumerate(block.state_dict().items())
+        }
+    )
+    return block
+
+
+@pytest.mark.parametrize("dtype", HALF_UNIT)
+def test_a_feed_forward_in_slices_is_float64s_whatever_the_last_slice_has(monkeypatch, dtype):
+    monkeypatch.setattr(elementwise, "SLICE_BYTES", 96 * dtype.itemsize)
+    monkeypatch.setattr(elementwise, "LEAST_ROWS", 1)  # 4 rows a slice: 4, 4 and 2
+    block, norm = feed_forward(1, width=16, between=24, dtype=dtype), nn.LayerNorm(16, dtype=dtype)
+    hidden = drawn(9, 2, 5, 16, dtype=dtype)
+    exact, total = copy.deepcopy(block).double(), hidden.double()
+    exact[1], exact_norm = nn.GELU(), copy.deepcopy(norm).double()
+    heights = []
+    block.register_forward_hook(lambda _block, given, _out: heights.append(len(given[0])))
+    with torch.inference_mode():
+        wanted = exact_norm(total + exact(total))
+        ours = elementwise.in_slices(hidden.to(DEVICE), block.to(DEVICE), norm.to(DEVICE), width=24)
+    assert heights == [4, 4, 2]
+    # The rows between the products are rounded twice, their sum's share of the norm's input once.
+    assert close(ours, wanted, dtype=dtype, slack=8 if dtype != torch.float32 else 60)
+
+
+def test_gelu_in_place_is_its_definition_and_no_approximation():
+    rows = torch.linspace(-6, 6, 2001)
+    wanted = rows.double() * torch.special.ndtr(rows.double())
+    ours = elementwise.GeluInPlace()(given := rows.clone())
+    assert ours is given
+    assert (ours.double() - wanted).abs().max() < 1e-6
+    assert (functional.gelu(rows, approximate="tanh").double() - wanted).abs().max() > 1e-4
+    assert linear.is_gelu(ACT2FN["gelu"])
+    assert linear.is_gelu(nn.GELU())
+    assert not any(map(linear.is_gelu, (ACT2FN["gelu_new"], ACT2FN["relu"], nn.GELU(approximate="tanh"))))
+
+
 def jina(folder, **changes):
     write_jina_checkpoint(folder, dim=DIM)
     model = compose(["model=jina-colbert-v2"]).model
@@ -144,6 +189,7 @@ def test_berts_residual_blocks_are_fused_with_the_same_result():
         elementwise.fuse(module)
         ours = module(input_ids=ids).last_hidden_state
     assert sum(isinstance(part, elementwise.FusedResidual) for part in module.modules()) == 4
+    assert sum(isinstance(part, elementwise.GeluInPlace) for part in module.modules()) == 2
     assert (ours - wanted).abs().max() < 2e-6
 
 

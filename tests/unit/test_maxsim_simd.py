@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from evalkit.errors import ConfigError
+from evalkit.kernels import trouble
 from evalkit.kernels.cpu import fixed_point, registers, simd
 from evalkit.maxsim import bounds, choice, rescore
 from evalkit.ragged import ragged
@@ -165,7 +166,7 @@ def test_kernels_that_do_not_work_are_reported_once_and_replaced_by_torch(monkey
     monkeypatch.setattr(registers, "available", lambda: True)
     monkeypatch.setattr(registers, "problem", lambda: "")
     monkeypatch.setattr(simd, "problem", lambda: registers.tried_out("the kernels", right))
-    registers.say_once.cache_clear()
+    trouble.say_once.cache_clear()
     documents = texts([4, 2], dim=8, seed=1)
     assert {choice.bind("auto", documents, device=CPU).name for _ in range(2)} == {"packed"}
     reason = {"raises": "OSError: LLVM cannot select", "is wrong": "they give wrong values here"}[outcome]
@@ -177,8 +178,8 @@ def test_kernels_that_do_not_work_are_reported_once_and_replaced_by_torch(monkey
 
 SWITCHED_OFF = """
 import json
-from evalkit import registers
-from evalkit.maxsim import simd
+from evalkit.kernels.cpu import registers
+from evalkit.kernels.cpu import simd
 from evalkit.models import attention
 print(json.dumps([registers.available(), registers.problem(), simd.problem(), attention.kernel_problem()]))
 """
@@ -209,8 +210,8 @@ def test_what_numba_will_not_compile_is_left_alone_and_said(setting, reason):
 UNWRITABLE = """
 import os
 from pathlib import Path
-from evalkit import registers
-from evalkit.maxsim import simd
+from evalkit.kernels.cpu import registers
+from evalkit.kernels.cpu import simd
 assert simd.problem() == "", simd.problem()
 print(os.environ["NUMBA_CACHE_DIR"], len(list(Path(os.environ["NUMBA_CACHE_DIR"]).rglob("*.nbi"))))
 """

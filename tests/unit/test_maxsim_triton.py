@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from evalkit.errors import ConfigError
+from evalkit.kernels import trouble
 from evalkit.kernels.cpu import registers
 from evalkit.kernels.gpu import pieces
 from evalkit.maxsim import bounds, choice, reference, rescore
@@ -287,6 +288,103 @@ def test_auto_is_the_triton_kernel_on_a_gpu():
     assert choice.bind("auto", texts(1, [50], dim=128), device=DEVICE).name == "triton"
 
 
+@pytest.fixture
+def fresh(caplog):
+    caches = (choice.probe, trouble.say_once)
+    for cached in caches:
+        cached.cache_clear()
+    choice._GIVEN_UP.clear()
+    yield caplog
+    for cached in caches:
+        cached.cache_clear()
+    choice._GIVEN_UP.clear()
+
+
+@pytest.mark.parametrize("piece", [8, 16])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_a_kernel_that_works_passes_its_probe(fresh, dtype, piece):
+    assert choice.probe(DEVICE, dtype, 48, piece) == ""
+
+
+@pytest.mark.parametrize(
+    ("scores", "problem"),
+    [
+        (lambda *_, **__: refuse("no C compiler\nand more"), "is unusable here (RuntimeError: no C compiler)"),
+        (lambda *_, **__: torch.full((2, 3), float("nan")), "gives wrong scores here (off by nan)"),
+        (lambda *_, **__: torch.zeros(2, 3), "gives wrong scores here (off by "),
+    ],
+    ids=["not compiled", "not a number", "wrong"],
+)
+def test_a_kernel_that_fails_its_probe_costs_no_run_and_is_said_once(fresh, monkeypatch, scores, problem):
+    monkeypatch.setattr(tensor_core, "scores", scores)
+    queries, documents = texts(1, [32], dim=16), texts(2, [50, 60], dim=16)
+    for _ in range(2):
+        kernel = choice.bind("triton", on_device(documents), device=DEVICE)
+        assert kernel.name == "packed"
+    assert torch.allclose(kernel.scores(queries).cpu().double(), exact(queries, documents), atol=1e-5)
+    (said,) = [record.getMessage() for record in fresh.records]
+    assert said.startswith(f"Triton's MaxSim kernel for 16 numbers of float16 {problem}")
+    assert said.endswith("; packed is used instead")
+    assert choice.given_up(DEVICE, (64, 16)) == said
+    assert choice.given_up(DEVICE, (64,)) == ""
+
+
+def refuse(said):
+    raise RuntimeError(said)
+
+
+def test_a_tiling_that_cannot_run_leaves_the_choice_to_the_others(fresh, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _device: None)
+    tried = []
+
+    def launch(_query_MLD, _documents, tiling):
+        tried.append(tiling)
+        if tiling.stages == 3:
+            raise RuntimeError("out of resource: shared memory")
+
+    monkeypatch.setattr(tensor_core, "launch", launch)
+    laid = pieces.document_pieces(on_device(texts(1, [50], dim=16)), piece=16)
+    fitting = [Tiling(64, 8, 3), Tiling(128, 8, 3), Tiling(128, 8, 2)]
+    assert tensor_core._timed(laid, 300, fitting) == Tiling(128, 8, 2)
+    assert tried.count(Tiling(128, 8, 2)) == 4  # once to compile
+    assert "Tiling(rows=64, warps=8, stages=3) cannot run here (RuntimeError: out of resource" in fresh.messages[0]
+    assert tensor_core._timed(laid, 300, fitting[:2]) == Tiling(64, 8, 3)  # none ran: the expected one may say why
+
+
+def test_rescoring_that_does_not_fit_memory_goes_on_in_smaller_batches_and_says_so_once(fresh, monkeypatch):
+    monkeypatch.setattr(rescore, "_FITTING", {})
+    queries, documents = texts(1, [32, 5], dim=48), texts(2, [3, 90, 7, 20, 41], dim=48)
+    pairs_H2 = torch.cartesian_prod(torch.arange(2), torch.arange(5))
+    real, sizes = torch.bmm, []
+
+    def small(one, other):
+        sizes.append(len(one))
+        if len(one) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 9 GiB\nand more")
+        return real(one, other)
+
+    monkeypatch.setattr(torch, "bmm", small)
+    for _ in range(2):
+        scores_H = rescore.exact_scores(queries, on_device(documents), pairs_H2[:, 0], pairs_H2[:, 1])
+        assert torch.equal(scores_H.cpu().view(2, 5), exact(queries, documents).float())
+    assert sizes[0] == 10
+    assert len([size for size in sizes if size > 2]) < 5  # the second call knows what fits
+    reason = "CUDA out of memory. Tried to allocate 9 GiB"
+    assert fresh.messages == [f"exact scores of 10 pairs did not fit memory ({reason}): smaller batches follow"]
+
+
+def test_a_pair_that_does_not_fit_memory_alone_is_an_error(fresh, monkeypatch):
+    monkeypatch.setattr(rescore, "_FITTING", {})
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(torch, "bmm", full)
+    one_H = torch.zeros(1, dtype=torch.int64)
+    with pytest.raises(torch.OutOfMemoryError, match="CUDA out of memory"):
+        rescore.exact_scores(texts(1, [4], dim=16), on_device(texts(2, [5], dim=16)), one_H, one_H)
+
+
 def test_a_kernel_that_is_not_installed_is_named(monkeypatch):
     monkeypatch.setattr(choice.importlib.util, "find_spec", lambda _name: None)
     with pytest.raises(ConfigError, match=r"late-interaction-kernels is not installed; wanted `pip install late-inte"):
@@ -302,6 +400,30 @@ def test_triton_on_a_cpu_is_refused_outside_the_interpreter(monkeypatch):
 def test_vectors_too_wide_for_the_triton_kernel_are_refused():
     with pytest.raises(ConfigError, match=r"got vectors of 1024 numbers, wanted what fits .* \(512 on Hopper\); use"):
         choice.bind("triton", texts(1, [2], dim=1024), device=DEVICE)
+
+
+SPECIALIZED = """
+from evalkit.kernels.gpu.elementwise_kernel import add_norm, turn
+from evalkit.kernels.gpu.triton_kernel import maxsim
+
+for kernel in (turn, add_norm, maxsim):
+    free = [one.name for one in kernel.params if not one.is_constexpr and not one.do_not_specialize]
+    print(kernel.__name__, *free)
+"""
+
+
+def test_no_kernel_is_compiled_anew_where_a_count_stops_being_a_multiple_of_16():
+    """Triton makes another variant for each divisibility of an argument, tensors' addresses aside: all are aligned."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0"}
+    made = subprocess.run(
+        [sys.executable, "-"], input=SPECIALIZED, env=environment, capture_output=True, text=True, check=False
+    )
+    assert made.returncode == 0, made.stderr
+    assert made.stdout.splitlines() == [
+        "turn query key cos sin",
+        "add_norm rows others weight bias eps",  # eps is no integer
+        "maxsim queries documents ends chunk_grains chunk_documents out",
+    ]
 
 
 COMPILE = """

@@ -87,7 +87,7 @@ def test_where_ranx_cannot_write_its_caches_the_remedy_is_named(monkeypatch, err
 
     monkeypatch.delitem(sys.modules, "ranx", raising=False)
     monkeypatch.setattr(sys, "meta_path", [Unwritable(), *sys.meta_path])
-    with pytest.raises(ScoreError, match=r"ranx cannot be imported \(.*\); it wants a home folder .*: set HOME to one"):
+    with pytest.raises(ScoreError, match=r"ranx cannot be imported \(.*\); it needs a writable home folder: set HOME"):
         score({"q": hits("a")}, {"q": {"a": 1}})
 
 

@@ -11,6 +11,7 @@ from torch.nn import functional
 
 from evalkit.config.compose import compose
 from evalkit.kernels.gpu import elementwise_kernel
+from evalkit.maxsim import choice
 from evalkit.models import attention, elementwise
 from evalkit.models.encoder import checkpoints, load_encoders
 from evalkit.ragged import ragged
@@ -25,7 +26,7 @@ pytest.importorskip("triton")
 if torch.cuda.is_available():
     pytest.skip("a GPU is here: nothing need be simulated", allow_module_level=True)
 
-from evalkit.kernels.gpu import tensor_core
+from evalkit.kernels.gpu import pieces, tensor_core
 
 TEXTS = ["hello world", "a b c", "the the a . b , hello " * 12, "", "b a c", "hello, hello! " * 7, "a b c"]
 
@@ -60,7 +61,7 @@ def kernels(monkeypatch):
         monkeypatch.setattr(elementwise_kernel, name, found[name])
     monkeypatch.setattr(tensor_core, "maxsim", found["maxsim"])
     monkeypatch.setattr(attention, "_KERNELS", {"varlen": by_text})
-    caches = (attention.probe, attention._varlen_options, elementwise.probe, tensor_core._shared_bytes)
+    caches = (attention.probe, attention._varlen_options, elementwise.probe, tensor_core.shared_bytes_of, choice.probe)
     for cached in caches:
         cached.cache_clear()
     yield found
@@ -185,6 +186,38 @@ def test_hits_are_the_cpus_and_of_fp16_vectors_to_the_bit(maxsim, dtype, monkeyp
             else:  # whose sums float64 rounds: equal documents may change places
                 assert found.score_H == pytest.approx(wanted.score_H, rel=1e-6)
     assert bool(kernels["maxsim"].count) == (maxsim == "triton" or (maxsim == "auto" and dtype == torch.float16))
+
+
+def test_small_shards_time_the_tilings_as_soon_as_their_work_adds_up(monkeypatch, kernels):
+    monkeypatch.setattr(tensor_core, "_TIMED", {})
+    monkeypatch.setattr(tensor_core, "_WORK", {})
+    slow = tensor_core.Tiling(32, 4, 2)
+    monkeypatch.setattr(tensor_core, "_timed", lambda *_: slow)
+    documents = ragged(torch.ones(64, 16).half(), torch.tensor([64]))
+    with simulated_gpu(monkeypatch):
+        laid = pieces.document_pieces(documents._replace(rows_XD=documents.rows_XD.to(GPU)), piece=16)
+        work = 2 * 16 * 128 * 32  # operations per query piece, over 128 rows with those that fill the tile
+        options = {"worth_timing": 2.5 * 100 * work}
+        found = [tensor_core.fastest(laid, query_count=100, **options) for _ in range(4)]
+        assert tensor_core.fastest(laid, query_count=1, **options).warps == 4  # another kind of work, counted apart
+    assert found == [tensor_core.Tiling(64, 8, 3)] * 2 + [slow] * 2
+
+
+def test_a_run_whose_kernel_cannot_be_compiled_ends_in_the_same_ranking_and_says_why(tmp_path, monkeypatch, kernels):
+    def broken(*_, **__):
+        raise RuntimeError("PassManager::run failed")
+
+    words = ["model=demo", "dim=64", "dataset.demo.documents=80", "dataset.demo.queries=12"]
+    places = [f"results_dir={tmp_path / 'r'}", f"cache_dir={tmp_path / 'c'}"]
+    monkeypatch.setattr(tensor_core, "launch", broken)
+    monkeypatch.setattr(choice, "_GIVEN_UP", {})
+    with simulated_gpu(monkeypatch):
+        (cell,) = pipeline.run(compose([*words, *places, "engine.device=cuda"]), console=Console(quiet=True))
+    assert cell.environment["maxsim_given_up"] == (
+        "Triton's MaxSim kernel for 64 numbers of float16 is unusable here (RuntimeError: PassManager::run failed); "
+        "packed is used instead"
+    )
+    assert cell.metrics["ndcg@10"] > 0.5
 
 
 @pytest.mark.parametrize(("keep", "dtype"), [("embeddings", "float32"), ("topk", "bfloat16")])

@@ -119,7 +119,7 @@ def test_running_others_code_is_said_once(tmp_path, trace, caplog):
         load(source)
         load(source)
     said = [record.getMessage() for record in caplog.records if "own code" in record.getMessage()]
-    what = "model colbertv2: running the checkpoint's own code, as model.trust_remote_code=true asks"
+    what = "model colbertv2: running the checkpoint's own code, as model.trust_remote_code=true allows"
     assert said == [f"{what}: configuration_own.py, modeling_own.py of {tmp_path / 'own'}"]
 
 
@@ -251,7 +251,7 @@ def test_code_that_fails_is_one_line(tmp_path, trace, modeling, complaint):
 
 def test_settings_that_cannot_reach_own_code_are_refused(tmp_path, trace):
     source = at(write_own(tmp_path / "own", trace=trace))
-    assert "model.rope_theta and model.adapter do not reach the checkpoint's own code" in refusal(
+    assert "model.rope_theta and model.adapter do not apply to the checkpoint's own code" in refusal(
         source, rope_theta=20_000.0
     )
     assert not trace.exists()

@@ -253,7 +253,7 @@ def test_reruns_that_agree_leave_near_at_a_thousandth(tmp_path):
     [
         ({"query_tokens": 16}, f"gpu/{late(query_tokens=16).run_id}: differs from {late().run_id} in query.max_tokens"),
         ({"query_tokens": 16}, "in query.max_tokens, wanted a re-run (other attention, batch_tokens, cut, dtype, ele"),
-        ({"dim": 64}, f"gpu/{late(dim=64).run_id}: got no tabled run of this cell, wanted one to com"),
+        ({"dim": 64}, f"gpu/{late(dim=64).run_id}: got no run of this cell in the tables, wanted one"),
     ],
 )
 def test_what_is_no_rerun_widens_nothing_and_is_named(tmp_path, changes, message):

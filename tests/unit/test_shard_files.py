@@ -73,7 +73,7 @@ def edited(path, **changes):
         (b"[" * 100_000, "brackets nested too deep"),
         (b'{"facts": []}', "its format is None, this evalkit reads 2"),
         (b'{"format": 1, "size_bytes": 9, "xxh3_128": "0", "facts": {}}', "its format is 1, this evalkit reads 2"),
-        (b'{"format": 2, "size_bytes": 9, "facts": {}}', "got no xxh3_128, wanted the checksum of what it says"),
+        (b'{"format": 2, "size_bytes": 9, "facts": {}}', "got no xxh3_128, wanted the checksum of its content"),
         (b'{"format": 2, "xxh3_128": 5}', "its content has checksum "),
         (json.dumps(seal.seal({"format": 2})).encode(), "'name'"),
     ],
@@ -222,11 +222,11 @@ def test_two_processes_that_write_one_shard_leave_it_whole_at_every_moment(tmp_p
 
 
 def test_a_write_that_fails_leaves_no_temporary_file(tmp_path, monkeypatch):
-    def full(arrays, path):
+    def full(path, arrays):
         path.write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(shard_files, "save_file", full)
+    monkeypatch.setattr(shard_files, "_write", full)
     with pytest.raises(StoreError, match=r"shard-00000.safetensors: could not be written \(No space left on device\)"):
         saved(tmp_path)
     assert list(tmp_path.iterdir()) == []

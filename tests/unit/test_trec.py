@@ -154,7 +154,7 @@ def test_a_byte_order_mark_before_any_members_lines_is_no_part_of_an_id(tmp_path
         (b"", r"qrels: got no judgement, wanted at least one"),
         (b"q 0 d 1\nq 0 \xff 1\n", "line 2: got byte 0xff at byte 5 of the line, which is not UTF-8"),
         (b"q 0 d\x00 1\n", r"line 1: got corpus-id 'd\\x00', wanted an id without white space or NUL"),
-        (b"q 0 d 1\nq 0 d 2\n", "line 2: got grade 2 for query 'q' and document 'd', which line 1 grades 1"),
+        (b"q 0 d 1\nq 0 d 2\n", "line 2: got grade 2 for query 'q' and document 'd', which has grade 1 on line 1"),
         (b"q\td\t1\n", "line 1: got 3 columns, wanted 4"),
         (b"q 0 d nan\n", "line 1: got relevance 'nan', wanted a whole number"),
         (b"q 0 d " + b"9" * 5000 + b"\n", "line 1: got relevance '9{59}…, wanted a whole number"),

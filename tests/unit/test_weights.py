@@ -292,7 +292,7 @@ def test_a_rerun_of_other_weights_measures_no_deviation(tmp_path):
     put(tmp_path, unproved())
     put(tmp_path / "reruns" / "again", unproved())
     (problem,) = build.build(tmp_path).problems
-    assert "got no tabled run of this cell" in problem
+    assert "got no run of this cell in the tables" in problem
 
 
 def test_a_replay_and_a_comparison_tell_the_other_weights(tmp_path):

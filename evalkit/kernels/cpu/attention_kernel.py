@@ -1,14 +1,15 @@
-"""Attention of padded texts on a CPU's vector units, in fp32: what is padding is neither attended to nor computed.
+"""Attention of padded texts on a CPU's vector units, in fp32; padding is neither attended to nor computed.
 
-Shapes: B texts, T padded width, A heads, K width of a head, a multiple of COLUMNS; P panels of COLUMNS keys.
+Shapes: B texts, T padded width, A heads, K width of a head, a multiple of COLUMNS; P panels of COLUMNS keys; R rows of
+a tile; Y keys of a panel or of all panels.
 
-A tile is ROWS ids of a text. Their products with all keys are added up in registers and laid down, exponentials taken
-in place, and their products with all values added up in registers again. Keys are turned round beforehand, into panels
-[K, COLUMNS]. What a text gives depends on its own ids alone: keys beyond its end begin at -1e30, whose exponential is
-2⁻¹²⁶ and vanishes in a sum that holds a 1.
+A tile is ROWS query positions of a text. Their products with all keys are accumulated in registers and stored, the
+exponentials are taken in place, and the products with all values are accumulated in registers again. Keys are first
+transposed into panels [K, COLUMNS]. A text's result depends on its own token ids only: the logits of keys after its end
+start at -1e30, so their exponential is 2⁻¹²⁶, which vanishes in a sum that contains a 1.
 
-Arithmetic: with AVX-512 a tile of 12 by 32 has 24 sums in the 32 registers, and a step is 24 fused operations against
-14 loads. An exponential is 13 operations for 16 numbers, against 2 K fused ones of their products.
+Arithmetic: with AVX-512 a tile of 12 by 32 has 24 sums in the 32 registers, and one step takes 24 fused operations and
+14 loads. An exponential takes 13 operations for 16 numbers; their products take 2 K fused operations.
 """
 
 import math
@@ -22,19 +23,20 @@ from numba.np.arrayobj import make_array
 from evalkit.kernels.cpu.register_code import REVISION, UNROLLED, Code, Panel, index, sums
 from evalkit.kernels.cpu.registers import REGISTERS
 
-assert REVISION == 1  # see there
+assert REVISION == 1  # numba caches this kernel by this file alone; see REVISION
 PANEL_REGISTERS = 2
 COLUMNS = PANEL_REGISTERS * REGISTERS.size_bytes // 4
-"""Keys of a panel, and numbers of a head's width that are mixed at once."""
+"""Keys of a panel, and output columns of a head that are computed together."""
 ROWS = 12 if REGISTERS.total >= 32 else 6
-"""Ids of a tile: their sums, a panel's registers and one more fit the registers."""
+"""Query positions of a tile: their sums, a panel's registers and one more fit the register file."""
 FAR_BELOW = -1e30
+"""Initial logit of keys that are padding."""
 LOWEST_POWER = -126.0
-"""Below it 2ˣ is no normal number."""
+"""The smallest exponent for which 2ˣ is a normal fp32 number."""
 POWER = (1.00000008, 0.69314721, 0.24022107, 0.05550327, 0.00967604, 0.00134004)
-"""2ˣ as a polynomial in x for |x| ≤ ½, fitted at Chebyshev points: within 1.1e-7 of it."""
+"""Coefficients of a polynomial for 2ˣ with |x| ≤ ½, fitted at Chebyshev points; its error is at most 1.1e-7."""
 ROUNDING = 1.5 * 2.0**23
-"""Added to a number below 2²² it leaves the nearest whole number in the last bits."""
+"""Adding it to a number below 2²² puts the nearest integer into the low mantissa bits."""
 
 
 def _arrays(context, builder, signature, arguments, places):
@@ -46,9 +48,10 @@ def _code(builder):
 
 
 def _logits(rows):
-    """Return a function that lays down some rows' products with a panel of keys, and keeps the largest of each lane.
+    """Return a function that stores `rows` rows' products with a panel of keys and updates each lane's maximum.
 
-    Its arguments are query_TK, the first row, panel_PKY, the panel, begin_Y of all panels, logit_RY, largest_RY.
+    Its arguments are query_TK, the first row, panel_PKY, the panel's number, begin_Y of all panels, logit_RY,
+    largest_RY.
     """
 
     @intrinsic
@@ -86,9 +89,9 @@ def _logits(rows):
 
 @intrinsic
 def _exponentials(_typing, logits, _row, _count, largest):
-    """Replace a row's logits, powers of two, by 2ˣ of each less the largest; return their sum.
+    """Replace each logit x of a row by 2^(x - largest), in place, and return the sum.
 
-    Its arguments are logit_RY, the row, how many logits it has, a multiple of COLUMNS, and largest_RY.
+    The arguments are logit_RY, the row, the number of its logits (a multiple of COLUMNS), and largest_RY.
     """
     signature = types.float32(logits, types.intp, types.intp, largest)
 
@@ -100,7 +103,7 @@ def _exponentials(_typing, logits, _row, _count, largest):
         top = code.load(largest.data, code.times(row, index(code.lanes)), code.register)
         top = _among_lanes(code, top, code.larger)
 
-        def turn(at, totals):
+        def body(at, totals):
             added = []
             for part, total in enumerate(totals):
                 place = code.plus(builder.add(start, at), code.lanes * part)
@@ -109,7 +112,7 @@ def _exponentials(_typing, logits, _row, _count, largest):
                 added.append(builder.fadd(total, power))
             return added
 
-        totals = code.loop(count, COLUMNS, [code.zeros()] * PANEL_REGISTERS, turn)
+        totals = code.loop(count, COLUMNS, [code.zeros()] * PANEL_REGISTERS, body)
         total = _among_lanes(code, builder.fadd(*totals), builder.fadd)
         return builder.extract_element(total, ir.Constant(ir.IntType(32), 0))
 
@@ -117,14 +120,14 @@ def _exponentials(_typing, logits, _row, _count, largest):
 
 
 def _among_lanes(code, value, combine):
-    """Return a register with what its lanes come to, in all of them."""
+    """Combine all lanes of a register; return a register with the result in every lane."""
     for step in range(int(math.log2(code.lanes))):
-        value = combine(value, code.turned(value, 1 << step))
+        value = combine(value, code.rotated(value, 1 << step))
     return value
 
 
 def _power(code, value):
-    """Return 2ˣ of a register, 2⁻¹²⁶ for whatever is below, NaN for NaN."""
+    """Return 2ˣ of each number in a register; 2⁻¹²⁶ for x below -126, NaN for NaN."""
     builder = code.builder
     below = builder.fcmp_ordered("<", value, code.constant(LOWEST_POWER))
     value = builder.select(below, code.constant(LOWEST_POWER), value)
@@ -140,10 +143,10 @@ def _power(code, value):
 
 
 def _mixtures(rows):
-    """Return a function that writes some rows' mixtures of the values, COLUMNS numbers of each.
+    """Return a function that writes COLUMNS columns of `rows` rows' weighted sums of the values.
 
-    Its arguments are weight_RY, value_TK, the first of the numbers, how many values are mixed, a multiple of UNROLLED,
-    share_R, by which each row is multiplied, out, flat, the place of the first row in it and how far apart rows are.
+    Its arguments are weight_RY, value_TK, the first column, the number of values (a multiple of UNROLLED), share_R (the
+    factor of each row), the flat output, the first row's offset in it, and the distance between its rows.
     """
 
     @intrinsic
@@ -185,9 +188,10 @@ _OUT = types.Array(types.float32, 4, "C")
 
 @njit([types.void(_HEADS, _HEADS, _HEADS, _COUNTS, _COUNTS, types.float32, _OUT)], nogil=True, cache=True)
 def attention(query_BTAK, key_BTAK, value_BTAK, length_B, attended_B, scale, out_BTAK):
-    """Write each id's mixture of its own text's values; zeros behind a text's last id.
+    """Write the attention output of each position of each text, and zeros after a text's last position.
 
-    The first `length_B` ids of a text attend to its first `attended_B`, both 1 at least.
+    The first `length_B` positions of a text attend to its first `attended_B`; both are at least 1. `scale` multiplies
+    the products of queries and keys.
     """
     texts, longest, heads, head = query_BTAK.shape
     panels = (longest + COLUMNS - 1) // COLUMNS
@@ -224,7 +228,7 @@ def attention(query_BTAK, key_BTAK, value_BTAK, length_B, attended_B, scale, out
             row = 0
             while row < length:
                 rows = ROWS if length >= ROWS else 1
-                row = min(row, length - rows)  # the last tile reaches back over rows that are there already
+                row = min(row, length - rows)  # the last tile overlaps rows that are already computed
                 largest_RY[:] = FAR_BELOW
                 for panel in range(panels):
                     if rows == ROWS:
@@ -233,7 +237,7 @@ def attention(query_BTAK, key_BTAK, value_BTAK, length_B, attended_B, scale, out
                         _logits_of_one(query_TK, row, panel_PKY, panel, begin_Y, logit_RY, largest_RY)
                 keys = panels * COLUMNS
                 for more in range(rows):
-                    # mypy counts the argument that numba passes first.
+                    # mypy counts the typing argument, which numba passes first.
                     share_R[more] = 1 / _exponentials(logit_RY, more, keys, largest_RY)  # type: ignore[call-arg]
                 place = ((text * longest + row) * heads + a) * head
                 for column in range(0, head, COLUMNS):

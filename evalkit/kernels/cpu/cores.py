@@ -1,8 +1,8 @@
-"""Work for each core: a Python thread each, within which native libraries use one thread.
+"""Parallel work with one Python thread per core; inside it, native libraries use one thread.
 
-Libraries that share every product among all cores wait for the slowest of them each time, and leave the elementwise
-work between products to few. A core with work of its own waits for nobody, finds its products in its own cache, and
-gives the same bits however many other cores there are.
+Libraries that share every matrix product among all cores wait for the slowest core each time, and run the elementwise
+work between products on few cores. A core that works on its own range does not wait, finds its products in its own
+cache, and computes the same bits whatever the number of cores.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import Any
 import torch
 
 Submit = Callable[..., Future[Any]]
-"""Starts `work(*arguments)` in a thread."""
+"""`submit(work, *arguments)` starts `work(*arguments)` in a thread and returns its future."""
 
 
 @contextmanager
 def a_core_each(cores: int) -> Iterator[Submit]:
-    """Yield what starts work in threads that take one core each; torch's own number of threads comes back on leaving.
+    """Yield a function that starts work in one of `cores` threads; torch uses one thread per call until the exit.
 
-    Leaving waits for what has begun. On an error what waits in line is dropped. torch lets go of Python's lock while it
-    computes, so only what is between its calls takes turns.
+    The exit waits for work in flight and restores torch's number of threads. After an error, work that has not started
+    is cancelled. torch releases the GIL while it computes, so only the Python code between its calls is serialised.
     """
     threads = torch.get_num_threads()
     started: list[Future[Any]] = []
@@ -50,13 +50,13 @@ def a_core_each(cores: int) -> Iterator[Submit]:
 
 @cache
 def _pool(cores: int) -> ThreadPoolExecutor:
-    """Return threads that stay: starting one takes milliseconds."""
-    # OpenMP counts threads by caller: what the main thread says does not reach the pool's.
+    """Return a thread pool for the life of the process: starting a thread takes milliseconds."""
+    # OpenMP keeps the number of threads per calling thread: the main thread's setting does not apply to the pool's.
     return ThreadPoolExecutor(cores, "evalkit-core", initializer=torch.set_num_threads, initargs=(1,))
 
 
 def map_ranges(work: Callable[[int, int], None], edges: Sequence[int]) -> None:
-    """Call `work(begin, end)` for each pair of neighbouring edges, side by side; raise what one of them raised."""
+    """Call `work(begin, end)` in parallel for each pair of neighbouring edges; an exception of a call is raised."""
     ranges = list(pairwise(edges))
     if len(ranges) == 1:
         work(*ranges[0])
@@ -67,7 +67,7 @@ def map_ranges(work: Callable[[int, int], None], edges: Sequence[int]) -> None:
 
 
 def equal_ranges(ends: torch.Tensor, *, cores: int) -> list[int]:
-    """Cut items into at most `cores` ranges of about equal size, given where each item ends; return their edges.
+    """Split items into at most `cores` ranges of about equal size, given the items' end positions; return the edges.
 
     >>> equal_ranges(torch.tensor([10, 20, 21, 30]), cores=2)
     [0, 2, 4]

@@ -1,4 +1,4 @@
-"""Memory between batches: kept for the next one, and handed back before it adds up to more than a run holds."""
+"""Memory between batches: freed memory is kept for the next batch, and returned to the system before it grows large."""
 
 from __future__ import annotations
 
@@ -8,43 +8,44 @@ from functools import cache
 from pathlib import Path
 
 SLACK_BYTES = 24 << 20
-"""What may lie about, free but resident, before it is handed back."""
+"""Free memory that may stay resident before it is returned to the system."""
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _ARENA_MAX = -3, -1, -8
-"""glibc's names for `mallopt`'s parameters (malloc.h)."""
+"""Parameters of glibc's `mallopt`, by their names in malloc.h."""
 _KEPT_BYTES = 1 << 30
 _CACHED_SHAPES = 32
-"""Twice those of one padded width: its number of texts, powers of two below, and a model's four sizes."""
+"""Twice the shapes of one padded width: its number of texts, the powers of two below it, and a model's four sizes."""
 
 
 @cache
 def keep_between_batches() -> None:
-    """Let the allocator keep what a batch frees; does nothing where the C library has no such call.
+    """Make the allocator keep the memory that a batch frees; do nothing where the C library lacks `mallopt`.
 
-    Without it glibc maps every large tensor anew, and the kernel hands over each page at its first touch: 100 MB of
-    faults a batch, a tenth of MiniLM's time on a CPU.
+    By default glibc maps every large tensor anew, and each page faults at its first access: 100 MB of page faults per
+    batch, a tenth of MiniLM's time on a CPU.
     """
     library = _glibc()
     if library is not None:
         library.mallopt(_MMAP_THRESHOLD, _KEPT_BYTES)
         library.mallopt(_TRIM_THRESHOLD, _KEPT_BYTES)
-        library.mallopt(_ARENA_MAX, 1)  # threads with batches of their own reuse each other's memory
+        library.mallopt(_ARENA_MAX, 1)  # threads that encode batches share one arena and reuse each other's memory
 
 
 @cache
 def bound_native_caches() -> None:
-    """Keep oneDNN's caches small, unless the user has set their sizes; before its first use in the process.
+    """Limit oneDNN's caches unless the user has set their sizes; call it before oneDNN's first use in the process.
 
-    Each shape of a product costs .6 MB there, in two caches of 1,024 shapes each.
+    Each shape of a matrix product takes 0.6 MB there, in two caches that hold 1,024 shapes each by default.
     """
     for name in ("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "LRU_CACHE_CAPACITY"):
         os.environ.setdefault(name, str(_CACHED_SHAPES))
 
 
 def give_back(*, above_bytes: int = 0) -> None:
-    """Return the allocator's free pages, if more memory is resident than after the last time and these bytes.
+    """Return the allocator's free pages to the system.
 
-    Batches of one width reuse each other's memory, those of the next width leave holes. Where the C library has no such
-    call nothing happens.
+    With `above_bytes`, do so only if resident memory has grown by more than that since the last return. Batches of one
+    width reuse each other's memory; batches of the next width leave holes. Does nothing where the C library lacks
+    `malloc_trim`.
     """
     library = _glibc()
     if library is None or (above_bytes and _resident_bytes() <= _resident_then[0] + above_bytes):

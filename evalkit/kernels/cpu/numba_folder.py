@@ -1,4 +1,4 @@
-"""A folder for what numba compiles, where it finds none that can be written."""
+"""A temporary cache folder for numba, used where numba finds no writable one."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def keep_in(folder: Path) -> None:
 
 
 def with_folder(load: Callable[[], Loaded]) -> Loaded:
-    """Call what imports functions that numba compiles and caches, a second time with another folder if need be.
+    """Call `load`, which imports functions that numba compiles; retry with another folder if they cannot be cached.
 
-    numba caches beside a module or in the user's cache folder, and refuses the import where it can write to neither.
-    Then it caches in the folder that `keep_in` named, else in a temporary one that goes with the process. Raises what
-    `load` raises, and OSError where there is no room for a folder.
+    numba caches beside the module or in the user's cache folder; where neither is writable, the import fails. Then the
+    folder that `keep_in` named is used, else a temporary one, which is removed at exit. Raises what `load` raises, and
+    OSError if no folder can be created.
     """
     try:
         return load()

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
 import torch
 
-log = logging.getLogger(__name__)
-
 
 class Registers(NamedTuple):
-    """A processor's vector registers."""
+    """A processor's vector registers: the size of one, and how many there are."""
 
     size_bytes: int
     total: int
@@ -30,7 +27,7 @@ REGISTERS = Registers(64, 32) if _capabilities().get("avx512_f") else Registers(
 
 @cache
 def available() -> bool:
-    """Tell whether kernels can be compiled here, for vector units that they were written for."""
+    """Tell whether the processor has AVX2 and numba can compile the kernels for it."""
     return bool(_capabilities().get("avx2")) and not problem()
 
 
@@ -38,7 +35,7 @@ def available() -> bool:
 def problem() -> str:
     """Return why kernels cannot be compiled for the processor's vector units.
 
-    Empty where they can, and where the processor has none that they were written for.
+    The text is empty if they can be compiled, and if the processor lacks AVX2, for which there is no kernel.
     """
     if not _capabilities().get("avx2"):
         return ""
@@ -55,16 +52,16 @@ def problem() -> str:
 
 @cache
 def multiplies_pairs() -> bool:
-    """Tell whether pairs of 16-bit numbers are multiplied and added at once: AVX-512 with VNNI, as numba sees it too.
+    """Tell whether one instruction multiplies and adds pairs of 16-bit numbers: AVX-512 VNNI, which numba must target.
 
-    Without VNNI it takes two instructions, and is no faster than fp32.
+    Without VNNI this takes two instructions and is no faster than fp32.
     """
     return available() and bool(_capabilities().get("avx512_vnni")) and "avx512vnni" in _target()
 
 
 @cache
 def _target() -> frozenset[str]:
-    """Return the features of the processor that numba compiles for; its settings may name a lesser one than this."""
+    """Return the features of numba's target processor, which its settings may restrict (NUMBA_CPU_NAME)."""
     from numba.core.registry import cpu_target
 
     features: str = cpu_target.target_context.codegen().magic_tuple()[2]
@@ -72,22 +69,16 @@ def _target() -> frozenset[str]:
 
 
 def tried_out(label: str, right: Callable[[], bool]) -> str:
-    """Return why kernels that are compiled on first use cannot be used, empty where they can.
+    """Compile and run kernels once; return why they cannot be used, or an empty text if they can.
 
-    `right` runs them on a few numbers and tells whether the result is right.
+    `label` names them in the text. `right` runs them on a few numbers and tells whether the result is correct.
     """
     reason = problem()
     if reason or not available():
         return f"{label} are not used: {reason}; torch's own calls are used instead" if reason else ""
     try:
         reason = "" if right() else "they give wrong values here"
-    except Exception as error:  # noqa: BLE001 (a compiler that does not fit the processor fails in ways of its own)
+    except Exception as error:  # noqa: BLE001 (a compiler that does not support the processor can raise anything)
         first = (str(error).strip() or type(error).__name__).splitlines()[0]
         reason = f"{type(error).__name__}: {first}"
     return f"{label} are not used: {reason}; torch's own calls are used instead" if reason else ""
-
-
-@cache
-def say_once(problem: str) -> None:
-    """Report what was given up, once a process."""
-    log.warning("%s", problem)

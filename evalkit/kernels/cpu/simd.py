@@ -1,6 +1,7 @@
-"""Launch the vector-unit kernel: fp32 or 16-bit whole numbers to nominate, float64 to score exactly.
+"""MaxSim by the vector-unit kernel: fp32 or 16-bit integers to nominate documents, float64 to score them exactly.
 
-Shapes: Q queries, N documents, D dim; H pairs; Y query vectors and X document vectors, packed; M panels.
+Shapes: Q queries, N documents, D dim; H pairs; C distinct documents of the pairs; Y query vectors and X document
+vectors, concatenated; M panels.
 """
 
 from __future__ import annotations
@@ -15,25 +16,26 @@ from torch.nn import functional
 
 from evalkit.kernels.cpu import cores, fixed_point, registers
 from evalkit.kernels.cpu.numba_folder import with_folder
+from evalkit.kernels.trouble import say_once
 from evalkit.ragged import Ragged, offsets, ragged
 
 BLOCK_BYTES = 1 << 19
-"""Document vectors that one call of the kernel takes: they stay in a core's second-level cache for all queries."""
+"""Size of the document vectors of one kernel call; they stay in a core's level-2 cache while all queries pass."""
 EXACT_BLOCK_BYTES = 1 << 21
-"""The same for exact scores, in which a document meets few queries: what counts there is the number of calls."""
+"""The same for exact scores. A document is paired with few queries there, so fewer calls matter more than the cache."""
 
 
 def usable() -> bool:
-    """Tell whether the kernels can be used here; what keeps them from a processor that could is reported once."""
+    """Tell whether the kernels can be used here; log once why not if the processor would support them."""
     found = problem()
     if found:
-        registers.say_once(found)
+        say_once(found)
     return registers.available() and not found
 
 
 @cache
 def problem() -> str:
-    """Compile the kernels, score a few texts and compare with torch. Return why they cannot be used, else nothing."""
+    """Compile the kernels, score a few texts and compare with torch; return why they cannot be used, or ""."""
     return registers.tried_out("the vector-unit kernels of MaxSim", _give_torchs_scores)
 
 
@@ -45,7 +47,7 @@ def _give_torchs_scores() -> bool:
     parts = torch.split(vectors_XD.double(), texts.lengths_N.tolist())
     wanted_H = torch.stack([(query @ document.T).amax(1).sum() for query in parts for document in parts]).float()
     exact = torch.equal(exact_scores(texts, texts, query_H, document_H), wanted_H)
-    pairs = registers.multiplies_pairs()  # what `auto` nominates by
+    pairs = registers.multiplies_pairs()  # `nominate=auto` then uses int16, so that path is tested
     near_QN = (
         fixed_point_scores(texts, texts, scale_Y=torch.full((12,), 30_000.0), scale=30_000.0)
         if pairs
@@ -56,7 +58,7 @@ def _give_torchs_scores() -> bool:
 
 @cache
 def _kernel() -> Any:
-    """Return the module of the kernels; importing it compiles nothing yet."""
+    """Return the module of the kernels; they are compiled at their first call."""
 
     def load() -> Any:
         from evalkit.kernels.cpu import simd_kernel
@@ -67,7 +69,7 @@ def _kernel() -> Any:
 
 
 def scores(queries: Ragged, documents: Ragged) -> Tensor:
-    """Return MaxSim scores [Q, N] in fp32; `bounds.error_bound` says how far from exact they can be.
+    """Return MaxSim scores [Q, N] in fp32, with the rounding error bound of `bounds.error_bound`.
 
     Every text must have at least one vector, and vectors must be finite.
     """
@@ -76,10 +78,10 @@ def scores(queries: Ragged, documents: Ragged) -> Tensor:
 
 
 def fixed_point_scores(queries: Ragged, documents: Ragged, *, scale_Y: Tensor, scale: float) -> Tensor:
-    """Return MaxSim scores [Q, N] of vectors rounded to 16-bit whole numbers, added exactly and rounded once to fp32.
+    """Return MaxSim scores [Q, N] in fp32 of vectors rounded to 16-bit integers; sums are exact and rounded once.
 
-    `scale_Y` are the query vectors' scales, `scale` is that of all documents: `fixed_point.scales`. Texts are as for
-    `scores`.
+    `scale_Y` holds the query vectors' scales and `scale` is the scale of all documents, both from `fixed_point.scales`.
+    Texts must be as for `scores`.
     """
     query_YD = _pairs(queries.rows_XD, scale_Y.unsqueeze(1))
     lowest = torch.iinfo(query_YD.dtype).min
@@ -95,7 +97,7 @@ def _all_scores(  # noqa: PLR0913, PLR0917 (one call's worth of a kernel's argum
     numbers: Callable[[Tensor], Tensor],
     lowest: float,
 ) -> Tensor:
-    """Share documents among the cores, in blocks whose `numbers` stay in the cache; return scores [Q, N]."""
+    """Score documents on all cores, in blocks that stay in the cache after `numbers` converts them; return [Q, N]."""
     simd_kernel = _kernel()
     panel_MDY = _panels(query_YD).numpy()
     offsets_N = documents.offsets_N
@@ -103,15 +105,15 @@ def _all_scores(  # noqa: PLR0913, PLR0917 (one call's worth of a kernel's argum
     rows = BLOCK_BYTES // query_YD.element_size() // query_YD.shape[1]
 
     def score(begin: int, end: int) -> None:
-        for first, behind in _blocks(offsets_N, begin, end, rows=rows):
+        for first, stop in _blocks(offsets_N, begin, end, rows=rows):
             simd_kernel.all_scores(
-                numbers(documents.rows_XD[offsets_N[first] : offsets_N[behind]]).numpy(),
-                (offsets_N[first : behind + 1] - offsets_N[first]).numpy(),
+                numbers(documents.rows_XD[offsets_N[first] : offsets_N[stop]]).numpy(),
+                (offsets_N[first : stop + 1] - offsets_N[first]).numpy(),
                 panel_MDY,
                 offsets_Q.numpy(),
                 unit_Y.numpy(),
                 lowest,
-                out_NQ[first:behind].numpy(),
+                out_NQ[first:stop].numpy(),
             )
 
     cores.map_ranges(score, cores.equal_ranges(offsets_N[1:], cores=torch.get_num_threads()))
@@ -123,7 +125,7 @@ def _floats(vectors_XD: Tensor) -> Tensor:
 
 
 def _pairs(vectors_XD: Tensor, scale: Tensor | float) -> Tensor:
-    """Return rounded vectors, each pair of their numbers as one of 32 bits."""
+    """Return vectors rounded to 16-bit integers, with each pair of numbers viewed as one 32-bit integer."""
     even_XD = functional.pad(vectors_XD, (0, vectors_XD.shape[1] % 2))
     return _widened(fixed_point.rounded(even_XD, scale).view(torch.int32))
 
@@ -131,16 +133,16 @@ def _pairs(vectors_XD: Tensor, scale: Tensor | float) -> Tensor:
 def exact_scores(queries: Ragged, documents: Ragged, query_H: Tensor, document_H: Tensor) -> Tensor:
     """Return the exact MaxSim, rounded once to fp32 [H], of chosen (query, document) pairs.
 
-    fp16 numbers are multiples of 2⁻²⁴, so products are multiples of 2⁻⁴⁸, and with unit vectors every partial sum is
-    below 32 for up to 32 query vectors: float64 holds each of them without rounding. The result is then the same on
-    every machine, in any order of the additions. For fp32 vectors or longer queries it is float64-accurate.
+    fp16 numbers are multiples of 2⁻²⁴, so their products are multiples of 2⁻⁴⁸. With unit vectors and at most 32 query
+    vectors, every partial sum is below 32, so float64 represents it exactly. The result is then identical on every
+    machine and for any order of additions. For fp32 vectors or longer queries it has float64 accuracy.
     """
     if not len(query_H):
         return torch.zeros(0)
     simd_kernel = _kernel()
     query_YD = _widened(queries.rows_XD.double())
-    turned = [query_LD.T.flatten() for query_LD in torch.split(query_YD, queries.offsets_N.diff().tolist())]
-    query_numbers, offsets_Q = torch.cat(turned).numpy(), queries.offsets_N.numpy()
+    transposed = [query_LD.T.flatten() for query_LD in torch.split(query_YD, queries.offsets_N.diff().tolist())]
+    query_numbers, offsets_Q = torch.cat(transposed).numpy(), queries.offsets_N.numpy()
 
     order_H = torch.argsort(document_H, stable=True)
     asked_H = query_H[order_H]
@@ -155,17 +157,17 @@ def exact_scores(queries: Ragged, documents: Ragged, query_H: Tensor, document_H
 
     def score(begin: int, end: int) -> None:
         panel_MDY = torch.zeros((panels, query_YD.shape[1], width), dtype=torch.float64)
-        for first, behind in _blocks(offsets_C, begin, end, rows=EXACT_BLOCK_BYTES // 8 // query_YD.shape[1]):
-            row_X = torch.arange(int(offsets_C[first]), int(offsets_C[behind]))
-            row_X += torch.repeat_interleave(shift_C[first:behind], lengths_C[first:behind])
-            pairs = slice(int(pair_offsets_C[first]), int(pair_offsets_C[behind]))
+        for first, stop in _blocks(offsets_C, begin, end, rows=EXACT_BLOCK_BYTES // 8 // query_YD.shape[1]):
+            row_X = torch.arange(int(offsets_C[first]), int(offsets_C[stop]))
+            row_X += torch.repeat_interleave(shift_C[first:stop], lengths_C[first:stop])
+            pairs = slice(int(pair_offsets_C[first]), int(pair_offsets_C[stop]))
             simd_kernel.pair_scores(
                 _widened(documents.rows_XD.index_select(0, row_X).float().double()).numpy(),
-                (offsets_C[first : behind + 1] - offsets_C[first]).numpy(),
+                (offsets_C[first : stop + 1] - offsets_C[first]).numpy(),
                 query_numbers,
                 offsets_Q,
                 asked_H[pairs].numpy(),
-                (pair_offsets_C[first : behind + 1] - pair_offsets_C[first]).numpy(),
+                (pair_offsets_C[first : stop + 1] - pair_offsets_C[first]).numpy(),
                 panel_MDY.numpy(),
                 sorted_H[pairs].numpy(),
             )
@@ -177,25 +179,25 @@ def exact_scores(queries: Ragged, documents: Ragged, query_H: Tensor, document_H
 
 
 def _blocks(offsets_N: Tensor, begin: int, end: int, *, rows: int) -> list[tuple[int, int]]:
-    """Cut documents `begin` to `end` into blocks of at most some rows, or of one document that is longer alone."""
+    """Split documents `begin` to `end` into blocks of at most `rows` rows, or of one longer document."""
     blocks = []
     while begin < end:
-        behind = int(torch.searchsorted(offsets_N, int(offsets_N[begin]) + rows, right=True)) - 1
-        behind = min(max(behind, begin + 1), end)
-        blocks.append((begin, behind))
-        begin = behind
+        stop = int(torch.searchsorted(offsets_N, int(offsets_N[begin]) + rows, right=True)) - 1
+        stop = min(max(stop, begin + 1), end)
+        blocks.append((begin, stop))
+        begin = stop
     return blocks
 
 
 def _panels(query_YD: Tensor) -> Tensor:
-    """Return query vectors, of widened numbers, in panels side by side [M, D, Y], the last filled up with zeros."""
+    """Return widened query vectors in panels [M, D, Y], the last one padded with zeros."""
     width = _kernel().panel_vectors(query_YD.element_size())
     filled_YD = functional.pad(query_YD, (0, 0, 0, -len(query_YD) % width))
     return filled_YD.view(-1, width, filled_YD.shape[1]).transpose(1, 2).contiguous()
 
 
 def _widened(vectors_XD: Tensor) -> Tensor:
-    """Fill vectors up with zeros, which add nothing, to a multiple of the numbers that the kernel takes at a time."""
+    """Pad vectors with zeros, which do not change scores, to the multiple of UNROLLED that the kernel needs."""
     from evalkit.kernels.cpu import register_code
 
     missing = -vectors_XD.shape[1] % register_code.UNROLLED

@@ -1,18 +1,18 @@
-"""MaxSim on a CPU's vector units: one kernel whose products never leave the registers.
+"""MaxSim on a CPU's vector units: a kernel that keeps all dot products in registers.
 
-Shapes: N documents, Q queries, D dim, H pairs; X document vectors, packed; M panels of query vectors, in each of which
-the numbers of Y vectors stand side by side [D, Y].
+Shapes: N documents, Q queries, D dim, H pairs; X document vectors, concatenated; M panels of query vectors, each of
+which holds Y vectors transposed [D, Y].
 
-A tile is ROWS document vectors against one panel. Its products are added up in registers, one number of all vectors per
-step, and what is kept of a tile is a maximum per query vector: a matrix product would write every score to memory, and
-a reduction would read it again. Nothing is padded, because a tile may reach back over rows that were seen before: a
-maximum does not mind.
+A tile is ROWS document vectors against one panel. Its dot products are accumulated in registers, one dimension per
+step, and only the maximum per query vector is stored. A matrix product would write every dot product to memory, and the
+reduction would read them again. No padding is needed: a tile may overlap rows that were already processed, because that
+does not change a maximum.
 
-Arithmetic: with AVX-512 a tile of 6 by 64 fp32 numbers has 24 sums in the 32 registers. A step is 24 fused operations,
-12 cycles of two units, against 10 loads, 5 cycles of two ports, so the units are what limits it. A panel of 32 KiB at
-D = 128 stays in the first-level cache while the documents of a block pass by in the second. The same tile in float64,
-of 32 query vectors, makes the exact scores; in pairs of 16-bit whole numbers, each pair one number of 32 bits, a step
-does twice what it does in fp32.
+Arithmetic: with AVX-512 a tile of 6 by 64 fp32 numbers has 24 sums in the 32 registers. A step is 24 fused operations
+(12 cycles on two units) and 10 loads (5 cycles on two ports), so the arithmetic units are the bottleneck. A panel takes
+32 KiB at D = 128 and stays in the level-1 cache while the block's documents are read from level 2. In float64 the tile
+covers 32 query vectors and computes the exact scores. With pairs of 16-bit integers, each stored as one 32-bit integer,
+a step does twice the work of fp32.
 """
 
 import numpy as np
@@ -23,24 +23,25 @@ from numba.np.arrayobj import make_array
 from evalkit.kernels.cpu.register_code import REVISION, Code, Panel, index, sums
 from evalkit.kernels.cpu.registers import REGISTERS
 
-assert REVISION == 1  # see there
+assert REVISION == 1  # numba caches this kernel by this file alone; see REVISION
 PANEL_REGISTERS = 4 if REGISTERS.total >= 32 else 2
-"""Registers that hold the sums of one row: with those of ROWS rows, a panel's numbers and a row's own all fit."""
+"""Registers for the sums of one row. The sums of ROWS rows, a panel's numbers and a row's number fit the registers."""
 ROWS = 6
 """Document vectors of a tile."""
 FEW_ROWS = 3
-"""The same where fewer are left of a document."""
+"""Document vectors of the smaller tile, for the remaining rows of a document."""
 
 
 def panel_vectors(number_bytes: int) -> int:
-    """Return the query vectors of a panel, for numbers of a size."""
+    """Return the number of query vectors in a panel, given the size of a number."""
     return REGISTERS.size_bytes // number_bytes * PANEL_REGISTERS
 
 
 def _tile(rows):
-    """Return a function that brings a panel's maxima up to date with some rows of a document.
+    """Return a function that updates a panel's maxima with `rows` rows of a document.
 
-    Its arguments are document_XD, the first row, panel_MDY, the panel, best_NMY, and the document's place in that.
+    Its arguments are document_XD, the first row, panel_MDY, the panel's number, best_NMY, and the document's position
+    in best_NMY.
     """
 
     @intrinsic
@@ -84,29 +85,30 @@ _one_row = _tile(1)
 
 
 @njit(nogil=True, cache=True)
-def _document(document_XD, first, behind, panel_MDY, panel, best_NMY, document):
-    """Bring a panel's maxima up to date with one document, whose rows are `first` to `behind`."""
+def _document(document_XD, first, end, panel_MDY, panel, best_NMY, document):
+    """Update a panel's maxima with one document, whose rows are `first` to `end` (exclusive)."""
     row = first
-    while row + ROWS <= behind:
+    while row + ROWS <= end:
         _rows(document_XD, row, panel_MDY, panel, best_NMY, document)
         row += ROWS
-    if behind - row > FEW_ROWS and behind - first >= ROWS:
-        _rows(document_XD, behind - ROWS, panel_MDY, panel, best_NMY, document)
-    elif behind > row and behind - first >= FEW_ROWS:
-        if behind - row > FEW_ROWS:
+    if end - row > FEW_ROWS and end - first >= ROWS:
+        _rows(document_XD, end - ROWS, panel_MDY, panel, best_NMY, document)
+    elif end > row and end - first >= FEW_ROWS:
+        if end - row > FEW_ROWS:
             _few_rows(document_XD, row, panel_MDY, panel, best_NMY, document)
-        _few_rows(document_XD, behind - FEW_ROWS, panel_MDY, panel, best_NMY, document)
+        _few_rows(document_XD, end - FEW_ROWS, panel_MDY, panel, best_NMY, document)
     else:
-        while row < behind:
+        while row < end:
             _one_row(document_XD, row, panel_MDY, panel, best_NMY, document)
             row += 1
 
 
 @njit(nogil=True, cache=True)
 def all_scores(document_XD, offsets_N, panel_MDY, offsets_Q, unit_Y, lowest, out_NQ):
-    """Write the scores of all queries, whose vectors stand back to back in the panels, against all documents.
+    """Write the scores of all queries against all documents; the queries' vectors are concatenated in the panels.
 
-    A maximum of query vector y counts `unit_Y[y]` each, in whose type they are added; none is below `lowest`.
+    The maximum of query vector y is multiplied by `unit_Y[y]`, and the sum has the type of `unit_Y`. Maxima start at
+    `lowest`.
     """
     documents, queries = out_NQ.shape
     panels, _, width = panel_MDY.shape
@@ -125,10 +127,10 @@ def all_scores(document_XD, offsets_N, panel_MDY, offsets_Q, unit_Y, lowest, out
 
 @njit(nogil=True, cache=True)
 def pair_scores(document_XD, offsets_N, query_numbers, offsets_Q, query_H, pair_starts_N, panel_MDY, out_H):
-    """Write the scores of pairs, which stand document by document.
+    """Write the scores of (query, document) pairs, which are grouped by document.
 
-    `query_numbers` holds each query's vectors turned round [D, L], query behind query: those of one document's pairs
-    are laid side by side into the panels, so that short queries share one.
+    `query_numbers` holds each query's vectors transposed [D, L], with the queries concatenated. The vectors of one
+    document's queries are copied into the panels one after another, so that short queries share a panel.
     """
     dim, width = document_XD.shape[1], panel_MDY.shape[2]
     for document in range(len(offsets_N) - 1):

@@ -23,7 +23,7 @@ def _turn_one(heads, at_AK, mask_AK, half, cos_K, sin_K):
     tl.store(heads + at_AK + half, behind_AK.to(heads.dtype.element_ty), mask=mask_AK)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["period"])  # the tokens of a batch: one variant serves them all
 def turn(
     query,
     key,

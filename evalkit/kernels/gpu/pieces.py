@@ -23,6 +23,10 @@ GRAIN = 128
 """Rows to which every chunk is filled up: the largest tile."""
 CHUNK_ROWS = 4096
 """Rows of a chunk, about: a program loads its 256 query vectors once per chunk, 6 % of what it loads in all."""
+LEAST_CHUNK_ROWS = 512
+"""The same for small shards; below it, loading the query vectors would take as long as loading the documents."""
+CHUNKS_WANTED = 264
+"""Two programs for each of a Hopper GPU's 132 multiprocessors, even where one program holds all queries."""
 QUERY_PIECE = 32
 """Vectors of a query piece: ColBERT's query length, and two 16-row slabs of a tensor-core instruction."""
 DIM_PARTS = 3
@@ -63,7 +67,7 @@ def document_pieces(documents: Ragged, *, piece: int) -> Documents:
     ends_N = pieces_N.cumsum(0)
     begins_N = ends_N - pieces_N
     # A document belongs to the chunk in whose stretch of CHUNK_ROWS it begins; a longer one makes its chunk longer.
-    stretch_N = begins_N * piece // CHUNK_ROWS
+    stretch_N = begins_N * piece // chunk_rows(int(ends_N[-1]) * piece)
     first_N = torch.ones_like(stretch_N, dtype=torch.bool)
     first_N[1:] = stretch_N[1:] != stretch_N[:-1]
     chunk_documents = first_N.nonzero().flatten()
@@ -87,6 +91,18 @@ def document_pieces(documents: Ragged, *, piece: int) -> Documents:
         piece,
         len(lengths_N),
     )
+
+
+def chunk_rows(rows: int) -> int:
+    """Return the rows of a chunk for a shard of so many: fewer where the shard is small, to occupy the whole GPU.
+
+    >>> chunk_rows(8_000_000), chunk_rows(600_000), chunk_rows(1_000)
+    (4096, 2048, 512)
+    """
+    size = CHUNK_ROWS
+    while size > LEAST_CHUNK_ROWS and rows < size * CHUNKS_WANTED:
+        size //= 2
+    return size
 
 
 def _rows(moved_N: Tensor, offsets_N: Tensor, count: int) -> Tensor:

@@ -7,17 +7,21 @@ from __future__ import annotations
 
 import functools
 import time
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from evalkit.kernels.gpu.pieces import GRAIN, QUERY_PIECE, Documents, dim_parts, query_pieces, query_sums
 from evalkit.kernels.gpu.triton_kernel import maxsim
+from evalkit.kernels.trouble import first_line, is_out_of_memory, say_once
 from evalkit.ragged import Ragged
 
 WORTH_TIMING = 1e13
-"""Operations from which it pays to time the tilings: some 30 ms of work against a second or two of compiling."""
+"""Operations, of all calls so far, from which timing the tilings pays: 30 ms of work against a second of compiling."""
+FEW_PIECES = 4
+"""Up to here a tiling of eight warps would score query pieces that are not there."""
 
 
 class Tiling(NamedTuple):
@@ -35,8 +39,19 @@ class Tiling(NamedTuple):
         return 2 * dim * (QUERY_PIECE * self.warps + self.rows * self.stages) + 1024
 
 
-TILINGS = (Tiling(64, 8, 3), Tiling(128, 8, 2), Tiling(128, 4, 2), Tiling(64, 4, 3), Tiling(32, 4, 2))
-"""In order of what is expected of them; the first that fits is taken where timing them does not pay."""
+TILINGS = (
+    Tiling(64, 8, 3),
+    Tiling(128, 8, 3),
+    Tiling(128, 8, 2),
+    Tiling(128, 4, 2),
+    Tiling(64, 4, 3),
+    Tiling(32, 4, 2),
+)
+"""In order of what is expected of them; where timing them does not pay, `expected` takes the first that suits.
+
+Three stages hide the copy of the next tile behind the products of the one at work; two hide less, but let two programs
+share a multiprocessor.
+"""
 HOPPER_SHARED_BYTES = 232_448
 """Shared memory that one program may have on compute capability 9.0."""
 
@@ -98,52 +113,76 @@ def tilings(dim: int, *, piece: int, shared_bytes: int = HOPPER_SHARED_BYTES) ->
 
 def fits(dim: int, device: torch.device, *, piece: int) -> bool:
     """Tell whether any tiling fits the device's shared memory: on Hopper, up to 512 numbers a vector do."""
-    return bool(tilings(dim, piece=piece, shared_bytes=_shared_bytes(device)))
+    return bool(tilings(dim, piece=piece, shared_bytes=shared_bytes_of(device)))
 
 
 def fastest(documents: Documents, *, query_count: int, worth_timing: float = WORTH_TIMING) -> Tiling:
-    """Return the tiling for some work: the fastest of those that fit by one timing per process, where that pays.
+    """Return the tiling for some work: by one timing per process and kind of work, as soon as that pays.
 
-    `query_count` is that of query pieces; `worth_timing` the operations from which it pays.
+    `query_count` is that of query pieces. `worth_timing` counts the operations of all calls of this kind, so that a run
+    over many small shards times the tilings too.
     """
     rows_RD = documents.rows_RD
     dim, device = rows_RD.shape[1], rows_RD.device
-    work = 2.0 * dim * len(rows_RD) * QUERY_PIECE * query_count
-    if device.type != "cuda" or work < worth_timing:
-        return tilings(dim, piece=documents.piece, shared_bytes=_shared_bytes(device))[0]
-    key = (str(device), rows_RD.dtype, dim, documents.piece)
-    if key not in _TIMED:
-        _TIMED[key] = _timed(documents, query_count)
-    return _TIMED[key]
+    fitting = tilings(dim, piece=documents.piece, shared_bytes=shared_bytes_of(device))
+    guess = expected(fitting, query_count=query_count)
+    if device.type != "cuda":
+        return guess
+    kind = (str(device), rows_RD.dtype, dim, documents.piece, query_count <= FEW_PIECES)
+    if kind not in _TIMED:
+        work = _WORK.get(kind, 0.0) + 2.0 * dim * len(rows_RD) * QUERY_PIECE * query_count
+        _WORK[kind] = work
+        if work < worth_timing:
+            return guess
+        _TIMED[kind] = _timed(documents, query_count, fitting)
+    return _TIMED[kind]
 
 
-_TIMED: dict[tuple[str, torch.dtype, int, int], Tiling] = {}
+def expected(fitting: Sequence[Tiling], *, query_count: int) -> Tiling:
+    """Return the first tiling whose warps all have a query piece, else the first of those with the fewest warps.
+
+    >>> [expected(TILINGS, query_count=count).warps for count in (1, 4, 5, 256)]
+    [4, 4, 8, 8]
+    """
+    fewest = min(tiling.warps for tiling in fitting)
+    return next(tiling for tiling in fitting if query_count > FEW_PIECES or tiling.warps == fewest)
+
+
+_Kind: TypeAlias = tuple[str, torch.dtype, int, int, bool]
+_TIMED: dict[_Kind, Tiling] = {}
+_WORK: dict[_Kind, float] = {}
 
 
 @functools.cache
-def _shared_bytes(device: torch.device) -> int:
+def shared_bytes_of(device: torch.device) -> int:
+    """Return the shared memory that one program may have on a device; in the interpreter, on Hopper."""
     if device.type != "cuda":
         return HOPPER_SHARED_BYTES
     properties: Any = torch.cuda.get_device_properties(device)  # the stubs lack this attribute
     return int(properties.shared_memory_per_block_optin)
 
 
-def _timed(documents: Documents, query_count: int) -> Tiling:
-    """Time every tiling that fits on some of the chunks, three times each, and return the fastest."""
+def _timed(documents: Documents, query_count: int, fitting: Sequence[Tiling]) -> Tiling:
+    """Time tilings on some of the chunks, three times each, and return the fastest; one that cannot run is left out."""
     dim, device = documents.rows_RD.shape[1], documents.rows_RD.device
     some = documents._replace(chunk_documents=documents.chunk_documents[: 32 * 1024 // max(query_count, 32)])
     count = -(-query_count // 8) * 8
     query_MLD = torch.randn((count, QUERY_PIECE, dim), device=device).to(documents.rows_RD.dtype)
     best: tuple[float, Tiling] | None = None
-    for tiling in tilings(dim, piece=documents.piece, shared_bytes=_shared_bytes(device)):
-        launch(query_MLD, some, tiling)
-        torch.cuda.synchronize(device)
-        started = time.perf_counter()
-        for _ in range(3):
+    for tiling in fitting:
+        try:
             launch(query_MLD, some, tiling)
-        torch.cuda.synchronize(device)
-        took = time.perf_counter() - started
+            torch.cuda.synchronize(device)
+            started = time.perf_counter()
+            for _ in range(3):
+                launch(query_MLD, some, tiling)
+            torch.cuda.synchronize(device)
+            took = time.perf_counter() - started
+        except Exception as error:  # a compiler's failures have classes of their own
+            if is_out_of_memory(error):
+                raise
+            say_once(f"{tiling} cannot run here ({type(error).__name__}: {first_line(error)}): another is used")
+            continue
         if best is None or took < best[0]:
             best = (took, tiling)
-    assert best is not None  # `fits` was asked before
-    return best[1]
+    return expected(fitting, query_count=query_count) if best is None else best[1]

@@ -16,7 +16,7 @@ the products' time when nothing overlaps (80 % of the GEMM rate), and a third or
 on a multiprocessor overlap them. A document row of 256 bytes meets 256 query vectors, which is 256 operations for each
 byte from the second-level cache; programs of one chunk run side by side, so device memory is read about once per wave.
 Compiled for compute capability 9.0 the 256-by-64 tile takes 102 registers a thread, spills nothing, and fits twice on
-a multiprocessor. What share of the peak it reaches, scripts/bench_gpu.py measures.
+a multiprocessor. What share of the peak it reaches, scripts/gpu/search.py measures.
 """
 
 import triton
@@ -53,7 +53,7 @@ def _pieces(score_YT, rows: tl.constexpr, piece: tl.constexpr):
         return (p0, p1, p2, p3, p4, p5, p6, p7)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["out_stride"])  # the documents of a shard: one variant serves them all
 def maxsim(
     queries,
     documents,

@@ -69,6 +69,7 @@ FIXED_VALUES: Mapping[str, Mapping[str, Any]] = {
     "bert": {"position_embedding_type": "absolute"},
     "jina_bert": {},
     "xmod": {"position_embedding_type": "absolute"},
+    "transformers": {},
 }
 """What a backbone's class computes whatever config.json says of it: a checkpoint that asks for more is refused."""
 COUNTS = (
@@ -190,7 +191,14 @@ def transformers_at_work() -> Iterator[None]:
 
 def check_model_type(values: Mapping[str, Any], config: EncoderConfig, *, origin: str) -> None:
     """Refuse a checkpoint of another architecture than the config's backbone, by the name that it gives itself."""
-    found, wanted = values.get("model_type"), MODEL_TYPES[config.backbone]
+    found = values.get("model_type")
+    if config.backbone == "transformers":
+        if found != config.architecture:
+            wanted_type = f"wanted {config.architecture!r} as model.architecture says"
+            msg = f"{origin}: config.json has model_type {found!r}, {wanted_type}; this is another architecture"
+            raise ModelError(msg)
+        return
+    wanted = MODEL_TYPES[config.backbone]
     if found is not None and found not in wanted:
         msg = (
             f"{origin}: config.json has model_type {found!r}, wanted {' or '.join(wanted)} "
@@ -258,7 +266,7 @@ def bert(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Encod
     from transformers import BertConfig, BertModel
 
     native = BertConfig(**config_values(values, [*ARCHITECTURE_KEYS, "hidden_act"], origin=origin))
-    _check_positions(config, native.max_position_embeddings, origin=origin)
+    check_positions(config, native.max_position_embeddings, origin=origin)
     renamed = _without(tensors, prefix="bert.", left_out=("pooler.", "cls."))
     module = filled(lambda c: BertModel(c, add_pooling_layer=False), native, renamed, origin=origin)
     return Backbone(module, native.hidden_size, None)
@@ -367,7 +375,7 @@ def xmod(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Encod
         msg = f"{origin}: no language adapter {chosen!r}; choose with model.adapter=CODE one of {', '.join(languages)}"
         raise ModelError(msg)
     native = XmodConfig(**{**shape, "languages": [chosen], "default_language": chosen})
-    _check_positions(config, shape["max_position_embeddings"] - shape["pad_token_id"] - 1, origin=origin)
+    check_positions(config, shape["max_position_embeddings"] - shape["pad_token_id"] - 1, origin=origin)
     others = {language for language in languages if language != chosen}
     renamed = {
         name: tensor
@@ -379,7 +387,18 @@ def xmod(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Encod
     return Backbone(module, native.hidden_size, None)
 
 
-def _check_positions(config: EncoderConfig, positions: int, *, origin: str) -> None:
+def transformers_own(
+    tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str
+) -> Backbone:
+    """Build any other text model that transformers has, by its own loader; the head is loaded by hand."""
+    from evalkit.models.backbones import generic
+
+    own = {name: tensor for name, tensor in tensors.items() if name != HEAD}
+    module, hidden_size = generic.load(own, values, config, origin=origin)
+    return Backbone(module, hidden_size, None)
+
+
+def check_positions(config: EncoderConfig, positions: int, *, origin: str) -> None:
     """Refuse texts that are longer than a model with learned positions has positions for."""
     for side, rules in (("query", config.query), ("document", config.document)):
         if rules.max_tokens > positions:
@@ -394,12 +413,22 @@ BACKBONES: Mapping[str, Callable[..., Backbone]] = {
     "bert": bert,
     "jina_bert": jina_bert,
     "xmod": xmod,
+    "transformers": transformers_own,
 }
+
+
+_OLD_NORM = re.compile(r"(LayerNorm|layer_norm)\.(gamma|beta)$")
+"""What TensorFlow calls the parts of a norm; transformers 5 reads such names, and saves some models under them."""
+
+
+def _new_norm(found: re.Match[str]) -> str:
+    return f"{found[1]}.{'weight' if found[2] == 'gamma' else 'bias'}"
 
 
 def _without(tensors: Mapping[str, Tensor], *, prefix: str, left_out: tuple[str, ...]) -> dict[str, Tensor]:
     """Return the tensors under their names without a prefix, less the head, what is left out, and old constants."""
-    renamed = {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name != HEAD}
+    renamed = {_OLD_NORM.sub(_new_norm, name.removeprefix(prefix)): tensor for name, tensor in tensors.items()}
+    renamed.pop(HEAD, None)
     return {
         name: tensor
         for name, tensor in renamed.items()

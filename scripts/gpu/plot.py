@@ -1,12 +1,7 @@
-"""Draw results/bench/gpu/gpu.json: rates of exact search beside the GEMM rate, and of encoding beside its floor.
-
-python scripts/bench_gpu_plot.py results/bench/gpu
-"""
+"""Draw the GPU bench's figures: rates of exact search beside the GEMM rate, and of encoding beside its floor."""
 
 from __future__ import annotations
 
-import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +9,12 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 import matplotlib.pyplot as plt
+from summary import read
 
 
 def draw(folder: Path) -> Path:
-    """Draw gpu.png beside gpu.json; sections that the run did not reach are left out."""
-    figures = json.loads((folder / "gpu.json").read_text(encoding="utf-8"))
+    """Draw gpu.png beside the figures; sections that the run did not reach are left out."""
+    figures = read(folder)
     panels = [panel for panel in (search_rates(figures), encoding_rates(figures)) if panel[1]]
     heights = [1 + len(bars) for _, bars, _ in panels] or [1]
     drawn, axes = plt.subplots(
@@ -43,13 +39,13 @@ Panel = tuple[str, list[tuple[str, float]], "float | None"]
 
 
 def search_rates(figures: dict[str, Any]) -> Panel:
-    """Return each contender's TFLOP/s by dim and document length; the variants of the tiling are left out."""
+    """Return each contender's TFLOP/s by dim, document length and number of queries."""
     bars = [
         (f"{section.removeprefix('search ')} · {name}", value["TFLOP/s"])
         for section, entries in figures.items()
         if section.startswith("search d=")
         for name, value in entries.items()
-        if isinstance(value, dict) and "TFLOP/s" in value and not name.startswith("rows ")
+        if isinstance(value, dict) and "TFLOP/s" in value
     ]
     return "Exact MaxSim, TFLOP/s (line: fp16 GEMM)", bars, figures.get("ceilings", {}).get("float16 GEMM TFLOP/s")
 
@@ -61,7 +57,3 @@ def encoding_rates(figures: dict[str, Any]) -> Panel:
         (name, value["tokens/s"]) for name, value in entries.items() if isinstance(value, dict) and "tokens/s" in value
     ]
     return "Encoding, tokens/s (line: floor at the GEMM rate)", bars, entries.get("floor, tokens/s at the GEMM rate")
-
-
-if __name__ == "__main__":
-    print(draw(Path(sys.argv[1])))

@@ -1,0 +1,35 @@
+"""What every kernel does when it cannot be had: say why in one line, once, and tell full memory from other failures."""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+
+import torch
+
+log = logging.getLogger(__name__)
+
+OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
+"""How torch words it where the error's class does not tell."""
+
+
+def first_line(error: Exception) -> str:
+    r"""Return the first line of an error's message, or its class where it has none.
+
+    >>> first_line(ValueError("no compiler\nand more")), first_line(KeyError())
+    ('no compiler', 'KeyError')
+    """
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Tell whether memory ran out."""
+    if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
+        return True
+    return any(text in str(error) for text in OUT_OF_MEMORY)
+
+
+@cache
+def say_once(problem: str) -> None:
+    """Report what was given up, once per process."""
+    log.warning("%s", problem)

@@ -1,0 +1,225 @@
+"""Models and datasets of the user's own: a config written from what a checkpoint or a folder says of itself.
+
+`evalkit new` keeps the config in a file. A folder or a repository in place of a name (`model=./checkpoint`) makes the
+same config for one command, and says first what was read and what was assumed.
+"""
+
+from __future__ import annotations
+
+import atexit
+import re
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import yaml
+
+from evalkit.config.settings import (
+    GIVEN,
+    CheckpointSource,
+    DatasetConfig,
+    EncoderConfig,
+    folder_name,
+    from_mapping,
+    group_files,
+    group_names,
+)
+from evalkit.datasets import infer as datasets
+from evalkit.errors import ConfigError
+from evalkit.storage.paths import write_whole
+
+PATH: Final = re.compile(r"(\.{1,2}|~[^/]*)?/.*|\.{1,2}|~")
+"""What is a path by its looks; a name of a config never begins so."""
+REPOSITORY: Final = re.compile(r"[\w.-]+/[\w.-]+")
+NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
+"""A name that can stand in a file's name, on the command line and in a table."""
+
+
+class Written(NamedTuple):
+    """A config that was made: the file, and what was read and assumed."""
+
+    path: Path
+    lines: tuple[str, ...]
+
+
+def new_model(name: str, source: str, folder: Path) -> Written:
+    """Write `model/NAME.yaml` in a folder of configs from a checkpoint's own files. Raises EvalkitError subclasses."""
+    path = _place("model", name, folder)
+    text, lines = _model_text(name, checkpoint_source(source))
+    write_whole(path, text.encode())
+    return Written(path, tuple(lines))
+
+
+def new_dataset(  # noqa: PLR0913 (keyword-only behind the first three)
+    name: str, source: str, folder: Path, *, language: str | None, split: str | None, cache_dir: Path
+) -> Written:
+    """Write `dataset/NAME.yaml` in a folder of configs from a BEIR-format folder, after a pass over its documents.
+
+    Raises EvalkitError subclasses.
+    """
+    path = _place("dataset", name, folder)
+    facts = datasets.infer(Path(source), name=name, language=language, split=split)
+    facts = datasets.measured(facts, cache_dir=cache_dir)
+    write_whole(path, _dataset_text(facts).encode())
+    return Written(path, tuple(datasets.lines(facts)))
+
+
+def checkpoint_source(given: str) -> CheckpointSource:
+    """Return a checkpoint's place: a folder where it is one or looks like one, else a hub repository, `@COMMIT` or not.
+
+    Raises ConfigError for what is neither.
+    """
+    folder = Path(given).expanduser()
+    if folder.is_dir():
+        return CheckpointSource(path=str(folder.absolute()))
+    repo, _, revision = given.partition("@")
+    if PATH.fullmatch(given) or not REPOSITORY.fullmatch(repo):
+        msg = f"got {given!r}, wanted the folder of a checkpoint, or a hub repository as OWNER/NAME"
+        raise ConfigError(f"{msg}; there is no such folder")
+    return CheckpointSource(repo=repo, revision=revision or None)
+
+
+def with_given(words: Sequence[str], *, say: Callable[[str], None]) -> tuple[list[str], Path | None]:
+    """Return the words with folders and repositories replaced by names, and the folder of configs that has them.
+
+    `say` is called with what was read and assumed for each, before anything runs. Without any, the folder is None.
+    Raises EvalkitError subclasses for what cannot be read.
+    """
+    configs: Path | None = None
+    changed: list[str] = []
+    for word in words:
+        group, equals, text = word.partition("=")
+        values = text.split(",")
+        if not equals or group not in ("model", "dataset") or not any(_is_given(group, value) for value in values):
+            changed.append(word)
+            continue
+        configs = configs or _scratch()
+        names = [_made(group, value, words, configs, say) if _is_given(group, value) else value for value in values]
+        changed.append(f"{group}={','.join(names)}")
+    return changed, configs
+
+
+def _is_given(group: str, value: str) -> bool:
+    """Whether a value is a folder or a repository rather than a name."""
+    if value in group_names(group):
+        return False
+    if PATH.fullmatch(value):
+        return True
+    if group == "model" and REPOSITORY.fullmatch(value.partition("@")[0]):
+        return True
+    return "/" in value and Path(value).is_dir()
+
+
+def _made(group: str, value: str, words: Sequence[str], configs: Path, say: Callable[[str], None]) -> str:
+    """Make a config for one command and return the name that chooses it."""
+    said = next((word.partition("=")[2] for word in words if word.lstrip("+").startswith(f"{group}.name=")), None)
+    place = None if group == "dataset" else checkpoint_source(value)
+    repo = None if place is None else place.repo
+    default = _default_name(group, value) if repo is None else repo.partition("/")[2]
+    name = said or default
+    if said is None:
+        _refuse_taken(group, name, value, place)
+    if place is not None:
+        text, lines = _model_text(name, place)
+    else:
+        split = next((word.partition("=")[2] for word in words if word.lstrip("+").startswith("dataset.split=")), None)
+        facts = datasets.infer(Path(value), name=name, split=split)
+        text, lines = _dataset_text(facts), datasets.lines(facts)
+    chosen = f"{GIVEN}/{name}"
+    write_whole(configs / group / f"{chosen}.yaml", text.encode())
+    say(f"{group} {name}, made from {value}")
+    for line in lines:
+        say(f"  {line}")
+    return chosen
+
+
+def _default_name(group: str, value: str) -> str:
+    """Return a folder's own name, without what a file name or the command line cannot hold.
+
+    A dataset is called as `dataset=folder` calls it, so that both are one dataset.
+    """
+    if group == "dataset":
+        return folder_name(value)
+    name = Path(value).expanduser().absolute().resolve().name
+    cleaned = re.sub(r"[^\w.-]+", "-", name).strip("-.")
+    return cleaned or "own"
+
+
+def _refuse_taken(group: str, name: str, value: str, place: CheckpointSource | None) -> None:
+    """Refuse a default name that a config has: its results would pass for that system's or dataset's."""
+    if name not in group_names(group):
+        return
+    own: Any = yaml.safe_load(group_files(group)[name].read_text(encoding="utf-8"))
+    same = place is not None and any(
+        source.get("repo") == place.repo for source in (own.get("checkpoints") or {}).values() if place.repo
+    )
+    if same:
+        msg = f"{group} {value!r}: got a repository that a config reads, wanted that config: {group}={name}"
+        raise ConfigError(f"{msg}; or give yours a name of its own: {group}.name=NAME")
+    msg = f"{group} {value!r}: got {name!r} as its name, which a config has ({group_files(group)[name]})"
+    raise ConfigError(f"{msg}; wanted a name of its own: {group}.name=NAME")
+
+
+def _scratch() -> Path:
+    folder = Path(tempfile.mkdtemp(prefix="evalkit-configs-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _place(group: str, name: str, folder: Path) -> Path:
+    """Return the file of a new config. Raises ConfigError for a name that cannot be one or is taken."""
+    if not NAME.fullmatch(name):
+        msg = f"{group} {name!r}: wanted letters, digits, - and _, with / between folders, for example team/{group}-1"
+        raise ConfigError(msg)
+    path = folder.expanduser() / group / f"{name}.yaml"
+    if path.exists():
+        msg = f"{path} is there already; wanted a new name, or remove the file first"
+        raise ConfigError(msg)
+    if name in group_names(group):
+        msg = f"{group} {name!r} is a config already ({group_files(group)[name]}); wanted a name of its own"
+        raise ConfigError(msg)
+    return path
+
+
+def _model_text(name: str, source: CheckpointSource) -> tuple[str, list[str]]:
+    """Return a model's YAML, every fact with its source, and what was read and assumed. Raises EvalkitError."""
+    from evalkit.models.infer import infer
+
+    found = infer(source, name=name)
+    text = _yaml(
+        f"{name}: written from {found.origin}; what is marked as assumed no file of it says.",
+        {"name": (name, ""), **{key: (fact.value, fact.source or "assumed") for key, fact in found.facts.items()}},
+    )
+    values = {key: value for key, value in found.values().items() if key != "adapter"}
+    from_mapping(EncoderConfig, values, where="model")  # what was read must be a config, or it is of no use
+    return text, found.lines()
+
+
+def _dataset_text(facts: Mapping[str, datasets.Fact]) -> str:
+    values = {key: fact.value for key, fact in facts.items()}
+    from_mapping(DatasetConfig, values, where="dataset")
+    return _yaml(
+        f"{values['name']}: a BEIR-format folder; what is marked as assumed no file of it says.",
+        {key: (fact.value, fact.source or "assumed") for key, fact in facts.items()},
+    )
+
+
+def _yaml(title: str, settings: Mapping[str, tuple[Any, str]]) -> str:
+    """Return settings as YAML, a line each with its source behind it; checkpoints have a line for each dim."""
+    lines = [f"# {title}"]
+    for key, (value, note) in settings.items():
+        comment = f"  # {' '.join(note.split())}" if note else ""
+        if key == "checkpoints":
+            lines.append(f"{key}:{comment}")
+            lines += [f"  {_flow(dim)}: {_flow(place)}" for dim, place in value.items()]
+        else:
+            lines.append(f"{key}: {_flow(value)}{comment}")
+    return "\n".join(lines) + "\n"
+
+
+def _flow(value: Any) -> str:
+    """Return a value as YAML on one line."""
+    text: str = yaml.safe_dump(value, default_flow_style=True, sort_keys=False, allow_unicode=True, width=1 << 20)
+    return text.strip().removesuffix("...").strip()

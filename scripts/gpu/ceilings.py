@@ -1,0 +1,43 @@
+"""The card's own rates, on random data, and which of evalkit's fast paths work on it."""
+
+from __future__ import annotations
+
+import torch
+from shared import Bench, run_section
+
+
+def ceilings(bench: Bench) -> None:
+    """Say which paths a run takes here, then time large matrix products and a copy."""
+    paths(bench)
+    size = 256 if bench.smoke else 8192
+    for dtype in (torch.bfloat16, torch.float16):
+        one, other = (torch.randn(size, size, device=bench.device).to(dtype) for _ in range(2))
+        took = bench.median_s(lambda one=one, other=other: one @ other, least_s=1.0, most=200)
+        name = f"{str(dtype).removeprefix('torch.')} GEMM TFLOP/s"
+        bench.record("ceilings", name, round(2 * size**3 / took / 1e12, 1))
+    source = torch.empty(1 << (20 if bench.smoke else 32), dtype=torch.uint8, device=bench.device).random_(0, 255)
+    target = torch.empty_like(source)
+    took = bench.median_s(lambda: target.copy_(source))
+    bench.record("ceilings", "copy GB/s, read and written", round(2 * len(source) / took / 1e9))
+
+
+def paths(bench: Bench) -> None:
+    """Record which attention, elementwise work and MaxSim a run takes on this device, and why not the fastest."""
+    from evalkit.config.compose import compose
+    from evalkit.maxsim import choice
+    from evalkit.models import attention, elementwise
+
+    config = compose(["model=jina-colbert-v2", "model.dtype=bfloat16"]).model
+    chosen = attention.choose("auto", config=config, device=bench.device)
+    bench.record("paths", "attention", chosen._asdict())
+    if bench.device.type == "cuda":
+        bench.record("paths", "options of torch's packed attention", dict(attention._varlen_options(bench.device)))  # noqa: SLF001 (what the kernel is given)
+    fused = elementwise.choose("triton" if bench.smoke else "auto", config=config, device=bench.device)
+    bench.record("paths", "elementwise", fused._asdict())
+    for dim in (128, 96, 64):
+        problem = choice.probe(bench.device, torch.float16, dim, choice.PIECE)
+        bench.record("paths", f"MaxSim at {dim} numbers", problem or "Triton's kernel")
+
+
+if __name__ == "__main__":
+    run_section("ceilings", ceilings)

@@ -1,0 +1,101 @@
+"""The fused mode on a GPU: shards are encoded at three dims, and searched while the next one is encoded."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from null_parts import cells_of, random_texts, task_of
+from peers.random_encoder import encoder_of
+from shared import Bench, busy_share, joules, passage_lengths, run_section
+
+DIMS = (128, 96, 64)
+PASSAGES = 1_000_000
+"""A slice of MS MARCO's size class; fewer where the budget says so."""
+SHARD_PASSAGES = 94_000
+"""About 8 million tokens."""
+
+
+def fused(bench: Bench) -> None:
+    """Time whole shards as `evalkit run` takes them, vectors dropped and vectors kept, and watch the GPU meanwhile."""
+    smoke = bench.smoke
+    layers, hidden, vocabulary = (1, 64, 1000) if smoke else (24, 1024, 250_002)
+    queries, passages, in_shard = (2, 4, 2) if smoke else (6_980, PASSAGES, SHARD_PASSAGES)
+    dtype = torch.float32 if smoke else torch.bfloat16
+    path = "varlen"
+    if not smoke:
+        from evalkit.config.compose import compose
+        from evalkit.models import attention
+
+        config = compose(["model=jina-colbert-v2", "model.dtype=bfloat16"]).model
+        path = attention.choose("auto", config=config, device=bench.device).path
+    shape = {"layers": layers, "hidden": hidden, "vocabulary": vocabulary, "dims": DIMS}
+    encoder = encoder_of(bench.device, **shape, dtype=dtype, attention=path, fused=not smoke)
+    warm_s = shards(bench, encoder, "warm-up", [in_shard // 4 + 1], queries, keep="topk")
+    if not warm_s:
+        return
+    rate = (in_shard // 4 + 1) / warm_s
+    most = int(rate * max(10.0, bench.left_s() * 0.45))
+    counts = [in_shard] * max(2, min(passages, most) // in_shard)
+    plain_s = shards(bench, encoder, "top-k alone is kept", counts, queries, keep="topk")
+    if plain_s and bench.fits("embeddings kept", 2.5 * plain_s / len(counts) * 2):
+        few = counts[:2]
+        kept_s = shards(bench, encoder, "embeddings are kept", few, queries, keep="embeddings")
+        if kept_s:
+            ratio = kept_s / len(few) / (plain_s / len(counts))
+            bench.record("fused", "embeddings kept, times top-k alone", round(ratio, 3))
+    if bench.device.type == "cuda" and bench.fits("GPU busy share", 12):
+        with bench.attempt("fused", "GPU busy share"):
+            few = [in_shard // 8] * 4
+            share = busy_share(lambda: shards(bench, encoder, "profiled", few, queries, keep="topk"))
+            bench.record("fused", "GPU busy over four small shards", share)
+
+
+def shards(  # noqa: PLR0913 (the sizes of one run)
+    bench: Bench, encoder: object, name: str, counts: list[int], queries: int, *, keep: str
+) -> float | None:
+    """Run shards of so many passages; return the seconds behind the queries' encoding."""
+    from evalkit.engines.local import map_shards
+    from evalkit.ranking import no_hits
+    from evalkit.run.background import Merging
+    from evalkit.run.shard_step import vector_step
+
+    folder = Path(tempfile.mkdtemp(prefix="evalkit-fused-"))
+    lengths = [passage_lengths(count, seed=count) for count in counts]
+    words = [f"store.keep={keep}", *(["engine.maxsim=triton"] if bench.smoke else [])]
+    task = task_of(folder, device=bench.device, lengths_by_shard=lengths, queries=queries, words=words)
+    cells = cells_of(DIMS)
+    best = {cell.run_id: no_hits() for cell in cells.values()}
+    model = random_texts(encoder, lengths)  # type: ignore[arg-type]
+    try:
+        with bench.attempt("fused", name), vector_step(task, model, cells, best, lambda *_: None) as step:
+            bench.synchronize()
+            before_j, start = joules(bench.device), time.perf_counter()
+            with Merging(best, depth=100, threaded=bench.device.type == "cuda") as merging:
+                for hits in map_shards(step.run, task.survey.shards, ahead=step.ahead):
+                    merging.add(hits)
+            step.writer.wait()
+            bench.synchronize()
+            took = time.perf_counter() - start
+            after_j = joules(bench.device)
+            tokens = int(sum(lengths_N.sum() for lengths_N in lengths))
+            facts = {
+                "passages": sum(counts),
+                "shards": len(counts),
+                "s": round(took, 2),
+                "tokens/s": round(tokens / took),
+            }
+            if before_j is not None and after_j is not None:
+                facts["J per million tokens"] = round((after_j - before_j) / tokens * 1e6, 1)
+            bench.record("fused", name, facts)
+            return took
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+    return None
+
+
+if __name__ == "__main__":
+    run_section("fused", fused)

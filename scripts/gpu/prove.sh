@@ -1,0 +1,53 @@
+#!/usr/bin/env bash
+# Prove the GPU path, then measure it: correctness, runs, bench, in this order, within nine minutes.
+#   bash scripts/gpu/prove.sh [OUT]              on the GPU machine; OUT keeps what each part writes, as it is written
+#   REHEARSE=1 bash scripts/gpu/prove.sh OUT     every step at toy sizes on a CPU, in Triton's interpreter: no figures
+# README.md beside this says what must lie in .gpu and how long each part may take.
+set -uo pipefail
+cd "$(dirname "$0")/../.."
+out=${1:-${OUT:-results/bench/gpu}}
+site=${SITE:-/tmp/evalkit-site}
+python=${PYTHON:-python3}
+mkdir -p "$out"
+exec > >(tee "$out/log.txt") 2>&1
+started=$SECONDS
+failed=()
+
+step() {  # step NAME LIMIT_S COMMAND...: run within a limit; a failure is noted and the next step still runs
+    local name=$1 limit=$2 began=$SECONDS
+    shift 2
+    echo "==== $name (at $((began - started)) s, $limit s at most)"
+    timeout --signal=INT --kill-after=5 "$limit" "$@"
+    local code=$?
+    echo "---- $name: exit $code after $((SECONDS - began)) s"
+    [ $code -eq 0 ] || failed+=("$name")
+}
+
+export PYTHONPATH="$PWD:$PWD/scripts:$site" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
+if [ -n "${REHEARSE:-}" ]; then
+    device=cpu documents=300 smoke=--smoke stretch=${STRETCH:-30}
+else
+    device=cuda documents=20000 smoke='' stretch=1
+fi
+limit() { echo $(($1 * stretch)); }
+
+nvidia-smi --query-gpu=name,driver_version,memory.total,power.limit --format=csv 2>/dev/null
+step "packages" "$(limit 30)" bash -c "
+    '$python' -m pip install -q --no-index --no-deps --no-compile --no-cache-dir --upgrade --target '$site' .gpu/wheels/*.whl &&
+    '$python' -W ignore -m compileall -q -j 0 '$site' >/dev/null; '$python' scripts/gpu/carry.py --unpack"
+# The runs' metrics compile for most of a minute on first use: beside the tests, not instead of them.
+timeout "$(limit 150)" "$python" scripts/gpu/runs.py --warm > "$out/.warm.log" 2>&1 &
+warming=$!
+step "ceilings and paths" "$(limit 35)" "$python" scripts/gpu/ceilings.py --out "$out" --budget-s "$(limit 30)" $smoke
+workers=()
+if [ $device = cuda ] && "$python" -c 'import xdist' 2>/dev/null; then workers=(-n 6); fi
+step "a: tests" "$(limit 120)" "$python" -m pytest -q -m gpu tests/gpu --durations=15 -p no:cacheprovider "${workers[@]}"
+wait "$warming"
+step "b: runs" "$(limit 110)" "$python" scripts/gpu/runs.py --out "$out" --device $device --documents $documents
+step "c: encoding" "$(limit 95)" "$python" scripts/gpu/encoding.py --out "$out" --budget-s "$(limit 85)" $smoke
+step "c: search" "$(limit 70)" "$python" scripts/gpu/search.py --out "$out" --budget-s "$(limit 60)" $smoke
+step "c: fused" "$(limit 60)" "$python" scripts/gpu/fused.py --out "$out" --budget-s "$(limit 50)" $smoke
+step "summary" "$(limit 10)" "$python" scripts/gpu/summary.py "$out"
+rm -rf "$out/work" "$out/.warm.log"
+echo "==== ${#failed[@]} steps failed after $((SECONDS - started)) s: ${failed[*]:-none}"
+exit $((${#failed[@]} > 0))

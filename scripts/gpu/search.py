@@ -1,0 +1,186 @@
+"""Exact search on a GPU: MaxSim by evalkit's kernel beside the card's GEMM rate, einsum and another library."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+from collections.abc import Callable
+from itertools import pairwise
+from typing import Any
+
+import torch
+from shared import QUERY_VECTORS, Bench, document_lengths, run_section, vectors
+from torch import Tensor
+
+PEER = "late-interaction-kernels"
+
+
+def search(bench: Bench) -> None:
+    """Time 256 queries at three dims over passages of three kinds, then other numbers of queries, then whole shards."""
+    total = 400 if bench.smoke else 2_000_000
+    many = 8 if bench.smoke else 256
+    for kind in ("ragged", "300", "80"):
+        for dim in (128, 96, 64):
+            if bench.fits(f"search d={dim} Ld={kind}", 6):
+                with bench.attempt(f"search d={dim} Ld={kind} Q={many}", "section"):
+                    measure(bench, dim, kind, many, total, peers=True)
+    for count in (1, 2) if bench.smoke else (1, 16, 7000):
+        for dim in (128, 96, 64):
+            if bench.fits(f"search d={dim}, {count} queries", 4):
+                with bench.attempt(f"search d={dim} Ld=ragged Q={count}", "section"):
+                    measure(bench, dim, "ragged", count, total, peers=False)
+    for count in (2,) if bench.smoke else (256, 7000):
+        if bench.fits(f"a whole shard, {count} queries", 8):
+            with bench.attempt("search end to end", f"{count} queries"):
+                whole_search(bench, count, total)
+    if bench.fits("every tiling", 15):
+        with bench.attempt("tilings", "section"):
+            tilings(bench, many, total)
+
+
+def texts(bench: Bench, dim: int, kind: str, count: int, total: int) -> tuple[Any, Any]:
+    """Return random queries and documents on the device."""
+    from evalkit.ragged import ragged
+
+    lengths = document_lengths(kind, total)
+    documents = ragged(vectors(int(lengths.sum()), dim, bench.device, seed=8), lengths)
+    query_YD = vectors(count * QUERY_VECTORS, dim, bench.device, seed=9)
+    return ragged(query_YD, torch.full((count,), QUERY_VECTORS)), documents
+
+
+def measure(  # noqa: PLR0913 (the sizes of one comparison)
+    bench: Bench, dim: int, kind: str, count: int, total: int, *, peers: bool
+) -> None:
+    """Time evalkit's kernel, and the others, on one set of inputs; scores are compared with float64 first."""
+    from evalkit.kernels.gpu import pieces, tensor_core
+    from evalkit.maxsim import bounds
+
+    queries, documents = texts(bench, dim, kind, count, total)
+    work = 2.0 * len(queries.rows_XD) * len(documents.rows_XD) * dim
+    ceiling = bench.gemm_rate("float16")
+    group = f"search d={dim} Ld={kind} Q={count}"
+    some_Q, some_N = min(count, 8), min(len(documents.offsets_N) - 1, 64)
+    wanted_QN = by_definition(queries, documents, some_Q, some_N)
+    limit = float(bounds.tensor_core_bound(queries, documents, dtype=torch.float16)[:some_Q].max())
+
+    def report(name: str, run: Callable[[], Tensor], *, limit: float) -> float:
+        error = float((run()[:some_Q, :some_N].cpu().double() - wanted_QN).abs().max())
+        bench.check(group, name, error=error, limit=limit)
+        took = bench.median_s(run)
+        rate = work / took / 1e12
+        share = round(rate / ceiling, 3) if ceiling else None
+        bench.record(group, name, {"ms": round(took * 1e3, 3), "TFLOP/s": round(rate, 3), "share of GEMM": share})
+        return took
+
+    laid = pieces.document_pieces(documents, piece=16)
+    took = bench.median_s(lambda: pieces.document_pieces(documents, piece=16))
+    bench.record(group, "laying documents out, once a shard, ms", round(took * 1e3, 3))
+    best = tensor_core.fastest(laid, query_count=count, worth_timing=0)
+    bench.record(group, "tiling of evalkit", {**best._asdict(), "piece": 16})
+    ours_s = report("evalkit", functools.partial(tensor_core.scores, queries, laid, tiling=best), limit=limit)
+    if not peers:
+        return
+    for name, run in others(bench, queries, documents, kind, dim).items():
+        if bench.fits(f"{group} {name}", 5):
+            with bench.attempt(group, name, ours=False):
+                # fp16 scores, or sums in another order: a fault would be off by whole numbers.
+                peer_s = report(name, run, limit=0.1)
+                bench.record(group, f"evalkit is times {name}", round(peer_s / ours_s, 2))
+
+
+def by_definition(queries: Any, documents: Any, some_Q: int, some_N: int) -> Tensor:
+    """Return the first scores in float64, document by document on the CPU."""
+    query_YD = queries.rows_XD[: some_Q * QUERY_VECTORS].double().cpu()
+    spans = list(pairwise(documents.offsets_N[: some_N + 1].tolist()))
+    document_XD = documents.rows_XD[: spans[-1][1]].double().cpu()
+    best_NY = torch.stack([(document_XD[a:b] @ query_YD.T).amax(0) for a, b in spans])
+    return best_NY.view(some_N, some_Q, QUERY_VECTORS).sum(2).T
+
+
+def others(bench: Bench, queries: Any, documents: Any, kind: str, dim: int) -> dict[str, Callable[[], Tensor]]:
+    """Return the other ways: einsum over padded documents, and late-interaction-kernels where it is installed."""
+    lengths = documents.offsets_N.diff()
+    longest = int(lengths.max())
+    begins = documents.offsets_N[:-1].to(bench.device)
+    step = torch.arange(longest, device=bench.device)
+    row = begins.unsqueeze(1) + torch.minimum(step, lengths.to(bench.device).unsqueeze(1) - 1)
+    document_NTD = documents.rows_XD[row]  # padded by repeating the last vector, which spares einsum its mask
+    query_QLD = queries.rows_XD.view(-1, QUERY_VECTORS, dim)
+    each = max(1, (1 << 31) // (len(queries.rows_XD) * longest))  # the product of one call is at most 4 GiB
+
+    def einsum() -> Tensor:
+        return torch.cat(
+            [
+                torch.einsum("qld,ntd->qnlt", query_QLD, part).amax(3).float().sum(2)
+                for part in document_NTD.split(each)
+            ],
+            dim=1,
+        )
+
+    found: dict[str, Callable[[], Tensor]] = {"torch einsum, padded, fp16 scores": einsum}
+    if importlib.util.find_spec("late_interaction_kernels") and bench.device.type == "cuda":
+        from late_interaction_kernels import maxsim
+
+        from evalkit.maxsim import choice
+
+        mask = None if kind != "ragged" else step.unsqueeze(0) < lengths.to(bench.device).unsqueeze(1)
+        many = choice.ELEMENT_LIMIT // (longest * dim)  # it counts numbers in 32 bits
+
+        def padded() -> Tensor:
+            masks = [None] * len(document_NTD) if mask is None else mask.split(many)
+            parts = zip(document_NTD.split(many), masks, strict=False)
+            return torch.cat([maxsim(query_QLD, part, d_mask=kept) for part, kept in parts], dim=1)
+
+        found[f"{PEER}, padded"] = padded
+        if kind == "ragged":
+            bound = choice.bind(PEER, documents, device=bench.device)
+            found[f"{PEER}, packed"] = lambda: bound.scores(queries)
+    return found
+
+
+def tilings(bench: Bench, count: int, total: int) -> None:
+    """Time every way of cutting the work at d = 128 over ragged passages."""
+    from evalkit.kernels.gpu import pieces, tensor_core
+
+    queries, documents = texts(bench, 128, "ragged", count, total)
+    work = 2.0 * len(queries.rows_XD) * len(documents.rows_XD) * 128
+    for piece in (16, 8):
+        laid = pieces.document_pieces(documents, piece=piece)
+        for tiling in tensor_core.tilings(128, piece=piece)[: 1 if bench.smoke else None]:
+            name = f"rows {tiling.rows}, warps {tiling.warps}, stages {tiling.stages}, piece {piece}"
+            if bench.fits(f"tiling {name}", 3):
+                with bench.attempt("tilings", name):
+                    run = functools.partial(tensor_core.scores, queries, laid, tiling=tiling)
+                    rate = work / bench.median_s(run) / 1e12
+                    bench.record("tilings", name, {"TFLOP/s": round(rate, 3)})
+
+
+def whole_search(bench: Bench, count: int, total: int) -> None:
+    """Time the exact search of one shard as a run has it: vectors from the host, bound, top 100, exact scores, ids."""
+    from evalkit.ragged import ragged
+    from evalkit.ranking import floors, no_hits
+    from evalkit.run.search import asked, search_shard
+    from evalkit.storage.shard_files import ShardVectors
+
+    cpu = torch.device("cpu")
+    lengths = document_lengths("ragged", total)
+    rows_XD = vectors(int(lengths.sum()), 128, bench.device).cpu()
+    shard = ShardVectors(tuple(f"d{i}" for i in range(len(lengths))), ragged(rows_XD, lengths))
+    query_lengths = torch.full((count,), QUERY_VECTORS)
+    queries = ShardVectors(
+        tuple(f"q{i}" for i in range(count)), ragged(vectors(int(query_lengths.sum()), 128, cpu, seed=1), query_lengths)
+    )
+    ready = asked(queries, bench.device)
+    options = {"depth": 100, "device": bench.device, "maxsim": "triton" if bench.smoke else "auto"}
+    first_floor_Q = floors(no_hits(), queries=count, depth=100)
+    hits = search_shard(ready, shard, floor_Q=first_floor_Q, **options)
+    later_floor_Q = floors(hits, queries=count, depth=100)
+    for name, floor_Q in (("first shard", first_floor_Q), ("later shard", later_floor_Q)):
+        took = bench.median_s(functools.partial(search_shard, ready, shard, floor_Q=floor_Q, **options))
+        rate = 2.0 * len(queries.vectors.rows_XD) * len(rows_XD) * 128 / took / 1e12
+        facts = {"s": round(took, 4), "TFLOP/s": round(rate, 2), "documents": len(lengths)}
+        bench.record("search end to end", f"{name}, {count} queries, exact top 100", facts)
+
+
+if __name__ == "__main__":
+    run_section("search", search)

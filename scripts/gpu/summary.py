@@ -1,0 +1,127 @@
+"""Put the sections' figures beside the targets, list what failed, and draw them.
+
+python scripts/gpu/summary.py results/bench/gpu
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+SECTIONS = ("ceilings", "encoding", "search", "fused")
+TARGETS = {
+    "search d=128 TFLOP/s, 256 queries": 350,
+    "search times late-interaction-kernels": 2,
+    "search d=96 time over d=128's, at most": 0.8,
+    "encoding tokens/s": 750_000,
+    "encoding times padded arrival order": 3,
+    "three dims over one, at most": 1.1,
+    "GPU busy share": 0.9,
+    "embeddings kept, times top-k alone, at most": 1.03,
+}
+
+
+def read(folder: Path) -> dict[str, Any]:
+    """Return every section's figures in one mapping; a section that wrote none is left out."""
+    figures: dict[str, Any] = {}
+    for section in SECTIONS:
+        with suppress(FileNotFoundError):
+            found = json.loads((folder / f"{section}.json").read_text(encoding="utf-8"))
+            for group, values in found.items():
+                if isinstance(values, dict):
+                    figures.setdefault(group, {}).update(values)
+                else:
+                    figures.setdefault(group, []).extend(values)
+    return figures
+
+
+def measured(figures: dict[str, Any]) -> Iterator[tuple[str, object]]:
+    """Yield what was measured for each target; None where it was not reached."""
+    searches = {
+        name.removeprefix("search "): values
+        for name, values in figures.items()
+        if name.startswith("search d=") and name.endswith("Q=256")
+    }
+    rates = {name: values["evalkit"] for name, values in searches.items() if "evalkit" in values}
+    at_128 = {name: facts["TFLOP/s"] for name, facts in rates.items() if name.startswith("d=128")}
+    peer = "evalkit is times late-interaction-kernels"
+    times = {
+        f"{name}, {key.rpartition(', ')[2]}": value
+        for name, values in searches.items()
+        for key, value in values.items()
+        if key.startswith(peer)
+    }
+    narrower = {
+        name: round(facts["ms"] / rates[wide]["ms"], 3)
+        for name, facts in rates.items()
+        if name.startswith("d=96") and (wide := name.replace("d=96", "d=128")) in rates
+    }
+    encoding, fused = figures.get("encoding", {}), figures.get("fused", {})
+    fastest = [
+        facts["tokens/s"] for name, facts in encoding.items() if name.startswith("evalkit, ") and "tokens/s" in facts
+    ]
+    busy = fused.get("GPU busy over four small shards", encoding.get("GPU busy", {})).get("share")
+    values = (
+        *(at_128 or None, times or None, narrower or None),
+        *(max(fastest, default=None), encoding.get("evalkit is times padded arrival order")),
+        *(encoding.get("three dims over one"), busy, fused.get("embeddings kept, times top-k alone")),
+    )
+    yield from zip(TARGETS, values, strict=True)
+
+
+def failures(figures: object, path: str = "") -> Iterator[str]:
+    """Yield the names of all checks that are not sound and of all configurations that failed."""
+    if isinstance(figures, dict):
+        for name, value in figures.items():
+            if (name == "sound" and value is False) or name.endswith(", failed"):
+                yield f"{path} / {name}"
+            yield from failures(value, f"{path} / {name}" if path else str(name))
+
+
+def rates(figures: dict[str, Any]) -> dict[str, Any] | None:
+    """Return what `evalkit plan` reads of a card (evalkit/operations/cards.py), where all of it was measured on one."""
+    machine = figures.get("machine", {})
+    wanted = dict(measured(figures))
+    search = list((wanted["search d=128 TFLOP/s, 256 queries"] or {}).values())  # type: ignore[attr-defined]
+    if "gpu" not in machine or not search or wanted["encoding tokens/s"] is None:
+        return None
+    return {
+        "format": 1,
+        "gpu": machine["gpu"],
+        "model": "jina-colbert-v2",
+        "weights": "random, of its shape",
+        "tokens_per_s": wanted["encoding tokens/s"],
+        "search_flop_per_s": min(search) * 1e12,
+        "query_vectors": 32,
+        "made with": machine,
+    }
+
+
+def main() -> None:
+    """Write summary.json, card.json and gpu.png, and print the targets last."""
+    folder = Path(sys.argv[1])
+    figures = read(folder)
+    summary = {
+        "machine": figures.get("machine", {}),
+        "targets": {name: {"wanted": TARGETS[name], "measured": value} for name, value in measured(figures)},
+        "failed": list(failures(figures)),
+        "left out": figures.get("left out", []),
+    }
+    with suppress(FileNotFoundError):
+        summary["runs failed"] = json.loads((folder / "runs.json").read_text(encoding="utf-8")).get("failed", [])
+    (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    if (card := rates(figures)) is not None:
+        (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    with suppress(ImportError):
+        import plot
+
+        plot.draw(folder)
+    print(json.dumps(summary, indent=1))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The stages of `scripts/bench.py`, and what they share."""

@@ -1,0 +1,13 @@
+"""Without a GPU: one thread, for Triton's interpreter knows no more."""
+
+import pytest
+import torch
+
+
+@pytest.fixture(autouse=True)
+def one_thread_for_the_interpreter():
+    before = torch.get_num_threads()
+    if not torch.cuda.is_available():
+        torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -1,0 +1,81 @@
+"""Encoders on a GPU against padded fp32 on the CPU: packed attention and fused elementwise work, every architecture."""
+
+import importlib.util
+
+import pytest
+import torch
+from checkpoints import FAMILIES
+from gpu_device import CPU, DEVICE, ON_GPU, invented, loaded, needs_gpu
+
+from evalkit.models import attention, elementwise
+from evalkit.run.encode import encode
+
+pytestmark = pytest.mark.gpu
+TEXTS = ["", *invented(300 if ON_GPU else 12), "hello " * 250]
+HALF = {"float32": 5e-3, "float16": 3e-2, "bfloat16": 0.15}
+"""How far a unit vector of a small random model may be from its fp32 one."""
+
+
+def vectors(encoder, **options):
+    ids = [str(place) for place in range(len(TEXTS))]
+    texts = encoder.tokenize_documents(TEXTS)
+    (shard,) = encode(ids, texts, encoder, documents=True, batch_tokens=4096, storage=torch.float32, **options).values()
+    return shard.vectors.rows_XD.cpu().float()
+
+
+def apart(ours, wanted):
+    assert ours.shape == wanted.shape
+    return float((ours - wanted).norm(dim=1).max())
+
+
+@pytest.mark.parametrize("dtype", HALF if ON_GPU else ["float32"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_architecture_has_the_cpus_vectors(name, dtype, tmp_path):
+    wanted = vectors(loaded(name, tmp_path / "m", device=CPU, dtype="float32"))
+    encoder = loaded(name, tmp_path / "m", device=DEVICE, dtype=dtype)
+    assert apart(vectors(encoder), wanted) < HALF[dtype]
+    resident = vectors(encoder, resident=True)
+    assert torch.equal(resident, vectors(encoder))
+
+
+@pytest.mark.parametrize("path", ["varlen", "flash"])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_packed_attention_is_no_further_from_fp32_than_padded_half_precision(name, path, tmp_path):
+    if path == "flash" and importlib.util.find_spec("flash_attn") is None:
+        pytest.skip("flash-attn is not installed")
+    dtype = "bfloat16" if ON_GPU else "float32"
+    wanted = vectors(loaded(name, tmp_path / "m", device=CPU, dtype="float32"))
+    padded, packed = (
+        loaded(name, tmp_path / "m", device=DEVICE, dtype=dtype, attention=one, elementwise="torch")
+        for one in ("sdpa", path)
+    )
+    packs = name not in ("jina-colbert-v1-en", "jina-embeddings-v2-base-en")  # no packed kernel takes ALiBi
+    assert packed.attention == (path if packs or not ON_GPU else "sdpa")
+    assert apart(vectors(packed), wanted) <= 2 * apart(vectors(padded), wanted) + 1e-5
+
+
+@pytest.mark.parametrize("dtype", HALF if ON_GPU else ["float32"])
+@pytest.mark.parametrize("name", ["jina-colbert-v2", "colbertv2", "mdpr"])
+def test_fused_elementwise_work_is_no_further_from_fp32_than_torchs_calls(name, dtype, tmp_path, monkeypatch):
+    monkeypatch.setattr(elementwise, "SLICE_BYTES", 1)
+    monkeypatch.setattr(elementwise, "LEAST_ROWS", 100)  # the feed-forward in several slices, the last one partly full
+    wanted = vectors(loaded(name, tmp_path / "m", device=CPU, dtype="float32"))
+    fused, of_torch = (
+        loaded(name, tmp_path / "m", device=DEVICE, dtype=dtype, attention="sdpa", elementwise=one)
+        for one in ("triton", "torch")
+    )
+    assert any(type(part).__name__.startswith("Fused") for part in fused.module.modules())
+    assert apart(vectors(fused), wanted) <= 2 * apart(vectors(of_torch), wanted) + 1e-5
+
+
+@needs_gpu
+def test_the_fast_paths_are_taken_here(capsys):
+    """What a run would give up on this machine, and why; printed, because a quiet fall-back would look like success."""
+    problems = {dtype: elementwise.probe(DEVICE, dtype) for dtype in HALF}
+    attentions = {path: attention.probe(path, DEVICE, "bfloat16") for path in ("varlen", "flash")}
+    with capsys.disabled():
+        print(f"\nelementwise kernels: {problems}\npacked attention: {attentions}")
+        print(f"options of torch's packed attention: {dict(attention._varlen_options(DEVICE))}")
+        print(f"it takes a scale: {attention._varlen_takes_scale(DEVICE)}")
+    assert set(problems.values()) == {""}
+    assert attentions["varlen"] == ""

@@ -1,0 +1,60 @@
+"""A card's measured rates make a forecast where no run has been made, and nothing else does."""
+
+import dataclasses
+import json
+
+import pytest
+import torch
+
+from evalkit.config.compose import compose
+from evalkit.errors import StoreError
+from evalkit.operations import forecast
+from evalkit.operations.cards import card_rates
+from evalkit.operations.forecast import Amount
+
+CARD = {"format": 1, "gpu": "NVIDIA H200", "model": "jina-colbert-v2", "tokens_per_s": 500_000}
+CARD |= {"search_flop_per_s": 3.2e14, "query_vectors": 32}
+
+
+def write(results, **changes):
+    folder = results / "bench" / "gpu" / "nvidia-h200"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "card.json").write_text(json.dumps({**CARD, **changes}))
+
+
+def test_rates_are_a_cards_and_a_models_own(tmp_path):
+    assert card_rates(tmp_path, gpu="NVIDIA H200", model="jina-colbert-v2") is None
+    write(tmp_path)
+    assert card_rates(tmp_path, gpu="NVIDIA H200", model="jina-colbert-v2").tokens_per_s == 500_000
+    assert card_rates(tmp_path, gpu="NVIDIA L4", model="jina-colbert-v2") is None
+    assert card_rates(tmp_path, gpu="NVIDIA H200", model="colbertv2") is None
+
+
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [
+        ({"format": 2}, r"card\.json: got format 2, wanted 1; write it again"),
+        ({"tokens_per_s": 0}, r"card\.json: got rates \(0\.0, .*\), wanted positive numbers"),
+        ({"tokens_per_s": None}, r"card\.json: not a card's rates \(TypeError: "),
+    ],
+)
+def test_a_file_that_tells_no_rates_is_refused(tmp_path, changes, problem):
+    write(tmp_path, **changes)
+    with pytest.raises(StoreError, match=problem):
+        card_rates(tmp_path, gpu="NVIDIA H200", model="jina-colbert-v2")
+
+
+def test_a_forecast_without_a_run_goes_by_the_cards_rates_and_says_so(tmp_path, monkeypatch):
+    """10 M vectors: 20 s of encoding; 2 · 100 · 32 · 10 M · 128 operations: .0256 s of search."""
+    write(tmp_path)
+    monkeypatch.setattr(forecast.environment, "environment", lambda _: {"device": "NVIDIA H200", "processor": "p"})
+    config = compose(["model=jina-colbert-v2", "dim=128", f"results_dir={tmp_path}"])
+    dataset = dataclasses.replace(config.dataset, counts=dataclasses.replace(config.dataset.counts, queries=100))
+    config = dataclasses.replace(config, dataset=dataset)
+    seen = forecast._Seen(config, torch.device("cuda"), None, "–", None, ())
+    work = forecast._Work(None, Amount(1e7, "counted"), forecast._done([]), 1.0, 1.0)
+    found = forecast._seconds(seen, 128, work)
+    assert found.value == pytest.approx(20.0256)
+    assert found.basis.startswith("at 500,000 tokens/s, measured on NVIDIA H200 (")
+    monkeypatch.setattr(forecast.environment, "environment", lambda _: {"device": "cpu", "processor": "p"})
+    assert forecast._seconds(seen, 128, work) == Amount(None, forecast.UNRATED)

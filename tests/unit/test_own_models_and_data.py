@@ -1,0 +1,346 @@
+"""Configs made from a checkpoint's and a dataset's own files: what they say, what is assumed, what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+from checkpoints import (
+    bert_config,
+    bert_tensors,
+    write_bert_tokenizer,
+    write_colbert_xm,
+    write_colbertv2,
+    write_files,
+    write_jina_checkpoint,
+    write_mdpr,
+)
+from fake_hub import FakeHub
+from typer.testing import CliRunner
+
+from evalkit.cli import app
+from evalkit.config.compose import compose
+from evalkit.config.settings import CONFIGS, CheckpointSource, EncoderConfig, from_mapping, group_files
+from evalkit.errors import ConfigError, DatasetError, ModelError
+from evalkit.models.checkpoint import _package_folder
+from evalkit.models.encoder import checkpoints
+from evalkit.models.infer import infer
+from evalkit.operations import own
+
+LAYOUTS = Path(__file__).parents[1] / "fixtures" / "parity" / "pylate_layouts"
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+def write_data(folder, *, split="test", overlap=False):
+    """Write four documents, three queries and judgements of two of them."""
+    (folder / "qrels").mkdir(parents=True)
+    documents = [
+        ("d1", "Los gatos", "duermen"),
+        ("d2", "", "hello"),
+        ("q2" if overlap else "d3", "", "x"),
+        ("d4", "", ""),
+    ]
+    lines = [json.dumps({"_id": i, "title": title, "text": text}) for i, title, text in documents]
+    (folder / "corpus.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    queries = [json.dumps({"_id": f"q{i}", "text": "gatos"}) for i in (1, 2, 3)]
+    (folder / "queries.jsonl").write_text("\n".join(queries), encoding="utf-8")
+    (folder / "qrels" / f"{split}.tsv").write_text("query-id\tcorpus-id\tscore\nq1\td1\t1\nq2\td2\t2\nq2\td1\t0\n")
+    return folder
+
+
+def model_of(folder, **changed) -> EncoderConfig:
+    found = infer(CheckpointSource(path=str(folder)), name="x")
+    values = {**found.values(), **changed}
+    return from_mapping(EncoderConfig, values, where="model")
+
+
+def edited(folder, name, **changed):
+    path = folder / name
+    values = json.loads(path.read_text("utf-8")) if path.is_file() else {}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({**values, **changed}), encoding="utf-8")
+
+
+def test_a_stanford_checkpoint_says_lengths_markers_masks_and_dim(tmp_path):
+    folder = write_colbertv2(tmp_path, dim=16)
+    edited(folder, "artifact.metadata", query_maxlen=48, doc_maxlen=220)
+    model = model_of(folder)
+    assert (model.kind, model.backbone, model.head, model.dims) == ("late_interaction", "bert", "linear", (16,))
+    assert (model.query.max_tokens, model.query.marker) == (48, "[unused0]")
+    assert (model.query.expansion, model.query.attend_to_expansion) == (True, False)
+    assert (model.document.max_tokens, model.document.marker, model.skiplist) == (220, "[unused1]", "stanford")
+    assert checkpoints(model, model.dims)  # nothing of it contradicts artifact.metadata
+
+
+@pytest.mark.parametrize("name", ["demo", "all-minilm-l6-v2"])
+def test_what_is_read_of_a_published_checkpoint_is_what_its_config_says(name):
+    """Two configs that were written by hand, from the same files."""
+    wanted = compose([f"model={name}"]).model
+    dim, source = next(iter(wanted.checkpoints.items()))
+    if _package_folder(source.package) is None:
+        pytest.skip("the package that carries the weights is not installed")
+    found = infer(CheckpointSource(package=source.package), name=name)
+    read = from_mapping(EncoderConfig, found.values(), where="model")
+    assert read.dims == (int(dim),)
+    assert found.values()["checkpoints"] == {dim: {"package": source.package}}
+    for key in ("kind", "backbone", "query", "document", "head", "pooling", "normalize", "skiplist", "dtype"):
+        assert getattr(read, key) == getattr(wanted, key), key
+
+
+def test_the_backbone_is_known_by_the_architecture_and_not_by_the_name_alone(tmp_path):
+    jina = write_jina_checkpoint(tmp_path / "jina", dim=16)
+    edited(jina, "artifact.metadata", dim=16, attend_to_mask_tokens=True, query_token_id="[QueryMarker]")
+    assert model_of(jina).backbone == "jina_embeddings_v3"
+    xmod = write_colbert_xm(tmp_path, dim=16)
+    found = infer(CheckpointSource(path=str(xmod)), name="x").values()
+    assert (found["backbone"], found["adapter"]) == ("xmod", {"en": "en_XX", "de": "de_DE"})
+
+
+def write_minilm(folder, *, pooling="pooling_mode_mean_tokens", normal=True):
+    """Write the layout of sentence-transformers/all-MiniLM-L6-v2."""
+    folder.mkdir()
+    size = write_bert_tokenizer(folder / "tokenizer.json")
+    write_files(folder, bert_config("bert", size), bert_tensors(size, prefix=""))
+    kinds = [("", "Transformer"), ("1_Pooling", "Pooling"), *([("2_Normalize", "Normalize")] if normal else [])]
+    modules = [
+        {"idx": i, "path": path, "type": f"sentence_transformers.models.{kind}"} for i, (path, kind) in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    edited(folder, "1_Pooling/config.json", **{"pooling_mode_cls_token": False, pooling: True})
+    edited(folder, "sentence_bert_config.json", max_seq_length=256, do_lower_case=False)
+    edited(folder, "config_sentence_transformers.json", prompts={"query": "ask: ", "passage": "read: "})
+    return folder
+
+
+def test_a_sentence_transformers_checkpoint_says_pooling_norm_length_and_prompts(tmp_path):
+    model = model_of(write_minilm(tmp_path / "m"))
+    assert (model.kind, model.pooling, model.normalize, model.head) == ("single_vector", "mean", True, "none")
+    assert (model.dims, model.query.max_tokens, model.skiplist) == ((24,), 256, "none")
+    assert (model.query.prompt, model.document.prompt) == ("ask: ", "read: ")
+    plain = model_of(write_minilm(tmp_path / "n", pooling="pooling_mode_cls_token", normal=False))
+    assert (plain.pooling, plain.normalize) == ("cls", False)
+
+
+def test_a_default_prompt_stands_before_the_texts_of_a_side_without_one(tmp_path):
+    folder = write_minilm(tmp_path / "m")
+    said = {"prompts": {"query": "ask: ", "clustering": "sort: "}, "default_prompt_name": "clustering"}
+    edited(folder, "config_sentence_transformers.json", **said)
+    model = model_of(folder)
+    assert (model.query.prompt, model.document.prompt) == ("ask: ", "sort: ")
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        ("1_Pooling/config.json", {"pooling_mode_max_tokens": True}, "of pooling, wanted one of mean and cls"),
+        (
+            "1_Pooling/config.json",
+            {"include_prompt": False},
+            "include_prompt false, wanted pooling over the whole text",
+        ),
+        ("sentence_bert_config.json", {"do_lower_case": True}, "lowers all letters"),
+        (
+            "config.json",
+            {"model_type": "house_bert"},
+            "transformers .* has no class of its own for model_type 'house_bert'",
+        ),
+    ],
+)
+def test_what_no_config_can_describe_is_refused(tmp_path, name, changed, message):
+    folder = write_minilm(tmp_path / "m")
+    edited(folder, name, **changed)
+    with pytest.raises(ModelError, match=message):
+        model_of(folder)
+
+
+def test_a_checkpoint_that_does_not_say_how_it_makes_vectors_is_refused_with_what_would(tmp_path):
+    with pytest.raises(
+        ModelError, match=r"no file says how vectors are made .* artifact\.metadata .*modules\.json with Pool"
+    ):
+        model_of(write_mdpr(tmp_path))
+
+
+def test_a_module_that_is_not_known_is_refused_by_its_name(tmp_path):
+    folder = write_minilm(tmp_path / "m")
+    modules = json.loads((folder / "modules.json").read_text("utf-8"))
+    modules.append({"idx": 9, "path": "9_LSTM", "type": "sentence_transformers.models.LSTM"})
+    (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
+    with pytest.raises(
+        ModelError, match="got a module LSTM in '9_LSTM', wanted Transformer, Pooling, Dense, Normalize"
+    ):
+        model_of(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "changed", "message"),
+    [
+        ("1_Dense/config.json", {"activation_function": "house.Swish2"}, "activation_function 'house.Swish2'"),
+        ("1_Dense/config.json", {"dropout": 0.1}, "got dropout, which is not known of a Dense module"),
+        ("1_Dense/config.json", {"in_features": 31}, r"wanted .*\(16, 31\)"),
+    ],
+)
+def test_a_dense_module_that_is_not_what_its_config_says_is_refused(tmp_path, name, changed, message):
+    folder = shutil.copytree(LAYOUTS / "modernbert", tmp_path / "m")
+    model = model_of(folder)
+    edited(folder, name, **changed)
+    from evalkit.models.dense import load_dense
+
+    with pytest.raises(ModelError, match=message):
+        load_dense(checkpoints(model, model.dims)[16])
+
+
+def test_a_dense_module_changes_the_vectors_and_so_the_checkpoints_checksums(tmp_path):
+    folder = shutil.copytree(LAYOUTS / "modernbert", tmp_path / "m")
+    model = model_of(folder)
+    before = checkpoints(model, model.dims)[16].checksums
+    assert {"1_Dense/config.json", "1_Dense/model.safetensors", "modules.json"} <= set(before)
+    (folder / "1_Dense" / "model.safetensors").unlink()
+    with pytest.raises(
+        ModelError, match=r"lacks 1_Dense/model\.safetensors; wanted every Dense module of modules\.json"
+    ):
+        checkpoints(model, model.dims)
+
+
+def test_new_model_writes_a_config_that_composes_and_says_where_each_fact_is_from(tmp_path, monkeypatch):
+    monkeypatch.setenv(CONFIGS, str(tmp_path))
+    done = CliRunner().invoke(app, ["new", "model", "house", "--from", str(LAYOUTS / "bert")])
+    assert done.exit_code == 0, done.output
+    path = tmp_path / "model" / "house.yaml"
+    assert done.stdout.splitlines()[0] == str(path)
+    assert "next: evalkit check model=house" in done.stdout
+    text = path.read_text("utf-8")
+    assert "backbone: bert  # config.json: model_type" in text
+    assert "'16': {path: " in text
+    assert "licence: unknown  # assumed" in text
+    model = compose(["model=house"]).model
+    assert (model.query.prompt, model.skiplist_words) == ("the cat: ", ("hello", ",", "notoken"))
+    again = CliRunner().invoke(app, ["new", "model", "house", "--from", str(LAYOUTS / "bert")])
+    assert "is there already; wanted a new name" in str(again.exception)
+
+
+@pytest.mark.parametrize(
+    ("name", "source", "message"),
+    [
+        ("bm25", "bert", r"model 'bm25' is a config already \(.*bm25\.yaml\); wanted a name of its own"),
+        ("../bm25", "bert", r"model '\.\./bm25': wanted letters, digits, - and _"),
+        ("x y", "bert", "model 'x y': wanted letters"),
+        ("house", "gone", r"got '.*gone', wanted the folder of a checkpoint, or a hub repository as OWNER/NAME"),
+    ],
+)
+def test_a_name_or_a_place_that_will_not_do_is_refused(tmp_path, name, source, message):
+    with pytest.raises(ConfigError, match=message):
+        own.new_model(name, str(LAYOUTS / source), tmp_path)
+
+
+def test_new_dataset_counts_and_takes_the_checksum_that_a_run_asserts(tmp_path, monkeypatch):
+    monkeypatch.setenv(CONFIGS, str(tmp_path))
+    folder = write_data(tmp_path / "data", split="dev", overlap=True)
+    words = [
+        "new",
+        "dataset",
+        "team/tickets",
+        "--from",
+        str(folder),
+        "--language",
+        "es",
+        "--cache-dir",
+        str(tmp_path / "c"),
+    ]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    dataset = compose(["dataset=team/tickets"]).dataset
+    assert (dataset.split, dataset.language, dataset.path) == ("dev", "es", str(folder))
+    assert (dataset.counts.documents, dataset.counts.queries, dataset.counts.judgements) == (4, 2, 3)
+    assert len(dataset.checksum) == 32
+    text = (tmp_path / "dataset" / "team" / "tickets.yaml").read_text("utf-8")
+    assert "drop_self: false  # assumed; 1 of the queries' ids are documents' ids too" in text
+
+
+def test_a_language_that_nobody_gave_is_said_to_be_taken_for_english(tmp_path, monkeypatch):
+    monkeypatch.setenv(CONFIGS, str(tmp_path))
+    words = ["new", "dataset", "tickets", "--from", str(write_data(tmp_path / "d")), "--cache-dir", str(tmp_path / "c")]
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, done.output
+    assert "language unknown: BM25 will analyse the texts as English" in done.stderr
+    assert compose(["dataset=tickets"]).dataset.language == "unknown"
+
+
+def test_a_folder_without_judgements_or_of_another_split_is_refused_with_what_it_has(tmp_path):
+    folder = write_data(tmp_path / "d", split="train")
+    with pytest.raises(DatasetError, match="got judgements of train, wanted those of split 'test'; choose one of them"):
+        own.datasets.infer(folder, name="x", split="test")
+    shutil.rmtree(folder / "qrels")
+    with pytest.raises(DatasetError, match=r"got corpus\.jsonl, queries\.jsonl, wanted a BEIR-format folder"):
+        own.datasets.infer(folder, name="x")
+
+
+def named(words, monkeypatch):
+    said = []
+    changed, configs = own.with_given(words, say=said.append)
+    if configs is not None:
+        monkeypatch.setenv(CONFIGS, str(configs))
+    return changed, said
+
+
+def test_folders_in_place_of_names_are_read_and_what_was_read_is_said(tmp_path, monkeypatch):
+    shutil.copytree(LAYOUTS / "bert", tmp_path / "check point")
+    write_data(tmp_path / "my_data")
+    monkeypatch.chdir(tmp_path)
+    changed, said = named(["model=./check point,bm25", "dataset=./my_data", "dim=16"], monkeypatch)
+    assert changed == ["model=given/check-point,bm25", "dataset=given/folder/my_data", "dim=16"]
+    config = compose(["model=given/check-point", *changed[1:]])
+    assert (config.model.name, config.dims, config.model.head) == ("check-point", (16,), "dense")
+    assert (config.dataset.name, config.dataset.path) == ("folder/my_data", str(tmp_path / "my_data"))
+    assert said[0] == "model check-point, made from ./check point"
+    assert "  config.json: backbone bert, dtype float32" in said
+    assert "  assumed, for no file says so: language unknown, drop_self false, main_metric ndcg@10" in said
+    same = compose(["dataset=folder", f"dataset.path={tmp_path / 'my_data'}"]).dataset
+    assert same.name == config.dataset.name  # one folder is one dataset, however it is named
+
+
+def test_a_repository_in_place_of_a_name_is_pinned_at_the_commit_that_was_read(tmp_path, monkeypatch):
+    with FakeHub() as server:
+        server.stand_in(monkeypatch, tmp_path / "hub")
+        server.publish("o/House-ColBERT", LAYOUTS / "bert", commit=COMMIT)
+        changed, _ = named(["model=o/House-ColBERT"], monkeypatch)
+        assert not server.gets("model.safetensors")  # what says what it is has no weights in it
+        model = compose(changed).model
+        assert (model.name, model.checkpoints["16"].revision) == ("House-ColBERT", COMMIT)
+        found = checkpoints(model, model.dims)[16]
+    assert found.origin == "o/House-ColBERT"
+    assert {"2_Dense/model.safetensors", "model.safetensors"} <= set(found.checksums)
+
+
+def test_a_default_name_that_a_config_has_is_refused_and_one_may_be_given(tmp_path, monkeypatch):
+    folder = shutil.copytree(LAYOUTS / "bert", tmp_path / "demo")
+    with pytest.raises(ConfigError, match=r"got 'demo' as its name, which a config has .*model\.name=NAME"):
+        named([f"model={folder}"], monkeypatch)
+    changed, _ = named([f"model={folder}", "model.name=mine"], monkeypatch)
+    assert compose(changed).model.name == "mine"
+
+
+def test_a_repository_that_a_config_reads_is_answered_with_that_config(monkeypatch):
+    monkeypatch.setattr(own, "group_names", lambda group: ("colbertv2.0",))
+    monkeypatch.setattr(own, "group_files", lambda group: {"colbertv2.0": group_files(group)["colbertv2"]})
+    with pytest.raises(
+        ConfigError, match=r"got a repository that a config reads, wanted that config: model=colbertv2\.0"
+    ):
+        own._refuse_taken("model", "colbertv2.0", "x", CheckpointSource(repo="colbert-ir/colbertv2.0"))
+
+
+def test_misspelt_names_stay_names(monkeypatch):
+    words = ["model=jina-colbret-v2", "dataset=beir/nfcorpsu", "dataset.path=/x/y", "model=glob(*)"]
+    assert named(words, monkeypatch) == (words, [])
+
+
+def test_a_written_config_is_yaml_whatever_its_values_hold(tmp_path):
+    values = {
+        "marker": "[Q] ",
+        "sign": "# no: comment",
+        "words": ["'", '"', "\\", "$", "no"],
+        "switch": False,
+        "none": None,
+    }
+    text = own._yaml("title", {key: (value, "a # b\nc") for key, value in values.items()})
+    assert yaml.safe_load(text) == values

@@ -87,7 +87,8 @@ def shares(query: int, document: int, *, room: int) -> tuple[int, int]:
 
 def load_reranker(config: RerankerConfig, *, device: torch.device) -> Reranker:
     """Load a re-ranker on a device. Raises ModelError if the checkpoint is missing, damaged or not XLM-R."""
-    from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
+    with backbones.transformers_at_work():
+        from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 
     checkpoint = resolve(config.checkpoint, allow_pickle=config.allow_pickle)
     values, origin = checkpoint.config(), checkpoint.origin

@@ -36,7 +36,17 @@ def environment(device: torch.device | None) -> dict[str, Any]:
     if device is not None:
         facts["device"] = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
         facts["threads"] = torch.get_num_threads()
+        if (units := instruction_set(device)) is not None:
+            facts["instruction_set"] = units
     return facts
+
+
+def instruction_set(device: torch.device) -> str | None:
+    """Return the vector instructions that a CPU's matrix products use: they move the last bits of a vector."""
+    if device.type != "cpu":
+        return None
+    limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
+    return torch.backends.cpu.get_cpu_capability() + (f", ONEDNN_MAX_CPU_ISA={limit}" if limit else "")
 
 
 def given_up(config: RunConfig, device: torch.device) -> dict[str, str]:

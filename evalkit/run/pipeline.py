@@ -26,6 +26,7 @@ from evalkit.datasets import learned
 from evalkit.datasets.survey import ShardRange, Survey, forget, survey
 from evalkit.engines.local import map_shards
 from evalkit.errors import ChangedError, ModelError
+from evalkit.kernels.cpu import numba_folder
 from evalkit.maxsim import choice
 from evalkit.models import metadata, weights
 from evalkit.models.backbones.native import count_parameters
@@ -64,6 +65,7 @@ def run(
 
     Raises EvalkitError subclasses for whatever the user can mend; nothing finished is lost.
     """
+    numba_folder.keep_in(config.cache_dir / "numba")
     task = prepare(config, console=console)
     task, cells = _planned(task, lacking)
     remove_left_over(_written_to(config, cells))

@@ -5,10 +5,12 @@ A step is idempotent: whatever of it is finished on disk is read, never redone.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,6 +26,7 @@ from evalkit.models.checkpoint import refuse_changes
 from evalkit.models.encoder import DTYPES, Encoder
 from evalkit.models.tokens import TokenTable
 from evalkit.ranking import Hits, floors, merge, no_hits, ranked_ids
+from evalkit.run import environment
 from evalkit.run.background import Ahead, Writer, tokenizer_threads
 from evalkit.run.cells import Cell, Task
 from evalkit.run.encode import device_errors, encode, say_halved
@@ -32,6 +35,8 @@ from evalkit.run.search import Asked, asked, best_of, hits_from_arrays, hits_to_
 from evalkit.storage import shard_files
 from evalkit.storage.paths import store_dir, topk_dir
 from evalkit.storage.shard_files import ShardVectors
+
+log = logging.getLogger(__name__)
 
 BEHIND = 2
 """Shards that may wait for the disk while a GPU encodes the next: each is 2 GB a dim and 8 M tokens of memory."""
@@ -131,6 +136,8 @@ class VectorStep:
         from_disk = embedded.keys() - fresh.vectors.keys()
         stored = {dim: shard_files.finished(self._store(self.cells[dim]), name) for dim in from_disk}
         known = {dim: _encoding(facts, self.cells[dim]) for dim, facts in stored.items()}
+        for facts in stored.values():
+            say_other_units((facts or {}).get("instruction_set"), environment.instruction_set(self.task.device))
         known |= {dim: {"encode_s": fresh.wall_s} for dim in fresh.vectors}
         damaged = [dim for dim, cell in self.cells.items() if cell.run_id not in hits and dim not in embedded]
         if damaged:
@@ -168,6 +175,8 @@ class VectorStep:
         if self.task.config.store.keep == "embeddings":
             for dim, vectors in fresh.items():
                 facts = {**_facts(shard, self.cells[dim]), "run_id": self.cells[dim].run_id, "encode_s": wall_s}
+                if (units := environment.instruction_set(self.task.device)) is not None:
+                    facts["instruction_set"] = units
                 self._save(self._store(self.cells[dim]), shard, shard_files.vectors_to_arrays(vectors), facts)
         return _Fresh(fresh, wall_s)
 
@@ -353,6 +362,18 @@ def _encoding(facts: Mapping[str, Any] | None, cell: Cell) -> dict[str, float]:
     known = facts or {}
     reused = {} if known.get("run_id") == cell.run_id else {"reused_shards": 1}
     return {"encode_s": float(known.get("encode_s", 0.0)), **reused}
+
+
+@cache
+def say_other_units(stored: str | None, here: str | None) -> None:
+    """Say once that stored vectors were computed with other instructions than this process would compute them with."""
+    if stored is not None and here is not None and stored != here:
+        log.warning(
+            "stored vectors were computed with %s instructions, this process has %s: last bits of vectors can differ "
+            "within this run; give another cache_dir to compute all of them here",
+            stored,
+            here,
+        )
 
 
 def _facts(shard: ShardRange, cell: Cell) -> dict[str, Any]:

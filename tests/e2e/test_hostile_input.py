@@ -168,3 +168,26 @@ def test_a_password_in_the_hub_s_address_is_told_nowhere(tmp_path):
     status = evalkit("status", *PLACES, cwd=tmp_path, **environment)
     assert "hunter22" not in done.stderr + status.stdout + status.stderr
     assert not [path for path in tmp_path.rglob("*") if path.is_file() and b"hunter22" in path.read_bytes()]
+
+
+def test_a_package_that_breaks_transformers_is_named_in_one_line(tmp_path):
+    broken = tmp_path / "broken"
+    for name, text in (
+        ("torchvision/__init__.py", 'raise RuntimeError("operator torchvision::nms does not exist")\n'),
+        ("torchvision-0.20.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: torchvision\nVersion: 0.20.0\n"),
+    ):
+        (broken / name).parent.mkdir(parents=True)
+        (broken / name).write_text(text, "utf-8")
+    paths = os.pathsep.join([os.environ.get("PYTHONPATH", ""), str(broken)])
+    done = evalkit(
+        "run",
+        "dim=64",
+        "dataset.demo.documents=120",
+        "dataset.demo.queries=12",
+        *PLACES,
+        cwd=tmp_path,
+        PYTHONPATH=paths,
+    )
+    line = one_line(done, 1)
+    assert "transformers cannot be imported here (RuntimeError: operator torchvision::nms does not exist)" in line
+    assert "reinstall or remove that package" in line

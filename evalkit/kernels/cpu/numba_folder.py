@@ -7,16 +7,28 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 from typing import TypeVar
 
 Loaded = TypeVar("Loaded")
 
 
-def with_folder(load: Callable[[], Loaded]) -> Loaded:
-    """Call `load`, which imports functions that numba compiles; retry with a temporary folder if they cannot be cached.
+_kept: list[Path] = []
+"""The folder that a run has named, if any."""
 
-    numba caches beside the module or in the user's cache folder; where neither is writable, the import fails. The
-    temporary folder is removed at exit. Raises what `load` raises, and OSError if no temporary folder can be created.
+
+def keep_in(folder: Path) -> None:
+    """Name the folder that is used where numba finds none of its own, so that the next process finds its work there."""
+    _kept[:] = [folder]
+
+
+def with_folder(load: Callable[[], Loaded]) -> Loaded:
+    """Call `load`, which imports functions that numba compiles; retry with another folder if they cannot be cached.
+
+    numba caches beside the module or in the user's cache folder; where neither is writable, the import fails. Then the
+    folder that `keep_in` named is used, else a temporary one, which is removed at exit. Raises what `load` raises, and
+    OSError if no folder can be created.
     """
     try:
         return load()
@@ -25,8 +37,17 @@ def with_folder(load: Callable[[], Loaded]) -> Loaded:
             raise
     from numba.core import config
 
-    folder = tempfile.mkdtemp(prefix="evalkit-numba-")
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    os.environ["NUMBA_CACHE_DIR"] = folder
+    os.environ["NUMBA_CACHE_DIR"] = _folder()
     config.reload_config()  # type: ignore[no-untyped-call]
     return load()
+
+
+def _folder() -> str:
+    for folder in _kept:
+        with suppress(OSError):
+            folder.mkdir(parents=True, exist_ok=True)
+            if os.access(folder, os.W_OK):
+                return str(folder.absolute())
+    temporary = tempfile.mkdtemp(prefix="evalkit-numba-")
+    atexit.register(shutil.rmtree, temporary, ignore_errors=True)
+    return temporary

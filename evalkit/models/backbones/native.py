@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import pickle
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -165,7 +166,27 @@ def build(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Enco
         if name in values and values[name] != value:
             msg = f"{origin}: config.json has {name} {values[name]!r}, wanted {value!r} for model.backbone"
             raise ModelError(f"{msg}={config.backbone}; this is another architecture")
-    return BACKBONES[config.backbone](tensors, values, config, origin=origin)
+    with transformers_at_work():
+        return BACKBONES[config.backbone](tensors, values, config, origin=origin)
+
+
+@contextmanager
+def transformers_at_work() -> Iterator[None]:
+    """Turn the failure of a package that transformers imports on its own into one line.
+
+    A torchvision or flash_attn that was built for another torch raises on import; no model here needs either.
+    """
+    try:
+        yield
+    except (ImportError, OSError, RuntimeError) as error:
+        if isinstance(error, RuntimeError) and "import" not in str(error):
+            raise
+        first: BaseException = error
+        while (cause := first.__cause__ or first.__context__) is not None:
+            first = cause
+        reason = " ".join(f"{type(first).__name__}: {first}".split())
+        msg = f"transformers cannot be imported here ({reason}): a package that it uses is broken"
+        raise ModelError(f"{msg}; reinstall or remove that package (often torchvision or flash_attn)") from error
 
 
 def check_model_type(values: Mapping[str, Any], config: EncoderConfig, *, origin: str) -> None:

@@ -1,0 +1,26 @@
+"""Vectors of two processors differ in their last bits: a result says which instructions ran, a mixture is told."""
+
+import logging
+
+import torch
+
+from evalkit.run import environment
+from evalkit.run.shard_step import say_other_units
+
+
+def test_a_result_names_the_instructions_of_a_cpu(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    assert environment.environment(torch.device("cpu"))["instruction_set"] == "AVX2"
+    monkeypatch.setenv("ONEDNN_MAX_CPU_ISA", "SSE41")
+    assert environment.instruction_set(torch.device("cpu")) == "AVX2, ONEDNN_MAX_CPU_ISA=SSE41"
+    assert environment.instruction_set(torch.device("cuda")) is None
+
+
+def test_a_mixture_is_told_once_and_equal_or_unknown_ones_are_not(caplog):
+    say_other_units.cache_clear()
+    with caplog.at_level(logging.WARNING):
+        for stored, here in (("AVX512", "AVX2"), ("AVX512", "AVX2"), ("AVX2", "AVX2"), (None, "AVX2"), ("AVX2", None)):
+            say_other_units(stored, here)
+    (record,) = caplog.records
+    assert "computed with AVX512 instructions, this process has AVX2: last bits of vectors can" in record.getMessage()

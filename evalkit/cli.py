@@ -133,7 +133,7 @@ def _version(asked: bool) -> None:  # noqa: FBT001 (a callback of an option)
     if asked:
         import evalkit
 
-        typer.echo(f"evalkit {evalkit.__version__}")
+        _say(f"evalkit {evalkit.__version__}")
         raise typer.Exit
 
 

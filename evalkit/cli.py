@@ -139,7 +139,7 @@ def _version(asked: bool) -> None:  # noqa: FBT001 (a callback of an option)
     if asked:
         import evalkit
 
-        typer.echo(f"evalkit {evalkit.__version__}")
+        _say(f"evalkit {evalkit.__version__}")
         raise typer.Exit
 
 
@@ -866,13 +866,13 @@ def _told(made: Written, then: str) -> None:
     """Print what was written, what was read and assumed for it, and the command that tries it."""
     from evalkit.config.settings import configs_dir, own_configs_dirs
 
-    typer.echo(f"{made.path}")
+    _say(f"{made.path}")
     for line in made.lines:
-        typer.echo(f"  {line}")
+        _say(f"  {line}")
     folders = {folder.resolve() for folder in (configs_dir(), *own_configs_dirs())}
     known = any(made.path.resolve().is_relative_to(folder) for folder in folders)
     root = next(parent.parent for parent in made.path.parents if parent.name in ("model", "dataset"))
-    typer.echo(f"next: {then}{'' if known else f' --config-dir {root}'}")
+    _say(f"next: {then}{'' if known else f' --config-dir {root}'}")
 
 
 @app.command(epilog="Example: evalkit audit")

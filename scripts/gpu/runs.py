@@ -61,9 +61,9 @@ class Proof:
     def run(self, name: str, words: Sequence[str], *, verb: str = "run") -> list[dict[str, Any]]:
         """Run a command to its end and return the scores that it left; a failure is recorded with its last words."""
         start = time.monotonic()
-        command, options = self.command(verb, name, words), {"capture_output": True, "text": True, "check": False}
+        command = self.command(verb, name, words)
         try:
-            done = subprocess.run(command, timeout=self.limit_s, **options)  # noqa: S603 (this very package)
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=self.limit_s)  # noqa: S603 (this very package)
         except subprocess.TimeoutExpired:
             self.record(name, {"problem": f"not done in {self.limit_s} s"}, sound=False)
             return []

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -53,9 +54,13 @@ class Proof:
             (self.out / "runs.json").write_text(json.dumps(self.figures, indent=2) + "\n", encoding="utf-8")
         print(f"runs: {name}: {json.dumps(value)}{'' if sound else '   FAILED'}", flush=True)
 
+    def place(self, name: str) -> Path:
+        """Return the folder of a command; a comma or a space in it would mean something on the command line."""
+        return self.work / re.sub(r"[^a-z0-9]+", "-", name.lower())
+
     def command(self, verb: str, place: str, words: Sequence[str]) -> list[str]:
         """Return an evalkit command that keeps everything of its own below `place`."""
-        folders = [f"results_dir={self.work / place / 'results'}", f"cache_dir={self.work / place / 'cache'}"]
+        folders = [f"results_dir={self.place(place) / 'results'}", f"cache_dir={self.place(place) / 'cache'}"]
         return [sys.executable, "-m", "evalkit", verb, *words, *folders]
 
     def run(self, name: str, words: Sequence[str], *, verb: str = "run") -> list[dict[str, Any]]:
@@ -79,7 +84,7 @@ class Proof:
             self.record(
                 name, {"s": took, "said": done.stdout.strip().splitlines()[-3:]}, sound="FAILED" not in done.stdout
             )
-        found = sorted((self.work / name / "results" / "runs").glob("*/scores.json"))
+        found = sorted((self.place(name) / "results" / "runs").glob("*/scores.json"))
         return [{**json.loads(path.read_text()), "command_s": took, "path": str(path.parent)} for path in found]
 
 
@@ -100,11 +105,11 @@ def main() -> None:
     proof = Proof(chosen.out, **facts, limit_s=chosen.limit_s)
     many = [f"dataset.demo.documents={chosen.documents}"]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        reference = pool.submit(proof.run, "20,000 documents on the CPU", [DIMS, *many, "engine.device=cpu"])
+        reference = pool.submit(proof.run, "many documents on the CPU", [DIMS, *many, "engine.device=cpu"])
         on_gpu = {
             dtype: pool.submit(
                 proof.run,
-                f"20,000 documents in {dtype}",
+                f"many documents in {dtype}",
                 [DIMS, *many, f"engine.device={chosen.device}", f"model.dtype={dtype}", "store.keep=topk"],
             )
             for dtype in LIMITS
@@ -125,7 +130,7 @@ def main() -> None:
         ]
         wanted = by_dim(reference.result())
         for dtype, job in on_gpu.items():
-            compare(proof, f"20,000 documents in {dtype}", job.result(), wanted, LIMITS[dtype])
+            compare(proof, f"many documents in {dtype}", job.result(), wanted, LIMITS[dtype])
         for job in jobs:
             job.result()
     sys.exit(1 if proof.failed else 0)
@@ -178,7 +183,7 @@ def killed_and_resumed(proof: Proof, many: Sequence[str]) -> None:
     process = subprocess.Popen(  # noqa: S603 (this very package)
         proof.command("run", "killed", words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    folder, deadline = proof.work / "killed" / "cache" / "topk", time.monotonic() + proof.limit_s
+    folder, deadline = proof.place("killed") / "cache" / "topk", time.monotonic() + proof.limit_s
     while process.poll() is None and time.monotonic() < deadline and len(list(folder.glob("*/*.json"))) < 2:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)

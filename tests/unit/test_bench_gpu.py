@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 pytest.importorskip("triton")
 
@@ -91,6 +92,18 @@ def test_a_configuration_that_fails_loses_no_other_but_a_cuda_error_ends_its_pro
         "two": 2,
         "three, failed": "RuntimeError: CUDA error: an illegal memory access was encountered",
     }
+
+
+def test_weights_travel_without_the_rows_that_no_text_needs_and_arrive_whole(tmp_path):
+    words, folder = "embeddings.word_embeddings.weight", tmp_path / "minilm"
+    folder.mkdir()
+    packed = {words: torch.tensor([[1.0, 2.0], [3.0, 4.0]]).half(), "other": torch.ones(1)}
+    save_file({**packed, "rows": torch.tensor([1, 3]), "count": torch.tensor([5])}, folder / "packed.safetensors")
+    done = run(FOLDER / "carry.py", "--unpack", "--into", tmp_path)
+    assert done.returncode == 0, done.stderr
+    whole = load_file(folder / "model.safetensors")
+    assert sorted(whole) == [words, "other"]
+    assert whole[words].tolist() == [[0, 0], [1, 2], [0, 0], [3, 4], [0, 0]]
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

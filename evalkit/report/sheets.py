@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from evalkit.analysis.compare import storage
-from evalkit.report.card import Average, CardTable, Judged, Leaderboard, System
+from evalkit.report.card import Average, CardTable, Judged, JudgedMean, Leaderboard, System
 from evalkit.report.table import ABSENT, METRICS, said, signed
 from evalkit.scoring.published import NEAR, rounded
 from evalkit.scoring.reruns import Deviation
@@ -17,7 +17,7 @@ from evalkit.storage.results import CellScores
 CARD_DIGITS = 3
 METRIC_NAMES = {"ndcg@10": "NDCG@10", "mrr@10": "MRR@10", "recall@100": "recall@100"}
 LONG_COLUMNS = (
-    *("table", "system", "dim", "dataset", "metric", "published", "source", "origin"),
+    *("table", "system", "dim", "dataset", "metric", "published", "source", "origin", "version"),
     *("measured", "delta", "verdict", "differs", "waived", "slip", "run_id"),
 )
 TEX = str.maketrans(
@@ -152,6 +152,39 @@ def leaderboard_sheet(board: Leaderboard) -> Sheet:
     return Sheet("leaderboard", "Leaderboard", tuple(header), tuple(rows), tuple(notes), long_names)
 
 
+def means_sheet(judged: Sequence[JudgedMean]) -> Sheet:
+    """Return the means that are published without their rows, each beside the mean of our runs."""
+    header = ("system", "mean over", "metric", "source", "published", "measured", "Δ", "verdict")
+    rows = tuple(
+        (
+            System(found.mean.score.system, found.mean.score.dim).label,
+            f"{found.mean.score.dataset} ({len(found.mean.datasets)})",
+            METRIC_NAMES[found.mean.score.metric],
+            found.mean.score.source,
+            fixed(found.mean.score.value, found.mean.score.digits),
+            fixed(found.measured, 5) if found.measured is not None or not found.cells else _part(found),
+            ABSENT if found.delta is None else signed(found.delta, 4),
+            said(found.verdict),
+        )
+        for found in judged
+    )
+    over = dict.fromkeys((found.mean.score.dataset, found.mean.datasets) for found in judged)
+    notes = [f"{name} ({len(datasets)}) is the mean over {', '.join(datasets)}." for name, datasets in over]
+    protocols = dict.fromkeys((found.mean.score.source, found.mean.score.protocol) for found in judged)
+    notes += [f"{source}: {protocol}." for source, protocol in protocols]
+    notes += [
+        f"{found.mean.score.system} ({found.mean.score.source}): waived: {found.waiver.reason}."
+        for found in judged
+        if found.waiver
+    ]
+    notes.append("A mean is measured only where each of its datasets was, all under one protocol.")
+    return Sheet("means", "Published means", header, rows, tuple(notes))
+
+
+def _part(found: JudgedMean) -> str:
+    return f"{len(found.cells)} of {len(found.mean.datasets)}"
+
+
 def dims_sheet(cells: Sequence[CellScores]) -> Sheet:
     """Return quality beside storage for every measured cell that has vectors."""
     header = ("system", "dim", "dataset", "metric", "value", "bytes per vector", "bytes per passage", "corpus MB")
@@ -192,6 +225,7 @@ def long_rows(judged: Sequence[Judged]) -> list[tuple[str, ...]]:
             fixed(found.score.value, found.score.digits),
             found.score.source,
             found.score.origin,
+            found.score.version,
             "" if found.measured is None else fixed(found.measured, 5),
             "" if found.delta is None else signed(found.delta, 5),
             found.verdict.label,

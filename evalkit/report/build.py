@@ -41,8 +41,9 @@ def build(results_dir: Path) -> Report:
     means = card.judge_means(ours, waivers=waivers)
     tables = card.card_tables(judged)
     board = card.leaderboard(tables, ours)
+    everything: tuple[card.Judged | card.JudgedMean, ...] = (*judged, *means)
     problems = [*found.problems, *odd_reruns]
-    used = {one.waiver for one in (*judged, *means) if one.waiver is not None}
+    used = {one.waiver for one in everything if one.waiver is not None}
     problems += [
         f"{results_dir / 'waivers.yaml'}: the waiver of {waiver.system} on {waiver.dataset} ({waiver.metric}) "
         "waives nothing; remove it"
@@ -79,9 +80,9 @@ def build(results_dir: Path) -> Report:
         )
     )
     unwaived = tuple(
-        f"{score.system} on {score.dataset}: {score.metric} {sheets.fixed(one.measured, 5)} is "
-        f"{one.verdict.label} than {score.source}'s {sheets.fixed(score.value, score.digits)}"
-        for score, one in (*((one.score, one) for one in judged), *((one.mean.score, one) for one in means))
+        f"{one.score.system} on {one.score.dataset}: {one.score.metric} {sheets.fixed(one.measured, 5)} is "
+        f"{one.verdict.label} than {one.score.source}'s {sheets.fixed(one.score.value, one.score.digits)}"
+        for one in everything
         if one.verdict.label in ("HIGHER", "LOWER") and one.waiver is None
     )
     return Report(

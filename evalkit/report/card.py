@@ -74,6 +74,11 @@ class JudgedMean(NamedTuple):
     waiver: Waiver | None = None
 
     @property
+    def score(self) -> PublishedScore:
+        """The published mean, as a score on its collection."""
+        return self.mean.score
+
+    @property
     def delta(self) -> float | None:
         """Measured minus published."""
         return None if self.measured is None else self.measured - self.mean.score.value

@@ -157,23 +157,23 @@ def means_sheet(judged: Sequence[JudgedMean]) -> Sheet:
     header = ("system", "mean over", "metric", "source", "published", "measured", "Δ", "verdict")
     rows = tuple(
         (
-            System(found.mean.score.system, found.mean.score.dim).label,
-            f"{found.mean.score.dataset} ({len(found.mean.datasets)})",
-            METRIC_NAMES[found.mean.score.metric],
-            found.mean.score.source,
-            fixed(found.mean.score.value, found.mean.score.digits),
+            System(found.score.system, found.score.dim).label,
+            f"{found.score.dataset} ({len(found.mean.datasets)})",
+            METRIC_NAMES[found.score.metric],
+            found.score.source,
+            fixed(found.score.value, found.score.digits),
             fixed(found.measured, 5) if found.measured is not None or not found.cells else _part(found),
             ABSENT if found.delta is None else signed(found.delta, 4),
             said(found.verdict),
         )
         for found in judged
     )
-    over = dict.fromkeys((found.mean.score.dataset, found.mean.datasets) for found in judged)
+    over = dict.fromkeys((found.score.dataset, found.mean.datasets) for found in judged)
     notes = [f"{name} ({len(datasets)}) is the mean over {', '.join(datasets)}." for name, datasets in over]
-    protocols = dict.fromkeys((found.mean.score.source, found.mean.score.protocol) for found in judged)
+    protocols = dict.fromkeys((found.score.source, found.score.protocol) for found in judged)
     notes += [f"{source}: {protocol}." for source, protocol in protocols]
     notes += [
-        f"{found.mean.score.system} ({found.mean.score.source}): waived: {found.waiver.reason}."
+        f"{found.score.system} ({found.score.source}): waived: {found.waiver.reason}."
         for found in judged
         if found.waiver
     ]

@@ -94,6 +94,18 @@ def build(results_dir: Path) -> Report:
     )
 
 
+def leaderboard(results_dir: Path) -> card.Leaderboard:
+    """Return the leaderboard of a results folder alone, of the runs that a report would table.
+
+    Raises ScoreError for bad waivers.
+    """
+    found = collected.collect(results_dir, checksums=_checksums())
+    ours = standing.representative(_with_queries(results_dir, found)[0].cells)
+    deviations, _ = reruns.measure(ours, results_dir)
+    judged = card.judge(ours, waivers=card.read_waivers(results_dir), deviations=deviations)
+    return card.leaderboard(card.card_tables(judged), ours)
+
+
 def _others(
     board: card.Leaderboard,
     means: Sequence[card.JudgedMean],

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from evalkit.analysis.compare import storage
+from evalkit.report import frames
 from evalkit.report.card import Average, CardTable, Judged, JudgedMean, Leaderboard, System
 from evalkit.report.table import ABSENT, METRICS, said, signed
 from evalkit.scoring.published import NEAR, rounded
@@ -271,11 +270,7 @@ def csv_sheet(sheet: Sheet) -> str:
 
 def csv_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return rows as CSV with line feeds."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(header)
-    writer.writerows(rows)
-    return text.getvalue()
+    return str(frames.texts(header, rows).to_csv(index=False, lineterminator="\n"))
 
 
 def run_rows(cells: Sequence[CellScores]) -> list[tuple[str, ...]]:

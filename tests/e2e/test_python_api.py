@@ -65,7 +65,7 @@ def test_words_of_several_values_are_a_sweep_and_finished_cells_are_read_again(t
     found = evalkit.load(first[0].run_id, results_dir=tmp_path / "results")
     assert found.cell == first[0]
     assert found.per_query["ndcg@10"].mean() == pytest.approx(first[0].metrics["ndcg@10"], abs=1e-12)
-    assert set(found.ranking["query"]) == set(found.per_query.index) == set(found.qrels["query"])
+    assert set(found.ranking["query"]) <= set(found.per_query.index) == set(found.qrels["query"])
 
 
 def test_a_wrong_word_is_told_as_on_the_command_line() -> None:
@@ -114,12 +114,12 @@ def test_a_comparison_is_a_row(folder: Path) -> None:
 
 
 def test_the_leaderboard_has_published_and_measured_means(folder: Path) -> None:
-    put(folder, cell(dataset="xquad/en", metrics={"ndcg@10": 0.75, "mrr@10": 0.5, "recall@100": 1.0}))
+    put(folder, cell(dataset="folder/mine", metrics={"ndcg@10": 0.75, "mrr@10": 0.5, "recall@100": 1.0}))
     board = evalkit.leaderboard(results_dir=folder)
     assert board.index.names == ["system", "dim"]
     assert board.loc[("jina-colbert-v2", 128), ("BEIR", "ndcg@10", 13, "published")] == 0.531
     assert np.isnan(board.loc[("jina-colbert-v2", 128), ("BEIR", "ndcg@10", 13, "measured")])
-    assert board.loc[("bm25", 0), ("XQuAD", "ndcg@10", 1, "measured")] == 0.75
+    assert board.loc[("bm25", 0), ("folder", "ndcg@10", 1, "measured")] == 0.75
     assert set(board.dtypes) == {np.dtype("float64")}
 
 

@@ -1,3 +1,27 @@
-"""evalkit re-measures a retrieval model card, cell by cell, and says of every cell whether it holds."""
+"""evalkit re-measures a retrieval model card, cell by cell, and says of every cell whether it holds.
+
+From Python: `evalkit.run`, `evalkit.load`, `evalkit.leaderboard`, `evalkit.compare` (see `evalkit.api`). They are
+imported when they are first asked for, by name: `import evalkit` stays instant, and imports stay one-way.
+"""
+
+from importlib import import_module
+from typing import Any
 
 __version__ = "0.2.0"
+
+_FUNCTIONS = ("compare", "leaderboard", "load")
+
+
+def __getattr__(name: str) -> Any:
+    """Return a function of the API, or the package that `evalkit.run` is and that can be called."""
+    if name == "run":
+        return import_module(f"{__name__}.run")
+    if name in _FUNCTIONS:
+        return getattr(import_module(f"{__name__}.api"), name)
+    msg = f"module {__name__!r} has no attribute {name!r}"
+    raise AttributeError(msg)
+
+
+def __dir__() -> list[str]:
+    """Return what can be asked for."""
+    return sorted([*globals(), "run", *_FUNCTIONS])

@@ -719,6 +719,7 @@ def replay(
     for line in (
         *replay.disjoint(material, others),
         *verbs.landing_lines(replay.landings(material, replayed, name, deviation=deviation)),
+        *verbs.state_lines(replay.other_states(cell, cells), name),
     ):
         _say(line)
     for line in unread:

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 from evalkit import ranking
 from evalkit.analysis import standing
 from evalkit.errors import DatasetError, EvalkitError, ScoreError
+from evalkit.models import metadata
+from evalkit.models.metadata import Variant
 from evalkit.run import identity
 from evalkit.scoring import metrics, published
 from evalkit.scoring.published import PublishedScore, Verdict
@@ -304,3 +306,25 @@ def landings(material: Material, replayed: Sequence[Replayed], metric: str, *, d
         )
         found.append(Landing(one, verdict, tuple(entry for entry in landing if len(entry.changed) == fewest)))
     return found
+
+
+class OtherState(NamedTuple):
+    """A state of the model's repository in which this run was not made, and the run that was, if there is one."""
+
+    variant: Variant
+    run: CellScores | None
+
+
+def other_states(cell: CellScores, cells: Sequence[CellScores]) -> list[OtherState]:
+    """Return the known variants of a run's model that no rule of scoring can stand for: they change the vectors."""
+    alike = [one for one in cells if (one.model, one.dim, one.dataset) == (cell.model, cell.dim, cell.dataset)]
+    found = []
+    for variant in metadata.variants(cell.model):
+        if _setting_of(cell, variant.setting) != variant.value:
+            made = (one for one in alike if _setting_of(one, variant.setting) == variant.value)
+            found.append(OtherState(variant, next(made, None)))
+    return found
+
+
+def _setting_of(cell: CellScores, name: str) -> object:
+    return results.flat(cell.protocol).get(name)

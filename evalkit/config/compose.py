@@ -98,6 +98,10 @@ OmegaConf.register_new_resolver("cache_folder", _cache_folder, replace=True)
 def compose(overrides: Sequence[str]) -> RunConfig:
     """Return the config of one run. Raises ConfigError for an unknown name, key or value, or for several values."""
     checked = check_overrides(overrides, sweep=False)
+    for word in _swept_by_experiment(overrides):
+        experiment = next(each for each in overrides if each.startswith("experiment="))
+        msg = f"{experiment} gives several values of {word.partition('=')[0]}; add -m to run each of them"
+        raise ConfigError(msg)
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(configs_dir()), version_base="1.3"):
@@ -129,7 +133,8 @@ def hand_to_hydra(
     checked = check_overrides(words, sweep=sweep)
     if sweep:  # Hydra answers a folder that it cannot make with a traceback
         make_folder(compose([word for word in words if word.startswith("cache_dir=")]).cache_dir / "hydra")
-    swept = {override.key_or_group for _, override in _parsed(words) if override.is_sweep_override()}
+    several = _parsed([*words, *_swept_by_experiment(words)])
+    swept = {override.key_or_group for _, override in several if override.is_sweep_override()}
 
     def job(composed: DictConfig) -> None:
         try:
@@ -158,7 +163,7 @@ def combinations(overrides: Sequence[str]) -> list[tuple[str, ...]]:
     """
     check_overrides(overrides, sweep=True)
     choices = []
-    for word, override in _parsed(overrides):
+    for word, override in _parsed([*overrides, *_swept_by_experiment(overrides)]):
         several = override.is_sweep_override() and override.key_or_group not in LISTS
         key = override.key_or_group
         choices.append([f"{key}={value}" for value in override.sweep_string_iterator()] if several else [word])
@@ -169,6 +174,21 @@ def _search_path() -> list[str]:
     """Return the override that has Hydra look into the user's own folders too; none where there are none."""
     folders = ",".join(_quoted(f"file://{folder}") for folder in own_configs_dirs())
     return [f"hydra.searchpath=[{folders}]"] if folders else []
+
+
+def _swept_by_experiment(overrides: Sequence[str]) -> list[str]:
+    """Return the words that an experiment sweeps by `hydra.sweeper.params`, without those that are given themselves.
+
+    Hydra reads them where it carries out the sweep; this is for what asks about a sweep without one.
+    """
+    given = {override.key_or_group: override for _, override in _parsed(overrides)}
+    experiment = given["experiment"].value() if "experiment" in given else None
+    if not isinstance(experiment, str):
+        return []
+    file = configs_dir() / "experiment" / f"{experiment}.yaml"
+    composed = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+    params = composed.get("hydra", {}).get("sweeper", {}).get("params", {})
+    return [f"{key}={values}" for key, values in params.items() if key not in given]
 
 
 def _is_override(word: str) -> bool:

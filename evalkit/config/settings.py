@@ -55,7 +55,7 @@ class DemoSize:
     seed: int
 
 
-SourceName: TypeAlias = Literal["folder", "ir_datasets", "hub", "demo"]
+SourceName: TypeAlias = Literal["folder", "ir_datasets", "hub", "mirror", "demo"]
 """Where a dataset can come from; `evalkit.datasets.SOURCES` has a reader for each."""
 
 
@@ -69,7 +69,7 @@ class HubCopy:
     queries: str
     qrels: str
     split: str | None = None
-    """The judgements' split, where the copy calls it otherwise than the dataset does."""
+    """The copy's name of the dataset's split, where it is another one; a config with a single split is read anyway."""
     revision: str | None = None
     """The commit; None is not pinned: what `main` is at the time, and the result records which commit that was."""
 
@@ -91,6 +91,8 @@ class DatasetConfig:
     """A BEIR-format folder; when given it is read in place of any other source."""
     ir_datasets_id: str | None = None
     hub: HubCopy | None = None
+    mirror: HubCopy | None = None
+    """A second copy on the Hub, for instance one repository that gathers several datasets."""
     demo: DemoSize | None = None
     counts: Counts = Counts()
     checksum: str | None = None
@@ -106,7 +108,7 @@ class DatasetConfig:
         _check_name("dataset.name", self.name, parts=True)
         _check_name("dataset.split", self.split)
         if not self.sources:
-            msg = f"dataset {self.name!r}: got no source, wanted one or more of folder, ir_datasets, hub, demo"
+            msg = f"dataset {self.name!r}: got no source, wanted one or more of folder, ir_datasets, hub, mirror, demo"
             raise ConfigError(msg)
         if self.sources == ("folder",) and self.path is None:
             msg = f"dataset {self.name!r} is read from a BEIR-format folder: got no path, wanted dataset.path=DIR"

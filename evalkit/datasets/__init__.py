@@ -35,10 +35,19 @@ def _load_demo(config: DatasetConfig) -> Dataset:
     return load_demo(config.demo, name=config.name, split=config.split)
 
 
+def _load_mirror(config: DatasetConfig) -> Dataset:
+    if config.mirror is None:
+        msg = f"dataset {config.name}: got no mirror, wanted repo, corpus, queries and qrels of a copy on the Hub"
+        raise DatasetError(f"{msg}; set dataset.mirror, or choose other dataset.sources")
+    dataset = hub.load_hub(dataclasses.replace(config, hub=config.mirror))
+    return dataclasses.replace(dataset, source=dataset.source.replace("hub ", "mirror ", 1))
+
+
 SOURCES: Final[Mapping[str, Callable[[DatasetConfig], Dataset]]] = {
     "folder": load_folder,
     "ir_datasets": irds.load_ir_datasets,
     "hub": hub.load_hub,
+    "mirror": _load_mirror,
     "demo": _load_demo,
 }
 """Where a dataset comes from: a name in `dataset.sources` → the function that loads it."""
@@ -130,6 +139,7 @@ def on_disk(config: DatasetConfig) -> SourceName | None:
             "folder": config.path is not None and Path(config.path).is_dir(),
             "ir_datasets": config.ir_datasets_id is not None and irds.stored(config.ir_datasets_id),
             "hub": config.hub is not None and hub.stored(config.hub, config.split),
+            "mirror": config.mirror is not None and hub.stored(config.mirror, config.split),
             "demo": True,
         }
         if there[name]:

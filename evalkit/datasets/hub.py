@@ -8,7 +8,10 @@ The repository's README.md says which files a config has, and `datasets` reads i
 
     corpus   _id (or id, docid), title (may be absent or null), text
     queries  _id (or id, query_id), text
-    qrels    query-id, corpus-id, score
+    qrels    query-id, corpus-id, score (a Parquet file without this column lists relevant documents, of grade 1)
+
+A config with several splits is read at the one that the dataset's config names: sentence-transformers/NanoBEIR-en keeps
+one dataset in each (`{split: NanoNQ, path: "corpus/NanoNQ-*"}`), the repositories that it gathers have `train` alone.
 
 Only the files of the configs that a dataset names are fetched. They lie where every other library looks for them, under
 `HF_HOME/hub/datasets--OWNER--NAME/snapshots/COMMIT`, so what is there once is read with the network off.
@@ -120,7 +123,7 @@ def stored(copy: HubCopy, split: str) -> bool:
         return False
     folder = Path(readme).parent
     try:
-        return all(path.is_file() for path in _files(folder, _patterns(folder, copy.corpus, split), copy))
+        return all(path.is_file() for path in _files(folder, _patterns(folder, copy.corpus, copy.split or split), copy))
     except DatasetError:
         return False
 
@@ -137,11 +140,8 @@ def load_hub(config: DatasetConfig) -> Dataset:
         msg = f"dataset {config.name}: got no hub copy, wanted repo, corpus, queries and qrels"
         raise DatasetError(f"{msg}; set dataset.hub, or choose other dataset.sources")
     folder = _snapshot(copy, ["README.md"])
-    patterns = {
-        "corpus": _patterns(folder, copy.corpus, config.split),
-        "queries": _patterns(folder, copy.queries, config.split),
-        "qrels": _patterns(folder, copy.qrels, copy.split or config.split),
-    }
+    parts = {"corpus": copy.corpus, "queries": copy.queries, "qrels": copy.qrels}
+    patterns = {part: _patterns(folder, name, copy.split or config.split) for part, name in parts.items()}
     folder = _snapshot(copy, [pattern for part in patterns.values() for pattern in part])
     files = {part: _files(folder, wanted, copy) for part, wanted in patterns.items()}
     qrels = _read_qrels(files["qrels"])
@@ -183,8 +183,21 @@ def _snapshot(copy: HubCopy, patterns: Sequence[str]) -> Path:
         raise DatasetError.not_had(Tried(f"hub dataset {copy.repo}@{copy.revision or 'main'}", why, remedy)) from error
 
 
+def qrels_splits(copy: HubCopy) -> tuple[str, ...]:
+    """Return the splits of a copy's judgements. Raises DatasetError where its README.md does not tell."""
+    return tuple(_splits(_snapshot(copy, ["README.md"]), copy.qrels))
+
+
 def _patterns(folder: Path, name: str, split: str) -> list[str]:
-    """Return the path patterns of a config's files, from the repository's README.md: its only split, or `split`."""
+    """Return the path patterns of a config's files: of its only split, or of `split`."""
+    splits = _splits(folder, name)
+    if len(splits) > 1 and split not in splits:
+        raise bad(folder / "README.md", None, f"no split {split!r} in config {name!r}", "it", nearest(split, splits))
+    return splits[split] if split in splits else next(iter(splits.values()))
+
+
+def _splits(folder: Path, name: str) -> dict[str, list[str]]:
+    """Return the path patterns of a config's files by split, as the repository's README.md has them."""
     from datasets.data_files import sanitize_patterns  # type: ignore[import-untyped]  # the package carries no types
     from datasets.utils.metadata import MetadataConfigs  # type: ignore[import-untyped]  # as above
     from huggingface_hub import DatasetCard
@@ -201,10 +214,7 @@ def _patterns(folder: Path, name: str, split: str) -> list[str]:
         raise bad(path, None, "no readable `configs` in its header", "config names and data files", remedy) from error
     if name not in splits_by_config:
         raise bad(path, None, f"no config {name!r}", "it", nearest(name, splits_by_config))
-    splits: dict[str, list[str]] = {str(each): list(found) for each, found in splits_by_config[name].items()}
-    if len(splits) > 1 and split not in splits:
-        raise bad(path, None, f"no split {split!r} in config {name!r}", "it", nearest(split, splits))
-    return splits[split] if split in splits else next(iter(splits.values()))
+    return {str(each): list(found) for each, found in splits_by_config[name].items()}
 
 
 def _files(folder: Path, patterns: Sequence[str], copy: HubCopy) -> tuple[Path, ...]:
@@ -262,8 +272,10 @@ def _read_queries(files: Sequence[Path]) -> Iterator[Query]:
 def _read_qrels(files: Sequence[Path]) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
     for path in files:
-        for number, row in _rows(path, 0, needed=("query-id", "corpus-id", "score"))[1]:
-            score = row["score"]
+        # Lines have no schema: one without a score is damaged, and not a judgement of grade 1.
+        needed = ("query-id", "corpus-id") if path.suffix == ".parquet" else ("query-id", "corpus-id", "score")
+        for number, row in _rows(path, 0, needed=needed, optional=("score",))[1]:
+            score = row.get("score", 1)
             grade = None if isinstance(score, str) else grade_of(score)
             if grade is None:
                 raise bad(path, number, f"score {shown(score)}", "a whole number", "choose another source")

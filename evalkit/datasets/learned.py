@@ -19,7 +19,7 @@ from evalkit.storage import seal
 from evalkit.storage.paths import learned_file, write_whole
 from evalkit.types import Dataset
 
-_REVISIONED: Final = ("ir_datasets", "hub")
+_REVISIONED: Final = ("ir_datasets", "hub", "mirror")
 
 Verified = Literal["checksum", "learned", "counts", "nothing"]
 """What a corpus was held against: a checksum in the config, that of an earlier read, published counts, or nothing."""

@@ -7,7 +7,7 @@ MARCO's dev and dev/small, trec-dl's judgements of dev queries); where it shares
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -15,12 +15,10 @@ from typing import NamedTuple
 from evalkit import datasets
 from evalkit.config.settings import DatasetConfig
 from evalkit.datasets.folder import qrels_file, read_qrels
-from evalkit.datasets.hub import load_hub
+from evalkit.datasets.hub import load_hub, qrels_splits
 from evalkit.errors import DatasetError, EvalkitError
 from evalkit.storage.offline import network_off
 from evalkit.types import Qrels
-
-HUB_SPLITS = ("train", "dev", "validation", "test")
 
 
 class OtherSplit(NamedTuple):
@@ -45,7 +43,7 @@ def others(config: DatasetConfig, asked: Collection[str]) -> tuple[list[OtherSpl
         raise DatasetError(msg)
     found, unread = [], []
     with network_off():
-        for name, read in {"folder": _folder, "ir_datasets": _ir_datasets, "hub": _hub}.get(source, _none)(config):
+        for name, read in _READERS.get(source, _none)(config):
             try:
                 qrels = read()
             except (EvalkitError, OSError, RuntimeError, ValueError, KeyError) as error:
@@ -60,7 +58,7 @@ _Readers = Iterator[tuple[str, Callable[[], Qrels]]]
 
 
 def _none(_config: DatasetConfig) -> _Readers:
-    """Yield nothing: the demo has one split."""
+    """Yield nothing: the demo has one split, and the splits of a repository that gathers datasets are the others."""
     yield from ()
 
 
@@ -103,11 +101,19 @@ def _ir_datasets(config: DatasetConfig) -> _Readers:
 def _hub(config: DatasetConfig) -> _Readers:
     copy = config.hub
     assert copy is not None  # datasets.on_disk found it
-    for name in HUB_SPLITS:
-        if name != (copy.split or config.split):
+    own, there = copy.split or config.split, qrels_splits(copy)
+    for name in there if len(there) > 1 else ():  # a single split is read whatever it is called, so it is the run's own
+        if name != own:
             other = dataclasses.replace(config, hub=dataclasses.replace(copy, split=name))
             yield name, partial(_hub_qrels, other)
 
 
 def _hub_qrels(config: DatasetConfig) -> Qrels:
     return load_hub(config).qrels
+
+
+_READERS: Mapping[str, Callable[[DatasetConfig], _Readers]] = {
+    "folder": _folder,
+    "ir_datasets": _ir_datasets,
+    "hub": _hub,
+}

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import string
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalkit.config.settings import EncoderConfig, TextRules
@@ -27,6 +28,31 @@ class Differences(NamedTuple):
     """Differences that change vectors without any visible sign."""
     lengths: tuple[str, ...]
     """Differences in maximum lengths, which are allowed."""
+
+
+class Variant(NamedTuple):
+    """A setting that a model's repository had another value of for a while."""
+
+    setting: str
+    """Its dotted name below `model`."""
+    value: bool | int | str
+    """The other value."""
+    because: str
+
+    @property
+    def words(self) -> str:
+        """The variant as one gives it on the command line."""
+        return _setting(self.setting, self.value)[0]
+
+
+def variants(model: str) -> tuple[Variant, ...]:
+    """Return the variants that are known of a model, by its name.
+
+    >>> [variant.words for variant in variants("jina-colbert-v2")]
+    ['model.query.attend_to_expansion=false']
+    """
+    known: Mapping[str, Any] = json.loads(Path(__file__).with_name("variants.json").read_text(encoding="utf-8"))
+    return tuple(Variant(**values) for values in known.get(model, ()))
 
 
 def differences(config: EncoderConfig, checkpoint: Checkpoint, dim: int) -> Differences:

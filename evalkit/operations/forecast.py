@@ -185,10 +185,10 @@ def _opened(config: RunConfig, device: torch.device, *, offline: bool) -> tuple[
 
 def _absent(config: RunConfig, *, offline: bool) -> tuple[str, str | None]:
     """Say where a dataset that is not on disk would come from, or why it cannot."""
-    names = [name for name in datasets.source_names(config.dataset) if name in ("ir_datasets", "hub")]
+    names = [name for name in datasets.source_names(config.dataset) if name in ("ir_datasets", "hub", "mirror")]
     if config.dataset.path is not None:
         return "–", f"dataset.path={config.dataset.path}: got no folder there, wanted one in BEIR's format"
-    if names == ["hub"] and offline:
+    if names and set(names) <= {"hub", "mirror"} and offline:
         return "–", f"dataset {config.dataset.name}: not on disk, and HF_HUB_OFFLINE is set; evalkit fetch it elsewhere"
     return f"to fetch: {' or '.join(names)}", None
 

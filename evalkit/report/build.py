@@ -38,10 +38,12 @@ def build(results_dir: Path) -> Report:
     ours = standing.representative(found.cells)
     deviations, odd_reruns = reruns.measure(ours, results_dir)
     judged = card.judge(ours, waivers=waivers, deviations=deviations)
+    means = card.judge_means(ours, waivers=waivers)
     tables = card.card_tables(judged)
     board = card.leaderboard(tables, ours)
+    everything: tuple[card.Judged | card.JudgedMean, ...] = (*judged, *means)
     problems = [*found.problems, *odd_reruns]
-    used = {one.waiver for one in judged if one.waiver is not None}
+    used = {one.waiver for one in everything if one.waiver is not None}
     problems += [
         f"{results_dir / 'waivers.yaml'}: the waiver of {waiver.system} on {waiver.dataset} ({waiver.metric}) "
         "waives nothing; remove it"
@@ -57,7 +59,7 @@ def build(results_dir: Path) -> Report:
         ),
         "tables/cells.csv": sheets.csv_text(sheets.LONG_COLUMNS, sheets.long_rows(judged)),
     }
-    for sheet in (*map(sheets.card_sheet, tables), *_others(board, ours, deviations)):
+    for sheet in (*map(sheets.card_sheet, tables), *_others(board, means, ours, deviations)):
         files[f"tables/{sheet.name}.md"] = sheets.markdown(sheet)
         files[f"tables/{sheet.name}.csv"] = sheets.csv_sheet(sheet)
         files[f"tables/{sheet.name}.tex"] = sheets.latex(sheet)
@@ -82,7 +84,7 @@ def build(results_dir: Path) -> Report:
     unwaived = tuple(
         f"{one.score.system} on {one.score.dataset}: {one.score.metric} {rounding.fixed(one.measured, 5)} is "
         f"{one.verdict.label} than {one.score.source}'s {rounding.fixed(one.score.value, one.score.digits)}"
-        for one in judged
+        for one in everything
         if one.verdict.label in ("HIGHER", "LOWER") and one.waiver is None
     )
     return Report(
@@ -94,10 +96,26 @@ def build(results_dir: Path) -> Report:
     )
 
 
+def leaderboard(results_dir: Path) -> card.Leaderboard:
+    """Return the leaderboard of a results folder alone, of the runs that a report would table.
+
+    Raises ScoreError for bad waivers.
+    """
+    found = collected.collect(results_dir, checksums=_checksums(commands.packaged()))
+    ours = standing.representative(_with_queries(results_dir, found)[0].cells)
+    deviations, _ = reruns.measure(ours, results_dir)
+    judged = card.judge(ours, waivers=card.read_waivers(results_dir), deviations=deviations)
+    return card.leaderboard(card.card_tables(judged), ours)
+
+
 def _others(
-    board: card.Leaderboard, cells: Sequence[CellScores], deviations: Sequence[reruns.Deviation]
+    board: card.Leaderboard,
+    means: Sequence[card.JudgedMean],
+    cells: Sequence[CellScores],
+    deviations: Sequence[reruns.Deviation],
 ) -> tuple[sheets.Sheet, ...]:
-    return sheets.leaderboard_sheet(board), sheets.dims_sheet(cells), sheets.reruns_sheet(deviations)
+    boards = sheets.leaderboard_sheet(board), sheets.means_sheet(means)
+    return *boards, sheets.dims_sheet(cells), sheets.reruns_sheet(deviations)
 
 
 def write(report: Report, out: Path) -> None:

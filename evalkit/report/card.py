@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from evalkit.analysis import standing
 from evalkit.errors import ScoreError
 from evalkit.scoring import published
-from evalkit.scoring.published import CARD, PublishedScore, Verdict
+from evalkit.scoring.published import CARD, PublishedMean, PublishedScore, Verdict
 from evalkit.scoring.reruns import Deviation
-from evalkit.storage import outside
+from evalkit.storage import outside, results
 from evalkit.storage.results import CellScores
 
 TITLES = {
@@ -26,7 +26,7 @@ TITLES = {
     "matryoshka": "Matryoshka",
 }
 """The card's tables, in the card's order."""
-FAMILIES = {"xquad": "XQuAD"}
+FAMILIES = {"xquad": "XQuAD", "nanobeir": "NanoBEIR"}
 """What other families of datasets are called, where not by their first name."""
 
 
@@ -62,6 +62,28 @@ class Judged(NamedTuple):
     def delta(self) -> float | None:
         """Measured minus published."""
         return None if self.measured is None else self.measured - self.score.value
+
+
+class JudgedMean(NamedTuple):
+    """One published mean beside the runs of its datasets, as far as there are any."""
+
+    mean: PublishedMean
+    cells: Mapping[str, CellScores]
+    """By dataset, those that were scored with its metric."""
+    measured: float | None
+    """None unless every dataset was measured, and all of them under one protocol."""
+    verdict: Verdict
+    waiver: Waiver | None = None
+
+    @property
+    def score(self) -> PublishedScore:
+        """The published mean, as a score on its collection."""
+        return self.mean.score
+
+    @property
+    def delta(self) -> float | None:
+        """Measured minus published."""
+        return None if self.measured is None else self.measured - self.mean.score.value
 
 
 class System(NamedTuple):
@@ -153,6 +175,52 @@ def verdict_on(cell: CellScores | None, score: PublishedScore, *, deviation: flo
         declared_loss=score.index_loss,
         differs=standing.differing(cell, score),
     )
+
+
+ONE_PROTOCOL_BUT = frozenset(
+    ("corpus", "queries", "attention", "elementwise", "batch_tokens", "shard_tokens", "cut", "heads", "encoding_rules")
+)
+"""In what runs of one protocol may differ: the dataset, and what moves no more than the last bits of a vector."""
+
+
+def judge_means(cells: Iterable[CellScores], *, waivers: Sequence[Waiver] = ()) -> tuple[JudgedMean, ...]:
+    """Return every mean that is published without its rows, with the verdict on the mean of our runs.
+
+    A part is not the whole: unless each of its datasets was measured, a mean is NOT-RUN. Where its runs were measured
+    under several protocols, there is no measured mean either, and the verdict names the settings that vary.
+    """
+    by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in standing.representative(cells)}
+    waived = {waiver[:5]: waiver for waiver in waivers}
+    judged = []
+    for mean in published.published_means():
+        score = mean.score
+        runs = {dataset: by_cell.get((score.system, score.dim, dataset)) for dataset in mean.datasets}
+        found = {dataset: cell for dataset, cell in runs.items() if cell is not None and score.metric in cell.metrics}
+        measured, verdict = _mean_verdict(mean, found)
+        waiver = waived.get((score.system, score.dim, score.dataset, score.metric, score.source))
+        kept = waiver if verdict.label in ("HIGHER", "LOWER") else None
+        judged.append(JudgedMean(mean, found, measured, verdict, kept))
+    return tuple(judged)
+
+
+def _mean_verdict(mean: PublishedMean, found: Mapping[str, CellScores]) -> tuple[float | None, Verdict]:
+    score = mean.score
+    if len(found) < len(mean.datasets):
+        return None, published.verdict(None, score)
+    varying = [name for name in results.differing(list(found.values())) if name not in ONE_PROTOCOL_BUT]
+    value = math.fsum(cell.metrics[score.metric] for cell in found.values()) / len(found)
+    if varying:
+        several = tuple(f"{name} is not the same on every dataset" for name in varying)
+        return None, published.verdict(value, score, differs=several)
+    where: dict[str, list[str]] = {}
+    for dataset, cell in found.items():
+        for setting in standing.differing(cell, score):
+            where.setdefault(setting, []).append(dataset)
+    differs = [
+        setting if len(datasets) == len(found) else f"{setting} ({', '.join(datasets)})"
+        for setting, datasets in where.items()
+    ]
+    return value, published.verdict(value, score, differs=differs)
 
 
 def card_tables(judged: Iterable[Judged]) -> tuple[CardTable, ...]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from evalkit.analysis.compare import storage
 from evalkit.config.settings import METRICS
-from evalkit.report.card import Average, CardTable, Judged, Leaderboard, System
+from evalkit.report import frames
+from evalkit.report.card import Average, CardTable, Judged, JudgedMean, Leaderboard, System
 from evalkit.report.rounding import ABSENT, fixed, signed
 from evalkit.report.table import markdown_text, said
 from evalkit.scoring.published import NEAR, rounded
@@ -21,7 +20,7 @@ from evalkit.texts import printable
 CARD_DIGITS = 3
 METRIC_NAMES = {"ndcg@10": "NDCG@10", "mrr@10": "MRR@10", "recall@100": "recall@100"}
 LONG_COLUMNS = (
-    *("table", "system", "dim", "dataset", "metric", "published", "source", "origin"),
+    *("table", "system", "dim", "dataset", "metric", "published", "source", "origin", "version"),
     *("measured", "delta", "verdict", "differs", "waived", "slip", "run_id"),
 )
 NUMBER = re.compile(r"[+-]?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?")
@@ -148,6 +147,39 @@ def leaderboard_sheet(board: Leaderboard) -> Sheet:
     return Sheet("leaderboard", "Leaderboard", tuple(header), tuple(rows), tuple(notes), long_names)
 
 
+def means_sheet(judged: Sequence[JudgedMean]) -> Sheet:
+    """Return the means that are published without their rows, each beside the mean of our runs."""
+    header = ("system", "mean over", "metric", "source", "published", "measured", "Δ", "verdict")
+    rows = tuple(
+        (
+            System(found.score.system, found.score.dim).label,
+            f"{found.score.dataset} ({len(found.mean.datasets)})",
+            METRIC_NAMES[found.score.metric],
+            found.score.source,
+            fixed(found.score.value, found.score.digits),
+            fixed(found.measured, 5) if found.measured is not None or not found.cells else _part(found),
+            ABSENT if found.delta is None else signed(found.delta, 4),
+            said(found.verdict),
+        )
+        for found in judged
+    )
+    over = dict.fromkeys((found.score.dataset, found.mean.datasets) for found in judged)
+    notes = [f"{name} ({len(datasets)}) is the mean over {', '.join(datasets)}." for name, datasets in over]
+    protocols = dict.fromkeys((found.score.source, found.score.protocol) for found in judged)
+    notes += [f"{source}: {protocol}." for source, protocol in protocols]
+    notes += [
+        f"{found.score.system} ({found.score.source}): waived: {found.waiver.reason}."
+        for found in judged
+        if found.waiver
+    ]
+    notes.append("A mean is measured only where each of its datasets was, all under one protocol.")
+    return Sheet("means", "Published means", header, rows, tuple(notes))
+
+
+def _part(found: JudgedMean) -> str:
+    return f"{len(found.cells)} of {len(found.mean.datasets)}"
+
+
 def dims_sheet(cells: Sequence[CellScores]) -> Sheet:
     """Return quality beside storage for every measured cell that has vectors."""
     header = ("system", "dim", "dataset", "metric", "value", "bytes per vector", "bytes per passage", "corpus MB")
@@ -188,6 +220,7 @@ def long_rows(judged: Sequence[Judged]) -> list[tuple[str, ...]]:
             fixed(found.score.value, found.score.digits),
             found.score.source,
             found.score.origin,
+            found.score.version,
             "" if found.measured is None else fixed(found.measured, 5),
             "" if found.delta is None else signed(found.delta, 5),
             found.verdict.label,
@@ -238,10 +271,8 @@ def csv_sheet(sheet: Sheet) -> str:
 
 def csv_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return rows as CSV with line feeds; a cell that a spreadsheet would take for a formula begins with a quote."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerows([_no_formula(cell) for cell in row] for row in (header, *rows))
-    return text.getvalue()
+    safe = [[_no_formula(cell) for cell in row] for row in rows]
+    return str(frames.texts(header, safe).to_csv(index=False, lineterminator="\n"))
 
 
 def _no_formula(cell: str) -> str:

@@ -13,7 +13,7 @@ import evalkit.analysis.explain
 from evalkit.analysis import replay, standing
 from evalkit.analysis.compare import Comparison, storage, values_of
 from evalkit.analysis.explain import Band, Contribution, PairView
-from evalkit.analysis.replay import Landing, Replayed
+from evalkit.analysis.replay import Landing, OtherState, Replayed
 from evalkit.errors import ConfigError, EvalkitError
 from evalkit.report.grid import Column, Grid, Line, wrapped
 from evalkit.report.rounding import ABSENT, dim, fixed, p_value, signed
@@ -114,6 +114,19 @@ def landing_lines(landings: Sequence[Landing]) -> list[str]:
         value = fixed(score.value, score.digits)
         lines.append(f"{score.source} {score.metric} {value}: {said(landing.verdict)}; {reached}{slip}")
     return lines or ["nothing is published for this cell"]
+
+
+def state_lines(states: Sequence[OtherState], metric: str) -> list[str]:
+    """Say which states of the model's repository a replay cannot try, and what was measured in them."""
+    return [
+        f"no rule of scoring: {one.variant.words}; {one.variant.because}; "
+        + ("run it with that setting" if one.run is None else f"{one.run.run_id} has {_value(one.run, metric)}")
+        for one in states
+    ]
+
+
+def _value(cell: CellScores, metric: str) -> str:
+    return f"{metric} {fixed(cell.metrics.get(metric), 5)}"
 
 
 def distribution_table(bands: Sequence[Band], *, metric: str) -> Grid:

@@ -92,7 +92,13 @@ def check(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Finding]]]:
     ):
         reload = reloader(encoder, found)
         own = _own_account(model, {dim: found[dim] for dim in encoder.heads})
-        findings = [own, *examine(encoder, reload=reload), *packing(encoder), *_dtype(encoder, reload=reload)]
+        findings = [
+            own,
+            *_variants(model),
+            *examine(encoder, reload=reload),
+            *packing(encoder),
+            *_dtype(encoder, reload=reload),
+        ]
         findings += _published(encoder, found)
         yield tuple(encoder.heads), findings
 
@@ -102,9 +108,11 @@ def with_published_head(encoder: Encoder, found: Mapping[int, Checkpoint]) -> tu
 
     So a run at another dim is held to the figures too, at the price of reading one more file.
     """
-    published, config = published_vectors(), encoder.config
+    published, config = _published_of(encoder), encoder.config
+    if published is None or published.dim in encoder.heads:
+        return encoder, found
     source = config.checkpoints.get(str(published.dim))
-    if source is None or not _is_published_model(encoder, published) or published.dim in encoder.heads:
+    if source is None or vocabulary_rows(encoder) != published.vocabulary:
         return encoder, found
     if not on_disk(source):
         return encoder, found
@@ -118,8 +126,9 @@ def with_published_head(encoder: Encoder, found: Mapping[int, Checkpoint]) -> tu
     return (encoder, found) if widened is None else (widened, {**found, published.dim: other})
 
 
-def _is_published_model(encoder: Encoder, published: Published) -> bool:
-    return encoder.config.name == published.model and vocabulary_rows(encoder) == published.vocabulary
+def _published_of(encoder: Encoder) -> Published | None:
+    """Return the figures that are published for an encoder's model, by its name."""
+    return next((published for published in published_vectors() if published.model == encoder.config.name), None)
 
 
 def reloader(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Reload:
@@ -144,7 +153,8 @@ def canary(encoder: Encoder, found: Mapping[int, Checkpoint]) -> frozenset[int]:
     for finding in _published(encoder, found):
         _refuse_failed(finding, encoder)
         met = met and finding.verdict == "ok"
-    return frozenset({published_vectors().dim} & set(encoder.heads)) if met else frozenset()
+    published = _published_of(encoder)
+    return frozenset({published.dim} & set(encoder.heads)) if met and published is not None else frozenset()
 
 
 def _refuse_failed(finding: Finding, encoder: Encoder) -> None:
@@ -168,9 +178,13 @@ def examine(encoder: Encoder, *, reload: Reload, published: Published | None = N
         yield _published_vectors(encoder, published, reload=reload)
 
 
-def published_vectors() -> Published:
-    """Return the published vectors of "Hello World" that the package carries."""
-    values = _packaged("hello_world.json")
+def published_vectors() -> tuple[Published, ...]:
+    """Return the published vectors of "Hello World" that the package carries, of one model each."""
+    return tuple(_read_published(name) for name in ("hello_world.json", "hello_world_colbertv2.json"))
+
+
+def _read_published(name: str) -> Published:
+    values = _packaged(name)
     names = ("model", "dim", "vocabulary", "text", "atol")
     query, document = (tuple(tuple(row) for row in values[side]) for side in ("query", "document"))
     return Published(**{name: values[name] for name in names}, query=query, document=document)
@@ -204,6 +218,16 @@ def _own_account(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> Find
         return Finding("the checkpoint's own account", "no figures", "it has no artifact.metadata")
     measured = "; ".join(metadata.notes(config, found)) or f"{', '.join(files)} says what the config says"
     return Finding("the checkpoint's own account", "ok", measured)
+
+
+def _variants(config: EncoderConfig) -> Iterator[Finding]:
+    """Name the other states of a model's repository: vectors made in one of them are no fault of the set-up."""
+    for variant in metadata.variants(config.name):
+        value: Any = config
+        for part in variant.setting.split("."):
+            value = getattr(value, part)
+        state = "one of its states" if value == variant.value else f"the other state is {variant.words}"
+        yield Finding("states of its repository", "ok", f"{variant.setting} is {str(value).lower()}, {state}")
 
 
 def _token_ids(encoder: Encoder) -> Iterator[Finding]:
@@ -411,11 +435,16 @@ def _dtype(encoder: Encoder, *, reload: Reload) -> Iterator[Finding]:
 
 def _published(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Iterator[Finding]:
     """Hold an encoder to the published vectors, in the run's dtype and in fp32."""
-    published = published_vectors()
+    published = _published_of(encoder)
+    if published is None:
+        question = f"published vectors of {HELLO!r} in {encoder.config.dtype}"
+        yield Finding(question, "no figures", f"none are published for {encoder.config.name} at {_dims(encoder)}")
+        return
     encoder, found = with_published_head(encoder, found)
     reload = reloader(encoder, found)
-    yield _published_vectors(encoder, published, reload=reload)
-    if encoder.config.dtype != "float32" and _is_published_model(encoder, published) and published.dim in encoder.heads:
+    first = _published_vectors(encoder, published, reload=reload)
+    yield first
+    if encoder.config.dtype != "float32" and first.verdict != "no figures":
         yield _published_vectors(reload(replace(encoder.config, dtype="float32")), published, reload=reload)
 
 
@@ -423,28 +452,32 @@ def _published_vectors(encoder: Encoder, published: Published, *, reload: Reload
     """Compare with the published figures; when they are missed, try what would meet them."""
     config = encoder.config
     question = f"published vectors of {published.text!r} in {config.dtype}"
-    if config.name != published.model:
-        return Finding(question, "no figures", f"none are published for {config.name} at {_dims(encoder)}")
     rows = vocabulary_rows(encoder)
     if rows != published.vocabulary:
         reason = f"{rows} rows: a stand-in, not the published model of {published.vocabulary}"
         return Finding(question, "no figures", reason)
     if published.dim not in encoder.heads:
         reason = (
-            f"none are published at {_dims(encoder)}; those at {published.dim} settle the RoPE base "
-            f"({encoder.rope_theta}) where its checkpoint is on disk and has the same backbone: "
+            f"none are published at {_dims(encoder)}; those at {published.dim} settle {_unsettled(encoder)} "
+            "where its checkpoint is on disk and has the same backbone: "
             f"evalkit fetch model={config.name} dim={published.dim}"
         )
         return Finding(question, "no figures", reason)
     worst, atol = deviation(encoder, published), published.atol + PUBLISHED_ATOL[config.dtype]
-    measured = f"max |Δ| {worst:.1e}, at most {atol:.0e}, RoPE base {encoder.rope_theta}"
+    base = "" if encoder.rope_theta is None else f", RoPE base {encoder.rope_theta}"
+    measured = f"max |Δ| {worst:.1e}, at most {atol:.0e}{base}"
     if worst <= atol:
         return Finding(question, "ok", measured)
     for cause, changed in _suspects(encoder):
         if deviation(reload(changed), published) <= atol:
             return Finding(question, "FAILED", measured, f"{cause}, which meets the figures")
-    cause = "weights or head: no RoPE base, marker, expansion or dtype meets the figures"
+    tried = ", ".join(filter(None, ("" if encoder.rope_theta is None else "RoPE base", "marker", "expansion")))
+    cause = f"weights or head: no {tried} or dtype meets the figures"
     return Finding(question, "FAILED", measured, cause)
+
+
+def _unsettled(encoder: Encoder) -> str:
+    return "backbone and markers" if encoder.rope_theta is None else f"the RoPE base ({encoder.rope_theta})"
 
 
 def _suspects(encoder: Encoder) -> Iterator[tuple[str, EncoderConfig]]:
@@ -455,7 +488,9 @@ def _suspects(encoder: Encoder) -> Iterator[tuple[str, EncoderConfig]]:
             yield f"RoPE base: model.rope_theta={base:.0f}", replace(config, rope_theta=base)
     attends = not config.query.attend_to_expansion
     flipped = replace(config, query=replace(config.query, attend_to_expansion=attends))
-    yield f"expansion attention: model.query.attend_to_expansion={str(attends).lower()}", flipped
+    words = f"model.query.attend_to_expansion={str(attends).lower()}"
+    known = next((variant.because for variant in metadata.variants(config.name) if variant.words == words), None)
+    yield f"expansion attention: {words}{f' ({known})' if known else ''}", flipped
     query, document = config.query.marker, config.document.marker
     swapped = replace(
         config, query=replace(config.query, marker=document), document=replace(config.document, marker=query)
@@ -465,8 +500,14 @@ def _suspects(encoder: Encoder) -> Iterator[tuple[str, EncoderConfig]]:
 
 
 def deviation(encoder: Encoder, published: Published) -> float:
-    """Return the largest |Δ| of the published components; infinite when the number of vectors differs."""
+    """Return the largest |Δ| of the published components; infinite when the number of vectors differs.
+
+    A query is filled up to as many vectors as were published, whatever length the run has on its dataset.
+    """
     worst = 0.0
+    if encoder.config.query.expansion:
+        rules = replace(encoder.config.query, max_tokens=len(published.query))
+        encoder = replace(encoder, config=replace(encoder.config, query=rules))
     query, document = encoder.tokenize_queries([published.text]), encoder.tokenize_documents([published.text])
     for texts, documents, rows in ((query, False, published.query), (document, True, published.document)):
         (ours_TD,) = vectors_of(encoder, texts, documents=documents)[published.dim]

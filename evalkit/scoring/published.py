@@ -22,6 +22,8 @@ from evalkit.errors import ScoreError
 
 NEAR = 0.001
 """How far a re-run may be from a published score and still be called near: the tolerance that MTEB uses."""
+UNSAID: Mapping[str, str] = {"search": "exact", "first_stage": "none"}
+"""What a run that does not name one of these settings has: MaxSim with every document, and no stage before it."""
 NOISE_DIGITS = 12
 """Decimals of a mean that its summation cannot disturb."""
 CARD = "card"
@@ -53,6 +55,8 @@ class PublishedScore(NamedTuple):
     """How the table says it was measured, in words."""
     settings: Mapping[str, Any] = {}
     """The settings under which it is known to have been measured, by dotted name as in a run's protocol."""
+    version: str = ""
+    """The release of the software that measured it, where its publisher records one."""
     index_loss: float = 0.0
     """What its publisher declares that an approximate index lost; nobody on the card declares any."""
 
@@ -67,6 +71,14 @@ class StatedAverage(NamedTuple):
     value: float
     digits: int
     rows: Mapping[str, float]
+
+
+class PublishedMean(NamedTuple):
+    """A mean over datasets that is published without the values that it is the mean of."""
+
+    score: PublishedScore
+    """With the collection's name in place of a dataset's."""
+    datasets: tuple[str, ...]
 
 
 class AverageAudit(NamedTuple):
@@ -148,12 +160,16 @@ def _read(path: Path) -> dict[str, Any]:
                 system[key]
             system["values"].items()
             system.get("slips", {}).items()
+            system.get("versions", {}).items()
             system.get("settings", {}).items()
             for exception in system.get("exceptions", {}).values():
                 exception.items()
         for average in values["averages"]:
             itemgetter("system", "dim", "value")(average)
         list(map(itemgetter("system", "dim", "value", "stated", "also"), values.get("claims", [])))
+        for mean in values.get("means", []):
+            itemgetter("name", "system", "dim", "origin", "value", "over")(mean)
+            mean.get("settings", {}).items()
     except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
         reason = " ".join(str(error).split())
         msg = f"{path}: not a table of published scores ({type(error).__name__}: {reason}); repair the file"
@@ -181,6 +197,8 @@ def _mistakes(table: Mapping[str, Any]) -> Iterator[str]:
             yield f"got an average of {(average['system'], average['dim'])}, which has no column"
         if not _printed(average["value"], digits):
             yield f"got average {average['value']!r}, wanted a number from 0 to 1 of {digits} decimals"
+    for mean in table.get("means", []):
+        yield from _mean_mistakes(mean, digits)
 
 
 def _column_mistakes(system: Mapping[str, Any], digits: int) -> Iterator[str]:
@@ -191,12 +209,24 @@ def _column_mistakes(system: Mapping[str, Any], digits: int) -> Iterator[str]:
     for dataset, value in system["values"].items():
         if not _printed(value, digits):
             yield f"got {value!r} for {name} on {dataset}, wanted a number from 0 to 1 of {digits} decimals"
-    for what in ("slips", "exceptions"):
+    for what in ("slips", "exceptions", "versions"):
         for dataset in system.get(what, {}):
             if dataset not in system["values"]:
                 yield f"got {what} of {name} on {dataset}, which has no value"
     if type(system.get("index_loss", 0.0)) not in (int, float) or not 0 <= system.get("index_loss", 0.0) <= 1:
         yield f"got index_loss {system['index_loss']!r} of {name}, wanted a number from 0 to 1"
+
+
+def _mean_mistakes(mean: Mapping[str, Any], digits: int) -> Iterator[str]:
+    """Yield what is wrong with a mean that is published without its rows."""
+    name = f"the {mean['name']} mean of {mean['system']}"
+    if mean["origin"] not in ORIGINS:
+        yield f"got origin {mean['origin']!r} of {name}, wanted {' or '.join(ORIGINS)}"
+    if not _printed(mean["value"], digits):
+        yield f"got {mean['value']!r} as {name}, wanted a number from 0 to 1 of {digits} decimals"
+    over = mean["over"]
+    if type(over) is not list or len(set(over)) != len(over) or len(over) < 2:
+        yield f"got {over!r} under {name}, wanted two or more datasets, each once"
 
 
 def _printed(value: Any, digits: int) -> bool:
@@ -230,11 +260,38 @@ def _scores(directory: Path) -> tuple[PublishedScore, ...]:
                 **system.get("settings", {}),
                 **system.get("exceptions", {}).get(dataset, {}),
             },
+            str(system.get("versions", {}).get(dataset, system.get("version", ""))),
             float(system.get("index_loss", 0.0)),
         )
         for table in _tables(directory)
         for system in table["systems"]
         for dataset, value in system["values"].items()
+    )
+
+
+def published_means(directory: Path | None = None) -> tuple[PublishedMean, ...]:
+    """Return every mean that is published without its rows, table by table. Raises ScoreError for a malformed file."""
+    return tuple(
+        PublishedMean(
+            PublishedScore(
+                system=mean["system"],
+                dim=mean["dim"],
+                dataset=mean["name"],
+                metric=table["metric"],
+                value=float(mean["value"]),
+                digits=table["digits"],
+                source=table["source"],
+                origin=mean["origin"],
+                table=table["table"],
+                note=mean.get("note", ""),
+                protocol=table["protocol"],
+                settings={**table.get("settings", {}), **mean.get("settings", {})},
+                version=str(mean.get("version", "")),
+            ),
+            tuple(mean["over"]),
+        )
+        for table in _tables(directory or published_dir())
+        for mean in table.get("means", [])
     )
 
 
@@ -317,7 +374,7 @@ def differing(
     for name, wanted in published.settings.items():
         if name == "drop_self" and self_hits == 0:
             continue
-        got: Any = {**protocol, "split": split}
+        got: Any = {**UNSAID, **protocol, "split": split}
         for part in name.split("."):
             got = got.get(part) if isinstance(got, Mapping) else None
         if got != wanted:
@@ -408,8 +465,14 @@ def disagreements(directory: Path | None = None) -> tuple[Disagreement, ...]:
         for score in scores
         if score.source == CARD
         for other in others.get((score.system, score.dim, score.dataset, score.metric), [])
-        if abs(_decimal(other.value) - _decimal(score.value)) > _half_unit(score.digits) + _half_unit(other.digits)
+        if _comparable(score, other)
+        and abs(_decimal(other.value) - _decimal(score.value)) > _half_unit(score.digits) + _half_unit(other.digits)
     )
+
+
+def _comparable(one: PublishedScore, other: PublishedScore) -> bool:
+    """Whether two scores may be of one measurement: by one kind of search, behind one first stage."""
+    return all(one.settings.get(name) == other.settings.get(name) for name in UNSAID)
 
 
 def _half_unit(digits: int) -> Decimal:

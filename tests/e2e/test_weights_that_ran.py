@@ -145,12 +145,12 @@ def test_the_canary_proves_a_copy_by_the_published_vectors(run, tmp_path, monkey
         for tokenize, documents in ((encoder.tokenize_queries, False), (encoder.tokenize_documents, True))
     )
     stand_in = dataclasses.replace(
-        canary.published_vectors(),
+        canary.published_vectors()[0],
         vocabulary=canary.vocabulary_rows(encoder),
         query=tuple(tuple(row) for row in query[:, :5].tolist()),
         document=tuple(tuple(row) for row in document[:, :5].tolist()),
     )
-    monkeypatch.setattr(canary, "published_vectors", lambda: stand_in)
+    monkeypatch.setattr(canary, "published_vectors", lambda: (stand_in,))
     cell = run(*words)
     assert cell.environment["checkpoint"]["proof"] == "vectors"
     (line,) = weights.differing(cell)

@@ -14,6 +14,9 @@ from evalkit.errors import ConfigError, ModelError
 from evalkit.models.encoder import checkpoints, load_encoders
 from evalkit.run import canary
 
+HELD = ("jina-colbert-v2", "colbertv2")
+"""The models that vectors are published for."""
+
 
 def fixture_config(name, folder, **changes):
     model = compose([f"model={name}"]).model
@@ -69,9 +72,8 @@ def published_by(encoder, vocabulary, **more):
     ):
         (vectors_TD,) = canary.vectors_of(encoder, tokenize([canary.HELLO]), documents=documents)[DIM]
         rows[side] = tuple(tuple(float(value) for value in row[:5]) for row in vectors_TD)
-    return canary.Published(
-        model="jina-colbert-v2", dim=DIM, vocabulary=vocabulary, text=canary.HELLO, atol=2e-3, **rows, **more
-    )
+    named = {"model": encoder.config.name, "dim": DIM, "vocabulary": vocabulary, "text": canary.HELLO, "atol": 2e-3}
+    return canary.Published(**named, **rows, **more)
 
 
 @pytest.mark.parametrize(
@@ -113,14 +115,75 @@ def test_another_head_is_told_from_a_wrong_setting(tmp_path):
 
 
 def test_the_published_vectors_are_carried_whole():
-    published = canary.published_vectors()
-    assert (published.dim, published.atol, len(published.query), len(published.document)) == (128, 0.002, 32, 5)
-    assert published.query[0] == (0.0477, 0.0255, -0.2224, -0.1085, -0.03)
+    jina, colbertv2 = canary.published_vectors()
+    for published in (jina, colbertv2):
+        assert (published.dim, len(published.query), len(published.document)) == (128, 32, 5)
+        assert {len(row) for row in (*published.query, *published.document)} == {5}
+    assert (jina.model, jina.atol, colbertv2.model, colbertv2.atol) == ("jina-colbert-v2", 0.002, "colbertv2", 0.001)
+    assert jina.query[0] == (0.0477, 0.0255, -0.2224, -0.1085, -0.03)
+    assert colbertv2.document[1] == (0.0005, -0.0163, -0.0127, 0.2165, 0.1517)
+
+
+def test_each_model_is_held_to_its_own_published_vectors(tmp_path, monkeypatch):
+    """One list serves several models; nothing is published for a third."""
+    encoders = {name: load(fixture_config(name, write(name, tmp_path / name)))[0] for name in HELD}
+    figures = tuple(published_by(one, canary.vocabulary_rows(one)) for one in encoders.values())
+    monkeypatch.setattr(canary, "published_vectors", lambda: figures)
+    for name, encoder in encoders.items():
+        assert canary.canary(encoder, checkpoints(encoder.config, encoder.config.dims)) == {DIM}, name
+    third, _ = load(fixture_config("jina-colbert-v1-en", write("jina-colbert-v1-en", tmp_path / "third")))
+    (finding,) = canary._published(third, checkpoints(third.config, third.config.dims))
+    assert finding.verdict == "no figures"
+    assert finding.measured == f"none are published for jina-colbert-v1-en at {DIM}"
+
+
+@pytest.mark.parametrize("name", HELD)
+def test_a_datasets_longer_queries_are_no_other_weights(tmp_path, monkeypatch, name):
+    """ColBERTv2 has 300 tokens for a query of ArguAna; its figures are of 32."""
+    config = fixture_config(name, write(name, tmp_path))
+    encoder, _ = load(config)
+    published = published_by(encoder, canary.vocabulary_rows(encoder))
+    monkeypatch.setattr(canary, "published_vectors", lambda: (published,))
+    longer, _ = load(dataclasses.replace(config, query=dataclasses.replace(config.query, max_tokens=64)))
+    assert canary.canary(longer, checkpoints(config, config.dims)) == {DIM}
+
+
+def test_colbertv2_with_its_masks_attended_to_misses_its_figures(tmp_path):
+    right = fixture_config("colbertv2", write("colbertv2", tmp_path))
+    encoder, _ = load(right)
+    published = published_by(encoder, canary.vocabulary_rows(encoder))
+    attended = dataclasses.replace(right.query, attend_to_expansion=True)
+    wrong = dataclasses.replace(right, query=attended, verify=False)
+    (found,) = failures(*load(wrong), published=published)
+    assert found.cause == ("expansion attention: model.query.attend_to_expansion=false, which meets the figures")
+
+
+def test_a_state_of_the_repository_is_named_where_it_meets_the_figures(tmp_path):
+    config = fixture_config("jina-colbert-v2", write("jina-colbert-v2", tmp_path))
+    unattended = dataclasses.replace(config, query=dataclasses.replace(config.query, attend_to_expansion=False))
+    encoder, _ = load(unattended)
+    published = published_by(encoder, canary.vocabulary_rows(encoder))
+    (found,) = failures(*load(config), published=published)
+    assert "its repository changed attend_to_mask_tokens from true to false and back" in found.cause
+
+
+@pytest.mark.parametrize(
+    ("attends", "state"),
+    [
+        (True, "is true, the other state is model.query.attend_to_expansion=false"),
+        (False, "is false, one of its states"),
+    ],
+)
+def test_check_names_the_states_of_a_repository(attends, state):
+    config = compose(["model=jina-colbert-v2", f"model.query.attend_to_expansion={str(attends).lower()}"]).model
+    (finding,) = canary._variants(config)
+    assert (finding.verdict, finding.measured) == ("ok", f"query.attend_to_expansion {state}")
+    assert list(canary._variants(compose(["model=colbertv2"]).model)) == []
 
 
 def test_a_stand_in_is_not_held_to_the_published_figures(tmp_path):
     encoder, reload = load(fixture_config("jina-colbert-v2", write("jina-colbert-v2", tmp_path)))
-    published = canary.published_vectors()
+    published = canary.published_vectors()[0]
     found = canary.examine(encoder, reload=reload, published=published)
     verdicts = {finding.question: finding.verdict for finding in found}
     assert verdicts["ids of known tokens"] == "no figures"
@@ -175,7 +238,7 @@ def test_the_canary_of_a_run_in_bfloat16_settles_the_rope_base_in_fp32(tmp_path,
     folder = write("jina-colbert-v2", tmp_path / "m")
     exact, _ = load(fixture_config("jina-colbert-v2", folder))
     published = published_by(exact, canary.vocabulary_rows(exact))
-    monkeypatch.setattr(canary, "published_vectors", lambda: published)
+    monkeypatch.setattr(canary, "published_vectors", lambda: (published,))
     config = fixture_config("jina-colbert-v2", folder, dtype="bfloat16")
     encoder, _ = load(config)
     assert canary.canary(encoder, checkpoints(config, config.dims)) == {DIM}
@@ -191,7 +254,7 @@ def test_another_dim_is_held_to_the_published_vectors_by_the_head_that_is_on_dis
     folder = write("jina-colbert-v2", tmp_path / "published")
     exact, _ = load(fixture_config("jina-colbert-v2", folder))
     published = published_by(exact, canary.vocabulary_rows(exact))
-    monkeypatch.setattr(canary, "published_vectors", lambda: published)
+    monkeypatch.setattr(canary, "published_vectors", lambda: (published,))
     write_jina_checkpoint(tmp_path / "small", dim=8)
 
     def model_of(place, **changes):

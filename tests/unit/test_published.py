@@ -15,6 +15,7 @@ from evalkit.scoring.published import (
     disagreements,
     find,
     published_dir,
+    published_means,
     published_scores,
     rounded,
     stated_averages,
@@ -273,3 +274,69 @@ def test_a_claim_over_what_the_card_has_not_is_refused(tmp_path):
     (tmp_path / "beir.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ScoreError, match=r"with msmarco/dev-small, wanted cells of the card; repair the claims"):
         claims(tmp_path)
+
+
+NANO = (
+    *("arguana", "climate-fever", "dbpedia-entity", "fever", "fiqa", "hotpotqa", "msmarco", "nfcorpus", "nq", "quora"),
+    *("scidocs", "scifact", "webis-touche2020"),
+)
+
+
+def test_means_are_published_over_nanobeirs_thirteen_sets():
+    found = {(one.score.system, one.score.source): one for one in published_means()}
+    assert {name: one.score.value for name, one in found.items()} == {
+        ("jina-colbert-v2", "sentence-transformers"): 0.6517,
+        ("colbertv2", "sentence-transformers"): 0.6053,
+        ("colbert-xm", "sentence-transformers"): 0.5915,
+        ("jina-colbert-v2", "hakari-bench"): 0.6513,
+    }
+    assert {one.datasets for one in found.values()} == {tuple(f"nanobeir/{name}" for name in NANO)}
+    assert found["jina-colbert-v2", "hakari-bench"].score.settings["dtype"] == "bfloat16"
+
+
+def test_no_dataset_has_the_score_of_a_mean():
+    assert find("jina-colbert-v2", 128, "nanobeir", "ndcg@10") == []
+
+
+@pytest.mark.parametrize(
+    ("score", "got"),
+    [
+        (("pylate", "colbertv2", "beir/nfcorpus"), "search is exact, published with plaid"),
+        (("mteb", "colbertv2", "beir/scidocs"), "search is exact, published with plaid"),
+        (
+            ("jina-reranker-v3", "jina-colbert-v2", "beir/quora"),
+            "first_stage is none, published with jina-embeddings-v3 top 100",
+        ),
+    ],
+)
+def test_what_was_not_searched_exactly_differs_from_an_exact_run_in_that(score, got):
+    source, system, dataset = score
+    (found,) = (one for one in find(system, 128, dataset, "ndcg@10") if one.source == source)
+    assert differing(found, {}, "test") == (got,)
+
+
+def test_mtebs_figures_name_their_release_where_it_is_known():
+    versions = {(one.system, one.dataset): one.version for one in published_scores() if one.source == "mteb"}
+    assert versions["colbertv2", "beir/scidocs"] == "mteb 2.7.18"
+    assert versions["all-minilm-l6-v2", "xquad/ar"] == "mteb 1.12.75"
+    assert versions["all-minilm-l6-v2", "beir/nfcorpus"] == ""
+
+
+def test_a_score_by_an_index_or_behind_a_first_stage_contradicts_none_of_the_cards():
+    assert {one.other.source for one in disagreements()}.isdisjoint({"jina-reranker-v3", "pylate", "mteb"})
+
+
+@pytest.mark.parametrize(
+    ("mean", "message"),
+    [
+        ("value: 1.2, over: [a, b]", r"got 1\.2 as the m mean of s, wanted a number from 0 to 1 of 3 decimals"),
+        ("value: 0.5, over: [a]", r"got \['a'\] under the m mean of s, wanted two or more datasets, each once"),
+        ("value: 0.5, over: [a, a]", "wanted two or more datasets, each once"),
+        ("value: 0.5", r"not a table of published scores \(KeyError: 'over'\)"),
+    ],
+)
+def test_a_mean_that_cannot_be_is_refused_with_its_file(tmp_path, mean, message):
+    head = "table: t\nmetric: ndcg@10\ndigits: 3\nsource: x\nprotocol: p\nsystems: []\naverages: []\n"
+    (tmp_path / "t.yaml").write_text(f"{head}means:\n  - {{name: m, system: s, dim: null, origin: run, {mean}}}\n")
+    with pytest.raises(ScoreError, match=message):
+        published_means(tmp_path)

@@ -9,6 +9,7 @@ from report_material import cell, late, put
 from evalkit.analysis import replay
 from evalkit.config.compose import compose
 from evalkit.errors import ScoreError
+from evalkit.report import verbs
 from evalkit.scoring import metrics
 from evalkit.storage import results, trec
 from evalkit.types import Hit
@@ -34,7 +35,6 @@ def arguana(folder, *, drop_self):
         run = {query: [*dropped.get(query, []), *hits] for query, hits in run.items()}
     value = metrics.score(run, qrels).means["ndcg@10"]
     scores = cell(
-        run_id="arguana",
         dataset="beir/arguana",
         metrics={"ndcg@10": value, "mrr@10": value, "recall@100": value},
         protocol={**cell().protocol, "drop_self": drop_self, "corpus": "1"},
@@ -66,9 +66,9 @@ def test_a_wrong_query_length_is_named_and_no_scoring_rule_hides_it(tmp_path):
     scores = late(query_tokens=16, value=0.30)
     put(tmp_path, scores)
     material = replay.load(tmp_path, scores)
-    (card,) = {
-        one.score.source: one for one in replay.landings(material, replay.replay(material, "ndcg@10"), "ndcg@10")
-    }.values()
+    card = {one.score.source: one for one in replay.landings(material, replay.replay(material, "ndcg@10"), "ndcg@10")}[
+        "card"
+    ]
     assert card.verdict == ("PROTOCOL-DIFFERS", ("query.max_tokens is 16, published with 32",))
 
 
@@ -188,3 +188,16 @@ def test_judgements_survive_and_bad_ones_are_named(tmp_path):
         (tmp_path / "qrels").write_text(f"q 0 d 1\n{line}\n", encoding="utf-8")
         with pytest.raises(ScoreError, match=f"line 2: got {message}"):
             trec.read_qrels(tmp_path / "qrels")
+
+
+def test_a_state_of_the_models_repository_is_named_with_the_run_that_was_made_in_it():
+    attended = late(value=0.34)
+    query = {**attended.protocol["query"], "attend_to_expansion": False}
+    unattended = late(value=0.346, protocol={**attended.protocol, "query": query})
+    (alone,) = verbs.state_lines(replay.other_states(attended, [attended]), "ndcg@10")
+    assert alone.startswith("no rule of scoring: model.query.attend_to_expansion=false; its repository changed")
+    assert alone.endswith("; run it with that setting")
+    (beside,) = verbs.state_lines(replay.other_states(attended, [attended, unattended]), "ndcg@10")
+    assert beside.endswith(f"; {unattended.run_id} has ndcg@10 0.34600")
+    assert replay.other_states(unattended, [attended, unattended]) == []
+    assert replay.other_states(cell(), [cell()]) == []

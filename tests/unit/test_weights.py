@@ -213,7 +213,7 @@ def test_parameters_are_the_floats_of_the_file_by_one_adapter(tmp_path):
 
 
 def test_jina_colbert_v2s_count_follows_from_its_shapes():
-    hidden, inner, layers, vocabulary = 1024, 4096, 24, canary.published_vectors().vocabulary
+    hidden, inner, layers, vocabulary = 1024, 4096, 24, canary.published_vectors()[0].vocabulary
 
     def linear(rows, columns):
         return rows * columns + rows

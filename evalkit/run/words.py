@@ -1,0 +1,23 @@
+"""The words of the command line as a function's arguments: from `model=demo` to finished cells."""
+
+from __future__ import annotations
+
+from rich.console import Console
+
+from evalkit.config import compose
+from evalkit.run import jobs, pipeline
+from evalkit.storage.results import CellScores
+
+
+def run(*words: str) -> tuple[CellScores, ...]:
+    """Run every cell that the words name, as `evalkit run` does, and return them finished, in the words' order.
+
+    Words that give several values are a sweep, as with `-m`. Cells that are finished already are read and not run.
+    Raises EvalkitError for the first cell that fails; those before it are finished.
+    """
+    cells: list[CellScores] = []
+    for combination in compose.combinations(words):
+        config = compose.compose(combination)
+        with jobs.recorded(config):
+            cells += pipeline.run(config, console=Console(quiet=True))
+    return tuple(cells)

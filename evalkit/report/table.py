@@ -5,7 +5,7 @@ Values have five decimals and differences four, as the field prints them.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
 from evalkit.config.settings import METRICS
@@ -89,12 +89,13 @@ def terminal(table_rows: Sequence[Row], *, lacking: Sequence[Lacking] = (), wide
     return Grid(columns, lines, wide)
 
 
-def markdown(table_rows: Sequence[Row]) -> str:
-    """Return the table as GitHub Markdown; the same rows give the same bytes."""
+def markdown(table_rows: Sequence[Row], *, columns: Collection[str] | None = None) -> str:
+    """Return the table as GitHub Markdown, with all columns or only those named; the same rows give the same bytes."""
     header = _header(table_rows)
-    lines = [header, ["---" if name in TEXT_COLUMNS else "--:" for name in header]]
-    lines += _lines(table_rows)
-    return "".join(f"| {' | '.join(map(markdown_text, line))} |\n" for line in lines)
+    kept = [place for place, name in enumerate(header) if columns is None or name in columns]
+    lines = [header, ["---" if name in TEXT_COLUMNS else "--:" for name in header], *_lines(table_rows)]
+    shown = [[markdown_text(line[place]) for place in kept] for line in lines]
+    return "".join(f"| {' | '.join(line)} |\n" for line in shown)
 
 
 def markdown_text(text: str) -> str:

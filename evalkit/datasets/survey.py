@@ -143,7 +143,7 @@ def read_shard(corpus: Corpus, shard: ShardRange, *, name: str) -> Iterator[Docu
             f"dataset {name}: got {got} for documents {shard.start + 1:,} to {shard.stop:,} (shard {shard.index + 1}), "
             "wanted what the survey read: the corpus changed during the run or its survey is out of date"
         )
-        raise ChangedError(f"{msg}; nothing of this shard was stored: do not change the corpus, run the command again")
+        raise ChangedError(f"{msg}; nothing of this shard was stored: leave the corpus alone and run the command again")
 
 
 class ContentHash:

@@ -143,7 +143,7 @@ def test_a_worker_that_does_not_answer_in_time_is_given_up(echo, tmp_path):
 
 def test_a_peer_without_an_environment_is_told_how_to_make_one(tmp_path):
     contender = Contender("PyLate", "pylate", {})
-    with pytest.raises(WorkerError, match="no environment at pylate; make it with --install pylate"):
+    with pytest.raises(WorkerError, match="no environment at pylate; create it with --install pylate"):
         Worker(contender, environments_dir=tmp_path, work=tmp_path, limit_s=1)
 
 

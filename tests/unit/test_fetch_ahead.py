@@ -340,7 +340,7 @@ def test_a_bundle_holds_what_its_manifest_lists(
         (b"{", "Expecting property name"),
         (b"\xff", "'utf-8' codec can't decode"),
         (b"[]", "got a list, wanted a JSON object"),
-        (b'{"checksums": {}}', "got no xxh3_128, wanted the checksum of what it says"),
+        (b'{"checksums": {}}', "got no xxh3_128, wanted the checksum of its content"),
         (json.dumps(seal.seal({"name": "model other", "checksums": {}})).encode(), "it is of model other"),
     ],
 )

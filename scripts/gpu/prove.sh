@@ -25,7 +25,7 @@ step() {  # step NAME LIMIT_S COMMAND...: run within a limit; a failure is noted
 
 export PYTHONPATH="$PWD:$PWD/scripts:$site" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
 if [ -n "${REHEARSE:-}" ]; then
-    device=cpu documents=300 smoke=--smoke stretch=${STRETCH:-30}
+    device=cpu documents=1000 smoke=--smoke stretch=${STRETCH:-30}
 else
     device=cuda documents=20000 smoke='' stretch=1
 fi

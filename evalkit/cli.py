@@ -473,7 +473,7 @@ def list_names(
     _out.print(listing.listing(what, results_dir=results_dir, wide=wide))
 
 
-@app.command(epilog="Example, after evalkit run: evalkit report --results-dir results > table.md")
+@app.command(epilog="Example, after evalkit run: evalkit report > table.md")
 def report(
     results_dir: ResultsDir = None,
     out: Annotated[Path | None, typer.Option(help="where tables/ and site/ go; by default the results folder")] = None,
@@ -506,7 +506,7 @@ def report(
 
 @app.command(
     epilog="Example, after evalkit run: "
-    "evalkit score results/runs/demo.test.demo-64.*/run.trec.gz dataset=demo model=demo dim=64"
+    "evalkit score evalkit-results/runs/demo.test.demo-64.*/run.trec.gz dataset=demo model=demo dim=64"
 )
 def score(
     context: typer.Context,
@@ -726,7 +726,7 @@ def replay(
         _complain(line)
 
 
-@app.command(epilog="Example, after evalkit run: evalkit explain demo-64 --against demo-128 --results-dir results")
+@app.command(epilog="Example, after evalkit run: evalkit explain demo:64 --against demo:128")
 def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the command)
     run: Run,
     results_dir: ResultsDir = None,

@@ -5,14 +5,13 @@ imported when they are first asked for, by name: `import evalkit` stays instant,
 """
 
 from importlib import import_module
-from typing import Any
 
 __version__ = "0.2.0"
 
 _FUNCTIONS = ("compare", "leaderboard", "load")
 
 
-def __getattr__(name: str) -> Any:
+def __getattr__(name: str) -> object:
     """Return a function of the API, or the package that `evalkit.run` is and that can be called."""
     if name == "run":
         return import_module(f"{__name__}.run")

@@ -12,8 +12,11 @@ from evalkit.scoring import published
 from evalkit.storage import results
 from evalkit.types import Dataset
 
-KNOWN = ("split", "drop_self")
-"""The published settings that scoring itself decides; of the others, those count that whoever made the run declares."""
+KNOWN = ("split", "drop_self", "first_stage")
+"""The published settings that scoring itself decides; of the others, those count that whoever made the run declares.
+
+A run file is scored as a search of the system that it is said to be of, so that no stage came before it.
+"""
 
 
 def lines(

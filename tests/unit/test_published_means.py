@@ -8,11 +8,14 @@ from pathlib import Path
 import pytest
 from report_material import cell, late, put
 
-from evalkit.report import build
+from evalkit.config.compose import compose
+from evalkit.datasets.hub import HubCorpus
+from evalkit.report import build, verdicts
 from evalkit.report.card import JudgedMean, Waiver, judge_means
 from evalkit.report.sheets import markdown, means_sheet
 from evalkit.scoring.published import published_means
 from evalkit.storage.results import CellScores
+from evalkit.types import Dataset
 
 NANO = published_means()[0].datasets
 
@@ -95,3 +98,14 @@ def test_a_report_tables_the_means_and_names_one_that_is_lower(tmp_path: Path) -
     made = build.build(tmp_path)
     assert "| 0.6517 | 0.64000 | -0.0117 | LOWER |" in made.files["tables/means.md"].decode()
     assert "jina-colbert-v2 on nanobeir: ndcg@10 0.64000 is LOWER than sentence-transformers's 0.6517" in made.unwaived
+
+
+def test_a_run_file_is_a_search_and_no_second_stage() -> None:
+    config = compose(["model=jina-colbert-v2", "dim=128", "dataset=beir/quora"])
+    corpus = HubCorpus("owner/name@commit", ())
+    dataset = Dataset("beir/quora", "test", "en", corpus, (), {}, True, "ndcg@10", {}, "hub", 0)
+    found = verdicts.lines(config, dataset, {"ndcg@10": 0.887})
+    assert [line.partition(" (")[0] for line in found] == [
+        "ndcg@10\tMATCH",
+        "ndcg@10\tPROTOCOL-DIFFERS: first_stage is none, published with jina-embeddings-v3 top 100",
+    ]

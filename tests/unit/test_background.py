@@ -29,7 +29,7 @@ def test_auto_tokenises_in_turn_on_the_cpu_and_ahead_of_a_gpu(monkeypatch):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        ("-1", "engine.tokenizer_workers=-1: wanted auto, 0 or a number of threads"),
+        ("-1", "engine.tokenizer_workers=-1: wanted auto, 0 or up to 1024 threads"),
         ("two", "engine.tokenizer_workers='two': wanted one of auto or a whole number"),
     ],
 )

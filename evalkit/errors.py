@@ -85,7 +85,9 @@ def lines(error: BaseException) -> list[str]:
     ['no such dim']
     """
     cause: BaseException | None = error
-    while cause is not None:
+    seen: set[int] = set()
+    while cause is not None and id(cause) not in seen:  # an error that was raised again can be its own cause
+        seen.add(id(cause))
         if isinstance(cause, EvalkitError) and cause.tried is not None:
             return [f"tried: {cause.tried.what}", f"failed: {cause.tried.why}", f"to do: {cause.tried.remedy}"]
         cause = cause.__cause__

@@ -183,7 +183,9 @@ class Writer:
             write()
         except (OSError, StoreError) as error:
             self._failed = True
-            raise (error if isinstance(error, StoreError) else unwritable(path, error)) from error
+            if isinstance(error, StoreError):
+                raise
+            raise unwritable(path, error) from error
 
     def __enter__(self) -> Self:
         return self

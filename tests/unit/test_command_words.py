@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from evalkit import __version__, cli
 from evalkit.config.compose import compose
-from evalkit.errors import ScoreError
+from evalkit.errors import ScoreError, StoreError, lines
 from evalkit.run import jobs, pipeline
 from evalkit.storage import results
 
@@ -219,3 +219,9 @@ def test_status_of_a_results_folder_lists_no_failure_of_another(finished, evalki
     assert (code, table.count("failed")) == (1, 1)
     assert ": one" in said
     assert ": other" not in said
+
+
+def test_an_error_that_is_its_own_cause_is_told_once():
+    first, second = StoreError("no space"), StoreError("no space left")
+    first.__cause__, second.__cause__ = second, first
+    assert lines(first) == ["no space"]

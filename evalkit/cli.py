@@ -798,7 +798,7 @@ def compare(  # noqa: PLR0913 (each argument is an option of the command)
 
 
 new = typer.Typer(
-    help="Write a config of your own, its facts read from a checkpoint or from data.",
+    help="Write a config of your own.\n\nIts facts are read from a checkpoint or from data.",
     no_args_is_help=True,
     rich_markup_mode=None,
     epilog="Example: evalkit new model house-colbert --from ./checkpoint",

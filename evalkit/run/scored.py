@@ -123,9 +123,9 @@ def _changed(task: Task, cell: Cell, scores: CellScores, names: Sequence[str]) -
     if judged is None:
         problem = "its result does not record the judgements that it was scored with"
     elif judged != identity.qrels_checksum(task.dataset.qrels):
-        problem = "the judgements are not those that it was scored with"
+        problem = "the judgements have changed since it was scored"
     elif not set(names) <= set(scores.metrics):
-        problem = f"it was scored by {', '.join(scores.metrics)}, asked for are {', '.join(names)}"
+        problem = f"it was scored with {', '.join(scores.metrics)}, wanted {', '.join(names)}"
     elif scores.main_metric != metric:
         problem = f"its main metric was {scores.main_metric}, wanted {metric}"
     elif not _same_groups(task, scores):

@@ -57,4 +57,4 @@ def test_a_forecast_without_a_run_goes_by_the_cards_rates_and_says_so(tmp_path, 
     assert found.value == pytest.approx(20.0256)
     assert found.basis.startswith("at 500,000 tokens/s, measured on NVIDIA H200 (")
     monkeypatch.setattr(forecast.environment, "environment", lambda _: {"device": "cpu", "processor": "p"})
-    assert forecast._seconds(seen, 128, work) == Amount(None, forecast.UNRATED)
+    assert forecast._seconds(seen, 128, work) == Amount(None, forecast._unrated(seen.config, 128))

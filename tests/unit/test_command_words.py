@@ -84,7 +84,7 @@ def test_the_version_and_short_help_are_given(evalkit):
 def test_the_help_has_a_whole_sentence_for_every_verb(evalkit):
     listed = evalkit("--help")[2].partition("Commands:")[2].splitlines()
     sentences = [line.split(maxsplit=1)[1] for line in listed if line.strip()]
-    assert len(sentences) == 14
+    assert len(sentences) == 15
     for sentence in sentences:
         assert sentence.endswith(".")
         assert not sentence.endswith("..")
@@ -120,7 +120,7 @@ def test_a_run_that_is_not_clear_is_answered_with_what_can_be_typed(evalkit, wor
 @pytest.mark.parametrize(
     ("word", "message"),
     [
-        ("dataset=msmarco", "dataset 'msmarco' unknown; did you mean msmarco/dev-small?"),
+        ("dataset=msmarco", "dataset 'msmarco' unknown; did you mean msmarco/dev-small"),
         ("path=x", "setting 'path' unknown; did you mean dataset.path?"),
         ("batch_size=8", "setting 'batch_size' unknown; did you mean engine.batch_tokens?"),
         ("force=true", "setting 'force' unknown; did you mean --force?"),

@@ -11,18 +11,23 @@ import fcntl
 import json
 import os
 import socket
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from evalkit.config.settings import RunConfig
-from evalkit.errors import ConfigError, EvalkitError
+from evalkit.errors import ConfigError, EngineError, EvalkitError, StoreError
 from evalkit.run.identity import key_of
+from evalkit.storage.paths import make_folder, unwritable, write_whole
 from evalkit.storage.results import config_of, plain
 
 FOLDER = "jobs"
+WORKERS = ".workers"
+"""Suffix of the file beside a record that says what the run's workers are doing."""
+CLAIM = ".claim"
+"""Suffix of the file that a driver with workers holds locked for each of its cells."""
 
 
 class Job(NamedTuple):
@@ -39,18 +44,25 @@ class Job(NamedTuple):
     error: str | None
     """The line that it ended with, if any."""
 
+    def workers(self) -> list[Mapping[str, Any]]:
+        """Return what each of its workers is doing, as `record_workers` wrote it; empty for a run without workers."""
+        try:
+            found = json.loads(self.path.with_suffix(WORKERS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        return [worker for worker in found if isinstance(worker, dict)] if isinstance(found, list) else []
+
 
 @contextmanager
 def recorded(config: RunConfig) -> Iterator[None]:
     """Keep a record while a config is run, and afterwards if it failed; a cache that cannot be written has none."""
-    lasting = absolute(config)
     facts = {
-        "config": plain(lasting),
-        "process": f"{socket.gethostname()} {os.getpid()}",
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": plain(absolute(config)),
+        "process": _process(),
+        "started": _now(),
         "error": None,
     }
-    path = config.cache_dir / FOLDER / f"{key_of({'config': facts['config']})}.json"
+    path = _record(config)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = path.open("a+", encoding="utf-8")
@@ -69,7 +81,43 @@ def recorded(config: RunConfig) -> Iterator[None]:
         except EvalkitError as error:
             _write(path, {**facts, "error": str(error)})
             raise
+        finally:
+            path.with_suffix(WORKERS).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
+
+
+def record_workers(config: RunConfig, workers: Sequence[Mapping[str, Any]]) -> None:
+    """Write what a run's workers are doing beside its record, for `evalkit status`; a full disk does not stop the run."""
+    path = _record(config).with_suffix(WORKERS)
+    with suppress(OSError, StoreError):
+        write_whole(path, json.dumps(list(workers), ensure_ascii=False).encode())
+
+
+@contextmanager
+def claimed(config: RunConfig, run_ids: Iterable[str]) -> Iterator[None]:
+    """Hold the claim on some cells while the context lasts. Raises EngineError that says who has one of them."""
+    folder = config.cache_dir / FOLDER
+    with ExitStack() as held:
+        for run_id in sorted(run_ids):
+            path = folder / f"{run_id}{CLAIM}"
+            make_folder(folder)
+            try:
+                file = held.enter_context(path.open("a+", encoding="utf-8"))
+            except OSError as error:
+                raise unwritable(path, error) from error
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError:
+                file.seek(0)
+                who = file.read().strip() or "another process"
+                msg = f"{run_id}: {who} is at work on it; wait until it is done, or stop it (evalkit status)"
+                raise EngineError(msg) from None
+            held.callback(path.unlink, missing_ok=True)
+            with suppress(OSError):
+                file.truncate(0)
+                file.write(f"{_process()}, since {_now()},")
+                file.flush()
+        yield
 
 
 def known(cache_dir: Path) -> list[Job]:
@@ -85,6 +133,18 @@ def forget(records: Iterable[Job]) -> int:
     for job in again:
         job.path.unlink(missing_ok=True)
     return len(again)
+
+
+def _record(config: RunConfig) -> Path:
+    return config.cache_dir / FOLDER / f"{key_of({'config': plain(absolute(config))})}.json"
+
+
+def _process() -> str:
+    return f"{socket.gethostname()} {os.getpid()}"
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
 
 
 def _read(path: Path) -> Job | None:

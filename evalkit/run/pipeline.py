@@ -24,10 +24,8 @@ from evalkit.datasets.survey import ShardRange, Survey, survey
 from evalkit.engines.local import map_shards
 from evalkit.maxsim import choice
 from evalkit.models import metadata
-from evalkit.models.encoder import load_encoders
-from evalkit.run import environment
+from evalkit.run import distributed, environment, loaded
 from evalkit.run.background import limit_tokenizer, tokenizer_threads
-from evalkit.run.canary import canary
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.progress import documents_bar
 from evalkit.run.search import Hits, drop_self, merge, no_hits, self_hits, separate_ties, to_run
@@ -95,16 +93,17 @@ def search_vectors(task: Task, cells: Sequence[Cell], model: EncoderConfig) -> d
     engine = task.config.engine
     if engine.threads is not None:
         torch.set_num_threads(engine.threads)
+    if engine.name == "ray":
+        return distributed.search_vectors(task, cells, model)
     by_dim = {cell.dim: cell for cell in cells if cell.dim is not None}
     found = {dim: cell.checkpoint for dim, cell in by_dim.items() if cell.checkpoint is not None}
     best = {cell.run_id: no_hits() for cell in cells}
     for line in metadata.notes(model, found):
         task.console.print(f"{model.name}: {line}", highlight=False, markup=False, soft_wrap=True)
     limit_tokenizer(tokenizer_threads(engine.tokenizer_workers, task.device))
-    for encoder in load_encoders(
+    for encoder in loaded.encoders(
         model, found, device=task.device, attention=engine.attention, elementwise=engine.elementwise
     ):
-        canary(encoder, found)
         members = {dim: by_dim[dim] for dim in encoder.heads}
         title = f"{model.name} at dim {', '.join(map(str, members))} on {task.dataset.name}"
         with (
@@ -122,6 +121,8 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
     lucene.check_settings(model)
     analyzer = ANALYZERS[model.analyzer]()
     terms = lucene.query_terms(task.dataset.queries, analyzer)
+    if task.config.engine.name == "ray":
+        distributed.count_terms(task, cell, terms, analyzer)
     count = bm25_count_step(task, cell, terms, analyzer)
     shards = task.survey.shards
     with documents_bar(
@@ -200,6 +201,7 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float) -> CellScores
         environment={
             **environment.environment(None if cell.dim is None else task.device),
             **environment.given_up(config, task.device),
+            **distributed.provenance(config),
             "dataset_source": dataset.source,
             "checkpoint": None if cell.checkpoint is None else dataclasses.asdict(cell.checkpoint) | {"folder": None},
         },

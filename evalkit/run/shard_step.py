@@ -10,8 +10,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -62,14 +63,18 @@ class VectorStep:
     task: Task
     encoder: Encoder
     cells: Mapping[int, Cell]
-    best: Mapping[str, Hits]
-    """The best hits so far by run id, which the caller merges. They only spare work: a document below a query's floor
-    cannot enter the run, in whatever order shards come."""
+    floor_of: Callable[[Cell], np.ndarray]
+    """The score by query [Q] that a cell's further hits must reach. It only spares work: a document below it cannot
+    enter the run, in whatever order shards come."""
     advance: Advance
     queries: Mapping[int, ShardVectors]
     budget: _Budget
-    tokenized: Ahead[ShardRange, _Texts]
+    tokenized: Tokenized
     writer: Writer
+    keep_vectors: Keep
+    """Takes a shard's vectors to their checkpoint."""
+    keep_hits: Keep
+    """Takes a shard's top-k to their checkpoint."""
 
     def ahead(self, shard: ShardRange) -> None:
         """Begin to read and tokenise a shard that will have to be encoded."""
@@ -131,7 +136,9 @@ class VectorStep:
         if self.task.config.store.keep == "embeddings":
             for dim, vectors in fresh.items():
                 facts = {**_facts(shard, self.cells[dim]), "run_id": self.cells[dim].run_id, "encode_s": wall_s}
-                self._save(self._store(self.cells[dim]), shard, shard_files.vectors_to_arrays(vectors), facts)
+                self._keep(
+                    self.keep_vectors, self._store(self.cells[dim]), shard, shard_files.vectors_to_arrays(vectors), facts
+                )
         return fresh, wall_s
 
     def _searched(self, shard: ShardRange, dim: int, vectors: ShardVectors, *, encoding: Mapping[str, float]) -> Hits:
@@ -142,19 +149,20 @@ class VectorStep:
             self.queries[dim],
             vectors,
             depth=self.task.depth,
-            floor_Q=floors(self.best[cell.run_id], queries=len(self.task.dataset.queries), depth=self.task.depth),
+            floor_Q=self.floor_of(cell),
             device=self.task.device,
             precision=self.task.config.engine.nominate,
             maxsim=self.task.config.engine.maxsim,
         )
         search_s = round(time.monotonic() - started, 3)
         cost = {"vectors": len(vectors.vectors_XD), **encoding, "search_s": search_s}
-        self._save(self._topk(cell), shard, hits_to_arrays(found), _facts(shard, cell) | cost)
+        self._keep(self.keep_hits, self._topk(cell), shard, hits_to_arrays(found), _facts(shard, cell) | cost)
         return found
 
-    def _save(self, folder: Path, shard: ShardRange, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        name, known = shard.checksum, {**facts, **self.budget.facts()}
-        self.writer.submit(folder / name, lambda: shard_files.save(folder, name, arrays, known))
+    def _keep(
+        self, keep: Keep, folder: Path, shard: ShardRange, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]
+    ) -> None:
+        keep(folder, shard.checksum, arrays, {**facts, **self.budget.facts()})
 
     def _store(self, cell: Cell) -> Path:
         return store_dir(self.task.config.cache_dir, cell.store_key)
@@ -170,27 +178,33 @@ def vector_step(
     """Yield the step for cells (by dim) that share a backbone; on leaving, all that it handed over is on disk.
 
     Texts are tokenised ahead of the model and checkpoints written behind it, each in a thread
-    (`evalkit.run.background`). Raises DeviceError when the device fails, StoreError when a checkpoint cannot be
+    (`evalkit.run.background`). `best` has the best hits so far by run id, which the caller merges. Raises DeviceError when the device fails, StoreError when a checkpoint cannot be
     written.
     """
     budget = _Budget(task.batch_tokens)
     threaded = tokenizer_threads(task.config.engine.tokenizer_workers, task.device) > 0
     queries = encode_queries(task, encoder, on_halved=budget.halve)
 
-    def texts(shard: ShardRange) -> _Texts:
+    def texts(shard: ShardRange) -> Texts:
         return _texts(task, encoder, shard)
 
     with Ahead(texts, threaded=threaded) as tokenized, Writer() as writer:
+
+        def save(folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+            writer.submit(folder / name, lambda: shard_files.save(folder, name, arrays, facts))
+
         yield VectorStep(
             task=task,
             encoder=encoder,
             cells=cells,
-            best=best,
+            floor_of=lambda cell: floors(best[cell.run_id], queries=len(task.dataset.queries), depth=task.depth),
             advance=advance,
             queries=queries,
             budget=budget,
             tokenized=tokenized,
             writer=writer,
+            keep_vectors=save,
+            keep_hits=save,
         )
 
 
@@ -211,16 +225,32 @@ class _Budget:
         return {"fitted_batch_tokens": self.tokens} if self.halved else {}
 
 
-class _Texts(NamedTuple):
+class Texts(NamedTuple):
+    """The documents of a shard, tokenised; of their texts only the ids stay."""
+
     ids: tuple[str, ...]
     tokens: TokenTable
 
 
-def _texts(task: Task, encoder: Encoder, shard: ShardRange) -> _Texts:
-    """Read and tokenise a shard; of its texts only the ids stay."""
+class Tokenized(Protocol):
+    """Gives a shard's documents tokenised, whether prepared ahead or on being asked."""
+
+    def start(self, shard: ShardRange) -> None:
+        """Begin to prepare a shard that will be taken."""
+
+    def take(self, shard: ShardRange) -> Texts:
+        """Return a shard's documents."""
+
+
+Keep = Callable[[Path, str, Mapping[str, Tensor], Mapping[str, Any]], None]
+"""Takes arrays and facts to the checkpoint of a name in a folder, sooner or later."""
+
+
+def _texts(task: Task, encoder: Encoder, shard: ShardRange) -> Texts:
+    """Read and tokenise a shard."""
     documents = list(task.dataset.corpus.documents(shard.start, shard.stop))
     tokens = encoder.tokenize_documents([document.joined() for document in documents])
-    return _Texts(tuple(document.id for document in documents), tokens)
+    return Texts(tuple(document.id for document in documents), tokens)
 
 
 def bm25_count_step(

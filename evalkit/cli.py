@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from evalkit.analysis.precision import Narrowed
-    from evalkit.scoring.reruns import Deviation
+    from evalkit.config.settings import RunConfig
     from evalkit.storage.results import CellScores
 
 app = typer.Typer(
@@ -46,37 +46,46 @@ def run(context: typer.Context) -> None:
     with --cfg job, the config is shown and nothing runs. All of them: evalkit ls settings.
     """
     from evalkit.config import compose
-    from evalkit.config.settings import RunConfig
+    from evalkit.engines import ray as workers
 
-    cells: list[CellScores] = []
-    deviations: list[Deviation] = []
-    failed = 0
-
-    def job(config: RunConfig) -> None:
-        from evalkit.run import jobs, pipeline
-        from evalkit.scoring import reruns
-
-        with jobs.recorded(config):
-            done = pipeline.run(config, console=_err)
-        cells.extend(done)
-        deviations.extend(reruns.measure(done, config.results_dir)[0])
-
-    def complain(line: str) -> None:
-        nonlocal failed
-        failed += 1
-        _complain(line)
-
-    if any(word in HYDRA_FLAGS for word in context.args):
-        compose.hand_to_hydra(context.args, job, complain=complain)
-    else:
-        job(compose.compose(context.args))
-    if cells:
+    failed: list[str] = []
+    try:
+        if any(word in HYDRA_FLAGS for word in context.args):
+            outcomes = compose.hand_to_hydra(context.args, _run_one, complain=_complain)
+            done = [path for outcome in outcomes for path in outcome.done]
+            failed = [outcome.combination for outcome in outcomes if outcome.error is not None]
+        else:
+            done = _run_one(compose.compose(context.args))
+    finally:
+        workers.close()
+    if done:
         from evalkit.report import table
+        from evalkit.scoring import reruns
+        from evalkit.storage import results
 
+        by_folder: dict[Path, list[CellScores]] = {}
+        for path in map(Path, done):
+            by_folder.setdefault(path.parents[2], []).append(results.read(path))
+        cells = [cell for found in by_folder.values() for cell in found]
+        deviations = [one for folder, found in by_folder.items() for one in reruns.measure(found, folder)[0]]
         _out.print(table.terminal(table.rows(cells, deviations=deviations)))
     if failed:
-        _complain(f"{failed} of the combinations failed; the same command runs only what is missing")
+        named = f" ({'; '.join(failed)})" if all(failed) else ""
+        _complain(f"{len(failed)} of the combinations failed{named}; the same command runs only what is missing")
         raise typer.Exit(1)
+
+
+def _run_one(config: RunConfig) -> list[str]:
+    """Run one config and return the scores.json of its cells. A launcher calls it by its name, in any process."""
+    from evalkit.run import jobs, loaded, pipeline
+    from evalkit.storage import results
+    from evalkit.storage.paths import run_dir
+
+    loaded.keep()
+    with jobs.recorded(config):
+        done = pipeline.run(config, console=_err)
+    folder = config.results_dir.absolute()
+    return [str(run_dir(folder, cell.run_id) / results.SCORES) for cell in done]
 
 
 @app.command(

@@ -6,14 +6,18 @@ Hydra's own messages name its internals; these name what the user typed and what
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import json
 import os
 import re
 import sys
+import tempfile
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import hydra
 from hydra.core.global_hydra import GlobalHydra
@@ -39,7 +43,7 @@ from evalkit.config.settings import (
     type_name,
 )
 from evalkit.errors import ConfigError, EvalkitError, nearest
-from evalkit.storage.paths import make_folder
+from evalkit.storage.paths import make_folder, write_whole
 
 SECTIONS: Mapping[str, tuple[type[Any], ...]] = {
     "model": tuple(dict.fromkeys(MODEL_KINDS.values())),
@@ -70,14 +74,25 @@ def compose(overrides: Sequence[str]) -> RunConfig:
         raise ConfigError(_first_line(error)) from error
 
 
+class Outcome(NamedTuple):
+    """What one combination of a sweep came to."""
+
+    combination: str
+    """The words that gave several values; empty where none did."""
+    done: tuple[str, ...]
+    """What the job returned."""
+    error: str | None
+
+
 def hand_to_hydra(
-    arguments: Sequence[str], run: Callable[[RunConfig], None], *, complain: Callable[[str], None]
-) -> None:
+    arguments: Sequence[str], run: Callable[[RunConfig], Sequence[str]], *, complain: Callable[[str], None]
+) -> list[Outcome]:
     """Let Hydra itself carry out a sweep or show a config: `-m`, `--cfg job`, launcher and sweeper plugins.
 
-    `run` is called once for every combination, and `complain` with a line for each that a user's mistake stops: one
-    bad combination must not cost the rest. Raises ConfigError before anything runs when a name is wrong, and after
-    a config was shown that could not be run.
+    `run` is called once for every combination, and `complain` at once with a line for each that a user's mistake
+    stops: one bad combination must not cost the rest. A launcher may call both in other processes, so they are
+    functions of a module. Raises ConfigError before anything runs when a name is wrong, and after a config was shown
+    that could not be run.
     """
     words = [word for word in arguments if _is_override(word)]
     rest = [word for word in arguments if not _is_override(word)]
@@ -86,27 +101,81 @@ def hand_to_hydra(
         msg = f"got {' '.join(rest)}, wanted one of them: a sweep's configs are shown one by one (also: evalkit plan)"
         raise ConfigError(msg)
     checked = check_overrides(words, sweep=sweep)
+    launcher = _launcher(words)
     if sweep:  # Hydra keeps its own record of a sweep there, and would answer with a traceback
-        make_folder(compose([word for word in words if word.startswith("cache_dir=")]).cache_dir / "hydra")
-    swept = {override.key_or_group for _, override in _parsed(words) if override.is_sweep_override()}
-
-    def job(composed: DictConfig) -> None:
+        folder = compose([word for word in words if word.startswith("cache_dir=")]).cache_dir / "hydra"
+        make_folder(folder)
+    else:
+        folder = Path(tempfile.gettempdir())
+    with tempfile.TemporaryDirectory(prefix="sweep-", dir=folder) as outcomes:
+        swept = frozenset(override.key_or_group for _, override in _parsed(words) if override.is_sweep_override())
+        job = _job(run, complain, swept, Path(outcomes).absolute())
+        entry = hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="config")(job)
+        before = sys.argv
+        sys.argv = ["evalkit", *rest, *checked]
         try:
-            run(_validated(composed))
-        except EvalkitError as error:
-            given = [word.lstrip("+") for word in HydraConfig.get().overrides.task]
-            combination = " ".join(word for word in given if word.partition("=")[0] in swept)
-            complain(f"{combination}: {error}" if combination else str(error))
-
-    entry = hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="config")(job)
-    before = sys.argv
-    sys.argv = ["evalkit", *rest, *checked]
-    try:
-        entry()
-    finally:
-        sys.argv = before
+            entry()
+        except SystemExit:
+            if not sweep or launcher == "basic":
+                raise
+            complain(f"hydra/launcher={launcher} lost a job; see its own lines above, or its logs under {folder}")
+        finally:
+            sys.argv = before
+        found = [_read_outcome(path) for path in sorted(Path(outcomes).glob("*.json"))]
     if shown:
         compose(words)
+    if sweep and len(found) < (wanted := len(combinations(words))):
+        found.append(Outcome(f"{wanted - len(found)} more", (), "ended without a word"))
+    return found
+
+
+def _job(
+    run: Callable[[RunConfig], Sequence[str]], complain: Callable[[str], None], swept: frozenset[str], outcomes: Path
+) -> Callable[[DictConfig], None]:
+    """Return what Hydra calls for each combination: it leaves a file, for a launcher may call it in any process."""
+
+    def job(composed: DictConfig) -> None:
+        done: Sequence[str] = ()
+        failure: str | None = None
+        given = [word.lstrip("+") for word in HydraConfig.get().overrides.task]
+        combination = " ".join(word for word in given if word.partition("=")[0] in swept)
+        try:
+            done = run(_validated(composed))
+        except EvalkitError as error:
+            failure = str(error)
+            complain(f"{combination}: {failure}" if combination else failure)
+        number = int(HydraConfig.get().job.get("num", 0) or 0) if swept else 0
+        facts = {"combination": combination, "done": list(done), "error": failure}
+        write_whole(outcomes / f"{number:06}.json", json.dumps(facts).encode())
+
+    return job
+
+
+def _read_outcome(path: Path) -> Outcome:
+    facts = json.loads(path.read_text(encoding="utf-8"))
+    return Outcome(facts["combination"], tuple(facts["done"]), facts["error"])
+
+
+LAUNCHERS: Mapping[str, tuple[str, str]] = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+}
+"""Launchers that come with a package of their own: its module, and the extra of ours that installs it."""
+
+
+def _launcher(words: Sequence[str]) -> str:
+    """Return the launcher that is asked for. Raises ConfigError where its package is not installed."""
+    name = next((word.partition("=")[2] for word in words if word.startswith("hydra/launcher=")), "basic")
+    module, extra = LAUNCHERS.get(name, ("hydra", ""))
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # hydra_plugins itself, which comes with the first plugin
+        found = None
+    if found is None:
+        msg = f"hydra/launcher={name} is not installed; pip install 'evalkit[{extra}]'"
+        raise ConfigError(msg)
+    return name
 
 
 def combinations(overrides: Sequence[str]) -> list[tuple[str, ...]]:

@@ -383,8 +383,8 @@ def _send_out(  # noqa: PLR0913, PLR0917 (the parts of one run)
                 yield engine.Piece(name=_name(shard), work=work, size=sum(map(len, texts)))
 
         def land(found: Found, writer: Writer) -> None:
-            for dim, (hits, facts) in found.hits.items():
-                cell = by_dim[dim]
+            for dim, (shared, facts) in found.hits.items():
+                cell, hits = by_dim[dim], Hits(*map(np.array, shared))  # what Ray hands out lies in its object store
                 folder = topk_dir(config.cache_dir, cell.search_key)
                 _write_behind(writer, folder, found.shard.checksum, hits_to_arrays(hits), facts)
                 best[cell.run_id].add(hits)

@@ -156,6 +156,8 @@ def status(
     done = {cell.run_id for cell in finished}
     shown = [(cell, job) for cell, job in cells if cell.run_id is None or cell.run_id not in done]
     _out.print(plans.status_table(finished, shown, [job for job in records if everything and job.config is None]))
+    if (workers := plans.workers_table(records)) is not None:
+        _out.print(workers)
     failed += [cell.problem for cell, _ in shown if cell.state == "damaged" and cell.problem]
     errors = [job for job in records if job.error and any(job is one for _, one in shown)]
     failed += [f"{job.process}: {job.error}" for job in errors]

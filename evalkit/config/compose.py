@@ -144,7 +144,7 @@ def _job(
         except EvalkitError as error:
             failure = str(error)
             complain(f"{combination}: {failure}" if combination else failure)
-        number = int(HydraConfig.get().job.get("num", 0) or 0) if swept else 0
+        number = int(HydraConfig.get().job.num) if swept else 0
         facts = {"combination": combination, "done": list(done), "error": failure}
         write_whole(outcomes / f"{number:06}.json", json.dumps(facts).encode())
 

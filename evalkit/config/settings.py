@@ -346,7 +346,9 @@ class EngineConfig:
                 raise ConfigError(msg)
         for key in ("workers", "address", "cpus_per_worker"):
             if self.name != "ray" and getattr(self, key) is not None:
-                msg = f"engine.{key}={getattr(self, key)} is of engine=ray, and the engine is {self.name}; add engine=ray"
+                msg = (
+                    f"engine.{key}={getattr(self, key)} is of engine=ray, and the engine is {self.name}; add engine=ray"
+                )
                 raise ConfigError(msg)
         if self.address is not None and self.address != "auto" and not self.address.rpartition(":")[2].isdigit():
             msg = f"engine.address={self.address}: wanted auto or HOST:PORT, for example 10.0.0.1:6379"

@@ -36,6 +36,8 @@ MOST_FAILURES = 2
 """Attempts at a piece of work before it is reported as failed."""
 MOST_DEATHS = 5
 """Deaths of a worker in a row, with no piece finished in between, before it is given up."""
+MOST_LOADS = 3
+"""Deaths of a worker while it makes its step, before a run is given up that has not begun."""
 TICK_S = 0.5
 """How long the driver waits for the workers before it looks at clock and signals again."""
 PATIENCE_S = 180.0
@@ -67,13 +69,15 @@ class Step(Protocol[Work_contra, Result_co]):
 
 
 Load = Callable[[], Step[Any, Any]]
-"""Makes a worker's step in its process. It is pickled, and named by a key: a worker that has the key's step keeps it."""
+"""Makes a worker's step in its process. It is pickled and named by a key: a worker that has the key's step keeps it."""
 
 
 class Facts(NamedTuple):
     """What a worker says of itself."""
 
     versions: dict[str, str]
+    node: str
+    """Ray's name for the node; a machine can be several."""
     host: str
     process_id: int
     device: str
@@ -181,7 +185,10 @@ class Worker:
 
     def facts(self) -> Facts:
         """Say what runs here and where."""
-        return Facts(versions(), socket.gethostname(), os.getpid(), _device())
+        import ray
+
+        node = str(ray.get_runtime_context().get_node_id())
+        return Facts(versions(), node, socket.gethostname(), os.getpid(), _device())
 
     def load(self, key: str, boxed: Sequence[Any]) -> _Outcome:
         """Make the step of a key, unless it is here. `boxed` holds a reference to the pickled loader."""
@@ -253,6 +260,8 @@ class _Tried:
     work: Any
     reasons: list[str] = field(default_factory=list)
     failed_on: set[int] = field(default_factory=set)
+    alone: bool = False
+    """Was under way beside another piece when their worker ended: next time it goes alone, so that blame is just."""
 
 
 @dataclass
@@ -308,9 +317,9 @@ class Pool:
         return [slot.facts.device for slot in self._slots]
 
     @property
-    def hosts(self) -> list[str]:
-        """The machine of every worker."""
-        return [slot.facts.host for slot in self._slots]
+    def nodes(self) -> list[str]:
+        """The node of every worker, by Ray's name."""
+        return [slot.facts.node for slot in self._slots]
 
     def states(self) -> list[WorkerState]:
         """Return what every worker is doing."""
@@ -322,22 +331,37 @@ class Pool:
     def prepare(self, key: str, load: Load) -> None:
         """Make the step of a key on every worker that has another. Raises the first error that a worker met."""
         boxed = self._boxed(key, load)
-        calls = [(slot, slot.actor.load.remote(key, boxed)) for slot in self._slots if not slot.given_up]
-        waiting = [reference for _, reference in calls]
-        for slot, _ in calls:
+        slots = [slot for slot in self._slots if not slot.given_up]
+        for slot in slots:
             slot.state = "loading"
-        while waiting:
-            _, waiting = self._ray.wait(waiting, timeout=TICK_S)
-        for slot, reference in calls:
-            try:
-                outcome: _Outcome = self._ray.get(reference)
-            except self._ray.exceptions.RayError as error:
-                msg = f"worker on {slot.facts.label()} ended while it loaded the model: {_cause(error)}"
-                raise EngineError(msg) from error
-            self._say(outcome)
-            if outcome.error is not None:
-                raise type(outcome.error)(f"worker on {slot.facts.label()}: {outcome.error}") from None
-            slot.state = "idle"
+            slot.flights.clear()
+            slot.flights.append(_Flight(slot.actor.load.remote(key, boxed), None))
+        started = time.monotonic()
+        while any(slot.state == "loading" for slot in slots):
+            for slot, flight in self._landed():
+                slot.flights.remove(flight)
+                try:
+                    outcome: _Outcome = self._ray.get(flight.reference)
+                except self._ray.exceptions.RayError as error:
+                    if not self._is_starting(error):
+                        slot.deaths_in_a_row += 1
+                    if slot.deaths_in_a_row >= MOST_LOADS or time.monotonic() - started > PATIENCE_S:
+                        msg = f"worker on {slot.facts.label()} ended while it loaded its step: {_cause(error)}"
+                        raise EngineError(msg) from error
+                    slot.flights.append(_Flight(slot.actor.load.remote(key, boxed), None))
+                    continue
+                self._say(outcome)
+                if outcome.error is not None:
+                    raise type(outcome.error)(f"worker on {slot.facts.label()}: {outcome.error}") from None
+                slot.facts, slot.state, slot.deaths_in_a_row = outcome.value, "idle", 0
+                _refuse_other_versions(slot.facts)
+
+    def _is_starting(self, error: Exception) -> bool:
+        """Whether a call was refused because Ray is still starting its worker again; waits a little if so."""
+        if not isinstance(error, self._ray.exceptions.ActorUnavailableError):
+            return False
+        time.sleep(TICK_S)
+        return True
 
     def map(
         self,
@@ -418,8 +442,8 @@ class Pool:
             _, waiting = ray.wait(waiting, timeout=TICK_S)
             if time.monotonic() - started > PATIENCE_S:
                 msg = (
-                    f"{len(waiting)} of {count} workers did not start within {PATIENCE_S:.0f} s: the cluster is busy, or no "
-                    f"node has {cpus} CPUs and {gpus:g} GPUs free; ask for fewer with engine.workers"
+                    f"{len(waiting)} of {count} workers did not start within {PATIENCE_S:.0f} s: the cluster is busy, "
+                    f"or no node has {cpus} CPUs and {gpus:g} GPUs free; ask for fewer with engine.workers"
                 )
                 raise EngineError(msg)
         for number, (actor, answer) in enumerate(zip(actors, answers, strict=True)):
@@ -455,12 +479,9 @@ class Pool:
             for slot in ready:
                 if depth == 2 and not plenty and len(window) <= len(ready):
                     return  # the last pieces wait for whoever is free first
-                if len(slot.flights) >= depth:
+                if len(slot.flights) >= depth or any(flight.piece and flight.piece.alone for flight in slot.flights):
                     continue
-                elsewhere = len(ready) > 1
-                chosen = next(
-                    (tried for tried in reversed(window) if not (elsewhere and slot.number in tried.failed_on)), None
-                )
+                chosen = next((tried for tried in reversed(window) if _suits(tried, slot, others=len(ready) > 1)), None)
                 if chosen is None:
                     continue
                 window.remove(chosen)
@@ -485,30 +506,33 @@ class Pool:
     ) -> Iterator[Done[Any] | Failed]:
         if flight not in slot.flights:
             return  # it was lost with its worker, by an answer that came in the same moment
-        first = flight is slot.flights[0]
+        by_itself = len(slot.flights) == 1
         slot.flights.remove(flight)
         try:
             outcome: _Outcome = self._ray.get(flight.reference)
         except self._ray.exceptions.RayError as error:
-            yield from self._lost(slot, flight, _cause(error), key, boxed, window, blamed=first)
+            if flight.piece is None and self._is_starting(error):
+                slot.flights.append(_Flight(slot.actor.load.remote(key, boxed), None))
+                return
+            yield from self._lost(slot, flight, _cause(error), key, boxed, window, blamed=by_itself)
             return
         self._say(outcome)
         if flight.piece is None:
             self._back(slot, outcome)
             return
         slot.state = "at work" if slot.flights else "idle"
-        error = outcome.error
-        if error is None:
+        problem = outcome.error
+        if problem is None:
             slot.done += 1
             slot.deaths_in_a_row = 0
             yield Done(flight.piece.name, outcome.value, slot.facts)
             return
-        if isinstance(error, StoreError):  # the node's fault, not the piece's
+        if isinstance(problem, StoreError):  # the node's fault, not the piece's
             window.append(flight.piece)
-            self._give_up(slot, str(error), window)
+            self._give_up(slot, str(problem), window)
             return
-        yield from self._failed(slot, flight.piece, str(error), window)
-        if isinstance(error, DeviceError):  # what is left of the device's state is not to be trusted
+        yield from self._failed(slot, flight.piece, str(problem), window)
+        if isinstance(problem, DeviceError):  # what is left of the device's state is not to be trusted
             self._ray.kill(slot.actor, no_restart=False)
             self._restart(slot, key, boxed, window)
 
@@ -532,11 +556,17 @@ class Pool:
         *,
         blamed: bool,
     ) -> Iterator[Failed]:
-        """Take a worker's pieces back: the one that it had counts as a failed attempt, one behind it does not."""
+        """Take a worker's pieces back. A failed attempt is counted where one piece alone was under way."""
         if flight.piece is not None and blamed:
             yield from self._failed(slot, flight.piece, f"the worker ended: {reason}", window)
-        elif flight.piece is not None:
-            window.append(flight.piece)
+        else:
+            slot.flights.append(flight)
+            names = " and ".join(lost.piece.name for lost in slot.flights if lost.piece is not None)
+            again = f"; {names} are done again" if names else ""
+            log.warning("worker on %s ended and is started again (%s)%s", slot.facts.label(), reason, again)
+        for other in slot.flights:
+            if other.piece is not None:
+                other.piece.alone = True
         slot.deaths += 1
         slot.deaths_in_a_row += 1
         self._clean = False
@@ -578,8 +608,8 @@ class Pool:
             raise EngineError(msg)
         if waited_s > PATIENCE_S:
             msg = (
-                f"no worker has been ready for {PATIENCE_S:.0f} s ({len(left)} are to be started again, and Ray finds no "
-                "room for them); finished shards are kept: the same command does only what is missing"
+                f"no worker has been ready for {PATIENCE_S:.0f} s ({len(left)} are to be started again, and Ray finds "
+                "no room for them); finished shards are kept: the same command does only what is missing"
             )
             raise EngineError(msg)
 
@@ -610,10 +640,17 @@ def current() -> Pool | None:
 
 def close() -> None:
     """End the workers of `pool`, if there are any."""
-    global _pool  # noqa: PLW0603
+    global _pool
     if _pool is not None:
         ending, _pool = _pool, None
         ending.close()
+
+
+def _suits(tried: _Tried, slot: _Slot, *, others: bool) -> bool:
+    """Whether a worker may have a piece now: one that failed goes to another, where there is one."""
+    if others and slot.number in tried.failed_on:
+        return False
+    return not (tried.alone and slot.flights)
 
 
 def _activity(slot: _Slot) -> str:
@@ -635,6 +672,10 @@ def _ray(asked: Resources) -> Any:
         msg = f"engine=ray: Ray is not installed ({_in_short(error)}); pip install 'evalkit[ray]'"
         raise EngineError(msg) from error
     logging.getLogger("ray").setLevel(logging.ERROR)
+    with contextlib.suppress(ImportError):  # Ray would print a page about every death among the results on stdout
+        from ray._private import worker as internals
+
+        internals.print_to_stdstream = lambda *_args, **_options: None
     return ray
 
 
@@ -654,8 +695,8 @@ def _connect(ray: Any, asked: Resources) -> None:
         ray.init(address=asked.address, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
         msg = (
-            f"engine.address={asked.address}: no Ray cluster answers there ({_in_short(error)}); wanted auto or HOST:PORT "
-            "of a head node that runs (ray start --head), with a raylet on this machine too (ray start --address)"
+            f"engine.address={asked.address}: no Ray cluster answers there ({_in_short(error)}); wanted auto or "
+            "HOST:PORT of a head node that runs (ray start --head), and this machine in its cluster (ray start --address)"
         )
         raise ConfigError(msg) from error
 

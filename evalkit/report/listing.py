@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib.util
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ from evalkit.config.compose import all_settings
 from evalkit.config.settings import CheckpointSource, DatasetConfig, configs_dir, from_mapping, group_names
 from evalkit.errors import ConfigError, nearest
 from evalkit.models.checkpoint import on_disk
-from evalkit.report.table import rows, terminal
+from evalkit.report.table import ABSENT, rows, terminal
 from evalkit.storage import results
 
 LISTINGS = ("models", "datasets", "analyzers", "engines", "rerankers", "experiments", "settings", "runs")
@@ -41,18 +43,17 @@ def listing(what: str, *, results_dir: Path) -> Table:
         return terminal(rows(results.read_all(results_dir)))
     if what == "settings":
         return _settings()
-    if what == "models":
-        return _models()
-    if what == "datasets":
-        return _datasets()
-    if what == "analyzers":
-        return _analyzers()
-    return _group(what.removesuffix("s"))
+    made: dict[str, Callable[[], Table]] = {
+        "models": _models,
+        "datasets": _datasets,
+        "analyzers": _analyzers,
+        "engines": _engines,
+    }
+    return made[what]() if what in made else _group(what.removesuffix("s"))
 
 
 def _group(group: str) -> Table:
     shown = {
-        "engine": ("device", "batch_tokens"),
         "reranker": ("parameters", "max_tokens", "dtype", "licence"),
         "experiment": (),
     }[group]
@@ -127,6 +128,23 @@ def _analyzers() -> Table:
     table = Table("analyzer", "departure from Lucene", box=None, pad_edge=False)
     for name in ANALYZERS:
         table.add_row(name, LUCENE_DEPARTURES[name])
+    return table
+
+
+def _engines() -> Table:
+    """Return the engines with what they run on, and what has to be installed for them."""
+    table = Table("name", "device", "batch_tokens", "workers", "installed", "what it is", box=None, pad_edge=False)
+    for name in group_names("engine"):
+        text = (configs_dir() / "engine" / f"{name}.yaml").read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
+        there = name != "ray" or importlib.util.find_spec("ray") is not None
+        table.add_row(
+            name,
+            *(_short(values.get(key)) for key in ("device", "batch_tokens")),
+            "one process" if name == "local" else _short(values.get("workers")).replace(ABSENT, "all"),
+            "yes" if there else f"no: pip install 'evalkit[{name}]'",
+            text.partition("\n")[0].removeprefix("# "),
+        )
     return table
 
 

@@ -107,6 +107,17 @@ def status_table(
     return table
 
 
+def workers_table(records: Sequence[Job]) -> Table | None:
+    """Return a line per worker of the runs that are at work with workers, or None where there is none."""
+    table = _table(("worker", "where", "device", "state", "shards done", "ended"), text=("where", "device", "state"))
+    for job in records:
+        for worker in job.workers() if job.running else ():
+            numbers = [str(worker.get(name, ABSENT)) for name in ("number", "done", "deaths")]
+            words = [str(worker.get(name, ABSENT)) for name in ("where", "device", "state")]
+            table.add_row(numbers[0], *words, *numbers[1:])
+    return table if table.row_count else None
+
+
 def system(cell: Planned) -> str:
     """Return a cell's system with its dim."""
     return cell.config.model.name if cell.dim is None else f"{cell.config.model.name}-{cell.dim}"

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 import torch
@@ -38,9 +38,6 @@ from evalkit.run.shard_step import Texts, VectorStep, vector_step
 from evalkit.storage import shard_files
 from evalkit.storage.paths import make_folder, topk_dir, unwritable, write_whole
 from evalkit.types import Dataset, Document, Query
-
-if TYPE_CHECKING:
-    from evalkit.run.shard_step import Keep
 
 BYTES_PER_TOKEN = 2
 """Of text, by the survey's upper estimate; Python's pickle adds little."""
@@ -112,8 +109,8 @@ class LoadVectors:
         for dim, cell in self.cells.items():
             if cell.checkpoint is not None and found[dim].checksums != cell.checkpoint.checksums:
                 msg = (
-                    f"model {model.name!r} dim {dim}: the checkpoint in {found[dim].folder} differs by content from the "
-                    f"driver's in {cell.checkpoint.folder}; wanted the same files on every node"
+                    f"model {model.name!r} dim {dim}: the checkpoint in {found[dim].folder} differs by content from "
+                    f"the driver's in {cell.checkpoint.folder}; wanted the same files on every node"
                 )
                 raise ModelError(msg)
         dataset = Dataset(self.dataset, "", "", _Elsewhere(), self.queries, {}, self.drop_self, "", {})
@@ -396,7 +393,7 @@ def _send_out(  # noqa: PLR0913, PLR0917 (the parts of one run)
         _all(pool.map(key, load, pieces(), latest=latest, on_tick=_States(config, pool)), land)
 
 
-def count_terms(task: Task, cell: Cell, terms: lucene.QueryTerms, analyzer: Analyzer) -> None:
+def count_terms(task: Task, cell: Cell, terms: lucene.QueryTerms) -> None:
     """Let workers count the queries' terms in every shard that has no counts on disk, and checkpoint them."""
     config, model = jobs.absolute(task.config), task.config.model
     assert isinstance(model, Bm25Config)
@@ -446,7 +443,7 @@ def provenance(config: RunConfig) -> dict[str, Any]:
         return {}
     facts: dict[str, Any] = {"engine": "ray"}
     if (pool := engine.current()) is not None:
-        facts |= {"workers": len(pool.devices), "nodes": len(set(pool.hosts)), "worker_devices": sorted(pool.devices)}
+        facts |= {"workers": len(pool.devices), "nodes": len(set(pool.nodes)), "worker_devices": sorted(pool.devices)}
     return facts
 
 
@@ -517,7 +514,8 @@ class _States:
 
     def __init__(self, config: RunConfig, pool: engine.Pool) -> None:
         self._config, self._pool = config, pool
-        self._next, self._last = 0.0, [()]
+        self._next = 0.0
+        self._last: list[engine.WorkerState] = []
 
     def __call__(self) -> None:
         now = time.monotonic()

@@ -87,7 +87,7 @@ def recorded(config: RunConfig) -> Iterator[None]:
 
 
 def record_workers(config: RunConfig, workers: Sequence[Mapping[str, Any]]) -> None:
-    """Write what a run's workers are doing beside its record, for `evalkit status`; a full disk does not stop the run."""
+    """Write what a run's workers are doing beside its record, for `evalkit status`; a full disk stops no run."""
     path = _record(config).with_suffix(WORKERS)
     with suppress(OSError, StoreError):
         write_whole(path, json.dumps(list(workers), ensure_ascii=False).encode())

@@ -122,7 +122,7 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
     analyzer = ANALYZERS[model.analyzer]()
     terms = lucene.query_terms(task.dataset.queries, analyzer)
     if task.config.engine.name == "ray":
-        distributed.count_terms(task, cell, terms, analyzer)
+        distributed.count_terms(task, cell, terms)
     count = bm25_count_step(task, cell, terms, analyzer)
     shards = task.survey.shards
     with documents_bar(

@@ -137,7 +137,11 @@ class VectorStep:
             for dim, vectors in fresh.items():
                 facts = {**_facts(shard, self.cells[dim]), "run_id": self.cells[dim].run_id, "encode_s": wall_s}
                 self._keep(
-                    self.keep_vectors, self._store(self.cells[dim]), shard, shard_files.vectors_to_arrays(vectors), facts
+                    self.keep_vectors,
+                    self._store(self.cells[dim]),
+                    shard,
+                    shard_files.vectors_to_arrays(vectors),
+                    facts,
                 )
         return fresh, wall_s
 
@@ -178,8 +182,8 @@ def vector_step(
     """Yield the step for cells (by dim) that share a backbone; on leaving, all that it handed over is on disk.
 
     Texts are tokenised ahead of the model and checkpoints written behind it, each in a thread
-    (`evalkit.run.background`). `best` has the best hits so far by run id, which the caller merges. Raises DeviceError when the device fails, StoreError when a checkpoint cannot be
-    written.
+    (`evalkit.run.background`). `best` has the best hits so far by run id, which the caller merges. Raises DeviceError
+    when the device fails, StoreError when a checkpoint cannot be written.
     """
     budget = _Budget(task.batch_tokens)
     threaded = tokenizer_threads(task.config.engine.tokenizer_workers, task.device) > 0

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -64,6 +65,9 @@ SHOW_FLAGS = ("--cfg", "-c", "--info", "-i")
 
 def compose(overrides: Sequence[str]) -> RunConfig:
     """Return the config of one run. Raises ConfigError for an unknown name, key or value, or for several values."""
+    if any(_sweeps_of(word) for word in overrides):
+        msg = f"{' '.join(word for word in overrides if _sweeps_of(word))} is a sweep; add -m to run each of its cells"
+        raise ConfigError(msg)
     checked = check_overrides(overrides, sweep=False)
     GlobalHydra.instance().clear()
     try:
@@ -100,7 +104,9 @@ def hand_to_hydra(
     if sweep and shown:
         msg = f"got {' '.join(rest)}, wanted one of them: a sweep's configs are shown one by one (also: evalkit plan)"
         raise ConfigError(msg)
-    checked = check_overrides(words, sweep=sweep)
+    if not sweep and any(_sweeps_of(word) for word in words):
+        compose(words)
+    blocks = [(block, check_overrides(block, sweep=sweep)) for block in (expanded(words) if sweep else [words])]
     launcher = _launcher(words)
     if sweep:  # Hydra keeps its own record of a sweep there, and would answer with a traceback
         folder = compose([word for word in words if word.startswith("cache_dir=")]).cache_dir / "hydra"
@@ -108,20 +114,23 @@ def hand_to_hydra(
     else:
         folder = Path(tempfile.gettempdir())
     with tempfile.TemporaryDirectory(prefix="sweep-", dir=folder) as outcomes:
-        swept = frozenset(override.key_or_group for _, override in _parsed(words) if override.is_sweep_override())
-        job = _job(run, complain, swept, Path(outcomes).absolute())
-        entry = hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="config")(job)
-        before = sys.argv
-        sys.argv = ["evalkit", *rest, *checked]
-        try:
-            entry()
-        except SystemExit:
-            if not sweep or launcher == "basic":
-                raise
-            complain(f"hydra/launcher={launcher} lost a job; see its own lines above, or its logs under {folder}")
-        finally:
-            sys.argv = before
-        found = [_read_outcome(path) for path in sorted(Path(outcomes).glob("*.json"))]
+        for place, (block, checked) in enumerate(blocks):
+            swept = frozenset(override.key_or_group for _, override in _parsed(block) if override.is_sweep_override())
+            if len(blocks) > 1:
+                swept |= {"model", "dataset"}
+            job = _job(run, complain, swept, Path(outcomes).absolute() / f"{place:03}")
+            entry = hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="config")(job)
+            before = sys.argv
+            sys.argv = ["evalkit", *rest, *checked]
+            try:
+                entry()
+            except SystemExit:
+                if not sweep or launcher == "basic":
+                    raise
+                complain(f"hydra/launcher={launcher} lost a job; see its own lines above, or its logs under {folder}")
+            finally:
+                sys.argv = before
+        found = [_read_outcome(path) for path in sorted(Path(outcomes).rglob("*.json"))]
     if shown:
         compose(words)
     if sweep and len(found) < (wanted := len(combinations(words))):
@@ -184,13 +193,39 @@ def combinations(overrides: Sequence[str]) -> list[tuple[str, ...]]:
     >>> combinations(["model=demo,bm25", "dim=128,64"])
     [('model=demo', 'dim=128,64'), ('model=bm25', 'dim=128,64')]
     """
-    check_overrides(overrides, sweep=True)
-    choices = []
-    for word, override in _parsed(overrides):
-        several = override.is_sweep_override() and override.key_or_group != "dim"
-        key = override.key_or_group
-        choices.append([f"{key}={value}" for value in override.sweep_string_iterator()] if several else [word])
-    return list(product(*choices))
+    found: list[tuple[str, ...]] = []
+    for block in expanded(overrides):
+        check_overrides(block, sweep=True)
+        choices = []
+        for word, override in _parsed(block):
+            several = override.is_sweep_override() and override.key_or_group != "dim"
+            key = override.key_or_group
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()] if several else [word])
+        found += product(*choices)
+    return list(dict.fromkeys(found))
+
+
+def expanded(words: Sequence[str]) -> list[list[str]]:
+    """Return the sweeps that words stand for: those that an experiment lists, else the words themselves.
+
+    A word that is given replaces what the experiment's sweeps say of the same setting.
+    """
+    sweeps = [sweep for word in words for sweep in _sweeps_of(word)]
+    if not sweeps:
+        return [list(words)]
+    given = {word.lstrip("+").partition("=")[0] for word in words}
+    rest = [word for word in words if not _sweeps_of(word)]
+    found = [[*(word for word in sweep.split() if word.partition("=")[0] not in given), *rest] for sweep in sweeps]
+    return [block for place, block in enumerate(found) if block not in found[:place]]
+
+
+def _sweeps_of(word: str) -> list[str]:
+    """Return the sweeps that an experiment lists under `sweeps`; none for any other word."""
+    group, _, name = word.partition("=")
+    if group != "experiment" or name not in group_names("experiment"):
+        return []
+    values = yaml.safe_load((configs_dir() / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")) or {}
+    return [str(sweep) for sweep in values.get("sweeps", ())]
 
 
 def _is_override(word: str) -> bool:
@@ -200,7 +235,7 @@ def _is_override(word: str) -> bool:
 def _validated(composed: DictConfig) -> RunConfig:
     values = OmegaConf.to_container(composed, resolve=True)
     assert isinstance(values, dict)
-    return run_config({str(key): value for key, value in values.items()})
+    return run_config({str(key): value for key, value in values.items() if key != "sweeps"})
 
 
 def check_overrides(overrides: Sequence[str], *, sweep: bool) -> list[str]:

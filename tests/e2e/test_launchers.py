@@ -74,7 +74,8 @@ def test_a_sweep_under_slurm_submits_a_job_for_each_cell(tmp_path):
     assert done.returncode == 0, done.stderr
     assert [line.split()[0] for line in done.stdout.splitlines()[1:]] == ["bm25", "bm25s"]
     batch = (tmp_path / "batch.sh").read_text().splitlines()
-    for line in ("#SBATCH --array=0-1%256", "#SBATCH --partition=gpus", "#SBATCH --gpus-per-node=8"):
+    assert any(line.startswith("#SBATCH --array=0-1") for line in batch)
+    for line in ("#SBATCH --partition=gpus", "#SBATCH --gpus-per-node=8"):
         assert line in batch
 
 
@@ -87,3 +88,10 @@ def test_a_launcher_that_is_not_installed_is_one_line(tmp_path, monkeypatch):
         compose.hand_to_hydra(["-m", "hydra/launcher=submitit_slurm"], lambda _: [], complain=print)
     assert str(caught.value) == "hydra/launcher=submitit_slurm is not installed; pip install 'evalkit[slurm]'"
     assert list(Path(tmp_path).iterdir()) == []
+
+
+def test_an_experiment_runs_its_sweeps_one_after_the_other(tmp_path):
+    done = evalkit(tmp_path, "-m", "experiment=card", *SWEEP[1:], "model=bm25", "dataset=demo")
+    assert done.returncode == 0, done.stderr
+    rows = [line.split()[:3] for line in done.stdout.splitlines()[1:]]
+    assert rows == [["bm25", "–", "demo"]] * 2  # one of its sweeps names dims, which BM25 ignores, and one none

@@ -52,7 +52,7 @@ def run(context: typer.Context) -> None:
     try:
         if any(word in HYDRA_FLAGS for word in context.args):
             outcomes = compose.hand_to_hydra(context.args, _run_one, complain=_complain)
-            done = [path for outcome in outcomes for path in outcome.done]
+            done = list(dict.fromkeys(path for outcome in outcomes for path in outcome.done))
             failed = [outcome.combination for outcome in outcomes if outcome.error is not None]
         else:
             done = _run_one(compose.compose(context.args))

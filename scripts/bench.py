@@ -28,6 +28,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import bench_engines
 import numpy as np
 from peers import environments, plot
 from peers.rounds import Contender, TreePeak, Worker, WorkerError, fitting_size, turns
@@ -86,6 +87,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="bench-") as work:
             if stage == "end-to-end":
                 end_to_end(chosen, Path(work))
+            elif stage == "engines":
+                found = bench_engines.measure(chosen, Path(work), conditions(os.getloadavg()))
+                print(json.dumps(found, indent=2))
+                (chosen.out / "engines.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
             else:
                 save(
                     chosen.out / f"{stage}.json", figures(stage, STAGES[stage](chosen, Path(work)), chosen, Path(work))
@@ -97,7 +102,8 @@ def arguments() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
-    parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated; all by default")
+    default = ",".join(stage for stage in STAGES if stage != "engines")  # which needs a machine of its own
+    parser.add_argument("--stages", default=default, help="comma-separated; all by default")
     parser.add_argument("--envs", type=Path, default=Path.home() / ".cache/evalkit/bench", help="peers' environments")
     parser.add_argument("--install", nargs="*", metavar="PEER", help="make the peers' environments and stop")
     parser.add_argument("--corpus", type=Path, help="a BEIR-format folder: nfcorpus in the committed figures")
@@ -641,6 +647,7 @@ STAGES: Mapping[str, Callable[[argparse.Namespace, Path], list[Case]]] = {
     "end-to-end": lambda *_: [],
     "checkpoint": checkpoint,
     "dims": dims,
+    "engines": lambda *_: [],
 }
 
 

@@ -49,9 +49,7 @@ def measure(chosen: argparse.Namespace, work: Path, conditions: dict[str, Any]) 
     finally:
         facts = {name: server.close() for name, server in contenders.items()}
     runs = {facts[name]["run_checksum"] for name in contenders}
-    ratio = {
-        name: round(statistics.median(one[REFERENCE] / one[name] for one in rounds), 3) for name in contenders
-    }
+    ratio = {name: round(statistics.median(one[REFERENCE] / one[name] for one in rounds), 3) for name in contenders}
     share = statistics.median(one["ray, one worker"] / one["local, one thread"] for one in rounds)
     return {
         "stage": "engines",
@@ -151,9 +149,7 @@ def serve(job: dict[str, Any]) -> None:
         (hits,) = best.values()
         digest = xxhash.xxh3_64_hexdigest(b"".join(part.tobytes() for part in hits))
         shards = len(task.survey.shards)
-        answer(
-            {"seconds": seconds, "run_checksum": digest, "shards": shards, "driver_busy": round(cpu_s / seconds, 3)}
-        )
+        answer({"seconds": seconds, "run_checksum": digest, "shards": shards, "driver_busy": round(cpu_s / seconds, 3)})
     engine.close()
 
 
@@ -195,7 +191,9 @@ class NullStep(NamedTuple):
         random = np.random.default_rng(work.shard.index)
         each = max(1, self.depth // (1 + work.shard.index))
         query_H = np.repeat(np.arange(self.queries, dtype=np.int32), each)
-        id_H = np.array([identifier.encode() for identifier in work.ids])[random.integers(0, len(work.ids), len(query_H))]
+        id_H = np.array([identifier.encode() for identifier in work.ids])[
+            random.integers(0, len(work.ids), len(query_H))
+        ]
         return work.shard, Hits(query_H, id_H, random.random(len(query_H), dtype=np.float32))
 
     def settle(self, done: Any) -> Any:
@@ -302,7 +300,9 @@ def memory(documents: int) -> None:
         def pieces() -> Iterator[engine.Piece[Any]]:
             for shard in task.survey.shards:
                 found = list(task.dataset.corpus.documents(shard.start, shard.stop))
-                work = distributed.ShardTexts(shard, tuple(one.id for one in found), [one.joined() for one in found], ())
+                work = distributed.ShardTexts(
+                    shard, tuple(one.id for one in found), [one.joined() for one in found], ()
+                )
                 yield engine.Piece(name=str(shard.index), work=work, size=len(found))
 
         started = time.perf_counter()

@@ -154,3 +154,22 @@ def test_every_setting_is_listed_with_what_it_takes():
 
 def test_nearest_names_all_when_none_is_near():
     assert nearest("zzz", ["b", "a"]) == "valid: a, b"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["engine.workers=2"], "engine.workers=2 is of engine=ray, and the engine is local; add engine=ray"),
+        (["engine.address=auto"], "engine.address=auto is of engine=ray, and the engine is local; add engine=ray"),
+        (["engine=ray", "engine.workers=0"], "engine.workers=0: wanted a positive number"),
+        (["engine=ray", "engine.gpus_per_worker=-1"], "engine.gpus_per_worker=-1.0: wanted a positive number"),
+        (
+            ["engine=ray", "engine.address=head"],
+            "engine.address=head: wanted auto or HOST:PORT, for example 10.0.0.1:6379",
+        ),
+    ],
+)
+def test_settings_of_workers_are_checked_before_anything_starts(words, message):
+    with pytest.raises(ConfigError) as caught:
+        compose(words)
+    assert str(caught.value) == message

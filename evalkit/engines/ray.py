@@ -696,7 +696,7 @@ def _connect(ray: Any, asked: Resources) -> None:
     except (OSError, ValueError, RuntimeError) as error:
         msg = (
             f"engine.address={asked.address}: no Ray cluster answers there ({_in_short(error)}); wanted auto or "
-            "HOST:PORT of a running head node (ray start --head) whose cluster has this machine in it (ray start --address)"
+            "HOST:PORT of a running head node (ray start --head), this machine in its cluster too (ray start --address)"
         )
         raise ConfigError(msg) from error
 

@@ -3,9 +3,11 @@
 import dataclasses
 import logging
 import os
+import signal
 import socket
 import sys
 from pathlib import Path
+from random import Random
 
 import pytest
 from ray_steps import CannotLoad, Load
@@ -230,6 +232,30 @@ def test_a_node_that_goes_takes_one_piece_with_it(cluster, tmp_path):
     engine.close()
     cluster.add_node(num_cpus=1)
     cluster.wait_for_nodes()
+
+
+@pytest.mark.long
+def test_twenty_random_kills_cost_at_most_a_piece_each(cluster, tmp_path):
+    engine.close()
+    pool = engine.pool(asked(cluster))
+    random, kills, pieces = Random(7), 20, 120
+
+    def kill_one():
+        ready = [slot for slot in pool._slots if slot.ready and not slot.deaths_in_a_row and slot.done > slot.deaths]
+        if ready and sum(slot.deaths for slot in pool._slots) == len(killed) < kills:
+            killed.append(random.choice(ready).facts.process_id)
+            os.kill(killed[-1], signal.SIGKILL)
+
+    killed, results, left = [], [], list(range(pieces))
+    while left:  # a piece whose worker was killed twice is reported, and done by the same command later
+        answers = done_with(pool, tmp_path, left, on_tick=kill_one)
+        failed = [place for place, _ in enumerate(left) if isinstance(answers[f"piece {place}"], engine.Failed)]
+        results += [answer.result[0] for answer in answers.values() if isinstance(answer, engine.Done)]
+        left = [left[place] for place in failed]
+    assert len(killed) == kills
+    assert sorted(results) == [2 * number for number in range(pieces)]
+    attempts = len(list(tmp_path.glob("attempt *")))
+    assert pieces <= attempts <= pieces + kills
 
 
 # ---- what is refused

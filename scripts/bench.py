@@ -88,9 +88,9 @@ def main() -> None:
             if stage == "end-to-end":
                 end_to_end(chosen, Path(work))
             elif stage == "engines":
-                found = bench_engines.measure(chosen, Path(work), conditions(os.getloadavg()))
+                for found in bench_engines.measure(chosen, Path(work), conditions(os.getloadavg())):
+                    (chosen.out / "engines.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
                 print(json.dumps(found, indent=2))
-                (chosen.out / "engines.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
             else:
                 save(
                     chosen.out / f"{stage}.json", figures(stage, STAGES[stage](chosen, Path(work)), chosen, Path(work))

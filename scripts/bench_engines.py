@@ -34,36 +34,46 @@ H200_SHARD_S = 10.0
 """Seconds that one H200 is taken to need for a shard of 8 M tokens; nothing here measures it."""
 
 
-def measure(chosen: argparse.Namespace, work: Path, conditions: dict[str, Any]) -> dict[str, Any]:
-    """Return the figures of the stage."""
-    corpus, queries = thinned(chosen.corpus, work / "corpus", chosen.documents or 600)
+def measure(chosen: argparse.Namespace, work: Path, conditions: dict[str, Any]) -> Iterator[dict[str, Any]]:
+    """Yield the figures of the stage, more of them each time: the parts take minutes."""
+    found: dict[str, Any] = {"stage": "engines", "conditions": conditions}
+    yield (found := {**found, "driver with null workers": null_workers(chosen.corpus)})
+    yield (found := {**found, "workers": workers(chosen, work)})
+    for documents in (10_000, 100_000):
+        known = found.get("driver's memory", [])
+        yield (found := {**found, "driver's memory": [*known, null_memory(documents)]})
+
+
+def workers(chosen: argparse.Namespace, work: Path) -> dict[str, Any]:
+    """Return how fast one process and one, two workers are, in paired rounds."""
+    documents = chosen.documents or 600
+    corpus, queries = thinned(chosen.corpus, work / "corpus", documents)
     contenders = {name: Server(name, words, corpus, work) for name, words in CONTENDERS.items()}
     rounds: list[dict[str, float]] = []
+    load = []
     try:
         for server in contenders.values():
             server.round()  # not counted: weights, kernels
         names = list(contenders)
         for number in range(chosen.rounds):
             order = names[number % len(names) :] + names[: number % len(names)]
+            load.append(round(os.getloadavg()[0], 2))
             rounds.append({name: contenders[name].round() for name in order})
     finally:
         facts = {name: server.close() for name, server in contenders.items()}
-    runs = {facts[name]["run_checksum"] for name in contenders}
-    ratio = {name: round(statistics.median(one[REFERENCE] / one[name] for one in rounds), 3) for name in contenders}
     share = statistics.median(one["ray, one worker"] / one["local, one thread"] for one in rounds)
     return {
-        "stage": "engines",
-        "conditions": conditions,
-        "documents": chosen.documents or 600,
+        "documents": documents,
         "queries": queries,
         "shards": facts[REFERENCE]["shards"],
+        "load average of each round": load,
         "rounds_s": [{name: round(seconds, 3) for name, seconds in one.items()} for one in rounds],
-        f"speed over {REFERENCE}": ratio,
+        f"speed over {REFERENCE}": {
+            name: round(statistics.median(one[REFERENCE] / one[name] for one in rounds), 3) for name in contenders
+        },
         "one Ray worker's time over one process'": round(share, 3),
-        "identical runs": len(runs) == 1,
+        "identical runs": len({facts[name]["run_checksum"] for name in contenders}) == 1,
         "contenders": facts,
-        "driver with null workers": null_workers(chosen.corpus),
-        "driver's memory": [null_memory(documents) for documents in (10_000, 100_000)],
     }
 
 

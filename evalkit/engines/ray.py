@@ -666,6 +666,7 @@ def _ray(asked: Resources) -> Any:
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 leaves a worker behind all else on the machine
     try:
         import ray
     except ImportError as error:

@@ -87,7 +87,7 @@ def test_two_workers_on_two_nodes_give_the_bytes_of_one_process(cluster, tmp_pat
     assert [cell.run_id for cell in together] == [cell.run_id for cell in alone]
     assert [cell.metrics for cell in together] == [cell.metrics for cell in alone]
     assert files(tmp_path / "ray" / "results") == files(tmp_path / "local" / "results")
-    assert {cell.counts["shards"] for cell in together} > {1} or together[0].counts["shards"] > 4
+    assert together[0].counts["shards"] > 4
     assert together[0].environment["engine"] == "ray"
     assert together[0].environment["workers"] == 2
     assert together[0].environment["nodes"] == 2

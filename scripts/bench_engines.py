@@ -147,7 +147,7 @@ def serve(job: dict[str, Any]) -> None:
         import torch
 
         engine.pool(distributed.resources(config, torch.device("cpu")))
-    facts = {"start_s": round(time.perf_counter() - started, 2), "words": job["words"][3:]}
+    facts = {"start_s": round(time.perf_counter() - started, 2), "words": job["words"][-2:]}
     answer(facts)
     for number, _ in enumerate(sys.stdin):
         config = compose([*words, f"results_dir={folder}", f"cache_dir={folder / str(number)}"])

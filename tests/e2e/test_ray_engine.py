@@ -238,7 +238,7 @@ def test_a_node_that_goes_takes_one_piece_with_it(cluster, tmp_path):
 def test_twenty_random_kills_cost_at_most_a_piece_each(cluster, tmp_path):
     engine.close()
     pool = engine.pool(asked(cluster))
-    random, kills, pieces = Random(7), 20, 120
+    random, kills, killed, sent = Random(7), 20, [], []
 
     def kill_one():
         ready = [slot for slot in pool._slots if slot.ready and not slot.deaths_in_a_row and slot.done > slot.deaths]
@@ -246,16 +246,21 @@ def test_twenty_random_kills_cost_at_most_a_piece_each(cluster, tmp_path):
             killed.append(random.choice(ready).facts.process_id)
             os.kill(killed[-1], signal.SIGKILL)
 
-    killed, results, left = [], [], list(range(pieces))
+    def works():
+        while len(killed) < kills:
+            sent.append(len(sent))
+            yield sent[-1]
+
+    results, left = [], works()
     while left:  # a piece whose worker was killed twice is reported, and done by the same command later
-        answers = done_with(pool, tmp_path, left, on_tick=kill_one)
-        failed = [place for place, _ in enumerate(left) if isinstance(answers[f"piece {place}"], engine.Failed)]
+        tried = {}
+        noted = (tried.setdefault(f"piece {place}", work) for place, work in enumerate(left))
+        answers = done_with(pool, tmp_path, noted, on_tick=kill_one)
+        left = [tried[name] for name, answer in answers.items() if isinstance(answer, engine.Failed)]
         results += [answer.result[0] for answer in answers.values() if isinstance(answer, engine.Done)]
-        left = [left[place] for place in failed]
     assert len(killed) == kills
-    assert sorted(results) == [2 * number for number in range(pieces)]
-    attempts = len(list(tmp_path.glob("attempt *")))
-    assert pieces <= attempts <= pieces + kills
+    assert sorted(results) == [2 * number for number in sent]
+    assert len(list(tmp_path.glob("attempt *"))) <= len(sent) + kills
 
 
 # ---- what is refused

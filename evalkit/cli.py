@@ -6,6 +6,7 @@ import logging
 import os
 import sys
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
     from evalkit.analysis.precision import Narrowed
     from evalkit.config.settings import RunConfig
     from evalkit.operations.own import Written
-    from evalkit.report.table import Lacking
-    from evalkit.scoring.reruns import Deviation
     from evalkit.storage.results import CellScores
 
 CONFIG_DIR = "--config-dir"
@@ -237,47 +236,66 @@ def run(
     with --cfg job, the config is shown and nothing runs. All of them: evalkit ls settings.
     """
     from evalkit.config import compose
-    from evalkit.storage.paths import make_folder
-
-    cells: list[CellScores] = []
-    deviations: list[Deviation] = []
-    lacking: list[Lacking] = []
-    failed = 0
-
-    def job(config: RunConfig) -> None:
-        _begin(config)
-        from evalkit.report.table import Lacking
-        from evalkit.run import jobs, pipeline
-        from evalkit.scoring import reruns
-
-        absent: dict[int, str] = {}
-        with jobs.recorded(config):
-            done = pipeline.run(config, console=_err, force=force, lacking=absent)
-        model, dataset = config.model.name, config.dataset.name
-        lacking.extend(Lacking(model, dim, dataset, reason) for dim, reason in absent.items())
-        for dim, reason in absent.items():
-            complain(f"{model} at dim {dim} on {dataset}: {reason}")
-        cells.extend(done)
-        deviations.extend(reruns.measure(done, config.results_dir)[0])
-
-    def complain(line: str) -> None:
-        nonlocal failed
-        failed += 1
-        _complain(line)
+    from evalkit.engines import ray as workers
+    from evalkit.storage.paths import make_folder, write_whole
 
     words = _named(context, context.args)
-    if any(word in HYDRA_FLAGS for word in words):
-        compose.hand_to_hydra(words, job, complain=complain, make_folder=make_folder)
-    else:
-        job(compose.compose(words))
-    if cells:
+    job = partial(_run_one, force=force)
+    failed: list[str] = []
+    try:
+        if any(word in HYDRA_FLAGS for word in words):
+            outcomes = compose.hand_to_hydra(words, job, complain=_complain, make_folder=make_folder, write=write_whole)
+            answers = [outcome.done for outcome in outcomes]
+            failed = [outcome.combination for outcome in outcomes if outcome.error is not None]
+        else:
+            answers = [job(compose.compose(words))]
+    finally:
+        workers.close()
+    done = list(dict.fromkeys(Path(path) for answer in answers for path in answer.get("scores", ())))
+    lost = [each for answer in answers for each in answer.get("lacking", ())]
+    if done:
         from evalkit.report import table
+        from evalkit.scoring import reruns
+        from evalkit.storage import results
 
+        by_folder: dict[Path, list[CellScores]] = {}
+        for path in done:
+            by_folder.setdefault(path.parents[2], []).append(results.read(path))
+        cells = [cell for found in by_folder.values() for cell in found]
+        deviations = [one for folder, found in by_folder.items() for one in reruns.measure(found, folder)[0]]
+        lacking = [table.Lacking(**each) for each in lost]
         _out.print(table.terminal(table.rows(cells, deviations=deviations), lacking=lacking, wide=wide))
-    if failed:
-        what = "cells or combinations" if lacking else "combinations"
-        _complain(f"{failed} of the {what} failed; the same command runs only what is missing")
+    if failed or lost:
+        what = "cells or combinations" if lost else "combinations"
+        named = f" ({'; '.join(failed)})" if failed and all(failed) else ""
+        _complain(f"{len(failed) + len(lost)} of the {what} failed{named}; the same command runs only what is missing")
         raise typer.Exit(1)
+
+
+def _run_one(config: RunConfig, *, force: bool) -> dict[str, Any]:
+    """Run one config; return its cells' scores.json and the cells that lack weights, as JSON has them.
+
+    A launcher calls it by its name, in any process.
+    """
+    _begin(config)
+    from evalkit.run import jobs, loaded, pipeline
+    from evalkit.storage import results
+    from evalkit.storage.paths import run_dir
+
+    absent: dict[int, str] = {}
+    loaded.keep()
+    with jobs.recorded(config):
+        done = pipeline.run(config, console=_err, force=force, lacking=absent)
+    model, dataset = config.model.name, config.dataset.name
+    for dim, reason in absent.items():
+        _complain(f"{model} at dim {dim} on {dataset}: {reason}")
+    folder = config.results_dir.absolute()
+    return {
+        "scores": [str(run_dir(folder, cell.run_id) / results.SCORES) for cell in done],
+        "lacking": [
+            {"model": model, "dim": dim, "dataset": dataset, "reason": reason} for dim, reason in absent.items()
+        ],
+    }
 
 
 def _begin(config: RunConfig) -> None:
@@ -369,6 +387,8 @@ def status(
     shown = [(cell, job) for cell, job in cells if cell.run_id is None or cell.run_id not in done]
     unreadable = [job for job in records if everything and job.config is None]
     _out.print(plans.status_table(finished, shown, unreadable, wide=wide))
+    if (workers := plans.workers_table(records)) is not None:
+        _out.print(workers)
     failed += [cell.problem for cell, _ in shown if cell.state == "damaged" and cell.problem]
     errors = [job for job in records if job.error and any(job is one for _, one in shown)]
     failed += [f"{job.process}: {job.error}" for job in errors]

@@ -68,6 +68,10 @@ class DeviceError(EvalkitError):
     """A device has failed, or one text alone does not fit its memory."""
 
 
+class EngineError(EvalkitError):
+    """Workers cannot be started or have gone, or shards failed on every worker that tried them."""
+
+
 class StoreError(EvalkitError):
     """A checkpointed shard on disk is not what its manifest says."""
 

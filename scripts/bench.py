@@ -14,16 +14,19 @@ is listed as not measured.
 from __future__ import annotations
 
 import argparse
+import json
+import os
 import sys
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import bench_engines
 from peers import environments, plot
 from stages.dims import dims
 from stages.encoding import checkpoint, encode, host
 from stages.end_to_end import end_to_end
-from stages.figures import save
+from stages.figures import conditions, save
 from stages.maxsim import maxsim
 from stages.measuring import Case, measured
 
@@ -46,6 +49,10 @@ def main() -> None:
         with tempfile.TemporaryDirectory(prefix="bench-") as work:
             if stage == "end-to-end":
                 end_to_end(chosen, Path(work))
+            elif stage == "engines":
+                for found in bench_engines.measure(chosen, Path(work), conditions(os.getloadavg())):
+                    (chosen.out / "engines.json").write_text(json.dumps(found, indent=2) + "\n", encoding="utf-8")
+                print(json.dumps(found, indent=2))
             else:
                 save(
                     chosen.out / f"{stage}.json", measured(stage, STAGES[stage](chosen, Path(work)), chosen, Path(work))
@@ -57,7 +64,8 @@ def arguments() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
-    parser.add_argument("--stages", default=",".join(STAGES), help="comma-separated; all by default")
+    default = ",".join(stage for stage in STAGES if stage != "engines")  # which needs a machine of its own
+    parser.add_argument("--stages", default=default, help="comma-separated; all by default")
     parser.add_argument("--envs", type=Path, default=Path.home() / ".cache/evalkit/bench", help="peers' environments")
     parser.add_argument("--install", nargs="*", metavar="PEER", help="make the peers' environments and stop")
     parser.add_argument("--corpus", type=Path, help="a BEIR-format folder: nfcorpus in the committed figures")
@@ -81,6 +89,7 @@ STAGES: Mapping[str, Callable[[argparse.Namespace, Path], list[Case]]] = {
     "end-to-end": lambda *_: [],
     "checkpoint": checkpoint,
     "dims": dims,
+    "engines": lambda *_: [],
 }
 
 

@@ -6,17 +6,20 @@ Hydra's own messages name its internals; these name what the user typed and what
 from __future__ import annotations
 
 import dataclasses
+import importlib.util
+import json
 import logging
 import os
 import re
 import sys
+import tempfile
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import hydra
 import yaml
@@ -97,11 +100,11 @@ OmegaConf.register_new_resolver("cache_folder", _cache_folder, replace=True)
 
 def compose(overrides: Sequence[str]) -> RunConfig:
     """Return the config of one run. Raises ConfigError for an unknown name, key or value, or for several values."""
-    checked = check_overrides(overrides, sweep=False)
-    for word in _swept_by_experiment(overrides):
-        experiment = next(each for each in overrides if each.startswith("experiment="))
-        msg = f"{experiment} gives several values of {word.partition('=')[0]}; add -m to run each of them"
+    blocks = expanded(overrides)
+    if blocks[0] != list(overrides) and len(combinations(overrides)) > 1:
+        msg = f"{' '.join(word for word in overrides if _sweeps_of(word))} is a sweep; add -m to run each of its cells"
         raise ConfigError(msg)
+    checked = check_overrides(blocks[0], sweep=False)
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(configs_dir()), version_base="1.3"):
@@ -111,18 +114,31 @@ def compose(overrides: Sequence[str]) -> RunConfig:
         raise ConfigError(_first_line(error)) from error
 
 
+class Outcome(NamedTuple):
+    """What one combination of a sweep came to."""
+
+    combination: str
+    """The words that gave several values; empty where none did."""
+    done: Mapping[str, Any]
+    """What the job returned; empty where it failed."""
+    error: str | None
+
+
 def hand_to_hydra(
     arguments: Sequence[str],
-    run: Callable[[RunConfig], None],
+    run: Callable[[RunConfig], Mapping[str, Any]],
     *,
     complain: Callable[[str], None],
     make_folder: Callable[[Path], None],
-) -> None:
+    write: Callable[[Path, bytes], None],
+) -> list[Outcome]:
     """Let Hydra itself carry out a sweep or show a config: `-m`, `--cfg job`, launcher and sweeper plugins.
 
-    `run` is called once for every combination, and `complain` with a line for each that a user's mistake stops: one
-    bad combination must not cost the rest. `make_folder` makes the folder where Hydra keeps its record of a sweep.
-    Raises ConfigError before anything runs when a name is wrong, and after a config was shown that could not be run.
+    `run` is called once for every combination, and `complain` at once with a line for each that a user's mistake
+    stops: one bad combination must not cost the rest. `make_folder` makes the folder where Hydra keeps its record of a
+    sweep, and `write` the file that says what a combination came to. A launcher may call `run`, `complain` and `write`
+    in other processes, so they are functions of a module. Raises ConfigError before anything runs when a name is
+    wrong, and after a config was shown that could not be run.
     """
     words = [word for word in arguments if _is_override(word)]
     rest = [word for word in arguments if not _is_override(word)]
@@ -130,29 +146,90 @@ def hand_to_hydra(
     if sweep and shown:
         msg = f"got {' '.join(rest)}, wanted one of them: a sweep's configs are shown one by one (also: evalkit plan)"
         raise ConfigError(msg)
-    checked = check_overrides(words, sweep=sweep)
+    if not sweep and any(_sweeps_of(word) for word in words):
+        compose(words)
+    blocks = [(block, check_overrides(block, sweep=sweep)) for block in expanded(words)[: None if sweep else 1]]
+    launcher = _launcher(words)
     if sweep:  # Hydra answers a folder that it cannot make with a traceback
-        make_folder(compose([word for word in words if word.startswith("cache_dir=")]).cache_dir / "hydra")
-    several = _parsed([*words, *_swept_by_experiment(words)])
-    swept = {override.key_or_group for _, override in several if override.is_sweep_override()}
-
-    def job(composed: DictConfig) -> None:
-        try:
-            run(_validated(composed))
-        except EvalkitError as error:
-            given = [word.lstrip("+") for word in HydraConfig.get().overrides.task]
-            combination = " ".join(word for word in given if word.partition("=")[0] in swept)
-            complain(f"{combination}: {error}" if combination else str(error))
-
-    entry = hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="config")(job)
-    before = sys.argv
-    sys.argv = ["evalkit", *rest, *_search_path(), *checked]
-    try:
-        entry()
-    finally:
-        sys.argv = before
+        folder = compose([word for word in words if word.startswith("cache_dir=")]).cache_dir / "hydra"
+        make_folder(folder)
+    else:
+        folder = Path(tempfile.gettempdir())
+    with tempfile.TemporaryDirectory(prefix="sweep-", dir=folder) as outcomes:
+        for place, (block, checked) in enumerate(blocks):
+            swept = frozenset(override.key_or_group for _, override in _parsed(block) if override.is_sweep_override())
+            if len(blocks) > 1:
+                swept |= {"model", "dataset"}
+            job = _job(run, complain, write, swept, Path(outcomes).absolute() / f"{place:03}")
+            entry = hydra.main(version_base="1.3", config_path=str(configs_dir()), config_name="config")(job)
+            before = sys.argv
+            sys.argv = ["evalkit", *rest, *_search_path(), *checked]
+            try:
+                entry()
+            except SystemExit:
+                if not sweep or launcher == "basic":
+                    raise
+                complain(f"hydra/launcher={launcher} lost a job; see its own lines above, or its logs under {folder}")
+            finally:
+                sys.argv = before
+        found = [_read_outcome(path) for path in sorted(Path(outcomes).rglob("*.json"))]
     if shown:
         compose(words)
+    if sweep and len(found) < (wanted := len(combinations(words))):
+        found.append(Outcome(f"{wanted - len(found)} more", {}, "ended without a word"))
+    return found
+
+
+def _job(
+    run: Callable[[RunConfig], Mapping[str, Any]],
+    complain: Callable[[str], None],
+    write: Callable[[Path, bytes], None],
+    swept: frozenset[str],
+    outcomes: Path,
+) -> Callable[[DictConfig], None]:
+    """Return what Hydra calls for each combination: it leaves a file, for a launcher may call it in any process."""
+
+    def job(composed: DictConfig) -> None:
+        done: Mapping[str, Any] = {}
+        failure: str | None = None
+        given = [word.lstrip("+") for word in HydraConfig.get().overrides.task]
+        combination = " ".join(word for word in given if word.partition("=")[0] in swept)
+        try:
+            done = run(_validated(composed))
+        except EvalkitError as error:
+            failure = str(error)
+            complain(f"{combination}: {failure}" if combination else failure)
+        number = int(HydraConfig.get().job.num) if swept else 0
+        facts = {"combination": combination, "done": done, "error": failure}
+        write(outcomes / f"{number:06}.json", json.dumps(facts).encode())
+
+    return job
+
+
+def _read_outcome(path: Path) -> Outcome:
+    return Outcome(**json.loads(path.read_text(encoding="utf-8")))
+
+
+LAUNCHERS: Mapping[str, tuple[str, str]] = {
+    "joblib": ("hydra_plugins.hydra_joblib_launcher", "joblib"),
+    "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+    "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
+}
+"""Launchers that come with a package of their own: its module, and the extra of ours that installs it."""
+
+
+def _launcher(words: Sequence[str]) -> str:
+    """Return the launcher that is asked for. Raises ConfigError where its package is not installed."""
+    name = next((word.partition("=")[2] for word in words if word.startswith("hydra/launcher=")), "basic")
+    module, extra = LAUNCHERS.get(name, ("hydra", ""))
+    try:
+        found = importlib.util.find_spec(module)
+    except ModuleNotFoundError:  # hydra_plugins itself, which comes with the first plugin
+        found = None
+    if found is None:
+        msg = f"hydra/launcher={name} is not installed; pip install 'evalkit[{extra}]'"
+        raise ConfigError(msg)
+    return name
 
 
 def combinations(overrides: Sequence[str]) -> list[tuple[str, ...]]:
@@ -161,34 +238,55 @@ def combinations(overrides: Sequence[str]) -> list[tuple[str, ...]]:
     >>> combinations(["model=demo,bm25", "dim=128,64"])
     [('model=demo', 'dim=128,64'), ('model=bm25', 'dim=128,64')]
     """
-    check_overrides(overrides, sweep=True)
-    choices = []
-    for word, override in _parsed([*overrides, *_swept_by_experiment(overrides)]):
-        several = override.is_sweep_override() and override.key_or_group not in LISTS
-        key = override.key_or_group
-        choices.append([f"{key}={value}" for value in override.sweep_string_iterator()] if several else [word])
-    return list(product(*choices))
+    found: list[tuple[str, ...]] = []
+    for block in expanded(overrides):
+        check_overrides(block, sweep=True)
+        choices = []
+        for word, override in _parsed(block):
+            several = override.is_sweep_override() and override.key_or_group not in LISTS
+            key = override.key_or_group
+            choices.append([f"{key}={value}" for value in override.sweep_string_iterator()] if several else [word])
+        found += product(*choices)
+    return list(dict.fromkeys(found))
+
+
+def expanded(words: Sequence[str]) -> list[list[str]]:
+    """Return the sweeps that words stand for: those that an experiment lists, else the words themselves.
+
+    A word that is given replaces what the experiment's sweeps say of the same setting. Raises ConfigError for several
+    experiments of which one lists sweeps.
+    """
+    sweeps = [sweep for word in words for sweep in _sweeps_of(word)]
+    if not sweeps:
+        return [list(words)]
+    given = {word.lstrip("+").partition("=")[0] for word in words}
+    rest = [word for word in words if not _sweeps_of(word)]  # an experiment that lists sweeps holds nothing else
+    found = [[*(word for word in sweep.split() if word.partition("=")[0] not in given), *rest] for sweep in sweeps]
+    return [block for place, block in enumerate(found) if block not in found[:place]]
+
+
+def _sweeps_of(word: str) -> list[str]:
+    """Return the sweeps that an experiment lists under `sweeps`; none for any other word."""
+    group, _, value = word.partition("=")
+    if group != "experiment":
+        return []
+    names = value.split(",")
+    found = [sweep for name in names if name in group_names("experiment") for sweep in _listed_sweeps(name)]
+    if found and len(names) > 1:
+        msg = f"{word}: got {len(names)} experiments, of which one is a sweep by itself; run each with a command"
+        raise ConfigError(msg)
+    return found
+
+
+def _listed_sweeps(experiment: str) -> list[str]:
+    values = yaml.safe_load(group_files("experiment")[experiment].read_text(encoding="utf-8")) or {}
+    return [str(sweep) for sweep in values.get("sweeps", ())]
 
 
 def _search_path() -> list[str]:
     """Return the override that has Hydra look into the user's own folders too; none where there are none."""
     folders = ",".join(_quoted(f"file://{folder}") for folder in own_configs_dirs())
     return [f"hydra.searchpath=[{folders}]"] if folders else []
-
-
-def _swept_by_experiment(overrides: Sequence[str]) -> list[str]:
-    """Return the words that an experiment sweeps by `hydra.sweeper.params`, without those that are given themselves.
-
-    Hydra reads them where it carries out the sweep; this is for what asks about a sweep without one.
-    """
-    given = {override.key_or_group: override for _, override in _parsed(overrides)}
-    experiment = given["experiment"].value() if "experiment" in given else None
-    if not isinstance(experiment, str):
-        return []
-    file = configs_dir() / "experiment" / f"{experiment}.yaml"
-    composed = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
-    params = composed.get("hydra", {}).get("sweeper", {}).get("params", {})
-    return [f"{key}={values}" for key, values in params.items() if key not in given]
 
 
 def _is_override(word: str) -> bool:

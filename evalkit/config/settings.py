@@ -359,7 +359,7 @@ Nomination: TypeAlias = Literal["auto", "float32", "int16", "bfloat16"]
 class EngineConfig:
     """Where and how the shard step runs."""
 
-    name: Literal["local"]
+    name: Literal["local", "ray"]
     device: str
     """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
     batch_tokens: Literal["auto"] | int
@@ -378,7 +378,15 @@ class EngineConfig:
     tokenizer_workers: Literal["auto"] | int = "auto"
     """Threads that tokenise the next shard while the model runs; 0 tokenises in turn. It never moves a vector."""
     threads: int | None = None
-    """CPU threads; None leaves PyTorch's choice."""
+    """CPU threads; None leaves PyTorch's choice (engine=ray: `cpus_per_worker`)."""
+    workers: int | None = None
+    """engine=ray: workers, one encoder each; None is one for each GPU, or for each `cpus_per_worker` CPUs."""
+    address: str | None = None
+    """engine=ray: None starts Ray on this machine; `auto` or HOST:PORT joins a cluster."""
+    gpus_per_worker: float = 1.0
+    """engine=ray on GPUs: 0.5 puts two workers on each."""
+    cpus_per_worker: int | None = None
+    """engine=ray: CPUs and threads of a worker; None is 1, or on GPUs an equal share of the node's."""
 
     def __post_init__(self) -> None:
         if self.batch_tokens != "auto" and self.batch_tokens < 1:
@@ -389,6 +397,23 @@ class EngineConfig:
             raise ConfigError(msg)
         if self.threads is not None and not 1 <= self.threads <= MOST_THREADS:
             msg = f"engine.threads={self.threads}: wanted null or a number of threads from 1 to {MOST_THREADS}"
+            raise ConfigError(msg)
+        self._check_workers()
+
+    def _check_workers(self) -> None:
+        for key in ("workers", "gpus_per_worker", "cpus_per_worker"):
+            value = getattr(self, key)
+            if value is not None and value <= 0:
+                msg = f"engine.{key}={value}: wanted a positive number"
+                raise ConfigError(msg)
+        for key in ("workers", "address", "cpus_per_worker"):
+            if self.name != "ray" and getattr(self, key) is not None:
+                msg = (
+                    f"engine.{key}={getattr(self, key)} is of engine=ray, and the engine is {self.name}; add engine=ray"
+                )
+                raise ConfigError(msg)
+        if self.address is not None and self.address != "auto" and not self.address.rpartition(":")[2].isdigit():
+            msg = f"engine.address={self.address}: wanted auto or HOST:PORT, for example 10.0.0.1:6379"
             raise ConfigError(msg)
 
 

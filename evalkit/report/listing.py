@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import importlib.util
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,22 +29,19 @@ def listing(what: str, *, results_dir: Path, wide: bool = False) -> Grid:
     if what not in LISTINGS:
         msg = f"ls {what!r} unknown; {nearest(what, LISTINGS)}"
         raise ConfigError(msg)
-    if what == "runs":
-        return terminal(rows(results.read_all(results_dir)), wide=wide)
-    if what == "settings":
-        return _settings()
-    if what == "models":
-        return _models(wide=wide)
-    if what == "datasets":
-        return _datasets(wide=wide)
-    if what == "analyzers":
-        return _analyzers()
-    return _group(what.removesuffix("s"))
+    made: dict[str, Callable[[], Grid]] = {
+        "models": lambda: _models(wide=wide),
+        "datasets": lambda: _datasets(wide=wide),
+        "analyzers": _analyzers,
+        "engines": _engines,
+        "settings": _settings,
+        "runs": lambda: terminal(rows(results.read_all(results_dir)), wide=wide),
+    }
+    return made[what]() if what in made else _group(what.removesuffix("s"))
 
 
 def _group(group: str) -> Grid:
     shown = {
-        "engine": ("device", "batch_tokens"),
         "reranker": ("parameters", "max_tokens", "dtype", "licence"),
         "experiment": (),
     }[group]
@@ -128,6 +126,27 @@ def _analyzers() -> Grid:
 def _config(path: Path) -> str:
     """Say where a config comes from: evalkit itself, or the user's own folder."""
     return "evalkit" if path.is_relative_to(configs_dir()) else str(path)
+
+
+def _engines() -> Grid:
+    """Return the engines with what they run on, and what has to be installed for them."""
+    columns = (
+        *(Column("name", "name"), Column("device", moves=2), Column("batch tokens", "number", moves=3)),
+        *(Column("workers", moves=1), Column("installed"), Column("what it is", "text", moves=4)),
+    )
+    lines = []
+    for name, path in group_files("engine").items():
+        text = path.read_text(encoding="utf-8")
+        values = yaml.safe_load(text)
+        there = name != "ray" or importlib.util.find_spec("ray") is not None
+        cells = (
+            *(_short(values.get(key)) for key in ("device", "batch_tokens")),
+            "one process" if name == "local" else _short(values.get("workers")).replace(ABSENT, "all"),
+            "yes" if there else f"no: pip install 'evalkit[{name}]'",
+            text.partition("\n")[0].removeprefix("# "),
+        )
+        lines.append(Line((name, *cells)))
+    return Grid(columns, lines)
 
 
 def _length(rules: dict[str, Any] | None) -> str:

@@ -132,6 +132,21 @@ def status_table(
     return Grid(columns, lines, wide)
 
 
+def workers_table(records: Sequence[Job]) -> Grid | None:
+    """Return a line per worker of the runs that are at work with workers, or None where there is none."""
+    columns = (
+        *(Column("worker", "number"), Column("where", "text"), Column("device", moves=1), Column("state", "text")),
+        *(Column("shards done", "number"), Column("ended", "number", moves=2)),
+    )
+    names = ("number", "where", "device", "state", "done", "deaths")
+    lines = [
+        Line(tuple(str(worker.get(name, ABSENT)) for name in names))
+        for job in records
+        for worker in (job.workers() if job.running else ())
+    ]
+    return Grid(columns, lines) if lines else None
+
+
 def system(cell: Planned) -> str:
     """Return a cell's system with its dim."""
     return system_label(cell.config.model.name, cell.dim)

@@ -21,19 +21,24 @@ import socket
 import tempfile
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from evalkit.config.settings import RunConfig
-from evalkit.errors import EvalkitError
+from evalkit.errors import EngineError, EvalkitError, StoreError
 from evalkit.storage import seal
 from evalkit.storage.keys import key_of
+from evalkit.storage.paths import make_folder, unwritable, write_whole
 from evalkit.storage.results import config_of, plain
 
 FOLDER = "jobs"
+WORKERS = ".workers"
+"""Suffix of the file beside a record that says what the run's workers are doing."""
+CLAIM = ".claim"
+"""Suffix of the file that a driver with workers holds locked for each of its cells."""
 HEARTBEAT_S = 15.0
 DEAD_AFTER_S = 120.0
 """Several heartbeats: a file system may be slow, and a native call may hold Python's lock for a while."""
@@ -53,18 +58,25 @@ class Job(NamedTuple):
     error: str | None
     """The line that it ended with, if any."""
 
+    def workers(self) -> list[Mapping[str, Any]]:
+        """Return what each of its workers is doing, as `record_workers` wrote it; empty for a run without workers."""
+        try:
+            found = json.loads(self.path.with_suffix(WORKERS).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return []
+        return [worker for worker in found if isinstance(worker, dict)] if isinstance(found, list) else []
+
 
 @contextmanager
 def recorded(config: RunConfig) -> Iterator[None]:
     """Keep a record while a config is run, and afterwards if it failed; a cache that cannot be written has none."""
-    lasting = absolute(config)
     facts = {
-        "config": plain(lasting),
-        "process": f"{socket.gethostname()} {os.getpid()}",
-        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "config": plain(absolute(config)),
+        "process": _process(),
+        "started": _utc(),
         "error": None,
     }
-    key = key_of({"config": facts["config"]})
+    key = _key(config)
     path = config.cache_dir / FOLDER / f"{key}.{_host()}.{os.getpid()}.{next(_numbers)}.json"
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -76,6 +88,7 @@ def recorded(config: RunConfig) -> Iterator[None]:
         facts["locked"] = _lock(file, fcntl.LOCK_EX) is None
         _write(path, facts)
         _supersede(path, key)
+        _own[key] = path
         try:
             with _beating(path):
                 yield
@@ -85,12 +98,17 @@ def recorded(config: RunConfig) -> Iterator[None]:
         except BaseException:
             _write(path, {**facts, "ended": True})  # a heartbeat that has just been seen must not outlive its process
             raise
+        finally:
+            _own.pop(key, None)
+            path.with_suffix(WORKERS).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         _supersede(path, key)
 
 
 _numbers = itertools.count(1)
 """Tells apart the records of one process: a sweep runs several configs, one after the other."""
+_own: dict[str, Path] = {}
+"""The records of the configs that this process is running, by their keys."""
 
 
 def _host() -> str:
@@ -132,6 +150,41 @@ def _supersede(own: Path, key: str) -> None:
         job = None if path == own else _read(path)
         if job is not None and job.config is not None and not job.running:  # without a config: it may be being written
             path.unlink(missing_ok=True)
+            path.with_suffix(WORKERS).unlink(missing_ok=True)
+
+
+def record_workers(config: RunConfig, workers: Sequence[Mapping[str, Any]]) -> None:
+    """Write what a run's workers are doing beside its record, for `evalkit status`; a full disk stops no run."""
+    path = _own.get(_key(config))
+    if path is None:  # a run without a record
+        return
+    with suppress(OSError, StoreError):
+        write_whole(path.with_suffix(WORKERS), json.dumps(list(workers), ensure_ascii=False).encode())
+
+
+@contextmanager
+def claimed(config: RunConfig, run_ids: Iterable[str]) -> Iterator[None]:
+    """Hold the claim on some cells while the context lasts. Raises EngineError that says who has one of them."""
+    folder = config.cache_dir / FOLDER
+    with ExitStack() as held:
+        for run_id in sorted(run_ids):
+            path = folder / f"{run_id}{CLAIM}"
+            make_folder(folder)
+            try:
+                file = held.enter_context(path.open("a+", encoding="utf-8"))
+            except OSError as error:
+                raise unwritable(path, error) from error
+            if _is_held(_lock(file, fcntl.LOCK_EX)):
+                file.seek(0)
+                who = file.read().strip() or "another process"
+                msg = f"{run_id}: {who} is at work on it; wait until it is done, or stop it (evalkit status)"
+                raise EngineError(msg)
+            held.callback(path.unlink, missing_ok=True)
+            with suppress(OSError):
+                file.truncate(0)
+                file.write(f"{_process()}, since {_utc()},")
+                file.flush()
+        yield
 
 
 def known(cache_dir: Path) -> list[Job]:
@@ -149,6 +202,23 @@ def forget(records: Iterable[Job]) -> int:
     return len(again)
 
 
+def _key(config: RunConfig) -> str:
+    return key_of({"config": plain(absolute(config))})
+
+
+def _is_held(refused: OSError | None) -> bool:
+    """Whether a lock was refused because another process has it, and not by a file system without locks."""
+    return refused is not None and refused.errno in (errno.EWOULDBLOCK, errno.EACCES)
+
+
+def _process() -> str:
+    return f"{socket.gethostname()} {os.getpid()}"
+
+
+def _utc() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
 def _read(path: Path) -> Job | None:
     try:
         with path.open("rb") as file:
@@ -158,7 +228,7 @@ def _read(path: Path) -> Job | None:
         return None
     except OSError:
         return Job(path, None, running=False, process="unknown", started="", error=None)
-    held = refused is not None and refused.errno in (errno.EWOULDBLOCK, errno.EACCES)
+    held = _is_held(refused)
     try:
         facts = seal.read(data)
         config = config_of(facts["config"])

@@ -30,11 +30,10 @@ from evalkit.kernels.cpu import numba_folder
 from evalkit.maxsim import choice
 from evalkit.models import metadata, weights
 from evalkit.models.backbones.native import count_parameters
-from evalkit.models.encoder import load_encoders, obtainable
+from evalkit.models.encoder import obtainable
 from evalkit.ranking import Hits, drop_self, merge, no_hits, self_hits, separate_ties
-from evalkit.run import environment, scored
+from evalkit.run import distributed, environment, loaded, scored
 from evalkit.run.background import Merging, limit_tokenizer, tokenizer_threads
-from evalkit.run.canary import canary
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.progress import documents_bar
 from evalkit.run.search import to_run
@@ -163,21 +162,21 @@ def search_vectors(
     task: Task, cells: Sequence[Cell], model: EncoderConfig, *, met_vectors: set[int] | None = None
 ) -> dict[str, Hits]:
     """Encode and search every shard; dims whose backbones are equal share one pass over the corpus."""
-    engine = task.config.engine
+    engine, met = task.config.engine, set() if met_vectors is None else met_vectors
     if engine.threads is not None:
         torch.set_num_threads(engine.threads)
+    if engine.name == "ray":
+        return distributed.search_vectors(task, cells, model, met_vectors=met)
     by_dim = {cell.dim: cell for cell in cells if cell.dim is not None}
     found = {dim: cell.checkpoint for dim, cell in by_dim.items() if cell.checkpoint is not None}
     best = {cell.run_id: no_hits() for cell in cells}
     for line in metadata.notes(model, found):
         task.console.print(f"{model.name}: {line}", highlight=False, markup=False, soft_wrap=True)
     limit_tokenizer(tokenizer_threads(engine.tokenizer_workers, task.device))
-    for encoder in load_encoders(
+    for encoder, of_encoder in loaded.encoders(
         model, found, device=task.device, attention=engine.attention, elementwise=engine.elementwise
     ):
-        met = canary(encoder, found)
-        if met_vectors is not None:
-            met_vectors |= met
+        met |= of_encoder
         members = {dim: by_dim[dim] for dim in encoder.heads}
         title = f"{model.name} at dim {', '.join(map(str, members))} on {task.dataset.name}"
         with (
@@ -200,6 +199,8 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
         remedy = "dataset.language=CODE (es, zh) says which it is, model.analyzer=NAME how it is analysed"
         task.console.print(f"{line}; {remedy}", highlight=False, markup=False, soft_wrap=True)
     terms = lucene.query_terms(task.dataset.queries, analyzer)
+    if task.config.engine.name == "ray":
+        distributed.count_terms(task, cell, terms)
     count = bm25_count_step(task, cell, terms, analyzer)
     shards = task.survey.shards
     with documents_bar(
@@ -291,6 +292,7 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float, met_vectors: 
         environment={
             **environment.environment(None if cell.dim is None else task.device),
             **environment.given_up(config, task.device),
+            **distributed.provenance(config),
             **scored.facts(task),
             scored.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
             "checkpoint": _weights(config, cell, met_vectors=met_vectors),

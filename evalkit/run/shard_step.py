@@ -5,6 +5,7 @@ A step is idempotent: whatever of it is finished on disk is read, never redone.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,8 +13,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -78,17 +80,30 @@ class VectorStep:
     task: Task
     encoder: Encoder
     cells: Mapping[int, Cell]
-    best: Mapping[str, Hits]
-    """The best hits so far by run id, which the caller merges. They only spare work: a document below a query's floor
-    cannot enter the run, in whatever order shards come."""
+    floor_of: Callable[[Cell], np.ndarray]
+    """The score by query [Q] that a cell's further hits must reach. It only spares work: a document below it cannot
+    enter the run, in whatever order shards come."""
     advance: Advance
     queries: Mapping[int, Asked]
     budget: _Budget
-    tokenized: Ahead[ShardRange, _Texts]
+    tokenized: Tokenized
     encoded: Ahead[ShardRange, _Fresh]
     writer: Writer
     coming: list[ShardRange]
     """The shard behind the one whose turn it is, where it will have to be encoded."""
+    keep_vectors: Keep
+    """Takes a shard's vectors to their checkpoint."""
+    keep_hits: Keep
+    """Takes a shard's top-k to their checkpoint."""
+
+    def in_turn(self, **changes: Any) -> VectorStep:
+        """Return this step with other parts; it encodes a shard when it is that shard's turn, in the same thread."""
+
+        def encoded(shard: ShardRange) -> _Fresh:
+            return step.fresh(shard)
+
+        step = dataclasses.replace(self, **changes, encoded=Ahead(encoded, threaded=False), coming=[])
+        return step
 
     def ahead(self, shard: ShardRange) -> None:
         """Begin to read and tokenise a shard that will have to be encoded; its encoding begins behind this shard's."""
@@ -120,6 +135,11 @@ class VectorStep:
             if not shard_files.finished(self._topk(cell), shard.checksum)
             and not shard_files.finished(self._store(cell), shard.checksum)
         ]
+
+    def fresh(self, shard: ShardRange) -> _Fresh:
+        """Encode a shard at the dims that lack it."""
+        dims = self._unencoded(shard)
+        return self._encoded(shard, dims) if dims else _Fresh({}, 0.0)
 
     def _run(self, shard: ShardRange) -> dict[str, Hits]:
         name = shard.checksum
@@ -177,7 +197,8 @@ class VectorStep:
                 facts = {**_facts(shard, self.cells[dim]), "run_id": self.cells[dim].run_id, "encode_s": wall_s}
                 if (units := environment.instruction_set(self.task.device)) is not None:
                     facts["instruction_set"] = units
-                self._save(self._store(self.cells[dim]), shard, shard_files.vectors_to_arrays(vectors), facts)
+                arrays = shard_files.vectors_to_arrays(vectors)
+                self._keep(self.keep_vectors, self._store(self.cells[dim]), shard, arrays, facts)
         return _Fresh(fresh, wall_s)
 
     def _searched(self, shard: ShardRange, dim: int, vectors: ShardVectors, *, encoding: Mapping[str, float]) -> Hits:
@@ -188,7 +209,7 @@ class VectorStep:
             self.queries[dim],
             vectors,
             depth=self.task.depth,
-            floor_Q=floors(self.best[cell.run_id], queries=len(self.task.dataset.queries), depth=self.task.depth),
+            floor_Q=self.floor_of(cell),
             device=self.task.device,
             precision=self.task.config.engine.nominate,
             maxsim=self.task.config.engine.maxsim,
@@ -196,16 +217,17 @@ class VectorStep:
         search_s = round(time.monotonic() - started, 3)
         self._refuse_changed_checkpoints([dim])  # the queries' vectors are of it too
         cost = {"vectors": len(vectors.vectors.rows_XD), **encoding, "search_s": search_s}
-        self._save(self._topk(cell), shard, hits_to_arrays(found), _facts(shard, cell) | cost)
+        self._keep(self.keep_hits, self._topk(cell), shard, hits_to_arrays(found), _facts(shard, cell) | cost)
         return found
 
     def _refuse_changed_checkpoints(self, dims: Sequence[int]) -> None:
         found = [self.cells[dim].checkpoint for dim in dims]
         refuse_changes(checkpoint for checkpoint in found if checkpoint is not None)
 
-    def _save(self, folder: Path, shard: ShardRange, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-        name, known = shard.checksum, {**facts, **self.budget.facts()}
-        self.writer.submit(folder / name, lambda: shard_files.save(folder, name, arrays, known))
+    def _keep(
+        self, keep: Keep, folder: Path, shard: ShardRange, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]
+    ) -> None:
+        keep(folder, shard.checksum, arrays, {**facts, **self.budget.facts()})
 
     def _store(self, cell: Cell) -> Path:
         return store_dir(self.task.config.cache_dir, cell.store_key)
@@ -221,19 +243,18 @@ def vector_step(
     """Yield the step for cells (by dim) that share a backbone; on leaving, all that it handed over is on disk.
 
     Texts are tokenised ahead of the model and checkpoints written behind it, each in a thread
-    (`evalkit.run.background`). Raises DeviceError when the device fails, StoreError when a checkpoint cannot be
-    written.
+    (`evalkit.run.background`). `best` has the best hits so far by run id, which the caller merges. Raises DeviceError
+    when the device fails, StoreError when a checkpoint cannot be written.
     """
     budget = _Budget(task.batch_tokens)
     threaded = tokenizer_threads(task.config.engine.tokenizer_workers, task.device) > 0
     queries = encode_queries(task, encoder, on_halved=budget.halve)
 
-    def texts(shard: ShardRange) -> _Texts:
+    def texts(shard: ShardRange) -> Texts:
         return _texts(task, encoder, shard)
 
     def fresh(shard: ShardRange) -> _Fresh:
-        dims = step._unencoded(shard)  # noqa: SLF001 (the step's own work, in its turn)
-        return step._encoded(shard, dims) if dims else _Fresh({}, 0.0)  # noqa: SLF001 (the same)
+        return step.fresh(shard)
 
     on_gpu = task.device.type != "cpu"
     with (
@@ -242,11 +263,15 @@ def vector_step(
         Ahead(fresh, threaded=on_gpu) as encoded,
         _search_stream(task.device),
     ):
+
+        def save(folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
+            writer.submit(folder / name, lambda: shard_files.save(folder, name, arrays, facts))
+
         step = VectorStep(
             task=task,
             encoder=encoder,
             cells=cells,
-            best=best,
+            floor_of=lambda cell: floors(best[cell.run_id], queries=len(task.dataset.queries), depth=task.depth),
             advance=advance,
             queries={dim: asked(of_dim, task.device) for dim, of_dim in queries.items()},
             budget=budget,
@@ -254,6 +279,8 @@ def vector_step(
             encoded=encoded,
             writer=writer,
             coming=[],
+            keep_vectors=save,
+            keep_hits=save,
         )
         yield step
 
@@ -282,16 +309,32 @@ class _Budget:
         return {"fitted_batch_tokens": self.tokens} if self.halved else {}
 
 
-class _Texts(NamedTuple):
+class Texts(NamedTuple):
+    """The documents of a shard, tokenised; of their texts only the ids stay."""
+
     ids: tuple[str, ...]
     tokens: TokenTable
 
 
-def _texts(task: Task, encoder: Encoder, shard: ShardRange) -> _Texts:
-    """Read and tokenise a shard; of its texts only the ids stay. Raises ChangedError for texts not surveyed."""
+class Tokenized(Protocol):
+    """Gives a shard's documents tokenised, whether prepared ahead or on being asked."""
+
+    def start(self, shard: ShardRange) -> None:
+        """Begin to prepare a shard that will be taken."""
+
+    def take(self, shard: ShardRange) -> Texts:
+        """Return a shard's documents."""
+
+
+Keep = Callable[[Path, str, Mapping[str, Tensor], Mapping[str, Any]], None]
+"""Takes arrays and facts to the checkpoint of a name in a folder, sooner or later."""
+
+
+def _texts(task: Task, encoder: Encoder, shard: ShardRange) -> Texts:
+    """Read and tokenise a shard. Raises ChangedError for texts that were not surveyed."""
     documents = list(read_shard(task.dataset.corpus, shard, name=task.dataset.name))
     tokens = encoder.tokenize_documents([document.joined() for document in documents])
-    return _Texts(tuple(document.id for document in documents), tokens)
+    return Texts(tuple(document.id for document in documents), tokens)
 
 
 def bm25_count_step(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from rich.console import Console
 
 from evalkit.config import compose
+from evalkit.engines import ray as workers
 from evalkit.run import jobs, pipeline
 from evalkit.storage.results import CellScores
 
@@ -16,8 +17,11 @@ def run(*words: str) -> tuple[CellScores, ...]:
     Raises EvalkitError for the first cell that fails; those before it are finished.
     """
     cells: list[CellScores] = []
-    for combination in compose.combinations(words):
-        config = compose.compose(combination)
-        with jobs.recorded(config):
-            cells += pipeline.run(config, console=Console(quiet=True))
+    try:
+        for combination in compose.combinations(words):
+            config = compose.compose(combination)
+            with jobs.recorded(config):
+                cells += pipeline.run(config, console=Console(quiet=True))
+    finally:
+        workers.close()
     return tuple(cells)

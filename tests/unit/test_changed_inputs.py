@@ -25,7 +25,7 @@ from evalkit.datasets.survey import ContentHash, ShardRange, read_shard, survey
 from evalkit.errors import ChangedError, ConfigError, DeviationError, ModelError, ScoreError
 from evalkit.models.checkpoint import resolve
 from evalkit.report import table
-from evalkit.run import pipeline, scored
+from evalkit.run import loaded, pipeline, scored
 from evalkit.storage import results, seal
 from evalkit.storage.results import CellScores
 from evalkit.types import Document
@@ -111,6 +111,39 @@ def test_a_corpus_replaced_under_a_run_stops_it_and_leaves_nothing(
     write_corpus(foxes, FOXES)
     restored = run(config)[0]
     assert (restored.run_id, restored.metrics) == (clean.run_id, clean.metrics)
+
+
+class _Sent:
+    """Stands for workers: keeps the names of the shards that the driver sent, and answers none of them."""
+
+    cpus_per_worker = 1
+
+    def __init__(self) -> None:
+        self.names: list[str] = []
+
+    def prepare(self, _key: str, _load: object) -> None:
+        """Load nothing."""
+
+    def map(self, _key: str, _load: object, pieces: Any, **_options: object) -> Any:
+        for piece in pieces:
+            self.names.append(piece.name)
+            yield from ()
+
+
+@pytest.mark.parametrize("model", [["model=bm25"], ["model=demo", "dim=64"]])
+def test_a_driver_with_workers_sends_no_shard_that_is_not_as_surveyed(
+    foxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: list[str]
+) -> None:
+    sent = _Sent()
+    monkeypatch.setattr("evalkit.engines.ray.pool", lambda _resources: sent)
+    after_survey(monkeypatch, lambda: write_corpus(foxes, REVERSED))
+    with pytest.raises(
+        ChangedError, match=r"got other content for documents 1 to 3 \(shard 1\), wanted what the survey"
+    ):
+        run(config_of(foxes, tmp_path, *model, "engine=ray", "engine.workers=1"))
+    assert sent.names == []
+    assert not files(tmp_path / "cache", "*.safetensors")
+    assert not files(tmp_path / "results", "*")
 
 
 def test_the_scores_of_a_replaced_corpus_are_its_own(
@@ -421,7 +454,7 @@ def test_a_checkpoint_replaced_while_it_encodes_stores_nothing(
         rewritten(own_checkpoint / "model.safetensors")
         return frozenset()
 
-    monkeypatch.setattr(pipeline, "canary", canary)
+    monkeypatch.setattr(loaded, "canary", canary)
     with pytest.raises(ModelError, match=r"wanted the same file for the whole run; nothing more was stored"):
         run(config_of(foxes, tmp_path, *words))
     assert not files(tmp_path / "cache", "*.safetensors")

@@ -296,3 +296,22 @@ def test_without_any_home_only_the_cache_must_be_named(monkeypatch):
     assert str(compose(["cache_dir=here"]).cache_dir) == "here"
     monkeypatch.setenv("EVALKIT_CACHE", "there")
     assert str(compose([]).cache_dir) == "there"
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["engine.workers=2"], "engine.workers=2 is of engine=ray, and the engine is local; add engine=ray"),
+        (["engine.address=auto"], "engine.address=auto is of engine=ray, and the engine is local; add engine=ray"),
+        (["engine=ray", "engine.workers=0"], "engine.workers=0: wanted a positive number"),
+        (["engine=ray", "engine.gpus_per_worker=-1"], "engine.gpus_per_worker=-1.0: wanted a positive number"),
+        (
+            ["engine=ray", "engine.address=head"],
+            "engine.address=head: wanted auto or HOST:PORT, for example 10.0.0.1:6379",
+        ),
+    ],
+)
+def test_settings_of_workers_are_checked_before_anything_starts(words, message):
+    with pytest.raises(ConfigError) as caught:
+        compose(words)
+    assert str(caught.value) == message

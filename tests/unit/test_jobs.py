@@ -12,6 +12,7 @@ import pytest
 from evalkit.config.compose import compose
 from evalkit.errors import ScoreError, StoreError
 from evalkit.operations import inventory
+from evalkit.report import plans
 from evalkit.run import jobs
 from evalkit.storage import seal
 from evalkit.storage.results import plain
@@ -188,3 +189,18 @@ def test_a_record_that_finds_no_space_stops_no_run(config):
         record.unlink()
         record.symlink_to("/dev/full")  # every write to it fails with ENOSPC
         jobs._write(record, {"config": None})
+
+
+def test_workers_are_shown_while_their_run_is_at_work_and_go_with_it(config):
+    states = [{"number": 0, "where": "node (process 1)", "device": "cpu", "state": "idle", "done": 3, "deaths": 1}]
+    with jobs.recorded(config):
+        jobs.record_workers(config, states)
+        (job,) = jobs.known(config.cache_dir)
+        assert job.workers() == states
+        table = plans.workers_table([job])
+        assert [column.name for column in table.columns] == [
+            *("worker", "where", "device", "state", "shards done", "ended"),
+        ]
+        assert [line.cells for line in table.rows] == [("0", "node (process 1)", "cpu", "idle", "3", "1")]
+    assert job.workers() == []
+    assert plans.workers_table([job]) is None

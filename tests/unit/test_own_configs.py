@@ -95,7 +95,7 @@ def test_the_folder_may_be_named_on_the_command_line_before_the_verb_or_behind_i
     monkeypatch.delenv(CONFIGS, raising=False)
     path = write(tmp_path, "model", "mine", "bm25")
     option = [f"--config-dir={tmp_path}"] if place == "with =" else ["--config-dir", str(tmp_path)]
-    words = [*option, "ls", "models"] if place == "before" else ["ls", *option, "models"]
+    words = [*option, "ls", "models", "--wide"] if place == "before" else ["ls", *option, "models", "--wide"]
     lines = CliRunner().invoke(app, words, terminal_width=240).output.splitlines()
     rows = {line.split()[0]: line.split() for line in lines}
     assert str(path).startswith(rows["mine"][-1][:20])  # a path longer than the terminal goes on below
@@ -106,7 +106,7 @@ def test_the_folder_may_be_named_on_the_command_line_before_the_verb_or_behind_i
 def test_the_folder_reaches_a_sweep(own, tmp_path, monkeypatch):
     write(own, "model", "mine", "bm25")
     ran = []
-    monkeypatch.setattr("evalkit.run.pipeline.run", lambda config, *, console: ran.append(config.model.name) or [])
+    monkeypatch.setattr("evalkit.run.pipeline.run", lambda config, **_: ran.append(config.model.name) or [])
     words = ["run", "-m", "model=mine,bm25", f"results_dir={tmp_path / 'r'}", f"cache_dir={tmp_path / 'c'}"]
     done = CliRunner().invoke(app, words)
     assert (done.exit_code, ran) == (0, ["mine", "bm25"]), done.output
@@ -122,7 +122,7 @@ def test_a_dry_run_and_a_shown_config_know_the_users_own(own):
 
 def test_a_dataset_of_the_users_own_is_listed_with_its_counts(own, tmp_path):
     path = write(own, "dataset", "tickets", "folder", path=str(tmp_path), counts={"documents": 12, "queries": 3})
-    output = CliRunner().invoke(app, ["ls", "datasets"], terminal_width=400).output
+    output = CliRunner().invoke(app, ["ls", "datasets", "--wide"], terminal_width=400).output
     row = next(line.split() for line in output.splitlines() if line.startswith("tickets"))
     assert row[:3] == ["tickets", "12", "3"]
     assert str(path).startswith(row[-1][:12]) or row[-1] in str(path)

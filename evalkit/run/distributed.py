@@ -1,0 +1,559 @@
+"""A run with workers: the driver reads shards, sends their texts out, checkpoints and merges the top-k that come back.
+
+What a worker holds is `VectorStep` or BM25's counting, as in a run of one process, so that the bytes are the same.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn
+
+import numpy as np
+import torch
+from rich.console import Console
+from torch import Tensor
+
+from evalkit.bm25 import lucene
+from evalkit.bm25.analyzers import ANALYZERS, Analyzer
+from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
+from evalkit.datasets.survey import ShardRange, Survey, read_shard
+from evalkit.engines import ray as engine
+from evalkit.errors import EngineError, ModelError, StoreError
+from evalkit.kernels.cpu import numba_folder
+from evalkit.models import metadata
+from evalkit.models.encoder import checkpoints
+from evalkit.ranking import Hits, floors, merge, no_hits
+from evalkit.run import environment, jobs, loaded
+from evalkit.run.background import Writer, limit_tokenizer, tokenizer_threads
+from evalkit.run.cells import Cell, Task
+from evalkit.run.progress import Counted, documents_bar
+from evalkit.run.search import hits_from_arrays, hits_to_arrays
+from evalkit.run.shard_step import Texts, VectorStep, vector_step
+from evalkit.storage import shard_files
+from evalkit.storage.keys import key_of
+from evalkit.storage.paths import make_folder, topk_dir, unwritable, write_whole
+from evalkit.types import Dataset, Document, Query
+
+BYTES_PER_TOKEN = 2
+"""Of text, by the survey's upper estimate; Python's pickle adds little."""
+STATES_EVERY_S = 2.0
+SHOWN_FAILURES = 3
+
+
+# ---- what travels
+
+
+class ShardTexts(NamedTuple):
+    """A shard on its way to a worker: its ids and joined texts, and the dims that still want its top-k."""
+
+    shard: ShardRange
+    ids: tuple[str, ...]
+    texts: list[str]
+    dims: tuple[int, ...]
+
+
+class Found(NamedTuple):
+    """What a worker made of a shard: hits and manifest facts by dim, and tokens encoded."""
+
+    shard: ShardRange
+    hits: dict[int, tuple[Hits, dict[str, Any]]]
+    tokens: int
+    met_vectors: frozenset[int]
+    """The dims at which the worker's model met vectors that are published for it."""
+
+
+class ShardDocuments(NamedTuple):
+    """A shard on its way to a worker that counts BM25's terms, which are of title and text apart."""
+
+    shard: ShardRange
+    documents: list[Document]
+
+
+class CountedTerms(NamedTuple):
+    """BM25's counts of a shard."""
+
+    shard: ShardRange
+    arrays: dict[str, np.ndarray]
+
+
+# ---- in a worker's process
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadVectors:
+    """Makes a worker's step: loads the encoder, encodes the queries, and proves that the cache is the driver's."""
+
+    config: RunConfig
+    dataset: str
+    queries: tuple[Query, ...]
+    drop_self: bool
+    device: str
+    threads: int
+    cells: Mapping[int, Cell]
+    token: Token | None
+
+    def __call__(self) -> VectorsStep:
+        """Return the step. Raises ModelError, StoreError or DeviceError."""
+        model = self.config.model
+        assert isinstance(model, EncoderConfig)
+        if self.token is not None:
+            self.token.prove(self.config)
+        numba_folder.keep_in(self.config.cache_dir / "numba")
+        loaded.keep()
+        device = environment.choose_device(self.device)
+        torch.set_num_threads(self.threads)
+        limit_tokenizer(tokenizer_threads(self.config.engine.tokenizer_workers, device) or self.threads)
+        found = checkpoints(model, list(self.cells))
+        for dim, cell in self.cells.items():
+            if cell.checkpoint is not None and found[dim].checksums != cell.checkpoint.checksums:
+                msg = (
+                    f"model {model.name!r} dim {dim}: the checkpoint in {found[dim].folder} differs by content from "
+                    f"the driver's in {cell.checkpoint.folder}; wanted the same files on every node"
+                )
+                raise ModelError(msg)
+        dataset = Dataset(self.dataset, "", "", _Elsewhere(), self.queries, {}, self.drop_self, "", {})
+        task = Task(self.config, dataset, Survey(0, "", (), 0, ()), (), device, Console(quiet=True))
+        # Files are watched where they are read, which may be another node than the driver's.
+        here = {dim: cell._replace(checkpoint=found[dim]) for dim, cell in self.cells.items()}
+        return VectorsStep(task, found, here, self.threads)
+
+
+class VectorsStep:
+    """The step of a worker: `VectorStep` of every backbone, over texts that came with the shard."""
+
+    def __init__(self, task: Task, found: Mapping[int, Any], cells: Mapping[int, Cell], threads: int) -> None:
+        """Load the encoders and encode the queries."""
+        settings, model = task.config.engine, task.config.model
+        assert isinstance(model, EncoderConfig)
+        self._threads = threads
+        self._ahead = tokenizer_threads(settings.tokenizer_workers, task.device) > 0
+        self._steps: list[VectorStep] = []
+        with ExitStack() as stack:
+            encoders = loaded.encoders(
+                model, found, device=task.device, attention=settings.attention, elementwise=settings.elementwise
+            )
+            self._met = frozenset(dim for one in encoders for dim in one.met_vectors)
+            for encoder, _ in encoders:
+                members = {dim: cells[dim] for dim in encoder.heads}
+                self._steps.append(stack.enter_context(vector_step(task, encoder, members, {}, _unseen)))
+            self._open = stack.pop_all()
+
+    def prepare(self, work: ShardTexts, latest: Mapping[str, np.ndarray]) -> _Call:
+        """Tokenise a shard on a GPU's worker, whose processor has nothing else to do meanwhile."""
+        call = _Call(work, latest)
+        if self._ahead:
+            call.tokens = [self._tokenized(step, work) for step in self._steps]
+        return call
+
+    def run(self, call: _Call) -> _Call:
+        """Encode and search a shard."""
+        torch.set_num_threads(self._threads)  # OpenMP counts threads by caller
+        work = call.work
+        for place, step in enumerate(self._steps):
+            cells = {dim: step.cells[dim] for dim in step.cells if dim in work.dims}
+            if not cells:
+                continue
+            found: dict[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]] = {}
+
+            def keep_hits(
+                folder: Path,
+                _name: str,
+                arrays: Mapping[str, Tensor],
+                facts: Mapping[str, Any],
+                found: dict[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]] = found,
+            ) -> None:
+                found[folder.name] = (arrays, facts)
+
+            asked = step.in_turn(
+                cells=cells,
+                floor_of=call.floor_of,
+                advance=call.advance,
+                tokenized=_Given(call.tokens[place] if call.tokens else self._tokenized(step, work)),
+                keep_vectors=lambda *args: call.unwritten.append(args),
+                keep_hits=keep_hits,
+            )
+            asked.run(work.shard)
+            for dim, cell in cells.items():
+                if cell.search_key in found:
+                    arrays, facts = found[cell.search_key]
+                else:  # an earlier run left it in a cache that this node sees and the driver does not
+                    folder = topk_dir(step.task.config.cache_dir, cell.search_key)
+                    arrays = shard_files.load(folder, work.shard.checksum) or {}
+                    facts = shard_files.finished(folder, work.shard.checksum) or {}
+                call.hits[dim] = (hits_from_arrays(arrays), dict(facts))
+        return call
+
+    def settle(self, call: _Call) -> Found:
+        """Write a shard's vectors, beside the encoding of the next, and return its top-k: they come after."""
+        for folder, name, arrays, facts in call.unwritten:
+            try:
+                shard_files.save(folder, name, arrays, facts)
+            except OSError as error:
+                raise unwritable(folder / name, error) from error
+        return Found(call.work.shard, call.hits, call.tokens_done, self._met)
+
+    def close(self) -> None:
+        """End the threads beside the model."""
+        self._open.close()
+
+    @staticmethod
+    def _tokenized(step: VectorStep, work: ShardTexts) -> Texts:
+        return Texts(work.ids, step.encoder.tokenize_documents(work.texts))
+
+
+@dataclass
+class _Call:
+    """One shard on its way through a worker."""
+
+    work: ShardTexts
+    floors: Mapping[str, np.ndarray]
+    tokens: list[Texts] = dataclasses.field(default_factory=list)
+    unwritten: list[tuple[Path, str, Mapping[str, Tensor], Mapping[str, Any]]] = dataclasses.field(default_factory=list)
+    hits: dict[int, tuple[Hits, dict[str, Any]]] = dataclasses.field(default_factory=dict)
+    tokens_done: int = 0
+
+    def floor_of(self, cell: Cell) -> np.ndarray:
+        return self.floors[cell.run_id]
+
+    def advance(self, _texts: int, tokens: int) -> None:
+        self.tokens_done += tokens
+
+
+class _Given(NamedTuple):
+    """Gives the one shard whose documents are here."""
+
+    texts: Texts
+
+    def start(self, shard: ShardRange) -> None:
+        """Do nothing: the documents are here."""
+
+    def take(self, _shard: ShardRange) -> Texts:
+        return self.texts
+
+
+class _Elsewhere:
+    """The corpus of a worker, which has none: texts come with each shard."""
+
+    def fingerprint(self) -> str:
+        return ""
+
+    def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
+        msg = f"a worker has no corpus to read documents {start} to {stop} from"
+        raise AssertionError(msg)
+
+    def where(self, index: int) -> str:
+        return f"document number {index + 1}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoadCounting:
+    """Makes the step of a worker that counts the terms of BM25's queries."""
+
+    model: Bm25Config
+    vocabulary: Mapping[str, int]
+
+    def __call__(self) -> CountingStep:
+        """Return the step."""
+        return CountingStep(self.model, self.vocabulary, ANALYZERS[self.model.analyzer]())
+
+
+class CountingStep(NamedTuple):
+    """Counts the queries' terms in a shard."""
+
+    model: Bm25Config
+    vocabulary: Mapping[str, int]
+    analyzer: Analyzer
+
+    def prepare(self, work: ShardDocuments, _latest: None) -> ShardDocuments:
+        """Leave the shard as it came."""
+        return work
+
+    def run(self, work: ShardDocuments) -> CountedTerms:
+        """Count."""
+        counts = lucene.count_shard(
+            work.documents, vocabulary=self.vocabulary, fields=self.model.fields, analyzer=self.analyzer
+        )
+        return CountedTerms(work.shard, counts.to_arrays())
+
+    def settle(self, counted: CountedTerms) -> CountedTerms:
+        """Return the counts as they are."""
+        return counted
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class Token(NamedTuple):
+    """A file that the driver wrote into the cache, by which a worker tells that its cache is the same folder."""
+
+    path: Path
+    content: str
+
+    def prove(self, config: RunConfig) -> None:
+        """Raise StoreError unless this process sees the file and can write beside it."""
+        try:
+            seen = self.path.read_text(encoding="utf-8")
+        except OSError:
+            seen = ""
+        if seen != self.content:
+            msg = (
+                f"cache_dir={config.cache_dir} is not the folder that the driver sees; wanted one that all nodes share "
+                "(cache_dir=DIR), or store.keep=topk, which writes on the driver's node alone"
+            )
+            raise StoreError(msg)
+        write_whole(self.path.with_suffix(f".{os.getpid()}"), b"")
+        self.path.with_suffix(f".{os.getpid()}").unlink(missing_ok=True)
+
+
+def _unseen(_documents: int, _tokens: int) -> None:
+    """Take progress that nobody watches."""
+
+
+# ---- in the driver's process
+
+
+def search_vectors(
+    task: Task, cells: Sequence[Cell], model: EncoderConfig, *, met_vectors: set[int]
+) -> dict[str, Hits]:
+    """Return each cell's best hits over all shards, by run id: encoded and searched by workers.
+
+    The dims at which their model met vectors that are published for it are added to `met_vectors`. Raises EngineError
+    when shards failed on every worker that tried them, after all others were finished.
+    """
+    config = jobs.absolute(task.config)
+    by_dim = {cell.dim: cell for cell in cells if cell.dim is not None}
+    best = {cell.run_id: _Best(task.depth, len(task.dataset.queries)) for cell in cells}
+    found = {dim: cell.checkpoint for dim, cell in by_dim.items() if cell.checkpoint is not None}
+    for line in metadata.notes(model, found):
+        task.console.print(f"{model.name}: {line}", highlight=False, markup=False, soft_wrap=True)
+    title = f"{model.name} at dim {', '.join(map(str, by_dim))} on {task.dataset.name}"
+    with jobs.claimed(config, best), documents_bar(task.console, title, total=task.survey.documents) as advance:
+        missing = dict(_without_topk(task, by_dim, best, advance))
+        if missing:
+            _send_out(task, config, by_dim, missing, best, advance, met_vectors)
+    return {run_id: of.whole() for run_id, of in best.items()}
+
+
+def _without_topk(
+    task: Task, by_dim: Mapping[int, Cell], best: Mapping[str, _Best], advance: Counted
+) -> Iterator[tuple[ShardRange, tuple[int, ...]]]:
+    """Merge what is on disk, and yield the shards and dims that are not."""
+    for shard in task.survey.shards:
+        dims = []
+        for dim, cell in by_dim.items():
+            arrays = shard_files.load(topk_dir(task.config.cache_dir, cell.search_key), shard.checksum)
+            if arrays is None:
+                dims.append(dim)
+            else:
+                best[cell.run_id].add(hits_from_arrays(arrays))
+        if dims:
+            yield shard, tuple(dims)
+        else:
+            advance(shard.stop - shard.start, 0)
+            advance.shard_done()
+
+
+def _send_out(  # noqa: PLR0913, PLR0917 (the parts of one run)
+    task: Task,
+    config: RunConfig,
+    by_dim: Mapping[int, Cell],
+    missing: Mapping[ShardRange, tuple[int, ...]],
+    best: Mapping[str, _Best],
+    advance: Counted,
+    met_vectors: set[int],
+) -> None:
+    pool = engine.pool(resources(config, task.device))
+    with _token(config) as token:
+        load = LoadVectors(
+            config=config,
+            dataset=task.dataset.name,
+            queries=task.dataset.queries,
+            drop_self=task.dataset.drop_self,
+            device=task.device.type,
+            threads=config.engine.threads or pool.cpus_per_worker,
+            cells=by_dim,
+            token=token,
+        )
+        key = key_of({"cells": sorted(best), "cache": str(config.cache_dir), "token": str(token)})
+        pool.prepare(key, load)
+
+        def pieces() -> Iterator[engine.Piece[ShardTexts]]:
+            for shard, dims in missing.items():
+                documents = list(read_shard(task.dataset.corpus, shard, name=task.dataset.name))
+                texts = [document.joined() for document in documents]
+                work = ShardTexts(shard, tuple(document.id for document in documents), texts, dims)
+                yield engine.Piece(name=_name(shard), work=work, size=sum(map(len, texts)))
+
+        def land(found: Found, writer: Writer) -> None:
+            for dim, (shared, facts) in found.hits.items():
+                cell, hits = by_dim[dim], Hits(*map(np.array, shared))  # what Ray hands out lies in its object store
+                folder = topk_dir(config.cache_dir, cell.search_key)
+                _write_behind(writer, folder, found.shard.checksum, hits_to_arrays(hits), facts)
+                best[cell.run_id].add(hits)
+            met_vectors.update(found.met_vectors)
+            advance(found.shard.stop - found.shard.start, found.tokens)
+            advance.shard_done()
+
+        def latest() -> dict[str, np.ndarray]:
+            return {run_id: of.floor_Q for run_id, of in best.items()}
+
+        _all(pool.map(key, load, pieces(), latest=latest, on_tick=_States(config, pool)), land)
+
+
+def count_terms(task: Task, cell: Cell, terms: lucene.QueryTerms) -> None:
+    """Let workers count the queries' terms in every shard that has no counts on disk, and checkpoint them."""
+    config, model = jobs.absolute(task.config), task.config.model
+    assert isinstance(model, Bm25Config)
+    folder = topk_dir(config.cache_dir, cell.search_key)
+    missing = [shard for shard in task.survey.shards if shard_files.finished(folder, shard.checksum) is None]
+    if not missing:
+        return
+    with (
+        jobs.claimed(config, [cell.run_id]),
+        documents_bar(task.console, f"{model.name} counts {task.dataset.name}", total=task.survey.documents) as advance,
+    ):
+        pool = engine.pool(resources(config, torch.device("cpu")))
+        load = LoadCounting(model=model, vocabulary=terms.vocabulary)
+        pool.prepare(cell.run_id, load)
+
+        def pieces() -> Iterator[engine.Piece[ShardDocuments]]:
+            for shard in missing:
+                documents = list(read_shard(task.dataset.corpus, shard, name=task.dataset.name))
+                size = sum(len(document.text) for document in documents)
+                yield engine.Piece(name=_name(shard), work=ShardDocuments(shard, documents), size=size)
+
+        def land(counted: CountedTerms, writer: Writer) -> None:
+            shard = counted.shard
+            tensors = {name: torch.from_numpy(np.array(array)) for name, array in counted.arrays.items()}
+            facts = {"start": shard.start, "stop": shard.stop, "protocol": cell.protocol}
+            _write_behind(writer, folder, shard.checksum, tensors, facts)
+            advance(shard.stop - shard.start, 0)
+            advance.shard_done()
+
+        _all(pool.map(cell.run_id, load, pieces(), on_tick=_States(config, pool)), land)
+
+
+def resources(config: RunConfig, device: torch.device) -> engine.Resources:
+    """Return the workers that a config asks for."""
+    settings, shard_tokens = config.engine, config.store.shard_tokens
+    assert shard_tokens != "auto"  # `environment.resolved` has made a number of it
+    return engine.Resources(
+        address=settings.address,
+        workers=settings.workers,
+        gpus_per_worker=settings.gpus_per_worker if device.type == "cuda" else 0,
+        cpus_per_worker=settings.cpus_per_worker,
+        object_bytes=BYTES_PER_TOKEN * shard_tokens,
+    )
+
+
+def provenance(config: RunConfig) -> dict[str, Any]:
+    """Return what a result records of its engine: nothing for a run of one process."""
+    if config.engine.name != "ray":
+        return {}
+    facts: dict[str, Any] = {"engine": "ray"}
+    if (pool := engine.current()) is not None:
+        facts |= {"workers": len(pool.devices), "nodes": len(set(pool.nodes)), "worker_devices": sorted(pool.devices)}
+    return facts
+
+
+def _all(answers: Iterator[engine.Done[Any] | engine.Failed], land: Callable[[Any, Writer], None]) -> None:
+    """Take every answer of the workers. Raises EngineError that names the shards that failed, after all the others."""
+    failed: list[engine.Failed] = []
+    done = 0
+    with Writer() as writer:
+        for answer in answers:
+            if isinstance(answer, engine.Failed):
+                failed.append(answer)
+            else:
+                land(answer.result, writer)
+                done += 1
+    if failed:
+        _refuse(failed, done)
+
+
+def _refuse(failed: Sequence[engine.Failed], done: int) -> NoReturn:
+    named = "; ".join(f"{one.name}: {' and '.join(one.reasons)}" for one in failed[:SHOWN_FAILURES])
+    more = f"; and {len(failed) - SHOWN_FAILURES} more" if len(failed) > SHOWN_FAILURES else ""
+    msg = (
+        f"{len(failed)} of {done + len(failed)} shards failed twice ({named}{more}); the others are finished: the same "
+        "command does only what is missing"
+    )
+    raise EngineError(msg)
+
+
+def _write_behind(
+    writer: Writer, folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> None:
+    writer.submit(folder / name, lambda: shard_files.save(folder, name, arrays, facts))
+
+
+def _name(shard: ShardRange) -> str:
+    """Name a shard for people, counting documents from 1."""
+    return f"documents {shard.start + 1:,} to {shard.stop:,}"
+
+
+class _Best:
+    """The best hits so far of one cell, merged when as many are waiting as were kept: hits are sorted a few times only.
+
+    `floor_Q` is that of the last merge, which is as right as the newest and lets a little more through.
+    """
+
+    def __init__(self, depth: int, queries: int) -> None:
+        self._depth = depth
+        self._merged, self._waiting = no_hits(), [no_hits()]
+        self._count = 0
+        self.floor_Q = floors(self._merged, queries=queries, depth=depth)
+
+    def add(self, hits: Hits) -> None:
+        self._waiting.append(hits)
+        self._count += len(hits.query_H)
+        if self._count >= len(self._merged.query_H):
+            self.whole()
+
+    def whole(self) -> Hits:
+        if self._count:
+            self._merged = merge([self._merged, *self._waiting], depth=self._depth)
+            self._waiting, self._count = [], 0
+            self.floor_Q = floors(self._merged, queries=len(self.floor_Q), depth=self._depth)
+        return self._merged
+
+
+class _States:
+    """Writes what the workers are doing for `evalkit status`, when it has changed and not too often."""
+
+    def __init__(self, config: RunConfig, pool: engine.Pool) -> None:
+        self._config, self._pool = config, pool
+        self._next = 0.0
+        self._last: list[engine.WorkerState] = []
+
+    def __call__(self) -> None:
+        now = time.monotonic()
+        if now < self._next:
+            return
+        states = self._pool.states()
+        if states != self._last:
+            jobs.record_workers(self._config, [state._asdict() for state in states])
+            self._last = states
+        self._next = now + STATES_EVERY_S
+
+
+@contextmanager
+def _token(config: RunConfig) -> Iterator[Token | None]:
+    """Write the file that proves a shared cache, where workers write into it."""
+    if config.store.keep != "embeddings":
+        yield None
+        return
+    make_folder(config.cache_dir)
+    token = Token(config.cache_dir / f".shared-{secrets.token_hex(8)}", secrets.token_hex(16))
+    write_whole(token.path, token.content.encode())
+    try:
+        yield token
+    finally:
+        token.path.unlink(missing_ok=True)

@@ -77,7 +77,7 @@ def test_demo_weights_under_the_name_of_jina_colbert_v2_are_told(run, tmp_path):
     cell = run(*named, f"model.checkpoints.128.path={folder}")
     assert cell.environment["checkpoint"]["proof"] is None
     assert cell.environment["checkpoint"]["parameters"] == 755_712
-    wanted = f"weights are {folder} {SHOWN}"
+    wanted = f"weights are folder {folder.name} {SHOWN}"
     assert weights.differing(cell) == (wanted,)
     assert wanted in markdown(rows([cell]))  # as the command prints it
     text = report(tmp_path, "jina-colbert-v2")
@@ -128,7 +128,7 @@ def test_minilm_with_noise_in_one_layer_is_told_and_a_plain_copy_is_minilm(run, 
     (line,) = weights.differing(noisy)
     checksum = noisy.protocol["checkpoint"]["model.safetensors"][:8]
     assert line == (
-        f"weights are {folder} (model.safetensors xxh3 {checksum}…), "
+        f"weights are folder {folder.name} (model.safetensors xxh3 {checksum}…), "
         "published with sentence-transformers/all-MiniLM-L6-v2"
     )
     assert line in report(tmp_path, "all-minilm-l6-v2")

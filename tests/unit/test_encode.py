@@ -382,7 +382,7 @@ def test_tokenising_ahead_changes_no_byte(tmp_path, workers, monkeypatch):
     monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
     monkeypatch.setenv("RAYON_NUM_THREADS", "2")
     run(tmp_path / "ahead", f"engine.tokenizer_workers={workers}")
-    assert len(taken) == len(store_bytes(tmp_path / "ahead")) - 1
+    assert {shard.index for shard in taken} >= set(range(1, len(store_bytes(tmp_path / "ahead"))))
     assert store_bytes(tmp_path / "ahead") == store_bytes(tmp_path / "in-turn")
 
 

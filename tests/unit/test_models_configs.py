@@ -90,14 +90,12 @@ def test_the_list_of_models_shows_sizes_lengths_commits_and_what_is_on_disk(tmp_
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     revision = "c1e84128e85ef755c096a95bdb06b47793b13acf"
     publish(tmp_path, "colbert-ir/colbertv2.0", write_colbertv2, revision=revision)
-    lines = CliRunner().invoke(app, ["ls", "models"], terminal_width=240).output.splitlines()
+    lines = CliRunner().invoke(app, ["ls", "models", "--wide"], env={"COLUMNS": "240"}).output.splitlines()
     rows = {line.split()[0]: line for line in lines}
     assert "109.6 M" in rows["colbertv2"]
-    assert re.search(r"32–300 +180–300 +float32 +c1e84128 +yes +MIT", rows["colbertv2"])
-    assert re.search(
-        r"128, 96, 64 +559\.5 M +32 +300 .*4cf816e5, not pinned, 7c9f323b +no, no, no", rows["jina-colbert-v2"]
-    )
-    assert re.search(r"in the package.* yes, yes, yes", rows["demo"])
+    assert re.search(r"yes +32–300 +180–300 +float32 +c1e84128 +MIT", rows["colbertv2"])
+    assert re.search(r"128, 96, 64 +559\.5 M +no +32 +300 .*4cf816e5, not pinned, 7c9f323b", rows["jina-colbert-v2"])
+    assert re.search(r" yes .*in the package", rows["demo"])
 
 
 def test_only_half_precision_of_the_rope_backbone_is_keyed_by_exact_frequencies():

@@ -85,7 +85,7 @@ def test_one_file_with_another_checksum_is_another_model(tmp_path, package, name
     assert found.environment["checkpoint"]["proof"] is None
     checksum = checkpoint.checksums["model.safetensors"][:8]
     assert weights.differing(found) == (
-        f"weights are {tmp_path / 'copy'} (model.safetensors xxh3 {checksum}…), published with o/n",
+        f"weights are folder copy (model.safetensors xxh3 {checksum}…), published with o/n",
     )
 
 
@@ -284,7 +284,9 @@ def test_other_weights_take_no_cell_from_the_run_with_the_published_ones(tmp_pat
     made = build.build(tmp_path)
     assert made.problems == ()
     labels = [(row.cell.metrics["ndcg@10"], row.verdict.label) for row in made.rows]
-    assert sorted(labels) == [(0.05468, "PROTOCOL-DIFFERS"), (0.346, "MATCH")]
+    ours = [label for value, label in labels if value == 0.346]
+    assert {label for value, label in labels if value == 0.05468} == {"PROTOCOL-DIFFERS"}
+    assert ours.count("MATCH") == 1  # the card's; jina-reranker-v3 published another protocol
     assert "0.346 → 0.34600 MATCH" in made.files["tables/beir.md"].decode()
     assert "value: 0.346" in made.files["tables/model-index/jina-colbert-v2-128.yaml"].decode()
 
@@ -299,7 +301,8 @@ def test_a_rerun_of_other_weights_measures_no_deviation(tmp_path):
 def test_a_replay_and_a_comparison_tell_the_other_weights(tmp_path):
     put(tmp_path, unproved())
     material = replay.load(tmp_path, unproved())
-    (landing,) = replay.landings(material, replay.replay(material, "ndcg@10"), "ndcg@10")
+    landings = replay.landings(material, replay.replay(material, "ndcg@10"), "ndcg@10")
+    (landing,) = [one for one in landings if one.score.source == "card"]
     assert landing.verdict.label == "PROTOCOL-DIFFERS"
     assert landing.verdict.differs[0].startswith("weights are jinaai/jina-colbert-v2@4cf816e5 (model.safetensors xxh3")
     assert (verbs.system(unproved()), verbs.system(late())) == ("jina-colbert-v2-128 (deviates)", "jina-colbert-v2-128")
@@ -359,7 +362,7 @@ def test_a_run_file_is_judged_by_what_is_declared_of_it():
 
     def said(*words):
         config = compose(["model=jina-colbert-v2", "dim=128", "dataset=beir/nfcorpus", *words])
-        (line,) = lines(config, dataset, {"ndcg@10": 0.346})
+        (line,) = [line for line in lines(config, dataset, {"ndcg@10": 0.346}) if "(card " in line]
         return line
 
     assert said().startswith("ndcg@10\tMATCH (card 0.346 for jina-colbert-v2 at dim 128")

@@ -389,7 +389,7 @@ def _seconds(seen: _Seen, dim: int | None, work: _Work) -> Amount:
     rated = [run for run in runs if run.wall_s.get("encode", 0) > 0 and "document_vectors" in run.counts]
     rate = _rate((run.counts["document_vectors"], run.wall_s["encode"]) for run in rated) or 0.0
     if not rate or work.vectors.value is None:
-        card = None if rate else card_rates(config.results_dir, gpu=str(here["device"]), model=config.model.name)
+        card = None if rate else card_rates(config.results_dir, gpu=str(here.get("device")), model=config.model.name)
         unknown = Amount(None, UNSIZED if rate else _unrated(config, dim))
         return unknown if card is None else _at_card_rates(card, dim, work, queries=queries)
     encode_s = work.vectors.value * min(work.left, work.unstored) / rate

@@ -106,7 +106,7 @@ def test_plan_sizes_embeddings_by_dim_and_keeps_none_for_topk(finished):
         ),
         (
             ["model=colbert-xm", "dataset=miracl/yo,miracl/ar"],
-            "cache_dir=cache: model 'colbert-xm' has no adapter for",
+            "cache_dir='cache': model 'colbert-xm' has no adapter for",
         ),
         (["model=jina-colbert-v2", "dim=64"], "is not on disk, and HF_HUB_OFFLINE is set; evalkit fetch it elsewhere"),
         (["dataset=msmarco/dev-small", "dataset.sources=[hub]"], "not on disk, and HF_HUB_OFFLINE is set"),

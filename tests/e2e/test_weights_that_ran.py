@@ -24,7 +24,7 @@ from evalkit.models.checkpoint import resolve
 from evalkit.models.encoder import checkpoints, load_encoders
 from evalkit.report.table import markdown, rows
 from evalkit.run import canary, pipeline
-from evalkit.storage import results
+from evalkit.storage import results, seal
 
 DEMO = Path(next(iter(demo.__path__))) / "demo-colbert"
 COMMIT = "4cf816e5e2b03167b132a3c847a9ecd48ba708e1"
@@ -167,9 +167,9 @@ def test_the_canary_proves_a_copy_by_the_published_vectors(run, tmp_path, monkey
 def test_an_edited_protocol_is_refused_by_the_report_and_by_the_run_itself(run, tmp_path):
     cell = run("model=bm25", "model.k1=1.5")
     (path,) = (tmp_path / "results").rglob("scores.json")
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = seal.read(path.read_bytes())
     values["protocol"]["k1"] = 0.9  # as published
-    path.write_text(json.dumps(values), encoding="utf-8")
+    path.write_text(json.dumps(seal.seal(values)), encoding="utf-8")
     with pytest.raises(ScoreError, match=f"run_id is {cell.run_id}, wanted beir-fiqa.test.bm25"):
         results.read(path)
     with pytest.raises(EvalkitError, match="one of them was changed since the run; delete it and run the cell again"):

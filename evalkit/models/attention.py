@@ -379,7 +379,7 @@ def _unpackable(
     """Return why a model cannot use packed texts on a device, or "" if it can."""
     if not can_pack:
         own = "a checkpoint's own code" if backbone != "transformers" else "this architecture's attention"
-        return f"{own} takes no packed texts"
+        return f"{own} may not accept packed texts"
     if device.type != "cuda":
         return "flash-attn runs on CUDA only" if asked == "flash" else ""
     if dtype == "float32":

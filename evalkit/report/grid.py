@@ -65,7 +65,7 @@ class Grid:
 
         >>> grid = Grid((Column("system", "name"), Column("value", "number", moves=1)), [Line(("bm25", "0.32545"))])
         >>> list(grid.lines()), list(grid.lines(10))
-        (['system    value', 'bm25    0.32545'], ['system', 'bm25', '  value 0.32545'])
+        (['system    value', 'bm25    0.32545'], ['system', 'bm25', '  value', '  0.32545'])
         """
         shown = [place for place, column in enumerate(self.columns) if self.wide or not column.wide]
         top, widths = self._fitted(shown, width)

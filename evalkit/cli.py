@@ -293,7 +293,7 @@ def _run_one(config: RunConfig, *, force: bool) -> dict[str, Any]:
     return {
         "scores": [str(run_dir(folder, cell.run_id) / results.SCORES) for cell in done],
         "lacking": [
-            {"model": model, "dim": dim, "dataset": dataset, "reason": reason} for dim, reason in absent.items()
+            {"system": model, "dim": dim, "dataset": dataset, "reason": reason} for dim, reason in absent.items()
         ],
     }
 

@@ -243,7 +243,7 @@ def null_workers(corpus: Path, *, shards: int = 60, workers: int = 2, queries: i
             began = time.perf_counter()
             chosen = [texts[(number + place) % len(texts)] for place in range(each)]
             ids = tuple(f"document-{number * each + place}" for place in range(each))
-            shard = ShardRange(number, number * each, (number + 1) * each, f"{number:032x}")
+            shard = ShardRange(number, number * each, (number + 1) * each, f"{number:032x}", f"{number:032x}")
             spent["making texts"] += time.perf_counter() - began
             yield engine.Piece(name=str(number), work=distributed.ShardTexts(shard, ids, chosen, (128,)), size=each)
 

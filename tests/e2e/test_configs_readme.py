@@ -44,7 +44,7 @@ def test_a_reader_adds_a_model_and_a_dataset_by_the_readme_alone(tmp_path, monke
         for command in COMMANDS:
             done = CliRunner().invoke(app, shlex.split(command))
             assert done.exit_code == 0, (command, done.output, done.exception)
-    cells = {(cell.model, cell.dim, cell.dataset): cell for cell in results.read_all(tmp_path / "results")}
+    cells = {(cell.model, cell.dim, cell.dataset): cell for cell in results.read_all(tmp_path / "evalkit-results")}
     assert set(cells) == {
         ("checkpoint", 16, "demo"),
         ("GTE-ModernColBERT-v1", 16, "demo"),

@@ -267,7 +267,7 @@ def test_a_device_that_disappears_leaves_the_finished_shards(tmp_path, monkeypat
 
     def failing(self, batch):
         documents.append(len(batch.ids_BT))
-        if sum(documents) > 200:
+        if sum(documents) > 120:
             msg = "CUDA error: the launch timed out and was terminated"
             raise torch.AcceleratorError(msg)
         return vectors(self, batch)

@@ -6,9 +6,23 @@ from pathlib import Path
 
 import pytest
 
+STARTS_RAY = {"test_ray_engine.py", "test_ray_signals.py", "test_slurm_script.py"}
+
 # Without a GPU, Triton interprets its kernels. It reads this switch when it is first imported.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")
+
+
+# Workers of pytest-xdist share the machine: each of them, and what it starts, computes with one thread.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+
+def pytest_collection_modifyitems(items):
+    """Keep a file's tests in one worker, for they share fixtures, and all tests that start Ray in one other."""
+    for item in items:
+        file = Path(item.fspath).name
+        item.add_marker(pytest.mark.xdist_group("ray" if file in STARTS_RAY else item.nodeid.split("::")[0]))
 
 
 @pytest.fixture(autouse=True)

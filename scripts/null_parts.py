@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor
 
 from evalkit.config.compose import compose
-from evalkit.datasets.survey import ShardRange, Survey
+from evalkit.datasets.survey import ContentHash, ShardRange, Survey
 from evalkit.models.encoder import Encoder
 from evalkit.models.tokens import TokenTable
 from evalkit.run.cells import Cell, Task
@@ -47,6 +47,14 @@ class Invented:
         return f"invented document {index}"
 
 
+def content_of(corpus: Invented, start: int, stop: int) -> str:
+    """Return the checksum that the run holds a shard's documents against."""
+    content = ContentHash()
+    for document in corpus.documents(start, stop):
+        content.add(document)
+    return content.hexdigest()
+
+
 def task_of(
     folder: Path,
     *,
@@ -58,8 +66,11 @@ def task_of(
     """Return a run's task over invented shards."""
     counts = [len(lengths_N) for lengths_N in lengths_by_shard]
     ends = np.cumsum(counts)
+    corpus = Invented(int(ends[-1]))
     shards = tuple(
-        ShardRange(place, int(end - count), int(end), f"invented-{place}")
+        ShardRange(
+            place, int(end - count), int(end), f"invented-{place}", content_of(corpus, int(end - count), int(end))
+        )
         for place, (count, end) in enumerate(zip(counts, ends, strict=True))
     )
     places = [f"results_dir={folder / 'results'}", f"cache_dir={folder / 'cache'}"]
@@ -68,7 +79,7 @@ def task_of(
         name="invented",
         split="test",
         language="en",
-        corpus=Invented(int(ends[-1])),
+        corpus=corpus,
         queries=tuple(Query(f"q{place}", "") for place in range(queries)),
         qrels={},
         drop_self=False,

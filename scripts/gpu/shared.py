@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton_interpreter
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -225,6 +226,7 @@ def run_section(section: str, measure: Callable[[Bench], None]) -> None:
     device = torch.device("cpu" if chosen.smoke else "cuda")
     if chosen.smoke:
         torch.set_num_threads(1)  # Triton's interpreter is for one thread
+        triton_interpreter.mend()
     bench = Bench(section=section, device=device, smoke=chosen.smoke, out=chosen.out, budget_s=chosen.budget_s)
     command = " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
     bench.figures["machine"] = {"command": command, **machine(device)}

@@ -45,7 +45,7 @@ step "ceilings and paths" "$(limit 35)" "$python" scripts/gpu/ceilings.py --out 
 workers=()
 if [ $device = cuda ] && "$python" -c 'import xdist' 2>/dev/null; then workers=(-n 6); fi
 step "a: tests" "$(limit 120)" "$python" -m pytest -q -m gpu tests/gpu --durations=15 -p no:cacheprovider "${workers[@]}"
-wait "$warming"
+wait "$warming" || cat "$work/warm.log"
 step "b: runs" "$(limit 110)" "$python" scripts/gpu/runs.py --out "$out" --device $device --documents $documents \
     --work "$work" --limit-s "$(limit 90)"
 step "c: encoding" "$(limit 95)" "$python" scripts/gpu/encoding.py --out "$out" --budget-s "$(limit 85)" $smoke

@@ -86,7 +86,7 @@ def test_a_section_that_is_a_process_asks_for_the_interpreter_itself(tmp_path):
 
 def test_what_does_not_fit_the_budget_is_listed_and_the_summary_says_so(tmp_path):
     figures = figures_of("search", tmp_path, budget_s=0)
-    assert "search d=128 Ld=ragged" in figures["left out"]
+    assert "search d=128 Ld=ragged, 8 queries" in figures["left out"]
     assert run(FOLDER / "summary.py", "--card", tmp_path) == 0
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert summary["targets"]["encoding tokens/s"] == {"wanted": 750_000, "measured": None}
@@ -121,6 +121,15 @@ def test_a_configuration_that_fails_loses_no_other_but_a_cuda_error_ends_its_pro
         "two": 2,
         "three, failed": "RuntimeError: CUDA error: an illegal memory access was encountered",
     }
+
+
+def test_the_hosts_share_is_measured_without_a_model_or_a_kernel(tmp_path):
+    out = tmp_path / "share.json"
+    assert run(ROOT / "scripts" / "bench_host_share.py", "--out", out, "--tokens", 2000, "--queries", 8) == 0
+    (shard,) = json.loads(out.read_text())["shards"]
+    assert shard["documents"] == 2000 // 85
+    parts = ("encode host s", "first shard, search host s", "later shard, search host s", "first shard, merge s")
+    assert all(shard[part] >= 0 for part in parts)
 
 
 def test_weights_travel_without_the_rows_that_no_text_needs_and_arrive_whole(tmp_path):

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from null_parts import cells_of, random_texts, task_of
 from peers.random_encoder import encoder_of
-from shared import Bench, busy_share, joules, passage_lengths, run_section
+from shared import Bench, busy_share, joules, run_section
 
 DIMS = (128, 96, 64)
 PASSAGES = 1_000_000
@@ -71,7 +71,7 @@ def shards(  # noqa: PLR0913 (the sizes of one run)
     from evalkit.run.shard_step import vector_step
 
     folder = Path(tempfile.mkdtemp(prefix="evalkit-fused-"))
-    lengths = [passage_lengths(count, seed=count) for count in counts]
+    lengths = [bench.passage_lengths(count, seed=count) for count in counts]
     words = [f"store.keep={keep}", *(["engine.maxsim=triton"] if bench.smoke else [])]
     task = task_of(folder, device=bench.device, lengths_by_shard=lengths, queries=queries, words=words)
     cells = cells_of(DIMS)

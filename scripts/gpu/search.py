@@ -24,6 +24,8 @@ def search(bench: Bench) -> None:
     total = 400 if bench.smoke else 2_000_000
     many = 8 if bench.smoke else 256
     shapes = [(kind, dim) for dim in (128, 96, 64) for kind in ("ragged", "300", "80")]
+    if bench.smoke:
+        shapes = [("ragged", 128), ("ragged", 96), ("80", 128), ("300", 64)]
     for count in (many, 1, 2) if bench.smoke else (many, 1, 16, 7000):
         for kind, dim in shapes:
             if (kind == "ragged" or count == many) and bench.fits(f"search d={dim} Ld={kind}, {count} queries", 4):

@@ -112,6 +112,11 @@ class Bench:
             times.append(time.perf_counter() - start)
         return statistics.median(times)
 
+    def passage_lengths(self, count: int, *, seed: int) -> np.ndarray:
+        """Return the lengths of some passages; at toy sizes, a twelfth of them, since every token is interpreted."""
+        lengths_N = passage_lengths(count, seed=seed)
+        return lengths_N // 12 if self.smoke else lengths_N
+
     def gemm_rate(self, dtype: str) -> float | None:
         """Return the card's rate of matrix products, TFLOP/s, where the section of ceilings has measured it."""
         try:

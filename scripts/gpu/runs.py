@@ -226,12 +226,11 @@ def minilm(proof: Proof, model: str) -> None:
 
 def warm() -> None:
     """Score a run of two queries: ranx compiles on first use, for most of a minute, and keeps what it compiled."""
-    from evalkit.run.pipeline import METRICS
     from evalkit.scoring import metrics
     from evalkit.types import Hit
 
     run = {query: [Hit("a", 2.0), Hit("b", 1.0)] for query in ("p", "q")}
-    print(metrics.score(run, {"p": {"a": 1}, "q": {"b": 1}}, METRICS).means)
+    print(metrics.score(run, {"p": {"a": 1}, "q": {"b": 1}}).means)
 
 
 if __name__ == "__main__":

@@ -132,6 +132,11 @@ def test_the_hosts_share_is_measured_without_a_model_or_a_kernel(tmp_path):
     assert all(shard[part] >= 0 for part in parts)
 
 
+def test_what_the_metrics_need_is_compiled_before_the_runs(capsys):
+    assert run(FOLDER / "runs.py", "--warm") == 0
+    assert "'ndcg@10': 0.8" in capsys.readouterr().out  # of two queries, one has its document second
+
+
 def test_weights_travel_without_the_rows_that_no_text_needs_and_arrive_whole(tmp_path):
     words, folder = "embeddings.word_embeddings.weight", tmp_path / "minilm"
     folder.mkdir()

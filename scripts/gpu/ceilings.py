@@ -2,13 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from shared import Bench, run_section
 
 
 def ceilings(bench: Bench) -> None:
-    """Say which paths a run takes here, then time large matrix products and a copy."""
-    paths(bench)
+    """Say which attention a run takes here, time large matrix products and a copy, then try what must be compiled."""
+    from evalkit.config.compose import compose
+
+    config = compose(["model=jina-colbert-v2", "model.dtype=bfloat16"]).model
+    with bench.attempt("paths", "attention"):
+        attention_path(bench, config)
+    rates(bench)
+    with bench.attempt("paths", "compiled kernels"):
+        compiled_paths(bench, config)
+
+
+def rates(bench: Bench) -> None:
+    """Time large matrix products and a copy: every other section's shares are of these."""
     size = 256 if bench.smoke else 8192
     for dtype in (torch.bfloat16, torch.float16):
         one, other = (torch.randn(size, size, device=bench.device).to(dtype) for _ in range(2))
@@ -21,17 +34,21 @@ def ceilings(bench: Bench) -> None:
     bench.record("ceilings", "copy GB/s, read and written", round(2 * len(source) / took / 1e9))
 
 
-def paths(bench: Bench) -> None:
-    """Record which attention, elementwise work and MaxSim a run takes on this device, and why not the fastest."""
-    from evalkit.config.compose import compose
-    from evalkit.maxsim import choice
-    from evalkit.models import attention, elementwise
+def attention_path(bench: Bench, config: Any) -> None:
+    """Record which attention a run takes on this device, and why not the fastest."""
+    from evalkit.models import attention
 
-    config = compose(["model=jina-colbert-v2", "model.dtype=bfloat16"]).model
     chosen = attention.choose("auto", config=config, device=bench.device)
     bench.record("paths", "attention", chosen._asdict())
     if bench.device.type == "cuda":
         bench.record("paths", "options of torch's packed attention", dict(attention._varlen_options(bench.device)))  # noqa: SLF001 (what the kernel is given)
+
+
+def compiled_paths(bench: Bench, config: Any) -> None:
+    """Record which elementwise work and MaxSim a run takes on this device, and why not the fastest."""
+    from evalkit.maxsim import choice
+    from evalkit.models import elementwise
+
     fused = elementwise.choose("triton" if bench.smoke else "auto", config=config, device=bench.device)
     bench.record("paths", "elementwise", fused._asdict())
     for dim in (128, 96, 64):

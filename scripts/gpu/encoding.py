@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from peers.random_encoder import encoder_of, token_table
-from shared import Bench, busy_share, joules, passage_lengths, run_section
+from shared import Bench, busy_share, joules, run_section
 from torch import Tensor
 from torch.nn.functional import normalize, pad
 
@@ -40,7 +40,7 @@ class Inputs:
         layers, hidden, vocabulary = (1, 64, 1000) if smoke else (LAYERS, 1024, 250_002)
         shape = {"layers": layers, "hidden": hidden, "vocabulary": vocabulary, "dims": DIMS}
         self.dtype = torch.float32 if smoke else torch.bfloat16
-        self.lengths = passage_lengths(3 if smoke else 30_000, seed=11)
+        self.lengths = bench.passage_lengths(3 if smoke else 30_000, seed=11)
         self.table = token_table(self.lengths, vocabulary=vocabulary)
         self.some = self.table[: 1 if smoke else 64]
         reference = encoder_of(bench.device, **shape, dtype=torch.float32, attention="sdpa")
@@ -85,7 +85,7 @@ def encoding(bench: Bench) -> None:
         took = timed(bench, inputs, "three dims in one pass", inputs.three)
         if took and name in inputs.rates:
             bench.record("encoding", "three dims over one", round(inputs.rates[name] * took / tokens(inputs), 3))
-    for batch_tokens in (64,) if bench.smoke else (16_384, 65_536):
+    for batch_tokens in (8,) if bench.smoke else (16_384, 65_536):
         timed(bench, inputs, f"evalkit, {batch_tokens} tokens a batch", inputs.ours, batch_tokens=batch_tokens)
     slices(bench, inputs)
     for other, rate in list(inputs.rates.items()):

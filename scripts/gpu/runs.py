@@ -1,6 +1,6 @@
 """`evalkit run` on a GPU as a user runs it: three precisions beside the CPU, killed and resumed, on real weights.
 
-    python scripts/gpu/runs.py --out DIR [--carried .gpu] [--device cuda] [--documents 20000] [--warm]
+    python scripts/gpu/runs.py --out DIR [--work DIR] [--carried .gpu] [--device cuda] [--documents 20000] [--warm]
 
 Each command is a process of its own, several at a time; what they print goes to DIR/runs.log, figures to DIR/runs.json
 as each ends. Exit 1 where one fails or a metric is further from the CPU's than LIMITS allow.
@@ -15,6 +15,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Sequence
@@ -34,11 +35,12 @@ AT_ONCE = 6
 class Proof:
     """Commands and what came of them."""
 
-    def __init__(self, out: Path, *, device: str, documents: int, carried: Path, limit_s: float) -> None:
-        """Take where figures go, and what the runs are made with."""
-        self.out, self.device, self.documents, self.carried = out, device, documents, carried
+    def __init__(  # noqa: PLR0913 (keyword-only)
+        self, out: Path, *, work: Path, device: str, documents: int, carried: Path, limit_s: float
+    ) -> None:
+        """Take where figures go and where runs are kept, and what the runs are made with."""
+        self.out, self.work, self.device, self.documents, self.carried = out, work, device, documents, carried
         self.limit_s = limit_s
-        self.work = out / "work"
         self.figures: dict[str, Any] = {}
         self.failed: list[str] = []
         self.lock = threading.Lock()
@@ -92,6 +94,7 @@ def main() -> None:
     """Run everything, the longest first."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("results/bench/gpu"))
+    parser.add_argument("--work", type=Path, help="where runs are kept; an empty folder of its own if left out")
     parser.add_argument("--carried", type=Path, default=Path(".gpu"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--documents", type=int, default=20_000)
@@ -101,7 +104,8 @@ def main() -> None:
     if chosen.warm:
         warm()
         return
-    facts = {"device": chosen.device, "documents": chosen.documents, "carried": chosen.carried}
+    work = chosen.work or Path(tempfile.mkdtemp(prefix="evalkit-runs-"))
+    facts = {"work": work, "device": chosen.device, "documents": chosen.documents, "carried": chosen.carried}
     proof = Proof(chosen.out, **facts, limit_s=chosen.limit_s)
     many = [f"dataset.demo.documents={chosen.documents}"]
     with ThreadPoolExecutor(AT_ONCE) as pool:
@@ -222,12 +226,11 @@ def minilm(proof: Proof, model: str) -> None:
 
 def warm() -> None:
     """Score a run of two queries: ranx compiles on first use, for most of a minute, and keeps what it compiled."""
-    from evalkit.run.pipeline import METRICS
     from evalkit.scoring import metrics
     from evalkit.types import Hit
 
     run = {query: [Hit("a", 2.0), Hit("b", 1.0)] for query in ("p", "q")}
-    print(metrics.score(run, {"p": {"a": 1}, "q": {"b": 1}}, METRICS).means)
+    print(metrics.score(run, {"p": {"a": 1}, "q": {"b": 1}}).means)
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton_interpreter
 from torch import Tensor
 from torch.nn.functional import normalize
 
@@ -110,6 +111,11 @@ class Bench:
             self.synchronize()
             times.append(time.perf_counter() - start)
         return statistics.median(times)
+
+    def passage_lengths(self, count: int, *, seed: int) -> np.ndarray:
+        """Return the lengths of some passages; at toy sizes, a twelfth of them, since every token is interpreted."""
+        lengths_N = passage_lengths(count, seed=seed)
+        return lengths_N // 12 if self.smoke else lengths_N
 
     def gemm_rate(self, dtype: str) -> float | None:
         """Return the card's rate of matrix products, TFLOP/s, where the section of ceilings has measured it."""
@@ -225,6 +231,7 @@ def run_section(section: str, measure: Callable[[Bench], None]) -> None:
     device = torch.device("cpu" if chosen.smoke else "cuda")
     if chosen.smoke:
         torch.set_num_threads(1)  # Triton's interpreter is for one thread
+        triton_interpreter.mend()
     bench = Bench(section=section, device=device, smoke=chosen.smoke, out=chosen.out, budget_s=chosen.budget_s)
     command = " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
     bench.figures["machine"] = {"command": command, **machine(device)}

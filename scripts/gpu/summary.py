@@ -1,12 +1,13 @@
-"""Put the sections' figures beside the targets, list what failed, and draw them.
+"""Put the sections' figures beside the targets and list what failed; with --card, draw them, for a folder to be kept.
 
-python scripts/gpu/summary.py results/bench/gpu
+python scripts/gpu/summary.py OUT                                # there: OUT may send back few files
+python scripts/gpu/summary.py --card results/bench/gpu/CARD      # here, of the figures that came back
 """
 
 from __future__ import annotations
 
+import argparse
 import json
-import sys
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -102,8 +103,12 @@ def rates(figures: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    """Write summary.json, card.json and gpu.png, and print the targets last."""
-    folder = Path(sys.argv[1])
+    """Write summary.json and print the targets; with --card write gpu.png, and card.json of a card's own figures."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--card", action="store_true", help="also write card.json, for `evalkit plan`, and gpu.png")
+    chosen = parser.parse_args()
+    folder: Path = chosen.folder
     figures = read(folder)
     summary = {
         "machine": figures.get("machine", {}),
@@ -114,13 +119,14 @@ def main() -> None:
     with suppress(FileNotFoundError):
         summary["runs failed"] = json.loads((folder / "runs.json").read_text(encoding="utf-8")).get("failed", [])
     (folder / "summary.json").write_text(json.dumps(summary, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(summary, indent=1))
+    if not chosen.card:
+        return
     if (card := rates(figures)) is not None:
         (folder / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
-    with suppress(ImportError):
-        import plot
+    import plot
 
-        plot.draw(folder)
-    print(json.dumps(summary, indent=1))
+    plot.draw(folder)
 
 
 if __name__ == "__main__":

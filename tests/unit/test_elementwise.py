@@ -30,7 +30,8 @@ DEVICE = CUDA if torch.cuda.is_available() else CPU
 HALF_UNIT = {torch.float32: 2.0**-24, torch.float16: 2.0**-11, torch.bfloat16: 2.0**-8}
 """The largest error of one rounding, as a share of the number."""
 DIM = 16
-TEXTS = ["hello world", "the the a . b , hello " * 5, "", "b a c"]
+TEXTS = ["hello world", "the the a . b , hello", "", "b a c"]
+"""Few words: the interpreter takes about 10 ms for each token of each layer."""
 
 
 def drawn(seed, *shape, dtype=torch.float32, scale=1.0):
@@ -156,8 +157,8 @@ def test_jina_colbert_v2_has_the_same_vectors_by_the_kernels_as_by_torchs_own_ca
     assert sum(isinstance(part, elementwise.FusedLayer) for part in ours.module.modules()) == 2
     assert not any(isinstance(part, elementwise.FusedLayer) for part in wanted.module.modules())
     assert {name for name, _ in linear.weights(ours.module)} == {name for name, _ in linear.weights(wanted.module)}
-    for side in ("queries", "documents"):
-        texts = getattr(ours, f"tokenize_{side}")(TEXTS)
+    for side, given in (("queries", TEXTS[:1]), ("documents", TEXTS)):
+        texts = getattr(ours, f"tokenize_{side}")(given)
         got, of_torch = (
             encoder.vectors(encoder.batch(texts, skip_punctuation=side == "documents"))[DIM][0]
             for encoder in (ours, wanted)

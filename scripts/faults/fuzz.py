@@ -1,6 +1,6 @@
 """Fuzz every reader with atheris (libFuzzer), for as long as it is given, and count honestly.
 
-    python -m venv ENV && ENV/bin/pip install atheris==3.0.0     # beside evalkit and its dependencies, in one environment
+    ENV/bin/pip install atheris==3.0.0     # ENV has evalkit's dependencies; Python 3.11 to 3.13
     ENV/bin/python scripts/faults/fuzz.py --minutes 60 --out results/faults/fuzz.json
 
 Each reader has a process of its own for its share of the time. Inputs begin with the reader's seeds and are mutated

@@ -305,15 +305,20 @@ def _rates(path: Path) -> object:
 def _bundle(path: Path) -> object:
     from evalkit.operations import fetch
 
-    homes = {"huggingface": scratch() / "homes" / "hf", "ir_datasets": scratch() / "homes" / "ir"}
-    fetch._homes = lambda: homes  # noqa: SLF001
+    home = scratch() / "homes"
+    shutil.rmtree(home, ignore_errors=True)
+    before = {each.name for each in scratch().iterdir()}
+    own = fetch._homes  # noqa: SLF001 (real ones are of the user)
+    fetch._homes = lambda _cache: {name: home / name for name in ("huggingface", "ir_datasets", "evalkit")}  # noqa: SLF001
     try:
-        return fetch.unpack_bundle(path)
+        return fetch.unpack_bundle(path, cache_dir=home / "cache")
     finally:
-        found = {each.name for each in scratch().iterdir()}
-        demand("escaped" not in found and not (scratch() / "homes" / "escaped").exists(), "an archive left its folder")
-        size = sum(each.stat().st_size for each in (scratch() / "homes").rglob("*") if each.is_file())
-        demand(size < 1 << 20, f"an archive of {path.stat().st_size} bytes wrote {size}")
+        fetch._homes = own  # noqa: SLF001
+        demand({each.name for each in scratch().iterdir()} - before <= {"homes"}, "an archive left its folder")
+        inside = {each.name for each in home.iterdir()} if home.is_dir() else set()
+        demand(inside <= {"huggingface", "ir_datasets", "evalkit"}, "an archive left its folder")
+        size = sum(each.stat().st_size for each in home.rglob("*") if each.is_file())
+        demand(size <= path.stat().st_size, f"an archive of {path.stat().st_size} bytes wrote {size}")
 
 
 def _parquet(path: Path) -> object:

@@ -624,7 +624,15 @@ def rerank(
     budget = environment.batch_tokens(config.engine.batch_tokens, device)
     pairs = sum(min(depth, len(found.get(query.id, ()))) for query in dataset.queries)
     with documents_bar(_err, f"{reranker.config.name} on {dataset.name}", total=pairs) as advance:
-        new = stage.rerank(found, dataset, reranker, depth=depth, batch_tokens=budget, advance=advance)
+        new = stage.rerank(
+            found,
+            dataset,
+            reranker,
+            depth=depth,
+            batch_tokens=budget,
+            advance=advance,
+            corpus=results.corpus_of(run_file),
+        )
     trec.write_run(new, out, tag=reranker.config.name)
     before, after = (metrics.score(scored, dataset.qrels, config.metrics).means for scored in (found, new))
     _say(
@@ -687,18 +695,19 @@ def fetch(
     """
     from evalkit.operations import fetch as fetching
 
+    configs = fetching.selection(_named(context, context.args))
     if unpack is not None:
-        _say(f"{unpack}: {fetching.unpack_bundle(unpack)} files are in their places")
+        done = fetching.unpack_bundle(unpack, cache_dir=configs[0].cache_dir)
+        _say(f"{unpack}: {done} files are in their places")
         if not context.args and not verify:
             return
-    configs = fetching.selection(_named(context, context.args))
     found = fetching.verify(configs, console=_err) if verify else fetching.fetch(configs, console=_err)
     for each in found:
         _say(f"{each.name}: {'read whole, network off' if verify else 'on disk'}, from {each.source}")
         for line in (*(f"{part:<33} {checksum}" for part, checksum in each.checksums.items()), *each.notes):
             _say(f"  {line}")
     if bundle is not None:
-        _say(f"{bundle}: {fetching.write_bundle(found, bundle):,} bytes")
+        _say(f"{bundle}: {fetching.write_bundle(found, bundle, cache_dir=configs[0].cache_dir):,} bytes")
 
 
 @app.command(epilog="Example, after evalkit run: evalkit replay demo-64")

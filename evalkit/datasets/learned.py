@@ -43,6 +43,20 @@ def recall(cache_dir: Path, dataset: Dataset, config: DatasetConfig) -> Learned 
         return None
 
 
+def remembered_in(cache_dir: Path, dataset: Dataset, config: DatasetConfig) -> tuple[Path, ...]:
+    """Return the file that remembers a dataset's first whole read, where there is one; for bundles."""
+    path = _path(cache_dir, dataset, config)
+    return (path,) if path is not None and path.is_file() else ()
+
+
+def dataset_of(path: Path) -> str:
+    """Return the name of the dataset that a file of this module remembers, or nothing where it is damaged."""
+    try:
+        return str(seal.read(path.read_bytes())["dataset"])
+    except (OSError, ValueError, KeyError):
+        return ""
+
+
 def keep(cache_dir: Path, dataset: Dataset, config: DatasetConfig, survey: Survey) -> None:
     """Remember a corpus that was read whole and does not deviate."""
     if (path := _path(cache_dir, dataset, config)) is not None:

@@ -14,6 +14,7 @@ A corpus can change after its survey, so `read_shard` hashes the documents again
 from __future__ import annotations
 
 import json
+import logging
 import struct
 from array import array
 from collections.abc import Callable, Collection, Iterator
@@ -29,9 +30,11 @@ from evalkit.storage import outside
 from evalkit.storage.paths import survey_file, write_whole
 from evalkit.types import Corpus, Document
 
+log = logging.getLogger(__name__)
+
 CUT: Final = "by content, 1"
 """The rule for shard boundaries. It is part of the protocol because a shard's texts can change a vector's last bits."""
-_FORMAT: Final = 3
+_FORMAT: Final = 4
 """Raise it when the checksum, the estimate or the cutting rule changes, so that old surveys are not found."""
 LONGEST_ID: Final = 4096
 """Bytes of a document's id: more than any collection has. Every hit is a line with its id in the run file."""
@@ -73,6 +76,8 @@ class Survey:
     """Documents without title and text; a model still embeds them."""
     missing: tuple[str, ...]
     """Ids of judged documents missing from the corpus, sorted."""
+    title_only: int = 0
+    """Documents with a title and a blank text: BM25 with a field of its own for texts does not find them."""
 
 
 def survey(  # noqa: PLR0913 (keyword-only, and one caller)
@@ -100,6 +105,8 @@ def survey(  # noqa: PLR0913 (keyword-only, and one caller)
     path = survey_file(cache_dir, _key(fingerprint, shard_tokens, max_document_tokens, judged_ids))
     found = _read(path)
     if found is None:
+        if path.exists():
+            log.warning("%s: damaged; the corpus of %s is surveyed again", path, name)
         found = _pass(
             corpus,
             shard_tokens=shard_tokens,
@@ -202,7 +209,7 @@ def _pass(  # noqa: PLR0913
     id_hashes = array("Q")
     missing = set(judged_ids)
     shards: list[ShardRange] = []
-    empty_documents = start = tokens = reported = count = 0
+    empty_documents = title_only = start = tokens = reported = count = 0
     for position, document in enumerate(corpus.documents()):
         count = position + 1
         try:
@@ -224,6 +231,7 @@ def _pass(  # noqa: PLR0913
         missing.discard(document.id)
         text = document.joined()
         empty_documents += not text
+        title_only += bool(document.title.strip() and not document.text.strip())
         estimate = estimated_tokens(text, max_document_tokens=max_document_tokens)
         if position > start and _begins_shard(id_hash, estimate, tokens, shard_tokens):
             shards.append(ShardRange(len(shards), start, position, shard_joined.hexdigest(), shard_content.hexdigest()))
@@ -241,7 +249,7 @@ def _pass(  # noqa: PLR0913
     shards.append(ShardRange(len(shards), start, count, shard_joined.hexdigest(), shard_content.hexdigest()))
     progress(count - reported)
     _refuse_duplicates(corpus, id_hashes, name=name)
-    return Survey(count, content.hexdigest(), tuple(shards), empty_documents, tuple(sorted(missing)))
+    return Survey(count, content.hexdigest(), tuple(shards), empty_documents, tuple(sorted(missing)), title_only)
 
 
 def _begins_shard(id_hash: int, estimate: int, tokens: int, shard_tokens: int) -> bool:
@@ -285,6 +293,7 @@ def _write(path: Path, found: Survey) -> None:
         "shards": [[shard.start, shard.stop, shard.checksum, shard.content] for shard in found.shards],
         "empty_documents": found.empty_documents,
         "missing": list(found.missing),
+        "title_only": found.title_only,
     }
     write_whole(path, json.dumps({"survey": facts, "xxh3": _own_checksum(facts)}).encode())
 
@@ -302,6 +311,7 @@ def _read(path: Path) -> Survey | None:
             tuple(ShardRange(index, *shard) for index, shard in enumerate(facts["shards"])),
             facts["empty_documents"],
             tuple(facts["missing"]),
+            facts["title_only"],
         )
     except (outside.UnreadableError, KeyError, TypeError):
         return None

@@ -24,6 +24,7 @@ from rich.console import Console
 from evalkit import datasets
 from evalkit.config.compose import combinations, compose
 from evalkit.config.settings import EncoderConfig, RunConfig
+from evalkit.datasets import learned
 from evalkit.datasets.hub import HubCorpus
 from evalkit.datasets.integrity import agree, integrity
 from evalkit.datasets.irds import IrdsCorpus
@@ -37,6 +38,7 @@ from evalkit.storage import outside, seal
 from evalkit.storage.hub import snapshot_folder
 from evalkit.storage.offline import network_off
 from evalkit.storage.paths import (
+    corpora_dir,
     fetched_file,
     file_checksum,
     free_bytes,
@@ -49,6 +51,8 @@ from evalkit.storage.paths import (
 from evalkit.texts import printable
 from evalkit.types import Dataset
 
+LEARNED: Final = "evalkit"
+"""The folder in a bundle of the checksums that corpora had when they were first read whole."""
 _MANIFEST: Final = "evalkit-bundle.json"
 _FORMAT: Final = 1
 _BLOCK_BYTES: Final = 1 << 20
@@ -92,7 +96,10 @@ def fetch(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:
     Raises EvalkitError subclasses when something cannot be had or is not what its config says.
     """
     found = [_model(config) for config in _once(configs, "model")]
-    found += [_dataset(pipeline.prepare(config, console=console)) for config in _once(configs, "dataset")]
+    found += [
+        _dataset(pipeline.prepare(config, console=console), cache_dir=config.cache_dir)
+        for config in _once(configs, "dataset")
+    ]
     cache_dir = configs[0].cache_dir
     for each in found:
         record = {"name": each.name, "source": each.source, "checksums": dict(each.checksums)}
@@ -113,7 +120,7 @@ def verify(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:
             # A cached survey would be believed without reading the corpus, hence the scratch folder.
             task = pipeline.prepare(replace(config, cache_dir=Path(scratch)), console=console)
             report = (*integrity(task.dataset).lines(), *_compared(config, task.dataset))
-            found.append(_dataset(task)._replace(notes=(*task.deviations, *report)))
+            found.append(_dataset(task, cache_dir=config.cache_dir)._replace(notes=(*task.deviations, *report)))
     return [_as_fetched(each, configs[0].cache_dir) for each in found]
 
 
@@ -142,13 +149,14 @@ def _as_fetched(found: Fetched, cache_dir: Path) -> Fetched:
     return found
 
 
-def write_bundle(found: Sequence[Fetched], path: Path) -> int:
+def write_bundle(found: Sequence[Fetched], path: Path, *, cache_dir: Path) -> int:
     """Write one tar file of everything that a selection needs, whole or not at all; return its size in bytes.
 
-    It holds plain files only, links resolved, under `huggingface/` and `ir_datasets/`, and first a manifest of their
-    checksums. Raises StoreError when there is nothing to move.
+    It holds plain files only, links resolved, under `huggingface/`, `ir_datasets/` and `evalkit/` (the checksums of
+    corpora that were read whole here), and first a manifest of their checksums. Raises StoreError when there is nothing
+    to move.
     """
-    names = {_bundled_name(file): file for each in found for file in each.files}
+    names = {_bundled_name(file, cache_dir): file for each in found for file in each.files}
     if not names:
         msg = "nothing of this selection needs moving: it comes with installed packages or from folders of your own"
         raise StoreError(msg)
@@ -174,8 +182,11 @@ def write_bundle(found: Sequence[Fetched], path: Path) -> int:
     return path.stat().st_size
 
 
-def unpack_bundle(path: Path) -> int:
+def unpack_bundle(path: Path, *, cache_dir: Path) -> int:
     """Put a bundle's files where the libraries look for them (HF_HOME, IR_DATASETS_HOME); return how many.
+
+    The checksums that corpora had where the bundle was made go to the cache, where they are what this machine's first
+    read is held against; one that this machine has otherwise is refused.
 
     Every member must be a plain file that the manifest lists, with its size and checksum; a file that is there already
     with the right content stays. Sizes and the room on the disks are compared before anything is written. Raises
@@ -184,16 +195,18 @@ def unpack_bundle(path: Path) -> int:
     done = 0
     try:
         with tarfile.open(path, "r:", tarinfo=_Member) as archive:
-            wanted = _manifest(archive, path)
+            wanted = _manifest(archive, path, cache_dir)
             while member := archive.next():
                 facts = wanted.pop(member.name, None)
                 _check_name(path, member.name)
-                target = _unbundled_path(path, member)
+                target = _unbundled_path(path, member, cache_dir)
                 if facts is None:
                     raise _unusable(path, f"member {member.name!r}", "only files that its manifest lists, once each")
                 if member.size != facts.bytes:
                     got = f"member {member.name!r} of {member.size} bytes"
                     raise _unusable(path, got, f"{facts.bytes} as its manifest says")
+                if member.name.startswith(f"{LEARNED}/"):
+                    _refuse_other_checksum(path, member, target, facts.xxh3)
                 _extract(archive, member, target, facts.xxh3, path)
                 done += 1
     except FileNotFoundError as error:
@@ -220,7 +233,7 @@ class _Facts(NamedTuple):
     xxh3: str
 
 
-def _manifest(archive: tarfile.TarFile, path: Path) -> dict[str, _Facts]:
+def _manifest(archive: tarfile.TarFile, path: Path, cache_dir: Path) -> dict[str, _Facts]:
     """Return the manifest at an archive's beginning. Raises StoreError for another file and for full disks."""
     first = archive.next()
     stream = archive.extractfile(first) if first and first.name == _MANIFEST and first.isreg() else None
@@ -238,7 +251,7 @@ def _manifest(archive: tarfile.TarFile, path: Path) -> dict[str, _Facts]:
         if type(size) is not int or not 0 <= size < 1 << 62 or not isinstance(checksum, str):
             raise _unusable(path, f"{facts!r} for {name!r} in its manifest", "its bytes and its checksum")
         wanted[name] = _Facts(size, checksum)
-    homes = _homes()
+    homes = _homes(cache_dir)
     needed: dict[Path, int] = {}
     for name, facts in wanted.items():
         if (home := homes.get(name.partition("/")[0])) is not None and not home.joinpath(
@@ -319,7 +332,16 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path, wa
             unfinished.unlink(missing_ok=True)
 
 
-def _homes() -> dict[str, Path]:
+def _refuse_other_checksum(path: Path, member: tarfile.TarInfo, target: Path, wanted: str) -> None:
+    """Raise StoreError where this machine's first read of a corpus was another than that of the bundle's machine."""
+    if target.is_file() and file_checksum(target) != wanted:
+        msg = f"{member.name!r}, by which a corpus was another than {target} says of its first read here"
+        raise StoreError(
+            f"{path}: got {msg}, wanted the same; find out which copy is damaged, and delete that file here"
+        )
+
+
+def _homes(cache_dir: Path) -> dict[str, Path]:
     """Return the folders that a bundle's files belong under."""
     import huggingface_hub.constants
     import ir_datasets
@@ -327,26 +349,26 @@ def _homes() -> dict[str, Path]:
     return {
         "huggingface": Path(huggingface_hub.constants.HF_HUB_CACHE),
         "ir_datasets": Path(ir_datasets.util.home_path()),
+        LEARNED: corpora_dir(cache_dir),
     }
 
 
-def _bundled_name(file: Path) -> str:
-    for name, home in _homes().items():
+def _bundled_name(file: Path, cache_dir: Path) -> str:
+    homes = _homes(cache_dir)
+    for name, home in homes.items():
         if file.is_relative_to(home):
             return f"{name}/{file.relative_to(home).as_posix()}"
-    msg = (
-        f"{file}: got a file outside {' and '.join(map(str, _homes().values()))}, wanted one that a library keeps there"
-    )
+    msg = f"{file}: got a file outside {' and '.join(map(str, homes.values()))}, wanted one that is kept there"
     raise StoreError(f"{msg}; set HF_HOME and IR_DATASETS_HOME as they were when it was fetched")
 
 
-def _unbundled_path(path: Path, member: tarfile.TarInfo) -> Path:
+def _unbundled_path(path: Path, member: tarfile.TarInfo, cache_dir: Path) -> Path:
     """Return where a member belongs. Raises StoreError for a link, a device, and any name that leads elsewhere."""
     name = PurePosixPath(member.name)
     if not member.isreg():
         kind = "a link" if member.issym() or member.islnk() else "no plain file"
         raise _unusable(path, f"member {member.name!r}, which is {kind}", "plain files only")
-    homes = _homes()
+    homes = _homes(cache_dir)
     if name.is_absolute() or ".." in name.parts or len(name.parts) < 2 or name.parts[0] not in homes:
         raise _unusable(path, f"member {member.name!r}, which leads elsewhere", f"names under {' or '.join(homes)}")
     if not 0 <= member.mtime < _LATEST:
@@ -410,13 +432,14 @@ def _stored_files(checkpoint: Checkpoint) -> list[Path]:
     return [*files, *(reference for reference in references if reference.is_file())]
 
 
-def _dataset(task: Task) -> Fetched:
+def _dataset(task: Task, *, cache_dir: Path) -> Fetched:
     corpus = task.dataset.corpus
+    moved = corpus.stored_files() if isinstance(corpus, (HubCorpus, IrdsCorpus)) else ()
     return Fetched(
         f"dataset {task.dataset.name} {task.dataset.split}",
         task.dataset.source,
         {"corpus": task.survey.checksum},
-        corpus.stored_files() if isinstance(corpus, (HubCorpus, IrdsCorpus)) else (),
+        (*moved, *learned.remembered_in(cache_dir, task.dataset, task.config.dataset)),
         task.deviations,
     )
 

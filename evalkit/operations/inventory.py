@@ -1,7 +1,8 @@
 """What lies in the cache, whether it is whole, and taking out of it what is not wanted; results are never touched.
 
 An entry is what can be removed by itself: embeddings of one model and dim that the same datasets use, the top-k of one
-search, one survey, the record of a run that stopped, or what a killed process left half-written.
+search, one survey, the checksum of a corpus' first read, the record of a run that stopped, or what a killed process
+left half-written.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from evalkit.datasets import learned
 from evalkit.errors import StoreError, nearest
 from evalkit.operations import forecast
 from evalkit.run import identity, jobs
 from evalkit.storage import keys, seal, shard_files
-from evalkit.storage.paths import file_checksum, store_dir, survey_file, topk_dir
+from evalkit.storage.paths import corpora_dir, file_checksum, store_dir, survey_file, topk_dir
 from evalkit.storage.results import CellScores
+
+CHECKSUM = "checksum"
+"""The kind of entry that is removed by its key alone."""
 
 
 class User(NamedTuple):
@@ -47,7 +52,7 @@ class Entry(NamedTuple):
     """One thing in the cache."""
 
     kind: str
-    """`embeddings`, `top-k`, `survey`, `job` or `leftover`."""
+    """`embeddings`, `top-k`, `survey`, `checksum`, `job` or `leftover`."""
     key: str
     runs: tuple[str, ...]
     """The ids of the runs that are known to use it, finished or not."""
@@ -71,6 +76,9 @@ def entries(cache_dir: Path, finished: Iterable[CellScores]) -> list[Entry]:
     for path in _files(survey_file(cache_dir, "x").parent, "*.json"):
         using = [user for user in users if user.corpus == _surveyed(path)]
         found.append(_entry("survey", path.stem, (), [path], using))
+    for path in _files(corpora_dir(cache_dir), "*.json"):
+        entry = _entry(CHECKSUM, path.stem, (), [path], ())
+        found.append(entry._replace(datasets=(learned.dataset_of(path),)))
     for job in jobs.known(cache_dir):
         planned = [] if job.config is None else [job.config.dataset.name]
         entry = _entry("job", job.path.stem, (), [job.path], ())
@@ -219,7 +227,8 @@ def _checksum(shard: Shard) -> str:
 def chosen(found: Sequence[Entry], words: Sequence[str], *, unused: bool) -> list[Entry]:
     """Return the entries that words name, by key, its beginning, or dataset; `unused` adds those that no run uses.
 
-    Embeddings that several datasets use are named only when each of these is. Raises StoreError for a word that names
+    Embeddings that several datasets use are named only when each of these is. The checksum of a corpus' first read is
+    named by its key alone: without it the next copy is believed unseen. Raises StoreError for a word that names
     nothing, or that is the beginning of several keys: what is removed must be clear.
     """
     known = sorted({*(entry.key for entry in found), *(name for entry in found for name in entry.datasets)})
@@ -228,7 +237,7 @@ def chosen(found: Sequence[Entry], words: Sequence[str], *, unused: bool) -> lis
         if not word.strip():
             msg = f"got {word!r}, an empty word (an unset variable?), wanted a key or a dataset; nothing was removed"
             raise StoreError(f"{msg} (evalkit cache ls)")
-        if any(_plain(name) == _plain(word) for entry in found for name in entry.datasets):
+        if any(_plain(name) == _plain(word) for entry in found if entry.kind != CHECKSUM for name in entry.datasets):
             continue
         begun = sorted({(entry.kind, entry.key) for entry in found if entry.key.startswith(word)})
         exact = [pair for pair in begun if pair[1] == word]
@@ -245,8 +254,8 @@ def chosen(found: Sequence[Entry], words: Sequence[str], *, unused: bool) -> lis
         entry
         for entry in found
         if (entry.kind, entry.key) in keys
-        or (entry.datasets and all(_plain(name) in map(_plain, words) for name in entry.datasets))
-        or (unused and not entry.runs and entry.kind != "job")
+        or (entry.kind != CHECKSUM and entry.datasets and {*map(_plain, entry.datasets)} <= {*map(_plain, words)})
+        or (unused and not entry.runs and entry.kind not in ("job", CHECKSUM))
     ]
 
 

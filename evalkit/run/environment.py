@@ -49,6 +49,17 @@ def instruction_set(device: torch.device) -> str | None:
     return torch.backends.cpu.get_cpu_capability() + (f", ONEDNN_MAX_CPU_ISA={limit}" if limit else "")
 
 
+def arithmetic(config: RunConfig, device: torch.device) -> str | None:
+    """Return what moves the last bits of a vector besides what the store key hashes: instructions, attention kernel.
+
+    None on a GPU, where the key says which attention runs.
+    """
+    units = instruction_set(device)
+    if units is None or "attention_kernel_given_up" not in given_up(config, device):
+        return units
+    return f"{units}, attention by torch"
+
+
 def given_up(config: RunConfig, device: torch.device) -> dict[str, str]:
     """Return why a part of the work is not done as asked for, or not by the fastest kernel; empty where it is."""
     model, engine = config.model, config.engine

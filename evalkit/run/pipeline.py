@@ -273,6 +273,7 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float, met_vectors: 
         counts={
             "documents": task.survey.documents,
             "empty_documents": task.survey.empty_documents,
+            **_never_found(task),
             "queries": len(dataset.queries),
             "judgements": sum(len(judged) for judged in dataset.qrels.values()),
             **({"missing_documents": len(task.survey.missing)} if task.survey.missing else {}),
@@ -300,6 +301,13 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float, met_vectors: 
     )
     results.write(scores, config.results_dir)
     return scores
+
+
+def _never_found(task: Task) -> dict[str, int]:
+    """Return how many documents BM25 leaves out because they have a title alone, as Anserini does; nothing for none."""
+    model, count = task.config.model, task.survey.title_only
+    leaves_out = isinstance(model, Bm25Config) and "contents" not in model.fields and "text" in model.fields
+    return {"title_only_documents": count} if leaves_out and count else {}
 
 
 def _weights(config: RunConfig, cell: Cell, *, met_vectors: bool) -> dict[str, Any] | None:

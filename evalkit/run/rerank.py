@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from evalkit.datasets.survey import ContentHash
 from evalkit.errors import ScoreError
 from evalkit.models.reranker import Reranker
 from evalkit.ranking import rank_hits
@@ -13,16 +14,31 @@ from evalkit.types import Dataset, Hit, Run
 
 
 def rerank(  # noqa: PLR0913 (keyword-only behind the first three)
-    run: Run, dataset: Dataset, reranker: Reranker, *, depth: int, batch_tokens: int, advance: Advance
+    run: Run,
+    dataset: Dataset,
+    reranker: Reranker,
+    *,
+    depth: int,
+    batch_tokens: int,
+    advance: Advance,
+    corpus: str | None = None,
 ) -> dict[str, list[Hit]]:
     """Return each judged query's first `depth` hits in the re-ranker's order; hits beyond `depth` are left out.
 
-    The corpus is read once, and only the documents of the run are held. Raises ScoreError for a document of the run
-    that the corpus has not.
+    The corpus is read once, and only the documents of the run are held. `corpus` is the checksum of the corpus that the
+    run was made over, where that is known. Raises ScoreError for another corpus, and for a document of the run that the
+    corpus has not.
     """
     asked = [query for query in dataset.queries if query.id in run]
     wanted = {hit.document_id for query in asked for hit in run[query.id][:depth]}
-    texts = {document.id: document.joined() for document in dataset.corpus.documents() if document.id in wanted}
+    content, texts = ContentHash(), {}
+    for document in dataset.corpus.documents():
+        content.add(document)
+        if document.id in wanted:
+            texts[document.id] = document.joined()
+    if corpus is not None and content.hexdigest() != corpus:
+        msg = f"{dataset.name}: got a corpus of checksum {content.hexdigest()} from {dataset.source}, wanted {corpus}"
+        raise ScoreError(f"{msg}, over which the run was made; give the same copy (dataset.path, dataset.sources)")
     if absent := sorted(wanted - set(texts)):
         msg = f"{len(absent)} documents of the run are not in {dataset.name}, {absent[0]!r} first; wanted its own run"
         raise ScoreError(msg)

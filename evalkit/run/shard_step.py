@@ -157,7 +157,8 @@ class VectorStep:
         stored = {dim: shard_files.finished(self._store(self.cells[dim]), name) for dim in from_disk}
         known = {dim: _encoding(facts, self.cells[dim]) for dim, facts in stored.items()}
         for facts in stored.values():
-            say_other_units((facts or {}).get("instruction_set"), environment.instruction_set(self.task.device))
+            here = environment.arithmetic(self.task.config, self.task.device)
+            say_other_units((facts or {}).get("instruction_set"), here)
         known |= {dim: {"encode_s": fresh.wall_s} for dim in fresh.vectors}
         damaged = [dim for dim, cell in self.cells.items() if cell.run_id not in hits and dim not in embedded]
         if damaged:
@@ -195,7 +196,7 @@ class VectorStep:
         if self.task.config.store.keep == "embeddings":
             for dim, vectors in fresh.items():
                 facts = {**_facts(shard, self.cells[dim]), "run_id": self.cells[dim].run_id, "encode_s": wall_s}
-                if (units := environment.instruction_set(self.task.device)) is not None:
+                if (units := environment.arithmetic(self.task.config, self.task.device)) is not None:
                     facts["instruction_set"] = units
                 arrays = shard_files.vectors_to_arrays(vectors)
                 self._keep(self.keep_vectors, self._store(self.cells[dim]), shard, arrays, facts)
@@ -409,10 +410,10 @@ def _encoding(facts: Mapping[str, Any] | None, cell: Cell) -> dict[str, float]:
 
 @cache
 def say_other_units(stored: str | None, here: str | None) -> None:
-    """Say once that stored vectors were computed with other instructions than this process would compute them with."""
+    """Say once that stored vectors were computed otherwise than this process would compute them."""
     if stored is not None and here is not None and stored != here:
         log.warning(
-            "stored vectors were computed with %s instructions, this process has %s: last bits of vectors can differ "
+            "stored vectors were computed with %s, this process has %s: last bits of vectors can differ "
             "within this run; give another cache_dir to compute all of them here",
             stored,
             here,

@@ -36,9 +36,14 @@ def fetched_file(cache_dir: Path, name: str) -> Path:
     return cache_dir / "fetched" / f"{name.replace('/', '-').replace(' ', '-').replace(',', '')}.json"
 
 
+def corpora_dir(cache_dir: Path) -> Path:
+    """Name the folder of the checksums that corpora had when they were first read whole."""
+    return cache_dir / "corpora"
+
+
 def learned_file(cache_dir: Path, name: str, key: str) -> Path:
     """Name the file of the checksum that a dataset's corpus had when it was first read whole."""
-    return cache_dir / "corpora" / f"{name.replace('/', '-')}.{key}.json"
+    return corpora_dir(cache_dir) / f"{name.replace('/', '-')}.{key}.json"
 
 
 def store_dir(cache_dir: Path, store_key: str) -> Path:

@@ -241,6 +241,18 @@ def read_run(path: Path) -> dict[str, list[Hit]]:
         return {}
 
 
+def corpus_of(path: Path) -> str | None:
+    """Return the checksum of the corpus that one of evalkit's own run files was made over; None for any other file.
+
+    Raises ScoreError for a scores.json beside it that cannot be believed.
+    """
+    beside = path.parent / SCORES
+    if path.name not in (RUN, DROPPED) or not beside.is_file():
+        return None
+    found = read(beside).protocol.get("corpus")
+    return found if isinstance(found, str) else None
+
+
 def begin_scoring(results_dir: Path, run_id: str) -> None:
     """Mark a finished cell's scores as outdated before its other files are rewritten.
 

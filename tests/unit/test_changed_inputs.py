@@ -25,7 +25,7 @@ from evalkit.datasets.survey import ContentHash, ShardRange, read_shard, survey
 from evalkit.errors import ChangedError, ConfigError, DeviationError, ModelError, ScoreError
 from evalkit.models.checkpoint import resolve
 from evalkit.report import table
-from evalkit.run import loaded, pipeline, scored
+from evalkit.run import loaded, pipeline, rerank, scored
 from evalkit.storage import results, seal
 from evalkit.storage.results import CellScores
 from evalkit.types import Document
@@ -486,6 +486,47 @@ def test_replay_refuses_as_many_judgements_of_other_documents(foxes: Path, tmp_p
     write_qrels(foxes, "d3")
     with pytest.raises(ScoreError, match=r"got judgements of checksum \w+ from folder/foxes, wanted the \w+ of its"):
         replay.load(tmp_path / "results", cell)
+
+
+def test_a_run_is_reranked_over_its_own_corpus_alone(foxes: Path, tmp_path: Path) -> None:
+    cell, _ = run(config_of(foxes, tmp_path))
+    path = tmp_path / "results" / "runs" / cell.run_id / results.RUN
+
+    class Lengths:
+        def pairs(self, query: str, texts: Sequence[str]) -> list[str]:
+            return [f"{query} {text}" for text in texts]
+
+        def scores(self, pairs: Sequence[str]) -> list[float]:
+            return [float(len(pair)) for pair in pairs]
+
+    def reranked() -> dict[str, Any]:
+        return rerank.rerank(
+            results.read_run(path),
+            datasets.load(config_of(foxes, tmp_path).dataset),
+            Lengths(),  # type: ignore[arg-type]  # what of a re-ranker is asked here
+            depth=3,
+            batch_tokens=100,
+            advance=lambda *_: None,  # type: ignore[arg-type]  # as above
+            corpus=results.corpus_of(path),
+        )
+
+    assert {hit.document_id for hit in reranked()["q1"]} == {"d1", "d2", "d3"}
+    write_corpus(foxes, REVERSED)
+    with pytest.raises(ScoreError, match=rf"from folder foxes, wanted {cell.protocol['corpus']}, over which the run"):
+        reranked()
+    other = tmp_path / "other.trec.gz"
+    shutil.copy(path, other)
+    assert results.corpus_of(other) is None
+
+
+def test_documents_with_a_title_alone_are_counted_where_bm25_leaves_them_out(tmp_path: Path) -> None:
+    folder = collection(tmp_path / "titles")
+    with (folder / "corpus.jsonl").open("a", encoding="utf-8") as file:
+        file.writelines(f'\n{{"_id": "{name}", "title": "{name}", "text": " "}}' for name in ("t1", "t2"))
+    counts = run(config_of(folder, tmp_path))[0].counts
+    assert (counts["documents"], counts["title_only_documents"], counts["empty_documents"]) == (5, 2, 0)
+    one_field = run(config_of(folder, tmp_path, "model=bm25-flat"))[0].counts
+    assert "title_only_documents" not in one_field
 
 
 # What a dataset was held against

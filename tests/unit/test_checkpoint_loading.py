@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from evalkit.config.compose import compose
 from evalkit.config.settings import CheckpointSource, EncoderConfig, TextRules
 from evalkit.errors import ConfigError, ModelError
+from evalkit.models import tokens
 from evalkit.models.encoder import checkpoints, load_encoders
 
 
@@ -122,6 +123,8 @@ def rewritten(folder, **values):
     ("values", "message"),
     [
         ({"num_hidden_layers": "two"}, "num_hidden_layers 'two', wanted whole numbers from 1 to"),
+        ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000, wanted whole numbers from 1 to"),
+        ({"num_hidden_layers": 1001}, "num_hidden_layers 1001, wanted 1000 layers at most"),
         ({"hidden_size": 0}, "hidden_size 0, wanted whole numbers from 1 to"),
         ({"num_attention_heads": 5}, "hidden_size 32 and num_attention_heads 5, wanted one a multiple of the other"),
         ({"pad_token_id": "1"}, "pad_token_id '1', wanted ids of the vocabulary; fetch the file again"),
@@ -292,6 +295,35 @@ def test_pickled_weights_cut_short_are_refused(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ModelError, match="not a whole file of tensors"):
         load_as("mdpr", tmp_path, 24, "model.allow_pickle=true")
+
+
+@pytest.mark.parametrize("content", [b"", b"\x80", b"PK\x03\x04", b"not a pickle"])
+def test_weights_that_are_no_pickle_are_refused_in_one_line(tmp_path, content):
+    write_mdpr(tmp_path)
+    (tmp_path / "pytorch_model.bin").write_bytes(content)
+    with pytest.raises(ModelError, match="not a whole file of tensors") as caught:
+        load_as("mdpr", tmp_path, 24, "model.allow_pickle=true")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_tokenizer_that_lacks_its_unknown_token_is_refused_in_one_line(tmp_path):
+    """It loads, and fails at the first word that it does not know; as a panic of Rust where it has no such token."""
+    write_colbertv2(tmp_path, dim=16)
+    path = tmp_path / "tokenizer.json"
+    values = json.loads(path.read_text(encoding="utf-8"))
+    del values["model"]["vocab"]["[UNK]"]
+    values["added_tokens"] = [token for token in values["added_tokens"] if token["content"] != "[UNK]"]
+    path.write_text(json.dumps(values), encoding="utf-8")
+    with pytest.raises(ModelError, match=r"tokenizer\.json: not a tokenizer file \(.*UNK.*\); fetch the file again"):
+        load_as("colbertv2", tmp_path, 16)
+
+
+def test_a_panic_of_rust_is_an_error_like_any_other_and_an_interrupt_is_none():
+    class PanicException(BaseException):
+        pass
+
+    assert tokens._rust_error(PanicException())
+    assert not tokens._rust_error(KeyboardInterrupt())
 
 
 def test_pickled_values_that_are_no_tensors_are_refused(tmp_path):

@@ -235,19 +235,35 @@ def test_a_bundle_moves_a_selection_to_an_empty_machine(
     configs = fetch.selection(words)
     found = fetch.fetch(configs, console=QUIET)
     bundle = tmp_path / "bundle.tar"
-    assert fetch.write_bundle(found, bundle) == bundle.stat().st_size
+    assert fetch.write_bundle(found, bundle, cache_dir=configs[0].cache_dir) == bundle.stat().st_size
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "elsewhere"))
     assert "wanted its files in the Hugging Face cache" in refusal(
         lambda: fetch.verify(configs, console=QUIET), DatasetError
     )
-    files = fetch.unpack_bundle(bundle)
-    assert files == len(small_copy()) + 1  # and the name of the commit
+    (learned,) = (tmp_path / "cache" / "corpora").iterdir()
+    first_read = learned.read_bytes()
+    learned.unlink()
+    files = fetch.unpack_bundle(bundle, cache_dir=tmp_path / "cache")
+    assert files == len(small_copy()) + 2  # and the name of the commit, and the checksum of the first read
+    assert learned.read_bytes() == first_read
     assert fetch.verify(configs, console=QUIET)[1].checksums == found[1].checksums
-    assert fetch.unpack_bundle(bundle) == files
+    assert fetch.unpack_bundle(bundle, cache_dir=tmp_path / "cache") == files
+
+
+def test_a_bundle_of_another_corpus_than_was_read_here_first_is_refused(words: list[str], tmp_path: Path) -> None:
+    found, cache = fetch.fetch(fetch.selection(words), console=QUIET), tmp_path / "cache"
+    fetch.write_bundle(found, tmp_path / "bundle.tar", cache_dir=cache)
+    (learned,) = (cache / "corpora").iterdir()
+    facts = seal.read(learned.read_bytes())
+    learned.write_text(json.dumps(seal.seal({**facts, "checksum": "another"})), encoding="utf-8")
+    message = refusal(lambda: fetch.unpack_bundle(tmp_path / "bundle.tar", cache_dir=cache))
+    assert f"by which a corpus was another than {learned} says of its first read here, wanted the same" in message
 
 
 def test_nothing_to_move_is_said() -> None:
-    assert "nothing of this selection needs moving" in refusal(lambda: fetch.write_bundle([], Path("x.tar")))
+    assert "nothing of this selection needs moving" in refusal(
+        lambda: fetch.write_bundle([], Path("x.tar"), cache_dir=Path("c"))
+    )
 
 
 def bundle_of(path: Path, members: list[tarfile.TarInfo], listed: list[str]) -> Path:
@@ -276,7 +292,10 @@ def special(name: str, kind: bytes) -> tarfile.TarInfo:
     [
         (tarfile.TarInfo("huggingface/../../outside"), "got member 'huggingface/../../outside', which leads elsewhere"),
         (tarfile.TarInfo("/outside"), "got member '/outside', which leads elsewhere"),
-        (tarfile.TarInfo("elsewhere/x"), "which leads elsewhere, wanted names under huggingface or ir_datasets"),
+        (
+            tarfile.TarInfo("elsewhere/x"),
+            "which leads elsewhere, wanted names under huggingface or ir_datasets or evalkit",
+        ),
         *(
             (special("huggingface/x", kind), f"got member 'huggingface/x', which is {what}, wanted plain files only")
             for kind, what in (
@@ -294,7 +313,7 @@ def test_a_member_that_leads_elsewhere_is_refused(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     path = bundle_of(tmp_path / "bad.tar", [member], [member.name])
-    assert complaint in refusal(lambda: fetch.unpack_bundle(path))
+    assert complaint in refusal(lambda: fetch.unpack_bundle(path, cache_dir=tmp_path / "cache"))
     assert [each.name for each in tmp_path.iterdir()] == ["bad.tar"]
 
 
@@ -302,17 +321,22 @@ def test_a_bundle_that_is_not_whole_is_refused(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     bundle = tmp_path / "bundle.tar"
-    fetch.write_bundle(fetch.fetch(fetch.selection(words), console=QUIET), bundle)
+    found = fetch.fetch(fetch.selection(words), console=QUIET)
+    fetch.write_bundle(found, bundle, cache_dir=tmp_path / "cache")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "elsewhere"))
     whole = bundle.read_bytes()
     bundle.write_bytes(whole[: len(whole) // 2])
-    assert ": got a" in refusal(lambda: fetch.unpack_bundle(bundle))
+    assert ": got a" in refusal(lambda: fetch.unpack_bundle(bundle, cache_dir=tmp_path / "cache"))
     bundle.write_bytes(b"no archive at all" * 100)
-    assert "got a damaged or half-copied archive" in refusal(lambda: fetch.unpack_bundle(bundle))
+    assert "got a damaged or half-copied archive" in refusal(
+        lambda: fetch.unpack_bundle(bundle, cache_dir=tmp_path / "cache")
+    )
     bundle.write_bytes(whole.replace(b"unjudged", b"misjudge"))
-    assert "with checksum" in refusal(lambda: fetch.unpack_bundle(bundle))
+    assert "with checksum" in refusal(lambda: fetch.unpack_bundle(bundle, cache_dir=tmp_path / "cache"))
     bundle.unlink()
-    assert "got nothing at this path, wanted a bundle" in refusal(lambda: fetch.unpack_bundle(bundle))
+    assert "got nothing at this path, wanted a bundle" in refusal(
+        lambda: fetch.unpack_bundle(bundle, cache_dir=tmp_path / "cache")
+    )
     assert not list(tmp_path.glob("elsewhere/**/.*.tmp"))
 
 
@@ -331,7 +355,9 @@ def test_a_bundle_that_is_not_whole_is_refused(
 def test_a_bundle_holds_what_its_manifest_lists(
     tmp_path: Path, members: list[tarfile.TarInfo], listed: list[str], complaint: str
 ) -> None:
-    assert complaint in refusal(lambda: fetch.unpack_bundle(bundle_of(tmp_path / "odd.tar", members, listed)))
+    assert complaint in refusal(
+        lambda: fetch.unpack_bundle(bundle_of(tmp_path / "odd.tar", members, listed), cache_dir=tmp_path / "cache")
+    )
 
 
 @pytest.mark.parametrize(
@@ -359,7 +385,7 @@ def test_a_record_of_a_fetch_that_cannot_be_believed_is_refused(
 
 
 def test_a_folder_in_place_of_a_bundle_is_one_line(tmp_path: Path) -> None:
-    message = refusal(lambda: fetch.unpack_bundle(tmp_path))
+    message = refusal(lambda: fetch.unpack_bundle(tmp_path, cache_dir=tmp_path / "cache"))
     assert "Is a directory" in message
     assert message.startswith(f"{tmp_path}: got ")
 
@@ -368,7 +394,9 @@ def test_an_archive_without_a_manifest_is_no_bundle(tmp_path: Path) -> None:
     path = tmp_path / "other.tar"
     with tarfile.open(path, "w") as archive:
         archive.add(configs_dir() / "config.yaml", arcname="huggingface/config.yaml")
-    assert "got no evalkit-bundle.json at its beginning" in refusal(lambda: fetch.unpack_bundle(path))
+    assert "got no evalkit-bundle.json at its beginning" in refusal(
+        lambda: fetch.unpack_bundle(path, cache_dir=tmp_path / "cache")
+    )
 
 
 def bundle_bytes(path: Path, data: bytes, *, facts: dict[str, object] | None = None, **header: object) -> Path:
@@ -416,7 +444,7 @@ def test_a_bundle_that_would_fill_the_disk_or_confuse_the_reader_is_refused(
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     path = bundle_bytes(tmp_path / "bad.tar", b"abc", **bundle)
-    assert complaint in refusal(lambda: fetch.unpack_bundle(path))
+    assert complaint in refusal(lambda: fetch.unpack_bundle(path, cache_dir=tmp_path / "cache"))
     assert [each.name for each in tmp_path.iterdir()] == ["bad.tar"]
 
 
@@ -429,15 +457,21 @@ def test_a_negative_size_in_a_header_is_refused(tmp_path: Path, monkeypatch: pyt
     data[begin + 148 : begin + 156] = b" " * 8
     data[begin + 148 : begin + 156] = b"%06o\0 " % sum(data[begin : begin + 512])
     path.write_bytes(data)
-    assert "a damaged or half-copied archive (a member of -512 bytes)" in refusal(lambda: fetch.unpack_bundle(path))
+    assert "a damaged or half-copied archive (a member of -512 bytes)" in refusal(
+        lambda: fetch.unpack_bundle(path, cache_dir=tmp_path / "cache")
+    )
 
 
 def test_a_folder_where_a_file_belongs_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "hub" / "x" / "y").mkdir(parents=True)
     path = bundle_bytes(tmp_path / "bundle.tar", b"abc")
-    assert "could not be written (Is a directory); free the place" in refusal(lambda: fetch.unpack_bundle(path))
-    assert "Is a directory, wanted a bundle that can be read" in refusal(lambda: fetch.unpack_bundle(tmp_path))
+    assert "could not be written (Is a directory); free the place" in refusal(
+        lambda: fetch.unpack_bundle(path, cache_dir=tmp_path / "cache")
+    )
+    assert "Is a directory, wanted a bundle that can be read" in refusal(
+        lambda: fetch.unpack_bundle(tmp_path, cache_dir=tmp_path / "cache")
+    )
     assert not list(tmp_path.rglob(".*.tmp"))
 
 
@@ -446,7 +480,9 @@ def test_chained_headers_are_refused_without_a_traceback(tmp_path: Path) -> None
     header = tarfile.TarInfo("x")
     header.type = tarfile.XHDTYPE
     path.write_bytes(header.tobuf() * 20_000)
-    assert "got a damaged or half-copied archive" in refusal(lambda: fetch.unpack_bundle(path))
+    assert "got a damaged or half-copied archive" in refusal(
+        lambda: fetch.unpack_bundle(path, cache_dir=tmp_path / "cache")
+    )
 
 
 @pytest.mark.parametrize("record", ["[]", "{}", '{"checksums": 5}', "[" * 100_000, "\xff", '{"checksums": {"a": NaN}}'])

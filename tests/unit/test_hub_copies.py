@@ -307,6 +307,16 @@ def test_a_damaged_parquet_file_is_named_in_one_line(tmp_path: Path, content: by
     assert complaint in message or "got text None, wanted text" in message
 
 
+def test_text_that_is_not_utf8_in_a_parquet_file_is_one_line(tmp_path: Path) -> None:
+    """Arrow writes and reads such columns, and complains of them only when a text is taken."""
+    bad = b"red \xff fox"
+    texts = pa.StringArray.from_buffers(1, pa.array([0, len(bad)], pa.int32()).buffers()[1], pa.py_buffer(bad))
+    path = tmp_path / "corpus.parquet"
+    pq.write_table(pa.table({"_id": ["d1"], "text": texts}), path)
+    message = refusal(lambda: list(HubCorpus("owner/small@0", (path,)).documents()))
+    assert message.startswith(f"{path} row 0: got damaged data after this row ('utf-8' codec can't decode byte 0xff")
+
+
 def test_a_relevance_out_of_range_is_refused(hub: Path) -> None:
     rows = lines([{"query-id": "q1", "corpus-id": "d1", "score": 20210131}])
     lay(hub, {**small_copy(), "qrels/test.jsonl.gz": gzip.compress(rows)})

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from checkpoints import write_jina_checkpoint
 from fake_hub import FakeHub, Repository, address
-from huggingface_hub import constants
+from huggingface_hub import close_session, constants
 from remote_checkpoints import write_own
 from test_hub_copies import config, small_copy
 
@@ -225,6 +225,30 @@ def test_a_hub_that_is_down_is_named_and_the_cache_is_enough_without_it(fake, mo
         assert fetched(revision).revision == COMMIT
     message = refusal(ModelError, lambda: resolve(CheckpointSource(repo="o/other", revision=COMMIT)))
     assert f"o/other@{COMMIT}: not in the local Hugging Face cache and the hub could not be reached" in message
+
+
+def test_a_token_that_no_request_can_carry_is_refused_before_one_is_made(fake, monkeypatch):
+    monkeypatch.setenv("HF_TOKEN", "hf_ü")
+    message = refusal(ModelError, fetched)
+    assert message == (
+        f"o/n@{COMMIT}: the token (HF_TOKEN) has a character that is not ASCII, wanted one as the hub gave it; "
+        "copy it again"
+    )
+    assert not fake.asked
+
+
+@pytest.mark.parametrize("address", ["garbage://x", "socks9://x", "http://[", "socks5://127.0.0.1:9"])
+def test_a_proxy_that_is_none_is_one_line(fake, monkeypatch, address):
+    monkeypatch.setenv("ALL_PROXY", address)
+    monkeypatch.setenv("NO_PROXY", "")
+    monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://hub.invalid")
+    close_session()
+    try:
+        message = refusal(ModelError, fetched)
+    finally:
+        close_session()
+    assert message.startswith(f"o/n@{COMMIT}: ")
+    assert not fake.asked
 
 
 def test_the_token_goes_to_the_hub_and_nowhere_else(fake, monkeypatch):

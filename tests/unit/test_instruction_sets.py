@@ -4,6 +4,7 @@ import logging
 
 import torch
 
+from evalkit.config.compose import compose
 from evalkit.run import environment
 from evalkit.run.shard_step import say_other_units
 
@@ -17,10 +18,21 @@ def test_a_result_names_the_instructions_of_a_cpu(monkeypatch):
     assert environment.instruction_set(torch.device("cuda")) is None
 
 
+def test_attention_without_its_kernel_is_other_arithmetic_under_the_same_key(monkeypatch):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    monkeypatch.delenv("ONEDNN_MAX_CPU_ISA", raising=False)
+    config = compose(["model=demo", "dim=64"])
+    monkeypatch.setattr(environment.attention, "kernel_problem", lambda: "")
+    assert environment.arithmetic(config, torch.device("cpu")) == "AVX2"
+    monkeypatch.setattr(environment.attention, "kernel_problem", lambda: "no compiler")
+    assert environment.arithmetic(config, torch.device("cpu")) == "AVX2, attention by torch"
+    assert environment.arithmetic(config, torch.device("cuda")) is None
+
+
 def test_a_mixture_is_told_once_and_equal_or_unknown_ones_are_not(caplog):
     say_other_units.cache_clear()
     with caplog.at_level(logging.WARNING):
         for stored, here in (("AVX512", "AVX2"), ("AVX512", "AVX2"), ("AVX2", "AVX2"), (None, "AVX2"), ("AVX2", None)):
             say_other_units(stored, here)
     (record,) = caplog.records
-    assert "computed with AVX512 instructions, this process has AVX2: last bits of vectors can" in record.getMessage()
+    assert "computed with AVX512, this process has AVX2: last bits of vectors can" in record.getMessage()

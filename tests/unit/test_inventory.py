@@ -1,11 +1,14 @@
 """What `evalkit cache rm` takes for a name, and what it refuses as unclear."""
 
+import json
 from datetime import UTC, datetime
 
 import pytest
 
 from evalkit.errors import StoreError
-from evalkit.operations.inventory import Entry, chosen
+from evalkit.operations.inventory import Entry, chosen, entries
+from evalkit.storage import seal
+from evalkit.storage.paths import learned_file, write_whole
 
 
 def entry(kind, key, *datasets):
@@ -18,6 +21,7 @@ FOUND = (
     entry("top-k", "ab22", "demo"),
     entry("survey", "cd33"),
     entry("leftover", "tmp"),
+    entry("checksum", "beir-nq.ee44", "beir/nq"),
 )
 
 
@@ -35,6 +39,19 @@ def test_a_beginning_of_several_keys_is_refused_with_their_names():
 def test_a_beginning_of_one_key_names_every_entry_of_that_key():
     assert chosen(FOUND, ["ab1"], unused=False) == [FOUND[0], FOUND[1]]
     assert chosen(FOUND, ["c", "tmp"], unused=False) == [FOUND[3], FOUND[4]]
+
+
+def test_the_checksum_of_a_first_read_goes_by_its_key_alone():
+    """Without it the next copy of the corpus would be believed unseen."""
+    assert chosen(FOUND, ["beir-nq.ee44"], unused=False) == [FOUND[5]]
+    assert FOUND[5] not in chosen(FOUND, ["demo", "beir/nq"], unused=True)
+
+
+def test_what_a_first_read_left_is_listed(tmp_path):
+    learned = learned_file(tmp_path, "beir/nq", "ee44")
+    write_whole(learned, json.dumps(seal.seal({"dataset": "beir/nq", "checksum": "c"})).encode())
+    (found,) = entries(tmp_path, ())
+    assert (found.kind, found.key, found.datasets, found.files) == ("checksum", learned.stem, ("beir/nq",), (learned,))
 
 
 def test_a_dataset_names_what_it_alone_uses():

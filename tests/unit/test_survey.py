@@ -242,7 +242,7 @@ def test_other_parameters_or_documents_are_surveyed_anew(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("damage", ["cut", "changed", "foreign", "empty"])
-def test_a_damaged_survey_is_made_anew(tmp_path: Path, damage: str) -> None:
+def test_a_damaged_survey_is_made_anew(tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture) -> None:
     """A file that exists is not thereby true: a cut one, one with a flipped digit, one that is something else."""
     corpus = ListCorpus(ten_token_documents(7))
     first = surveyed(corpus, tmp_path)
@@ -250,7 +250,9 @@ def test_a_damaged_survey_is_made_anew(tmp_path: Path, damage: str) -> None:
     whole = path.read_text(encoding="utf-8")
     text = {"cut": whole[:-9], "changed": whole.replace("7", "8", 1), "foreign": "[1]", "empty": ""}[damage]
     path.write_text(text, encoding="utf-8")
+    assert not caplog.messages
     assert surveyed(corpus, tmp_path) == first
+    assert caplog.messages == [f"{path}: damaged; the corpus of small is surveyed again"]
     assert corpus.passes == 2
     assert path.read_text(encoding="utf-8") == whole
 
@@ -272,6 +274,7 @@ def test_a_survey_is_one_readable_file(tmp_path: Path) -> None:
         "shards": [[0, 2, found.shards[0].checksum, found.shards[0].content]],
         "empty_documents": 0,
         "missing": [],
+        "title_only": 0,
     }
 
 

@@ -1,0 +1,117 @@
+"""One flipped bit in every kind of file that the project writes: noticed, made anew, or without effect."""
+
+from __future__ import annotations
+
+import random
+import re
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from trials import Base, Done, Trials, forked, new
+
+
+class Kind(NamedTuple):
+    """A kind of file, and the command that believes it."""
+
+    pattern: str
+    words: tuple[str, ...]
+    """Of the command; `run` is the run itself, whose results are removed first."""
+
+
+REPORT = ("report", "--results-dir", "r", "--out", "o")
+RUN = ("run",)
+KINDS: Mapping[str, Kind] = {
+    "scores.json": Kind("r/runs/*/scores.json", REPORT),
+    "per_query.tsv": Kind("r/runs/*/per_query.tsv", REPORT),
+    "run.trec.gz": Kind("r/runs/*/run.trec.gz", REPORT),
+    "qrels.trec.gz": Kind("r/runs/*/qrels.trec.gz", REPORT),
+    "config.yaml": Kind("r/runs/*/config.yaml", REPORT),
+    "run.trec.gz, replayed": Kind("r/runs/*/run.trec.gz", ("replay", "bm25", "--results-dir", "r")),
+    "qrels.trec.gz, explained": Kind("r/runs/*/qrels.trec.gz", ("explain", "bm25", "--results-dir", "r")),
+    "local.yaml": Kind("r/runs/*/local.yaml", ("explain", "bm25", "--results-dir", "r")),
+    "top-k manifest": Kind("c/topk/*/*.json", RUN),
+    "top-k arrays": Kind("c/topk/*/*.safetensors", RUN),
+    "survey": Kind("c/surveys/*.json", RUN),
+    "embeddings' manifest": Kind("c/stores/*/*.json", RUN),
+    "embeddings' arrays": Kind("c/stores/*/*.safetensors", RUN),
+    "record of a failed run": Kind("c/jobs/*.json", ("status", "results_dir=r", "cache_dir=c")),
+    "record of a fetch": Kind("c/fetched/dataset*.json", ("fetch", "--verify")),
+}
+LOCAL = ("explain", "bm25", "--results-dir", "r")
+
+
+def flip(path: Path, draw: random.Random) -> tuple[int, int]:
+    """Change one bit of a file; return its byte and its bit."""
+    data = bytearray(path.read_bytes())
+    place, bit = draw.randrange(len(data)), draw.randrange(8)
+    data[place] ^= 1 << bit
+    path.write_bytes(data)
+    return place, bit
+
+
+def made(base: Base, command: str) -> Path:
+    """Make a finished run, the record of a failed one, and that of a fetch; every trial begins with a copy."""
+    folder = new(base.folder, f"flips-{command}")
+    words = base.words(command)
+    for each in (words, ["fetch", *words[1:]], [*words, "dataset.path=nowhere"]):
+        forked(each, folder)
+    return folder
+
+
+def bits(base: Base, trials: Trials, draw: random.Random, *, name: str) -> None:  # noqa: C901, PLR0912 (the cases)
+    """Flip a bit of one kind of file, as often as the time allows: it is told, or nothing else is."""
+    kind = KINDS[name]
+    command = "vectors" if "embeddings" in name else "bm25"
+    whole = made(base, command)
+    if not list(whole.glob(kind.pattern)):
+        trials.note = f"no {kind.pattern} is written"
+        return
+    if command == "vectors":  # embeddings are read where top-k lists are gone
+        shutil.rmtree(whole / "c" / "topk")
+    words = words_of(base, kind, command)
+    wanted = None if kind.words == RUN else seen(forked(words, whole), whole)
+    while trials.more():
+        folder = new(base.folder, "flip")
+        shutil.copytree(whole, folder, dirs_exist_ok=True)
+        path = draw.choice(sorted(folder.glob(kind.pattern)))
+        place, bit = flip(path, draw)
+        if kind.words == RUN:
+            shutil.rmtree(folder / "r", ignore_errors=True)
+        done = forked(words, folder)
+        told = path.name in done.err + done.out or path.stem[:16] in done.err + done.out
+        what = f"bit {bit} of byte {place} of {name}"
+        if "Traceback" in done.err:
+            trials.failed(f"{what}: a traceback", done)
+        elif done.code != 0 and done.refusal():
+            trials.came("refused in one line")
+        elif kind.words == RUN:
+            if done.code != 0:
+                trials.failed(what, done)
+            elif (other := base.same(command, folder)) is not None:
+                trials.failed(f"{what}: {other}", done)
+            else:
+                trials.came("told, and made anew" if told else "made anew, the same bytes")
+        elif told and done.code == 0:
+            trials.came("told by name")
+        elif seen(done, folder) == wanted:
+            trials.came("without effect")
+        else:
+            trials.failed(f"{what}: another answer without a word", done)
+
+
+def words_of(base: Base, kind: Kind, command: str) -> list[str]:
+    """Return the words of the command that believes a file."""
+    if kind.words == RUN:
+        return base.words(command)
+    return [*kind.words, *base.words(command)[1:]] if kind.words[0] == "fetch" else list(kind.words)
+
+
+def seen(done: Done, folder: Path) -> tuple[object, ...]:
+    """Return what a command showed and wrote, without times."""
+    tables = {
+        path.relative_to(folder): path.read_bytes() for path in sorted((folder / "o").rglob("*")) if path.is_file()
+    }
+    text = re.sub(r"\d{4}-\d\d-\d\d\S*|\d+(\.\d+)? s\b|\d\d:\d\d(:\d\d)?", "", done.out)
+    return done.code, text, tuple(tables.items())

@@ -1,0 +1,135 @@
+"""kill -9 at every write by name and stage, and at random moments of commands that were started separately."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from trials import COMMANDS, Base, Trials, each, new
+
+WRITES = {
+    "survey": "surveys/*.json",
+    "embeddings": "stores/*/*.safetensors",
+    "embeddings' manifest": "stores/*/*.json",
+    "top-k": "topk/*/*.safetensors",
+    "top-k's manifest": "topk/*/*.json",
+    "run": "runs/*/run.trec.gz",
+    "judgements": "runs/*/qrels.trec.gz",
+    "per-query values": "runs/*/per_query.tsv",
+    "local paths": "runs/*/local.yaml",
+    "config": "runs/*/config.yaml",
+    "scores": "runs/*/scores.json",
+    "record of the run": "jobs/*.json",
+}
+"""Every write of a run: its name, and its file as a pattern."""
+STAGES = ("empty", "half", "written", "renamed")
+"""Killed with an empty file, half a file, before the rename, and after it."""
+
+
+def dies(pattern: str, stage: str, count: int) -> Callable[[], None]:
+    """Return a patch that kills its process at a stage of the `count`-th write of a file."""
+
+    def patch() -> None:
+        from evalkit.run import jobs
+        from evalkit.storage import paths, shard_files
+
+        met: list[Path] = []
+        publish, write = paths.publish, jobs._write  # noqa: SLF001
+
+        def end(path: Path, share: float | None) -> None:
+            if share is not None:
+                os.truncate(path, int(path.stat().st_size * share))
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        def dying(unfinished: Path, path: Path) -> None:
+            if path.match(pattern):
+                met.append(path)
+                if len(met) == count and stage != "renamed":
+                    end(unfinished, {"empty": 0, "half": 0.5, "written": None}[stage])
+            publish(unfinished, path)
+            if met[-1:] == [path] and len(met) == count:
+                end(path, None)
+
+        def writing(path: Path, facts: dict[str, Any]) -> None:
+            write(path, facts)
+            if path.match(pattern):
+                end(path, {"empty": 0, "half": 0.5}.get(stage))
+
+        paths.publish = shard_files.publish = dying  # type: ignore[assignment]
+        jobs._write = writing  # noqa: SLF001
+
+    return patch
+
+
+def at_every_write(base: Base, trials: Trials) -> None:
+    """Kill at every write by name, twice in a row at some; the same command must end as if nothing had been."""
+    choices = [
+        (name, stage, command, count) for count in (1, 2) for name in WRITES for stage in STAGES for command in COMMANDS
+    ]
+    reached: dict[str, int] = dict.fromkeys(WRITES, 0)
+    for name, stage, command, count in each(trials, choices):
+        assert isinstance(name, str)
+        assert isinstance(stage, str)
+        assert isinstance(command, str)
+        assert isinstance(count, int)
+        if command == "bm25" and name.startswith("embeddings"):
+            continue  # it keeps none
+        folder = new(base.folder, "kill")
+        from trials import forked
+
+        done = forked(base.words(command), folder, before=dies(WRITES[name], stage, count))
+        if done.code is not None:
+            continue  # it has no such write, or no second one
+        reached[name] += 1
+        what = f"{command} killed at {stage} {name} {count}"
+        before = {path: path.stat().st_mtime_ns for path in finished(folder)}
+        if not base.finish(command, folder, trials, what):
+            continue
+        redone = [path.name for path, time_ns in before.items() if path.stat().st_mtime_ns != time_ns]
+        if redone:
+            trials.failed(f"{what}: finished shard {redone[0]} was computed again")
+        else:
+            trials.came("the same bytes, no finished shard computed again")
+    if missed := [name for name, times in reached.items() if not times]:
+        trials.note = f"{trials.note} not reached: {', '.join(missed)}".strip()
+
+
+def finished(folder: Path) -> Iterator[Path]:
+    """Yield the arrays of shards whose manifest is there."""
+    for manifest in (folder / "c").glob("[st]o*/*/*.json"):
+        yield manifest.with_suffix(".safetensors")
+
+
+def at_random(base: Base, trials: Trials, draw: random.Random) -> None:
+    """Kill separately started commands at random moments, each run one to three times, then let it finish."""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[:2])}
+    took = dict.fromkeys(COMMANDS, 0.0)
+    kills = 0
+    while trials.more():
+        command = draw.choice(list(COMMANDS))
+        folder = new(base.folder, "random")
+        words = [sys.executable, "-m", "evalkit", *base.words(command)]
+        for _ in range(draw.randint(1, 3)):
+            longest = took[command] or 15.0
+            process = subprocess.Popen(  # noqa: S603
+                words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
+            )
+            started = time.monotonic()
+            try:
+                process.wait(timeout=draw.uniform(0.3 * longest, longest))
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGKILL)
+                kills += 1
+            process.wait()
+            if process.returncode == 0:
+                took[command] = max(took[command], time.monotonic() - started)
+        if base.finish(command, folder, trials, f"{command} killed at random"):
+            trials.came("the same bytes")
+    trials.note = f"{kills} kills in {trials.tried} runs"

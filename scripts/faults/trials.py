@@ -1,0 +1,291 @@
+"""What all faults share: a small collection, the two commands, a forked command line, and the count of what came out.
+
+A command runs in a fork of a process that has imported everything, so that a trial takes a second. What the fault needs
+is patched in the fork alone; evalkit itself has no hook for it. Kills of commands that were started separately are in
+kills.py.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import random
+import signal
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import NamedTuple
+
+POLL_S = 0.005
+LONGEST_S = 600.0
+PLACES = ("results_dir=r", "cache_dir=c")
+COMMANDS: Mapping[str, tuple[str, ...]] = {
+    "bm25": ("model=bm25", "store.shard_tokens=2000"),
+    "vectors": ("model=demo", "dim=64", "store.shard_tokens=4000", "engine.threads=1"),
+}
+"""The two kinds of runs, on the small collection."""
+
+
+class Done(NamedTuple):
+    """How a command ended."""
+
+    code: int | None
+    """None where a signal ended it."""
+    out: str
+    err: str
+
+    def refusal(self) -> str | None:
+        """Return the one line of a refusal, or None where the end was no clean refusal."""
+        lines = [line for line in self.err.splitlines() if line.startswith("evalkit: ")]
+        if self.code in (1, 2) and lines and "Traceback" not in self.err:
+            return lines[-1]
+        return None
+
+
+@dataclass
+class Trials:
+    """What came of one fault."""
+
+    fault: str
+    command: str
+    until: float
+    """By time.monotonic(): no trial begins after it."""
+    tried: int = 0
+    outcomes: Counter[str] = field(default_factory=Counter)
+    wrong: list[str] = field(default_factory=list)
+    """What must not be, a line each: something lost, a wrong number without a word, a traceback."""
+    note: str = ""
+
+    def more(self) -> bool:
+        """Say whether there is time for another trial."""
+        return time.monotonic() < self.until
+
+    def came(self, outcome: str) -> None:
+        """Count a trial."""
+        self.tried += 1
+        self.outcomes[outcome] += 1
+
+    def failed(self, what: str, done: Done | None = None) -> None:
+        """Count a trial that broke a promise."""
+        self.came("BROKEN")
+        tail = "" if done is None else f" (exit {done.code}: {' '.join(done.err[-300:].split())})"
+        self.wrong.append(f"{what}{tail}"[:600])
+
+
+class Base(NamedTuple):
+    """The small collection and what its undisturbed runs leave."""
+
+    folder: Path
+    data: Path
+    wanted: Mapping[str, Mapping[str, bytes]]
+    """By command and file name."""
+
+    def words(self, command: str) -> list[str]:
+        """Return a command's words."""
+        return [
+            "run",
+            *COMMANDS[command],
+            "dataset=folder",
+            f"dataset.path={self.data}",
+            "dataset.language=en",
+            *PLACES,
+        ]
+
+    def same(self, command: str, folder: Path) -> str | None:
+        """Say what a finished run has other than the undisturbed one, or None."""
+        found = left(folder / "r")
+        for name, data in self.wanted[command].items():
+            if found.get(name) != data:
+                return f"{name} is {'not there' if name not in found else 'another'}"
+        return None
+
+    def finish(self, command: str, folder: Path, trials: Trials, what: str) -> bool:
+        """Run the undisturbed command; note what is wrong with its end, and return whether nothing is."""
+        done = forked(self.words(command), folder)
+        if done.code != 0:
+            trials.failed(f"{what}: the same command then fails", done)
+        elif (other := self.same(command, folder)) is not None:
+            trials.failed(f"{what}: afterwards {other}")
+        elif temporary := [path.name for path in folder.rglob(".*.tmp")]:
+            trials.failed(f"{what}: afterwards {temporary[0]} is left")
+        else:
+            return True
+        return False
+
+
+def left(results: Path) -> dict[str, bytes]:
+    """Return what a run left that must be the same every time: rankings, judgements, values, and its metrics."""
+    found = {}
+    for path in results.glob("runs/*/*"):
+        if path.name in ("run.trec.gz", "qrels.trec.gz", "per_query.tsv"):
+            found[path.name] = path.read_bytes()
+        elif path.name == "scores.json":
+            values = json.loads(path.read_bytes())
+            counts = {name: count for name, count in values["counts"].items() if name != "reused_shards"}
+            found["metrics"] = json.dumps([values["run_id"], values["metrics"], counts]).encode()
+    return found
+
+
+WORDS = (
+    *("red", "fox", "grey", "wolf", "old", "river", "cold", "stone", "small", "bird", "green", "leaf", "deep"),
+    *("water", "long", "road", "warm", "wind", "dark", "night"),
+)
+
+
+def write_collection(folder: Path, *, documents: int, queries: int, seed: int) -> Path:
+    """Write a BEIR-format folder of random words."""
+    draw = random.Random(seed)  # noqa: S311 (a seed that repeats)
+    (folder / "qrels").mkdir(parents=True)
+    judged = draw.sample(range(documents), queries)
+    own = {document: draw.choices(WORDS, k=3) for document in judged}
+    with (folder / "corpus.jsonl").open("w", encoding="utf-8") as file:
+        for number in range(documents):
+            text = " ".join([*draw.choices(WORDS, k=30), *own.get(number, ())])
+            file.write(json.dumps({"_id": f"d{number}", "title": draw.choice(WORDS), "text": text}) + "\n")
+    with (folder / "queries.jsonl").open("w", encoding="utf-8") as file:
+        for number, document in enumerate(judged):
+            file.write(json.dumps({"_id": f"q{number}", "text": " ".join(own[document])}) + "\n")
+    rows = [f"q{number}\td{document}\t1\n" for number, document in enumerate(judged)]
+    (folder / "qrels" / "test.tsv").write_text("query-id\tcorpus-id\tscore\n" + "".join(rows), encoding="utf-8")
+    return folder
+
+
+def base(folder: Path, *, seed: int) -> Base:
+    """Make the collection and run both commands undisturbed."""
+    data = write_collection(folder / "data", documents=90, queries=12, seed=seed)
+    made = Base(folder, data, {})
+    wanted = {}
+    for command in COMMANDS:
+        place = new(folder, f"undisturbed-{command}")
+        done = forked(made.words(command), place)
+        if done.code != 0:
+            msg = f"the undisturbed run of {command} failed: {done.err}"
+            raise SystemExit(msg)
+        wanted[command] = left(place / "r")
+    return made._replace(wanted=wanted)
+
+
+def new(folder: Path, name: str) -> Path:
+    """Make a folder for a trial; one of that name is removed."""
+    import shutil
+
+    path = folder / name
+    shutil.rmtree(path, ignore_errors=True)
+    path.mkdir(parents=True)
+    return path
+
+
+def imported() -> None:
+    """Import what every fork needs, as forks tell that run: here no thread may start, for forks have none."""
+    with TemporaryDirectory(prefix="faults-") as scratch:
+        data = write_collection(Path(scratch) / "data", documents=20, queries=2, seed=1)
+        for command in COMMANDS:
+            folder = new(Path(scratch), command)
+            child = start(Base(Path(scratch), data, {}).words(command), folder, tell_modules=True)
+            child.wait()
+            names = (folder / "modules").read_text("utf-8").split()
+            for name in names:
+                if name not in sys.modules:
+                    with suppress(Exception):
+                        importlib.import_module(name)
+
+
+@dataclass
+class Child:
+    """A forked command line."""
+
+    pid: int
+    folder: Path
+    name: str
+    code: int | None = None
+    ended: bool = False
+
+    def poll(self) -> bool:
+        """Say whether it has ended."""
+        if not self.ended:
+            pid, status = os.waitpid(self.pid, os.WNOHANG)
+            if pid:
+                self.ended = True
+                self.code = os.WEXITSTATUS(status) if os.WIFEXITED(status) else None
+        return self.ended
+
+    def kill(self, number: int = signal.SIGKILL) -> None:
+        """Send it a signal unless it has ended."""
+        if not self.poll():
+            os.kill(self.pid, number)
+
+    def wait(self, longest_s: float = LONGEST_S) -> Done:
+        """Wait for its end; one that does not end is killed, and its code is 124."""
+        until = time.monotonic() + longest_s
+        while not self.poll():
+            if time.monotonic() > until:
+                os.kill(self.pid, signal.SIGKILL)
+                os.waitpid(self.pid, 0)
+                self.ended, self.code = True, 124
+                break
+            time.sleep(POLL_S)
+        out, err = (self.folder / f"{self.name}.{kind}" for kind in ("out", "err"))
+        return Done(self.code, *(path.read_text("utf-8", errors="replace") for path in (out, err)))
+
+
+def start(
+    words: Sequence[str],
+    folder: Path,
+    *,
+    before: Callable[[], None] | None = None,
+    name: str = "said",
+    tell_modules: bool = False,
+) -> Child:
+    """Fork a command line that runs in a folder; `before` is called in the fork first."""
+    logs = folder.parent / f"{folder.name}.logs"
+    logs.mkdir(exist_ok=True)
+    pid = os.fork()
+    if pid:
+        return Child(pid, logs, name)
+    code = 70
+    try:
+        os.chdir(folder)
+        for number, kind in ((1, "out"), (2, "err")):
+            target = os.open(logs / f"{name}.{kind}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+            os.dup2(target, number)
+        if before is not None:
+            before()
+        sys.argv = ["evalkit", *words]
+        from evalkit.cli import main
+
+        main()
+        code = 0
+    except SystemExit as error:
+        code = error.code if isinstance(error.code, int) else int(error.code is not None)
+    except BaseException:  # noqa: BLE001 (a traceback is what the parent looks for)
+        import traceback
+
+        traceback.print_exc()
+        code = 1
+    finally:
+        if tell_modules:
+            (folder / "modules").write_text("\n".join(sys.modules), "utf-8")
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def forked(words: Sequence[str], folder: Path, *, before: Callable[[], None] | None = None) -> Done:
+    """Run a forked command line to its end."""
+    return start(words, folder, before=before).wait()
+
+
+def each(trials: Trials, choices: Sequence[tuple[object, ...]], rounds: int = 1) -> Iterator[tuple[object, ...]]:
+    """Yield choices, all of them `rounds` times, until the time is over; say how many were left out."""
+    todo = [choice for _ in range(rounds) for choice in choices]
+    for place, choice in enumerate(todo):
+        if not trials.more():
+            trials.note = f"{len(todo) - place} of {len(todo)} trials left out: the time was over"
+            return
+        yield choice

@@ -1,7 +1,8 @@
 """evalkit re-measures a retrieval model card, cell by cell, and says of every cell whether it holds.
 
-From Python: `evalkit.run`, `evalkit.load`, `evalkit.leaderboard`, `evalkit.compare` (see `evalkit.api`), `evalkit.mteb`.
-They are imported when they are first asked for, by name: `import evalkit` stays instant, and imports stay one-way.
+From Python: `evalkit.run`, `evalkit.load`, `evalkit.leaderboard`, `evalkit.compare` (see `evalkit.api`), and
+`evalkit.mteb`. They are imported when they are first asked for, by name: `import evalkit` stays instant, and imports
+stay one-way.
 """
 
 from importlib import import_module

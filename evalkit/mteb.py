@@ -1,8 +1,8 @@
 """A configured system as a model of mteb: `mteb.evaluate(evalkit.mteb.encoder("model=demo", "dim=128"), tasks)`.
 
 mteb 2 takes any object that follows one of its protocols. A system with vectors follows `EncoderProtocol`: `encode`
-gives each text's vectors as evalkit stores them, `similarity` is exact MaxSim. BM25 follows `SearchProtocol`. mteb reads
-the data, searches and scores; on the same texts its NDCG@10 is evalkit's. mteb itself is the extra `evalkit[mteb]`.
+gives each text's vectors as evalkit stores them, `similarity` is exact MaxSim. BM25 follows `SearchProtocol`. mteb
+reads the data, searches and scores; on the same texts its NDCG@10 is evalkit's. mteb is the extra `evalkit[mteb]`.
 
 Shapes: Q queries, N documents, T vectors of a text, X vectors of all texts, D dim; H pairs.
 """
@@ -61,7 +61,7 @@ class Encoder:
     def encode(
         self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: Any = None, **_settings: Any
     ) -> list[Tensor] | Tensor:
-        """Return the vectors of mteb's batches of texts, in their order: a list of [T, D], or [N, D] of one vector each.
+        """Return the vectors of mteb's batches of texts in their order: a list of [T, D], or [N, D] of single vectors.
 
         They are those that `evalkit run` searches: encoded under the model's own rules for queries
         (`prompt_type="query"`) or documents (anything else), and rounded to `store.dtype`. mteb joins title and text as

@@ -1,8 +1,8 @@
 """Whether mteb gives evalkit's scores: `python scripts/mteb_parity.py model=demo dim=128 dataset=demo`.
 
-Runs the cell with evalkit, hands the same texts and judgements to mteb as a task of its own, lets `mteb.evaluate` search
-and score with `evalkit.mteb.encoder`, and prints both scores. Fails unless they agree to five digits. Needs
-evalkit[mteb]; nothing is fetched beyond what the run needs. `results_dir=DIR` keeps mteb's result files, too.
+Runs the cell with evalkit, hands the same texts and judgements to mteb as a task of its own, lets `mteb.evaluate`
+search and score with `evalkit.mteb.encoder`, and prints both scores. Fails unless they agree to five digits. Needs
+evalkit[mteb]; nothing is fetched beyond what the run needs. mteb's result files go to `results_dir`/from-mteb.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 import evalkit
 from evalkit import datasets
 from evalkit.config import compose
+from evalkit.config.settings import METRICS
 from evalkit.report import exports
+from evalkit.scoring import mteb_results
 from evalkit.types import Dataset as Collection
-
-METRICS = {"ndcg@10": "ndcg_at_10", "mrr@10": "mrr_at_10", "recall@100": "recall_at_100"}
 
 
 def task(collection: Collection) -> Any:
@@ -30,8 +30,8 @@ def task(collection: Collection) -> Any:
     from mteb.abstasks import AbsTaskRetrieval
     from mteb.abstasks.task_metadata import TaskMetadata
 
-    name, subset = exports.task_of(collection.name)
-    split = exports.SPLITS.get(collection.name.partition("/")[0], collection.split)
+    name, subset = mteb_results.task_of(collection.name)
+    split = mteb_results.split_of(collection.name, collection.split)
     tag = exports.LANGUAGES.get(collection.language, "eng-Latn")
 
     class FromEvalkit(AbsTaskRetrieval):  # type: ignore[misc]
@@ -50,9 +50,7 @@ def task(collection: Collection) -> Any:
         ignore_identical_ids = collection.drop_self
 
         def load_data(self, *_arguments: Any, **_settings: Any) -> None:
-            corpus = [
-                {"id": one.id, "title": one.title, "text": one.text} for one in collection.corpus.documents()
-            ]
+            corpus = [{"id": one.id, "title": one.title, "text": one.text} for one in collection.corpus.documents()]
             self.dataset = {
                 subset: {
                     split: {
@@ -93,7 +91,8 @@ def main(words: list[str]) -> int:
     print(f"{cell.run_id}, mteb {one.mteb_version}")
     print(f"evalkit run {ran - began:.1f} s, mteb.evaluate {done - loaded:.1f} s")
     wrong = 0
-    for metric, theirs in METRICS.items():
+    for metric in METRICS:
+        theirs = mteb_results.metric_of(metric)
         equal = f"{cell.metrics[metric]:.5f}" == f"{entry[theirs]:.5f}"
         wrong += not equal
         print(f"{metric}\t{cell.metrics[metric]:.5f}\t{entry[theirs]:.5f}\t{'equal' if equal else 'DIFFERS'}")

@@ -97,9 +97,7 @@ def test_similarity_is_maxsim_of_vectors_in_every_form_that_mteb_hands_over(tmp_
 
 def test_embeddings_of_another_dim_or_number_are_refused(tmp_path, fake):
     model = evalkit.mteb.encoder("model=demo", "dim=64", f"cache_dir={tmp_path}")
-    with pytest.raises(
-        ConfigError, match=r"evalkit/demo-64: got embeddings of shape \(2, 32\), wanted \(vectors, 64\)"
-    ):
+    with pytest.raises(ConfigError, match=r"demo-64: got embeddings of shape \(2, 32\), wanted \(vectors, 64\)"):
         model.similarity([np.zeros((2, 32), dtype=np.float32)], [np.zeros((2, 32), dtype=np.float32)])
     ones = torch.ones(3, 2, 64)
     with pytest.raises(ConfigError, match="got 2 and 3 texts, wanted as many on both sides"):
@@ -126,9 +124,7 @@ def test_several_dims_and_a_missing_mteb_are_told(tmp_path, monkeypatch):
         evalkit.mteb.encoder("model=demo", "dim=[128,64]")
     monkeypatch.setitem(sys.modules, "mteb", None)
     for words in (("model=demo", "dim=64"), ("model=bm25",)):
-        with pytest.raises(
-            ConfigError, match=r"mteb cannot be imported \(.*\), wanted version 2: pip install 'evalkit"
-        ):
+        with pytest.raises(ConfigError, match=r"mteb cannot be imported \(.*\), wanted version 2: pip install"):
             evalkit.mteb.encoder(*words, f"cache_dir={tmp_path}")
 
 

@@ -22,7 +22,7 @@ from evalkit.config.compose import compose
 from evalkit.config.settings import configs_dir
 from evalkit.errors import EvalkitError, ScoreError
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.report import build, sheets
+from evalkit.report import build, exports, sheets
 from evalkit.report.card import card_tables, judge, leaderboard, verdict_on
 from evalkit.report.page import SYMBOLS
 from evalkit.run.identity import vector_facts

@@ -253,14 +253,10 @@ def _line(cells: Sequence[str]) -> str:
 
 def latex(sheet: Sheet) -> str:
     """Return a sheet as a LaTeX table that wants the booktabs package."""
-    lines = [r"\begin{table}", rf"\caption{{{_tex(sheet.title)}. {_tex(' '.join(sheet.notes))}}}"]
-    lines += [rf"\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}", r"\toprule"]
-    lines += [_tex_line(sheet.header), r"\midrule", *(_tex_line(row) for row in sheet.rows), r"\bottomrule"]
-    return "\n".join([*lines, r"\end{tabular}", r"\end{table}"]) + "\n"
-
-
-def _tex_line(cells: Sequence[str]) -> str:
-    return " & ".join(map(_tex, cells)) + r" \\"
+    frame = frames.texts([_tex(name) for name in sheet.header], [[_tex(cell) for cell in row] for row in sheet.rows])
+    caption = f"{_tex(sheet.title)}. {_tex(' '.join(sheet.notes))}"
+    columns = f"l{'r' * (len(sheet.header) - 1)}"
+    return str(frame.to_latex(index=False, escape=False, caption=caption, column_format=columns))
 
 
 def _tex(text: str) -> str:

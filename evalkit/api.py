@@ -1,7 +1,8 @@
 """evalkit from Python: the verbs of the command line as functions, their tables as pandas frames.
 
-Every function takes the words that its verb takes, and `results_dir` where the verb reads finished runs. Results are
-the files that the command line writes, so both see the same runs, and a finished cell is never run again.
+Every function takes the words that its verb takes, and `results_dir` where the verb reads finished runs: by default
+evalkit-results, or EVALKIT_RESULTS. Results are the files that the command line writes, so both see the same runs, and
+a finished cell is never run again.
 
     run(*words)           finished cells (`evalkit run`); several values per word are a sweep
     load(run)             one of them, by its id or the beginning of it: its cell, ranking, per_query and qrels
@@ -68,7 +69,14 @@ class Loaded:
     """A row per judgement: query, document, grade; of a dataset too large to be copied, read from where it is."""
 
 
-def load(run: str, *, results_dir: str | Path = "results", dataset_path: str | Path | None = None) -> Loaded:
+def _folder(results_dir: str | Path | None) -> Path:
+    """Return the results folder that is named, else the one that `run` writes to."""
+    from evalkit.storage.paths import default_results_dir
+
+    return default_results_dir() if results_dir is None else Path(results_dir)
+
+
+def load(run: str, *, results_dir: str | Path | None = None, dataset_path: str | Path | None = None) -> Loaded:
     """Return the finished run of this id, or of this beginning of one, or of a system where that is clear.
 
     `dataset_path` is where its dataset is now, if the judgements lie there and it moved. Raises EvalkitError when there
@@ -78,7 +86,7 @@ def load(run: str, *, results_dir: str | Path = "results", dataset_path: str | P
     from evalkit.report import frames
     from evalkit.storage import paths, results
 
-    folder = Path(results_dir)
+    folder = _folder(results_dir)
     cell = compare.one(results.readable(folder)[0], run)
     material = replay.load(folder, cell, dataset_path=None if dataset_path is None else Path(dataset_path))
     results.require_unedited(folder, cell, results.PER_QUERY)
@@ -91,7 +99,7 @@ def load(run: str, *, results_dir: str | Path = "results", dataset_path: str | P
     )
 
 
-def leaderboard(*, results_dir: str | Path = "results") -> pd.DataFrame:
+def leaderboard(*, results_dir: str | Path | None = None) -> pd.DataFrame:
     """Return every system, the card's and the measured ones, with its published and measured means, as a report does.
 
     Rows are (system, dim), dim 0 for a system without vectors; columns are (collection, metric, datasets, mean). Raises
@@ -99,10 +107,10 @@ def leaderboard(*, results_dir: str | Path = "results") -> pd.DataFrame:
     """
     from evalkit.report import build, frames
 
-    return frames.leaderboard(build.leaderboard(Path(results_dir)))
+    return frames.leaderboard(build.leaderboard(_folder(results_dir)))
 
 
-def compare(*runs: str, results_dir: str | Path = "results", metric: str | None = None) -> pd.DataFrame:
+def compare(*runs: str, results_dir: str | Path | None = None, metric: str | None = None) -> pd.DataFrame:
     """Return paired differences: each run against the first of its dataset, by `metric` or the dataset's main one.
 
     Runs are named as for `load`, or by a dataset; none means all. p comes from a paired t-test, p_holm is corrected
@@ -112,6 +120,6 @@ def compare(*runs: str, results_dir: str | Path = "results", metric: str | None 
     from evalkit.report import frames
     from evalkit.storage import results
 
-    folder = Path(results_dir)
+    folder = _folder(results_dir)
     chosen = pairs.choose(results.readable(folder)[0], runs)
     return frames.comparisons(pairs.compare(chosen, folder, metric=metric))

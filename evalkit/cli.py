@@ -513,7 +513,7 @@ def report(
     results_dir = results_dir or default_results_dir()
     made = build.build(results_dir)
     found = [*made.problems, *((*made.unwaived, *build.drifted(made, out or results_dir)) if check else ())]
-    if not made.cells:
+    if not made.rows:
         raise ScoreError("; ".join([*found, _nothing(results_dir)]))
     terminal.write(table.markdown(made.rows))
     if not check:
@@ -532,13 +532,20 @@ def score(
     context: typer.Context,
     run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
     overrides: Annotated[
-        list[str],
+        list[str] | None,
         typer.Argument(
             help="which dataset: dataset=NAME, dataset.path=DIR, …; whose run: model=NAME, dim=N", autocompletion=_words
         ),
-    ],
+    ] = None,
+    *,
+    mteb: Annotated[
+        bool, typer.Option("--mteb", help="the file is a result that mteb wrote: MODEL/REVISION/TASK.json")
+    ] = False,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="with --mteb: keep it in the results folder, as a system of evalkit report")
+    ] = False,
 ) -> None:
-    """Score a TREC run file of any system.
+    """Score a TREC run file of any system, or read what mteb measured.
 
     A dataset's judgements are used under the same rules as for our own runs.
 
@@ -548,13 +555,19 @@ def score(
     """
     from evalkit import datasets
     from evalkit.config import compose
-    from evalkit.errors import ScoreError
+    from evalkit.errors import ConfigError, ScoreError
     from evalkit.ranking import drop_self, self_hits
     from evalkit.report import rounding, verdicts
     from evalkit.scoring import metrics
     from evalkit.storage import results, trec
 
-    overrides = _named(context, overrides)
+    overrides = _named(context, overrides or [])
+    if mteb:
+        _read_mteb(run_file, overrides, keep=keep)
+        return
+    if not overrides or keep:
+        msg = "--keep is for --mteb; a run" if keep else "got no dataset, wanted"
+        raise ConfigError(f"{msg} dataset=NAME, dataset.path=DIR, … (evalkit ls datasets)")
     config = compose.compose(overrides)
     dataset = datasets.load(config.dataset, with_corpus=False)
     found = results.read_run(run_file)
@@ -574,11 +587,43 @@ def score(
         _say(f"dropped {dropped} hits whose id is the query's own")
     for name, value in scored.means.items():
         _say(f"{name}\t{rounding.fixed(value, 5)}")
-    named = any(word.startswith("model=") for word in overrides)
-    words = [word.lstrip("+").partition("=")[0] for word in overrides]
-    declared = [word.removeprefix("model.") for word in words if word.startswith("model.")]
+    named, declared = _declared(overrides)
     for line in verdicts.lines(config if named else None, dataset, scored.means, declared=declared, self_hits=own):
         _say(line)
+
+
+def _declared(overrides: Sequence[str]) -> tuple[bool, list[str]]:
+    """Return whether a run's system is named, and which settings of it are declared."""
+    words = [word.lstrip("+").partition("=")[0] for word in overrides]
+    return "model" in words, [word.removeprefix("model.") for word in words if word.startswith("model.")]
+
+
+def _read_mteb(path: Path, overrides: Sequence[str], *, keep: bool) -> None:
+    """Print what mteb measured, with the release that did, and the verdicts where the system is named."""
+    from evalkit.config import compose
+    from evalkit.report import commands, rounding, verdicts
+    from evalkit.scoring import mteb_results
+
+    found = mteb_results.read(path)
+    one = next((word for word in overrides if word.startswith("dataset")), None)
+    asked = compose.compose(overrides)
+    chosen = mteb_results.chosen(
+        found, commands.packaged().wanted(), dataset=None if one is None else mteb_results.wanted(asked.dataset)
+    )
+    cells = [mteb_results.cell(found, dataset) for dataset in chosen]
+    named, declared = _declared(overrides)
+    _say(f"{found.model} at {found.revision}, task {found.task}: measured by {found.version}")
+    for cell in cells:
+        _say(f"{cell.dataset} ({cell.split})")
+        for name, value in cell.metrics.items():
+            _say(f"{name}\t{rounding.fixed(value, 5)}")
+        words = overrides if one is not None else [*overrides, f"dataset={commands.packaged().word(cell.dataset)}"]
+        config = compose.compose(words)
+        for line in verdicts.lines(config if named else None, config.dataset, cell.metrics, declared=declared):
+            _say(line)
+    if keep:
+        for kept in mteb_results.keep(cells, asked.results_dir):
+            _say(f"{kept}: kept; evalkit report tables it as {cells[0].model}")
 
 
 @app.command(

@@ -14,7 +14,7 @@ from pathlib import Path
 PACKAGE = "evalkit"
 ORDER = (
     ("__main__",),
-    ("cli", "api"),
+    ("cli", "api", "mteb"),
     ("report",),
     ("analysis", "operations"),
     ("run",),

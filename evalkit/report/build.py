@@ -11,9 +11,12 @@ import yaml
 from evalkit.analysis import collected, standing
 from evalkit.errors import ScoreError
 from evalkit.report import card, commands, evidence, exports, hits, page, rounding, sheets, table
-from evalkit.scoring import published, reruns
+from evalkit.scoring import mteb_results, published, reruns
 from evalkit.storage import paths, results
 from evalkit.storage.results import CellScores
+
+EXPORTS = ("mteb", "model-index", "eval_results")
+"""Folders of tables/ whose files are deleted when their run is gone."""
 
 
 class Report(NamedTuple):
@@ -40,9 +43,10 @@ def build(results_dir: Path) -> Report:
     judged = card.judge(ours, waivers=waivers, deviations=deviations)
     means = card.judge_means(ours, waivers=waivers)
     tables = card.card_tables(judged)
-    board = card.leaderboard(tables, ours)
+    theirs, unread = mteb_results.kept(results_dir)
+    board = card.leaderboard(tables, (*ours, *theirs))
     everything: tuple[card.Judged | card.JudgedMean, ...] = (*judged, *means)
-    problems = [*found.problems, *odd_reruns]
+    problems = [*found.problems, *odd_reruns, *unread]
     used = {one.waiver for one in everything if one.waiver is not None}
     problems += [
         f"{results_dir / 'waivers.yaml'}: the waiver of {waiver.system} on {waiver.dataset} ({waiver.metric}) "
@@ -50,25 +54,29 @@ def build(results_dir: Path) -> Report:
         for waiver in waivers
         if waiver not in used
     ]
-    rows = tuple(table.rows(found.cells, deviations=deviations))
+    rows = tuple(table.rows((*found.cells, *theirs), deviations=deviations))
     runs = "# Measured runs\n\n" + table.markdown(rows)
     files: dict[str, str] = {
         "tables/runs.md": runs,
         "tables/runs.csv": sheets.csv_text(
-            ("run_id", "system", "dim", "dataset", "split", "queries", "metric", "value"), sheets.run_rows(found.cells)
+            ("run_id", "system", "dim", "dataset", "split", "queries", "metric", "value"),
+            sheets.run_rows((*found.cells, *theirs)),
         ),
         "tables/cells.csv": sheets.csv_text(sheets.LONG_COLUMNS, sheets.long_rows(judged)),
     }
-    for sheet in (*map(sheets.card_sheet, tables), *_others(board, means, ours, deviations)):
+    for sheet in (*map(sheets.card_sheet, tables), *_others(board, means, ours, deviations, theirs)):
         files[f"tables/{sheet.name}.md"] = sheets.markdown(sheet)
         files[f"tables/{sheet.name}.csv"] = sheets.csv_sheet(sheet)
         files[f"tables/{sheet.name}.tex"] = sheets.latex(sheet)
     exported = standing.exportable(found.cells)
     files |= {f"tables/mteb/{name}": text for name, text in exports.mteb_files(exported).items()}
     files |= {f"tables/model-index/{name}": text for name, text in exports.model_index(exported).items()}
+    hubs = {str(one.get("name")): one.get("hub") for one in configs.datasets.values()}
+    files |= {f"tables/eval_results/{name}": text for name, text in exports.eval_results(exported, hubs).items()}
     files["site/index.html"] = page.render(
         page.Material(
             cells=found.cells,
+            theirs=theirs,
             judged=judged,
             tables=tables,
             leaderboard=board,
@@ -105,7 +113,7 @@ def leaderboard(results_dir: Path) -> card.Leaderboard:
     ours = standing.representative(_with_queries(results_dir, found)[0].cells)
     deviations, _ = reruns.measure(ours, results_dir)
     judged = card.judge(ours, waivers=card.read_waivers(results_dir), deviations=deviations)
-    return card.leaderboard(card.card_tables(judged), ours)
+    return card.leaderboard(card.card_tables(judged), (*ours, *mteb_results.kept(results_dir)[0]))
 
 
 def _others(
@@ -113,8 +121,9 @@ def _others(
     means: Sequence[card.JudgedMean],
     cells: Sequence[CellScores],
     deviations: Sequence[reruns.Deviation],
+    theirs: Sequence[CellScores],
 ) -> tuple[sheets.Sheet, ...]:
-    boards = sheets.leaderboard_sheet(board), sheets.means_sheet(means)
+    boards = sheets.leaderboard_sheet(board, theirs), sheets.means_sheet(means)
     return *boards, sheets.dims_sheet(cells), sheets.reruns_sheet(deviations)
 
 
@@ -142,7 +151,7 @@ def drifted(report: Report, out: Path) -> tuple[str, ...]:
 
 def _stale(report: Report, out: Path) -> list[str]:
     """Return the exports below an output folder that belong to no run any more; other files are left alone."""
-    exported = [path for name in ("mteb", "model-index") for path in sorted((out / "tables" / name).rglob("*.*"))]
+    exported = [path for name in EXPORTS for path in sorted((out / "tables" / name).rglob("*.*"))]
     names = [str(path.relative_to(out)) for path in exported if path.is_file()]
     return [name for name in names if name not in report.files]
 

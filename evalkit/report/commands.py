@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import yaml
 
 from evalkit.config.settings import configs_dir, group_files
+from evalkit.scoring.mteb_results import Wanted
 from evalkit.storage.results import CellScores, flat
 
 OWN_FOLDER = "folder"
@@ -31,6 +32,18 @@ class Packaged(NamedTuple):
     def language(self, dataset: str) -> str:
         """Return a dataset's language, or nothing for one that no packaged config names."""
         return next((str(one.get("language")) for one in self.datasets.values() if one.get("name") == dataset), "")
+
+    def word(self, dataset: str) -> str:
+        """Return the word that chooses a dataset by its name."""
+        return _word(self.datasets, dataset)
+
+    def wanted(self) -> list[Wanted]:
+        """Return every dataset with a name of its own, for which a result of mteb's may be."""
+        return [
+            Wanted(*(str(one[name]) for name in Wanted._fields))
+            for one in self.datasets.values()
+            if all(name in one for name in Wanted._fields)
+        ]
 
 
 def packaged() -> Packaged:

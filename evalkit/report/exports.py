@@ -1,4 +1,4 @@
-"""Measured scores in other projects' forms: MTEB's result JSON and the Hugging Face `model-index` block."""
+"""Measured scores in other projects' forms: MTEB's result JSON, Hugging Face's `model-index` and `.eval_results`."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from evalkit.scoring.mteb_results import TASKS, metric_of, split_of, task_of
 from evalkit.scoring.published import rounded
 from evalkit.storage import keys
 from evalkit.storage.results import CellScores
@@ -16,28 +17,10 @@ PLAIN = re.compile(r"[A-Za-z](?:[\w@./-]|:(?=\w)| (?=\w))*", re.ASCII)
 RESERVED = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 MTEB_VERSION = "2.0.0"
 """The release whose result schema is followed; its reader wants to be told."""
-TASKS = {
-    "beir/nfcorpus": "NFCorpus",
-    "beir/fiqa": "FiQA2018",
-    "beir/trec-covid": "TRECCOVID",
-    "beir/arguana": "ArguAna",
-    "beir/quora": "QuoraRetrieval",
-    "beir/scidocs": "SCIDOCS",
-    "beir/scifact": "SciFact",
-    "beir/webis-touche2020": "Touche2020",
-    "beir/dbpedia-entity": "DBPedia",
-    "beir/fever": "FEVER",
-    "beir/climate-fever": "ClimateFEVER",
-    "beir/hotpotqa": "HotpotQA",
-    "beir/nq": "NQ",
-    "msmarco/dev-small": "MSMARCO",
-}
+BENCHMARKS = "mteb/"
+"""Whose repositories on the Hub are registered as benchmarks, each with the tasks of its eval.yaml."""
 MAIN = "ndcg@10"
 """The main score of every one of these tasks, MS MARCO among them, whose main metric on the card is MRR@10."""
-SPLITS = {"xquad": "validation"}
-"""What MTEB calls the split of a family, where not as the dataset does."""
-FAMILIES = {"miracl": "MIRACLRetrieval", "xquad": "XQuADRetrieval", "mmarco": "mMARCO"}
-"""Tasks with one subset per language; mMARCO is none of MTEB's own."""
 LANGUAGES = {
     "ar": "ara-Arab",
     "bn": "ben-Beng",
@@ -67,31 +50,10 @@ TAGS = {"xquad/ar": "arb-Arab"}
 """Where a task of MTEB's has another tag for a language."""
 
 
-def task_of(dataset: str) -> tuple[str, str]:
-    """Return MTEB's task and subset of a dataset; an unknown dataset keeps its name.
-
-    >>> task_of("miracl/sw"), task_of("beir/fiqa"), task_of("demo")
-    (('MIRACLRetrieval', 'sw'), ('FiQA2018', 'default'), ('demo', 'default'))
-    """
-    if dataset in TASKS:
-        return TASKS[dataset], "default"
-    family, _, language = dataset.partition("/")
-    return (FAMILIES[family], language) if family in FAMILIES and language else (dataset.replace("/", "-"), "default")
-
-
 def main_metric_of(cell: CellScores) -> str:
     """Return the metric that MTEB's reader takes `main_score` for; of a task that is none of its own, the dataset's."""
     own = cell.dataset in TASKS or cell.dataset.partition("/")[0] in ("miracl", "xquad")
     return MAIN if own and MAIN in cell.metrics else cell.main_metric
-
-
-def mteb_name(metric: str) -> str:
-    """Return a metric as MTEB spells it.
-
-    >>> mteb_name("ndcg@10")
-    'ndcg_at_10'
-    """
-    return metric.replace("@", "_at_")
 
 
 def mteb_files(cells: Sequence[CellScores]) -> dict[str, str]:
@@ -103,8 +65,7 @@ def mteb_files(cells: Sequence[CellScores]) -> dict[str, str]:
     for (model, version, task), members in sorted(grouped.items()):
         scores: dict[str, list[dict[str, Any]]] = {}
         for cell in members:
-            split = SPLITS.get(cell.dataset.partition("/")[0], cell.split)
-            scores.setdefault(split, []).append(_entry(cell))
+            scores.setdefault(split_of(cell.dataset, cell.split), []).append(_entry(cell))
         result = {
             "dataset_revision": "+".join(dict.fromkeys(_corpus(cell) for cell in members)),
             "task_name": task,
@@ -121,7 +82,7 @@ def mteb_files(cells: Sequence[CellScores]) -> dict[str, str]:
 
 def _entry(cell: CellScores) -> dict[str, Any]:
     _, subset = task_of(cell.dataset)
-    metrics = {mteb_name(metric): rounded(value, 5) for metric, value in sorted(cell.metrics.items())}
+    metrics = {metric_of(metric): rounded(value, 5) for metric, value in sorted(cell.metrics.items())}
     main = rounded(cell.metrics[main_metric_of(cell)], 5)
     languages = [TAGS.get(cell.dataset) or LANGUAGES.get(cell.language, cell.language)]
     return {**metrics, "main_score": main, "hf_subset": subset, "languages": languages}
@@ -157,6 +118,50 @@ def model_index(cells: Sequence[CellScores]) -> dict[str, str]:
         block = {"model-index": [{"name": name, "results": [_result(cell) for cell in members]}]}
         files[f"{name}.yaml"] = "\n".join(_block(block, "")) + "\n"
     return files
+
+
+def benchmark_of(dataset: str, hub: Mapping[str, Any] | None) -> str | None:
+    """Return the repository of the Hub that is a dataset's benchmark, None where MTEB has none; `hub` is its config's.
+
+    >>> benchmark_of("beir/fiqa", {"repo": "mteb/fiqa"}), benchmark_of("demo", None)
+    ('mteb/fiqa', None)
+    """
+    if dataset.startswith("nanobeir/") and dataset in TASKS:  # our copies are others' repositories
+        return f"{BENCHMARKS}{TASKS[dataset]}"
+    repo = str((hub or {}).get("repo", ""))
+    return repo if repo.startswith(BENCHMARKS) else None
+
+
+def eval_results(cells: Sequence[CellScores], hubs: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:
+    """Return Hugging Face's evaluation results by path, `MODEL/TASK.yaml`, for a model repository's `.eval_results/`.
+
+    Only systems with weights have one, and only datasets that are a benchmark of the Hub, whose `eval.yaml` names the
+    task: MTEB's, with its task ids and its scale from 0 to 100. `hubs` has the Hub copy of each dataset, by its config.
+    The revision stands there where the run read that very copy.
+    """
+    from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
+
+    grouped: dict[tuple[str, str], list[EvalResultEntry]] = {}
+    for cell in cells:
+        hub = hubs.get(cell.dataset)
+        if cell.dim is None or (benchmark := benchmark_of(cell.dataset, hub)) is None:
+            continue
+        task, subset = task_of(cell.dataset)
+        pinned, metric = str((hub or {}).get("revision")), main_metric_of(cell)
+        source = str(cell.environment.get("dataset_source", ""))
+        entry = EvalResultEntry(
+            dataset_id=benchmark,
+            task_id=f"{task}_{subset}_{split_of(cell.dataset, cell.split)}",
+            value=rounded(100 * cell.metrics[metric], 3),
+            dataset_revision=pinned if benchmark in source and pinned in source else None,
+            date=str(cell.environment["finished"])[:10] if "finished" in cell.environment else None,
+            notes=f"{metric} by evalkit {cell.environment.get('evalkit')}, dim {cell.dim}, corpus {_corpus(cell)}",
+        )
+        grouped.setdefault((model_name(cell), task), []).append(entry)
+    return {
+        f"{model}/{task}.yaml": "\n".join(_block(eval_result_entries_to_yaml(entries), "")) + "\n"
+        for (model, task), entries in sorted(grouped.items())
+    }
 
 
 def _block(value: Any, indent: str) -> Iterator[str]:
@@ -197,7 +202,7 @@ def _result(cell: CellScores) -> dict[str, Any]:
     task, subset = task_of(cell.dataset)
     dataset = {"type": cell.dataset, "name": task, "config": subset, "split": cell.split, "revision": _corpus(cell)}
     metrics = [
-        {"type": mteb_name(metric), "value": rounded(value, 5), "name": metric}
+        {"type": metric_of(metric), "value": rounded(value, 5), "name": metric}
         for metric, value in sorted(cell.metrics.items(), key=lambda item: (item[0] != cell.main_metric, item[0]))
     ]
     return {"task": {"type": "retrieval", "name": "Retrieval"}, "dataset": dataset, "metrics": metrics}

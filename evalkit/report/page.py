@@ -19,6 +19,7 @@ from evalkit.report import boards, commands, hits, pareto, plot, rounding, sheet
 from evalkit.report.audit import audit_lines
 from evalkit.report.card import CardTable, Judged, Leaderboard
 from evalkit.report.commands import Packaged
+from evalkit.scoring.mteb_results import MEASURED_BY
 from evalkit.scoring.published import CARD, AverageAudit
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage.results import CellScores, QueryTable
@@ -86,6 +87,8 @@ class Material(NamedTuple):
     configs: Packaged = Packaged({}, {}, {})
     details: Mapping[str, Detail] = {}
     """Run id → what only its files say."""
+    theirs: Sequence[CellScores] = ()
+    """What mteb measured: means without a ranking."""
 
 
 def render(material: Material) -> str:
@@ -115,7 +118,8 @@ def render(material: Material) -> str:
         tally=boards.tally,
         unfounded=sum(not found.holds for found in material.audit),
         board=_leaderboard(material, answer),
-        own_boards=boards.own_boards(ours, material.judged),
+        own_boards=boards.own_boards((*ours, *material.theirs), material.judged),
+        measured_by=MEASURED_BY,
         mean_verdict=boards.mean_verdict,
         heats=boards.heats(material.tables, ours),
         shade=shade,
@@ -211,7 +215,7 @@ def _leaderboard(material: Material, answer: boards.Answer) -> dict[str, Any]:
 def _filters(material: Material) -> dict[str, list[str]]:
     """Return what the page can be filtered by: every value that occurs, groups of them first."""
     keys = {(one.score.system, one.score.dim, one.score.dataset) for one in material.judged}
-    keys |= {(cell.model, cell.dim, cell.dataset) for cell in material.cells}
+    keys |= {(cell.model, cell.dim, cell.dataset) for cell in (*material.cells, *material.theirs)}
     labels: dict[str, set[int | None]] = {}
     for system, dim, _ in keys:
         labels.setdefault(system, set()).add(dim)
@@ -238,7 +242,7 @@ def _languages(material: Material) -> dict[str, str]:
     """Return each dataset's language: as its runs say, else as its config does, else nothing."""
     known = {str(one.get("name")): str(one.get("language", "")) for one in material.configs.datasets.values()}
     found = {one.score.dataset: known.get(one.score.dataset, "") for one in material.judged}
-    return found | {cell.dataset: cell.language for cell in material.cells}
+    return found | {cell.dataset: cell.language for cell in (*material.theirs, *material.cells)}
 
 
 def _frontiers(material: Material, ours: Sequence[CellScores]) -> list[plot.Plot]:

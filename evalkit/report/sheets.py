@@ -12,6 +12,7 @@ from evalkit.report import frames
 from evalkit.report.card import Average, CardTable, Judged, JudgedMean, Leaderboard, System
 from evalkit.report.rounding import ABSENT, fixed, signed
 from evalkit.report.table import markdown_text, said
+from evalkit.scoring.mteb_results import MEASURED_BY
 from evalkit.scoring.published import NEAR, rounded
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage.results import CellScores
@@ -120,8 +121,11 @@ def _why(found: Judged) -> str:
     return "; ".join(filter(None, parts))
 
 
-def leaderboard_sheet(board: Leaderboard) -> Sheet:
-    """Return the leaderboard: a row per system, published and measured mean of each collection."""
+def leaderboard_sheet(board: Leaderboard, theirs: Sequence[CellScores] = ()) -> Sheet:
+    """Return the leaderboard: a row per system, published and measured mean of each collection.
+
+    `theirs` are the cells that other software measured: the notes name its release for each.
+    """
     header = ["system"]
     notes: list[str] = []
     long_names = {}
@@ -144,6 +148,7 @@ def leaderboard_sheet(board: Leaderboard) -> Sheet:
             row += [fixed(standing.published, CARD_DIGITS), measured]
         rows.append(tuple(row))
     notes.append("A measured mean stands only where every one of its datasets was measured under the protocol.")
+    notes += [f"{one.model} on {one.dataset}: measured by {one.environment[MEASURED_BY]}." for one in theirs]
     return Sheet("leaderboard", "Leaderboard", tuple(header), tuple(rows), tuple(notes), long_names)
 
 
@@ -248,14 +253,10 @@ def _line(cells: Sequence[str]) -> str:
 
 def latex(sheet: Sheet) -> str:
     """Return a sheet as a LaTeX table that wants the booktabs package."""
-    lines = [r"\begin{table}", rf"\caption{{{_tex(sheet.title)}. {_tex(' '.join(sheet.notes))}}}"]
-    lines += [rf"\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}", r"\toprule"]
-    lines += [_tex_line(sheet.header), r"\midrule", *(_tex_line(row) for row in sheet.rows), r"\bottomrule"]
-    return "\n".join([*lines, r"\end{tabular}", r"\end{table}"]) + "\n"
-
-
-def _tex_line(cells: Sequence[str]) -> str:
-    return " & ".join(map(_tex, cells)) + r" \\"
+    frame = frames.texts([_tex(name) for name in sheet.header], [[_tex(cell) for cell in row] for row in sheet.rows])
+    caption = f"{_tex(sheet.title)}. {_tex(' '.join(sheet.notes))}"
+    columns = f"l{'r' * (len(sheet.header) - 1)}"
+    return str(frame.to_latex(index=False, escape=False, caption=caption, column_format=columns))
 
 
 def _tex(text: str) -> str:

@@ -14,6 +14,7 @@ from evalkit.report.grid import Column, Grid, Line
 from evalkit.report.rounding import ABSENT, fixed, signed
 from evalkit.report.rounding import dim as dim_of
 from evalkit.scoring import published
+from evalkit.scoring.mteb_results import MEASURED_BY
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage.results import CellScores, distinctions
 from evalkit.texts import printable
@@ -147,7 +148,8 @@ def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
     for row in table_rows:
         cell = row.cell
         groups = [cell.groups.get(name, {}).get("ndcg@10") for name in names]
-        line = [cell.model + told_apart[cell.run_id], dim_of(cell.dim), cell.dataset]
+        measured_by = f" ({cell.environment[MEASURED_BY]})" if MEASURED_BY in cell.environment else ""
+        line = [cell.model + measured_by + told_apart[cell.run_id], dim_of(cell.dim), cell.dataset]
         line += [fixed(cell.metrics.get(name), 5) for name in _metrics(table_rows)]
         line += [fixed(value, 5) for value in groups]
         if row.published is None or row.verdict is None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from evalkit.config.settings import EncoderConfig, RunConfig
+from evalkit.config.settings import DatasetConfig, EncoderConfig, RunConfig
 from evalkit.models import weights
 from evalkit.report.rounding import fixed, signed
 from evalkit.report.table import said
@@ -21,7 +21,7 @@ A run file is scored as a search of the system that it is said to be of, so that
 
 def lines(
     config: RunConfig | None,
-    dataset: Dataset,
+    dataset: Dataset | DatasetConfig,
     means: Mapping[str, float],
     *,
     declared: Collection[str] = (),
@@ -49,10 +49,9 @@ def lines(
                 differs = (*_other_system(config, dim), *settings_differ)
                 verdict = published.verdict(value, score, declared_loss=score.index_loss, differs=differs)
                 system = name if dim is None else f"{name} at dim {dim}"
-                said_of.append(
-                    f"{metric}\t{said(verdict)} ({score.source} {fixed(score.value, score.digits)} for {system}, "
-                    f"Δ {signed(value - score.value, 4)})"
-                )
+                printed = f"{score.version or score.source} {fixed(score.value, score.digits)}"
+                delta = signed(value - score.value, 4)
+                said_of.append(f"{metric}\t{said(verdict)} ({printed} for {system}, Δ {delta})")
     return said_of or [f"nothing is published for {name} on {dataset.name}"]
 
 

@@ -26,23 +26,25 @@ class UnreadableError(ValueError):
     """A file's content cannot be used; the text is the reason alone, without the file's name."""
 
 
-def json_value(data: str | bytes) -> Any:
+def json_value(data: str | bytes, *, constants: bool = False) -> Any:
     """Return what a JSON text says. Raises UnreadableError for NaN, half surrogate pairs and deep nesting too.
+
+    `constants` takes NaN and infinities, which Python writes and JSON has not, for null.
 
     >>> json_value('{"a": [1, null]}')
     {'a': [1, None]}
     """
     try:
         text = data if isinstance(data, str) else data.decode()
-        value = json.loads(text, parse_constant=_refuse_constant)
+        value = json.loads(text, parse_constant=_no_value if constants else _refuse_constant)
     except (ValueError, RecursionError) as error:
         raise _unreadable(error) from error
     return _checked(value)
 
 
-def json_object(data: str | bytes) -> dict[str, Any]:
+def json_object(data: str | bytes, *, constants: bool = False) -> dict[str, Any]:
     """Return the object that a JSON text is. Raises UnreadableError for anything else."""
-    value = json_value(data)
+    value = json_value(data, constants=constants)
     if not isinstance(value, dict):
         msg = f"got {_name(value)}, wanted a JSON object"
         raise UnreadableError(msg)
@@ -54,9 +56,9 @@ def read_json(path: Path) -> Any:
     return json_value(_bytes(path))
 
 
-def read_json_object(path: Path) -> dict[str, Any]:
+def read_json_object(path: Path, *, constants: bool = False) -> dict[str, Any]:
     """Return the JSON object in a file. Raises UnreadableError, also where the file cannot be read."""
-    return json_object(_bytes(path))
+    return json_object(_bytes(path), constants=constants)
 
 
 def yaml_value(data: str | bytes) -> Any:
@@ -98,6 +100,10 @@ def _bytes(path: Path) -> bytes:
 def _unreadable(error: Exception) -> UnreadableError:
     reason = "brackets nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
     return UnreadableError(reason[:REASON_CHARACTERS])
+
+
+def _no_value(_constant: str) -> None:
+    return None
 
 
 def _refuse_constant(constant: str) -> NoReturn:

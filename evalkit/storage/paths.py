@@ -69,6 +69,19 @@ def run_dir(results_dir: Path, run_id: str) -> Path:
     return results_dir / "runs" / run_id
 
 
+MTEB = "mteb"
+"""Where a results folder keeps what was read from results of mteb's."""
+
+
+def mteb_file(results_dir: Path, model: str, revision: str, dataset: str) -> Path:
+    """Name the record of a mean that mteb measured, laid out as mteb's own results.
+
+    >>> mteb_file(Path("r"), "org/name", "abc", "beir/fiqa").as_posix()
+    'r/mteb/org__name/abc/beir-fiqa.json'
+    """
+    return results_dir / MTEB / model.replace("/", "__") / revision / f"{dataset.replace('/', '-')}.json"
+
+
 def below(folder: Path, name: str) -> Path:
     """Return the path of a file below a folder. Raises StoreError for a name that leads elsewhere."""
     parts = PurePosixPath(name).parts

@@ -13,8 +13,10 @@ from report_material import cell, late, put
 
 import evalkit
 from evalkit import api
+from evalkit.config.compose import compose
 from evalkit.errors import ConfigError, EvalkitError, ScoreError
 from evalkit.report import frames, sheets
+from evalkit.storage.paths import default_results_dir
 from evalkit.types import Hit
 
 
@@ -28,6 +30,14 @@ def folder(tmp_path: Path) -> Path:
     )
     put(tmp_path, late(dim=64, value=0.25), per_query={"q1": 0.5, "q2": 0.0})
     return tmp_path
+
+
+def test_finished_runs_are_looked_for_where_runs_are_written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EVALKIT_RESULTS", str(folder))
+    assert evalkit.load("jina-colbert-v2-64").cell.metrics["ndcg@10"] == 0.25
+    assert [row["other"] for row in evalkit.compare().to_dict("records")] == ["jina-colbert-v2-64"]
+    assert evalkit.leaderboard().shape == evalkit.leaderboard(results_dir=folder).shape
+    assert default_results_dir() == compose([]).results_dir
 
 
 def test_the_function_and_the_package_of_that_name_are_one() -> None:

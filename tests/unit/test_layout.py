@@ -32,6 +32,7 @@ def test_heavy_libraries_are_imported_in_one_place():
         "transformers": {"models"},
         "ranx": {"scoring"},
         "ray": {"engines"},
+        "mteb": {"mteb"},
         "triton": {"kernels", "maxsim"},
         "numba": {"kernels"},
         "llvmlite": {"kernels"},

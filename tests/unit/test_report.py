@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from huggingface_hub import ModelCard, ModelCardData
+from huggingface_hub import ModelCard, ModelCardData, parse_eval_result_entries
 from huggingface_hub.repocard_data import model_index_to_eval_results
 from report_material import cell, late, put
 from typer.testing import CliRunner
@@ -22,7 +22,7 @@ from evalkit.config.compose import compose
 from evalkit.config.settings import configs_dir
 from evalkit.errors import EvalkitError, ScoreError
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.report import build, sheets
+from evalkit.report import build, exports, sheets
 from evalkit.report.card import card_tables, judge, leaderboard, verdict_on
 from evalkit.report.page import SYMBOLS
 from evalkit.run.identity import vector_facts
@@ -552,6 +552,30 @@ def test_the_model_index_is_one_that_hugging_face_reads(folder):
     ]
     data = ModelCardData(model_name=name, eval_results=found)
     assert ModelCard(f"---\n{data.to_yaml()}\n---\ntext").data.eval_results == found
+
+
+def test_the_evaluation_results_are_ones_that_hugging_face_reads(folder):
+    files = build.build(folder).files
+    (entry,) = parse_eval_result_entries(yaml.safe_load(files["tables/eval_results/jina-colbert-v2-128/NFCorpus.yaml"]))
+    assert (entry.dataset_id, entry.task_id, entry.value) == ("mteb/nfcorpus", "NFCorpus_default_test", 34.6)
+    assert entry.dataset_revision is None  # the run did not say that it read the Hub's copy
+    assert "ndcg@10 by evalkit 0.1.0, dim 128, corpus xxh3:" in entry.notes
+    assert not [name for name in files if name.startswith("tables/eval_results/bm25")]  # no weights, no repository
+
+
+def test_an_evaluation_result_names_the_revision_and_day_where_they_are_known():
+    hub = {"repo": "mteb/nfcorpus", "revision": "ec0f"}
+    environment = {"evalkit": "9", "finished": "2026-11-28T00:07:05+00:00", "dataset_source": "hub mteb/nfcorpus@ec0f"}
+    cells = [
+        late(environment=environment),
+        late(dataset="nanobeir/fiqa", environment=environment),
+        late(dataset="demo"),
+    ]
+    files = exports.eval_results(cells, {"beir/nfcorpus": hub})
+    assert sorted(files) == ["jina-colbert-v2-128/NFCorpus.yaml", "jina-colbert-v2-128/NanoFiQA2018Retrieval.yaml"]
+    first, second = (parse_eval_result_entries(yaml.safe_load(files[name]))[0] for name in sorted(files))
+    assert (first.dataset_revision, first.date) == ("ec0f", "2026-11-28")
+    assert (second.dataset_id, second.task_id) == ("mteb/NanoFiQA2018Retrieval", "NanoFiQA2018Retrieval_default_train")
 
 
 def test_the_json_has_the_fields_of_mtebs_results(folder):

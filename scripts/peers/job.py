@@ -38,17 +38,17 @@ DOCUMENTS_AT_ONCE = 64
 """Documents whose scores are computed together where the library has no search of its own."""
 OF_THE_FOLDER = 4
 """Queries and documents of the dataset that the sample takes beside its own texts."""
-TEXTS = (
-    "hello world",
-    "What is late interaction, and why does it keep one vector per token?",
-    "Punctuation: (a), [b]; c! d? e. #hash 3.14 it's",
-    "A dot. And another one . Two.. Three...",
-    "ein Überblick über späte Interaktion; 後期相互作用とは何ですか？",
-    "  spaces   around and\twithin  ",
-    "a long text that is cut: " + "statins lower the level of cholesterol, and " * 60,
-)
-
-
+SAMPLED = {
+    "two words": "hello world",
+    "a question": "What is late interaction, and why does it keep one vector per token?",
+    "punctuation": "Punctuation: (a), [b]; c! d? e. #hash 3.14 it's",
+    "dots": "A dot. And another one . Two.. Three...",
+    "other scripts": "ein Überblick über späte Interaktion; 後期相互作用とは何ですか？",
+    "white space": "  spaces   around and\twithin  ",
+    "a long text": "a long text that is cut: " + "statins lower the level of cholesterol, and " * 60,
+}
+"""The sample's own texts, each called by what it can show."""
+TEXTS = tuple(SAMPLED.values())
 Side = Literal["query", "document"]
 
 

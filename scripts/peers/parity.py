@@ -158,19 +158,22 @@ def differences(
     if markers[0] != markers[1]:
         shown = [", ".join(names.get(token, str(token)) for token in of[:SHOWN]) for of in markers]
         yield Difference("marker", side, f"the second id is {shown[1]}, evalkit's {shown[0]}")
-    shorter = sum(len(mine.ids) != len(other.ids) for mine, other in pairs)
+    shorter = [place for place, (mine, other) in enumerate(pairs) if len(mine.ids) != len(other.ids)]
     if shorter and longest[0] == longest[1]:
-        account = f"{shorter} of {len(pairs)} texts have another number of ids"
+        account = f"{len(shorter)} of {len(pairs)} texts ({_called(shorter)}) have another number of ids"
         words = ("model.query.expansion=false",) if side == "query" and _unexpanded(pairs) else ()
         yield Difference("expansion" if words else "token ids", side, account, words)
     changed = [
-        (mine, other) for mine, other in pairs if len(mine.ids) == len(other.ids) and (mine.ids != other.ids).any()
+        place
+        for place, (mine, other) in enumerate(pairs)
+        if len(mine.ids) == len(other.ids) and (mine.ids != other.ids).any()
     ]
     if changed and markers[0] == markers[1]:
-        mine, other = changed[0]
+        mine, other = pairs[changed[0]]
         place = int(np.flatnonzero(mine.ids != other.ids)[0])
         got, wanted = (names.get(int(text.ids[place]), int(text.ids[place])) for text in (other, mine))
-        account = f"{len(changed)} of {len(pairs)} texts, the first at place {place}: {got}, evalkit {wanted}"
+        account = f"{len(changed)} of {len(pairs)} texts ({_called(changed)}), the first at place {place}: {got}"
+        account = f"{account}, evalkit {wanted}"
         yield Difference("token ids", side, account)
     same = [(mine, other) for mine, other in pairs if np.array_equal(mine.ids, other.ids)]
     unattended = [(mine, other) for mine, other in same if (mine.attended != other.attended).any()]
@@ -181,6 +184,12 @@ def differences(
         words = (f"model.{side}.attend_to_expansion={str(more).lower()}",)
         yield Difference("attention", side, f"{account}, evalkit {'does not' if more else 'does'}", words)
     yield from _skiplist(side, same, names)
+
+
+def _called(places: Sequence[int]) -> str:
+    """Return what texts of the sample are called."""
+    names = list(job.SAMPLED)
+    return ", ".join(dict.fromkeys(names[place] if place < len(names) else "of the dataset" for place in places))
 
 
 def _unexpanded(pairs: Sequence[tuple[Text, Text]]) -> bool:

@@ -241,7 +241,7 @@ NAMES = {1: "[CLS]", 2: "[SEP]", 5: ".", 6: "▁", 8: "[Q]", 9: "[MASK]"}
     [
         ([1, 8, 3, 2], [1, 7, 3, 2], "marker", "the second id is 7, evalkit's [Q]", ()),
         ([1, 8, 3, 2], [1, 8, 3, 3, 2], "length", "5 token ids at most, evalkit 4", ("model.query.max_tokens=5",)),
-        ([1, 8, 3, 2], [1, 8, 4, 2], "token ids", "1 of 1 texts, the first at place 2: 4, evalkit 3", ()),
+        ([1, 8, 3, 2], [1, 8, 4, 2], "token ids", "1 of 1 texts (two words), the first at place 2: 4, evalkit 3", ()),
     ],
 )
 def test_a_difference_of_token_ids_has_its_name(ours, theirs, name, account, words):

@@ -69,6 +69,16 @@ def arguments() -> argparse.ArgumentParser:
     verb.add_argument("dataset", nargs="+", help="dataset=NAME dataset.path=DATA, as for evalkit run")
     verb.add_argument("--work", type=Path, default=environments.DEFAULT / "effects", help="evalkit's runs and shards")
     verb.set_defaults(do=effects)
+    verb = verbs.add_parser("evalkit", help="measure evalkit itself on the same checkpoint and dataset")
+    verb.add_argument("checkpoint", type=Path)
+    verb.add_argument("dataset", nargs="+", help="dataset=NAME dataset.path=DATA, as for evalkit run")
+    verb.add_argument("--work", type=Path, default=environments.DEFAULT / "effects", help="evalkit's runs and shards")
+    verb.set_defaults(do=own)
+    verb = verbs.add_parser("summary", help="gather what libraries left into one file each and a table")
+    verb.add_argument("out", type=Path, nargs="+", help="what `run`, `parity` and `effects` left")
+    verb.add_argument("--results-dir", type=Path, required=True, help="where evalkit score --system filed their runs")
+    verb.add_argument("--to", type=Path, required=True, help="the folder of the summary")
+    verb.set_defaults(do=summary)
     return parser
 
 
@@ -115,6 +125,20 @@ def effects(chosen: argparse.Namespace) -> None:
 
     for line in measuring.measure(chosen.out, chosen.checkpoint, chosen.dataset, chosen.work.resolve()):
         print(line)
+
+
+def own(chosen: argparse.Namespace) -> None:
+    """Measure evalkit itself."""
+    from peers import effects as measuring
+
+    print(measuring.measure_evalkit(chosen.checkpoint, chosen.dataset, chosen.work.resolve()))
+
+
+def summary(chosen: argparse.Namespace) -> None:
+    """Write the summary of what libraries left and print its table."""
+    from peers import summary as gathering
+
+    print(gathering.gather(chosen.out, chosen.results_dir, chosen.to))
 
 
 if __name__ == "__main__":

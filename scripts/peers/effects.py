@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import json
 import os
+import resource
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ from peers.environments import PeerError
 from peers.job import FACTS
 
 METRIC = "ndcg@10"
+OWN = "evalkit.json"
+"""What evalkit itself took on a checkpoint and a dataset, beside its runs."""
 
 
 def measure(out: Path, checkpoint: Path, words: Sequence[str], work: Path) -> list[str]:
@@ -53,9 +58,40 @@ def score(checkpoint: Path, words: Sequence[str], changed: Sequence[str], work: 
     from evalkit.config.settings import CONFIGS
     from evalkit.operations import own
 
-    places = (f"results_dir={work / 'results'}", f"cache_dir={work / 'cache'}")
     allowed = ("model.verify=false",) if changed else ()
     named, configs = own.with_given([f"model={checkpoint.resolve()}", *words], say=lambda _line: None)
     os.environ[CONFIGS] = str(configs)
-    (cell,) = evalkit.run(*named, *changed, *allowed, *places)
+    (cell,) = evalkit.run(*named, *changed, *allowed, *_places(work))
     return float(cell.metrics[METRIC])
+
+
+def measure_evalkit(checkpoint: Path, words: Sequence[str], work: Path) -> str:
+    """Run evalkit in a process of its own, write WORK/evalkit.json, and return a line. Raises PeerError."""
+    from evalkit.storage import results
+
+    before = {cell.run_id for cell in results.read_all(work / "results")}
+    command = [sys.executable, "-m", "evalkit", "run", f"model={checkpoint.resolve()}", *words, *_places(work)]
+    if subprocess.run(command, check=False).returncode:  # noqa: S603 (our own interpreter)
+        msg = f"evalkit failed on {checkpoint}; its message stands above"
+        raise PeerError(msg)
+    new = [cell for cell in results.read_all(work / "results") if cell.run_id not in before]
+    if len(new) != 1:
+        msg = f"{work}: got {len(new)} new runs, wanted one; give a --work folder without runs of this checkpoint"
+        raise PeerError(msg)
+    (cell,) = new
+    facts = {
+        "system": f"evalkit:{cell.model}",
+        "dim": cell.dim,
+        "dataset": cell.dataset,
+        METRIC: cell.metrics[METRIC],
+        "document_vectors": cell.counts.get("document_vectors"),
+        "seconds": dict(cell.wall_s),
+        "peak_mib": round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024, 1),
+        **{name: cell.environment.get(name) for name in ("threads", "processor", "evalkit", "packages")},
+    }
+    (work / OWN).write_text(json.dumps(facts, indent=2) + "\n", encoding="utf-8")
+    return f"{facts['system']}: {METRIC} {facts[METRIC]:.5f}, {facts['seconds']}, peak {facts['peak_mib']:,.0f} MiB"
+
+
+def _places(work: Path) -> tuple[str, ...]:
+    return f"results_dir={work / 'results'}", f"cache_dir={work / 'cache'}"

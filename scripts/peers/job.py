@@ -298,6 +298,10 @@ def processor() -> str:
 
 
 def quiet() -> None:
-    """Keep libraries offline: they must read the folder that they were given and nothing else."""
-    os.environ.update(HF_HUB_OFFLINE="1", TRANSFORMERS_OFFLINE="1", TOKENIZERS_PARALLELISM="false")
+    """Keep libraries offline, where they read the folder that they were given and nothing else, and on the CPU.
+
+    Some take a GPU wherever there is one, others do not: timings would not be of one machine.
+    """
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+    os.environ.update(offline, CUDA_VISIBLE_DEVICES="")
     sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]

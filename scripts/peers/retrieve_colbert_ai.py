@@ -30,7 +30,7 @@ BATCH = 32
 
 def load(options: argparse.Namespace) -> Checkpoint:
     """Return the checkpoint as the library reads it: lengths and markers from artifact.metadata."""
-    return Checkpoint(str(options.checkpoint), colbert_config=ColBERTConfig(total_visible_gpus=0), verbose=0)
+    return Checkpoint(str(options.checkpoint), colbert_config=ColBERTConfig(), verbose=0)
 
 
 def settings(model: Checkpoint) -> dict[str, Any]:
@@ -63,7 +63,7 @@ def encode(model: Checkpoint, texts: Sequence[str], side: job.Side) -> list[np.n
     """Return the texts' vectors."""
     if side == "query":
         return [vectors.float().numpy() for vectors in model.queryFromText(list(texts), bsize=BATCH, to_cpu=True)]
-    found, *_ = model.docFromText(list(texts), bsize=BATCH, keep_dims=False, to_cpu=True)
+    found, *_ = model.docFromText(list(texts), bsize=BATCH, keep_dims=False)
     return [vectors.float().numpy() for vectors in found]
 
 
@@ -82,7 +82,7 @@ def maxsim(model: Checkpoint, queries: list[np.ndarray], documents: list[np.ndar
 
 def with_index(work: job.Work) -> job.Found:
     """Search through the library's PLAID index, as its README does."""
-    config = ColBERTConfig(root=str(work.out / "index"), total_visible_gpus=0, avoid_fork_if_possible=True)
+    config = ColBERTConfig(root=str(work.out / "index"), avoid_fork_if_possible=True)
     name = work.model.name
     with Run().context(RunConfig(nranks=1, experiment="peer", root=str(work.out / "index"))):
         with job.timed("index", work.seconds):  # encoding is part of it

@@ -30,6 +30,8 @@ import numpy as np
 from peers.worker import peak_mib, read_documents, read_queries, threads, versions
 
 RUN, SAMPLE, FACTS = "run.trec.gz", "sample.npz", "peer.json"
+SCORES = "scores"
+"""The library's own scores of the sample's queries and documents [Q, N], in the sample."""
 STAGE = "stage: "
 """What a line on standard output begins with that says what the library does next."""
 REFUSED = "refused: "
@@ -254,14 +256,15 @@ def write_run(
 
 
 def write_sample(library: Library, model: Any, path: Path, queries: Sequence[str], documents: Sequence[str]) -> None:
-    """Write token ids, masks and vectors of the sample: TEXTS on both sides, and the folder's first texts."""
+    """Write token ids, masks, vectors and scores of the sample: TEXTS on both sides, and the folder's first texts."""
     arrays: dict[str, np.ndarray] = {}
+    vectors: dict[Side, list[np.ndarray]] = {}
     sides: tuple[tuple[Side, Sequence[str]], ...] = (("query", queries), ("document", documents))
     for side, own in sides:
         texts = [*TEXTS, *own]
         tokens = library.tokens(model, texts, side)
-        vectors = library.encode(model, texts, side)
-        for place, (of_text, vector_VD) in enumerate(zip(tokens, vectors, strict=True)):
+        vectors[side] = library.encode(model, texts, side)
+        for place, (of_text, vector_VD) in enumerate(zip(tokens, vectors[side], strict=True)):
             if int(of_text.kept.sum()) != len(vector_VD):
                 msg = f"{side} {place} of the sample: got {len(vector_VD)} vectors of {int(of_text.kept.sum())} tokens"
                 raise RefusedError(f"{msg}; wanted one of each that its mask keeps")
@@ -269,6 +272,8 @@ def write_sample(library: Library, model: Any, path: Path, queries: Sequence[str
             arrays[f"{side}_attended_{place}"] = of_text.attended.astype(bool)
             arrays[f"{side}_kept_{place}"] = of_text.kept.astype(bool)
             arrays[f"{side}_vectors_{place}"] = vector_VD.astype(np.float32)
+    one_dim(vectors["query"], vectors["document"])
+    arrays[SCORES] = np.asarray(library.scores(model, vectors["query"], vectors["document"]), dtype=np.float32)
     np.savez_compressed(path, **arrays)
 
 

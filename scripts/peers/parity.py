@@ -61,6 +61,7 @@ def hold(out: Path, checkpoint: Path, data: Path) -> list[str]:
             raise PeerError(f"{msg}; run the library again")
         found += differences(side, ours[side], theirs[side], names)
         worst[side] = max([0.0, *distances(ours[side], theirs[side])])
+    found += scoring(theirs, read_scores(out / job.SAMPLE))
     lines = [f"{one.name} ({one.side}): {one.account}" for one in found] or ["token ids and masks are equal"]
     lines += [
         f"vectors ({side}) of texts with equal ids and masks: largest difference {value:.1e}"
@@ -109,6 +110,28 @@ def read_sample(path: Path) -> dict[str, list[Text]]:
     return found
 
 
+def read_scores(path: Path) -> np.ndarray:
+    """Return the library's own scores of the sample's queries and documents [Q, N]; empty where it has none."""
+    with np.load(path, allow_pickle=False) as arrays:
+        score_QN: np.ndarray = arrays[job.SCORES] if job.SCORES in arrays.files else np.empty((0, 0))
+        return score_QN
+
+
+def scoring(theirs: Mapping[str, Sequence[Text]], score_QN: np.ndarray) -> Iterator[Difference]:
+    """Yield that the library's scores are not MaxSim of its own vectors, where they are not."""
+    if not score_QN.size:
+        return
+    exact_QN = np.array(
+        [[(one.vectors @ other.vectors.T).max(1).sum() for other in theirs["document"]] for one in theirs["query"]]
+    )
+    apart_QN = score_QN - exact_QN
+    if np.abs(apart_QN).max() > CLOSE * max(1.0, float(np.abs(exact_QN).max())):
+        side = "higher" if apart_QN.min() >= -CLOSE else "lower" if apart_QN.max() <= CLOSE else "off"
+        count = int((np.abs(apart_QN) > CLOSE).sum())
+        account = f"{count} of {apart_QN.size} scores are {side}, by up to {np.abs(apart_QN).max():.3f}"
+        yield Difference("scoring", "pairs", f"{account}, than MaxSim of the library's own vectors")
+
+
 def of_evalkit(checkpoint: Path, data: Path) -> tuple[dict[str, list[Text]], dict[int, str], dict[str, Any]]:
     """Return the sample as evalkit has it under the checkpoint's own account, names of ids, and the settings."""
     import torch
@@ -152,8 +175,13 @@ def differences(
     pairs = list(zip(ours, theirs, strict=True))
     longest = [max(len(text.ids) for text in of) for of in (ours, theirs)]
     if longest[0] != longest[1]:
-        words = (f"model.{side}.max_tokens={longest[1]}",)
-        yield Difference("length", side, f"{longest[1]} token ids at most, evalkit {longest[0]}", words)
+        lengths = [{len(text.ids) for text in of} for of in (ours, theirs)]
+        if len(lengths[0]) == 1 < len(lengths[1]):  # expanded by evalkit to one length, by the library to several
+            account = f"{min(lengths[1])} to {longest[1]} token ids, by the text, evalkit {longest[0]}"
+            yield Difference("length", side, account)
+        else:
+            words = (f"model.{side}.max_tokens={longest[1]}",)
+            yield Difference("length", side, f"{longest[1]} token ids at most, evalkit {longest[0]}", words)
     markers = [sorted({int(text.ids[1]) for text in of if len(text.ids) > 1}) for of in (ours, theirs)]
     if markers[0] != markers[1]:
         shown = [", ".join(names.get(token, str(token)) for token in of[:SHOWN]) for of in markers]

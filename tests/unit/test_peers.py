@@ -128,9 +128,11 @@ def test_a_library_that_fails_half_way_is_told_by_its_stage_and_leaves_nothing_t
     data = write_folder(tmp_path / "data")
     run_fake(tmp_path, checkpoint, data)
     with pytest.raises(PeerError) as caught:
-        run_fake(tmp_path, checkpoint, data, broken='raise ValueError("no kernel for this processor")')
+        run_fake(tmp_path, checkpoint, data, broken='assert len(queries) > 2, "no kernel for this processor"')
     said = str(caught.value)
-    assert said.startswith("fake stopped at search (exit 1): ValueError: no kernel for this processor; nothing of it")
+    assert said.startswith(
+        "fake stopped at search (exit 1): AssertionError: no kernel for this processor; nothing of it"
+    )
     assert "\n" not in said
     assert not (tmp_path / "out" / "run.trec.gz").exists()
     assert not (tmp_path / "out" / "peer.json").exists()
@@ -144,8 +146,11 @@ def test_a_library_that_fails_half_way_is_told_by_its_stage_and_leaves_nothing_t
             r"1 of 1 weights are not the checkpoint's \(weight and so on\): the library left",
         ),
         ({"document_dim": "5"}, "got vectors of queries of dim 4, documents of dim 5; wanted one dim on both sides"),
-        ({"broken": "return np.full((2, 6), np.nan)"}, r"finite False; wanted \(2, 6\), all finite"),
-        ({"broken": "return np.zeros((2, 5))"}, r"got scores of shape \(2, 5\)"),
+        (
+            {"broken": "if len(queries) == 2: return np.full((2, 6), np.nan)"},
+            r"finite False; wanted \(2, 6\), all finite",
+        ),
+        ({"broken": "if len(queries) == 2: return np.zeros((2, 5))"}, r"got scores of shape \(2, 5\)"),
     ],
 )
 def test_what_no_score_can_come_from_is_refused_in_one_line(tmp_path, checkpoint, changed, said):
@@ -263,6 +268,15 @@ def test_a_stray_dot_is_a_difference_of_the_skiplist_and_vectors_are_compared_wh
     assert (found.name, found.words) == ("skiplist", ("model.skiplist=pylate",))
     assert list(parity.distances([ours], [theirs])) == [0.5]
     assert list(parity.distances([text([1, 2])], [text([1, 3])])) == []
+
+
+def test_a_score_that_padding_raises_is_named():
+    negative = parity.Text(np.array([1]), np.array([True]), np.array([True]), np.array([[-1.0, 0.0]]))
+    positive = parity.Text(np.array([1]), np.array([True]), np.array([True]), np.array([[1.0, 0.0]]))
+    sample = {"query": [positive], "document": [negative, positive]}
+    assert list(parity.scoring(sample, np.array([[-1.0, 1.0]]))) == []
+    (found,) = parity.scoring(sample, np.array([[0.0, 1.0]]))
+    assert found.account == "1 of 2 scores are higher, by up to 1.000, than MaxSim of the library's own vectors"
 
 
 def demo_sample(path, dim):

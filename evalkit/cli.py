@@ -538,6 +538,10 @@ def score(
         ),
     ] = None,
     *,
+    system: Annotated[
+        str | None,
+        typer.Option(help="file the run as a system of this name (pylate:jina-colbert-v2), for compare and report"),
+    ] = None,
     mteb: Annotated[
         bool, typer.Option("--mteb", help="the file is a result that mteb wrote: MODEL/REVISION/TASK.json")
     ] = False,
@@ -548,6 +552,9 @@ def score(
     """Score a TREC run file of any system, or read what mteb measured.
 
     A dataset's judgements are used under the same rules as for our own runs.
+
+    With --system NAME the scores become a finished run in the results folder, as if evalkit had run that system; what
+    scripts/peer.py left beside the run file (versions, settings, seconds) is kept with it.
 
     With model=NAME (and dim=N) the published scores of that system follow, each with its verdict. The run's own
     settings are those that you declare, for example model.query.max_tokens=32: one that differs from what was published
@@ -569,6 +576,9 @@ def score(
         msg = "--keep is for --mteb; a run" if keep else "got no dataset, wanted"
         raise ConfigError(f"{msg} dataset=NAME, dataset.path=DIR, … (evalkit ls datasets)")
     config = compose.compose(overrides)
+    if system is not None:
+        _file(run_file, system, config, overrides)
+        return
     dataset = datasets.load(config.dataset, with_corpus=False)
     found = results.read_run(run_file)
     missing = sum(query.id not in found for query in dataset.queries)
@@ -624,6 +634,22 @@ def _read_mteb(path: Path, overrides: Sequence[str], *, keep: bool) -> None:
     if keep:
         for kept in mteb_results.keep(cells, asked.results_dir):
             _say(f"{kept}: kept; evalkit report tables it as {cells[0].model}")
+
+
+def _file(run_file: Path, system: str, config: RunConfig, overrides: Sequence[str]) -> None:
+    """File a run as a system of its own and print its scores. Raises ConfigError where a model is named beside it."""
+    from evalkit.report import rounding
+    from evalkit.run import filed
+
+    if named := next((word for word in overrides if word.lstrip("+").startswith(("model=", "model.", "dim="))), None):
+        msg = (
+            f"got {named} beside --system {system}, wanted one of them: --system files the run under a name of its own"
+        )
+        raise ConfigError(msg)
+    cell = filed.file_run(run_file, system, config, console=_err)
+    for name, value in cell.metrics.items():
+        _say(f"{name}\t{rounding.fixed(value, 5)}")
+    _say(f"filed as {cell.run_id} in {config.results_dir}")
 
 
 @app.command(

@@ -43,6 +43,33 @@ def unusable_name(name: object, *, parts: bool = False) -> str | None:
     return f"got {size} bytes, wanted {NAME_BYTES} at most" if size > NAME_BYTES else None
 
 
+def unusable_system(name: object) -> str | None:
+    """Say why a text cannot be a system's name, or return None; `LIBRARY:SYSTEM` is one that another program ran.
+
+    The colon is for people: what becomes a path has it replaced (`in_path`).
+
+    >>> unusable_system("pylate:jina-colbert-v2"), unusable_system("bm25")
+    (None, None)
+    >>> unusable_system("a:b:c")
+    'wanted one colon at most, LIBRARY:SYSTEM'
+    """
+    if not isinstance(name, str):
+        return "wanted text"
+    if name.count(":") > 1:
+        return "wanted one colon at most, LIBRARY:SYSTEM"
+    problem = next(filter(None, (unusable_name(part) for part in name.split(":"))), None)
+    return problem or unusable_name(in_path(name))
+
+
+def in_path(name: str) -> str:
+    """Return a system's name as a path can hold it: some file systems have no colons.
+
+    >>> in_path("pylate:jina-colbert-v2")
+    'pylate-jina-colbert-v2'
+    """
+    return name.replace(":", "-")
+
+
 def printable(text: str) -> str:
     r"""Return a text that moves no cursor and reverses no line: what could is written as Python escapes it.
 

@@ -40,6 +40,7 @@ from evalkit.config.settings import (
     EngineConfig,
     RerankerConfig,
     RunConfig,
+    RunFileConfig,
     SearchConfig,
     StoreConfig,
     at_home,
@@ -304,7 +305,11 @@ def _validated(composed: DictConfig) -> RunConfig:
         raise ConfigError(msg) from error
     assert isinstance(values, dict)
     _refuse_secrets(values)
-    return run_config({str(key): value for key, value in values.items()})
+    config = run_config({str(key): value for key, value in values.items()})
+    if isinstance(config.model, RunFileConfig):
+        msg = f"model {config.model.name!r}: got a run_file, which another program ran, wanted a model to run"
+        raise ConfigError(f"{msg}; evalkit score RUN --system {config.model.name} files its run")
+    return config
 
 
 def _own_error(error: BaseException | None) -> ConfigError | None:

@@ -280,11 +280,31 @@ class Bm25Config:
         return ()
 
 
-ModelConfig: TypeAlias = EncoderConfig | Bm25Config
-MODEL_KINDS: Mapping[str, type[EncoderConfig | Bm25Config]] = {
+@dataclass(frozen=True, kw_only=True)
+class RunFileConfig:
+    """A system that another program ran: of it there is a run file, which `evalkit score --system` files."""
+
+    kind: Literal["run_file"]
+    name: str
+    """By custom `LIBRARY:SYSTEM`, for example `pylate:jina-colbert-v2`."""
+
+    def __post_init__(self) -> None:
+        if problem := texts.unusable_system(self.name):
+            msg = f"system {self.name[: texts.NAME_BYTES]!r}: {problem}"
+            raise ConfigError(msg)
+
+    @property
+    def dims(self) -> tuple[int, ...]:
+        """Return no dims: whoever ran it chose one."""
+        return ()
+
+
+ModelConfig: TypeAlias = EncoderConfig | Bm25Config | RunFileConfig
+MODEL_KINDS: Mapping[str, type[EncoderConfig | Bm25Config | RunFileConfig]] = {
     "late_interaction": EncoderConfig,
     "single_vector": EncoderConfig,
     "bm25": Bm25Config,
+    "run_file": RunFileConfig,
 }
 
 

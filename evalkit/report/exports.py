@@ -98,7 +98,7 @@ def _corpus(cell: CellScores) -> str:
 
 def model_name(cell: CellScores) -> str:
     """Return a system's name with its dim, as a folder can be called."""
-    return keys.system_label(cell.model.replace("/", "__"), cell.dim)
+    return keys.system_label(cell.model.replace("/", "__").replace(":", "__"), cell.dim)
 
 
 def revision(cell: CellScores) -> str:

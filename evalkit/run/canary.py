@@ -17,7 +17,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
+from evalkit.config.settings import EncoderConfig, RunConfig
 from evalkit.errors import ConfigError, ModelError
 from evalkit.kernels.cpu import linear
 from evalkit.models import metadata
@@ -79,7 +79,7 @@ Reload = Callable[[EncoderConfig], Encoder]
 def check(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Finding]]]:
     """Yield for each backbone of a model its dims and every finding. Raises ConfigError for a model without vectors."""
     model = config.model
-    if isinstance(model, Bm25Config):
+    if not isinstance(model, EncoderConfig):
         msg = f"model {model.name!r} has no checkpoint to check; wanted a model with vectors (evalkit ls models)"
         raise ConfigError(msg)
     device = environment.choose_device(config.engine.device)

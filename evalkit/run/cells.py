@@ -70,7 +70,7 @@ def plan(task: Task) -> list[Cell]:
         if isinstance(model, Bm25Config):
             system = identity.bm25_facts(model)
         else:
-            assert dim is not None  # config admits None for BM25 only
+            assert dim is not None and isinstance(model, EncoderConfig)  # config admits None for BM25 only  # noqa: PT018
             system = identity.vector_facts(
                 model,
                 config,

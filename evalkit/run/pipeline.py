@@ -155,6 +155,7 @@ def search(task: Task, cells: Sequence[Cell], *, met_vectors: set[int] | None = 
     if isinstance(task.config.model, Bm25Config):
         (cell,) = cells
         return {cell.run_id: search_bm25(task, cell, task.config.model)}
+    assert isinstance(task.config.model, EncoderConfig)  # nothing runs a run file
     return search_vectors(task, cells, task.config.model, met_vectors=met_vectors)
 
 

@@ -8,6 +8,8 @@ from typing import Any
 
 import xxhash
 
+from evalkit.texts import in_path
+
 
 def key_of(facts: Mapping[str, Any]) -> str:
     """Return the content address of facts: 16 hexadecimal digits of XXH3, independent of their order.
@@ -24,7 +26,7 @@ def run_id(dataset: str, split: str, model: str, dim: int | None, facts: Mapping
     >>> run_id("beir/nfcorpus", "test", "bm25", None, {})[:24]
     'beir-nfcorpus.test.bm25.'
     """
-    return f"{dataset.replace('/', '-')}.{split}.{system_label(model, dim)}.{key_of(facts)[:10]}"
+    return f"{dataset.replace('/', '-')}.{split}.{in_path(system_label(model, dim))}.{key_of(facts)[:10]}"
 
 
 def system_label(model: str, dim: int | None) -> str:

@@ -179,7 +179,9 @@ def _unusable_names(values: Mapping[str, Any]) -> Iterator[str]:
     again = "delete it and run the cell again"
     checkpoint = values["environment"].get("checkpoint")
     revision = checkpoint.get("revision") if isinstance(checkpoint, dict) else None
-    for name, value in (*((name, values[name]) for name in ("model", "dataset", "split")), ("revision", revision)):
+    if problem := texts.unusable_system(values["model"]):
+        yield f"model is {str(values['model'])[: texts.NAME_BYTES]!r}, {problem}; {again}"
+    for name, value in (*((name, values[name]) for name in ("dataset", "split")), ("revision", revision)):
         if value is not None and (problem := texts.unusable_name(value, parts=name == "dataset")):
             yield f"{name} is {str(value)[: texts.NAME_BYTES]!r}, {problem}; {again}"
 

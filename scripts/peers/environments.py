@@ -1,4 +1,8 @@
-"""A virtual environment for each peer, built from the PEP 723 block at the top of its script."""
+"""A virtual environment for each peer.
+
+Those of the benchmark are built from the PEP 723 block at the top of their scripts, those that encode and search a
+dataset (`LIBRARIES`) from a pinned requirements file.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +16,13 @@ from typing import Any
 FOLDER = Path(__file__).parent
 OURS = ("evalkit", "torch")
 """Contenders that run in the benchmark's own environment."""
+LIBRARIES = ("pylate", "sentence-transformers", "colbert-ai", "ragatouille")
+"""Libraries that take a checkpoint and a dataset and leave a run (`scripts/peer.py run`)."""
+DEFAULT = Path("build/peers")
+
+
+class PeerError(Exception):
+    """What a peer could not do; the message is one line."""
 
 
 def script(contender: str) -> Path:
@@ -53,3 +64,32 @@ def install(contender: str, environments: Path) -> None:
     pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     for command in ([sys.executable, "-m", "venv", str(home)], [*pip, *block(contender)["dependencies"]]):
         subprocess.run(command, check=True)  # noqa: S603 (our own interpreter; package names from the script itself)
+
+
+def module_name(library: str) -> str:
+    """Return a library's name as a Python module has it.
+
+    >>> module_name("sentence-transformers")
+    'sentence_transformers'
+    """
+    return library.replace("-", "_")
+
+
+def requirements(library: str) -> Path:
+    """Return the file of a library's pinned packages."""
+    return FOLDER / "requirements" / f"{library}.txt"
+
+
+def install_pinned(library: str, environments: Path) -> Path:
+    """Create a library's environment from its pinned requirements, and return its interpreter. Raises PeerError."""
+    home = environments / library
+    interpreter = home / "bin" / "python"
+    pip = [str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
+    for command in ([sys.executable, "-m", "venv", str(home)], [*pip, "-r", str(requirements(library))]):
+        done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 (our own interpreter)
+        if done.returncode:
+            said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+            reason = next((line for line in said if line.startswith("ERROR:")), said[-1])
+            msg = f"{library} cannot be installed into {home}: {reason}"
+            raise PeerError(msg)
+    return interpreter

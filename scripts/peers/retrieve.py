@@ -1,0 +1,74 @@
+"""Run a library's job in its environment, follow it, and say in one line what became of it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from peers import environments
+from peers.environments import PeerError
+
+LOG, FACTS = "log.txt", "peer.json"
+STAGE, REFUSED = "stage: ", "refused: "
+"""How a line of a job begins that names what it does next, or why it stops (`job.py`)."""
+FILES = ("run.trec.gz", "sample.npz", FACTS)
+SAID_CHARACTERS = 300
+"""How much of a library's last line is quoted."""
+
+
+def retrieve(library: str, words: Sequence[str], out: Path, *, python: Path, script: Path | None = None) -> Path:
+    """Run a library's job and return the folder that it filled. Raises PeerError.
+
+    What an earlier job left there goes first, so that nothing of it can pass for this one's.
+    """
+    if not python.exists():
+        msg = f"{library}: got no {python}, wanted its environment; python scripts/peer.py install {library}"
+        raise PeerError(msg)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in (*FILES, LOG):
+        (out / name).unlink(missing_ok=True)
+    code_of = ["-m", f"peers.retrieve_{environments.module_name(library)}"] if script is None else [str(script)]
+    # -P: no module of this folder may stand in for one of the library's.
+    code, stage, refusal, last = _followed(library, [str(python), "-P", *code_of, *words], out)
+    if refusal is not None:
+        msg = f"{library}: {refusal}; nothing of it can be scored"
+        raise PeerError(msg)
+    if code != 0 or not (out / FACTS).is_file():
+        said = f": {last[:SAID_CHARACTERS]}" if last else ""
+        msg = f"{library} stopped at {stage} (exit {code}){said}; nothing of it can be scored, see {out / LOG}"
+        raise PeerError(msg)
+    return out
+
+
+def _followed(library: str, command: Sequence[str], out: Path) -> tuple[int, str, str | None, str]:
+    """Return a job's exit code, its last stage, why it refused, and the last line that it wrote; all goes to the log.
+
+    What a library leaves around stays in `out`, which is its working folder.
+    """
+    stage, refusal, last = "start", None, ""
+    environment = {**os.environ, "PYTHONPATH": str(environments.FOLDER.parent)}
+    with (
+        (out / LOG).open("w", encoding="utf-8") as log,
+        subprocess.Popen(  # noqa: S603 (an interpreter and a script of our own)
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            errors="replace",
+            cwd=out,
+            env=environment,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        for line in process.stdout:
+            log.write(line)
+            if line.startswith(STAGE):
+                stage = line.removeprefix(STAGE).strip()
+                print(f"{library}: {stage}", flush=True)
+            elif line.startswith(REFUSED):
+                refusal = line.removeprefix(REFUSED).strip()
+            elif line.strip():
+                last = line.strip()
+    return process.returncode, stage, refusal, last

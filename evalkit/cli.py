@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from evalkit.analysis.precision import Narrowed
     from evalkit.config.settings import RunConfig
     from evalkit.operations.own import Written
+    from evalkit.operations.probe import Probed
     from evalkit.storage.results import CellScores
 
 CONFIG_DIR = "--config-dir"
@@ -312,34 +313,74 @@ def _begin(config: RunConfig) -> None:
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     epilog="Example: evalkit plan -m model=jina-colbert-v2,bm25 dataset=beir/fiqa,beir/scifact",
 )
-def plan(context: typer.Context, *, wide: Wide = False) -> None:
-    """Show what a run would do, its bytes and time.
+def plan(
+    context: typer.Context,
+    *,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="encode and search about a thousand documents of each dataset here, to measure"),
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="forecast for a device that is not here: h200, h100, a100, l4, two-cores")
+    ] = None,
+    wide: Wide = False,
+) -> None:
+    """Forecast what a run takes: tokens, time for 1, 8 and 64 workers, disk and memory, by dataset and in all.
 
-    Writes nothing and loads no weights: cells, what is on disk, shards left.
+    Writes nothing, and loads no weights but for --probe. Of up to 24 cells each is shown with its state; --wide shows
+    more.
 
-    The words are those of run; several values per word make a sweep, with -m or without. Fails when a cell cannot run.
+    The words are those of run; several values per word make a sweep, with -m or without. Fails when a cell cannot run
+    or does not fit.
     """
     from evalkit.operations import forecast
+    from evalkit.operations.cards import device_named
     from evalkit.report import plans
     from evalkit.storage import results
 
+    if probe and device is not None:
+        msg = f"got --probe and --device {device}; wanted one: a probe measures the device that is here"
+        raise ConfigError(msg)
+    elsewhere = None if device is None else device_named(device)
     words = _named(context, [word for word in context.args if word not in ("-m", "--multirun")])
     planned: list[forecast.Planned] = []
     problems: list[str] = []
+    measured = _probing(say=_complain) if probe else None
     for combination, config in forecast.combinations(words):
         if isinstance(config, EvalkitError):
             problems.append(f"{' '.join(combination)}: {config}")
         else:
-            planned += forecast.look(config, results.readable(config.results_dir)[0])
+            found = None if measured is None else measured(config)
+            known = results.readable(config.results_dir)[0]
+            planned += forecast.look(config, known, probed=found, elsewhere=elsewhere)
     if planned:
-        _out.print(plans.plan_table(planned, wide=wide))
-    for line in plans.plan_lines(planned):
+        if wide or len(planned) <= plans.MOST_CELLS:
+            _out.print(plans.plan_table(planned, wide=wide))
+            _say("")
+        _out.print(plans.outlook_table(planned, device=elsewhere))
+    for line in plans.plan_lines(planned, device=elsewhere):
         _say(line)
-    problems += plans.plan_problems(planned)
+    problems += plans.plan_problems(planned, device=elsewhere)
     for problem in problems:
         _complain(problem)
     if problems:
         raise typer.Exit(1)
+
+
+def _probing(*, say: Callable[[str], None]) -> Callable[[RunConfig], Probed | None]:
+    """Return what probes a config, and says why one cannot be probed; a model stays loaded for the next dataset."""
+    from evalkit.operations.probe import Loader, probe
+
+    loader = Loader()
+
+    def probed(config: RunConfig) -> Probed | None:
+        try:
+            return probe(config, loader)
+        except EvalkitError as error:
+            say(f"{config.model.name} on {config.dataset.name} is not probed: {error}")
+            return None
+
+    return probed
 
 
 @app.command(epilog="Example: evalkit status")

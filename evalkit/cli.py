@@ -19,6 +19,7 @@ from evalkit.errors import ConfigError, EvalkitError, lines
 from evalkit.report import terminal
 from evalkit.report.terminal import complain as _complain
 from evalkit.report.terminal import say as _say
+from evalkit.storage import keys
 from evalkit.storage.paths import default_results_dir
 from evalkit.texts import told
 
@@ -118,7 +119,7 @@ def _run_names(incomplete: str) -> list[str]:
     from evalkit.storage import results
 
     cells, _ = results.readable(default_results_dir())
-    names = {f"{cell.model}:{cell.dim}" if cell.dim else cell.model for cell in cells}
+    names = {keys.label(cell.model, cell.dim) for cell in cells}
     return sorted(name for name in names if name.startswith(incomplete))
 
 
@@ -265,7 +266,8 @@ def run(
         cells = [cell for found in by_folder.values() for cell in found]
         deviations = [one for folder, found in by_folder.items() for one in reruns.measure(found, folder)[0]]
         lacking = [table.Lacking(**each) for each in lost]
-        _out.print(table.terminal(table.rows(cells, deviations=deviations), lacking=lacking, wide=wide))
+        shown = table.rows(cells, deviations=deviations)
+        _out.print(table.terminal(shown, lacking=lacking, means=table.whole_means(cells), wide=wide))
     if failed or lost:
         what = "cells or combinations" if lost else "combinations"
         named = f" ({'; '.join(failed)})" if failed and all(failed) else ""
@@ -289,7 +291,7 @@ def _run_one(config: RunConfig, *, force: bool) -> dict[str, Any]:
         done = pipeline.run(config, console=_err, force=force, lacking=absent)
     model, dataset = config.model.name, config.dataset.name
     for dim, reason in absent.items():
-        _complain(f"{model} at dim {dim} on {dataset}: {reason}")
+        _complain(f"{keys.label(model, dim)} on {dataset}: {reason}")
     folder = config.results_dir.absolute()
     return {
         "scores": [str(run_dir(folder, cell.run_id) / results.SCORES) for cell in done],
@@ -301,9 +303,12 @@ def _run_one(config: RunConfig, *, force: bool) -> dict[str, Any]:
 
 def _begin(config: RunConfig) -> None:
     """Say at once what is being run: the libraries that do it take seconds to load, and say much of their own."""
-    dims = "" if config.dims == (None,) else f" at dim {', '.join(map(str, config.dims))}"
     if not _err.is_terminal:
-        _err.print(f"{config.model.name}{dims} on {config.dataset.name}: loading", markup=False, soft_wrap=True)
+        _err.print(
+            f"{keys.label(config.model.name, *config.dims)} on {config.dataset.name}: loading",
+            markup=False,
+            soft_wrap=True,
+        )
     for library in ("ir_datasets", "huggingface_hub"):
         logging.getLogger(library).addFilter(lambda record: record.levelno >= logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -256,7 +256,10 @@ def _checkpoint(config: RunConfig, dim: int | None, *, offline: bool) -> tuple[s
     if on_disk(origin):
         return f"on disk: {name}", None
     if origin.path is not None or origin.repo is None:
-        return "–", f"checkpoint {name} of {config.model.name} at dim {dim} is not there; wanted a folder or package"
+        return (
+            "–",
+            f"checkpoint {name} of {keys.label(config.model.name, dim)} is not there; wanted a folder or package",
+        )
     if offline:
         return "–", f"checkpoint {name} is not on disk, and HF_HUB_OFFLINE is set; evalkit fetch it elsewhere"
     return f"to fetch: {name}", None

@@ -38,7 +38,7 @@ class Outlook(NamedTuple):
 
     name: str
     tokens: float | None
-    """That the models read, over all passes; None where no pass tells."""
+    """That models encode, over all passes; None where no pass tells."""
     device_s: float | None
     """Encoding and search of one device, without starting and reading."""
     wall_s: Mapping[int, float]
@@ -91,7 +91,8 @@ def _passes(cells: Iterable[Planned], device: Device | None) -> list[_Pass]:
 def _joined(name: str, passes: Sequence[_Pass]) -> Outlook:
     timed = [one for one in passes if _work(one) is not None and any(cell.seconds.value != 0 for cell in one.cells)]
     works = [_work(one) or 0.0 for one in timed]
-    tokens = [one.cells[0].tokens.value for one in passes if one.cells[0].tokens.value is not None]
+    read = [one.cells[0].tokens for one in passes if isinstance(one.config.model, EncoderConfig)]
+    tokens = [amount.value for amount in read if amount.value is not None]
     sizes = [size for one in passes if (size := _disk(one)) is not None]
     memories = [_memory(one) for one in passes]
     models = {one.config.model.name for one in timed}

@@ -15,7 +15,7 @@ from evalkit.operations.rates import UNKNOWN
 from evalkit.report.grid import Column, Grid, Line
 from evalkit.report.rounding import ABSENT, count, dim, duration, grouped, size
 from evalkit.run.jobs import Job
-from evalkit.storage.keys import system_label
+from evalkit.storage.keys import label
 from evalkit.storage.paths import free_bytes
 from evalkit.storage.results import CellScores
 
@@ -63,7 +63,7 @@ def outlook_table(cells: Sequence[Planned], *, device: Device | None = None) -> 
         rows.append(outlook.in_all(cells, device=device))
     columns = (
         *(Column("dataset", "name"), Column("tokens", "number"), Column("device time", "number")),
-        *(Column(f"{workers} worker{'s' * (workers > 1)}", "number") for workers in outlook.WORKERS),
+        *(Column("1 worker" if workers == 1 else f"on {workers}", "number") for workers in outlook.WORKERS),
         *(Column("disk", "number", moves=1), Column("memory", "number", moves=2)),
     )
     return Grid(columns, [_outlook_line(row) for row in rows])
@@ -215,7 +215,7 @@ def workers_table(records: Sequence[Job]) -> Grid | None:
 
 def system(cell: Planned) -> str:
     """Return a cell's system with its dim."""
-    return system_label(cell.config.model.name, cell.dim)
+    return label(cell.config.model.name, cell.dim)
 
 
 def state(cell: Planned, job: Job | None) -> str:

@@ -19,6 +19,7 @@ from evalkit.errors import ConfigError, EvalkitError, lines
 from evalkit.report import terminal
 from evalkit.report.terminal import complain as _complain
 from evalkit.report.terminal import say as _say
+from evalkit.storage import keys
 from evalkit.storage.paths import default_results_dir
 from evalkit.texts import told
 
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     from evalkit.analysis.precision import Narrowed
     from evalkit.config.settings import RunConfig
     from evalkit.operations.own import Written
+    from evalkit.operations.probe import Probed
     from evalkit.storage.results import CellScores
 
 CONFIG_DIR = "--config-dir"
@@ -117,7 +119,7 @@ def _run_names(incomplete: str) -> list[str]:
     from evalkit.storage import results
 
     cells, _ = results.readable(default_results_dir())
-    names = {f"{cell.model}:{cell.dim}" if cell.dim else cell.model for cell in cells}
+    names = {keys.label(cell.model, cell.dim) for cell in cells}
     return sorted(name for name in names if name.startswith(incomplete))
 
 
@@ -264,7 +266,8 @@ def run(
         cells = [cell for found in by_folder.values() for cell in found]
         deviations = [one for folder, found in by_folder.items() for one in reruns.measure(found, folder)[0]]
         lacking = [table.Lacking(**each) for each in lost]
-        _out.print(table.terminal(table.rows(cells, deviations=deviations), lacking=lacking, wide=wide))
+        shown = table.rows(cells, deviations=deviations)
+        _out.print(table.terminal(shown, lacking=lacking, means=table.whole_means(cells), wide=wide))
     if failed or lost:
         what = "cells or combinations" if lost else "combinations"
         named = f" ({'; '.join(failed)})" if failed and all(failed) else ""
@@ -288,7 +291,7 @@ def _run_one(config: RunConfig, *, force: bool) -> dict[str, Any]:
         done = pipeline.run(config, console=_err, force=force, lacking=absent)
     model, dataset = config.model.name, config.dataset.name
     for dim, reason in absent.items():
-        _complain(f"{model} at dim {dim} on {dataset}: {reason}")
+        _complain(f"{keys.label(model, dim)} on {dataset}: {reason}")
     folder = config.results_dir.absolute()
     return {
         "scores": [str(run_dir(folder, cell.run_id) / results.SCORES) for cell in done],
@@ -300,9 +303,12 @@ def _run_one(config: RunConfig, *, force: bool) -> dict[str, Any]:
 
 def _begin(config: RunConfig) -> None:
     """Say at once what is being run: the libraries that do it take seconds to load, and say much of their own."""
-    dims = "" if config.dims == (None,) else f" at dim {', '.join(map(str, config.dims))}"
     if not _err.is_terminal:
-        _err.print(f"{config.model.name}{dims} on {config.dataset.name}: loading", markup=False, soft_wrap=True)
+        _err.print(
+            f"{keys.label(config.model.name, *config.dims)} on {config.dataset.name}: loading",
+            markup=False,
+            soft_wrap=True,
+        )
     for library in ("ir_datasets", "huggingface_hub"):
         logging.getLogger(library).addFilter(lambda record: record.levelno >= logging.ERROR)
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -312,34 +318,74 @@ def _begin(config: RunConfig) -> None:
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
     epilog="Example: evalkit plan -m model=jina-colbert-v2,bm25 dataset=beir/fiqa,beir/scifact",
 )
-def plan(context: typer.Context, *, wide: Wide = False) -> None:
-    """Show what a run would do, its bytes and time.
+def plan(
+    context: typer.Context,
+    *,
+    probe: Annotated[
+        bool,
+        typer.Option("--probe", help="encode and search about a thousand documents of each dataset here, to measure"),
+    ] = False,
+    device: Annotated[
+        str | None, typer.Option(help="forecast for a device that is not here: h200, h100, a100, l4, two-cores")
+    ] = None,
+    wide: Wide = False,
+) -> None:
+    """Forecast what a run takes: tokens, time for 1, 8 and 64 workers, disk and memory, by dataset and in all.
 
-    Writes nothing and loads no weights: cells, what is on disk, shards left.
+    Writes nothing, and loads no weights but for --probe. Of up to 24 cells each is shown with its state; --wide shows
+    more.
 
-    The words are those of run; several values per word make a sweep, with -m or without. Fails when a cell cannot run.
+    The words are those of run; several values per word make a sweep, with -m or without. Fails when a cell cannot run
+    or does not fit.
     """
     from evalkit.operations import forecast
+    from evalkit.operations.cards import device_named
     from evalkit.report import plans
     from evalkit.storage import results
 
+    if probe and device is not None:
+        msg = f"got --probe and --device {device}; wanted one: a probe measures the device that is here"
+        raise ConfigError(msg)
+    elsewhere = None if device is None else device_named(device)
     words = _named(context, [word for word in context.args if word not in ("-m", "--multirun")])
     planned: list[forecast.Planned] = []
     problems: list[str] = []
+    measured = _probing(say=_complain) if probe else None
     for combination, config in forecast.combinations(words):
         if isinstance(config, EvalkitError):
             problems.append(f"{' '.join(combination)}: {config}")
         else:
-            planned += forecast.look(config, results.readable(config.results_dir)[0])
+            found = None if measured is None else measured(config)
+            known = results.readable(config.results_dir)[0]
+            planned += forecast.look(config, known, probed=found, elsewhere=elsewhere)
     if planned:
-        _out.print(plans.plan_table(planned, wide=wide))
-    for line in plans.plan_lines(planned):
+        if wide or len(planned) <= plans.MOST_CELLS:
+            _out.print(plans.plan_table(planned, wide=wide))
+            _say("")
+        _out.print(plans.outlook_table(planned, device=elsewhere))
+    for line in plans.plan_lines(planned, device=elsewhere):
         _say(line)
-    problems += plans.plan_problems(planned)
+    problems += plans.plan_problems(planned, device=elsewhere)
     for problem in problems:
         _complain(problem)
     if problems:
         raise typer.Exit(1)
+
+
+def _probing(*, say: Callable[[str], None]) -> Callable[[RunConfig], Probed | None]:
+    """Return what probes a config, and says why one cannot be probed; a model stays loaded for the next dataset."""
+    from evalkit.operations.probe import Loader, probe
+
+    loader = Loader()
+
+    def probed(config: RunConfig) -> Probed | None:
+        try:
+            return probe(config, loader)
+        except EvalkitError as error:
+            say(f"{config.model.name} on {config.dataset.name} is not probed: {error}")
+            return None
+
+    return probed
 
 
 @app.command(epilog="Example: evalkit status")
@@ -528,7 +574,7 @@ def report(
     epilog="Example, after evalkit run: "
     "evalkit score evalkit-results/runs/demo.test.demo-64.*/run.trec.gz dataset=demo model=demo dim=64"
 )
-def score(
+def score(  # noqa: PLR0913 (each argument is an option of the command)
     context: typer.Context,
     run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
     overrides: Annotated[

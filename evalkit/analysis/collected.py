@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evalkit.analysis import standing
+from evalkit.storage import keys
 from evalkit.storage.results import CellScores, differing, readable
 
 
@@ -40,9 +41,9 @@ def collect(results_dir: Path, *, checksums: Mapping[str, str]) -> Collected:
             continue
         names = " and ".join(cell.run_id for cell in claiming)
         settings = ", ".join(differing(claiming)) or "nothing"
-        system = model if dim is None else f"{model} at dim {dim}"
         problems.append(
-            f"{system} on {dataset}: {len(claiming)} runs claim this cell, {names} (they differ in {settings}); "
+            f"{keys.label(model, dim)} on {dataset}: {len(claiming)} runs claim this cell, {names} "
+            f"(they differ in {settings}); "
             "neither is tabled: move all but one out of the results folder, or, if they are re-runs, below reruns/"
         )
     return Collected(tuple(sorted(kept, key=lambda cell: cell.run_id)), tuple(problems))

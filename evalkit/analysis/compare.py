@@ -236,7 +236,7 @@ def _address(cell: CellScores) -> str:
 
     The colon tells a dim from a number that is part of a system's name.
     """
-    return cell.model if cell.dim is None else f"{cell.model}:{cell.dim}"
+    return keys.label(cell.model, cell.dim)
 
 
 def _narrowed(cells: Sequence[CellScores], words: Sequence[str]) -> tuple[list[CellScores], list[str]]:

@@ -51,7 +51,7 @@ from evalkit.config.settings import (
     run_config,
     type_name,
 )
-from evalkit.errors import ConfigError, EvalkitError, nearest
+from evalkit.errors import ConfigError, EvalkitError, lines, nearest
 
 log = logging.getLogger(__name__)
 
@@ -181,6 +181,19 @@ def hand_to_hydra(
     return found
 
 
+def _say_failed(combination: str, error: EvalkitError, complain: Callable[[str], None]) -> None:
+    """Say which combination failed and why: a line, or three below it for what could not be fetched."""
+    first, *rest = lines(error)
+    if not combination:
+        said = [first, *rest]
+    elif rest:
+        said = [f"{combination}: could not be fetched", *(f"  {line}" for line in (first, *rest))]
+    else:
+        said = [f"{combination}: {first}"]
+    for line in said:
+        complain(line)
+
+
 def _job(
     run: Callable[[RunConfig], Mapping[str, Any]],
     complain: Callable[[str], None],
@@ -199,7 +212,7 @@ def _job(
             done = run(_validated(composed))
         except EvalkitError as error:
             failure = str(error)
-            complain(f"{combination}: {failure}" if combination else failure)
+            _say_failed(combination, error, complain)
         number = int(HydraConfig.get().job.num) if swept else 0
         facts = {"combination": combination, "done": done, "error": failure}
         write(outcomes / f"{number:06}.json", json.dumps(facts).encode())

@@ -37,6 +37,7 @@ from evalkit.datasets.folder import bad, json_object, read_lines, shown
 from evalkit.errors import DatasetError, Tried, nearest
 from evalkit.storage.columns import grade_of, is_identifier
 from evalkit.storage.hub import snapshot
+from evalkit.storage.offline import reason
 from evalkit.types import Dataset, Document, Query
 
 _BATCH_ROWS: Final = 1024
@@ -177,8 +178,7 @@ def _snapshot(copy: HubCopy, patterns: Sequence[str]) -> Path:
             repo_type="dataset",
         )
     except (OSError, ValueError, RuntimeError) as error:  # the Hub's own errors are kinds of these
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_REASON_CHARACTERS]
-        why = f"got {reason}, wanted its files in the Hugging Face cache or a download"
+        why = f"got {reason(error, most=_REASON_CHARACTERS)}, wanted its files in the Hugging Face cache or a download"
         remedy = "check the network and HF_HOME, or give a BEIR-format folder by dataset.path=DIR"
         raise DatasetError.not_had(Tried(f"hub dataset {copy.repo}@{copy.revision or 'main'}", why, remedy)) from error
 

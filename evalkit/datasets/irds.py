@@ -20,6 +20,7 @@ import xxhash
 from evalkit.config.settings import DatasetConfig
 from evalkit.errors import DatasetError, Tried, nearest
 from evalkit.storage.columns import is_identifier
+from evalkit.storage.offline import reason
 from evalkit.types import Dataset, Document, Query
 
 # What ir-datasets and the libraries below it raise when a file cannot be fetched, verified or parsed.
@@ -252,8 +253,7 @@ def _explained(identifier: str) -> Iterator[None]:
             raise
         import ir_datasets
 
-        reason = " ".join(f"{type(error).__name__}: {error}".split())[:_SHOWN_CHARACTERS]
-        why = f"got {reason}, wanted its whole files on disk or a download"
+        why = f"got {reason(error, most=_SHOWN_CHARACTERS)}, wanted its whole files on disk or a download"
         remedy = (
             f"check the network, delete damaged files under {ir_datasets.util.home_path()} or lay whole ones there, or "
             "give a BEIR-format folder by dataset.path=DIR"

@@ -384,6 +384,8 @@ def _snapshot(repo: str, revision: str | None, patterns: list[str], *, whole: Ca
             )
             raise ModelError(msg) from error
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if "outgoing traffic has been disabled" in reason:
+            reason = "HF_HUB_OFFLINE is set"
         why = f"not in the local Hugging Face cache and the hub could not be reached ({reason})"
         remedy = (
             "fetch it on a machine with network (evalkit fetch --bundle FILE), or give the folder of a copy: "

@@ -30,6 +30,7 @@ from evalkit.models.elementwise import choose as choose_elementwise
 from evalkit.models.elementwise import fuse
 from evalkit.models.tokens import Tokens, TokenTable, Vocabulary
 from evalkit.ragged import offsets
+from evalkit.storage.keys import label
 
 log = logging.getLogger(__name__)
 
@@ -281,7 +282,7 @@ def checkpoints(config: EncoderConfig, dims: Sequence[int]) -> dict[int, Checkpo
     if failed:
         dim, first = next(iter(failed.items()))
         rest = f"; can run: dim={','.join(map(str, found))}" if found else ""
-        msg = f"model {config.name!r} dim {dim}: {first}{rest}"
+        msg = f"model {label(config.name, dim)}: {first}{rest}"
         raise ModelError(msg) from first
     return found
 

@@ -1,22 +1,90 @@
-"""What a GPU was measured to do, for forecasts on it before any run: results/bench/gpu/CARD/card.json, where it exists.
+"""What a device does in a second, for forecasts before any run: measured on it, or assumed and marked as assumed.
 
-scripts/gpu/summary.py writes the file from figures that were measured on the card; nothing here invents one.
+A GPU's own figures are in results/bench/gpu/CARD/card.json, which scripts/gpu/summary.py writes from what was measured
+on it. Until then a named device has the rates of DEVICES, whose `basis` says where they come from.
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
-from evalkit.errors import StoreError
+from evalkit.errors import ConfigError, StoreError, nearest
 
 FORMAT = 1
 """Version of the file; a file of another version is refused."""
 
 
+FLOP_PER_TOKEN: Final[Mapping[str, float]] = {
+    "jina-colbert-v2": 24 * 12 * 1024**2 * 2,
+    "jina-colbert-v1-en": 12 * (4 * 768**2 + 3 * 768 * 3072) * 2,
+    "colbertv2": 12 * 12 * 768**2 * 2,
+    "mdpr": 12 * 12 * 768**2 * 2,
+    "colbert-xm": 12 * (12 * 768**2 + 2 * 768 * 384) * 2,
+}
+"""Twice the weights of a model's layers: what the products of a token take. Attention adds a few per cent at 300."""
+QUERY_VECTORS: Final = 32
+HOST_TOKENS_PER_S: Final = 1.4e6
+"""What four cores of the host tokenise, measured by others: no GPU is assumed to encode faster."""
+
+
+class Device(NamedTuple):
+    """A device by its short name: what it is assumed to do."""
+
+    title: str
+    matches: str
+    """A part of the name that torch has for it."""
+    flop_per_s: float
+    """Of encoding."""
+    search_flop_per_s: float
+    memory_bytes: float
+    basis: str
+
+
+ASSUMED: Final = "not measured by us"
+DEVICES: Final[Mapping[str, Device]] = {
+    "h200": Device(
+        "NVIDIA H200", "H200", 474e12, 150e12, 141e9, f"60 % of 790 TFLOP/s that others measured on it, {ASSUMED}"
+    ),
+    "h100": Device(
+        "NVIDIA H100", "H100", 474e12, 150e12, 80e9, f"60 % of 790 TFLOP/s that others measured on an H200, {ASSUMED}"
+    ),
+    "a100": Device("NVIDIA A100", "A100", 150e12, 47e12, 80e9, f"48 % of the data sheet's 312 TFLOP/s, {ASSUMED}"),
+    "l4": Device("NVIDIA L4", "L4", 58e12, 18e12, 24e9, f"48 % of the data sheet's 121 TFLOP/s, {ASSUMED}"),
+    "two-cores": Device(
+        "two CPU cores",
+        "",
+        212e9,
+        390e9,
+        16e9,
+        "212 GFLOP/s in fp32, measured on two cores of a Xeon with random weights (results/bench)",
+    ),
+}
+"""Devices that a forecast can be asked for by name. Products in bf16 on the GPUs; search is exact MaxSim, of which
+others measured 117 to 189 TFLOP/s on an H100 and the rest is in proportion."""
+
+
+def device_named(name: str) -> Device:
+    """Return a device by its short name. Raises ConfigError for any other."""
+    if name not in DEVICES:
+        msg = f"--device {name}: no rates are known for it; {nearest(name, DEVICES)}, or --probe on the device itself"
+        raise ConfigError(msg)
+    return DEVICES[name]
+
+
+def assumed_rates(device: Device, *, model: str) -> CardRates | None:
+    """Return what a device is assumed to do with a model, or None for one whose products are not known."""
+    flop = FLOP_PER_TOKEN.get(model)
+    if flop is None:
+        return None
+    tokens_per_s = min(device.flop_per_s / flop, HOST_TOKENS_PER_S)
+    return CardRates(device.title, tokens_per_s, device.search_flop_per_s, QUERY_VECTORS, device.basis)
+
+
 class CardRates(NamedTuple):
-    """A card's measured rates for one model."""
+    """A card's rates for one model."""
 
     gpu: str
     tokens_per_s: float
@@ -26,7 +94,7 @@ class CardRates(NamedTuple):
     query_vectors: int
     """Vectors of a query in that measurement."""
     source: str
-    """The file, for people to look at."""
+    """The file, or what the rates are assumed from, for people to look at."""
 
 
 def card_rates(results_dir: Path, *, gpu: str, model: str) -> CardRates | None:

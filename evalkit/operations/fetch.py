@@ -34,7 +34,7 @@ from evalkit.models.encoder import checkpoints
 from evalkit.models.tokens import vocabulary_of
 from evalkit.run import pipeline
 from evalkit.run.cells import Task
-from evalkit.storage import outside, seal
+from evalkit.storage import keys, outside, seal
 from evalkit.storage.hub import snapshot_folder
 from evalkit.storage.offline import network_off
 from evalkit.storage.paths import (
@@ -410,7 +410,7 @@ def _model(config: RunConfig) -> Fetched:
     for checkpoint in found.values():
         vocabulary_of(model, checkpoint)
     return Fetched(
-        f"model {model.name} at dim {', '.join(map(str, found))}",
+        f"model {keys.label(model.name, *found)}",
         ", ".join(
             dict.fromkeys(f"{each.origin}{f'@{each.revision}' if each.revision else ''}" for each in found.values())
         ),

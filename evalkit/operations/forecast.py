@@ -21,7 +21,10 @@ from evalkit.datasets.irds import IrdsCorpus
 from evalkit.datasets.survey import Survey, survey
 from evalkit.errors import ConfigError, EvalkitError
 from evalkit.models.checkpoint import on_disk
-from evalkit.operations.cards import CardRates, card_rates
+from evalkit.operations import rates
+from evalkit.operations.cards import Device
+from evalkit.operations.probe import Probed
+from evalkit.operations.rates import Time
 from evalkit.run import environment, jobs
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.jobs import Job
@@ -32,22 +35,6 @@ from evalkit.storage.results import CellScores
 from evalkit.types import Corpus, Dataset, Document
 
 WIDTHS = {"float16": 2, "float32": 4}
-UNSIZED = "unknown, for the size is"
-NO_LIMIT = 1 << 62
-"""The most tokens that BM25 reads of a document."""
-
-
-CHARACTERS_PER_TOKEN = {"ja": 1.6, "ko": 2.0, "zh": 1.6}
-"""About how many characters a token of a multilingual subword vocabulary covers; 4 in alphabetic scripts."""
-
-
-def corpus_tokens(documents: int, mean_characters: int, language: str, *, max_document_tokens: int = 300) -> float:
-    """Estimate the tokens of a corpus from the mean length of its documents.
-
-    >>> corpus_tokens(1000, 400, "en")
-    100000.0
-    """
-    return documents * min(mean_characters / CHARACTERS_PER_TOKEN.get(language, 4), max_document_tokens)
 
 
 class Amount(NamedTuple):
@@ -84,6 +71,9 @@ class Planned(NamedTuple):
     seconds: Amount
     """What is left, for a cell by itself: dims that share a backbone share the encoding."""
     cell: Cell | None = None
+    search_s: float = 0.0
+    """The part of `seconds` that is search, which every dim has for itself."""
+    probed: Probed | None = None
 
 
 def combinations(words: Sequence[str]) -> Iterator[tuple[tuple[str, ...], RunConfig | ConfigError]]:
@@ -98,11 +88,21 @@ def combinations(words: Sequence[str]) -> Iterator[tuple[tuple[str, ...], RunCon
             yield combination, error
 
 
-def look(config: RunConfig, known: Iterable[CellScores] = ()) -> list[Planned]:
-    """Return every cell of a config with its state. `known` are finished runs, whose rates make the forecast."""
+def look(
+    config: RunConfig,
+    known: Iterable[CellScores] = (),
+    *,
+    probed: Probed | None = None,
+    elsewhere: Device | None = None,
+) -> list[Planned]:
+    """Return every cell of a config with its state.
+
+    `known` are finished runs, whose rates make the forecast; a probe of this dataset or a device that is named takes
+    their place.
+    """
     offline = bool(huggingface_hub.constants.HF_HUB_OFFLINE)
     with network_off():
-        return _look(config, tuple(known), offline=offline)
+        return _look(config, tuple(known), offline=offline, probed=probed, elsewhere=elsewhere)
 
 
 class _Seen(NamedTuple):
@@ -116,6 +116,8 @@ class _Seen(NamedTuple):
     source: str
     problem: str | None
     known: Sequence[CellScores]
+    probed: Probed | None = None
+    elsewhere: Device | None = None
 
 
 class _Done(NamedTuple):
@@ -140,13 +142,20 @@ class _Work(NamedTuple):
     """The part of the shards that has no embeddings yet."""
 
 
-def _look(config: RunConfig, known: Sequence[CellScores], *, offline: bool) -> list[Planned]:
+def _look(
+    config: RunConfig,
+    known: Sequence[CellScores],
+    *,
+    offline: bool,
+    probed: Probed | None,
+    elsewhere: Device | None,
+) -> list[Planned]:
     try:
         device, absent = environment.choose_device(config.engine.device), None
     except ConfigError as error:
         device, absent = None, str(error)
     task, source, problem = _opened(config, device or torch.device("cpu"), offline=offline)
-    seen = _Seen(config, device, task, source, absent or problem, known)
+    seen = _Seen(config, device, task, source, absent or problem, known, probed, elsewhere)
     found = []
     for dim in config.dims:
         checkpoint, missing = _checkpoint(config, dim, offline=offline)
@@ -247,7 +256,10 @@ def _checkpoint(config: RunConfig, dim: int | None, *, offline: bool) -> tuple[s
     if on_disk(origin):
         return f"on disk: {name}", None
     if origin.path is not None or origin.repo is None:
-        return "–", f"checkpoint {name} of {config.model.name} at dim {dim} is not there; wanted a folder or package"
+        return (
+            "–",
+            f"checkpoint {name} of {keys.label(config.model.name, dim)} is not there; wanted a folder or package",
+        )
     if offline:
         return "–", f"checkpoint {name} is not on disk, and HF_HUB_OFFLINE is set; evalkit fetch it elsewhere"
     return f"to fetch: {name}", None
@@ -273,10 +285,11 @@ def _planned(seen: _Seen, dim: int | None, cell: Cell | None, *, checkpoint: str
             state, problem = "damaged", str(error)
     parts = max(1, len(shards))
     over = state == "finished"
-    documents = _documents(config, seen.task)
+    documents = _documents(seen)
     vectors = _vectors(seen, dim, documents, cell, made)
     work = _Work(documents, vectors, made, 0.0 if over else 1 - done / parts, 0.0 if over else 1 - stored / parts)
-    size = _bytes(config, dim, vectors)
+    tokens = _tokens(seen, documents)
+    size, time = _bytes(seen, dim, vectors), _time(seen, dim, work, tokens)
     return Planned(
         config=config,
         dim=dim,
@@ -288,12 +301,14 @@ def _planned(seen: _Seen, dim: int | None, cell: Cell | None, *, checkpoint: str
         documents=documents,
         shards=len(shards) or None,
         done=len(shards) if over else done,
-        tokens=_tokens(config, documents),
+        tokens=tokens,
         vectors=vectors,
         stored_bytes=size,
         missing_bytes=None if size is None else round(size * work.unstored),
-        seconds=_seconds(seen, dim, work),
+        seconds=Amount(time.total_s, time.basis),
         cell=cell,
+        search_s=time.search_s or 0.0,
+        probed=seen.probed,
     )
 
 
@@ -307,12 +322,19 @@ def _done(manifests: Sequence[Mapping[str, Any]]) -> _Done:
     )
 
 
-def _documents(config: RunConfig, task: Task | None) -> int | None:
+def _documents(seen: _Seen) -> int | None:
     """Return how many documents a corpus has: surveyed, else as its config says, unless it need not be that corpus."""
+    config, task = seen.config, seen.task
     surveyed = task.survey.documents if task is not None else 0
     demo = config.dataset.demo
     stated = None if config.dataset.path is not None and not config.dataset.verify else config.dataset.counts.documents
-    return surveyed or stated or (None if demo is None else demo.documents)
+    known = surveyed or stated or (None if demo is None else demo.documents)
+    return known or (seen.probed.corpus_documents if _of_its_own(seen) and seen.probed is not None else None)
+
+
+def _of_its_own(seen: _Seen) -> bool:
+    """Whether the probe read this dataset's own documents."""
+    return seen.probed is not None and seen.probed.dataset == seen.config.dataset.name
 
 
 def _vectors(seen: _Seen, dim: int | None, documents: int | None, cell: Cell | None, done: _Done) -> Amount:
@@ -333,85 +355,67 @@ def _vectors(seen: _Seen, dim: int | None, documents: int | None, cell: Cell | N
     same = [] if cell is None else [run for run in alike if run.protocol.get("corpus") == cell.protocol["corpus"]]
     if same:
         return Amount(same[0].counts["document_vectors"], f"counted by {same[0].run_id}")
-    if done.vectors and documents:
-        return Amount(done.vectors * documents / done.documents, "estimated from the shards that are done")
-    if alike and documents and (config.dataset.counts.documents or config.dataset.demo is not None):
+    tokens = _tokens(seen, documents)
+    found = tokens._replace(basis="estimated as the tokens") if tokens.value is not None else tokens
+    if documents and done.vectors:
+        found = Amount(done.vectors * documents / done.documents, "estimated from the shards that are done")
+    elif documents and _of_its_own(seen) and (probed := seen.probed) is not None:
+        found = Amount(probed.vectors * documents / probed.documents, _measured(probed))
+    elif documents and alike and (config.dataset.counts.documents or config.dataset.demo is not None):
         # Of two folders with one name nothing is known to be alike; a named corpus has texts of one kind.
         each = alike[0].counts["document_vectors"] / alike[0].counts["documents"]
-        return Amount(each * documents, f"estimated from {each:,.0f} a document in {alike[0].run_id}")
-    tokens = _tokens(config, documents)
-    return tokens._replace(basis="estimated as the tokens") if tokens.value is not None else tokens
+        found = Amount(each * documents, f"estimated from {each:,.0f} a document in {alike[0].run_id}")
+    return found
 
 
-def _tokens(config: RunConfig, documents: int | None) -> Amount:
-    """Return about how many tokens a corpus has; a survey counts none, so the dataset's config tells."""
-    model, language = config.model, config.dataset.language
+def _measured(probed: Probed) -> str:
+    return f"estimated from {probed.documents:,} of its documents, measured"
+
+
+def _tokens(seen: _Seen, documents: int | None) -> Amount:
+    """Return about how many tokens a corpus has: a survey counts none, so a probe or the dataset's config tells."""
     if not documents:
         return Amount(None, "unknown until a run has surveyed the corpus")
-    if not config.dataset.mean_characters:
+    if _of_its_own(seen) and (probed := seen.probed) is not None and probed.tokens:
+        return Amount(probed.tokens * documents / probed.documents, _measured(probed))
+    tokens = rates.tokens_of(seen.config.dataset, seen.config.model, documents)
+    if tokens is None:
         return Amount(None, "unknown, for the dataset's config states no mean length")
-    most = model.document.max_tokens if isinstance(model, EncoderConfig) else NO_LIMIT
-    tokens = corpus_tokens(documents, config.dataset.mean_characters, language, max_document_tokens=most)
     return Amount(tokens, "estimated from the mean length in the dataset's config")
 
 
-def _bytes(config: RunConfig, dim: int | None, vectors: Amount) -> int | None:
-    if dim is None or config.store.keep == "topk":
+def _bytes(seen: _Seen, dim: int | None, vectors: Amount) -> int | None:
+    if dim is None or seen.config.store.keep == "topk":
         return 0
-    return None if vectors.value is None else round(vectors.value * dim * WIDTHS[config.store.dtype])
+    if vectors.value is None:
+        return None
+    if _of_its_own(seen) and (probed := seen.probed) is not None and probed.vectors and dim in probed.stored_bytes:
+        return round(vectors.value * probed.stored_bytes[dim] / probed.vectors)
+    return round(vectors.value * dim * WIDTHS[seen.config.store.dtype])
 
 
-def _seconds(seen: _Seen, dim: int | None, work: _Work) -> Amount:
-    """Return the time that is left at the rates of this system's earlier runs on this machine and device."""
+def _time(seen: _Seen, dim: int | None, work: _Work, tokens: Amount) -> Time:
+    """Return the time that is left, at the rates that fit best."""
     if not work.left:
-        return Amount(0.0, "nothing left")
+        return Time(0.0, 0.0, "nothing left")
     config, task = seen.config, seen.task
-    here = environment.environment(None if dim is None else seen.device)
-    runs = [
-        run
-        for run in seen.known
-        if run.model == config.model.name
-        and all(run.environment.get(name) == here.get(name) for name in ("processor", "device"))
-        and (not isinstance(config.model, EncoderConfig) or run.protocol.get("dtype") == config.model.dtype)
-    ]
-    if dim is None:
-        rated = [run for run in runs if run.wall_s.get("encode_and_search", 0) > 0]
-        rate = _rate((run.counts["documents"], run.wall_s["encode_and_search"]) for run in rated)
-        if rate is None or work.documents is None:
-            return Amount(None, UNSIZED if rate is not None else _unrated(config, dim))
-        return Amount(work.documents * work.left / rate, f"at {rate:,.0f} documents/s, {_named(rated)}")
     queries = len(task.dataset.queries) if task is not None else config.dataset.counts.queries or 0
-    if work.done.encode_s > 0 and work.vectors.value is not None:  # the cell's own shards tell best
-        rate = work.done.vectors / work.done.encode_s
-        encode_s = work.vectors.value * min(work.left, work.unstored) / rate
-        search_s = work.vectors.value * work.left * work.done.search_s / work.done.vectors
-        return Amount(encode_s + search_s, f"at {rate:,.0f} vectors/s, as the {work.done.shards} shards that are done")
-    rated = [run for run in runs if run.wall_s.get("encode", 0) > 0 and "document_vectors" in run.counts]
-    rate = _rate((run.counts["document_vectors"], run.wall_s["encode"]) for run in rated) or 0.0
-    if not rate or work.vectors.value is None:
-        card = None if rate else card_rates(config.results_dir, gpu=str(here.get("device")), model=config.model.name)
-        unknown = Amount(None, UNSIZED if rate else _unrated(config, dim))
-        return unknown if card is None else _at_card_rates(card, dim, work, queries=queries)
-    encode_s = work.vectors.value * min(work.left, work.unstored) / rate
-    products = _rate((_products(run), run.wall_s.get("search", 0.0)) for run in rated)
-    search_s = queries * work.vectors.value * dim * work.left / products if products else 0.0
-    return Amount(encode_s + search_s, f"at {rate:,.0f} vectors/s, {_named(rated)}")
-
-
-def _at_card_rates(card: CardRates, dim: int, work: _Work, *, queries: int) -> Amount:
-    """Return the time that is left at the rates that were measured on this card, for want of a run of this system."""
-    if work.vectors.value is None:
-        return Amount(None, UNSIZED)
-    encode_s = work.vectors.value * min(work.left, work.unstored) / card.tokens_per_s
-    flop = 2.0 * queries * card.query_vectors * work.vectors.value * dim * work.left
-    basis = f"at {card.tokens_per_s:,.0f} tokens/s, measured on {card.gpu} ({card.source})"
-    return Amount(encode_s + flop / card.search_flop_per_s, basis)
-
-
-def _unrated(config: RunConfig, dim: int | None) -> str:
-    """Say why there is no rate, and what would give one: a run on the demo's small collection."""
-    words = f"model={config.model.name}" + ("" if dim is None else f" dim={dim}")
-    return f"unknown, for no run of this system was made on this machine; evalkit run {words} dataset=demo gives a rate"
+    amounts = rates.Amounts(work.documents, work.vectors.value, tokens.value, queries, dim)
+    if seen.elsewhere is not None:
+        found = rates.of_device(seen.elsewhere, config)
+    elif seen.probed is not None:
+        found = rates.of_probe(seen.probed, config, dim, own=_of_its_own(seen))
+    elif work.done.encode_s > 0 and work.vectors.value is not None:  # the cell's own shards tell best
+        done = work.done
+        found = rates.Rate(
+            "vectors",
+            done.vectors / done.encode_s,
+            queries * done.vectors * (dim or 0) / done.search_s if done.search_s else None,
+            f"as the {done.shards} shards that are done",
+        )
+    else:
+        found = rates.of_runs(seen.known, config, dim, environment.environment(None if dim is None else seen.device))
+    return rates.time(found, amounts, encode_part=min(work.left, work.unstored), search_part=work.left)
 
 
 def _same_lengths(run: CellScores, model: EncoderConfig) -> bool:
@@ -419,20 +423,6 @@ def _same_lengths(run: CellScores, model: EncoderConfig) -> bool:
     rules = run.protocol.get("document")
     lengths = rules.get("max_tokens") if isinstance(rules, Mapping) else None
     return lengths == model.document.max_tokens and run.protocol.get("skiplist") == model.skiplist
-
-
-def _products(run: CellScores) -> float:
-    return float(run.counts["queries"] * run.counts["document_vectors"] * (run.dim or 0))
-
-
-def _rate(pairs: Iterable[tuple[float, float]]) -> float | None:
-    """Return amount per second over several runs, or None where nothing took time."""
-    amounts, seconds = zip(*pairs, strict=True) if (pairs := list(pairs)) else ((), ())
-    return sum(amounts) / sum(seconds) if sum(seconds) > 0 else None
-
-
-def _named(runs: Sequence[CellScores]) -> str:
-    return f"as {runs[0].run_id} here" if len(runs) == 1 else f"over {len(runs)} runs here"
 
 
 def with_jobs(cells: Iterable[Planned], records: Sequence[Job]) -> list[tuple[Planned, Job | None]]:

@@ -15,7 +15,7 @@ from evalkit.errors import ScoreError
 from evalkit.scoring import published
 from evalkit.scoring.published import CARD, PublishedMean, PublishedScore, Verdict
 from evalkit.scoring.reruns import Deviation
-from evalkit.storage import outside, results
+from evalkit.storage import keys, outside, results
 from evalkit.storage.results import CellScores
 
 TITLES = {
@@ -95,7 +95,7 @@ class System(NamedTuple):
     @property
     def label(self) -> str:
         """The system's name, with its dim where it has one."""
-        return self.name if self.dim is None else f"{self.name} ({self.dim})"
+        return keys.label(self.name, self.dim)
 
 
 class Average(NamedTuple):

@@ -15,7 +15,7 @@ from evalkit.config.compose import all_settings
 from evalkit.config.settings import CheckpointSource, DatasetConfig, configs_dir, from_mapping, group_files
 from evalkit.errors import ConfigError, nearest
 from evalkit.models.checkpoint import on_disk
-from evalkit.operations.forecast import corpus_tokens
+from evalkit.operations.rates import corpus_tokens
 from evalkit.report.grid import Column, Grid, Line
 from evalkit.report.rounding import ABSENT, count, grouped
 from evalkit.report.table import rows, terminal

@@ -22,6 +22,7 @@ from evalkit.report.commands import Packaged
 from evalkit.scoring.mteb_results import MEASURED_BY
 from evalkit.scoring.published import CARD, AverageAudit
 from evalkit.scoring.reruns import Deviation
+from evalkit.storage import keys
 from evalkit.storage.results import CellScores, QueryTable
 
 SYMBOLS = {"MATCH": "✓", "NEAR": "≈", "HIGHER": "▲", "LOWER": "▼", "PROTOCOL-DIFFERS": "≠", "NOT-RUN": "○"}
@@ -96,6 +97,7 @@ def render(material: Material) -> str:
     ours = standing.representative(material.cells)
     answer = boards.answer(material.judged)
     return _template().render(
+        label_of=keys.label,
         material=material,
         runs=sorted(material.cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0))),
         symbols=SYMBOLS,
@@ -223,7 +225,7 @@ def _filters(material: Material) -> dict[str, list[str]]:
     for system, dims in sorted(labels.items()):
         systems += [system]
         systems += (
-            [f"{system} ({dim})" for dim in sorted(dims - {None}, reverse=True, key=lambda dim: dim or 0)]
+            [keys.label(system, dim) for dim in sorted(dims - {None}, reverse=True, key=lambda dim: dim or 0)]
             if len(dims) > 1
             else []
         )
@@ -280,7 +282,7 @@ def _measured_frontier(dataset: str, cells: Sequence[CellScores], per_query: Per
         queries = per_query.get(cell.run_id)
         known = queries is not None and cell.main_metric in queries.metrics
         interval = normal_interval(queries.column(cell.main_metric)) if queries is not None and known else None
-        name = f"{cell.model} {cell.dim}" if several else f"dim {cell.dim}"
+        name = keys.label(cell.model, cell.dim) if several else f"dim {cell.dim}"
         points.append(plot.Point(x, cell.metrics[cell.main_metric], name, interval))
     series: dict[str, list[plot.Point]] = {}
     for cell, point in zip(ordered, _front(points), strict=True):
@@ -336,8 +338,7 @@ def _data(material: Material) -> Markup:
         packed_MQ = np.floor(table.value_QM.T * SCALE + 0.5).astype("<u2")
         place = lists.setdefault(table.queries, len(lists))
         runs[cell.run_id] = {
-            "system": (cell.model if cell.dim is None else f"{cell.model} ({cell.dim})")
-            + (DEVIATES if standing.departures(cell) else ""),
+            "system": keys.label(cell.model, cell.dim) + (DEVIATES if standing.departures(cell) else ""),
             "dataset": cell.dataset,
             "main": cell.main_metric,
             "metrics": list(table.metrics),

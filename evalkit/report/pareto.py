@@ -71,7 +71,7 @@ def points(
         size = storage(cell)
         if size is None or size.per_passage is None:
             continue
-        name, here = keys.system_label(cell.model, cell.dim), found.setdefault(cell.dataset, [])
+        name, here = keys.label(cell.model, cell.dim), found.setdefault(cell.dataset, [])
         quality = cell.metrics[cell.main_metric]
         here.append(Point(size.per_passage / 1000, quality, name, intervals.get(cell.run_id)))
         for one in narrowed.get(cell.run_id, ()):

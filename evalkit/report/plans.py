@@ -6,12 +6,16 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from evalkit.operations import outlook
+from evalkit.operations.cards import Device
 from evalkit.operations.forecast import Amount, Planned
 from evalkit.operations.inventory import Entry
+from evalkit.operations.outlook import Outlook
+from evalkit.operations.rates import UNKNOWN
 from evalkit.report.grid import Column, Grid, Line
-from evalkit.report.rounding import ABSENT, count, dim, duration, size
+from evalkit.report.rounding import ABSENT, count, dim, duration, grouped, size
 from evalkit.run.jobs import Job
-from evalkit.storage.keys import system_label
+from evalkit.storage.keys import label
 from evalkit.storage.paths import free_bytes
 from evalkit.storage.results import CellScores
 
@@ -19,6 +23,8 @@ SHOWN = 3
 """Cells named where a line holds for many."""
 MUCH = 0.1
 """The part of the free disk from which on a plan says how to keep no embeddings."""
+MOST_CELLS = 24
+"""Cells up to which a plan names each; of a larger selection it shows the datasets, and the cells with `--wide`."""
 NAMED = (Column("system", "name"), Column("dim", "number"), Column("dataset", "name"))
 
 
@@ -50,24 +56,52 @@ def _places(cell: Planned) -> tuple[tuple[str, str], ...]:
     return (("checkpoint", cell.checkpoint), ("data", cell.source))
 
 
-def plan_lines(cells: Sequence[Planned]) -> Iterator[str]:
+def outlook_table(cells: Sequence[Planned], *, device: Device | None = None) -> Grid:
+    """Return a line per dataset and one for all: tokens, device time, wall time by workers, disk and memory."""
+    rows = outlook.by_dataset(cells, device=device)
+    if len(rows) > 1:
+        rows.append(outlook.in_all(cells, device=device))
+    columns = (
+        *(Column("dataset", "name"), Column("tokens", "number"), Column("device time", "number")),
+        *(Column("1 worker" if workers == 1 else f"on {workers}", "number") for workers in outlook.WORKERS),
+        *(Column("disk", "number", moves=1), Column("memory", "number", moves=2)),
+    )
+    return Grid(columns, [_outlook_line(row) for row in rows])
+
+
+def _outlook_line(row: Outlook) -> Line:
+    walls = [duration(row.wall_s.get(workers)) if row.wall_s else ABSENT for workers in outlook.WORKERS]
+    tokens = ABSENT if row.tokens is None else short(row.tokens)
+    if row.device_s == 0:
+        walls = [duration(0.0)] * len(outlook.WORKERS)
+    mine = ABSENT if row.device_s is None else duration(row.device_s)
+    return Line((row.name, tokens, mine, *walls, size(row.disk_bytes), size(row.memory_bytes)))
+
+
+def plan_lines(cells: Sequence[Planned], *, device: Device | None = None) -> Iterator[str]:
     """Yield where the numbers come from, and what all of it takes."""
     yield from _bases("tokens", [(cell, cell.tokens) for cell in cells])
     yield from _bases("vectors", [(cell, cell.vectors) for cell in cells if cell.dim is not None])
-    yield from _bases("time", [(cell, cell.seconds) for cell in cells if cell.state != "finished"])
     left = [cell for cell in cells if cell.state != "finished"]
-    seconds = [cell.seconds.value for cell in left]
-    known = [value for value in seconds if value is not None]
+    yield from _bases("time", [(cell, cell.seconds) for cell in left])
     states = Counter(cell.state for cell in cells)
     yield f"{len(cells)} cells: {', '.join(f'{many} {state}' for state, many in states.items())}"
-    if known:
-        unknown = f", and {len(seconds) - len(known)} cells of unknown time" if len(known) < len(seconds) else ""
-        yield f"time left: {duration(sum(known))} at most (dims of one backbone are encoded in one pass){unknown}"
+    whole = outlook.in_all(cells, device=device)
+    if whole.wall_s:
+        unknown = f"; {whole.untimed} cells of unknown time are not in it" if whole.untimed else ""
+        each = ", ".join(f"{duration(wall)} on {workers}" for workers, wall in whole.wall_s.items())
+        on_gpu = bool(whole.device_bytes)
+        hours = (whole.device_s or 0.0) / 3600
+        took = f"{hours:,.1f} {'GPU' if on_gpu else 'CPU'}-hours" if hours >= 0.1 else duration(whole.device_s)
+        yield f"forecast: {took} of work; with start and reading {each} workers{unknown}"
     for folder, (wanted, unsized) in _disks(cells).items():
         also = f", and {unsized} cells of unknown size" if unsized else ""
         free = free_bytes(folder)
         much = "; store.keep=topk writes none of them" if wanted > free * MUCH else ""
         yield f"disk: {size(wanted)} of embeddings to write{also}{much}; {size(free)} free in {folder}"
+    if whole.memory_bytes is not None:
+        gpu = f", {size(whole.device_bytes)} on its GPU" if whole.device_bytes else ""
+        yield f"memory: about {size(whole.memory_bytes)} a worker at most{gpu}"
 
 
 def _bases(what: str, amounts: Sequence[tuple[Planned, Amount]]) -> Iterator[str]:
@@ -77,11 +111,12 @@ def _bases(what: str, amounts: Sequence[tuple[Planned, Amount]]) -> Iterator[str
         by_basis.setdefault(amount.basis, []).append(f"{system(cell)} on {cell.config.dataset.name}")
     for basis, cells in by_basis.items():
         more = f" and {len(cells) - SHOWN} more" if len(cells) > SHOWN else ""
-        yield f"{what} {basis}: {', '.join(cells[:SHOWN])}{more}"
+        said = f"{basis} here, on a device that has the weights and data" if basis == UNKNOWN else basis
+        yield f"{what} {said}: {', '.join(cells[:SHOWN])}{more}"
 
 
-def plan_problems(cells: Sequence[Planned]) -> list[str]:
-    """Return a line for every cell that cannot run, and for every disk that is too small."""
+def plan_problems(cells: Sequence[Planned], *, device: Device | None = None) -> list[str]:
+    """Return a line for every cell that cannot run, and for every disk or memory that is too small."""
     found = [
         f"{system(cell)} on {cell.config.dataset.name}: {cell.problem}" for cell in cells if cell.problem is not None
     ]
@@ -89,9 +124,40 @@ def plan_problems(cells: Sequence[Planned]) -> list[str]:
         if wanted > (free := free_bytes(folder)):
             found.append(
                 f"{folder}: embeddings want {size(wanted)}, {size(free)} are free; set store.keep=topk, which keeps "
-                "none, or cache_dir=DIR on a larger disk"
+                f"none, {_fewer(cells, free)}or cache_dir=DIR on a larger disk"
             )
+    found += _memory_problems(cells, device)
     return list(dict.fromkeys(found))
+
+
+def _fewer(cells: Sequence[Planned], free: float) -> str:
+    """Name the settings that store less, where what they leave would fit."""
+    if any(cell.config.store.dtype == "float32" for cell in cells):
+        return "store.dtype=float16, which halves them, "
+    kept: dict[tuple[str, str], Planned] = {}
+    for cell in cells:
+        key = (cell.config.model.name, cell.config.dataset.name)
+        if key not in kept or (cell.dim or 0) < (kept[key].dim or 0):
+            kept[key] = cell
+    fewest = sum(cell.missing_bytes or 0 for cell in kept.values())
+    if len(kept) == len(cells) or fewest > free:
+        return ""
+    dims = sorted({cell.dim for cell in kept.values() if cell.dim is not None})
+    return f"fewer dims (dim={','.join(map(str, dims))} would write {size(fewest)}), "
+
+
+def _memory_problems(cells: Sequence[Planned], device: Device | None) -> list[str]:
+    whole = outlook.in_all(cells, device=device)
+    remedy = "set store.shard_tokens=N lower, or run fewer dims at a time (dim=)"
+    found = []
+    if device is None and whole.memory_bytes is not None and whole.memory_bytes > outlook.host_bytes():
+        found.append(
+            f"memory: about {size(whole.memory_bytes)} wanted, {size(outlook.host_bytes())} are here; {remedy}"
+        )
+    there = outlook.gpu_bytes(device)
+    if there is not None and whole.device_bytes is not None and whole.device_bytes > there:
+        found.append(f"GPU memory: about {size(whole.device_bytes)} wanted, {size(there)} are there; {remedy}")
+    return found
 
 
 def _disks(cells: Sequence[Planned]) -> Mapping[Path, tuple[int, int]]:
@@ -149,7 +215,7 @@ def workers_table(records: Sequence[Job]) -> Grid | None:
 
 def system(cell: Planned) -> str:
     """Return a cell's system with its dim."""
-    return system_label(cell.config.model.name, cell.dim)
+    return label(cell.config.model.name, cell.dim)
 
 
 def state(cell: Planned, job: Job | None) -> str:
@@ -184,3 +250,15 @@ def about(amount: Amount) -> str:
     if amount.value is None:
         return ABSENT
     return f"{'≈ ' if amount.basis.startswith('estimated') else ''}{count(amount.value)}"
+
+
+def short(number: float) -> str:
+    """Return a large number with its unit.
+
+    >>> short(1_250_000_000), short(879_639), short(12)
+    ('1.3 G', '879.6 k', '12')
+    """
+    for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if number >= factor:
+            return f"{grouped(number / factor, 1)} {unit}"
+    return count(number)

@@ -5,11 +5,13 @@ Values have five decimals and differences four, as the field prints them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterable, Sequence
 from typing import NamedTuple
 
+from evalkit.analysis import standing
 from evalkit.config.settings import METRICS
-from evalkit.report.card import verdict_on
+from evalkit.report.card import JudgedMean, judge_means, verdict_on
 from evalkit.report.grid import Column, Grid, Line
 from evalkit.report.rounding import ABSENT, fixed, signed
 from evalkit.report.rounding import dim as dim_of
@@ -52,8 +54,61 @@ class Lacking(NamedTuple):
     reason: str
 
 
-def terminal(table_rows: Sequence[Row], *, lacking: Sequence[Lacking] = (), wide: bool = False) -> Grid:
+class Mean(NamedTuple):
+    """A system's mean over a collection that was measured whole, beside one published mean of it, or beside none."""
+
+    system: str
+    dim: int | None
+    collection: str
+    """With the number of its datasets."""
+    metric: str
+    value: float | None
+    """None where the runs were made under several protocols."""
+    judged: JudgedMean | None
+
+
+def whole_means(cells: Sequence[CellScores]) -> list[Mean]:
+    """Return the means over the collections that have published means, of each system with all of their datasets.
+
+    A part of a collection has no mean.
+    """
+    judged = [one for one in judge_means(cells) if len(one.cells) == len(one.mean.datasets)]
+    found = [
+        Mean(
+            one.score.system,
+            one.score.dim,
+            _collection(one.score.dataset, len(one.cells)),
+            one.score.metric,
+            one.measured,
+            one,
+        )
+        for one in judged
+    ]
+    known = {(mean.system, mean.dim, mean.collection) for mean in found}
+    by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in standing.representative(cells)}
+    collections = {(mean.score.dataset, mean.datasets, mean.score.metric) for mean in published.published_means()}
+    for model, dim in dict.fromkeys((cell.model, cell.dim) for cell in cells):
+        for name, datasets, metric in sorted(collections):
+            values = [
+                cell.metrics.get(metric) for each in datasets if (cell := by_cell.get((model, dim, each))) is not None
+            ]
+            numbers = [value for value in values if value is not None]
+            title = _collection(name, len(datasets))
+            if len(numbers) == len(datasets) and (model, dim, title) not in known:
+                found.append(Mean(model, dim, title, metric, math.fsum(numbers) / len(numbers), None))
+    return sorted(found, key=lambda mean: (mean.collection, mean.system, -(mean.dim or 0)))
+
+
+def _collection(name: str, count: int) -> str:
+    return f"{name} ({count})"
+
+
+def terminal(
+    table_rows: Sequence[Row], *, lacking: Sequence[Lacking] = (), means: Sequence[Mean] = (), wide: bool = False
+) -> Grid:
     """Return the table for a terminal: the main metric and its verdict; `wide` adds the other metrics and the groups.
+
+    Means over whole collections stand below their cells.
 
     What makes a verdict PROTOCOL-DIFFERS stands below its row, and so do the settings that tell runs of one cell apart.
     """
@@ -83,6 +138,19 @@ def terminal(table_rows: Sequence[Row], *, lacking: Sequence[Lacking] = (), wide
         rest += [fixed(cell.groups.get(name, {}).get("ndcg@10"), 5) for name in groups]
         shown = [measured] if len(metrics) == 1 else [cell.main_metric, measured]
         cells = (cell.model, dim_of(cell.dim), cell.dataset, *shown, *judged, *rest, cell.run_id)
+        lines.append(Line(cells, tuple(filter(None, notes))))
+    for mean in means:
+        if len(metrics) == 1 and {mean.metric} != metrics:
+            continue
+        measured, judged, notes = fixed(mean.value, 5), [ABSENT] * 4, []
+        if (against := mean.judged) is not None:
+            delta = ABSENT if against.delta is None else signed(against.delta, 4)
+            said_of = against.verdict
+            judged = [fixed(against.score.value, against.score.digits), delta, said_of.label, against.score.source]
+            notes = ["; ".join(said_of.differs)]
+        shown = [measured] if len(metrics) == 1 else [mean.metric, measured]
+        nothing = [ABSENT] * (len(others) + len(groups) + 1)
+        cells = (mean.system, dim_of(mean.dim), f"mean of {mean.collection}", *shown, *judged, *nothing)
         lines.append(Line(cells, tuple(filter(None, notes))))
     for one in lacking:
         nothing = ["NOT-RUN" if column.name == "verdict" else ABSENT for column in columns[3:]]

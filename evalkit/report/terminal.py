@@ -9,7 +9,9 @@ from __future__ import annotations
 import errno
 import io
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -39,8 +41,27 @@ def out() -> PlainConsole:
 
 
 def say(line: str) -> None:
-    """Print a line to standard output."""
-    write(f"{line}\n")
+    """Print a line to standard output; a terminal narrower than it gets it in several, broken between words."""
+    write(f"{folded(line, terminal_width()) if sys.stdout.isatty() else line}\n")
+
+
+def folded(line: str, width: int) -> str:
+    """Return a line in several of at most so many columns, those behind the first indented; no word is broken.
+
+    >>> print(folded("time unknown: run with --probe", 20))
+    time unknown: run
+      with --probe
+    """
+    indent = line[: len(line) - len(line.lstrip())]
+    wrapped = textwrap.wrap(
+        line,
+        max(20, width),
+        subsequent_indent=f"{indent}  ",
+        break_long_words=False,
+        break_on_hyphens=False,
+        replace_whitespace=False,
+    )
+    return "\n".join(wrapped)
 
 
 def write(text: str) -> None:
@@ -53,8 +74,10 @@ def _shown(text: str) -> str:
 
 
 def complain(message: str) -> None:
-    """Print a message to standard error as one line without secrets."""
-    sys.stderr.write(f"evalkit: {told(message)}\n")
+    """Print a message to standard error as one line without secrets, folded where that is a terminal."""
+    line = f"evalkit: {told(message)}"
+    width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 0
+    sys.stderr.write(f"{folded(line, width) if width else line}\n")
     sys.stderr.flush()
 
 

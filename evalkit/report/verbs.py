@@ -258,5 +258,5 @@ def precision_table(cell: CellScores, measured: Sequence[Narrowed]) -> Grid:
 
 def system(cell: CellScores) -> str:
     """Return a system's name with its dim; a run that may not stand for that system is marked."""
-    name = keys.system_label(cell.model, cell.dim)
+    name = keys.label(cell.model, cell.dim)
     return f"{name} (deviates)" if standing.departures(cell) else name

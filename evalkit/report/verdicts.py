@@ -9,7 +9,7 @@ from evalkit.models import weights
 from evalkit.report.rounding import fixed, signed
 from evalkit.report.table import said
 from evalkit.scoring import published
-from evalkit.storage import results
+from evalkit.storage import keys, results
 from evalkit.types import Dataset
 
 KNOWN = ("split", "drop_self", "first_stage")
@@ -48,10 +48,9 @@ def lines(
                 settings_differ = published.differing(asked, protocol, dataset.split, self_hits=kept_none)
                 differs = (*_other_system(config, dim), *settings_differ)
                 verdict = published.verdict(value, score, declared_loss=score.index_loss, differs=differs)
-                system = name if dim is None else f"{name} at dim {dim}"
                 printed = f"{score.version or score.source} {fixed(score.value, score.digits)}"
                 delta = signed(value - score.value, 4)
-                said_of.append(f"{metric}\t{said(verdict)} ({printed} for {system}, Δ {delta})")
+                said_of.append(f"{metric}\t{said(verdict)} ({printed} for {keys.label(name, dim)}, Δ {delta})")
     return said_of or [f"nothing is published for {name} on {dataset.name}"]
 
 

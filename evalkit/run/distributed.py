@@ -36,8 +36,7 @@ from evalkit.run.cells import Cell, Task
 from evalkit.run.progress import Counted, documents_bar
 from evalkit.run.search import hits_from_arrays, hits_to_arrays
 from evalkit.run.shard_step import Texts, VectorStep, vector_step
-from evalkit.storage import shard_files
-from evalkit.storage.keys import key_of
+from evalkit.storage import keys, shard_files
 from evalkit.storage.paths import make_folder, topk_dir, unwritable, write_whole
 from evalkit.types import Dataset, Document, Query
 
@@ -114,8 +113,8 @@ class LoadVectors:
         for dim, cell in self.cells.items():
             if cell.checkpoint is not None and found[dim].checksums != cell.checkpoint.checksums:
                 msg = (
-                    f"model {model.name!r} dim {dim}: the checkpoint in {found[dim].folder} differs by content from "
-                    f"the driver's in {cell.checkpoint.folder}; wanted the same files on every node"
+                    f"model {keys.label(model.name, dim)}: the checkpoint in {found[dim].folder} differs by content "
+                    f"from the driver's in {cell.checkpoint.folder}; wanted the same files on every node"
                 )
                 raise ModelError(msg)
         dataset = Dataset(self.dataset, "", "", _Elsewhere(), self.queries, {}, self.drop_self, "", {})
@@ -333,7 +332,7 @@ def search_vectors(
     found = {dim: cell.checkpoint for dim, cell in by_dim.items() if cell.checkpoint is not None}
     for line in metadata.notes(model, found):
         task.console.print(f"{model.name}: {line}", highlight=False, markup=False, soft_wrap=True)
-    title = f"{model.name} at dim {', '.join(map(str, by_dim))} on {task.dataset.name}"
+    title = f"{keys.label(model.name, *by_dim)} on {task.dataset.name}"
     with jobs.claimed(config, best), documents_bar(task.console, title, total=task.survey.documents) as advance:
         missing = dict(_without_topk(task, by_dim, best, advance))
         if missing:
@@ -381,7 +380,7 @@ def _send_out(  # noqa: PLR0913, PLR0917 (the parts of one run)
             cells=by_dim,
             token=token,
         )
-        key = key_of({"cells": sorted(best), "cache": str(config.cache_dir), "token": str(token)})
+        key = keys.key_of({"cells": sorted(best), "cache": str(config.cache_dir), "token": str(token)})
         pool.prepare(key, load)
 
         def pieces() -> Iterator[engine.Piece[ShardTexts]]:

@@ -25,6 +25,7 @@ from evalkit.kernels.trouble import first_line, is_out_of_memory
 from evalkit.models.encoder import Encoder
 from evalkit.models.tokens import Tokens, TokenTable
 from evalkit.ragged import Ragged, offsets
+from evalkit.storage.keys import label
 from evalkit.storage.shard_files import ShardVectors
 
 log = logging.getLogger(__name__)
@@ -415,7 +416,7 @@ def _refuse_unfinite(vectors: Ragged, ids: Sequence[str], encoder: Encoder, dim:
     bad_X = ~torch.isfinite(first_XD).all(1).cpu()
     owner = torch.repeat_interleave(torch.arange(len(ids)), vectors.lengths_N)[bad_X][0]
     msg = (
-        f"text {ids[int(owner)]!r} has a vector that is not finite (model {encoder.config.name}, dim {dim}, "
+        f"text {ids[int(owner)]!r} has a vector that is not finite (model {label(encoder.config.name, dim)}, "
         f"{encoder.config.dtype}); rerun with model.dtype=float32"
     )
     raise ModelError(msg)

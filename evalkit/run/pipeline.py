@@ -39,7 +39,7 @@ from evalkit.run.progress import documents_bar
 from evalkit.run.search import to_run
 from evalkit.run.shard_step import bm25_count_step, bm25_score_step, costs, vector_step
 from evalkit.scoring import metrics
-from evalkit.storage import results, trec
+from evalkit.storage import keys, results, trec
 from evalkit.storage.paths import (
     make_folder,
     remove_left_over,
@@ -179,7 +179,7 @@ def search_vectors(
     ):
         met |= of_encoder
         members = {dim: by_dim[dim] for dim in encoder.heads}
-        title = f"{model.name} at dim {', '.join(map(str, members))} on {task.dataset.name}"
+        title = f"{keys.label(model.name, *members)} on {task.dataset.name}"
         with (
             documents_bar(task.console, title, total=task.survey.documents) as advance,
             vector_step(task, encoder, members, best, advance) as step,

@@ -88,7 +88,7 @@ def earlier(cells: Sequence[CellScores], results_dir: Path) -> list[str]:
             device = cell.environment.get("processor") or device
         by_origin.setdefault((when, str(device)), []).append(cell)
     return [
-        f"{', '.join(keys.system_label(cell.model, cell.dim) for cell in alike)} on {alike[0].dataset}: "
+        f"{', '.join(keys.label(cell.model, cell.dim) for cell in alike)} on {alike[0].dataset}: "
         f"finished earlier ({when}, on {device}), {where}"
         for (when, device), alike in by_origin.items()
     ]

@@ -382,6 +382,8 @@ def bm25_score_step(
 def costs(task: Task, cell: Cell) -> dict[str, float]:
     """Return what the shards of a cell with vectors cost, from their manifests: vectors, encode_s, search_s.
 
+    `slowest_search_s` is that of one shard, in which kernels were prepared: a forecast counts it once.
+
     Dims that shared a pass over the corpus each have the time of the whole pass. A shard that another run had encoded
     has that run's time, and is counted in `reused_shards`. Where a batch did not fit memory, `fitted_batch_tokens` is
     the smallest budget that a shard was left with. `shards_without_costs` counts the shards whose manifest is gone or
@@ -393,8 +395,10 @@ def costs(task: Task, cell: Cell) -> dict[str, float]:
     fitted = [facts["fitted_batch_tokens"] for facts in found if "fitted_batch_tokens" in facts]
     reused = sum(facts.get("reused_shards", 0) for facts in found)
     lacking = sum(any(name not in facts for name in names) for facts in found)
+    slowest = {"slowest_search_s": max(facts["search_s"] for facts in found)} if not lacking else {}
     return {
         **{name: sum(facts[name] for facts in found) for name in names if all(name in facts for facts in found)},
+        **slowest,
         **({"fitted_batch_tokens": min(fitted)} if fitted else {}),
         **({"reused_shards": reused} if reused else {}),
         **({"shards_without_costs": lacking} if lacking else {}),

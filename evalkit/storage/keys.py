@@ -30,9 +30,19 @@ def run_id(dataset: str, split: str, model: str, dim: int | None, facts: Mapping
 
 
 def system_label(model: str, dim: int | None) -> str:
-    """Return the name of a system at a dim, as run ids, lists and plots show it and commands take it.
+    """Return the name of a system at a dim, as run ids and files have it; people read `label`.
 
     >>> system_label("demo", 64), system_label("bm25", None)
     ('demo-64', 'bm25')
     """
     return model if dim is None else f"{model}-{dim}"
+
+
+def label(model: str, *dims: int | None) -> str:
+    """Return how people read a system at its dims, and how a command takes it: the colon parts a dim from a name.
+
+    >>> label("demo", 64), label("demo", 128, 64), label("bm25", None), label("bm25")
+    ('demo:64', 'demo:128,64', 'bm25', 'bm25')
+    """
+    known = [str(dim) for dim in dims if dim is not None]
+    return f"{model}:{','.join(known)}" if known else model

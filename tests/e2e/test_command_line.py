@@ -212,7 +212,7 @@ def test_without_network_three_lines_say_what_was_tried_why_it_failed_and_what_t
     done = evalkit(*words, cwd=tmp_path, HF_HUB_OFFLINE="1", HF_HOME=f"{tmp_path}/hf")
     assert done.returncode == 1
     begun, *told = done.stderr.splitlines()
-    assert begun == "jina-colbert-v2 at dim 128 on demo: loading"
+    assert begun == "jina-colbert-v2:128 on demo: loading"
     assert [line.split(": ")[1] for line in told] == ["tried", "failed", "to do"]
     assert "jinaai/jina-colbert-v2@" in told[0]
     assert "model.checkpoints.DIM.path=DIR" in told[2]

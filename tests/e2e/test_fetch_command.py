@@ -31,7 +31,7 @@ def test_a_selection_is_fetched_and_then_proved_without_the_network(tmp_path: Pa
     place = f"cache_dir={tmp_path / 'cache'}"
     fetched = evalkit("fetch", *words, place, cwd=tmp_path)
     assert fetched.returncode == 0, fetched.stderr
-    assert "model demo at dim 128, 64: on disk, from package evalkit.models:demo/demo-colbert" in fetched.stdout
+    assert "model demo:128,64: on disk, from package evalkit.models:demo/demo-colbert" in fetched.stdout
     proved = evalkit("fetch", *words, place, "--verify", cwd=tmp_path)
     assert proved.returncode == 0, proved.stderr
     assert "dataset demo test: read whole, network off, from demo" in proved.stdout

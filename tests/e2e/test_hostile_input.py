@@ -40,7 +40,7 @@ def dataset(folder, *, document=f"d1{MARKUP}", query=f"q1{MARKUP}", text=f"red {
     return folder
 
 
-PROGRESS = re.compile(r"(survey of )?\S+( at dim [\d, ]+)?( (on|counts|scores) \S+)?: (loading|.* documents.*)")
+PROGRESS = re.compile(r"(survey of )?\S+( (on|counts|scores) \S+)?: (loading|.* documents.*)")
 
 
 def one_line(done, code):

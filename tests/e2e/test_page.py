@@ -148,7 +148,7 @@ def test_the_audit_the_problems_and_the_partial_averages_are_told(page):
     failing = {(row[0], row[1]): row[3:] for row in rows if row[5] == "✗ no"}
     assert len(rows) == 12
     assert failing == {
-        ("miracl", "jina-colbert-v2 (128)"): ["0.627", "0.6228", "✗ no", "miracl/id"],
+        ("miracl", "jina-colbert-v2:128"): ["0.627", "0.6228", "✗ no", "miracl/id"],
         ("miracl", "mdpr (768)"): ["0.427", "0.4184", "✗ no", "miracl/id"],
         ("mmarco", "bm25"): ["0.141", "0.1388", "✗ no", "mmarco/ar, or mmarco/zh"],
     }
@@ -235,7 +235,7 @@ def test_a_run_opens_down_to_its_queries_and_escape_closes(page):
     assert [text for text in texts(page, "#query-table tbody th") if text] == ["q1", "q10"]
     assert find(page, "#count").text == "2 of 3 queries"
     find(page, "#find").send_keys(Keys.BACKSPACE, Keys.BACKSPACE)
-    Select(find(page, "#against")).select_by_visible_text("jina-colbert-v2 (128)")
+    Select(find(page, "#against")).select_by_visible_text("jina-colbert-v2:128")
     assert texts(page, "#query-table tbody td:last-child") == ["-0.3880", "-0.3736", "+0.7000"]
     press(page, Keys.ESCAPE)
     assert not find(page, "#queries").is_displayed()
@@ -317,8 +317,8 @@ def test_filters_leave_the_rows_and_columns_that_fit_and_stand_in_the_address(pa
 
 def test_an_address_opens_the_page_as_it_was_filtered(page, results_dir):
     page.get("about:blank")
-    page.get(f"file://{results_dir}/site/index.html#cells?system=jina-colbert-v2 (64)&dataset=beir&language=en")
-    assert [text.splitlines()[0] for text in shown(page, "#cells tbody th")] == ["jina-colbert-v2 (64)"] * 5
+    page.get(f"file://{results_dir}/site/index.html#cells?system=jina-colbert-v2:64&dataset=beir&language=en")
+    assert [text.splitlines()[0] for text in shown(page, "#cells tbody th")] == ["jina-colbert-v2:64"] * 5
     assert find(page, "#by-dataset").get_attribute("value") == "beir"
     assert shown(page, "#miracl tbody th") == []
     page.get(f"file://{results_dir}/site/index.html#?language=sw")
@@ -329,7 +329,7 @@ def test_an_address_opens_the_page_as_it_was_filtered(page, results_dir):
 def test_a_verdict_in_the_head_filters_the_cells_and_back_takes_it_back(page):
     find(page, "ul.tally li:nth-child(2) a").click()
     assert page.current_url.endswith("#cells?verdict=PROTOCOL-DIFFERS")
-    assert [text.splitlines()[0] for text in shown(page, "#cells tbody th")] == ["jina-colbert-v2 (64)"]
+    assert [text.splitlines()[0] for text in shown(page, "#cells tbody th")] == ["jina-colbert-v2:64"]
     page.back()
     assert find(page, "#by-verdict").get_attribute("value") == ""
     assert len(shown(page, "#beir tbody th")) == 13
@@ -425,7 +425,7 @@ def test_another_run_s_hits_stand_below_and_a_pair_s_tokens_are_a_command_away(p
     run, other = on_the_demo("bm25"), on_the_demo("mine", dim=64)
     query = DEMO.queries[1].id
     open_query(page, results_dir, run, query, against=other)
-    assert texts(page, "#detail h3") == [f"Query {query}", "bm25", "mine (64)"]
+    assert texts(page, "#detail h3") == [f"Query {query}", "bm25", "mine:64"]
     find(page, "#detail .copy").click()
     assert clipboard() == f"evalkit explain {other.run_id} --query {query} --document d2"
 
@@ -447,7 +447,7 @@ def test_the_paired_test_is_the_command_line_s(page, results_dir):
     said = find(page, "#paired").text
     ours, theirs = (0.25, 0.5, 0.75, 0.5), (0.5, 0.25, 0.5, 0.75)
     # The differences are -.25, .25, .25 and -.25: their mean is 0, their standard error .25 × sqrt(4/3) / 2 = .1443.
-    assert "bm25 minus mine (64): Δ ndcg@10 +0.0000, 95 % from −0.2829 to +0.2829" in said
+    assert "bm25 minus mine:64: Δ ndcg@10 +0.0000, 95 % from −0.2829 to +0.2829" in said
     assert f"p = {paired_p(theirs, ours):.4f}" in said
     assert "Better on 2, worse on 2, equal on 0." in said
 

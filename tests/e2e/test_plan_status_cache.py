@@ -48,8 +48,8 @@ def test_plan_before_anything_is_there_writes_nothing_and_invents_nothing(tmp_pa
     assert [row[:5] for row in rows(done.stdout, "demo ")] == [["demo", "128", "demo", "to", "do"]]
     assert "to fetch: jinaai/jina-colbert-v2@" in done.stdout
     assert "after the survey" in done.stdout
-    assert "time unknown, for no run of this system was made on this machine; evalkit run model=demo" in done.stdout
-    assert "gives a rate: demo-128 on demo" in done.stdout
+    (line,) = [line for line in done.stdout.splitlines() if line.startswith("time unknown: run with --probe here")]
+    assert line.endswith(": demo:128 on demo, jina-colbert-v2:128 on demo")
     assert "and 2 cells of unknown size" in done.stdout
     assert list(tmp_path.iterdir()) == []
 
@@ -75,7 +75,7 @@ def test_plan_knows_what_is_finished_and_forecasts_the_rest_from_it(finished):
     assert row[-1] == scores["run_id"]
     assert "vectors counted by demo.test.demo-" in done.stdout
     assert "time at " in done.stdout
-    assert "over 2 runs here: demo-96 on demo" in done.stdout
+    assert "over 2 runs here: demo:96 on demo" in done.stdout
     assert "4 cells: 3 finished, 1 to do" in done.stdout
 
 
@@ -102,7 +102,7 @@ def test_plan_sizes_embeddings_by_dim_and_keeps_none_for_topk(finished):
         (["engine.device=cuda:7"], "engine.device='cuda:7' is not here"),
         (
             ["model=jina-colbert-v2", "model.checkpoints.128.path=nowhere", "dim=128"],
-            "nowhere of jina-colbert-v2 at dim 128 is",
+            "nowhere of jina-colbert-v2:128 is",
         ),
         (
             ["model=colbert-xm", "dataset=miracl/yo,miracl/ar"],
@@ -162,7 +162,7 @@ def test_status_and_cache_beside_a_run_after_its_kill_and_after_its_end(tmp_path
     assert [row[:4] for row in rows(after.stdout, "stopped")] == [["stopped", "demo", "64", "demo"]]
     assert after.returncode == 0
     planned = evalkit("plan", *words[1:], cwd=tmp_path)
-    assert "vectors estimated from the shards that are done: demo-64 on demo" in planned.stdout
+    assert "vectors estimated from the shards that are done: demo:64 on demo" in planned.stdout
     assert "vectors/s, as the " in planned.stdout
     listed = evalkit("cache", "ls", "--cache-dir", "cache", cwd=tmp_path)
     assert [row[2] for row in rows(listed.stdout, ("embeddings", "top-k", "survey", "job"))] == ["demo"] * 4

@@ -108,7 +108,7 @@ def test_explain_against_another_run_adds_up_without_the_dataset(finished):
     assert done.returncode == 0
     assert "truncation is not checked: " in done.stderr
     done = evalkit("explain", "demo-64", "--against", "demo-128", "--no-texts", cwd=finished)
-    assert "against demo-128, over 12 queries" in done.stdout
+    assert "against demo:128, over 12 queries" in done.stdout
 
 
 def test_compare_shows_differences_costs_and_a_plot(finished):

@@ -177,7 +177,7 @@ def test_a_dim_that_cannot_be_had_does_not_stop_the_others(finished, evalkit):
         assert re.fullmatch(r"0\.\d{5}", rows["128"][3])
         assert "NOT-RUN" in rows["64"]
         assert "nowhere" in table.splitlines()[-1]
-        assert "demo at dim 64 on demo: " in said
+        assert "demo:64 on demo: " in said
     code, _, said = evalkit("check", *words)
     assert code == 1
     assert "dim 64, one backbone\n  FAILED      checkpoint: " in said
@@ -189,7 +189,7 @@ def test_what_finished_earlier_says_when_on_what_and_where_and_force_runs_again(
     code, table, said = evalkit(*words, f"results_dir={finished}/results")
     assert code == 0
     date = re.search(
-        r"demo-128, demo-64 on demo: finished earlier \((\d{4}-\d\d-\d\d), on .+?\), read from (.*);", said
+        r"demo:128, demo:64 on demo: finished earlier \((\d{4}-\d\d-\d\d), on .+?\), read from (.*);", said
     )
     assert date[2] == f"{finished}/results"
     (path,) = (finished / "results" / "runs").glob("demo.test.demo-64.*/scores.json")

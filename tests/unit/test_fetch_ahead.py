@@ -83,7 +83,7 @@ def test_a_wrong_word_of_a_selection_is_named() -> None:
 def test_what_was_fetched_is_proved_with_the_network_off(words: list[str]) -> None:
     configs = fetch.selection(words)
     model, dataset = fetch.fetch(configs, console=QUIET)
-    assert model.name == "model demo at dim 64"
+    assert model.name == "model demo:64"
     assert {name.rpartition("/")[2] for name in model.checksums} == {
         "config.json",
         "tokenizer.json",

@@ -138,7 +138,7 @@ def test_one_repository_that_is_closed_leaves_the_other_dims(fake, tmp_path, sta
     fake.repositories["jinaai/jina-colbert-v2-96"] = Repository(COMMIT, {}, status=status)
     message = refusal(ModelError, lambda: checkpoints(model, model.dims))
     assert message.startswith(
-        f"model 'jina-colbert-v2' dim 96: jinaai/jina-colbert-v2-96@main: the hub answers {status}, as for "
+        f"model jina-colbert-v2:96: jinaai/jina-colbert-v2-96@main: the hub answers {status}, as for "
     )
     assert "set HF_TOKEN to a token with access" in message
     assert message.endswith("can run: dim=128,64")

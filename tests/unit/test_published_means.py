@@ -87,7 +87,7 @@ def test_the_sheet_says_how_much_of_a_mean_is_measured() -> None:
     rows = markdown(means_sheet(judge_means(runs()[:12]))).splitlines()
     published = [row for row in rows if "sentence-transformers |" in row and "jina-colbert-v2" in row]
     assert published == [
-        "| jina-colbert-v2 (128) | nanobeir (13) | NDCG@10 | sentence-transformers | 0.6517 | 12 of 13 | – | NOT-RUN |"
+        "| jina-colbert-v2:128 | nanobeir (13) | NDCG@10 | sentence-transformers | 0.6517 | 12 of 13 | – | NOT-RUN |"
     ]
 
 

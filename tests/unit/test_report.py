@@ -97,7 +97,7 @@ def test_a_partial_average_is_never_printed_as_the_cards(folder):
     assert "| average of 13 | NDCG@10 | 0.531 (1 of 13 measured) | 0.502 | 0.496 | 0.440 (1 of 13 measured) |" in text
     assert "The average of 13 is over beir/nfcorpus, beir/fiqa," in text
     board = build.build(folder).files["tables/leaderboard.md"].decode()
-    assert "| jina-colbert-v2 (128) | 0.531 | 1 of 13 |" in board
+    assert "| jina-colbert-v2:128 | 0.531 | 1 of 13 |" in board
 
 
 def test_an_average_names_its_datasets_in_every_form(folder):
@@ -339,7 +339,7 @@ def damage_twins(folder):
             damage_value,
             "per_query.tsv: got a mean ndcg@10 of 0.346, wanted the 0.9 of scores.json; the run is left out",
         ),
-        (damage_twins, "jina-colbert-v2 at dim 128 on beir/nfcorpus: 2 runs claim this cell"),
+        (damage_twins, "jina-colbert-v2:128 on beir/nfcorpus: 2 runs claim this cell"),
     ],
 )
 def test_one_bad_run_is_one_clear_line_and_the_rest_is_reported(folder, damage, message):
@@ -723,7 +723,7 @@ def test_mteb_has_xquad_under_validation(tmp_path):
 
 def test_a_table_says_which_columns_the_card_quotes(folder):
     text = build.build(folder).files["tables/beir.md"].decode()
-    assert "- Quoted by the card from elsewhere: colbertv2 (128), bm25.\n" in text
+    assert "- Quoted by the card from elsewhere: colbertv2:128, bm25.\n" in text
 
 
 def test_what_latex_draws_as_other_characters_is_named():

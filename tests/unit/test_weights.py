@@ -271,7 +271,7 @@ def test_a_run_that_differs_is_shown_and_counts_for_nothing(tmp_path, run, reaso
     assert "1 was measured and 1 holds: bm25 on beir/nfcorpus" in text["site/index.html"]
     assert ("1 more was run under another protocol" in text["site/index.html"]) == bool(tabled)
     assert text["tables/beir.md"].count("0.05468") == text["tables/matryoshka.md"].count("0.05468") == tabled
-    assert "1 of 13" not in text["tables/leaderboard.md"].partition("jina-colbert-v2 (128)")[2].partition("\n")[0]
+    assert "1 of 13" not in text["tables/leaderboard.md"].partition("jina-colbert-v2:128")[2].partition("\n")[0]
     rows = list(csv.DictReader(io.StringIO(text["tables/cells.csv"])))
     verdicts = {row["verdict"] for row in rows if row["system"] == "jina-colbert-v2"}
     assert verdicts == ({"NOT-RUN", "PROTOCOL-DIFFERS"} if tabled else {"NOT-RUN"})
@@ -365,7 +365,7 @@ def test_a_run_file_is_judged_by_what_is_declared_of_it():
         (line,) = [line for line in lines(config, dataset, {"ndcg@10": 0.346}) if "(card " in line]
         return line
 
-    assert said().startswith("ndcg@10\tMATCH (card 0.346 for jina-colbert-v2 at dim 128")
+    assert said().startswith("ndcg@10\tMATCH (card 0.346 for jina-colbert-v2:128")
     assert f"PROTOCOL-DIFFERS: weights are /other, {PUBLISHED} (" in said("model.checkpoints.128.path=/other")
     reranker = "jina-reranker-v2-base-multilingual"
     assert f"PROTOCOL-DIFFERS: re-ranked by {reranker}, published without (" in said(f"reranker={reranker}")

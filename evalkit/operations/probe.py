@@ -1,0 +1,273 @@
+"""What a system does in a second on this device, measured: about a thousand documents encoded and searched for real.
+
+Nothing is written: no survey, no shard, no result.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+import torch
+
+from evalkit import datasets
+from evalkit.bm25 import lucene
+from evalkit.bm25.analyzers import ANALYZERS
+from evalkit.config import compose
+from evalkit.config.settings import Bm25Config, DatasetConfig, EncoderConfig, RunConfig
+from evalkit.kernels.cpu import memory
+from evalkit.models.encoder import DTYPES, Encoder, checkpoints, load_encoders
+from evalkit.ranking import floors, no_hits
+from evalkit.run import environment
+from evalkit.run.background import limit_tokenizer, tokenizer_threads
+from evalkit.run.encode import encode
+from evalkit.run.search import asked, search_shard
+from evalkit.run.shard_step import BM25_QUERY_BLOCK, bm25_score_step
+from evalkit.storage import shard_files
+from evalkit.storage.shard_files import ShardVectors
+from evalkit.types import Dataset, Document, Query
+
+DOCUMENTS: Final = 1024
+PLACES: Final = 16
+"""Runs of consecutive documents that the sample consists of, evenly apart: a corpus may be sorted."""
+SPREAD: Final = 100_000
+"""Documents from the beginning that the sample is taken from at most: a file of lines is read up to its last one."""
+QUERIES: Final = 256
+LIMIT_S: Final = 40.0
+"""Where the sample would take longer to encode, fewer documents are."""
+DEPTH: Final = 100
+WARM: Final = 64
+"""Documents that are encoded before the clock starts: native libraries prepare for shapes that they have not met."""
+
+
+class Probed(NamedTuple):
+    """What the sample of a dataset held, and what it took."""
+
+    dataset: str
+    """The dataset's name; the demo's where the dataset itself is not on disk."""
+    corpus_documents: int
+    """Documents of the whole corpus: counted, or as the dataset's config states them."""
+    queries: int
+    documents: int
+    """Of the sample."""
+    tokens: int
+    """As the tokenizer gives them, markers included; 0 for BM25."""
+    vectors: int
+    stored_bytes: Mapping[int | None, int]
+    """Of the sample's embeddings, by dim."""
+    encode_s: Mapping[int | None, float]
+    """Tokenising and encoding, by dim: of the whole pass for dims that share a backbone. BM25: counting terms."""
+    search_s: Mapping[int | None, float]
+    """Of all the queries that the dataset has, against the sample, by dim."""
+    queries_s: float
+    """Encoding all the queries that the dataset has."""
+    load_s: float
+    """Reading the checkpoint and building the encoder."""
+
+
+class Loader:
+    """Keeps the model that was loaded last, for the next dataset."""
+
+    def __init__(self) -> None:
+        """Hold nothing."""
+        self._held: tuple[object, list[Encoder], float] | None = None
+
+    def encoders(self, config: RunConfig, model: EncoderConfig, device: torch.device) -> tuple[list[Encoder], float]:
+        """Return a model's encoders and the seconds that loading took. Raises ModelError."""
+        engine = config.engine
+        key = (model, config.dims, device, engine.attention, engine.elementwise)
+        if self._held is None or self._held[0] != key:
+            self._held = None
+            started = time.monotonic()
+            found = checkpoints(model, [dim for dim in config.dims if dim is not None])
+            made = load_encoders(
+                model, found, device=device, attention=engine.attention, elementwise=engine.elementwise
+            )
+            self._held = (key, made, time.monotonic() - started)
+        return self._held[1], self._held[2]
+
+
+class _Sample(NamedTuple):
+    dataset: Dataset
+    corpus_documents: int
+    documents: Sequence[Document]
+    queries: Sequence[Query]
+
+    @property
+    def times(self) -> float:
+        """How many times as many queries the dataset has."""
+        return len(self.dataset.queries) / len(self.queries)
+
+
+def probe(config: RunConfig, loader: Loader, *, limit_s: float = LIMIT_S) -> Probed:
+    """Encode and search a sample of a config's dataset, or of the demo where the dataset is not on disk.
+
+    Raises EvalkitError where the device, the checkpoint or the documents cannot be had.
+    """
+    device = environment.choose_device(config.engine.device)
+    if config.engine.threads is not None:
+        torch.set_num_threads(config.engine.threads)
+    dataset = _dataset(config)
+    total = _documents(config.dataset, dataset)
+    documents = [document for start, stop in places(total) for document in dataset.corpus.documents(start, stop)]
+    queries = dataset.queries[:: max(1, len(dataset.queries) // QUERIES)][:QUERIES]
+    sample = _Sample(dataset, total, documents, queries)
+    if isinstance(config.model, Bm25Config):
+        return _bm25(config.model, sample)
+    limit_tokenizer(tokenizer_threads(config.engine.tokenizer_workers, device))
+    made, load_s = loader.encoders(config, config.model, device)
+    return _vectors(config, made, sample, device=device, limit_s=limit_s)._replace(load_s=load_s)
+
+
+def _dataset(config: RunConfig) -> Dataset:
+    """Return the dataset where it is on disk; for a model with weights the demo in its place."""
+    if datasets.on_disk(config.dataset) is not None or isinstance(config.model, Bm25Config):
+        return datasets.load(config.dataset)
+    return datasets.load(compose.compose(["model=bm25", "dataset=demo"]).dataset)
+
+
+def _documents(config: DatasetConfig, dataset: Dataset) -> int:
+    """Return how many documents a corpus has: as its config states them, else counted."""
+    stated = config.counts.documents if config.verify or config.path is None else None
+    if config.demo is not None:
+        stated = config.demo.documents
+    if stated is not None and dataset.name == config.name:
+        return stated
+    return sum(1 for _ in dataset.corpus.documents())
+
+
+def places(total: int) -> list[tuple[int, int]]:
+    """Return where the sample's documents are: runs of consecutive ones, evenly apart.
+
+    >>> places(100)
+    [(0, 100)]
+    >>> places(1_000_000)[:2], len(places(1_000_000))
+    ([(0, 64), (6250, 6314)], 16)
+    """
+    if total <= DOCUMENTS:
+        return [(0, total)]
+    step, each = min(total, SPREAD) / PLACES, DOCUMENTS // PLACES
+    return [(int(step * place), int(step * place) + each) for place in range(PLACES)]
+
+
+Texts = Sequence[Document] | Sequence[Query]
+
+
+class _Encoded(NamedTuple):
+    vectors: Mapping[int, ShardVectors]
+    tokens: int
+    wall_s: float
+
+
+def _vectors(
+    config: RunConfig, made: Sequence[Encoder], sample: _Sample, *, device: torch.device, limit_s: float
+) -> Probed:
+    # In another order, so that whatever part of them there is time for is spread over the corpus again.
+    order = [sample.documents[place] for place in np.random.default_rng(0).permutation(len(sample.documents)).tolist()]
+    encode_s: dict[int | None, float] = {}
+    search_s: dict[int | None, float] = {}
+    stored: dict[int | None, int] = {}
+    tokens = vectors = 0
+    queries_s = 0.0
+    depth = config.search.depth + int(sample.dataset.drop_self)
+    for encoder in made:
+        if len(order) > WARM:
+            for _ in range(2):  # the first prepares the libraries
+                warm = _encode(config, encoder, order[:WARM], documents=True)
+            order = order[: max(WARM, int(WARM * limit_s / max(warm.wall_s, 1e-9)))]
+        queries = _encode(config, encoder, sample.queries, documents=False)
+        found = _encode(config, encoder, order, documents=True)
+        queries_s += queries.wall_s * sample.times
+        tokens = found.tokens
+        for dim, of_dim in found.vectors.items():
+            encode_s[dim] = found.wall_s
+            stored[dim] = sum(array.nbytes for array in shard_files.vectors_to_arrays(of_dim).values())
+            search_s[dim] = sample.times * _search(config, queries.vectors[dim], of_dim, depth=depth, device=device)
+            vectors = len(of_dim.vectors.rows_XD)
+    memory.give_back()
+    return Probed(
+        dataset=sample.dataset.name,
+        corpus_documents=sample.corpus_documents,
+        queries=len(sample.dataset.queries),
+        documents=len(order),
+        tokens=tokens,
+        vectors=vectors,
+        stored_bytes=stored,
+        encode_s=encode_s,
+        search_s=search_s,
+        queries_s=queries_s,
+        load_s=0.0,
+    )
+
+
+def _encode(config: RunConfig, encoder: Encoder, texts: Texts, *, documents: bool) -> _Encoded:
+    """Tokenise and encode some texts at the encoder's dims, as a shard step does."""
+    started = time.monotonic()
+    words = [text.joined() if isinstance(text, Document) else text.text for text in texts]
+    table = encoder.tokenize_documents(words) if documents else encoder.tokenize_queries(words)
+    found = encode(
+        [text.id for text in texts],
+        table,
+        encoder,
+        documents=documents,
+        batch_tokens=environment.batch_tokens(config.engine.batch_tokens, encoder.device),
+        storage=DTYPES[config.store.dtype],
+    )
+    if encoder.device.type == "cuda":
+        torch.cuda.synchronize(encoder.device)
+    return _Encoded(found, len(table.ids_X), time.monotonic() - started)
+
+
+def _search(
+    config: RunConfig, queries: ShardVectors, documents: ShardVectors, *, depth: int, device: torch.device
+) -> float:
+    """Return the seconds that a sample takes as a shard behind others, with the floors that those have set."""
+    ready = asked(queries, device)
+    wall_s, floor_Q = 0.0, floors(no_hits(), queries=len(queries.ids), depth=depth)
+    for _ in range(2):
+        started = time.monotonic()
+        hits = search_shard(
+            ready,
+            documents,
+            depth=depth,
+            floor_Q=floor_Q,
+            device=device,
+            precision=config.engine.nominate,
+            maxsim=config.engine.maxsim,
+        )
+        wall_s = time.monotonic() - started
+        floor_Q = floors(hits, queries=len(queries.ids), depth=depth)
+    return wall_s
+
+
+def _bm25(model: Bm25Config, sample: _Sample) -> Probed:
+    lucene.check_settings(model)
+    analyzer = ANALYZERS[model.analyzer]()
+    terms = lucene.query_terms(sample.queries, analyzer)
+
+    def count(documents: Sequence[Document]) -> lucene.ShardCounts:
+        return lucene.count_shard(documents, vocabulary=terms.vocabulary, fields=model.fields, analyzer=analyzer)
+
+    count(sample.documents[:WARM])
+    started = time.monotonic()
+    counts = count(sample.documents)
+    count_s = time.monotonic() - started
+    bm25_score_step(counts, counts.statistics(), model, terms.queries[:BM25_QUERY_BLOCK], depth=1)
+    started = time.monotonic()
+    bm25_score_step(counts, counts.statistics(), model, terms.queries, depth=DEPTH)
+    score_s = sample.times * (time.monotonic() - started)
+    return Probed(
+        dataset=sample.dataset.name,
+        corpus_documents=sample.corpus_documents,
+        queries=len(sample.dataset.queries),
+        documents=len(sample.documents),
+        tokens=0,
+        vectors=0,
+        stored_bytes={},
+        encode_s={None: count_s},
+        search_s={None: score_s},
+        queries_s=0.0,
+        load_s=0.0,
+    )

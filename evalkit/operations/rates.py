@@ -1,0 +1,222 @@
+"""How fast a system is on a device, and how that is known: a basis that fits, or no number.
+
+A rate fits where it is of this system, dtype and device: measured by a probe, by runs of this machine, by the shards
+that are done, or assumed for a device that is named. Documents of another dataset have another length, so a rate in
+documents holds for the dataset alone that it was measured with; across datasets tokens are compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, Literal, NamedTuple
+
+from evalkit.config import compose
+from evalkit.config.settings import Bm25Config, DatasetConfig, EncoderConfig, ModelConfig, RunConfig
+from evalkit.errors import ConfigError
+from evalkit.operations.cards import DEVICES, CardRates, Device, assumed_rates, card_rates
+from evalkit.operations.probe import Probed
+from evalkit.storage.results import CellScores
+
+CHARACTERS_PER_TOKEN: Final[Mapping[str, float]] = {"ja": 1.6, "ko": 2.0, "zh": 1.6}
+"""About how many characters a token of a multilingual subword vocabulary covers; 4 in alphabetic scripts."""
+NO_LIMIT: Final = 1 << 62
+"""The most tokens that BM25 reads of a document."""
+MACHINE: Final = ("processor", "processors", "device", "threads", "instruction_set")
+"""What of a run's environment must be as here for its times to hold here."""
+UNKNOWN: Final = "unknown: run with --probe"
+UNSIZED: Final = "unknown, for the size is"
+
+
+class Amounts(NamedTuple):
+    """What a cell has of each kind; None where that is not known."""
+
+    documents: float | None
+    vectors: float | None
+    tokens: float | None
+    queries: int
+    dim: int | None
+
+
+class Rate(NamedTuple):
+    """What a device does in a second."""
+
+    unit: Literal["documents", "vectors", "tokens"]
+    per_s: float
+    products_per_s: float | None
+    """Of search: queries × document vectors × dim."""
+    basis: str
+    fixed_s: float = 0.0
+    """What a run takes once: encoding the queries, and preparing the kernels in the first shard."""
+
+
+class Time(NamedTuple):
+    """What a cell takes by itself."""
+
+    encode_s: float | None
+    search_s: float | None
+    basis: str
+
+    @property
+    def total_s(self) -> float | None:
+        """Encoding and search, or None where it is not known."""
+        return None if self.encode_s is None or self.search_s is None else self.encode_s + self.search_s
+
+
+def corpus_tokens(documents: int, mean_characters: int, language: str, *, max_document_tokens: int = 300) -> float:
+    """Estimate the tokens of a corpus from the mean length of its documents.
+
+    >>> corpus_tokens(1000, 400, "en")
+    100000.0
+    """
+    return documents * min(mean_characters / CHARACTERS_PER_TOKEN.get(language, 4), max_document_tokens)
+
+
+def tokens_of(dataset: DatasetConfig, model: ModelConfig, documents: int) -> float | None:
+    """Return about how many tokens a model reads of so many documents, or None where no mean length is stated."""
+    if not dataset.mean_characters:
+        return None
+    most = model.document.max_tokens if isinstance(model, EncoderConfig) else NO_LIMIT
+    return corpus_tokens(documents, dataset.mean_characters, dataset.language, max_document_tokens=most)
+
+
+def time(rate: Rate | str, amounts: Amounts, *, encode_part: float, search_part: float) -> Time:
+    """Return what a part of the encoding and of the search takes at a rate; a text says why there is none.
+
+    >>> time(Rate("vectors", 100.0, 6400.0, "b"), Amounts(1, 1000, None, 2, 64), encode_part=1, search_part=0.5)
+    Time(encode_s=10.0, search_s=10.0, basis='at 100 vectors/s, b')
+    """
+    if isinstance(rate, str):
+        return Time(None, None, rate)
+    amount = {"documents": amounts.documents, "vectors": amounts.vectors, "tokens": amounts.tokens}[rate.unit]
+    if amount is None:
+        return Time(None, None, UNSIZED)
+    search_s = 0.0
+    if rate.products_per_s and amounts.dim is not None and amounts.vectors is not None:
+        search_s = amounts.queries * amounts.vectors * amounts.dim * search_part / rate.products_per_s
+    basis = f"at {rate.per_s:,.0f} {rate.unit}/s, {rate.basis}"
+    fixed_s = rate.fixed_s if search_part else 0.0
+    return Time(amount * encode_part / rate.per_s + fixed_s, search_s, basis)
+
+
+def of_device(device: Device, config: RunConfig) -> Rate | str:
+    """Return what a named device does: as measured on it (card.json), else as assumed for it."""
+    model = config.model
+    if isinstance(model, Bm25Config):
+        return UNKNOWN
+    known = card_rates(config.results_dir, gpu=device.title, model=model.name)
+    return _of_card(known or assumed_rates(device, model=model.name), model, measured=known is not None)
+
+
+def _of_card(card: CardRates | None, model: EncoderConfig, *, measured: bool) -> Rate | str:
+    if card is None:
+        return UNKNOWN
+    basis = f"measured on {card.gpu} ({card.source})" if measured else f"assumed for {card.gpu}: {card.source}"
+    unit: Literal["vectors", "tokens"] = "vectors" if measured and model.pooling == "tokens" else "tokens"
+    return Rate(unit, card.tokens_per_s, card.search_flop_per_s / (2 * card.query_vectors), basis)
+
+
+def of_probe(probed: Probed, config: RunConfig, dim: int | None, *, own: bool) -> Rate | str:
+    """Return what a probe measured: of this dataset's own documents, or of others by their tokens."""
+    if dim not in probed.encode_s:
+        return UNKNOWN
+    basis = f"measured on {probed.documents:,} {'of its' if own else f'of the {probed.dataset} dataset’s'} documents"
+    encode_s, search_s = probed.encode_s[dim], probed.search_s[dim]
+    if dim is None:
+        return Rate("documents", probed.documents / (encode_s + search_s), None, basis) if own else UNKNOWN
+    late = isinstance(config.model, EncoderConfig) and config.model.pooling == "tokens"
+    unit: Literal["documents", "vectors", "tokens"] = "vectors" if late else "documents" if own else "tokens"
+    amount = {"vectors": probed.vectors, "documents": probed.documents, "tokens": probed.tokens}[unit]
+    products = probed.queries * probed.vectors * dim / search_s if search_s else None
+    return Rate(unit, amount / encode_s, products, basis, probed.queries_s if own else 0.0)
+
+
+def of_runs(known: Sequence[CellScores], config: RunConfig, dim: int | None, here: Mapping[str, Any]) -> Rate | str:
+    """Return the rate of earlier runs of this system here: of this dataset where there are any, else by tokens."""
+    runs = [
+        run
+        for run in known
+        if run.model == config.model.name
+        and all(run.environment.get(name) == here.get(name) for name in MACHINE)
+        and (not isinstance(config.model, EncoderConfig) or run.protocol.get("dtype") == config.model.dtype)
+    ]
+    own = [run for run in runs if run.dataset == config.dataset.name]
+    if dim is None:
+        return _of_bm25(own, [run for run in runs if run not in own], config.model)
+    own = [run for run in own if _encoded(run)]
+    others = [run for run in runs if run.dataset != config.dataset.name and _encoded(run)]
+    late = isinstance(config.model, EncoderConfig) and config.model.pooling == "tokens"
+    chosen = own or others
+    unit: Literal["documents", "vectors", "tokens"] = "vectors" if late else "documents" if own else "tokens"
+    rate = _rate([(_amount(run, unit, config.model), run.wall_s["encode"]) for run in chosen])
+    if rate is None:
+        return _of_this_device(config, str(here.get("device")))
+    products = _rate([(_products(run) * (1 - _first(run)[0]), run.wall_s["search"] - _first(run)[1]) for run in chosen])
+    return Rate(unit, rate, products, _named(chosen), max(_first(run)[1] for run in chosen))
+
+
+def _of_bm25(own: Sequence[CellScores], others: Sequence[CellScores], model: ModelConfig) -> Rate | str:
+    for unit, runs in (("documents", own), ("tokens", others)):
+        amounts = [
+            (_amount(run, unit, model), run.wall_s["encode_and_search"])
+            for run in runs
+            if run.wall_s.get("encode_and_search", 0) > 0
+        ]
+        if (rate := _rate(amounts)) is not None:
+            return Rate("documents" if unit == "documents" else "tokens", rate, None, _named(runs))
+    return UNKNOWN
+
+
+def _of_this_device(config: RunConfig, device: str) -> Rate | str:
+    """Return the rate of the GPU that is here, where a card of its name is known."""
+    model = config.model
+    assert isinstance(model, EncoderConfig)
+    measured = card_rates(config.results_dir, gpu=device, model=model.name)
+    if measured is not None:
+        return _of_card(measured, model, measured=True)
+    for known in DEVICES.values():
+        if known.matches and known.matches in device:
+            return _of_card(assumed_rates(known, model=model.name), model, measured=False)
+    return UNKNOWN
+
+
+def _encoded(run: CellScores) -> bool:
+    """Whether a run's time tells a rate: some of it was encoded for it, none before."""
+    return run.wall_s.get("encode", 0) > 0 and "search" in run.wall_s and "document_vectors" in run.counts
+
+
+def _amount(run: CellScores, unit: str, model: ModelConfig) -> float | None:
+    if unit == "vectors":
+        return run.counts["document_vectors"]
+    if unit == "documents":
+        return run.counts["documents"]
+    try:
+        dataset = compose.compose(["model=bm25", f"dataset={run.dataset}"]).dataset
+    except ConfigError:  # a folder of the user's, of which no mean length is stated
+        return None
+    return tokens_of(dataset, model, run.counts["documents"])
+
+
+def _first(run: CellScores) -> tuple[float, float]:
+    """Return the part of a run's shards that the slowest search was, and its seconds: kernels are prepared in it.
+
+    Of a run of few shards it would be most of the time, and no rate.
+    """
+    shards = run.counts.get("shards", 1)
+    slowest_s = run.wall_s.get("slowest_search")
+    return (0.0, 0.0) if slowest_s is None or shards < 2 else (1 / shards, slowest_s)
+
+
+def _products(run: CellScores) -> float:
+    return float(run.counts["queries"] * run.counts["document_vectors"] * (run.dim or 0))
+
+
+def _rate(pairs: Sequence[tuple[float | None, float]]) -> float | None:
+    """Return amount per second over several runs, or None where nothing took time."""
+    known = [(amount, seconds) for amount, seconds in pairs if amount and seconds > 0]
+    if not known:
+        return None
+    return sum(amount for amount, _ in known) / sum(seconds for _, seconds in known)
+
+
+def _named(runs: Sequence[CellScores]) -> str:
+    return f"as {runs[0].run_id} here" if len(runs) == 1 else f"over {len(runs)} runs here"

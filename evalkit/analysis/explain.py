@@ -234,7 +234,7 @@ def _match(
 ) -> tuple[list[TokenMatch], tuple[bool, bool]]:
     """Return every query token's best document token, with vectors rounded as they are stored."""
     from evalkit.models.encoder import DTYPES, checkpoints, load_encoders
-    from evalkit.run.encode import encode
+    from evalkit.run.encode import Encoding, encode
     from evalkit.run.environment import batch_tokens, choose_device
 
     model, dim = config.model, cell.dim
@@ -246,9 +246,16 @@ def _match(
         model, checkpoints(model, [dim]), device=device, attention=engine.attention, elementwise=engine.elementwise
     )
     query_tokens, document_tokens = encoder.tokenize_queries([query]), encoder.tokenize_documents([document])
-    storage, budget = DTYPES[config.store.dtype], batch_tokens(config.engine.batch_tokens, device)
-    query_LD = encode(["q"], query_tokens, encoder, documents=False, batch_tokens=budget, storage=storage)[dim]
-    document_TD = encode(["d"], document_tokens, encoder, documents=True, batch_tokens=budget, storage=storage)[dim]
+    queries, documents = (
+        Encoding(
+            documents=of_documents,
+            batch_tokens=batch_tokens(engine.batch_tokens, device),
+            storage=DTYPES[config.store.dtype],
+        )
+        for of_documents in (False, True)
+    )
+    query_LD = encode(["q"], query_tokens, encoder, queries)[dim]
+    document_TD = encode(["d"], document_tokens, encoder, documents)[dim]
     similarity_LT = query_LD.vectors.rows_XD.double() @ document_TD.vectors.rows_XD.double().T
     best_L, place_L = similarity_LT.max(dim=1)
     skipped = set(encoder.skipped.tolist())

@@ -32,7 +32,7 @@ from evalkit.types import Corpus, Document
 CUT: Final = "by content, 1"
 """The rule for shard boundaries. It is part of the protocol because a shard's texts can change a vector's last bits."""
 _FORMAT: Final = 3
-"""Raise it when the checksum, the estimate or the cutting rule changes, so that old surveys are not found."""
+"""Increase it when the checksum, the estimate or the boundary rule changes, so that old surveys are not used."""
 LONGEST_ID: Final = 4096
 """Bytes of a document's id: more than any collection has. Every hit is a line with its id in the run file."""
 _PROGRESS_DOCUMENTS: Final = 4096
@@ -118,7 +118,7 @@ def survey(  # noqa: PLR0913 (keyword-only, and one caller)
 def forget(
     corpus: Corpus, *, shard_tokens: int, max_document_tokens: int, cache_dir: Path, judged_ids: Collection[str] = ()
 ) -> None:
-    """Delete the cached survey of a corpus, if there is one, so that the next run reads the corpus again."""
+    """Delete the cached survey of a corpus, if there is one, so that the next job reads the corpus again."""
     key = _key(corpus.fingerprint(), shard_tokens, max_document_tokens, judged_ids)
     survey_file(cache_dir, key).unlink(missing_ok=True)
 

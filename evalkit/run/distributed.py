@@ -1,6 +1,6 @@
-"""A run with workers: the driver reads shards, sends their texts out, checkpoints and merges the top-k that come back.
+"""Jobs with workers: the driver reads shards, sends their texts to workers, and checkpoints and merges their top-k.
 
-What a worker holds is `VectorStep` or BM25's counting, as in a run of one process, so that the bytes are the same.
+A worker executes the same code as a job of one process (`VectorStep`, or BM25's counting), so the bytes are the same.
 """
 
 from __future__ import annotations
@@ -42,16 +42,16 @@ from evalkit.storage.paths import make_folder, topk_dir, unwritable, write_whole
 from evalkit.types import Dataset, Document, Query
 
 BYTES_PER_TOKEN = 2
-"""Of text, by the survey's upper estimate; Python's pickle adds little."""
+"""Bytes of text per token, by the survey's upper estimate; pickling adds little."""
 STATES_EVERY_S = 2.0
 SHOWN_FAILURES = 3
 
 
-# ---- what travels
+# ---- messages between driver and workers
 
 
 class ShardTexts(NamedTuple):
-    """A shard on its way to a worker: its ids and joined texts, and the dims that still want its top-k."""
+    """A shard for a worker to encode: its ids and joined texts, and the dims that still lack its top-k."""
 
     shard: ShardRange
     ids: tuple[str, ...]
@@ -60,24 +60,24 @@ class ShardTexts(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a worker made of a shard: hits and manifest facts by dim, and tokens encoded."""
+    """A worker's result for a shard: hits and manifest facts by dim, and the number of tokens encoded."""
 
     shard: ShardRange
     hits: dict[int, tuple[Hits, dict[str, Any]]]
     tokens: int
     met_vectors: frozenset[int]
-    """The dims at which the worker's model met vectors that are published for it."""
+    """The dims whose published vectors the worker's model reproduced."""
 
 
 class ShardDocuments(NamedTuple):
-    """A shard on its way to a worker that counts BM25's terms, which are of title and text apart."""
+    """A shard for a worker to count BM25's terms in; titles and texts are counted separately."""
 
     shard: ShardRange
     documents: list[Document]
 
 
 class CountedTerms(NamedTuple):
-    """BM25's counts of a shard."""
+    """The counts of BM25's terms in a shard."""
 
     shard: ShardRange
     arrays: dict[str, np.ndarray]
@@ -88,7 +88,7 @@ class CountedTerms(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LoadVectors:
-    """Makes a worker's step: loads the encoder, encodes the queries, and proves that the cache is the driver's."""
+    """Builds a worker's step: loads the encoder, encodes the queries, and proves that the cache is the driver's."""
 
     config: RunConfig
     dataset: str
@@ -120,13 +120,13 @@ class LoadVectors:
                 raise ModelError(msg)
         dataset = Dataset(self.dataset, "", "", _Elsewhere(), self.queries, {}, self.drop_self, "", {})
         task = Task(self.config, dataset, Survey(0, "", (), 0, ()), (), device, Console(quiet=True))
-        # Files are watched where they are read, which may be another node than the driver's.
+        # A checkpoint is watched for changes on the node that reads it, which may not be the driver's.
         here = {dim: cell._replace(checkpoint=found[dim]) for dim, cell in self.cells.items()}
         return VectorsStep(task, found, here, self.threads)
 
 
 class VectorsStep:
-    """The step of a worker: `VectorStep` of every backbone, over texts that came with the shard."""
+    """The step of a worker: the `VectorStep` of every backbone, over the texts that came with the shard."""
 
     def __init__(self, task: Task, found: Mapping[int, Any], cells: Mapping[int, Cell], threads: int) -> None:
         """Load the encoders and encode the queries."""
@@ -146,7 +146,7 @@ class VectorsStep:
             self._open = stack.pop_all()
 
     def prepare(self, work: ShardTexts, latest: Mapping[str, np.ndarray]) -> _Call:
-        """Tokenise a shard on a GPU's worker, whose processor has nothing else to do meanwhile."""
+        """Tokenise a shard ahead on a worker with a GPU, whose CPU is otherwise idle."""
         call = _Call(work, latest)
         if self._ahead:
             call.tokens = [self._tokenized(step, work) for step in self._steps]
@@ -171,7 +171,7 @@ class VectorsStep:
             ) -> None:
                 found[folder.name] = (arrays, facts)
 
-            asked = step.in_turn(
+            asked = step.unthreaded(
                 cells=cells,
                 floor_of=call.floor_of,
                 advance=call.advance,
@@ -191,7 +191,7 @@ class VectorsStep:
         return call
 
     def settle(self, call: _Call) -> Found:
-        """Write a shard's vectors, beside the encoding of the next, and return its top-k: they come after."""
+        """Write a shard's vectors while the next shard is encoded; return its top-k, which is valid only after them."""
         for folder, name, arrays, facts in call.unwritten:
             try:
                 shard_files.save(folder, name, arrays, facts)
@@ -200,7 +200,7 @@ class VectorsStep:
         return Found(call.work.shard, call.hits, call.tokens_done, self._met)
 
     def close(self) -> None:
-        """End the threads beside the model."""
+        """Stop the background threads."""
         self._open.close()
 
     @staticmethod
@@ -210,7 +210,7 @@ class VectorsStep:
 
 @dataclass
 class _Call:
-    """One shard on its way through a worker."""
+    """One shard while a worker processes it."""
 
     work: ShardTexts
     floors: Mapping[str, np.ndarray]
@@ -227,19 +227,19 @@ class _Call:
 
 
 class _Given(NamedTuple):
-    """Gives the one shard whose documents are here."""
+    """Stands for the prefetch of texts: it holds the texts of the one shard that is being processed."""
 
     texts: Texts
 
     def start(self, shard: ShardRange) -> None:
-        """Do nothing: the documents are here."""
+        """Do nothing: the texts are already here."""
 
     def take(self, _shard: ShardRange) -> Texts:
         return self.texts
 
 
 class _Elsewhere:
-    """The corpus of a worker, which has none: texts come with each shard."""
+    """Stands for the corpus in a worker, which has none: texts come with each shard."""
 
     def fingerprint(self) -> str:
         return ""
@@ -254,7 +254,7 @@ class _Elsewhere:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadCounting:
-    """Makes the step of a worker that counts the terms of BM25's queries."""
+    """Builds the step of a worker that counts the terms of BM25's queries."""
 
     model: Bm25Config
     vocabulary: Mapping[str, int]
@@ -272,26 +272,26 @@ class CountingStep(NamedTuple):
     analyzer: Analyzer
 
     def prepare(self, work: ShardDocuments, _latest: None) -> ShardDocuments:
-        """Leave the shard as it came."""
+        """Return the shard unchanged: nothing can be prepared."""
         return work
 
     def run(self, work: ShardDocuments) -> CountedTerms:
-        """Count."""
+        """Count the terms."""
         counts = lucene.count_shard(
             work.documents, vocabulary=self.vocabulary, fields=self.model.fields, analyzer=self.analyzer
         )
         return CountedTerms(work.shard, counts.to_arrays())
 
     def settle(self, counted: CountedTerms) -> CountedTerms:
-        """Return the counts as they are."""
+        """Return the counts unchanged: nothing is written here."""
         return counted
 
     def close(self) -> None:
-        """Do nothing."""
+        """Do nothing: no thread runs."""
 
 
 class Token(NamedTuple):
-    """A file that the driver wrote into the cache, by which a worker tells that its cache is the same folder."""
+    """A file that the driver wrote into its cache; a worker that can read it uses the same folder."""
 
     path: Path
     content: str
@@ -313,7 +313,7 @@ class Token(NamedTuple):
 
 
 def _unseen(_documents: int, _tokens: int) -> None:
-    """Take progress that nobody watches."""
+    """Ignore progress: the driver reports it."""
 
 
 # ---- in the driver's process
@@ -322,10 +322,10 @@ def _unseen(_documents: int, _tokens: int) -> None:
 def search_vectors(
     task: Task, cells: Sequence[Cell], model: EncoderConfig, *, met_vectors: set[int]
 ) -> dict[str, Hits]:
-    """Return each cell's best hits over all shards, by run id: encoded and searched by workers.
+    """Let workers encode and search all shards. Return each cell's best hits, by run id.
 
-    The dims at which their model met vectors that are published for it are added to `met_vectors`. Raises EngineError
-    when shards failed on every worker that tried them, after all others were finished.
+    Dims whose published vectors were reproduced are added to `met_vectors`. Raises EngineError if shards failed twice,
+    after all other shards are finished.
     """
     config = jobs.absolute(task.config)
     by_dim = {cell.dim: cell for cell in cells if cell.dim is not None}
@@ -344,7 +344,7 @@ def search_vectors(
 def _without_topk(
     task: Task, by_dim: Mapping[int, Cell], best: Mapping[str, _Best], advance: Counted
 ) -> Iterator[tuple[ShardRange, tuple[int, ...]]]:
-    """Merge what is on disk, and yield the shards and dims that are not."""
+    """Merge the top-k that are on disk; yield the other shards, each with the dims that lack its top-k."""
     for shard in task.survey.shards:
         dims = []
         for dim, cell in by_dim.items():
@@ -408,7 +408,7 @@ def _send_out(  # noqa: PLR0913, PLR0917 (the parts of one run)
 
 
 def count_terms(task: Task, cell: Cell, terms: lucene.QueryTerms) -> None:
-    """Let workers count the queries' terms in every shard that has no counts on disk, and checkpoint them."""
+    """Let workers count the queries' terms in every shard without counts on disk; checkpoint the counts."""
     config, model = jobs.absolute(task.config), task.config.model
     assert isinstance(model, Bm25Config)
     folder = topk_dir(config.cache_dir, cell.search_key)
@@ -441,7 +441,7 @@ def count_terms(task: Task, cell: Cell, terms: lucene.QueryTerms) -> None:
 
 
 def resources(config: RunConfig, device: torch.device) -> engine.Resources:
-    """Return the workers that a config asks for."""
+    """Return the number of workers, GPUs and CPUs that a config asks for."""
     settings, shard_tokens = config.engine, config.store.shard_tokens
     assert shard_tokens != "auto"  # `environment.resolved` has made a number of it
     return engine.Resources(
@@ -454,7 +454,7 @@ def resources(config: RunConfig, device: torch.device) -> engine.Resources:
 
 
 def provenance(config: RunConfig) -> dict[str, Any]:
-    """Return what a result records of its engine: nothing for a run of one process."""
+    """Return the facts of the engine that a result records; none for a job of one process."""
     if config.engine.name != "ray":
         return {}
     facts: dict[str, Any] = {"engine": "ray"}
@@ -464,7 +464,7 @@ def provenance(config: RunConfig) -> dict[str, Any]:
 
 
 def _all(answers: Iterator[engine.Done[Any] | engine.Failed], land: Callable[[Any, Writer], None]) -> None:
-    """Take every answer of the workers. Raises EngineError that names the shards that failed, after all the others."""
+    """Handle every answer of the workers. At the end, raises EngineError that names the shards that failed."""
     failed: list[engine.Failed] = []
     done = 0
     with Writer() as writer:
@@ -495,14 +495,15 @@ def _write_behind(
 
 
 def _name(shard: ShardRange) -> str:
-    """Name a shard for people, counting documents from 1."""
+    """Return a shard's name in messages; documents are counted from 1."""
     return f"documents {shard.start + 1:,} to {shard.stop:,}"
 
 
 class _Best:
-    """The best hits so far of one cell, merged when as many are waiting as were kept: hits are sorted a few times only.
+    """The best hits of one cell so far.
 
-    `floor_Q` is that of the last merge, which is as right as the newest and lets a little more through.
+    New hits are merged when they are as many as the merged ones, so that hits are sorted only a few times. `floor_Q` is
+    that of the last merge: it is correct too, and lets a few more hits through.
     """
 
     def __init__(self, depth: int, queries: int) -> None:
@@ -526,7 +527,7 @@ class _Best:
 
 
 class _States:
-    """Writes what the workers are doing for `evalkit status`, when it has changed and not too often."""
+    """Records the state of the workers for `evalkit status`: only changes, and at most once in STATES_EVERY_S."""
 
     def __init__(self, config: RunConfig, pool: engine.Pool) -> None:
         self._config, self._pool = config, pool
@@ -546,7 +547,7 @@ class _States:
 
 @contextmanager
 def _token(config: RunConfig) -> Iterator[Token | None]:
-    """Write the file that proves a shared cache, where workers write into it."""
+    """If workers write embeddings, write the file that proves a shared cache; yield None otherwise."""
     if config.store.keep != "embeddings":
         yield None
         return

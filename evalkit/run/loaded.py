@@ -1,4 +1,4 @@
-"""The model that is loaded, kept from one cell of a sweep to the next: only another model is read from disk again."""
+"""Keeps the loaded model from one cell of a sweep to the next, so that only another model is read from disk."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from evalkit.storage.keys import key_of
 
 
 class Loaded(NamedTuple):
-    """An encoder that passed the canary, and the dims at which it met vectors that are published for it."""
+    """An encoder that passed the canary, and the dims whose published vectors it reproduced."""
 
     encoder: Encoder
     met_vectors: frozenset[int]
@@ -29,19 +29,19 @@ class _Held(NamedTuple):
 
 
 _held: list[_Held] | None = None
-"""The one model that is kept; None unless asked to keep: then nothing outlives its run."""
+"""The model that is kept, at most one; None until `keep` is called: then no model outlives its job."""
 
 
 def keep() -> None:
-    """Keep the model that was loaded last until another one is asked for, as long as the process lives."""
-    global _held  # noqa: PLW0603 (memory of a process or device is one thing that all its cells share)
+    """From now on keep the model that was loaded last, until another model is loaded or the process ends."""
+    global _held  # noqa: PLW0603 (all cells of a process share its memory and its device)
     if _held is None:
         _held = []
 
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Do as `keep` until the context is left."""
+    """Do as `keep` while the context lasts."""
     global _held  # noqa: PLW0603 (as above)
     before, _held = _held, []
     try:
@@ -58,7 +58,7 @@ def encoders(
     attention: Attention = "auto",
     elementwise: Elementwise = "auto",
 ) -> list[Loaded]:
-    """Return the encoders of a model, asked every question of the canary; those that are kept, where they are the same.
+    """Return the encoders of a model: the kept ones if they are the same, otherwise newly loaded and past the canary.
 
     Raises ModelError, as `load_encoders` and `canary` do.
     """
@@ -66,7 +66,7 @@ def encoders(
     if _held and _held[0].key == key:
         return _held[0].encoders
     if _held:
-        _held.clear()  # its memory is needed for the next
+        _held.clear()  # free its memory before the next model is loaded
         if device.type == "cuda":
             torch.cuda.empty_cache()
     made = load_encoders(model, found, device=device, attention=attention, elementwise=elementwise)

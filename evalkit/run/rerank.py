@@ -1,4 +1,4 @@
-"""Re-ranking: the best documents of any run, scored again by a model that reads query and document together."""
+"""Re-ranking: a model that reads query and document together scores the best documents of a run again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def rerank(  # noqa: PLR0913 (keyword-only behind the first three)
     """Return each judged query's first `depth` hits in the re-ranker's order; hits beyond `depth` are left out.
 
     The corpus is read once, and only the documents of the run are held. Raises ScoreError for a document of the run
-    that the corpus has not.
+    that the corpus lacks.
     """
     asked = [query for query in dataset.queries if query.id in run]
     wanted = {hit.document_id for query in asked for hit in run[query.id][:depth]}

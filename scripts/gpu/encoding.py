@@ -22,10 +22,10 @@ BATCH_TOKENS = 32_768
 
 def encoded(encoder: Any, table: Any, *, batch_tokens: int = BATCH_TOKENS) -> Tensor:
     """Return the first dim's vectors of all texts, as a run encodes them."""
-    from evalkit.run.encode import encode
+    from evalkit.run.encode import Encoding, encode
 
     ids = [str(place) for place in range(len(table))]
-    out = encode(ids, table, encoder, documents=True, batch_tokens=batch_tokens, storage=torch.float16)
+    out = encode(ids, table, encoder, Encoding(documents=True, batch_tokens=batch_tokens, storage=torch.float16))
     return next(iter(out.values())).vectors.rows_XD
 
 

@@ -15,7 +15,7 @@ from evalkit.models import attention
 from evalkit.models.backbones import jina_bert
 from evalkit.models.encoder import PackedBatch, attention_path, checkpoints, load_encoders
 from evalkit.run import canary, pipeline
-from evalkit.run.encode import encode
+from evalkit.run.encode import Encoding, encode
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TEXTS = [
@@ -112,10 +112,8 @@ def test_an_encoder_that_packs_still_encodes_padded_batches_to_the_bit(tmp_path)
 def test_encoding_in_packed_batches_equals_encoding_in_padded_ones(tmp_path):
     padded, packed = fixture("jina-colbert-v2", tmp_path / "m")
     texts = padded.tokenize_documents(TEXTS)
-    shards = [
-        encode(list("abcdefg"), texts, encoder, documents=True, batch_tokens=60, storage=torch.float32)[DIM]
-        for encoder in (padded, packed)
-    ]
+    encoding = Encoding(documents=True, batch_tokens=60, storage=torch.float32)
+    shards = [encode(list("abcdefg"), texts, encoder, encoding)[DIM] for encoder in (padded, packed)]
     assert shards[0].vectors.lengths_N.tolist() == shards[1].vectors.lengths_N.tolist()
     assert (shards[0].vectors.rows_XD - shards[1].vectors.rows_XD).abs().max() < 1e-5
 

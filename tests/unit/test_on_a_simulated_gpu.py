@@ -17,7 +17,7 @@ from evalkit.models.encoder import checkpoints, load_encoders
 from evalkit.ragged import ragged
 from evalkit.ranking import floors, no_hits
 from evalkit.run import pipeline
-from evalkit.run.encode import encode
+from evalkit.run.encode import Encoding, encode
 from evalkit.run.search import search_shard
 from evalkit.storage import trec
 from evalkit.storage.shard_files import ShardVectors
@@ -83,7 +83,7 @@ def loaded(name, folder, *, device, dtype):
 def encoded(encoder, texts=TEXTS, *, batch_tokens=4096, **options):
     ids = [str(place) for place in range(len(texts))]
     options = {"documents": True, "storage": torch.float16, "batch_tokens": batch_tokens, **options}
-    ((_, shard),) = encode(ids, encoder.tokenize_documents(texts), encoder, **options).items()
+    ((_, shard),) = encode(ids, encoder.tokenize_documents(texts), encoder, Encoding(**options)).items()
     return shard
 
 

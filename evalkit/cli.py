@@ -652,7 +652,7 @@ def check(
     from evalkit.run import canary
 
     failed = 0
-    for dims, findings in canary.check(compose.compose(_named(context, overrides))):
+    for dims, findings in canary.findings_of(compose.compose(_named(context, overrides))):
         _say(f"dim {', '.join(map(str, dims))}, one backbone")
         for finding in findings:
             _say(f"  {finding.verdict:<10}  {finding.question}: {finding.measured}")

@@ -152,7 +152,7 @@ def judged_ids(dataset: Dataset) -> frozenset[str]:
     return frozenset(document_id for judged in dataset.qrels.values() for document_id in judged)
 
 
-def check(
+def deviations(
     dataset: Dataset, survey: Survey, config: DatasetConfig, *, learned: Learned | None = None
 ) -> tuple[str, ...]:
     """Return the deviations of a dataset from its published counts, and its contradictions, one line each.
@@ -229,7 +229,7 @@ def _deviations(
 def _checksum_deviation(
     config: DatasetConfig, dataset: Dataset, survey: Survey, learned: Learned | None
 ) -> Iterator[_Deviation]:
-    """Yield a deviation if a corpus's checksum is not the config's or, without one there, not that of its first read."""
+    """Yield a deviation if a corpus's checksum is not the config's or, if that has none, not the first read's."""
     wanted = config.checksum or (learned.checksum if learned else None)
     if wanted is None or survey.checksum == wanted:
         return

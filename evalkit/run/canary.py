@@ -76,7 +76,7 @@ Reload = Callable[[EncoderConfig], Encoder]
 """Loads the same checkpoint under another config: in fp32, or to try which config gives the published vectors."""
 
 
-def check(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Finding]]]:
+def findings_of(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Finding]]]:
     """Yield the dims and findings of each backbone of a model. Raises ConfigError for a model without vectors."""
     model = config.model
     if isinstance(model, Bm25Config):
@@ -221,7 +221,7 @@ def _own_account(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> Find
 
 
 def _variants(config: EncoderConfig) -> Iterator[Finding]:
-    """Name other known states of the model's repository; vectors published for one of them cannot be met in this one."""
+    """Name other known states of the model's repository: vectors published for those differ from this one's."""
     for variant in metadata.variants(config.name):
         value: Any = config
         for part in variant.setting.split("."):

@@ -384,12 +384,12 @@ def _send_out(  # noqa: PLR0913, PLR0917 (the parts of one run)
         key = key_of({"cells": sorted(best), "cache": str(config.cache_dir), "token": str(token)})
         pool.prepare(key, load)
 
-        def pieces() -> Iterator[engine.Piece[ShardTexts]]:
+        def items() -> Iterator[engine.WorkItem[ShardTexts]]:
             for shard, dims in missing.items():
                 documents = list(read_shard(task.dataset.corpus, shard, name=task.dataset.name))
                 texts = [document.joined() for document in documents]
                 work = ShardTexts(shard, tuple(document.id for document in documents), texts, dims)
-                yield engine.Piece(name=_name(shard), work=work, size=sum(map(len, texts)))
+                yield engine.WorkItem(name=_name(shard), work=work, size=sum(map(len, texts)))
 
         def land(found: Found, writer: Writer) -> None:
             for dim, (shared, facts) in found.hits.items():
@@ -404,7 +404,7 @@ def _send_out(  # noqa: PLR0913, PLR0917 (the parts of one run)
         def latest() -> dict[str, np.ndarray]:
             return {run_id: of.floor_Q for run_id, of in best.items()}
 
-        _all(pool.map(key, load, pieces(), latest=latest, on_tick=_States(config, pool)), land)
+        _all(pool.map(key, load, items(), latest=latest, on_tick=_States(config, pool)), land)
 
 
 def count_terms(task: Task, cell: Cell, terms: lucene.QueryTerms) -> None:
@@ -423,11 +423,11 @@ def count_terms(task: Task, cell: Cell, terms: lucene.QueryTerms) -> None:
         load = LoadCounting(model=model, vocabulary=terms.vocabulary)
         pool.prepare(cell.run_id, load)
 
-        def pieces() -> Iterator[engine.Piece[ShardDocuments]]:
+        def items() -> Iterator[engine.WorkItem[ShardDocuments]]:
             for shard in missing:
                 documents = list(read_shard(task.dataset.corpus, shard, name=task.dataset.name))
                 size = sum(len(document.text) for document in documents)
-                yield engine.Piece(name=_name(shard), work=ShardDocuments(shard, documents), size=size)
+                yield engine.WorkItem(name=_name(shard), work=ShardDocuments(shard, documents), size=size)
 
         def land(counted: CountedTerms, writer: Writer) -> None:
             shard = counted.shard
@@ -437,7 +437,7 @@ def count_terms(task: Task, cell: Cell, terms: lucene.QueryTerms) -> None:
             advance(shard.stop - shard.start, 0)
             advance.shard_done()
 
-        _all(pool.map(cell.run_id, load, pieces(), on_tick=_States(config, pool)), land)
+        _all(pool.map(cell.run_id, load, items(), on_tick=_States(config, pool)), land)
 
 
 def resources(config: RunConfig, device: torch.device) -> engine.Resources:

@@ -140,7 +140,7 @@ def prepare(config: RunConfig, *, console: Console) -> Task:
 
     dataset, surveyed = datasets.load_read(config.dataset, survey_of)
     known = learned.recall(config.cache_dir, dataset, config.dataset)
-    deviations = datasets.check(dataset, surveyed, config.dataset, learned=known)
+    deviations = datasets.deviations(dataset, surveyed, config.dataset, learned=known)
     if known is None and not deviations:
         learned.keep(config.cache_dir, dataset, config.dataset, surveyed)
     verified = learned.verified(config.dataset, known)

@@ -60,7 +60,7 @@ def command(system: str, dim: int | None, dataset: str, configs: Packaged) -> st
 
 
 def run_command(cell: CellScores, saved: Mapping[str, Any] | None, configs: Packaged) -> str:
-    """Return the command that computes a cell again, with every setting in which `saved` differs from the packaged ones.
+    """Return the command that computes a cell again, with every setting of `saved` that is not the packaged one.
 
     `saved` is the cell's config.yaml, or None if it cannot be read. Settings of the machine (device, batches) are left
     out because they do not change scores.

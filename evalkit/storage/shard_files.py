@@ -82,7 +82,7 @@ def save(folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[s
 
 _TYPES = {torch.float32: "F32", torch.int32: "I32", torch.float16: "F16", torch.uint8: "U8"}
 """What shards hold, in the order in which safetensors lays arrays out: the most strictly aligned first."""
-_PIECE_BYTES = 16 << 20
+_WRITE_BYTES = 16 << 20
 
 
 def _write(path: Path, arrays: Mapping[str, Tensor]) -> str:
@@ -111,10 +111,10 @@ def _write(path: Path, arrays: Mapping[str, Tensor]) -> str:
             file.write(part)
         for _, array in ordered:
             data = array.flatten().view(torch.uint8).numpy()
-            for place in range(0, len(data), _PIECE_BYTES):
-                piece = data[place : place + _PIECE_BYTES].data
-                digest.update(piece)
-                file.write(piece)
+            for place in range(0, len(data), _WRITE_BYTES):
+                block = data[place : place + _WRITE_BYTES].data
+                digest.update(block)
+                file.write(block)
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()

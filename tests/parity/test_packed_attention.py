@@ -127,7 +127,7 @@ def leak(packing):
 def test_the_check_finds_texts_that_attend_to_their_neighbours(name, tmp_path, monkeypatch):
     padded, _ = fixture(name, tmp_path / "m")
     assert {finding.verdict for finding in canary.packing(padded)} == {"ok"}
-    monkeypatch.setattr(attention, "equal_runs", leak)
+    monkeypatch.setattr(attention, "equal_lengths", leak)
     findings = list(canary.packing(padded))
     assert "FAILED" in {finding.verdict for finding in findings}
     assert all("texts attend to their neighbours" in finding.cause for finding in findings if finding.cause)

@@ -77,7 +77,7 @@ class _Verb(TyperCommand):
                 msg = f"{key} got nothing, wanted a folder"
                 raise ConfigError(msg)
             if name in options:
-                kept.append(f"--{name.replace('_', '-')}={os.path.expanduser(value)}")  # noqa: PTH111 (a typed ~)
+                kept.append(f"--{name.replace('_', '-')}={os.path.expanduser(value)}")  # noqa: PTH111 (pathlib raises without a home)
             elif settings:
                 kept.append(f"{name}={value}")
         parsed: list[str] = super().parse_args(ctx, [*kept, *args[end:]])
@@ -546,38 +546,27 @@ def score(
     settings are those that you declare, for example model.query.max_tokens=32: one that differs from what was published
     is the verdict.
     """
-    from evalkit import datasets
+    from evalkit.analysis.run_file import score_file
     from evalkit.config import compose
-    from evalkit.errors import ScoreError
-    from evalkit.ranking import drop_self, self_hits
     from evalkit.report import rounding, verdicts
-    from evalkit.scoring import metrics
-    from evalkit.storage import results, trec
 
     overrides = _named(context, overrides)
     config = compose.compose(overrides)
-    dataset = datasets.load(config.dataset, with_corpus=False)
-    found = results.read_run(run_file)
-    missing = sum(query.id not in found for query in dataset.queries)
-    if found and missing == len(dataset.queries):
-        got, wanted = next(iter(found)), dataset.queries[0].id
-        msg = f"{run_file}: got no query that {dataset.name} ({dataset.split}) judges, but {got!r} and so on"
-        raise ScoreError(f"{msg}, wanted {wanted!r} and so on; check dataset and dataset.split")
-    dropped, own = 0, self_hits(found)
-    if dataset.drop_self:
-        found, dropped = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
-    if warning := trec.unmatched(found, dataset.qrels):
-        _complain(f"{run_file}: {warning}")
-    scored = metrics.score(found, dataset.qrels, config.metrics)
-    _say(f"{dataset.name} ({dataset.split}): {len(dataset.queries)} queries, {missing} of them not in the run (0)")
-    if dataset.drop_self:
-        _say(f"dropped {dropped} hits whose id is the query's own")
+    scored = score_file(run_file, config)
+    dataset = scored.dataset
+    if scored.warning:
+        _complain(f"{run_file}: {scored.warning}")
+    count = len(dataset.queries)
+    _say(f"{dataset.name} ({dataset.split}): {count} queries, {scored.missing} of them not in the run (0)")
+    if scored.dropped is not None:
+        _say(f"dropped {scored.dropped} hits whose id is the query's own")
     for name, value in scored.means.items():
         _say(f"{name}\t{rounding.fixed(value, 5)}")
     named = any(word.startswith("model=") for word in overrides)
     words = [word.lstrip("+").partition("=")[0] for word in overrides]
     declared = [word.removeprefix("model.") for word in words if word.startswith("model.")]
-    for line in verdicts.lines(config if named else None, dataset, scored.means, declared=declared, self_hits=own):
+    system = config if named else None
+    for line in verdicts.lines(system, dataset, scored.means, declared=declared, self_hits=scored.self_hits):
         _say(line)
 
 
@@ -599,39 +588,15 @@ def rerank(
 
     Writes the new run, and prints the metrics of both.
     """
-    from evalkit import datasets
     from evalkit.config import compose
-    from evalkit.errors import ConfigError
-    from evalkit.models.reranker import load_reranker
-    from evalkit.ranking import drop_self
     from evalkit.report import rounding
-    from evalkit.run import environment
-    from evalkit.run import rerank as stage
-    from evalkit.run.progress import documents_bar
-    from evalkit.scoring import metrics
-    from evalkit.storage import results, trec
+    from evalkit.run.rerank import rerank_file
 
     config = compose.compose(_named(context, overrides))
-    if config.reranker is None:
-        msg = "no re-ranker chosen; wanted reranker=NAME (evalkit ls rerankers)"
-        raise ConfigError(msg)
-    dataset = datasets.load(config.dataset)
-    found = results.read_run(run_file)
-    if dataset.drop_self:
-        found, _ = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
-    device = environment.choose_device(config.engine.device)
-    reranker = load_reranker(config.reranker, device=device)
-    budget = environment.batch_tokens(config.engine.batch_tokens, device)
-    pairs = sum(min(depth, len(found.get(query.id, ()))) for query in dataset.queries)
-    with documents_bar(_err, f"{reranker.config.name} on {dataset.name}", total=pairs) as advance:
-        new = stage.rerank(found, dataset, reranker, depth=depth, batch_tokens=budget, advance=advance)
-    trec.write_run(new, out, tag=reranker.config.name)
-    before, after = (metrics.score(scored, dataset.qrels, config.metrics).means for scored in (found, new))
-    _say(
-        f"{dataset.name} ({dataset.split}): {reranker.checkpoint.origin}@{reranker.checkpoint.revision}, depth {depth}"
-    )
+    done = rerank_file(run_file, config, out, depth=depth, console=_err)
+    _say(f"{done.dataset.name} ({done.dataset.split}): {done.checkpoint}, depth {depth}")
     for name in config.metrics:
-        _say(f"{name}\t{rounding.fixed(before[name], 5)} → {rounding.fixed(after[name], 5)}")
+        _say(f"{name}\t{rounding.fixed(done.before[name], 5)} → {rounding.fixed(done.after[name], 5)}")
 
 
 @app.command(epilog="Example: evalkit check model=demo dim=128")
@@ -776,7 +741,7 @@ def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the comman
 
 
 @app.command(epilog="Example, after evalkit run: evalkit compare demo-128 demo-96 demo-64 --plot dims.svg")
-def compare(  # noqa: PLR0913 (each argument is an option of the command)
+def compare(
     run: Runs = None,
     *,
     results_dir: ResultsDir = None,
@@ -845,7 +810,7 @@ def new_model(
 
 
 @new.command(name="dataset", epilog="Example: evalkit new dataset tickets --from ./my_data --language es")
-def new_dataset(  # noqa: PLR0913, PLR0917 (each argument is an option of the command)
+def new_dataset(
     name: Annotated[str, typer.Argument(help="what dataset= shall call it")],
     source: Annotated[str, typer.Option("--from", help="a BEIR-format folder")],
     language: Annotated[

@@ -68,7 +68,7 @@ def no_hits() -> Hits:
     return Hits(np.zeros(0, np.int32), np.zeros(0, object), np.zeros(0, np.float32))
 
 
-def best_of_shard(  # noqa: PLR0913 (three columns of a table, and how to rank them)
+def best_of_shard(
     query_H: np.ndarray,
     document_H: np.ndarray,
     score_H: np.ndarray,

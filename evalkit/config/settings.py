@@ -231,6 +231,28 @@ class EncoderConfig:
         return tuple(int(dim) for dim in self.checkpoints)
 
 
+AnalyzerName: TypeAlias = Literal[
+    "arabic",
+    "bm25s",
+    "cjk",
+    "dutch",
+    "english",
+    "finnish",
+    "french",
+    "german",
+    "hindi",
+    "indonesian",
+    "italian",
+    "persian",
+    "portuguese",
+    "russian",
+    "spanish",
+    "standard",
+    "thai",
+    "whitespace",
+]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Bm25Config:
     """Lucene's BM25 over one or more fields, whose scores are added."""
@@ -242,26 +264,7 @@ class Bm25Config:
     fields: tuple[Literal["title", "text", "contents"], ...]
     """`contents` is title and text joined by a space; fields are indexed apart and their scores added."""
     """A config may give k1, b and fields per dataset or family of datasets, and the analyzer per language."""
-    analyzer: Literal[
-        "arabic",
-        "bm25s",
-        "cjk",
-        "dutch",
-        "english",
-        "finnish",
-        "french",
-        "german",
-        "hindi",
-        "indonesian",
-        "italian",
-        "persian",
-        "portuguese",
-        "russian",
-        "spanish",
-        "standard",
-        "thai",
-        "whitespace",
-    ]
+    analyzer: AnalyzerName
     lengths: Literal["lucene", "exact"] = "lucene"
     """`lucene` rounds a document's length to the byte that an index keeps of it; `exact` does not, as bm25s."""
     unmatched: Literal["leave_out", "fill"] = "leave_out"

@@ -21,6 +21,7 @@ from typing import Any, Final
 import xxhash
 
 from evalkit.config.settings import DatasetConfig
+from evalkit.datasets.judged import judged
 from evalkit.errors import DatasetError, nearest
 from evalkit.storage import columns
 from evalkit.types import Dataset, Document, Qrels, Query
@@ -91,8 +92,8 @@ def load_folder(config: DatasetConfig) -> Dataset:
     qrels_path = qrels_file(folder, config.split)
     qrels = read_qrels(qrels_path)
     known = read_queries(queries_path)
-    queries = tuple(query for query in known if query.id in qrels)
-    if not queries:
+    dataset = judged(config, FolderCorpus(folder), known, qrels, source=f"folder {folder.name}")
+    if not dataset.queries:
         raise bad(
             qrels_path,
             None,
@@ -100,19 +101,7 @@ def load_folder(config: DatasetConfig) -> Dataset:
             "at least one query with a judgement",
             f"check that both files belong to split {config.split!r} of the same dataset",
         )
-    return Dataset(
-        name=config.name,
-        split=config.split,
-        language=config.language,
-        corpus=FolderCorpus(folder),
-        queries=queries,
-        qrels=qrels,
-        drop_self=config.drop_self,
-        main_metric=config.main_metric,
-        query_groups={},
-        source=f"folder {folder.name}",
-        unjudged_queries=len(known) - len(queries),
-    )
+    return dataset
 
 
 def read_queries(path: Path) -> tuple[Query, ...]:

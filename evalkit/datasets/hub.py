@@ -36,6 +36,7 @@ import xxhash
 
 from evalkit.config.settings import DatasetConfig, HubCopy
 from evalkit.datasets.folder import bad, json_object, read_lines, shown
+from evalkit.datasets.judged import judged
 from evalkit.errors import DatasetError, Tried, nearest
 from evalkit.storage.columns import grade_of, is_identifier
 from evalkit.storage.hub import snapshot
@@ -148,24 +149,13 @@ def load_hub(config: DatasetConfig) -> Dataset:
     files = {part: _files(folder, wanted, copy) for part, wanted in patterns.items()}
     qrels = _read_qrels(files["qrels"])
     known = tuple(_read_queries(files["queries"]))
-    queries = tuple(query for query in known if query.id in qrels)
     origin = f"{copy.repo}@{folder.name}"
-    if not queries:
+    source = f"hub {origin}{'' if copy.revision else ' (not pinned)'}"
+    dataset = judged(config, HubCorpus(origin, files["corpus"]), known, qrels, source=source)
+    if not dataset.queries:
         msg = f"dataset {config.name}: got no query with a judgement from {origin}, wanted at least one"
         raise DatasetError(f"{msg}; check dataset.hub.queries and dataset.hub.qrels")
-    return Dataset(
-        name=config.name,
-        split=config.split,
-        language=config.language,
-        corpus=HubCorpus(origin, files["corpus"]),
-        queries=queries,
-        qrels=qrels,
-        drop_self=config.drop_self,
-        main_metric=config.main_metric,
-        query_groups={},
-        source=f"hub {origin}{'' if copy.revision else ' (not pinned)'}",
-        unjudged_queries=len(known) - len(queries),
-    )
+    return dataset
 
 
 def _snapshot(copy: HubCopy, patterns: Sequence[str]) -> Path:
@@ -210,7 +200,7 @@ def _splits(folder: Path, name: str) -> dict[str, list[str]]:
         configs = MetadataConfigs.from_dataset_card_data(DatasetCard(path.read_text(encoding="utf-8")).data)
         splits_by_config = {each: sanitize_patterns(found["data_files"]) for each, found in configs.items()}
         if not splits_by_config:
-            raise ValueError("no configs")  # noqa: TRY301 (told below with the others)
+            raise ValueError("no configs")  # noqa: TRY301 (reported below with the others)
     except (OSError, ValueError, KeyError, TypeError, YAMLError) as error:
         remedy = "choose another source with dataset.sources or dataset.path"
         raise bad(path, None, "no readable `configs` in its header", "config names and data files", remedy) from error
@@ -342,7 +332,7 @@ def _parquet_rows(
     return skipped, rows()
 
 
-def _columns(  # noqa: PLR0913 (one caller per file format)
+def _columns(
     path: Path,
     number: int | None,
     there: Sequence[str],

@@ -18,6 +18,7 @@ from typing import Any, Final
 import xxhash
 
 from evalkit.config.settings import DatasetConfig
+from evalkit.datasets.judged import judged
 from evalkit.errors import DatasetError, Tried, nearest
 from evalkit.storage.columns import is_identifier
 from evalkit.types import Dataset, Document, Query
@@ -167,7 +168,8 @@ def load_ir_datasets(config: DatasetConfig) -> Dataset:
                 pair = f"query {judgement.query_id!r} and document {judgement.doc_id!r}"
                 raise _damaged(identifier, f"grades {first} and {judgement.relevance} for {pair}", "one for a pair")
         known = tuple(Query(query.query_id, query.text) for query in source.queries_iter())
-    queries = tuple(query for query in known if query.id in qrels)
+    dataset = judged(config, IrdsCorpus(identifier), known, qrels, source=f"ir_datasets {_version()} {identifier}")
+    queries = dataset.queries
     if empty := [query.id for query in queries if not query.text.strip()]:
         raise _damaged(identifier, f"query {empty[0]!r} with empty text", "some text")
     if len({query.id for query in queries}) < len(queries):
@@ -175,19 +177,7 @@ def load_ir_datasets(config: DatasetConfig) -> Dataset:
     if not queries:
         msg = f"dataset {config.name}: got no query with a judgement from ir_datasets id {identifier!r}"
         raise DatasetError(f"{msg}, wanted at least one; delete its files under IR_DATASETS_HOME and get them anew")
-    return Dataset(
-        name=config.name,
-        split=config.split,
-        language=config.language,
-        corpus=IrdsCorpus(identifier),
-        queries=queries,
-        qrels=qrels,
-        drop_self=config.drop_self,
-        main_metric=config.main_metric,
-        query_groups={},
-        source=f"ir_datasets {_version()} {identifier}",
-        unjudged_queries=len(known) - len(queries),
-    )
+    return dataset
 
 
 def _document_files(dataset: Any, *, fetch: bool) -> list[Path]:

@@ -75,7 +75,7 @@ class Survey:
     """Ids of judged documents missing from the corpus, sorted."""
 
 
-def survey(  # noqa: PLR0913 (keyword-only, and one caller)
+def survey(  # noqa: PLR0913 (keyword-only settings of one pass over the corpus)
     corpus: Corpus,
     *,
     shard_tokens: int,
@@ -189,7 +189,7 @@ def estimated_tokens(text: str, *, max_document_tokens: int) -> int:
     return min(max_document_tokens, _MARKER_TOKENS + len(text.encode()) // _BYTES_PER_TOKEN)
 
 
-def _pass(  # noqa: PLR0913
+def _pass(
     corpus: Corpus,
     *,
     shard_tokens: int,

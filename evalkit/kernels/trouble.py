@@ -14,7 +14,7 @@ OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memo
 
 
 def first_line(error: Exception) -> str:
-    r"""Return the first line of an error's message, or its class where it has none.
+    r"""Return the first line of an error's message, or the name of its class if it has no message.
 
     >>> first_line(ValueError("no compiler\nand more")), first_line(KeyError())
     ('no compiler', 'KeyError')

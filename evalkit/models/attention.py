@@ -90,7 +90,7 @@ def packing_of(lengths_N: np.ndarray, attended_N: np.ndarray, *, path: Path) -> 
     )
 
 
-def attend(  # noqa: PLR0913 (the interface is transformers')
+def attend(  # noqa: PLR0913 (transformers calls it with these arguments)
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -183,7 +183,7 @@ def padded_attention(query_BATK: Tensor, key_BATK: Tensor, value_BATK: Tensor, s
     return mixed_BTAK
 
 
-def packed_attention(  # noqa: PLR0913 (keyword-only after the first four)
+def packed_attention(
     query_XAK: Tensor,
     key_XAK: Tensor,
     value_XAK: Tensor,
@@ -204,7 +204,7 @@ def packed_attention(  # noqa: PLR0913 (keyword-only after the first four)
     return _KERNELS[packing.path](query_XAK, key_XAK, value_XAK, packing, scale)
 
 
-def _by_text(  # noqa: PLR0913, PLR0917 (the kernels' arguments, and the bias)
+def _by_text(
     query_XAK: Tensor,
     key_YAK: Tensor,
     value_YAK: Tensor,
@@ -317,7 +317,7 @@ def enable(module: nn.Module, config: EncoderConfig) -> None:
     if interfaces(config):
         _register()
         shape: Any = module.config
-        shape._attn_implementation = NAME  # noqa: SLF001 (the only way to choose it for a class built by hand)
+        shape._attn_implementation = NAME  # noqa: SLF001 (no public setting without from_pretrained)
 
 
 def packable(config: EncoderConfig) -> bool:
@@ -337,22 +337,16 @@ def choose(asked: Attention, *, config: EncoderConfig, device: torch.device) -> 
 
     `auto` pads on the CPU, where batches sorted by length have little padding, and packs on CUDA in half precision.
     """
-    chosen = _choose(asked, device, config.dtype, config.backbone, packable(config))
+    chosen = _choose(asked, device, config.dtype, config.backbone, can_pack=packable(config))
     if chosen.problem:
         say_once(chosen.problem)
     return chosen
 
 
-def _choose(
-    asked: Attention,
-    device: torch.device,
-    dtype: str,
-    backbone: str,
-    can_pack: bool,  # noqa: FBT001 (a row's own column)
-) -> Chosen:
+def _choose(asked: Attention, device: torch.device, dtype: str, backbone: str, *, can_pack: bool) -> Chosen:
     if asked == "sdpa":
         return Chosen("sdpa", "")
-    reason = _unpackable(asked, device, dtype, backbone, can_pack)
+    reason = _unpackable(asked, device, dtype, backbone, can_pack=can_pack)
     if reason:
         return Chosen("sdpa", "" if asked == "auto" else f"engine.attention={asked}: {reason}; sdpa is used instead")
     if device.type != "cuda":
@@ -369,13 +363,7 @@ def _choose(
     return Chosen("sdpa", _given_up(problems, "sdpa"))
 
 
-def _unpackable(
-    asked: Attention,
-    device: torch.device,
-    dtype: str,
-    backbone: str,
-    can_pack: bool,  # noqa: FBT001 (a row's own column)
-) -> str:
+def _unpackable(asked: Attention, device: torch.device, dtype: str, backbone: str, *, can_pack: bool) -> str:
     """Return why a model cannot use packed texts on a device, or "" if it can."""
     if not can_pack:
         own = "a checkpoint's own code" if backbone != "transformers" else "this architecture's attention"

@@ -98,7 +98,7 @@ def _layer(folder: Path) -> Dense:
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name).to(torch.float32) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return {name: file.get_tensor(name).to(torch.float32) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
     except (SafetensorError, OSError) as error:
         msg = f"{path}: not a whole safetensors file ({error}); fetch the file again"
         raise ModelError(msg) from error

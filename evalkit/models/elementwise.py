@@ -117,7 +117,8 @@ class GeluInPlace(nn.Module):
 
     def forward(self, rows: Tensor) -> Tensor:
         """Apply GELU to each number."""
-        return torch.ops.aten.gelu.out(rows, out=rows)  # type: ignore[no-any-return]  # torch makes these at run time
+        gelu: Tensor = torch.ops.aten.gelu.out(rows, out=rows)
+        return gelu
 
 
 def in_slices(hidden: Tensor, feed_forward: Callable[[Tensor], Tensor], norm: nn.LayerNorm, *, width: int) -> Tensor:
@@ -206,7 +207,8 @@ def _slice_feed_forward(layer: nn.Module) -> None:
     block: FusedResidual = parts.output
 
     def feed_forward(rows_XH: Tensor) -> Tensor:
-        return block.dense(parts.intermediate(rows_XH))  # type: ignore[no-any-return]  # modules return what they like
+        projected_XH: Tensor = block.dense(parts.intermediate(rows_XH))
+        return projected_XH
 
     def chunk(attention_output: Tensor) -> Tensor:
         width = int(parts.intermediate.dense.weight.shape[0])

@@ -312,7 +312,7 @@ def _parameters(folder: Path) -> dict[str, Fact]:
     for path in files:
         try:
             with safe_open(str(path), framework="pt") as file:
-                names = [name for name in file.keys() if not name.endswith("position_ids")]  # noqa: SIM118 (not a mapping)
+                names = [name for name in file.keys() if not name.endswith("position_ids")]  # noqa: SIM118 (safe_open is not a mapping)
                 count += sum(prod(file.get_slice(name).get_shape()) for name in names)
         except (SafetensorError, OSError) as error:
             msg = f"{path}: not a whole safetensors file ({error}); fetch the file again"

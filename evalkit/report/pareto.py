@@ -114,7 +114,7 @@ def label(axis: Axes, here: Sequence[Point]) -> list[Annotation]:
     return written
 
 
-def _legend(intervals: bool) -> list[Line2D]:  # noqa: FBT001 (one caller)
+def _legend(*, intervals: bool) -> list[Line2D]:
     """Return the legend: filled and hollow marks and, if there are any, intervals."""
     from matplotlib.lines import Line2D
 
@@ -170,7 +170,9 @@ def draw(
             top = max(end for point in here for end in (point.quality, *(point.interval or ())))
             axis.set_ylim(0, 1.12 * top or 1)  # so that differences have their true proportion
             axis.grid(alpha=0.3)
-        figure.legend(handles=_legend(bool(intervals)), loc="lower center", ncols=3, frameon=False, fontsize=8)
+        figure.legend(
+            handles=_legend(intervals=bool(intervals)), loc="lower center", ncols=3, frameon=False, fontsize=8
+        )
         figure.tight_layout(rect=(0, 0.08 / rows, 1, 1))
         for axis, here in zip(axes.flat, panels.values(), strict=False):
             label(axis, here)

@@ -335,76 +335,80 @@ def search_vectors(
         task.console.print(f"{model.name}: {line}", highlight=False, markup=False, soft_wrap=True)
     title = f"{model.name} at dim {', '.join(map(str, by_dim))} on {task.dataset.name}"
     with jobs.claimed(config, best), documents_bar(task.console, title, total=task.survey.documents) as advance:
-        missing = dict(_without_topk(task, by_dim, best, advance))
+        search = _Search(task, config, by_dim, best, advance, met_vectors)
+        missing = dict(search.without_topk())
         if missing:
-            _send_out(task, config, by_dim, missing, best, advance, met_vectors)
+            search.send_out(missing)
     return {run_id: of.whole() for run_id, of in best.items()}
 
 
-def _without_topk(
-    task: Task, by_dim: Mapping[int, Cell], best: Mapping[str, _Best], advance: Counted
-) -> Iterator[tuple[ShardRange, tuple[int, ...]]]:
-    """Merge the top-k that are on disk; yield the other shards, each with the dims that lack its top-k."""
-    for shard in task.survey.shards:
-        dims = []
-        for dim, cell in by_dim.items():
-            arrays = shard_files.load(topk_dir(task.config.cache_dir, cell.search_key), shard.checksum)
-            if arrays is None:
-                dims.append(dim)
+class _Search(NamedTuple):
+    """One pass of the workers over a corpus: the cells, their best hits so far, and the progress."""
+
+    task: Task
+    config: RunConfig
+    """The task's config with absolute paths, for workers in other folders."""
+    by_dim: Mapping[int, Cell]
+    best: Mapping[str, _Best]
+    advance: Counted
+    met_vectors: set[int]
+
+    def without_topk(self) -> Iterator[tuple[ShardRange, tuple[int, ...]]]:
+        """Merge the top-k that are on disk; yield the other shards, each with the dims that lack its top-k."""
+        for shard in self.task.survey.shards:
+            dims = []
+            for dim, cell in self.by_dim.items():
+                arrays = shard_files.load(topk_dir(self.task.config.cache_dir, cell.search_key), shard.checksum)
+                if arrays is None:
+                    dims.append(dim)
+                else:
+                    self.best[cell.run_id].add(hits_from_arrays(arrays))
+            if dims:
+                yield shard, tuple(dims)
             else:
-                best[cell.run_id].add(hits_from_arrays(arrays))
-        if dims:
-            yield shard, tuple(dims)
-        else:
-            advance(shard.stop - shard.start, 0)
-            advance.shard_done()
+                self.advance(shard.stop - shard.start, 0)
+                self.advance.shard_done()
 
+    def send_out(self, missing: Mapping[ShardRange, tuple[int, ...]]) -> None:
+        """Let workers encode and search shards at the given dims."""
+        task, config = self.task, self.config
+        pool = engine.pool(resources(config, task.device))
+        with _token(config) as token:
+            load = LoadVectors(
+                config=config,
+                dataset=task.dataset.name,
+                queries=task.dataset.queries,
+                drop_self=task.dataset.drop_self,
+                device=task.device.type,
+                threads=config.engine.threads or pool.cpus_per_worker,
+                cells=self.by_dim,
+                token=token,
+            )
+            key = key_of({"cells": sorted(self.best), "cache": str(config.cache_dir), "token": str(token)})
+            pool.prepare(key, load)
 
-def _send_out(  # noqa: PLR0913, PLR0917 (the parts of one run)
-    task: Task,
-    config: RunConfig,
-    by_dim: Mapping[int, Cell],
-    missing: Mapping[ShardRange, tuple[int, ...]],
-    best: Mapping[str, _Best],
-    advance: Counted,
-    met_vectors: set[int],
-) -> None:
-    pool = engine.pool(resources(config, task.device))
-    with _token(config) as token:
-        load = LoadVectors(
-            config=config,
-            dataset=task.dataset.name,
-            queries=task.dataset.queries,
-            drop_self=task.dataset.drop_self,
-            device=task.device.type,
-            threads=config.engine.threads or pool.cpus_per_worker,
-            cells=by_dim,
-            token=token,
-        )
-        key = key_of({"cells": sorted(best), "cache": str(config.cache_dir), "token": str(token)})
-        pool.prepare(key, load)
+            def items() -> Iterator[engine.WorkItem[ShardTexts]]:
+                for shard, dims in missing.items():
+                    documents = list(read_shard(task.dataset.corpus, shard, name=task.dataset.name))
+                    texts = [document.joined() for document in documents]
+                    work = ShardTexts(shard, tuple(document.id for document in documents), texts, dims)
+                    yield engine.WorkItem(name=_name(shard), work=work, size=sum(map(len, texts)))
 
-        def items() -> Iterator[engine.WorkItem[ShardTexts]]:
-            for shard, dims in missing.items():
-                documents = list(read_shard(task.dataset.corpus, shard, name=task.dataset.name))
-                texts = [document.joined() for document in documents]
-                work = ShardTexts(shard, tuple(document.id for document in documents), texts, dims)
-                yield engine.WorkItem(name=_name(shard), work=work, size=sum(map(len, texts)))
+            def latest() -> dict[str, np.ndarray]:
+                return {run_id: of.floor_Q for run_id, of in self.best.items()}
 
-        def land(found: Found, writer: Writer) -> None:
-            for dim, (shared, facts) in found.hits.items():
-                cell, hits = by_dim[dim], Hits(*map(np.array, shared))  # what Ray hands out lies in its object store
-                folder = topk_dir(config.cache_dir, cell.search_key)
-                _write_behind(writer, folder, found.shard.checksum, hits_to_arrays(hits), facts)
-                best[cell.run_id].add(hits)
-            met_vectors.update(found.met_vectors)
-            advance(found.shard.stop - found.shard.start, found.tokens)
-            advance.shard_done()
+            _all(pool.map(key, load, items(), latest=latest, on_tick=_States(config, pool)), self.land)
 
-        def latest() -> dict[str, np.ndarray]:
-            return {run_id: of.floor_Q for run_id, of in best.items()}
-
-        _all(pool.map(key, load, items(), latest=latest, on_tick=_States(config, pool)), land)
+    def land(self, found: Found, writer: Writer) -> None:
+        """Checkpoint and merge a worker's result for one shard."""
+        for dim, (shared, facts) in found.hits.items():
+            cell, hits = self.by_dim[dim], Hits(*map(np.array, shared))  # copied out of Ray's object store
+            folder = topk_dir(self.config.cache_dir, cell.search_key)
+            _write_behind(writer, folder, found.shard.checksum, hits_to_arrays(hits), facts)
+            self.best[cell.run_id].add(hits)
+        self.met_vectors.update(found.met_vectors)
+        self.advance(found.shard.stop - found.shard.start, found.tokens)
+        self.advance.shard_done()
 
 
 def count_terms(task: Task, cell: Cell, terms: lucene.QueryTerms) -> None:

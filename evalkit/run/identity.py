@@ -26,7 +26,7 @@ ENCODING_RULES = 5
 """Increase it when a change of batching or arithmetic can change the last bits of a vector."""
 
 
-def vector_facts(  # noqa: PLR0913 (keyword-only after the first four)
+def vector_facts(  # noqa: PLR0913 (one argument for each source of a fact in the store key)
     config: EncoderConfig,
     run: RunConfig,
     checkpoint: Checkpoint,

@@ -47,7 +47,7 @@ def asked(queries: ShardVectors, device: torch.device) -> Asked:
     return Asked(queries._replace(vectors=queries.vectors._replace(rows_XD=rows_XD)), norms)
 
 
-def search_shard(  # noqa: PLR0913 (keyword-only behind the two sides)
+def search_shard(  # noqa: PLR0913 (two sides, and keyword-only options that `_Options` collects at once)
     queries: ShardVectors | Asked,
     shard: ShardVectors,
     *,
@@ -64,10 +64,10 @@ def search_shard(  # noqa: PLR0913 (keyword-only behind the two sides)
     does not fit memory.
     """
     ready = queries if isinstance(queries, Asked) else Asked(queries, {})
-    return _within_memory(ready, shard, _How(depth, floor_Q, device, precision, maxsim))
+    return _within_memory(ready, shard, _Options(depth, floor_Q, device, precision, maxsim))
 
 
-class _How(NamedTuple):
+class _Options(NamedTuple):
     """The options of `search_shard`."""
 
     depth: int
@@ -77,7 +77,7 @@ class _How(NamedTuple):
     maxsim: MaxsimKernel
 
 
-def _within_memory(ready: Asked, shard: ShardVectors, how: _How) -> Hits:
+def _within_memory(ready: Asked, shard: ShardVectors, how: _Options) -> Hits:
     while True:
         block = _FITTING.get(how.device, QUERY_BLOCK)
         try:
@@ -103,7 +103,7 @@ _FITTING: dict[torch.device, int] = {}
 """Queries per block that fit a device's memory, for devices on which QUERY_BLOCK did not fit."""
 
 
-def _search(ready: Asked, shard: ShardVectors, how: _How, *, block: int) -> Hits:
+def _search(ready: Asked, shard: ShardVectors, how: _Options, *, block: int) -> Hits:
     queries, depth, floor_Q = ready.queries, how.depth, how.floor_Q
     kernel = choice.bind(how.maxsim, shard.vectors, device=how.device, precision=how.precision, known=ready.norms)
     ids = ranked_ids(shard.ids)

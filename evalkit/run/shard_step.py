@@ -294,7 +294,7 @@ def _search_stream(device: torch.device) -> AbstractContextManager[object]:
     """Use a CUDA stream of its own for this thread, so that its work and the encoding thread's run concurrently."""
     if device.type != "cuda":
         return nullcontext()
-    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]  # torch's own lacks it
+    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]  # torch's own annotation is missing
 
 
 class _Budget:

@@ -52,13 +52,13 @@ def snapshot(
         if kept.is_dir() and whole(kept):
             return kept
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # its lazy exports have no types
 
     class Silent(tqdm):
         """No bar: the library's own counts files, most of which are there by then."""
 
         def __init__(self, *arguments: Any, **settings: Any) -> None:
-            super().__init__(*arguments, **{**settings, "disable": True})  # type: ignore[no-untyped-call]
+            super().__init__(*arguments, **{**settings, "disable": True})  # type: ignore[no-untyped-call]  # as above
 
     wanted: dict[str, Any] = {
         "repo_type": repo_type,
@@ -158,7 +158,7 @@ def _fetch(repo: str, name: str, *, commit: str, repo_type: RepoType) -> None:
     """Lay one file's content into the cache as a blob, from where an earlier download of it stopped."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get, repo_folder_name
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]  # its lazy exports have no types
 
     url = hf_hub_url(repo, name, repo_type=repo_type, revision=commit)
     facts = get_hf_file_metadata(url)

@@ -54,9 +54,7 @@ def fused(bench: Bench) -> None:
             bench.record("fused", "GPU busy over four small shards", share)
 
 
-def shards(  # noqa: PLR0913 (the sizes of one run)
-    bench: Bench, encoder: object, name: str, counts: list[int], queries: int, *, keep: str
-) -> float | None:
+def shards(bench: Bench, encoder: object, name: str, counts: list[int], queries: int, *, keep: str) -> float | None:
     """Run shards of so many passages; return the seconds behind the queries' encoding."""
     from evalkit.engines.local import map_shards
     from evalkit.ranking import no_hits

@@ -48,9 +48,7 @@ def texts(bench: Bench, dim: int, kind: str, count: int, total: int) -> tuple[An
     return ragged(query_YD, torch.full((count,), QUERY_VECTORS)), documents
 
 
-def measure(  # noqa: PLR0913 (the sizes of one comparison)
-    bench: Bench, dim: int, kind: str, count: int, total: int, *, peers: bool
-) -> None:
+def measure(bench: Bench, dim: int, kind: str, count: int, total: int, *, peers: bool) -> None:
     """Time evalkit's kernel, and the others, on one set of inputs; scores are compared with float64 first."""
     from evalkit.kernels.gpu import pieces, tensor_core
     from evalkit.maxsim import bounds

@@ -38,7 +38,7 @@ def with_folder(load: Callable[[], Loaded]) -> Loaded:
     from numba.core import config
 
     os.environ["NUMBA_CACHE_DIR"] = _folder()
-    config.reload_config()  # type: ignore[no-untyped-call]
+    config.reload_config()  # type: ignore[no-untyped-call]  # numba has no annotations
     return load()
 
 

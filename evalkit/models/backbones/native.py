@@ -105,7 +105,7 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
     path = checkpoint.folder / WEIGHTS
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
     except (SafetensorError, OSError) as error:
         msg = f"{path}: not a whole safetensors file ({error}); fetch the file again"
         raise ModelError(msg) from error
@@ -122,7 +122,7 @@ def count_parameters(checkpoint: Checkpoint, *, adapter: str | None) -> int:
         path = checkpoint.folder / WEIGHTS
         try:
             with safe_open(str(path), framework="pt") as file:
-                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
                 sizes = {
                     name: math.prod(part.get_shape())
                     for name, part in slices.items()
@@ -483,7 +483,7 @@ def filled(
 ) -> nn.Module:
     """Build a module and load every tensor. Raises ModelError that lists the tensors that do not fit."""
     if hasattr(config, "_attn_implementation"):
-        config._attn_implementation = "sdpa"  # noqa: SLF001 (the only way to choose it for a class built by hand)
+        config._attn_implementation = "sdpa"  # noqa: SLF001 (no public setting without from_pretrained)
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in make(config).state_dict().items()}
     missing = sorted(set(shapes) - set(tensors))

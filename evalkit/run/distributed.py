@@ -136,9 +136,7 @@ class VectorsStep:
         self._ahead = tokenizer_threads(settings.tokenizer_workers, task.device) > 0
         self._steps: list[VectorStep] = []
         with ExitStack() as stack:
-            encoders = loaded.encoders(
-                model, found, device=task.device, attention=settings.attention, elementwise=settings.elementwise
-            )
+            encoders = loaded.encoders(model, found, device=task.device, engine=settings)
             self._met = frozenset(dim for one in encoders for dim in one.met_vectors)
             for encoder, _ in encoders:
                 members = {dim: cells[dim] for dim in encoder.heads}

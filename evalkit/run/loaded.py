@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from evalkit.config.settings import Attention, Elementwise, EncoderConfig
+from evalkit.config.settings import EncoderConfig, EngineConfig
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder, load_encoders
 from evalkit.run.canary import canary
@@ -51,25 +51,21 @@ def kept() -> Iterator[None]:
 
 
 def encoders(
-    model: EncoderConfig,
-    found: Mapping[int, Checkpoint],
-    *,
-    device: torch.device,
-    attention: Attention = "auto",
-    elementwise: Elementwise = "auto",
+    model: EncoderConfig, found: Mapping[int, Checkpoint], *, device: torch.device, engine: EngineConfig
 ) -> list[Loaded]:
     """Return the encoders of a model: the kept ones if they are the same, otherwise newly loaded and past the canary.
 
     Raises ModelError, as `load_encoders` and `canary` do.
     """
-    key = key_of(_facts(model, found, device) | {"attention": attention, "elementwise": elementwise})
+    kernels = {"attention": engine.attention, "elementwise": engine.elementwise}
+    key = key_of(_facts(model, found, device) | kernels)
     if _held and _held[0].key == key:
         return _held[0].encoders
     if _held:
         _held.clear()  # free its memory before the next model is loaded
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    made = load_encoders(model, found, device=device, attention=attention, elementwise=elementwise)
+    made = load_encoders(model, found, device=device, attention=engine.attention, elementwise=engine.elementwise)
     loaded = [Loaded(encoder, canary(encoder, found)) for encoder in made]
     if _held is not None:
         _held.append(_Held(key, loaded))

@@ -173,9 +173,7 @@ def search_vectors(
     for line in metadata.notes(model, found):
         task.console.print(f"{model.name}: {line}", highlight=False, markup=False, soft_wrap=True)
     limit_tokenizer(tokenizer_threads(engine.tokenizer_workers, task.device))
-    for encoder, of_encoder in loaded.encoders(
-        model, found, device=task.device, attention=engine.attention, elementwise=engine.elementwise
-    ):
+    for encoder, of_encoder in loaded.encoders(model, found, device=task.device, engine=engine):
         met |= of_encoder
         members = {dim: by_dim[dim] for dim in encoder.heads}
         title = f"{model.name} at dim {', '.join(map(str, members))} on {task.dataset.name}"

@@ -176,7 +176,7 @@ def hand_to_hydra(
     if shown:
         compose(words)
     if sweep and len(found) < (wanted := len(combinations(words))):
-        found.append(Outcome(f"{wanted - len(found)} more", {}, "ended without a word"))
+        found.append(Outcome(f"{wanted - len(found)} more", {}, "ended without a message"))
     return found
 
 

@@ -258,7 +258,7 @@ def _missing(config: DatasetConfig, dataset: Dataset, missing: frozenset[str]) -
     so = "lacks these too" if missing else "has them all"
     return _Deviation(
         f"dataset {dataset.name}: got judgements of {len(missing)} documents that the corpus from {dataset.source} "
-        f"has not{first}, wanted {wanted}",
+        f"lacks{first}, wanted {wanted}",
         f"set dataset.counts.missing={len(missing)} if the published corpus {so}",
     )
 

@@ -245,7 +245,7 @@ def _explained(identifier: str) -> Iterator[None]:
         reason = " ".join(f"{type(error).__name__}: {error}".split())[:_SHOWN_CHARACTERS]
         why = f"got {reason}, wanted its whole files on disk or a download"
         remedy = (
-            f"check the network, delete damaged files under {ir_datasets.util.home_path()} or lay whole ones there, or "
-            "give a BEIR-format folder by dataset.path=DIR"
+            f"check the network, delete damaged files under {ir_datasets.util.home_path()} or copy complete ones "
+            "there, or give a BEIR-format folder by dataset.path=DIR"
         )
         raise DatasetError.not_had(Tried(f"ir_datasets id {identifier!r}", why, remedy)) from error

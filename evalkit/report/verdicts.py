@@ -35,8 +35,10 @@ def lines(
     """
     if config is None:
         found = {score.system for score in published.published_scores() if score.dataset == dataset.name}
-        known = f": {', '.join(sorted(found))}" if found else " of nobody"
-        return [f"published here are scores{known}; name the run's system for a verdict (model=NAME, dim=N)"]
+        if not found:
+            return ["no scores are published for this dataset"]
+        systems = ", ".join(sorted(found))
+        return [f"scores are published for {systems}; name the run's system for a verdict (model=NAME, dim=N)"]
     name = config.model.name
     protocol = {**results.plain(config.model), "drop_self": dataset.drop_self}
     kept_none = self_hits if not dataset.drop_self else None

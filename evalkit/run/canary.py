@@ -91,7 +91,7 @@ def findings_of(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Findi
         model, found, device=device, attention=engine.attention, elementwise=engine.elementwise
     ):
         reload = reloader(encoder, found)
-        own = _own_account(model, {dim: found[dim] for dim in encoder.heads})
+        own = _own_settings(model, {dim: found[dim] for dim in encoder.heads})
         findings = [
             own,
             *_variants(model),
@@ -211,13 +211,13 @@ def vocabulary_rows(encoder: Encoder) -> int:
     return embedding_rows(encoder.module)
 
 
-def _own_account(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> Finding:
+def _own_settings(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> Finding:
     """Report accepted differences between `artifact.metadata` and the config; others were refused on loading."""
     files = list(dict.fromkeys(filter(None, map(metadata.account, found.values()))))
     if not files:
-        return Finding("the checkpoint's own account", "no figures", "it has no artifact.metadata")
+        return Finding("the checkpoint's own settings", "no figures", "it has no artifact.metadata")
     measured = "; ".join(metadata.notes(config, found)) or f"{', '.join(files)} says what the config says"
-    return Finding("the checkpoint's own account", "ok", measured)
+    return Finding("the checkpoint's own settings", "ok", measured)
 
 
 def _variants(config: EncoderConfig) -> Iterator[Finding]:

@@ -177,7 +177,7 @@ def claimed(config: RunConfig, run_ids: Iterable[str]) -> Iterator[None]:
             if _is_held(_lock(file, fcntl.LOCK_EX)):
                 file.seek(0)
                 who = file.read().strip() or "another process"
-                msg = f"{run_id}: {who} is at work on it; wait until it is done, or stop it (evalkit status)"
+                msg = f"{run_id}: {who} is computing it; wait until it is finished, or stop it (evalkit status)"
                 raise EngineError(msg)
             held.callback(path.unlink, missing_ok=True)
             with suppress(OSError):

@@ -348,7 +348,7 @@ def test_a_second_driver_says_who_is_at_work_and_leaves(tmp_path):
         pytest.fail("two drivers have the same cell")
     message = str(caught.value)
     assert message.startswith(f"demo.test.demo-64.abc: {socket.gethostname()} {os.getpid()}, since ")
-    assert message.endswith(" is at work on it; wait until it is done, or stop it (evalkit status)")
+    assert message.endswith(" is computing it; wait until it is finished, or stop it (evalkit status)")
     assert list(Path(tmp_path / jobs.FOLDER).glob("*")) == []
 
 

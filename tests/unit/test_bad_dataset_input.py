@@ -394,7 +394,7 @@ def test_judgements_of_unknown_documents_are_refused_or_recorded(tmp_path: Path)
     path = folder / "qrels" / "test.tsv"
     path.write_text("q1\td1\t1\nq1\tz\t1\nq1\ta\t0\n", encoding="utf-8")
     deviation = (
-        f"dataset small: got judgements of 2 documents that the corpus from folder {folder.name} has not (the first is "
+        f"dataset small: got judgements of 2 documents that the corpus from folder {folder.name} lacks (the first is "
         f"'z', {path} line 2), wanted every judged document in it"
     )
     dataset = datasets.load(config(folder))
@@ -415,7 +415,7 @@ def test_documents_that_the_published_corpus_lacks_too_are_no_deviation(tmp_path
     found = surveyed(dataset, tmp_path)
     assert datasets.deviations(dataset, found, config(folder, counts=Counts(missing=2))) == ()
     assert refusal(lambda: datasets.deviations(dataset, found, config(folder, counts=Counts(missing=3)))).startswith(
-        f"dataset small: got judgements of 2 documents that the corpus from folder {folder.name} has not (the first is "
+        f"dataset small: got judgements of 2 documents that the corpus from folder {folder.name} lacks (the first is "
         f"'z', {path} line 2), wanted 3 as published; repair the data, set dataset.counts.missing=2 if "
     )
     path.write_text("q1\td1\t1\n", encoding="utf-8")
@@ -423,7 +423,7 @@ def test_documents_that_the_published_corpus_lacks_too_are_no_deviation(tmp_path
     assert refusal(
         lambda: datasets.deviations(dataset, surveyed(dataset, tmp_path), config(folder, counts=Counts(missing=3)))
     ) == (
-        f"dataset small: got judgements of 0 documents that the corpus from folder {folder.name} has not, wanted 3 as "
+        f"dataset small: got judgements of 0 documents that the corpus from folder {folder.name} lacks, wanted 3 as "
         "published; repair the data, set dataset.counts.missing=0 if the published corpus has them all, or accept and "
         "record the deviation with dataset.verify=false"
     )

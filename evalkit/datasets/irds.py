@@ -134,7 +134,7 @@ def stored(dataset_id: str) -> bool:
     """Return whether all of a dataset's documents are on disk. Nothing is fetched."""
     if dataset_id.startswith("beir/"):
         folder = _home() / _SPLIT.sub("", dataset_id)
-        # Without the positions, which the package writes behind the documents, a document store is half built.
+        # The package writes the positions after the documents; without them a document store is incomplete.
         return (folder / "source.zip").is_file() or (folder / "docs.pklz4" / "bin.pos").is_file()
     dataset = _dataset(dataset_id)
     return hasattr(dataset, "docs_path") and all(path.is_file() for path in _document_files(dataset, fetch=False))

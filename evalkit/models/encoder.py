@@ -344,7 +344,7 @@ def load_encoders(
             backbone = remote_code.build(checkpoint, tensors, config)
         else:
             backbone = native.build(tensors, checkpoint.config(), config, origin=checkpoint.origin)
-        tensors.clear()  # the module holds what it took: a layer's weight is freed once it is laid out
+        tensors.clear()  # the module has its tensors: so a layer's weight is freed once it is in oneDNN's layout
         vocabulary = tokens.vocabulary_of(config, checkpoint)
         _check_vocabulary(vocabulary, config, backbone, checkpoint)
         for dim, checkpoint_of_dim in members.items():

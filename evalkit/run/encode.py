@@ -112,7 +112,7 @@ def say_halved(tokens: int, reason: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """How `encode` works on some texts: which rules it applies, where vectors go, and who hears of progress."""
+    """The settings of one call of `encode`: the texts' side, batch size, dtype and place of vectors, callbacks."""
 
     documents: bool
     """Whether the texts are documents: their punctuation tokens are dropped where the model has a skiplist."""

@@ -224,7 +224,7 @@ def _read(path: Path) -> Job | None:
         with path.open("rb") as file:
             refused = _lock(file, fcntl.LOCK_SH)
             data, touched = file.read(), os.fstat(file.fileno()).st_mtime
-    except FileNotFoundError:  # gone by now: its run is done
+    except FileNotFoundError:  # deleted meanwhile: its job succeeded
         return None
     except OSError:
         return Job(path, None, running=False, process="unknown", started="", error=None)

@@ -40,7 +40,7 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
     changed = None if scores is None else _changed(task, cell, scores, names)
     if scores is None or changed is None:
         return scores
-    names = tuple(dict.fromkeys((*names, *scores.metrics)))  # what was asked for before is not lost
+    names = tuple(dict.fromkeys((*names, *scores.metrics)))  # metrics of earlier requests are kept
     folder = run_dir(task.config.results_dir, cell.run_id)
     try:
         results.require_unedited(task.config.results_dir, scores, results.RUN)

@@ -432,7 +432,7 @@ def _without(tensors: Mapping[str, Tensor], *, prefix: str, left_out: tuple[str,
     return {
         name: tensor
         for name, tensor in renamed.items()
-        # position_ids is a constant 0, 1, 2, … that old exports saved beside the weights.
+        # position_ids is a constant 0, 1, 2, … that old exports saved with the weights.
         if not name.startswith(left_out) and not name.endswith(".position_ids")
     }
 

@@ -299,7 +299,7 @@ def _run_one(config: RunConfig, *, force: bool) -> dict[str, Any]:
 
 
 def _begin(config: RunConfig) -> None:
-    """Print what is being run before the libraries are loaded, which takes seconds."""
+    """Say at once what is being run: the libraries that do it take seconds to load, and say much of their own."""
     dims = "" if config.dims == (None,) else f" at dim {', '.join(map(str, config.dims))}"
     if not _err.is_terminal:
         _err.print(f"{config.model.name}{dims} on {config.dataset.name}: loading", markup=False, soft_wrap=True)
@@ -313,11 +313,11 @@ def _begin(config: RunConfig) -> None:
     epilog="Example: evalkit plan -m model=jina-colbert-v2,bm25 dataset=beir/fiqa,beir/scifact",
 )
 def plan(context: typer.Context, *, wide: Wide = False) -> None:
-    """Show what a run would do, with its size and time.
+    """Show what a run would do, its bytes and time.
 
-    Shows cells, what is on disk, and shards left. Writes nothing and loads no weights.
+    Writes nothing and loads no weights: cells, what is on disk, shards left.
 
-    The words are those of run; several values per word make a sweep, with or without -m. Fails if a cell cannot run.
+    The words are those of run; several values per word make a sweep, with -m or without. Fails when a cell cannot run.
     """
     from evalkit.operations import forecast
     from evalkit.report import plans
@@ -542,8 +542,9 @@ def score(
 
     The dataset's judgements and rules are applied as for evalkit's own runs.
 
-    With model=NAME (and dim=N) the published scores of that system follow, each with its verdict. Declare the run's
-    settings, for example model.query.max_tokens=32: if one differs from the published one, the verdict names it.
+    With model=NAME (and dim=N) the published scores of that system follow, each with its verdict. The run's own
+    settings are those that you declare, for example model.query.max_tokens=32: one that differs from what was published
+    is the verdict.
     """
     from evalkit.analysis.run_file import score_file
     from evalkit.config import compose
@@ -587,15 +588,39 @@ def rerank(
 
     Writes the new run, and prints the metrics of both.
     """
+    from evalkit import datasets
     from evalkit.config import compose
+    from evalkit.errors import ConfigError
+    from evalkit.models.reranker import load_reranker
+    from evalkit.ranking import drop_self
     from evalkit.report import rounding
-    from evalkit.run.rerank import rerank_file
+    from evalkit.run import environment
+    from evalkit.run import rerank as stage
+    from evalkit.run.progress import documents_bar
+    from evalkit.scoring import metrics
+    from evalkit.storage import results, trec
 
     config = compose.compose(_named(context, overrides))
-    done = rerank_file(run_file, config, out, depth=depth, console=_err)
-    _say(f"{done.dataset.name} ({done.dataset.split}): {done.checkpoint}, depth {depth}")
+    if config.reranker is None:
+        msg = "no re-ranker chosen; wanted reranker=NAME (evalkit ls rerankers)"
+        raise ConfigError(msg)
+    dataset = datasets.load(config.dataset)
+    found = results.read_run(run_file)
+    if dataset.drop_self:
+        found, _ = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
+    device = environment.choose_device(config.engine.device)
+    reranker = load_reranker(config.reranker, device=device)
+    budget = environment.batch_tokens(config.engine.batch_tokens, device)
+    pairs = sum(min(depth, len(found.get(query.id, ()))) for query in dataset.queries)
+    with documents_bar(_err, f"{reranker.config.name} on {dataset.name}", total=pairs) as advance:
+        new = stage.rerank(found, dataset, reranker, depth=depth, batch_tokens=budget, advance=advance)
+    trec.write_run(new, out, tag=reranker.config.name)
+    before, after = (metrics.score(scored, dataset.qrels, config.metrics).means for scored in (found, new))
+    _say(
+        f"{dataset.name} ({dataset.split}): {reranker.checkpoint.origin}@{reranker.checkpoint.revision}, depth {depth}"
+    )
     for name in config.metrics:
-        _say(f"{name}\t{rounding.fixed(done.before[name], 5)} → {rounding.fixed(done.after[name], 5)}")
+        _say(f"{name}\t{rounding.fixed(before[name], 5)} → {rounding.fixed(after[name], 5)}")
 
 
 @app.command(epilog="Example: evalkit check model=demo dim=128")

@@ -32,7 +32,7 @@ from evalkit.types import Corpus, Document
 CUT: Final = "by content, 1"
 """The rule for shard boundaries. It is part of the protocol because a shard's texts can change a vector's last bits."""
 _FORMAT: Final = 3
-"""Increase it when the checksum, the estimate or the boundary rule changes, so that old surveys are not used."""
+"""Raise it when the checksum, the estimate or the cutting rule changes, so that old surveys are not found."""
 LONGEST_ID: Final = 4096
 """Bytes of a document's id: more than any collection has. Every hit is a line with its id in the run file."""
 _PROGRESS_DOCUMENTS: Final = 4096

@@ -94,7 +94,7 @@ class System(NamedTuple):
 
     @property
     def label(self) -> str:
-        """The system's name, with its dim if it has one."""
+        """The system's name, with its dim where it has one."""
         return self.name if self.dim is None else f"{self.name} ({self.dim})"
 
 

@@ -121,7 +121,7 @@ def _why(found: Judged) -> str:
 
 
 def leaderboard_sheet(board: Leaderboard) -> Sheet:
-    """Return the leaderboard: one row per system, with the published and the measured mean of each collection."""
+    """Return the leaderboard: a row per system, published and measured mean of each collection."""
     header = ["system"]
     notes: list[str] = []
     long_names = {}
@@ -247,7 +247,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def latex(sheet: Sheet) -> str:
-    """Return a sheet as a LaTeX table, which needs the booktabs package."""
+    """Return a sheet as a LaTeX table that wants the booktabs package."""
     lines = [r"\begin{table}", rf"\caption{{{_tex(sheet.title)}. {_tex(' '.join(sheet.notes))}}}"]
     lines += [rf"\begin{{tabular}}{{l{'r' * (len(sheet.header) - 1)}}}", r"\toprule"]
     lines += [_tex_line(sheet.header), r"\midrule", *(_tex_line(row) for row in sheet.rows), r"\bottomrule"]

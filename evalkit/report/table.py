@@ -52,9 +52,9 @@ class Lacking(NamedTuple):
 
 
 def terminal(table_rows: Sequence[Row], *, lacking: Sequence[Lacking] = (), wide: bool = False) -> Grid:
-    """Return the table for a terminal: the main metric and its verdict; `wide` adds other metrics and query groups.
+    """Return the table for a terminal: the main metric and its verdict; `wide` adds the other metrics and the groups.
 
-    Below a row stand the reasons of PROTOCOL-DIFFERS, and the settings that distinguish several results of one cell.
+    What makes a verdict PROTOCOL-DIFFERS stands below its row, and so do the settings that tell runs of one cell apart.
     """
     metrics = {row.cell.main_metric for row in table_rows}
     value = [Column(next(iter(metrics)), "number")] if len(metrics) == 1 else [Column("metric", moves=3)]

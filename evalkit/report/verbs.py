@@ -257,6 +257,6 @@ def precision_table(cell: CellScores, measured: Sequence[Narrowed]) -> Grid:
 
 
 def system(cell: CellScores) -> str:
-    """Return a system's name with its dim; a run that may not stand for the system is marked."""
+    """Return a system's name with its dim; a run that may not stand for that system is marked."""
     name = keys.system_label(cell.model, cell.dim)
     return f"{name} (deviates)" if standing.departures(cell) else name

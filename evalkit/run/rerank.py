@@ -2,55 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Sequence
 
-from rich.console import Console
-
-from evalkit import datasets
-from evalkit.config.settings import RunConfig
-from evalkit.errors import ConfigError, ScoreError
-from evalkit.models.reranker import Reranker, load_reranker
-from evalkit.ranking import drop_self, rank_hits
-from evalkit.run import environment
+from evalkit.errors import ScoreError
+from evalkit.models.reranker import Reranker
+from evalkit.ranking import rank_hits
 from evalkit.run.encode import batches
-from evalkit.run.progress import Advance, documents_bar
-from evalkit.scoring import metrics
-from evalkit.storage import results, trec
+from evalkit.run.progress import Advance
 from evalkit.types import Dataset, Hit, Run
-
-
-class Reranked(NamedTuple):
-    """A run file before and after re-ranking: the means of both, and the re-ranker's checkpoint."""
-
-    dataset: Dataset
-    before: Mapping[str, float]
-    after: Mapping[str, float]
-    checkpoint: str
-
-
-def rerank_file(path: Path, config: RunConfig, out: Path, *, depth: int, console: Console) -> Reranked:
-    """Score the first `depth` hits of a run file's queries with the config's re-ranker, and write the new run.
-
-    Raises ConfigError without a re-ranker; ScoreError for a file that cannot be read or is a run on other documents.
-    """
-    if config.reranker is None:
-        msg = "no re-ranker chosen; wanted reranker=NAME (evalkit ls rerankers)"
-        raise ConfigError(msg)
-    dataset = datasets.load(config.dataset)
-    run = results.read_run(path)
-    if dataset.drop_self:
-        run, _ = drop_self(run, depth=max((len(hits) for hits in run.values()), default=0))
-    device = environment.choose_device(config.engine.device)
-    reranker = load_reranker(config.reranker, device=device)
-    budget = environment.batch_tokens(config.engine.batch_tokens, device)
-    pairs = sum(min(depth, len(run.get(query.id, ()))) for query in dataset.queries)
-    with documents_bar(console, f"{reranker.config.name} on {dataset.name}", total=pairs) as advance:
-        new = rerank(run, dataset, reranker, depth=depth, batch_tokens=budget, advance=advance)
-    trec.write_run(new, out, tag=reranker.config.name)
-    before, after = (metrics.score(scored, dataset.qrels, config.metrics).means for scored in (run, new))
-    return Reranked(dataset, before, after, f"{reranker.checkpoint.origin}@{reranker.checkpoint.revision}")
 
 
 def rerank(
@@ -59,7 +18,7 @@ def rerank(
     """Return each judged query's first `depth` hits in the re-ranker's order; hits beyond `depth` are left out.
 
     The corpus is read once, and only the documents of the run are held. Raises ScoreError for a document of the run
-    that the corpus lacks.
+    that the corpus has not.
     """
     asked = [query for query in dataset.queries if query.id in run]
     wanted = {hit.document_id for query in asked for hit in run[query.id][:depth]}

@@ -386,10 +386,10 @@ def bm25_score_step(
 def costs(task: Task, cell: Cell) -> dict[str, float]:
     """Return the costs of a cell's shards, summed over their manifests: vectors, encode_s, search_s.
 
-    Dims that shared a pass over the corpus each have the time of the whole pass. A shard that another cell encoded has
-    that cell's time and is counted in `reused_shards`. If a batch did not fit memory, `fitted_batch_tokens` is the
-    smallest limit of any shard. `shards_without_costs` counts the shards whose manifest is missing or lacks one of the
-    three numbers; a sum that would lack a shard is left out.
+    Dims that shared a pass over the corpus each have the time of the whole pass. A shard that another run had encoded
+    has that run's time, and is counted in `reused_shards`. Where a batch did not fit memory, `fitted_batch_tokens` is
+    the smallest budget that a shard was left with. `shards_without_costs` counts the shards whose manifest is gone or
+    lacks one of the three; a sum that such a shard has no part in is left out.
     """
     folder = topk_dir(task.config.cache_dir, cell.search_key)
     found = [shard_files.finished(folder, shard.checksum) or {} for shard in task.survey.shards]
@@ -414,7 +414,7 @@ def _encoding(facts: Mapping[str, Any] | None, cell: Cell) -> dict[str, float]:
 
 @cache
 def say_other_units(stored: str | None, here: str | None) -> None:
-    """Log once that stored vectors were computed with other vector instructions than this process uses."""
+    """Say once that stored vectors were computed with other instructions than this process would compute them with."""
     if stored is not None and here is not None and stored != here:
         log.warning(
             "stored vectors were computed with %s instructions, this process has %s: last bits of vectors can differ "

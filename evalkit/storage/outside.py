@@ -27,7 +27,7 @@ class UnreadableError(ValueError):
 
 
 def json_value(data: str | bytes) -> Any:
-    """Parse a JSON text. Raises UnreadableError, also for NaN, half surrogate pairs and deep nesting.
+    """Return what a JSON text says. Raises UnreadableError for NaN, half surrogate pairs and deep nesting too.
 
     >>> json_value('{"a": [1, null]}')
     {'a': [1, None]}
@@ -41,7 +41,7 @@ def json_value(data: str | bytes) -> Any:
 
 
 def json_object(data: str | bytes) -> dict[str, Any]:
-    """Parse a JSON text as an object. Raises UnreadableError for anything else."""
+    """Return the object that a JSON text is. Raises UnreadableError for anything else."""
     value = json_value(data)
     if not isinstance(value, dict):
         msg = f"got {_name(value)}, wanted a JSON object"
@@ -55,7 +55,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a file. Raises UnreadableError, also if the file cannot be read."""
+    """Return the JSON object in a file. Raises UnreadableError, also where the file cannot be read."""
     return json_object(_bytes(path))
 
 

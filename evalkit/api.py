@@ -1,15 +1,15 @@
 """evalkit from Python: the verbs of the command line as functions, their tables as pandas frames.
 
-Every function takes the words that its verb takes, and `results_dir` where the verb reads finished runs: by default
-evalkit-results, or EVALKIT_RESULTS. Results are the files that the command line writes, so both see the same runs, and
-a finished cell is never run again.
+Every function accepts the words of its verb, and `results_dir` if the verb reads finished cells: by default
+evalkit-results, or EVALKIT_RESULTS. Results are the files that the command line writes, so both see the same cells, and
+a finished cell is not computed again.
 
     run(*words)           finished cells (`evalkit run`); several values per word are a sweep
     load(run)             one of them, by its id or the beginning of it: its cell, ranking, per_query and qrels
     leaderboard()         published and measured means by system and collection (`evalkit report`)
     compare(*runs)        paired differences with intervals and p-values (`evalkit compare`), the base first
 
-What cannot be done raises `evalkit.errors.EvalkitError`, whose text says what was got and what to do.
+Failures raise `evalkit.errors.EvalkitError`, whose text says what was got and what to do.
 
 >>> import tempfile
 >>> import evalkit
@@ -32,7 +32,7 @@ What half the dim costs, paired by query:
 >>> evalkit.compare("demo-128", "demo-64", results_dir=folder)[["base", "other", "queries"]].to_dict("records")
 [{'base': 'demo-128', 'other': 'demo-64', 'queries': 200}]
 
-And every system beside what is published of it; NaN where nobody measured:
+Every system with its published and measured means; NaN if there is none:
 
 >>> board = evalkit.leaderboard(results_dir=folder)
 >>> float(board.loc[("jina-colbert-v2", 128), ("BEIR", "ndcg@10", 13, "published")])

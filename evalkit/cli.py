@@ -1,4 +1,4 @@
-"""The verbs, thin: each turns words into values, calls one function, prints, and sets the exit code."""
+"""The verbs of the command line. Each parses its arguments, calls one function, prints, and sets the exit code."""
 
 from __future__ import annotations
 
@@ -36,10 +36,10 @@ CONFIG_DIR = "--config-dir"
 
 
 class _Group(TyperGroup):
-    """The verbs; an option of all of them may stand before the verb or behind it."""
+    """The group of all verbs; the options that they share may stand before or after the verb."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the options of all verbs first, wherever they stand before a `--`."""
+        """Read the shared options first, wherever they stand before a `--`."""
         end = args.index("--") if "--" in args else len(args)
         front, rest = [], []
         words = iter(args[:end])
@@ -56,14 +56,14 @@ class _Group(TyperGroup):
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
 PLACES = ("results_dir", "cache_dir")
-"""The folders of a command, which every verb takes as `results_dir=DIR` and as `--results-dir DIR`."""
+"""The folders that every verb accepts, as `results_dir=DIR` or as `--results-dir DIR`."""
 
 
 class _Verb(TyperCommand):
-    """A verb, which takes the folders of a command in either spelling and completes settings and names."""
+    """A verb. It accepts these folders in both spellings, and completes settings and names."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Spell folders as this verb declares them; a verb that uses none of a kind passes over them."""
+        """Rewrite folders in the spelling that this verb declares; drop those that it does not use."""
         options = {param.name for param in self.params}
         settings = "overrides" in options or ctx.allow_extra_args
         end = args.index("--") if "--" in args else len(args)
@@ -79,14 +79,14 @@ class _Verb(TyperCommand):
                 msg = f"{key} got nothing, wanted a folder"
                 raise ConfigError(msg)
             if name in options:
-                kept.append(f"--{name.replace('_', '-')}={os.path.expanduser(value)}")  # noqa: PTH111 (a typed ~)
+                kept.append(f"--{name.replace('_', '-')}={os.path.expanduser(value)}")  # noqa: PTH111 (pathlib raises without a home)
             elif settings:
                 kept.append(f"{name}={value}")
         parsed: list[str] = super().parse_args(ctx, [*kept, *args[end:]])
         return parsed
 
     def shell_complete(self, ctx: Any, incomplete: str) -> list[Any]:
-        """Complete the settings of a verb that takes them as further words; options otherwise."""
+        """Complete settings if the verb takes them, otherwise options."""
         if incomplete.startswith("-") or not ctx.allow_extra_args:
             return list(super().shell_complete(ctx, incomplete))
         return [
@@ -103,7 +103,7 @@ class _Verbs(typer.Typer):
 
 
 def _words(_context: typer.Context, args: list[str], incomplete: str) -> list[str]:
-    """Complete a setting, or a group's name behind `=`; bash hands over `model=de` as three words."""
+    """Complete a setting, or a group's name after `=`; bash passes `model=de` as three words."""
     from evalkit.config import compose
 
     before = list(args)
@@ -115,7 +115,7 @@ def _words(_context: typer.Context, args: list[str], incomplete: str) -> list[st
 
 
 def _run_names(incomplete: str) -> list[str]:
-    """Complete the systems of the finished runs, with their dims."""
+    """Complete the systems of finished cells, with their dims."""
     from evalkit.storage import results
 
     cells, _ = results.readable(default_results_dir())
@@ -131,7 +131,7 @@ app = _Verbs(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
-terminal.open_standard_streams()  # before anything is opened that could take a closed stream's place
+terminal.open_standard_streams()  # before any other file could get a closed stream's descriptor
 _out = terminal.out()
 _err = terminal.PlainConsole(stderr=True)
 
@@ -161,7 +161,7 @@ def options(
         bool, typer.Option("--version", callback=_version, is_eager=True, help="print the version")
     ] = False,
 ) -> None:
-    """Take the options of all verbs."""
+    """Handle the options that all verbs share."""
     if config_dir:
         if context.invoked_subcommand == "new":
             for folder in config_dir:
@@ -170,7 +170,7 @@ def options(
 
 
 def _use_configs(context: typer.Context, *folders: Path) -> None:
-    """Add folders of configs for as long as the command runs."""
+    """Add config folders while the command runs."""
     from evalkit.config.settings import CONFIGS
 
     before = os.environ.get(CONFIGS)
@@ -186,9 +186,9 @@ def _use_configs(context: typer.Context, *folders: Path) -> None:
 
 
 def _named(context: typer.Context, words: Sequence[str]) -> list[str]:
-    """Return the words with folders and repositories in place of names (model=./checkpoint) made into configs.
+    """Return the words after writing configs for folders and repositories given as names (model=./checkpoint).
 
-    What was read of each, and what was assumed, is said first.
+    The settings that were read or assumed are printed first.
     """
     if not any("/" in word or word.endswith((".", "~")) for word in words):
         return list(words)
@@ -217,7 +217,7 @@ Runs = Annotated[
     ),
 ]
 HYDRA_FLAGS = ("-m", "--multirun", "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p")
-"""What makes `run` a sweep or a question about the config, both of which Hydra answers."""
+"""Options with which `run` is a sweep or shows the config; Hydra handles both."""
 
 
 @app.command(
@@ -227,15 +227,15 @@ HYDRA_FLAGS = ("-m", "--multirun", "--cfg", "-c", "--info", "-i", "--resolve", "
 def run(
     context: typer.Context,
     *,
-    force: Annotated[bool, typer.Option("--force", help="run again what finished earlier, over cached shards")] = False,
+    force: Annotated[bool, typer.Option("--force", help="search finished cells again, over cached shards")] = False,
     wide: Wide = False,
 ) -> None:
     """Run a model on a dataset and print its scores.
 
-    What finished earlier is read, not run again. Dims whose weights cannot be had do not stop the others.
+    Finished cells are read, not computed again. A dim whose weights cannot be obtained does not stop the others.
 
-    Words are Hydra overrides (setting=value). With -m, several values run one after the other (model=a,b dataset=x,y);
-    with --cfg job, the config is shown and nothing runs. All of them: evalkit ls settings.
+    Words are Hydra overrides (setting=value; evalkit ls settings lists all). With -m, several values are run one after
+    the other (model=a,b dataset=x,y). With --cfg job, the config is shown and nothing is run.
     """
     from evalkit.config import compose
     from evalkit.engines import ray as workers
@@ -276,9 +276,9 @@ def run(
 
 
 def _run_one(config: RunConfig, *, force: bool) -> dict[str, Any]:
-    """Run one config; return its cells' scores.json and the cells that lack weights, as JSON has them.
+    """Run one config; return the scores.json of its cells, and the cells without weights, as plain JSON values.
 
-    A launcher calls it by its name, in any process.
+    A launcher calls it by name, in any process.
     """
     _begin(config)
     from evalkit.run import jobs, loaded, pipeline
@@ -399,11 +399,11 @@ def status(
     forget: Annotated[bool, typer.Option("--forget", help="first forget the runs that failed; shards stay")] = False,
     wide: Wide = False,
 ) -> None:
-    """Show what is finished, at work, stopped or failed.
+    """Show finished, running, stopped and failed cells.
 
-    Shards that are done are counted, and damaged results named; other processes are not disturbed.
+    Counts finished shards and names damaged results. Other processes are not disturbed.
 
-    Exits with 1 while something has failed or is damaged. A run has failed until it ends well or is forgotten.
+    Exits with 1 while something has failed or is damaged. A failed run stays listed until it succeeds or is forgotten.
     """
     from evalkit.config import compose
     from evalkit.operations import forecast
@@ -458,7 +458,7 @@ CacheDir = Annotated[Path | None, typer.Option(help="the cache; by default that 
 
 @cache.command(name="ls", epilog="Example: evalkit cache ls")
 def cache_ls(cache_dir: CacheDir = None, results_dir: ResultsDir = None, *, wide: Wide = False) -> None:
-    """List what lies in the cache and the runs that use it."""
+    """List the content of the cache and the runs that use it."""
     from evalkit.operations import inventory
     from evalkit.report import plans, rounding
 
@@ -472,7 +472,7 @@ def cache_ls(cache_dir: CacheDir = None, results_dir: ResultsDir = None, *, wide
 def cache_verify(cache_dir: CacheDir = None) -> None:
     """Read every shard and compare its checksum.
 
-    Fails when one is not what its manifest says.
+    Fails if a shard is not what its manifest says.
     """
     from evalkit.operations import inventory
     from evalkit.report import rounding
@@ -496,9 +496,9 @@ def cache_rm(
     cache_dir: CacheDir = None,
     results_dir: ResultsDir = None,
 ) -> None:
-    """Remove what is named from the cache, after asking.
+    """Remove entries from the cache, after asking.
 
-    Results are never touched; runs make anew what they need.
+    Results are never removed; runs compute again what they need.
     """
     from evalkit.errors import ConfigError
     from evalkit.operations import inventory
@@ -551,7 +551,7 @@ def report(
 
     Prints a Markdown table of every finished run.
 
-    A run that cannot be read or tabled is named on stderr and fails the command; the rest is made all the same.
+    A run that cannot be read is named on stderr and fails the command; the rest is written nevertheless.
     """
     from evalkit.errors import ScoreError
     from evalkit.report import build, table
@@ -597,7 +597,7 @@ def score(  # noqa: PLR0913 (each argument is an option of the command)
 ) -> None:
     """Score a TREC run file of any system, or read what mteb measured.
 
-    A dataset's judgements are used under the same rules as for our own runs.
+    The dataset's judgements and rules are applied as for evalkit's own runs.
 
     With --system NAME the scores become a finished run in the results folder, as if evalkit had run that system; what
     scripts/peer.py left beside the run file (versions, settings, seconds) is kept with it.
@@ -606,13 +606,10 @@ def score(  # noqa: PLR0913 (each argument is an option of the command)
     settings are those that you declare, for example model.query.max_tokens=32: one that differs from what was published
     is the verdict.
     """
-    from evalkit import datasets
+    from evalkit.analysis.run_file import score_file
     from evalkit.config import compose
-    from evalkit.errors import ConfigError, ScoreError
-    from evalkit.ranking import drop_self, self_hits
+    from evalkit.errors import ConfigError
     from evalkit.report import rounding, verdicts
-    from evalkit.scoring import metrics
-    from evalkit.storage import results, trec
 
     overrides = _named(context, overrides or [])
     if mteb:
@@ -625,25 +622,18 @@ def score(  # noqa: PLR0913 (each argument is an option of the command)
     if system is not None:
         _file(run_file, system, config, overrides)
         return
-    dataset = datasets.load(config.dataset, with_corpus=False)
-    found = results.read_run(run_file)
-    missing = sum(query.id not in found for query in dataset.queries)
-    if found and missing == len(dataset.queries):
-        got, wanted = next(iter(found)), dataset.queries[0].id
-        msg = f"{run_file}: got no query that {dataset.name} ({dataset.split}) judges, but {got!r} and so on"
-        raise ScoreError(f"{msg}, wanted {wanted!r} and so on; check dataset and dataset.split")
-    dropped, own = 0, self_hits(found)
-    if dataset.drop_self:
-        found, dropped = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
-    if warning := trec.unmatched(found, dataset.qrels):
-        _complain(f"{run_file}: {warning}")
-    scored = metrics.score(found, dataset.qrels, config.metrics)
-    _say(f"{dataset.name} ({dataset.split}): {len(dataset.queries)} queries, {missing} of them not in the run (0)")
-    if dataset.drop_self:
-        _say(f"dropped {dropped} hits whose id is the query's own")
+    scored = score_file(run_file, config)
+    dataset = scored.dataset
+    if scored.warning:
+        _complain(f"{run_file}: {scored.warning}")
+    count = len(dataset.queries)
+    _say(f"{dataset.name} ({dataset.split}): {count} queries, {scored.missing} of them not in the run (0)")
+    if scored.dropped is not None:
+        _say(f"dropped {scored.dropped} hits whose id is the query's own")
     for name, value in scored.means.items():
         _say(f"{name}\t{rounding.fixed(value, 5)}")
     named, declared = _declared(overrides)
+    own = scored.self_hits
     for line in verdicts.lines(config if named else None, dataset, scored.means, declared=declared, self_hits=own):
         _say(line)
 
@@ -767,17 +757,17 @@ def check(
         typer.Argument(help="which model: model=NAME, dim=…, model.dtype=…, engine.device=…", autocompletion=_words),
     ],
 ) -> None:
-    """Ask a model what could spoil hours of encoding.
+    """Check that a loaded model behaves as it should.
 
-    Ids, markers, masks, norms, padding, dtype, published vectors.
+    Asks about token ids, markers, masks, norms, padding, dtype and published vectors: errors there waste hours.
 
-    Every question prints what came out; a failed one names its likeliest cause, and the command exits with 1.
+    Every question prints its answer. A failed one names its likeliest cause, and the command exits with 1.
     """
     from evalkit.config import compose
     from evalkit.run import canary
 
     failed = 0
-    for dims, findings in canary.check(compose.compose(_named(context, overrides))):
+    for dims, findings in canary.findings_of(compose.compose(_named(context, overrides))):
         _say(f"dim {', '.join(map(str, dims))}, one backbone")
         for finding in findings:
             _say(f"  {finding.verdict:<10}  {finding.question}: {finding.measured}")
@@ -803,12 +793,12 @@ def fetch(
         Path | None, typer.Option(help="first put a bundle's files into HF_HOME, IR_DATASETS_HOME")
     ] = None,
 ) -> None:
-    """Bring models and datasets to disk ahead of time.
+    """Download models and datasets ahead of time.
 
-    Words are those of run, several values each: model=a,b dataset=x,y.
+    The words are those of run, with several values each: model=a,b dataset=x,y.
 
-    A download that was cut off is resumed. --verify proves that the selection can run with the network off, compares
-    checksums with those of the fetch, and reports twins, empty texts and ids that mean two things.
+    Interrupted downloads are resumed. --verify proves that the selection runs with the network off, compares checksums
+    with those of the fetch, and reports duplicate texts, empty texts and ids of both a query and a document.
     """
     from evalkit.operations import fetch as fetching
 
@@ -836,9 +826,9 @@ def replay(
 ) -> None:
     """Score a saved run again under other scoring rules.
 
-    Names the rules under which a published number is met.
+    Names the rules that reproduce a published number.
 
-    The dataset's other splits are tried too where it is on disk, as far as they judge the run's queries.
+    If the dataset is on disk, its other splits are tried too, for the queries that they judge.
     """
     from evalkit.analysis import compare, replay
     from evalkit.datasets import splits
@@ -883,11 +873,11 @@ def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the comman
     dataset_path: Annotated[Path | None, typer.Option(help="where the dataset is now, if it moved")] = None,
     texts: Annotated[bool, typer.Option(help="read the texts too, to find what was truncated")] = True,  # noqa: FBT002 (a flag)
 ) -> None:
-    """Show which queries make a difference, and what is odd.
+    """Show which queries cause a difference.
 
-    With --against the queries are ranked by their part in the difference of two runs. Against a published mean, which
-    says nothing of a single query, their distribution is shown, and those that score 0. With --query and --document:
-    the MaxSim of that pair, token by token.
+    With --against, queries are ranked by their contribution to the difference of two runs. A published mean says
+    nothing about single queries; without --against the distribution is shown, and the queries that score 0. Remarks
+    name truncated texts and missing documents. With --query and --document: MaxSim of that pair, token by token.
     """
     from evalkit.analysis import compare
     from evalkit.report import verbs
@@ -902,7 +892,7 @@ def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the comman
 
 
 @app.command(epilog="Example, after evalkit run: evalkit compare demo-128 demo-96 demo-64 --plot dims.svg")
-def compare(  # noqa: PLR0913 (each argument is an option of the command)
+def compare(
     run: Runs = None,
     *,
     results_dir: ResultsDir = None,
@@ -916,8 +906,8 @@ def compare(  # noqa: PLR0913 (each argument is an option of the command)
 ) -> None:
     """Compare runs: paired tests, storage and time.
 
-    The first run of each dataset is the base. p comes from a paired t-test, corrected by Holm's method over all
-    comparisons of the table; the interval from a paired bootstrap over queries.
+    The first run of each dataset is the base. p is that of a paired t-test, corrected by Holm's method over all
+    comparisons of the table; the interval is from a paired bootstrap over queries.
     """
     from evalkit.analysis import compare
     from evalkit.report import pareto, verbs
@@ -961,9 +951,9 @@ def new_model(
     source: Annotated[str, typer.Option("--from", help="the checkpoint's folder, or OWNER/NAME[@COMMIT] on the hub")],
     to: NewDir = None,
 ) -> None:
-    """Write model/NAME.yaml with what a checkpoint's files say: architecture, dim, head, lengths, markers, pooling.
+    """Write model/NAME.yaml from a checkpoint's files: architecture, dim, head, lengths, markers, pooling.
 
-    Reads Stanford ColBERT's, PyLate's and sentence-transformers' layouts. What no file says is marked as assumed.
+    Reads the layouts of Stanford ColBERT, PyLate and sentence-transformers. Other settings are marked as assumed.
     """
     from evalkit.operations import own
 
@@ -971,7 +961,7 @@ def new_model(
 
 
 @new.command(name="dataset", epilog="Example: evalkit new dataset tickets --from ./my_data --language es")
-def new_dataset(  # noqa: PLR0913, PLR0917 (each argument is an option of the command)
+def new_dataset(
     name: Annotated[str, typer.Argument(help="what dataset= shall call it")],
     source: Annotated[str, typer.Option("--from", help="a BEIR-format folder")],
     language: Annotated[
@@ -985,7 +975,7 @@ def new_dataset(  # noqa: PLR0913, PLR0917 (each argument is an option of the co
 ) -> None:
     """Write dataset/NAME.yaml after a pass over the data: counts, checksum, lengths, split and ids.
 
-    The language is asked for on a terminal; elsewhere, and without --language, it stays unknown, and that is said.
+    Without --language you are asked for it on a terminal; elsewhere it stays unknown, and a line says so.
     """
     from evalkit.operations import own
 
@@ -1003,14 +993,14 @@ def new_dataset(  # noqa: PLR0913, PLR0917 (each argument is an option of the co
 
 
 def _configs_to(asked: Path | None) -> Path:
-    """Return where a new config goes: as asked, else the first of the user's own folders, else ./configs."""
+    """Return the folder for a new config: the given one, else the first of the user's own folders, else ./configs."""
     from evalkit.config.settings import own_configs_dirs
 
     return asked or next(iter(own_configs_dirs()), Path("configs"))
 
 
 def _told(made: Written, then: str) -> None:
-    """Print what was written, what was read and assumed for it, and the command that tries it."""
+    """Print the written file, the settings that were read or assumed, and the command that tries it."""
     from evalkit.config.settings import configs_dir, own_configs_dirs
 
     _say(f"{made.path}")
@@ -1026,7 +1016,7 @@ def _told(made: Written, then: str) -> None:
 def audit() -> None:
     """Recompute the averages that the card states.
 
-    Where one does not follow from its rows, say what explains it.
+    If one does not follow from its rows, say what explains it.
     """
     from evalkit.report import audit
 
@@ -1036,14 +1026,14 @@ def audit() -> None:
 
 
 def _nothing(results_dir: Path) -> str:
-    """Say that a folder has no finished run, and what to do."""
+    """Return the message that a folder has no finished run, and what to do."""
     own = "; for the project's own published runs: --results-dir results"
     there = results_dir != Path("results") and Path("results", "published").is_dir()
     return f"no finished run under {results_dir}; run one first, for example: evalkit run{own if there else ''}"
 
 
 def _cells(results_dir: Path) -> list[CellScores]:
-    """Return the runs that can be read, and name those that cannot."""
+    """Return the finished cells; name those that cannot be read."""
     from evalkit.storage import results
 
     cells, problems = results.readable(results_dir)
@@ -1053,7 +1043,7 @@ def _cells(results_dir: Path) -> list[CellScores]:
 
 
 def _finished(results_dir: Path) -> list[CellScores]:
-    """Return the runs that can be read. Raises ScoreError when there is none."""
+    """Return the finished cells that can be read. Raises ScoreError if there is none."""
     from evalkit.errors import ScoreError
 
     if not (cells := _cells(results_dir)):
@@ -1062,7 +1052,7 @@ def _finished(results_dir: Path) -> list[CellScores]:
 
 
 def _cache_dir(asked: Path | None) -> Path:
-    """Return the cache that is asked for, else that of the config."""
+    """Return the given cache folder, else that of the config."""
     from evalkit.config import compose
     from evalkit.config.settings import at_home
 
@@ -1070,19 +1060,19 @@ def _cache_dir(asked: Path | None) -> Path:
 
 
 def _record(*arguments: Any, **settings: Any) -> logging.LogRecord:
-    """Return a log record as one printable line without secrets, whichever library wrote it."""
+    """Return a log record of any library as one printable line without secrets."""
     record = logging.LogRecord(*arguments, **settings)
-    with suppress(TypeError, ValueError):  # a library's own mistake in its format
+    with suppress(TypeError, ValueError):  # an error in the library's format string
         record.msg, record.args = told(record.getMessage()), ()
     return record
 
 
 def main() -> None:
-    """Run a verb; turn the errors that a user can mend into one line and an exit code. A bug keeps its traceback."""
-    # Rich wraps at the width of a terminal: in a log file a warning stays one line, and a path in it whole.
+    """Run a verb. Errors that a user can fix become one line and an exit code; a bug keeps its traceback."""
+    # Rich would wrap at the width of a terminal; in a log file a warning should be one line with whole paths.
     handler = RichHandler(console=_err, show_path=False) if _err.is_terminal else logging.StreamHandler()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
-    logging.getLogger("huggingface_hub").propagate = False  # it has a handler of its own: each line came twice
+    logging.getLogger("huggingface_hub").propagate = False  # its own handler would print each line twice
     logging.setLogRecordFactory(_record)
     try:
         Path.cwd()

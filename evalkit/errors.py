@@ -9,11 +9,11 @@ from typing import Final, NamedTuple, Self
 from evalkit import texts
 
 MOST_NAMED: Final = 20
-"""How many valid names a message lists: more than a line can hold help nobody."""
+"""Most valid names that a message lists."""
 
 
 class Tried(NamedTuple):
-    """What could not be had from elsewhere: what was tried, why it failed, what to do."""
+    """A failure to obtain something: what was tried, why it failed, what to do."""
 
     what: str
     why: str
@@ -23,7 +23,7 @@ class Tried(NamedTuple):
 class EvalkitError(ValueError):
     """A user's input cannot be used; the message is one clear line and the command exits with `exit_code`.
 
-    Line breaks, terminal escapes and secrets are taken out of the message here, whoever prints or stores it.
+    Line breaks, terminal escapes and secrets are removed from the message here, before it is printed or stored.
     """
 
     exit_code = 1
@@ -65,11 +65,11 @@ class ModelError(EvalkitError):
 
 
 class DeviceError(EvalkitError):
-    """A device has failed, or one text alone does not fit its memory."""
+    """A device has failed, or a single text does not fit its memory."""
 
 
 class EngineError(EvalkitError):
-    """Workers cannot be started or have gone, or shards failed on every worker that tried them."""
+    """Workers cannot be started or have ended, or shards failed on every worker that tried them."""
 
 
 class StoreError(EvalkitError):
@@ -81,7 +81,7 @@ class ScoreError(EvalkitError):
 
 
 def lines(error: BaseException) -> list[str]:
-    """Return an error as it is printed: three lines for what could not be fetched, one for all else.
+    """Return an error as printed: three lines if something could not be fetched, otherwise one.
 
     >>> lines(ModelError.not_had(Tried("o/m@main", "no network", "fetch it elsewhere")))
     ['tried: o/m@main', 'failed: no network', 'to do: fetch it elsewhere']

@@ -28,8 +28,8 @@ TieRule = Literal["trec_eval", "anserini"]
 class Hits(NamedTuple):
     """Hits of many queries as flat arrays: query position, document id (UTF-8 bytes), exact fp32 score.
 
-    Ids are Python objects, one for each document however often it is hit: in an array of a fixed width every id would
-    take the room of the longest.
+    Ids are Python objects, one for each document however often it is hit: in an array of fixed width every id would
+    take as many bytes as the longest.
     """
 
     query_H: np.ndarray
@@ -68,7 +68,7 @@ def no_hits() -> Hits:
     return Hits(np.zeros(0, np.int32), np.zeros(0, object), np.zeros(0, np.float32))
 
 
-def best_of_shard(  # noqa: PLR0913 (three columns of a table, and how to rank them)
+def best_of_shard(
     query_H: np.ndarray,
     document_H: np.ndarray,
     score_H: np.ndarray,
@@ -131,7 +131,7 @@ def joined(parts: Sequence[Hits]) -> Hits:
 def merge_new(best: Hits, found: Hits, *, depth: int) -> Hits:
     """Return `merge([best, found])`, sorting the hits of only those queries that have new ones.
 
-    `best` must be what `merge` or this returned: after a run's first shards few queries still find better documents.
+    `best` must be a result of `merge` or of this function. After the first shards few queries still get better hits.
     """
     if not len(found.query_H):
         return best

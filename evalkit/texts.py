@@ -1,7 +1,7 @@
-"""What text from outside may become: the name of a file, a line on a terminal, a message without secrets.
+"""Rules for text from outside, before it becomes the name of a file, a line on a terminal or a message.
 
-One function per door. Names are checked where they enter (`unusable_name`), what is printed is escaped where it leaves
-(`printable`), and every message passes `told`, which takes out secrets and line breaks.
+Names are checked when they are read (`unusable_name`), printed text is escaped (`printable`), and every message passes
+`told`, which removes secrets and line breaks.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ def in_path(name: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return a text that moves no cursor and reverses no line: what could is written as Python escapes it.
+    r"""Return a text that cannot move the cursor or reverse a line: such characters become Python's escapes.
 
     >>> print(printable("a\x1b[2Jb\tc"))
     a\x1b[2Jb\tc
@@ -84,7 +84,7 @@ def _escaped(character: str) -> str:
 
 
 def told(text: str) -> str:
-    r"""Return a message as one printable line in which no secret stands.
+    r"""Return a message as one printable line without secrets.
 
     >>> told("http://me:secret@hub/x: no\n  answer")
     'http://***@hub/x: no answer'
@@ -93,7 +93,7 @@ def told(text: str) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """Return a text with the values of secret environment variables, and users and passwords in URLs, taken out."""
+    """Return a text without the values of secret environment variables, and without users and passwords in URLs."""
     for name, value in secrets().items():
         if value in text:
             text = text.replace(value, f"***{name}***")

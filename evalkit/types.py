@@ -76,9 +76,9 @@ class Dataset:
     """Drop a retrieved document whose id equals the query's id (BEIR's rule for sets whose ids overlap)."""
     main_metric: str
     query_groups: Mapping[str, tuple[str, ...]]
-    """Named subsets of query ids that the table reports apart (the demo: same-language and cross-lingual)."""
+    """Named subsets of query ids that the table reports separately (the demo: same-language and cross-lingual)."""
     source: str = "unknown"
-    """Which source gave it, down to the commit or package version; a result records it."""
+    """The source, including the commit or package version; a result records it."""
     unjudged_queries: int = 0
     """Queries of the source without a judgement in this split; they are in no mean."""
 

@@ -238,14 +238,14 @@ def null_workers(corpus: Path, *, shards: int = 60, workers: int = 2, queries: i
     pool.prepare("null", load)
     spent = dict.fromkeys(("making texts", "checkpointing and merging"), 0.0)
 
-    def pieces() -> Iterator[engine.Piece[Any]]:
+    def pieces() -> Iterator[engine.WorkItem[Any]]:
         for number in range(shards):
             began = time.perf_counter()
             chosen = [texts[(number + place) % len(texts)] for place in range(each)]
             ids = tuple(f"document-{number * each + place}" for place in range(each))
             shard = ShardRange(number, number * each, (number + 1) * each, f"{number:032x}", f"{number:032x}")
             spent["making texts"] += time.perf_counter() - began
-            yield engine.Piece(name=str(number), work=distributed.ShardTexts(shard, ids, chosen, (128,)), size=each)
+            yield engine.WorkItem(name=str(number), work=distributed.ShardTexts(shard, ids, chosen, (128,)), size=each)
 
     best = distributed._Best(100, queries)  # noqa: SLF001 (what a driver does with each shard)
     with tempfile.TemporaryDirectory() as folder, Writer() as writer:
@@ -307,13 +307,13 @@ def memory(documents: int) -> None:
         pool.prepare("null", load)
         best = distributed._Best(100, len(task.dataset.queries))  # noqa: SLF001
 
-        def pieces() -> Iterator[engine.Piece[Any]]:
+        def pieces() -> Iterator[engine.WorkItem[Any]]:
             for shard in task.survey.shards:
                 found = list(task.dataset.corpus.documents(shard.start, shard.stop))
                 work = distributed.ShardTexts(
                     shard, tuple(one.id for one in found), [one.joined() for one in found], ()
                 )
-                yield engine.Piece(name=str(shard.index), work=work, size=len(found))
+                yield engine.WorkItem(name=str(shard.index), work=work, size=len(found))
 
         started = time.perf_counter()
         for done in pool.map("null", load, pieces()):

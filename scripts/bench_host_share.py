@@ -49,20 +49,20 @@ def main() -> None:
 def measure(tokens: int, *, queries: int) -> dict[str, Any]:
     """Return the host's seconds for one shard of about so many tokens, the run's first and a later one."""
     from evalkit.ranking import floors, merge, merge_new, no_hits
-    from evalkit.run.encode import encode
+    from evalkit.run.encode import Encoding, encode
     from evalkit.run.search import search_shard
 
     lengths_N = passage_lengths(tokens // 85)
     encoder = null_model(lengths_N)
     ids = tuple(f"d{place:09d}" for place in range(len(lengths_N)))
     table = encoder.tokenize_documents(ids)
-    options = {"documents": True, "batch_tokens": 32_768, "storage": torch.float16}
-    shards, encode_s = timed(lambda: encode(ids, table, encoder, **options))
+    of_documents = Encoding(documents=True, batch_tokens=32_768, storage=torch.float16)
+    shards, encode_s = timed(lambda: encode(ids, table, encoder, of_documents))
     asked = encode(
         [f"q{place}" for place in range(queries)],
         encoder.tokenize_queries([""] * queries),
         encoder,
-        **{**options, "documents": False},
+        dataclasses.replace(of_documents, documents=False),
     )
     figure: dict[str, Any] = {"tokens": int(lengths_N.sum()), "documents": len(ids), "encode host s": encode_s}
     best = dict.fromkeys(DIMS, no_hits())

@@ -1,8 +1,12 @@
-"""Run the tests under named conditions of the machine; print for each what passed, failed and was skipped.
+"""Run the tests under named conditions of the machine; print for each how many passed, failed and were skipped.
 
     python scripts/check_conditions.py --list
-    python scripts/check_conditions.py c-locale no-home
-    python scripts/check_conditions.py random-order --tests tests/unit/test_runs.py
+    python scripts/check_conditions.py c-locale no-home              # one after the other
+    python scripts/check_conditions.py one-thread+c-locale           # both at once
+    python scripts/check_conditions.py numba-off --small             # a few files only
+    python scripts/check_conditions.py random-order --tests tests/unit/test_trec.py
+
+The output is a table in Markdown, as in tests/README.md.
 
 Needs the dev extra. `user` needs root, because it runs the tests as nobody, who can write to one temporary folder only.
 """
@@ -25,6 +29,12 @@ from typing import NamedTuple
 
 ROOT = Path(__file__).parents[1]
 FAST = ("tests/unit", "tests/property", "tests/parity")
+SMALL = (
+    *("tests/unit/test_trec.py", "tests/unit/test_metrics.py", "tests/unit/test_config.py"),
+    *("tests/unit/test_shard_files.py", "tests/unit/test_linear.py"),
+    *("tests/unit/test_maxsim_simd.py", "tests/unit/test_attention_kernel.py"),
+)
+"""A few files that depend on the processor, files and text: for conditions that are too slow to try on everything."""
 KERNELS = (
     *("tests/unit/test_attention_kernel.py", "tests/unit/test_maxsim_simd.py", "tests/unit/test_demo_collection.py"),
     *("tests/unit/test_encode.py", "tests/property/test_exact_search.py", "tests/e2e/test_command_line.py"),
@@ -63,6 +73,27 @@ CONDITIONS: Mapping[str, Condition] = {
     "random-order": Condition("tests in random order", shuffled=True),
     "no-shared": Condition("no real data beside the checkout", {"EVALKIT_SHARED": os.devnull}),
 }
+
+
+def named(word: str) -> Condition:
+    """Return a condition by its name, or several at once by their names with `+` between. Raises KeyError.
+
+    The tests of several conditions are those of the first.
+    """
+    first, *others = (CONDITIONS[name] for name in word.split("+"))
+    both = first
+    for other in others:
+        both = Condition(
+            f"{both.why}; {other.why}",
+            {**both.variables, **other.variables},
+            (*both.unset, *other.unset),
+            (*both.before, *other.before),
+            both.tests,
+            both.busy or other.busy,
+            both.nobody or other.nobody,
+            both.shuffled or other.shuffled,
+        )
+    return both
 
 
 class Outcome(NamedTuple):
@@ -147,32 +178,43 @@ def _counts(report: Path) -> tuple[int, int, int]:
     return total - failed - skipped, failed, skipped
 
 
+def _shown(tests: Sequence[str]) -> str:
+    """Return test files and folders in short, as in tests/README.md."""
+    if tests == SMALL:
+        return "small"
+    return ", ".join(test.removeprefix("tests/").removesuffix(".py") for test in tests) or "all"
+
+
 def main() -> None:
     """Run the conditions given on the command line and print one row for each."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("conditions", nargs="*", metavar="CONDITION", help=", ".join(CONDITIONS))
     parser.add_argument("--list", action="store_true", help="list the conditions and their tests")
-    parser.add_argument("--tests", nargs="+", help="run these tests instead of the condition's")
+    chosen = parser.add_mutually_exclusive_group()
+    chosen.add_argument("--tests", nargs="+", help="run these tests instead of the condition's")
+    chosen.add_argument("--small", action="store_const", dest="tests", const=SMALL, help="run a few files instead")
     parser.add_argument("--show", action="store_true", help="print pytest's output")
     asked = parser.parse_args()
-    if unknown := [name for name in asked.conditions if name not in CONDITIONS]:
+    names = [name for word in asked.conditions for name in word.split("+")]
+    if unknown := [name for name in names if name not in CONDITIONS]:
         parser.error(f"condition {unknown[0]!r} unknown; valid: {', '.join(CONDITIONS)}")
     if asked.list or not asked.conditions:
         for name, condition in CONDITIONS.items():
             print(f"{name:14} {condition.why:36} {' '.join(condition.tests) or 'all tests'}")
         return
-    print(f"{'condition':14} {'passed':>7} {'failed':>7} {'skipped':>8} {'seconds':>8}")
+    print("| condition | tests | passed | failed | skipped | seconds |\n|---|---|---:|---:|---:|---:|", flush=True)
     failed = False
     for name in asked.conditions:
-        condition = CONDITIONS[name]
+        condition = named(name)
         try:
             outcome = measured(condition, asked.tests or condition.tests, show=asked.show)
         except OSError as error:
-            print(f"{name:14} not run: {error}", flush=True)
+            print(f"{name} was not run: {error}", file=sys.stderr, flush=True)
             failed = True
             continue
         passed, wrong, skipped, seconds = outcome
-        print(f"{name:14} {passed:7} {wrong:7} {skipped:8} {seconds:8.0f}", flush=True)
+        shown = _shown(asked.tests or condition.tests)
+        print(f"| `{name}` | {shown} | {passed} | {wrong} | {skipped} | {seconds:.0f} |", flush=True)
         failed = failed or wrong > 0
     sys.exit(failed)
 

@@ -154,7 +154,7 @@ def compare(cells: Sequence[CellScores], results_dir: Path, *, metric: str | Non
     return [one._replace(p_holm=p) for one, p in zip(found, corrected, strict=True)]
 
 
-def _compared(  # noqa: PLR0913, PLR0917 (one caller: two runs, each with its values)
+def _compared(
     dataset: str,
     metric: str,
     base: CellScores,

@@ -1,4 +1,4 @@
-"""Why a run scores what it scores: the queries that make the difference, what is odd about each, and one pair up close.
+"""Explain a run's score: the queries that cause a difference, remarks on each, and one pair token by token.
 
 Shapes: L query tokens, T document tokens, D dim.
 """
@@ -24,7 +24,7 @@ CUTOFF = 10
 
 
 class Contribution(NamedTuple):
-    """One query's part in the difference Δ of two means; the parts of all queries add up to Δ."""
+    """One query's contribution to the difference Δ of two means; all contributions add up to Δ."""
 
     query: str
     value: float
@@ -48,7 +48,7 @@ class PairView(NamedTuple):
     document: str
     score: float
     in_run: float | None
-    """The score that the run recorded; None where the run does not have the document."""
+    """The score in the run; None if the run does not contain the document."""
     matches: tuple[TokenMatch, ...]
     query_cut: bool
     document_cut: bool
@@ -57,9 +57,9 @@ class PairView(NamedTuple):
 def contributions(
     material: Material, values: Mapping[str, float], against: Mapping[str, float] | float
 ) -> list[Contribution]:
-    """Return every query's part in Δ, largest part first, with what its hits and judgements say is odd.
+    """Return every query's contribution to Δ, the largest first, with remarks on its hits and judgements.
 
-    `against` is a published mean, which every query is held against, or another run's values by query.
+    `against` is a published mean, which every query is compared with, or another run's values by query.
     """
     found = []
     for query, value in values.items():
@@ -76,7 +76,7 @@ class Band(NamedTuple):
 
 
 EDGES = (0.25, 0.5, 0.75)
-"""Where the ranges of a distribution end; 0 and 1 stand alone, for at them a ranking missed or met all of it."""
+"""The inner edges of a distribution's ranges; 0 and 1 have ranges of their own, as complete failure and success."""
 
 
 def distribution(values: Mapping[str, float]) -> list[Band]:
@@ -93,9 +93,9 @@ def distribution(values: Mapping[str, float]) -> list[Band]:
 
 
 def lowest(material: Material, values: Mapping[str, float], against: float, *, most: int) -> list[Contribution]:
-    """Return the queries that score 0, or the lowest where none does, with what is odd about each.
+    """Return the queries that score 0, or the lowest ones if none does, with remarks on each.
 
-    A published mean says nothing of a single query: held against it, the parts would only rank the values.
+    A published mean says nothing about single queries: contributions to the difference would only rank the values.
     """
     ranked = sorted(values, key=lambda query: (values[query], query))
     zero = [query for query in ranked if values[query] == 0]
@@ -106,7 +106,7 @@ def lowest(material: Material, values: Mapping[str, float], against: float, *, m
 
 
 def flags(material: Material, query: str) -> tuple[str, ...]:
-    """Name what is odd about a query's hits: its own id, relevant documents not retrieved, unjudged ones at 10."""
+    """Return remarks on a query's hits: its own id, relevant documents not retrieved, unjudged ones at 10."""
     grades = material.qrels.get(query, {})
     ranked = [hit.document_id for hit in material.run.get(query, [])]
     kept = [document for document in ranked if document != query or not material.cell.protocol.get("drop_self")]
@@ -131,9 +131,9 @@ def _some(names: Sequence[str], *, most: int = 3) -> str:
 
 
 def text_flags(config: RunConfig, material: Material, queries: Sequence[str]) -> dict[str, tuple[str, ...]]:
-    """Return for some queries what their texts say is odd: texts cut, and judged documents that the corpus lacks.
+    """Return remarks on the texts of queries: truncated texts, and judged documents that the corpus lacks.
 
-    Reads the corpus once. Raises EvalkitError when the dataset or the tokenizer cannot be had, and when corpus or
+    Reads the corpus once. Raises EvalkitError if the dataset or the tokenizer cannot be obtained, and if corpus or
     queries are not those of the run.
     """
     from evalkit import datasets
@@ -166,7 +166,7 @@ def text_flags(config: RunConfig, material: Material, queries: Sequence[str]) ->
 
 
 def _documents(dataset: Dataset, wanted: set[str], cell: CellScores) -> dict[str, str]:
-    """Return some documents' texts. Raises ChangedError where corpus or queries are not those of the run."""
+    """Return the texts of documents. Raises ChangedError if corpus or queries are not those of the run."""
     content, found = ContentHash(), {}
     for one in dataset.corpus.documents():
         content.add(one)
@@ -181,7 +181,7 @@ def _documents(dataset: Dataset, wanted: set[str], cell: CellScores) -> dict[str
 
 
 def _vocabulary(config: RunConfig, cell: CellScores) -> Vocabulary | None:
-    """Return the tokenizer of a model that cuts texts, None for BM25."""
+    """Return the tokenizer of a model that truncates texts, None for BM25."""
     if not isinstance(config.model, EncoderConfig):
         return None
     from evalkit.models.checkpoint import resolve
@@ -192,7 +192,7 @@ def _vocabulary(config: RunConfig, cell: CellScores) -> Vocabulary | None:
 
 
 def is_cut(config: RunConfig, vocabulary: Vocabulary, text: str, *, side: str) -> bool:
-    """Say whether a text has more tokens than the model reads of it."""
+    """Tell whether the model truncates a text."""
     assert isinstance(config.model, EncoderConfig)
     rules = config.model.query if side == "query" else config.model.document
     room = rules.max_tokens - len(vocabulary.markers(rules)) - len(vocabulary.begin) - len(vocabulary.end)
@@ -201,7 +201,7 @@ def is_cut(config: RunConfig, vocabulary: Vocabulary, text: str, *, side: str) -
 
 
 def pair(config: RunConfig, material: Material, query: str, document: str) -> PairView:
-    """Encode one query and one document, and return which tokens match. Raises EvalkitError for what is not there."""
+    """Encode one query and one document; return the matching tokens. Raises EvalkitError if one does not exist."""
     if not isinstance(config.model, EncoderConfig) or config.model.kind != "late_interaction":
         msg = f"{material.cell.run_id}: {config.model.name} has no token vectors; wanted a late-interaction run"
         raise ConfigError(f"{msg} (evalkit ls models)")
@@ -232,9 +232,9 @@ def pair(config: RunConfig, material: Material, query: str, document: str) -> Pa
 def _match(
     config: RunConfig, cell: CellScores, query: str, document: str
 ) -> tuple[list[TokenMatch], tuple[bool, bool]]:
-    """Return every query token's best document token, with vectors rounded as they are stored."""
+    """Return every query token's best document token, from vectors rounded as in the store."""
     from evalkit.models.encoder import DTYPES, checkpoints, load_encoders
-    from evalkit.run.encode import encode
+    from evalkit.run.encode import Encoding, encode
     from evalkit.run.environment import batch_tokens, choose_device
 
     model, dim = config.model, cell.dim
@@ -246,9 +246,16 @@ def _match(
         model, checkpoints(model, [dim]), device=device, attention=engine.attention, elementwise=engine.elementwise
     )
     query_tokens, document_tokens = encoder.tokenize_queries([query]), encoder.tokenize_documents([document])
-    storage, budget = DTYPES[config.store.dtype], batch_tokens(config.engine.batch_tokens, device)
-    query_LD = encode(["q"], query_tokens, encoder, documents=False, batch_tokens=budget, storage=storage)[dim]
-    document_TD = encode(["d"], document_tokens, encoder, documents=True, batch_tokens=budget, storage=storage)[dim]
+    queries, documents = (
+        Encoding(
+            documents=of_documents,
+            batch_tokens=batch_tokens(engine.batch_tokens, device),
+            storage=DTYPES[config.store.dtype],
+        )
+        for of_documents in (False, True)
+    )
+    query_LD = encode(["q"], query_tokens, encoder, queries)[dim]
+    document_TD = encode(["d"], document_tokens, encoder, documents)[dim]
     similarity_LT = query_LD.vectors.rows_XD.double() @ document_TD.vectors.rows_XD.double().T
     best_L, place_L = similarity_LT.max(dim=1)
     skipped = set(encoder.skipped.tolist())

@@ -1,6 +1,6 @@
-"""A saved run under the other rules that people publish under, to find which of them lands on the published number.
+"""Score a saved run under other common rules, to find which of them give the published number.
 
-A pure function of the run's folder: its hits, the hits that the self-id rule took out, and its judgements.
+The result depends only on the run's folder: its hits, the hits that the self-id rule dropped, and its judgements.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
     },
     "gain": {"linear": "linear gain", "exponential": "exponential gain (2^grade - 1)"},
 }
-"""What each rule may be, and the words for it; the cutoff is a number."""
+"""The values of each rule, with their descriptions; the cutoff is a number."""
 CUTOFFS = (5, 20, 100)
 MOST_CHANGES = 2
-"""More changes than these would land on any number by chance."""
+"""Most rules that are changed together: more changes would give any number by chance."""
 
 
 class Rules(NamedTuple):
@@ -63,7 +63,7 @@ class Rules(NamedTuple):
     cutoff: int
 
     def differing(self, other: Rules) -> tuple[str, ...]:
-        """Say in words what these rules do otherwise than others."""
+        """Describe how these rules differ from others."""
         words = [
             texts[getattr(self, name)] for name, texts in OPTIONS.items() if getattr(self, name) != getattr(other, name)
         ]
@@ -74,35 +74,35 @@ class Replayed(NamedTuple):
     """A run's value under one set of rules."""
 
     changed: tuple[str, ...]
-    """What differs from the run's own rules, in words; empty for these."""
+    """Descriptions of the changed rules; empty for the run's own rules."""
     value: float
     queries: int | None
-    """How many queries the mean is over; None for a subset whose size the run did not record."""
+    """The number of queries; None for a subset whose size the run did not record."""
 
 
 class Landing(NamedTuple):
-    """A published score and the rule sets under which the run lands on it, fewest changes first."""
+    """A published score and the rule sets that give it, those with the fewest changes first."""
 
     score: PublishedScore
     verdict: Verdict
-    """Under the run's own rules."""
+    """The verdict under the run's own rules."""
     reached_by: tuple[Replayed, ...]
 
 
 class Material(NamedTuple):
-    """A saved run as it was retrieved, before any rule."""
+    """A saved run as it was retrieved, before rules were applied."""
 
     cell: CellScores
     run: Run
-    """With what the self-id rule had taken out put back in its place."""
+    """The run with the hits that the self-id rule had dropped."""
     qrels: Qrels
     depth: int | None
 
 
 def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> Material:
-    """Read what a finished run left, and from the dataset the judgements that do not lie beside it.
+    """Read the files of a finished run; judgements that it does not contain are read from the dataset.
 
-    Raises ScoreError when a file is missing, damaged or edited, and when the judgements are not those that the run was
+    Raises ScoreError if a file is missing, damaged or edited, and if the judgements are not those that the run was
     scored with.
     """
     folder = paths.run_dir(results_dir, cell.run_id)
@@ -135,7 +135,7 @@ def _refuse_other_qrels(cell: CellScores, qrels: Qrels, *, where: str) -> None:
 
 
 def _dataset_qrels(results_dir: Path, cell: CellScores, dataset_path: Path | None) -> Qrels:
-    """Return the dataset's judgements, where its terms keep them out of the results (nfcorpus)."""
+    """Return the dataset's judgements, for datasets whose licence forbids a copy in the results (nfcorpus)."""
     from evalkit import datasets
 
     wanted = f"{cell.run_id}: got no {results.QRELS}, wanted the judgements beside the run or its dataset on disk"
@@ -168,7 +168,7 @@ def _cutoff(metric: str) -> int:
 
 
 def score(material: Material, rules: Rules, metric: str) -> Replayed:
-    """Return a run's mean under some rules. Raises ScoreError when they leave no query."""
+    """Return a run's mean under given rules. Raises ScoreError if no query is left."""
     own = own_rules(material, metric)
     qrels = {
         query: grades
@@ -190,9 +190,9 @@ def score(material: Material, rules: Rules, metric: str) -> Replayed:
 
 
 def _ranked(query: str, hits: Sequence[Hit], grades: Mapping[str, int], rules: Rules, depth: int | None) -> list[Hit]:
-    """Return hits under some rules, with strictly falling scores, so that nothing reorders them afterwards."""
+    """Return the hits under given rules, with strictly decreasing scores, so that nothing reorders them later."""
     order: dict[str, Callable[[Hit], object]] = {
-        "trec_eval": lambda _hit: 0,  # a run is read in this order already
+        "trec_eval": lambda _hit: 0,  # a run is already in this order
         "ascending": lambda hit: hit.document_id.encode(),
         "last": lambda hit: grades.get(hit.document_id, 0),
         "first": lambda hit: -grades.get(hit.document_id, 0),
@@ -208,7 +208,7 @@ def _ranked(query: str, hits: Sequence[Hit], grades: Mapping[str, int], rules: R
 
 
 def candidates(material: Material, metric: str) -> list[Rules]:
-    """Return the rule sets of few changes that can make a difference for this run, its own first."""
+    """Return the rule sets with few changes that can change this run's score; its own rules come first."""
     own = own_rules(material, metric)
     grades = [list(judged.values()) for judged in material.qrels.values()]
     can_differ = {
@@ -231,9 +231,9 @@ def candidates(material: Material, metric: str) -> list[Rules]:
 
 
 def replay(material: Material, metric: str) -> list[Replayed]:
-    """Score a run under its own rules and every single change; under pairs only where no single change lands.
+    """Score a run under its own rules and every single change; pairs of changes follow if no single change is enough.
 
-    The means over named parts of the queries, which the run recorded, stand among the single changes.
+    The recorded means over named groups of queries count as single changes.
     """
     groups = [
         Replayed((f"only the queries of {name}",), means[metric], None)
@@ -252,15 +252,15 @@ def replay(material: Material, metric: str) -> list[Replayed]:
 
 
 def asked(material: Material) -> set[str]:
-    """Return the ids of the queries that the run answered: those with hits, and those that its judgements name."""
+    """Return the ids of the run's queries: those with hits and those in its judgements."""
     return {*material.run, *material.qrels}
 
 
 def replay_splits(material: Material, others: Sequence[OtherSplit], metric: str) -> list[Replayed]:
-    """Score a run under its own rules by the judgements of other splits, as far as these are of the same queries.
+    """Score a run under its own rules with the judgements of other splits, for the queries that they share.
 
-    Of a split that judges further queries, the mean is taken over the shared ones, as trec_eval does by default, and
-    over all with 0 for those that the run was not asked, as trec_eval -c does.
+    If a split judges more queries, two means are given: over the shared queries, as trec_eval computes it, and over all
+    with 0 for queries that the run lacks, as trec_eval -c does.
     """
     found = []
     for other in others:
@@ -288,7 +288,7 @@ def disjoint(material: Material, others: Sequence[OtherSplit]) -> list[str]:
 
 
 def landings(material: Material, replayed: Sequence[Replayed], metric: str, *, deviation: float = 0.0) -> list[Landing]:
-    """Return each published score of the cell with the simplest rule sets that land on it at its digits.
+    """Return each published score of the cell with the simplest rule sets that give it at its printed digits.
 
     `deviation` is that of the cell's re-runs, which the verdict on the run's own value allows for.
     """
@@ -309,14 +309,14 @@ def landings(material: Material, replayed: Sequence[Replayed], metric: str, *, d
 
 
 class OtherState(NamedTuple):
-    """A state of the model's repository in which this run was not made, and the run that was, if there is one."""
+    """Another state of the model's repository, and the run that was computed in that state, if there is one."""
 
     variant: Variant
     run: CellScores | None
 
 
 def other_states(cell: CellScores, cells: Sequence[CellScores]) -> list[OtherState]:
-    """Return the known variants of a run's model that no rule of scoring can stand for: they change the vectors."""
+    """Return the known variants of a run's model; they change vectors, so no scoring rule can replace them."""
     alike = [one for one in cells if (one.model, one.dim, one.dataset) == (cell.model, cell.dim, cell.dataset)]
     found = []
     for variant in metadata.variants(cell.model):

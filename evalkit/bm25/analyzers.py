@@ -12,9 +12,12 @@ from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from itertools import chain
 from types import MappingProxyType
+from typing import get_args
 
 import regex
 import Stemmer
+
+from evalkit.config.settings import AnalyzerName
 
 Analyzer = Callable[[str], list[str]]
 """Maps a text to its terms in order of occurrence; a term that occurs twice is returned twice."""
@@ -416,34 +419,19 @@ def bm25s() -> Analyzer:
 
 _WORDS = re.compile(r"\b\w\w+\b")
 
+_OWN: Mapping[str, Callable[[], Analyzer]] = {
+    "english": english,
+    "bm25s": bm25s,
+    "cjk": cjk,
+    "standard": standard,
+    "whitespace": whitespace,
+    "thai": partial(bigrams, _THAI_RUN),
+    "dutch": partial(snowball, "dutch_porter"),  # Lucene uses the algorithm that Snowball called Dutch until 2025
+}
 ANALYZERS: Mapping[str, Callable[[], Analyzer]] = MappingProxyType(
-    {
-        "english": english,
-        "bm25s": bm25s,
-        "cjk": cjk,
-        "standard": standard,
-        "whitespace": whitespace,
-        "thai": partial(bigrams, _THAI_RUN),
-        "dutch": partial(snowball, "dutch_porter"),  # Lucene uses the algorithm that Snowball called Dutch until 2025
-        **{
-            name: partial(snowball, name)
-            for name in (
-                "arabic",
-                "finnish",
-                "french",
-                "german",
-                "hindi",
-                "indonesian",
-                "italian",
-                "persian",
-                "portuguese",
-                "russian",
-                "spanish",
-            )
-        },
-    }
+    {**_OWN, **{name: partial(snowball, name) for name in get_args(AnalyzerName) if name not in _OWN}}
 )
-"""The analyzers that a BM25 config can name, each with the function that builds it."""
+"""The function that builds each analyzer of a BM25 config; those without one here are Snowball stemmers."""
 
 _NO_STOP_WORDS = "Lucene also drops its stop words"
 _LIGHT = "Lucene uses its own lighter stemmer, which no Python library has, and drops stop words"

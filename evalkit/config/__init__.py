@@ -1,1 +1,1 @@
-"""Settings: the command line through Hydra to frozen, validated dataclasses."""
+"""From the command line through Hydra to frozen, validated settings."""

@@ -1,4 +1,4 @@
-"""Command-line overrides to a validated config: every name is checked before Hydra composes anything.
+"""Turn command-line overrides into a validated config; every name is checked before Hydra composes anything.
 
 Hydra's own messages name its internals; these name what the user typed and what is nearest to it.
 """
@@ -63,31 +63,31 @@ SECTIONS: Mapping[str, tuple[type[Any], ...]] = {
     "search": (SearchConfig,),
     "store": (StoreConfig,),
 }
-"""The dataclasses that stand behind each part of the config: their fields are the valid settings."""
+"""The dataclass of each part of the config; its fields are the valid settings."""
 
 PATHS = re.compile(r"results_dir|cache_dir|dataset\.path|model\.checkpoints\.\w+\.path")
-"""Settings that hold a path, which may have signs that Hydra's grammar keeps for itself: ~ = ( ) and letters as ü."""
+"""Settings with a path, which may contain characters that Hydra's grammar reserves: ~ = ( ) and letters such as ü."""
 
 READABLE = (
     *("HOME", "USER", "LOGNAME", "HOSTNAME", "TMPDIR", "SCRATCH", "XDG_CACHE_HOME", "XDG_DATA_HOME"),
     *("HF_HOME", "IR_DATASETS_HOME", "SLURM_JOB_ID", "SLURM_TMPDIR"),
 )
-"""The environment variables besides EVALKIT_… that a setting may take its value from."""
+"""Besides EVALKIT_…, the environment variables that settings may read."""
 
 NAMED_VALUES = re.compile(r"model\.(checkpoints(\.\w+)?|(query|document)\.max_tokens|k1|b|fields|analyzer|adapter)")
-"""Settings whose values stand under names (a dim, a dataset, a language): `{…}` is all of them, not some more."""
+"""Settings that map names (a dim, a dataset, a language) to values: `{…}` replaces the map and does not extend it."""
 CHECKPOINT_PLACE = re.compile(r"(model\.checkpoints\.\w+)\.(package|repo)")
-"""Where a checkpoint is to be taken from; a place that is tried before it must not win silently."""
+"""The place of a checkpoint; a place that would be tried before it is removed."""
 
 LISTS = ("dim", "metrics")
-"""Settings of a run of which several values are a list: `dim=128,64` is no sweep."""
+"""Settings for which several values are a list: `dim=128,64` is not a sweep."""
 LISTED = "names as ranx has them, added to the three of every result: metrics=[map,recall@50]"
 SWEEP_FLAGS = ("-m", "--multirun")
 SHOW_FLAGS = ("--cfg", "-c", "--info", "-i")
 
 
 def _cache_folder() -> str:
-    """Return where the cache is when `cache_dir` is not given. Without HOME the user database knows the home folder."""
+    """Return the default of `cache_dir`. Without HOME, the home folder is read from the user database."""
     if chosen := os.environ.get("EVALKIT_CACHE"):
         return chosen
     home = os.path.expanduser("~")  # noqa: PTH111 (Path.home fails where no home is known, in words of its own)
@@ -100,7 +100,7 @@ OmegaConf.register_new_resolver("cache_folder", _cache_folder, replace=True)
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:
-    """Return the config of one run. Raises ConfigError for an unknown name, key or value, or for several values."""
+    """Return the config of one job. Raises ConfigError for an unknown name, key or value, or for several values."""
     blocks = expanded(overrides)
     if blocks[0] != list(overrides) and len(combinations(overrides)) > 1:
         msg = f"{' '.join(word for word in overrides if _sweeps_of(word))} is a sweep; add -m to run each of its cells"
@@ -116,12 +116,12 @@ def compose(overrides: Sequence[str]) -> RunConfig:
 
 
 class Outcome(NamedTuple):
-    """What one combination of a sweep came to."""
+    """The outcome of one combination of a sweep."""
 
     combination: str
-    """The words that gave several values; empty where none did."""
+    """The words that had several values; empty if none had."""
     done: Mapping[str, Any]
-    """What the job returned; empty where it failed."""
+    """The job's result; empty if it failed."""
     error: str | None
 
 
@@ -133,7 +133,7 @@ def hand_to_hydra(
     make_folder: Callable[[Path], None],
     write: Callable[[Path, bytes], None],
 ) -> list[Outcome]:
-    """Let Hydra itself carry out a sweep or show a config: `-m`, `--cfg job`, launcher and sweeper plugins.
+    """Let Hydra run a sweep or show a config: `-m`, `--cfg job`, launcher and sweeper plugins.
 
     `run` is called once for every combination, and `complain` at once with a line for each that a user's mistake
     stops: one bad combination must not cost the rest. `make_folder` makes the folder where Hydra keeps its record of a
@@ -151,7 +151,7 @@ def hand_to_hydra(
         compose(words)
     blocks = [(block, check_overrides(block, sweep=sweep)) for block in expanded(words)[: None if sweep else 1]]
     launcher = _launcher(words)
-    if sweep:  # Hydra answers a folder that it cannot make with a traceback
+    if sweep:  # Hydra prints a traceback if it cannot create a folder
         folder = compose([word for word in words if word.startswith("cache_dir=")]).cache_dir / "hydra"
         make_folder(folder)
     else:
@@ -177,7 +177,7 @@ def hand_to_hydra(
     if shown:
         compose(words)
     if sweep and len(found) < (wanted := len(combinations(words))):
-        found.append(Outcome(f"{wanted - len(found)} more", {}, "ended without a word"))
+        found.append(Outcome(f"{wanted - len(found)} more", {}, "ended without a message"))
     return found
 
 
@@ -201,7 +201,7 @@ def _job(
     swept: frozenset[str],
     outcomes: Path,
 ) -> Callable[[DictConfig], None]:
-    """Return what Hydra calls for each combination: it leaves a file, for a launcher may call it in any process."""
+    """Return the function that Hydra calls for each combination, in any process; it writes its result to a file."""
 
     def job(composed: DictConfig) -> None:
         done: Mapping[str, Any] = {}
@@ -229,11 +229,11 @@ LAUNCHERS: Mapping[str, tuple[str, str]] = {
     "submitit_local": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
     "submitit_slurm": ("hydra_plugins.hydra_submitit_launcher", "slurm"),
 }
-"""Launchers that come with a package of their own: its module, and the extra of ours that installs it."""
+"""Launchers in packages of their own: the module, and evalkit's extra that installs it."""
 
 
 def _launcher(words: Sequence[str]) -> str:
-    """Return the launcher that is asked for. Raises ConfigError where its package is not installed."""
+    """Return the requested launcher. Raises ConfigError if its package is not installed."""
     name = next((word.partition("=")[2] for word in words if word.startswith("hydra/launcher=")), "basic")
     module, extra = LAUNCHERS.get(name, ("hydra", ""))
     try:
@@ -247,7 +247,7 @@ def _launcher(words: Sequence[str]) -> str:
 
 
 def combinations(overrides: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return every combination of words that give several values each. Raises ConfigError for a wrong word.
+    """Return every combination of the words' values. Raises ConfigError for an invalid word.
 
     >>> combinations(["model=demo,bm25", "dim=128,64"])
     [('model=demo', 'dim=128,64'), ('model=bm25', 'dim=128,64')]
@@ -265,10 +265,10 @@ def combinations(overrides: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def expanded(words: Sequence[str]) -> list[list[str]]:
-    """Return the sweeps that words stand for: those that an experiment lists, else the words themselves.
+    """Return the sweeps that words mean: those that an experiment lists, else the words themselves.
 
-    A word that is given replaces what the experiment's sweeps say of the same setting. Raises ConfigError for several
-    experiments of which one lists sweeps.
+    A given word replaces the same setting in the experiment's sweeps. Raises ConfigError for several experiments of
+    which one lists sweeps.
     """
     sweeps = [sweep for word in words for sweep in _sweeps_of(word)]
     if not sweeps:
@@ -280,7 +280,7 @@ def expanded(words: Sequence[str]) -> list[list[str]]:
 
 
 def _sweeps_of(word: str) -> list[str]:
-    """Return the sweeps that an experiment lists under `sweeps`; none for any other word."""
+    """Return the sweeps that an experiment lists under `sweeps`; empty for any other word."""
     group, _, value = word.partition("=")
     if group != "experiment":
         return []
@@ -298,7 +298,7 @@ def _listed_sweeps(experiment: str) -> list[str]:
 
 
 def _search_path() -> list[str]:
-    """Return the override that has Hydra look into the user's own folders too; none where there are none."""
+    """Return the override that adds the user's own folders to Hydra's search path; empty if there are none."""
     folders = ",".join(_quoted(f"file://{folder}") for folder in own_configs_dirs())
     return [f"hydra.searchpath=[{folders}]"] if folders else []
 
@@ -326,14 +326,14 @@ def _validated(composed: DictConfig) -> RunConfig:
 
 
 def _own_error(error: BaseException | None) -> ConfigError | None:
-    """Return the error of a resolver of ours among the causes of one of OmegaConf's."""
+    """Return evalkit's own error among the causes of an error of OmegaConf, or None."""
     while error is not None and not isinstance(error, ConfigError):
         error = error.__cause__ or error.__context__
     return error
 
 
 def _refuse_secrets(values: Mapping[Any, Any], prefix: str = "") -> None:
-    """Raise ConfigError for a setting that holds a secret, however it got there: settings are written to files."""
+    """Raise ConfigError for a setting whose value is a secret: settings are written to files."""
     for key, value in values.items():
         if isinstance(value, Mapping):
             _refuse_secrets(value, f"{prefix}{key}.")
@@ -358,11 +358,11 @@ OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
 
 
 def check_overrides(overrides: Sequence[str], *, sweep: bool) -> list[str]:
-    """Return the overrides as Hydra needs them, every group, name and key checked.
+    """Check every group, name and key of overrides, and return them as Hydra needs them.
 
-    A setting that a YAML file leaves to its default may be given like any other. `dim=128,64` means the list, swept
-    or not: dims that share a backbone then share one pass over the corpus. A folder without a dataset is
-    `dataset=folder`: the default is the demo, which is read from no folder. Raises ConfigError.
+    A setting that a YAML file leaves to its default may be given like any other. `dim=128,64` means the list, in sweeps
+    too: dims that share a backbone then share one pass over the corpus. `dataset.path` without a dataset means
+    `dataset=folder`, because the default, the demo, is not read from a folder. Raises ConfigError.
     """
     parsed = list(_parsed(overrides))
     checked = [
@@ -377,12 +377,12 @@ def check_overrides(overrides: Sequence[str], *, sweep: bool) -> list[str]:
 
 @cache
 def _say_folder() -> None:
-    """Say once what a path without a dataset means."""
+    """Log once that a path without a dataset means `dataset=folder`."""
     log.warning("dataset.path is given without dataset=NAME, so it is read as dataset=folder and named by its folder")
 
 
 def _parsed(overrides: Sequence[str]) -> Iterator[tuple[str, Override]]:
-    """Yield every word as Hydra's grammar can read it, and what it reads: paths quoted, names' patterns spelled out."""
+    """Yield every word in Hydra's grammar with its parsed override; paths are quoted, patterns of names expanded."""
     parser = OverridesParser.create()
     for typed in overrides:
         _refuse_unusable(typed)
@@ -412,7 +412,7 @@ def _parsed(overrides: Sequence[str]) -> Iterator[tuple[str, Override]]:
 
 
 def _refuse_unusable(word: str) -> None:
-    """Raise ConfigError for a word that holds a secret, or bytes that no file of ours could hold."""
+    """Raise ConfigError for a word that contains a secret, or bytes that are not UTF-8."""
     if name := texts.secret_in(word):
         msg = f"{word.partition('=')[0]}: got the value of {name}, which is a secret; settings are written to files"
         raise ConfigError(f"{msg}: leave it in the environment")
@@ -424,10 +424,9 @@ def _refuse_unusable(word: str) -> None:
 
 
 def _path_quoted(key: str, text: str) -> str:
-    """Return a path in Hydra's quotes, so that it is taken as it is typed: 1_0, true and 2026_09_24 are names too.
+    """Quote a path for Hydra, so that it stays as typed: 1_0, true and 2026_09_24 can be names.
 
-    A comma parts several paths, as it parts other values. What is in quotes already stays, and so does a null where no
-    path is a value.
+    A comma separates several paths, as it separates other values. Quoted text is kept, and so is null.
     """
     if not text or text[0] in "'\"" or text.startswith(("choice(", "glob(")):
         return text
@@ -450,7 +449,7 @@ def _checked(word: str, override: Override, *, sweep: bool) -> str:
         msg = f"got {word!r}, wanted setting=value; no setting can be taken out"
         raise ConfigError(msg)
     if key in LISTS and override.is_choice_sweep():
-        # Lists too are values of one run: dim=[128,96],[64] means all three, each once.
+        # Several lists are one list: dim=[128,96],[64] means all three dims, each once.
         values = ",".join(override.sweep_string_iterator()).replace("[", "").replace("]", "").split(",")
         return f"{key}=[{','.join(dict.fromkeys(values))}]"
     if override.is_sweep_override() and not sweep:
@@ -473,7 +472,7 @@ def _checked(word: str, override: Override, *, sweep: bool) -> str:
 
 
 def _emptied(override: Override) -> list[str]:
-    """Return the overrides that take out what a word replaces and Hydra, which merges, would keep."""
+    """Return the overrides that remove what a word replaces: Hydra merges mappings and would keep it."""
     key = override.key_or_group
     if NAMED_VALUES.fullmatch(key) and isinstance(override.value(), dict):
         return [f"++{key}=null"]
@@ -483,7 +482,7 @@ def _emptied(override: Override) -> list[str]:
 
 
 def _refuse_other_name(group: str, name: str | None) -> None:
-    """Refuse a config of the user's own that calls itself otherwise than its file: results would bear that name."""
+    """Raise ConfigError for a user's config whose name differs from its file's: results would have that name."""
     if name is None or group not in ("model", "dataset") or not own_configs_dirs():
         return
     path = group_files(group)[name]
@@ -516,11 +515,11 @@ MEANT: Mapping[str, tuple[str, ...]] = {
     "top_k": ("search.depth",),
     "wide": ("--wide",),
 }
-"""What people type for a setting that they know under another name."""
+"""Other names by which people know a setting."""
 
 
 def _meant(name: str, valid: Iterable[str]) -> str:
-    """Name what a word most likely means: by its sense, by a part that it is, else by its spelling.
+    """Return the likeliest meaning of a word: a synonym, a name that contains it as a part, or a similar spelling.
 
     >>> _meant("msmarco", ["mmarco/zh", "msmarco/dev-small"]), _meant("batch_size", [])
     ('did you mean msmarco/dev-small?', 'did you mean engine.batch_tokens?')
@@ -532,11 +531,11 @@ def _meant(name: str, valid: Iterable[str]) -> str:
 
 
 MOST_MEANT = 3
-"""How many names a message offers for a part that they share."""
+"""Most names that a message offers for a shared part."""
 
 
 def completions(incomplete: str, *, whole: bool = True) -> list[str]:
-    """Return what a word that is being typed may become; `whole` False: only what stands behind its `=`."""
+    """Return the completions of a word; with `whole` False only the part after its `=`."""
     key, equals, value = incomplete.partition("=")
     if not equals:
         first = [f"{name}=" for name in (*GROUPS, "dim", "results_dir", "cache_dir")]
@@ -555,7 +554,7 @@ def _values(override: Override) -> list[Any]:
 
 
 def all_settings() -> dict[str, str]:
-    """Return every setting that may be given on the command line and what it takes, groups first."""
+    """Return every setting of the command line and its type; groups come first."""
     folders = dict.fromkeys(("results_dir", "cache_dir"), "a folder")
     named = {
         **{group: f"a name (evalkit ls {group}s)" for group in GROUPS},

@@ -1,4 +1,4 @@
-"""Settings: one Hydra config in, frozen and validated dataclasses out; nothing below this door sees a `DictConfig`."""
+"""Build frozen, validated dataclasses from a Hydra config; no other room sees a `DictConfig`."""
 
 from __future__ import annotations
 
@@ -16,39 +16,39 @@ from evalkit import texts
 from evalkit.errors import ConfigError, nearest
 
 MOST_THREADS = 1024
-"""No machine here has more cores; with many more, native thread pools crash."""
+"""Most threads: more than any machine has cores; with many more, native thread pools crash."""
 GROUPS = ("model", "dataset", "engine", "reranker", "experiment")
 """The config groups: each is a folder of YAML files, chosen by `group=name`."""
 METRICS = ("ndcg@10", "mrr@10", "recall@100")
-"""The metrics of every result; a run may add others, which are in neither store key nor run id."""
+"""The metrics of every result. Others can be added; metrics are in neither store key nor run id."""
 METRIC = re.compile(r"(ndcg|ndcg_burges|map|mrr|recall|precision|hit_rate|f1|r-precision)(@([1-9][0-9]*))?(-l([1-9]))?")
-"""What ranx calls metrics whose values lie between 0 and 1, with a cutoff and the least grade that is relevant.
+"""ranx's names of metrics with values between 0 and 1, with a cutoff and the least relevant grade.
 
-Not here: hits and DCG, which have no upper bound, bpref, whose values are wrong where unjudged documents share a
-number, and rbp.
+Left out: hits and DCG, which have no upper bound; bpref, whose values are wrong if unjudged documents share a number;
+and rbp.
 """
 GIVEN = "given"
-"""The sub-folder of a group for configs that are made for one command, of a folder or a repository."""
+"""The sub-folder of a group for configs that one command writes for a folder or a repository."""
 CONFIGS = "EVALKIT_CONFIGS"
-"""The environment variable that names folders of the user's own configs: model/NAME.yaml, dataset/NAME.yaml, …"""
+"""The environment variable with the user's own config folders: model/NAME.yaml, dataset/NAME.yaml, …"""
 _NAME_CHARACTERS = 50
-"""How much of a folder's name a dataset takes: run ids hold more than it, and a file name has room for 255 bytes."""
+"""Most characters of a folder's name in a dataset's name: a run id, which contains it, must fit into 255 bytes."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Counts:
-    """How many documents, judged queries and judgements a dataset must have; None where nobody published it."""
+    """The published numbers of documents, judged queries and judgements; None if a number is not published."""
 
     documents: int | None = None
     queries: int | None = None
     judgements: int | None = None
     missing: int = 0
-    """Judged documents that the published corpus itself has not: no system can find them, and all lose by it."""
+    """Judged documents missing from the published corpus: no system can find them, which lowers all scores."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DemoSize:
-    """How large a demo collection the generator writes."""
+    """The size of the generated demo collection."""
 
     documents: int
     queries: int
@@ -56,51 +56,51 @@ class DemoSize:
 
 
 SourceName: TypeAlias = Literal["folder", "ir_datasets", "hub", "mirror", "demo"]
-"""Where a dataset can come from; `evalkit.datasets.SOURCES` has a reader for each."""
+"""The sources of datasets; `evalkit.datasets.SOURCES` has a reader for each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubCopy:
-    """A copy of a dataset on the Hugging Face Hub: data files that the repository's README.md names, no code."""
+    """A dataset on the Hugging Face Hub: data files that the repository's README.md lists; no code is run."""
 
     repo: str
     corpus: str
-    """The config of the documents, as README.md names it; likewise those of queries and judgements."""
+    """The name in README.md of the config with the documents; likewise for queries and judgements."""
     queries: str
     qrels: str
     split: str | None = None
-    """The copy's name of the dataset's split, where it is another one; a config with a single split is read anyway."""
+    """The repository's name of the split, if it differs; a config with a single split is always read."""
     revision: str | None = None
-    """The commit; None is not pinned: what `main` is at the time, and the result records which commit that was."""
+    """The commit; None means the current `main`, and the result records which commit that was."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetConfig:
-    """One dataset: where it comes from, which split, and the rules that decide its score."""
+    """One dataset: its sources, its split, and the rules that decide its scores."""
 
     name: str
     sources: tuple[SourceName, ...]
-    """Where to look, in this order: the first that can be had is used, and the result names it."""
+    """The sources in the order in which they are tried; the first that can be read is used and recorded."""
     split: str
     language: str
     drop_self: bool
     main_metric: Literal["ndcg@10", "mrr@10"]
     template: Literal["title text", "text"] = "title text"
-    """What a system reads of a document: title and text joined by a space, as BEIR does, or the text alone."""
+    """The text of a document that a system reads: title and text joined by a space, as in BEIR, or only the text."""
     path: str | None = None
-    """A BEIR-format folder; when given it is read in place of any other source."""
+    """A BEIR-format folder; if given, it is the only source."""
     ir_datasets_id: str | None = None
     hub: HubCopy | None = None
     mirror: HubCopy | None = None
-    """A second copy on the Hub, for instance one repository that gathers several datasets."""
+    """A second copy on the Hub, for example in a repository with several datasets."""
     demo: DemoSize | None = None
     counts: Counts = Counts()
     checksum: str | None = None
-    """XXH3 of the corpus' ids, titles and texts in order; None until somebody has measured a whole copy."""
+    """XXH3 of the corpus's ids, titles and texts in order; None until a complete copy was read."""
     mean_characters: int | None = None
-    """Characters of a document's title and text, on average, as MTEB counted them; for forecasts only."""
+    """Mean number of characters of a document's title and text according to MTEB; used only for forecasts."""
     verify: bool = True
-    """Stop when counts or checksum differ from the wanted ones; False records the deviation instead."""
+    """Whether different counts or another checksum raise an error; False records the deviation instead."""
     licence: str = "unknown"
     citation: str = ""
 
@@ -120,19 +120,19 @@ class DatasetConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSource:
-    """Where one checkpoint's files are: a folder, inside an installed Python package, or a hub repository."""
+    """The place of a checkpoint's files: a folder, an installed Python package, or a hub repository."""
 
     repo: str | None = None
     revision: str | None = None
     package: str | None = None
-    """`package:folder`, a folder that an installed Python package carries."""
+    """`package:folder`, a folder in an installed Python package."""
     path: str | None = None
     code_revision: str | None = None
     """The commit of the other repository that `auto_map` takes its code from, for `model.trust_remote_code=true`."""
     checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """XXH3-128 of the files of the published weights, by name, where somebody has read them; a verdict asks for them.
+    """XXH3-128 of the files of the published weights, by name, if they were read; verdicts depend on them.
 
-    They are compared with the packaged config's alone: what the command line gives here proves nothing.
+    Only those of the packaged config are compared: checksums from the command line prove nothing.
     """
 
     def __post_init__(self) -> None:
@@ -146,18 +146,18 @@ class TextRules:
     """How one side's text becomes token ids: length, marker, expansion."""
 
     max_tokens: int
-    """Ids per text at most, special tokens and marker included; longer texts are cut.
+    """Most token ids of a text, including special tokens and marker; longer texts are truncated.
 
-    A config may give one length per dataset (`{default: 32, beir/arguana: 300}`); the run's own is taken at the door.
+    A config file may give one length per dataset (`{default: 32, beir/arguana: 300}`); here it is that of the dataset.
     """
     marker: str | None = None
-    """A token put behind the first special token, or several with spaces between them."""
+    """A token inserted after the first special token, or several separated by spaces."""
     expansion: bool = False
     """Fill up to `max_tokens` with mask tokens, whose vectors are scored like any other's."""
     attend_to_expansion: bool = False
     """Whether the other tokens attend to the mask tokens."""
     prompt: str = ""
-    """What stands before every text, as sentence-transformers' prompts do; it takes its share of `max_tokens`."""
+    """A prefix of every text, like the prompts of sentence-transformers; it counts towards `max_tokens`."""
 
     def __post_init__(self) -> None:
         if self.max_tokens < 4:
@@ -172,7 +172,7 @@ class EncoderConfig:
     name: str
     kind: Literal["late_interaction", "single_vector"]
     backbone: Literal["jina_embeddings_v3", "bert", "jina_bert", "xmod", "transformers"]
-    """`transformers` is any text model that transformers itself has, by the name under `architecture`."""
+    """`transformers` is any text model of transformers, named by `architecture`."""
     checkpoints: Mapping[str, CheckpointSource]
     """Checkpoint by dim, as text (`"128"`); a model without a head has one entry, its hidden size."""
     query: TextRules
@@ -183,31 +183,31 @@ class EncoderConfig:
     `dense`: by the Dense modules that the checkpoint's modules.json names, as PyLate and sentence-transformers save.
     """
     pooling: Literal["tokens", "mean", "cls"]
-    """`tokens` keeps one vector per token; the others make one vector per text."""
+    """`tokens` keeps one vector per token; the others compute one vector per text."""
     normalize: bool
     """L2-normalise every vector, so that a dot product is a cosine."""
     skiplist: Literal["stanford", "pylate", "none"]
     """Which punctuation tokens of a document are dropped after encoding; the two libraries differ."""
     dtype: Literal["float32", "bfloat16", "float16"]
     architecture: str | None = None
-    """The `model_type` of config.json, for `backbone: transformers`; of the other backbones it is known."""
+    """The `model_type` of config.json for `backbone: transformers`; other backbones imply it."""
     skiplist_words: tuple[str, ...] | None = None
-    """The words that `skiplist: pylate` drops from documents, in place of the punctuation signs."""
+    """The words that `skiplist: pylate` drops from documents, instead of the punctuation characters."""
     rope_theta: Literal["checkpoint"] | float = "checkpoint"
     """RoPE base: `checkpoint` takes `rotary_emb_base` from config.json, else 10000 (inferred, not published)."""
     adapter: str | None = None
-    """XMOD's language adapter. A config gives one per language; that of the dataset's language is taken at the door."""
+    """XMOD's language adapter. A config file gives one per language; here it is that of the dataset's language."""
     allow_pickle: bool = False
-    """Read `pytorch_model.bin` (tensors only) where a checkpoint has no safetensors file."""
+    """Whether to read `pytorch_model.bin` (tensors only) if a checkpoint has no safetensors file."""
     trust_remote_code: bool = False
-    """Let the checkpoint's own code build the backbone, in place of the native class; the result records it."""
+    """Whether the checkpoint's own code builds the backbone instead of the native class; the result records it."""
     verify: bool = True
-    """Stop where the checkpoint's own account contradicts these settings; False records the deviation instead."""
+    """Whether a contradiction with the checkpoint's own settings raises an error; False records it instead."""
     parameters: int | None = None
-    """Parameters of the published checkpoint, head included; None where nobody published the count."""
+    """Parameters of the published checkpoint, including the head; None if the number is not published."""
     licence: str = "unknown"
     source: str = ""
-    """Where the facts of this config were read, each with its certainty: A primary, B second-hand, C inferred."""
+    """The sources of this config's facts, each with its certainty: A primary, B second-hand, C inferred."""
 
     def __post_init__(self) -> None:
         _check_name("model.name", self.name)
@@ -227,8 +227,30 @@ class EncoderConfig:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """The dims that this model has, as the config lists them."""
+        """The dims of this model, in the order of the config."""
         return tuple(int(dim) for dim in self.checkpoints)
+
+
+AnalyzerName: TypeAlias = Literal[
+    "arabic",
+    "bm25s",
+    "cjk",
+    "dutch",
+    "english",
+    "finnish",
+    "french",
+    "german",
+    "hindi",
+    "indonesian",
+    "italian",
+    "persian",
+    "portuguese",
+    "russian",
+    "spanish",
+    "standard",
+    "thai",
+    "whitespace",
+]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -240,30 +262,11 @@ class Bm25Config:
     k1: float
     b: float
     fields: tuple[Literal["title", "text", "contents"], ...]
-    """`contents` is title and text joined by a space; fields are indexed apart and their scores added."""
+    """`contents` is title and text joined by a space; fields are indexed separately and their scores added."""
     """A config may give k1, b and fields per dataset or family of datasets, and the analyzer per language."""
-    analyzer: Literal[
-        "arabic",
-        "bm25s",
-        "cjk",
-        "dutch",
-        "english",
-        "finnish",
-        "french",
-        "german",
-        "hindi",
-        "indonesian",
-        "italian",
-        "persian",
-        "portuguese",
-        "russian",
-        "spanish",
-        "standard",
-        "thai",
-        "whitespace",
-    ]
+    analyzer: AnalyzerName
     lengths: Literal["lucene", "exact"] = "lucene"
-    """`lucene` rounds a document's length to the byte that an index keeps of it; `exact` does not, as bm25s."""
+    """`lucene` rounds a document's length as Lucene's index does, to one byte; `exact` does not, as in bm25s."""
     unmatched: Literal["leave_out", "fill"] = "leave_out"
     """Documents that share no term with a query: Lucene does not retrieve them; bm25s fills up to `depth` with them."""
     ties: Literal["trec_eval", "anserini"] = "trec_eval"
@@ -315,7 +318,7 @@ class RerankerConfig:
     name: str
     checkpoint: CheckpointSource
     max_tokens: int
-    """Ids of a pair at most, special tokens included; the longer side is cut first."""
+    """Most token ids of a pair, including special tokens; the longer side is truncated first."""
     dtype: Literal["float32", "bfloat16", "float16"]
     allow_pickle: bool = False
     parameters: int | None = None
@@ -331,7 +334,7 @@ class RerankerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """What a search keeps."""
+    """The settings of a search."""
 
     depth: int
     """Documents kept per query; at least 100, which recall@100 needs."""
@@ -344,13 +347,13 @@ class SearchConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreConfig:
-    """What is checkpointed of a shard, and how."""
+    """The settings of a shard's checkpoints."""
 
     keep: Literal["embeddings", "topk"]
     """`embeddings` keeps token embeddings for later runs; `topk` drops them once the shard is searched."""
     dtype: Literal["float16", "float32"]
     shard_tokens: Literal["auto"] | int
-    """Tokens per shard at most, by an upper estimate from the bytes of the text; `auto` goes by the device
+    """Most tokens of a shard, by an upper estimate from the bytes of the text; `auto` depends on the device
     (`evalkit.run.environment.shard_tokens`)."""
 
     def __post_init__(self) -> None:
@@ -360,15 +363,15 @@ class StoreConfig:
 
 
 Attention: TypeAlias = Literal["auto", "sdpa", "varlen", "flash"]
-"""How texts attend: padded (`sdpa`: torch's kernel or, on a CPU in fp32, evalkit's), or packed (`varlen`, `flash`)."""
+"""Attention of padded texts (`sdpa`: torch's kernel or, on a CPU in fp32, evalkit's) or packed (`varlen`, `flash`)."""
 
 
 Elementwise: TypeAlias = Literal["auto", "torch", "triton"]
-"""What computes RoPE, residuals and their norms: torch's own calls, or one pass over memory by Triton's kernels."""
+"""RoPE, residuals and their norms are computed by torch's own calls, or by Triton kernels in one pass over memory."""
 
 
 MaxsimKernel: TypeAlias = Literal["auto", "simd", "packed", "triton", "late-interaction-kernels"]
-"""The kernel that nominates documents: `auto` is `simd` on a CPU, `triton` on CUDA where both can, else `packed`."""
+"""The kernel that nominates documents: `auto` is `simd` on a CPU or `triton` on CUDA if they work, else `packed`."""
 
 
 Nomination: TypeAlias = Literal["auto", "float32", "int16", "bfloat16"]
@@ -381,32 +384,32 @@ class EngineConfig:
 
     name: Literal["local", "ray"]
     device: str
-    """`auto` (CUDA where there is one), `cpu`, `cuda` or `cuda:N`."""
+    """`auto` (CUDA if there is a CUDA device), `cpu`, `cuda` or `cuda:N`."""
     batch_tokens: Literal["auto"] | int
-    """Padded tokens per encoding batch at most; `auto` goes by the device (`evalkit.run.environment.batch_tokens`)."""
+    """Most tokens of a batch, padding included; `auto` depends on the device (`evalkit.run.environment`)."""
     nominate: Nomination = "auto"
-    """Precision of the products that nominate documents for exact scoring: it moves the time, never the run.
+    """Precision of the products that nominate documents for exact scoring: it changes the time, never the run.
 
-    It is of a CPU: on CUDA they are as precise as the stored vectors. `bfloat16` is for CPUs with units for it.
+    It applies to CPUs; on CUDA products are as precise as the stored vectors. `bfloat16` is for CPUs that support it.
     """
     maxsim: MaxsimKernel = "auto"
-    """The kernel of those products: like `nominate`, it moves the time, never the run."""
+    """The kernel of these products: like `nominate`, it changes the time, never the run."""
     attention: Attention = "auto"
-    """`auto` pads on the CPU and packs on CUDA. It enters the store key: it can move the last bits of a vector."""
+    """`auto` pads on the CPU and packs on CUDA. It is in the store key: it can change the last bits of vectors."""
     elementwise: Elementwise = "auto"
-    """`auto` takes Triton's kernels on CUDA. Like `attention` it can move the last bits and enters the store key."""
+    """`auto` uses Triton kernels on CUDA. Like `attention` it can change the last bits and is in the store key."""
     tokenizer_workers: Literal["auto"] | int = "auto"
-    """Threads that tokenise the next shard while the model runs; 0 tokenises in turn. It never moves a vector."""
+    """Threads that tokenise the next shard while the model runs; 0 means no such thread. Vectors do not change."""
     threads: int | None = None
-    """CPU threads; None leaves PyTorch's choice (engine=ray: `cpus_per_worker`)."""
+    """CPU threads; None means PyTorch's default (engine=ray: `cpus_per_worker`)."""
     workers: int | None = None
-    """engine=ray: workers, one encoder each; None is one for each GPU, or for each `cpus_per_worker` CPUs."""
+    """engine=ray: workers, one encoder each; None means one per GPU, or per `cpus_per_worker` CPUs."""
     address: str | None = None
     """engine=ray: None starts Ray on this machine; `auto` or HOST:PORT joins a cluster."""
     gpus_per_worker: float = 1.0
     """engine=ray on GPUs: 0.5 puts two workers on each."""
     cpus_per_worker: int | None = None
-    """engine=ray: CPUs and threads of a worker; None is 1, or on GPUs an equal share of the node's."""
+    """engine=ray: CPUs and threads of a worker; None means 1, or with GPUs an equal share of the node's."""
 
     def __post_init__(self) -> None:
         if self.batch_tokens != "auto" and self.batch_tokens < 1:
@@ -447,25 +450,25 @@ class RunConfig:
     search: SearchConfig
     store: StoreConfig
     dims: tuple[int | None, ...]
-    """The dims to run; `(None,)` for a model without vectors."""
+    """The dims to compute; `(None,)` for a model without vectors."""
     results_dir: Path
     cache_dir: Path
     metrics: tuple[str, ...] = METRICS
-    """What a run is scored by, METRICS first, as ranx names it: `map`, `recall@50`, `ndcg@10`."""
+    """The metrics, METRICS first, by ranx's names: `map`, `recall@50`, `ndcg@10`."""
     reranker: RerankerConfig | None = None
-    """What `evalkit rerank` scores a run again with; `evalkit run` has no use for it."""
+    """The re-ranker of `evalkit rerank`; `evalkit run` ignores it."""
 
 
 def configs_dir() -> Path:
-    """Return the folder of YAML configs: inside an installed wheel, else at the root of the checkout."""
+    """Return the folder of the YAML configs: in an installed wheel, else at the root of the checkout."""
     installed = Path(__file__).parents[1] / "_configs"
     return installed if installed.is_dir() else Path(__file__).parents[2] / "configs"
 
 
 def own_configs_dirs() -> tuple[Path, ...]:
-    """Return the folders of the user's own configs, as `--config-dir` or EVALKIT_CONFIGS names them.
+    """Return the user's own config folders, given by `--config-dir` or EVALKIT_CONFIGS.
 
-    Raises ConfigError for one that is not there.
+    Raises ConfigError for one that does not exist.
     """
     given = filter(None, os.environ.get(CONFIGS, "").split(os.pathsep))
     folders = tuple(dict.fromkeys(Path(folder).expanduser().absolute() for folder in given))
@@ -477,9 +480,9 @@ def own_configs_dirs() -> tuple[Path, ...]:
 
 
 def group_files(group: str) -> dict[str, Path]:
-    """Return the YAML file of every name of a config group, the user's own among them, by name.
+    """Return the YAML files of a config group by name, including the user's own.
 
-    Raises ConfigError for a name that two folders have: which of them runs must not depend on an order.
+    Raises ConfigError for a name in two folders: an order of folders must not decide which one is used.
     """
     found: dict[str, Path] = {}
     for folder in (configs_dir(), *own_configs_dirs()):
@@ -501,7 +504,7 @@ def group_names(group: str) -> tuple[str, ...]:
 def run_config(values: Mapping[str, Any]) -> RunConfig:
     """Build the validated config from Hydra's composed and resolved mapping.
 
-    Raises ConfigError for an unknown key, a missing or ill-typed value, or a dim that the model has not.
+    Raises ConfigError for an unknown key, a missing or ill-typed value, or a dim that the model lacks.
     """
     known = {"model", "dataset", "engine", "reranker", "search", "store", "dim", "metrics", "results_dir", "cache_dir"}
     for key in values:
@@ -536,7 +539,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
 
 
 def _named(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a dataset's values; one without a name is called by its folder, so that two folders are two datasets."""
+    """Return a dataset's values; a folder without a name is named by the folder, so that two folders differ."""
     if not isinstance(dataset, Mapping) or dataset.get("name", "") is not None:
         return dataset
     path = dataset.get("path")
@@ -544,7 +547,7 @@ def _named(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
 
 
 def folder_name(path: str) -> str:
-    """Return the name of the dataset in a folder: `folder/` and the folder's own, without what a run id cannot hold.
+    """Return the name of a folder's dataset: `folder/` and its name, without characters that are invalid in run ids.
 
     >>> folder_name("/data/my corpus/")
     'folder/my_corpus'
@@ -555,9 +558,9 @@ def folder_name(path: str) -> str:
 
 
 def selected_metrics(selector: object, *, depth: int) -> tuple[str, ...]:
-    """Turn `metrics=[map,recall@50]`, one name or nothing into the metrics to score by, METRICS always first.
+    """Return the metrics of `metrics=[map,recall@50]`, one name or nothing; METRICS always come first.
 
-    Raises ConfigError for a name that ranx does not know, and for a cutoff beyond what a search keeps.
+    Raises ConfigError for a name that ranx does not know, and for a cutoff above the search depth.
 
     >>> selected_metrics(["map", "ndcg@10"], depth=100)
     ('ndcg@10', 'mrr@10', 'recall@100', 'map')
@@ -583,7 +586,7 @@ def _folder(key: str, value: object) -> Path:
 
 
 def at_home(setting: str, path: str) -> str:
-    """Return a path with `~` at its beginning replaced by the home folder. Raises ConfigError where there is none."""
+    """Return a path with a leading `~` replaced by the home folder. Raises ConfigError if there is none."""
     expanded = os.path.expanduser(path)  # noqa: PTH111 (pathlib raises RuntimeError without saying which setting)
     if expanded.startswith("~"):
         user = expanded.partition("/")[0]
@@ -593,7 +596,7 @@ def at_home(setting: str, path: str) -> str:
 
 
 def _check_name(setting: str, name: str, *, parts: bool = False) -> None:
-    """Raise ConfigError for a name that could not be part of a path: names become folders of results."""
+    """Raise ConfigError for a name that cannot be part of a path: names become folders of results."""
     if problem := texts.unusable_name(name, parts=parts):
         shown = name if len(name) <= texts.NAME_BYTES else f"{name[: texts.NAME_BYTES]}…"
         msg = f"{setting}={shown!r}: {problem}"
@@ -619,7 +622,7 @@ def _paths_at_home(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _for_dataset(model: Mapping[str, Any], dataset: DatasetConfig) -> dict[str, Any]:
-    """Return a model's values with those that it gives per dataset or per language replaced by this dataset's."""
+    """Return a model's values; those given per dataset or language are replaced by the value for this dataset."""
     chosen = dict(model)
     for side in ("query", "document"):
         rules = chosen.get(side)
@@ -651,7 +654,7 @@ def _for_dataset(model: Mapping[str, Any], dataset: DatasetConfig) -> dict[str, 
 
 
 def _selected_dims(selector: object, model: ModelConfig) -> tuple[int | None, ...]:
-    """Turn `dim=128`, `dim=[128,64]` or nothing into the dims to run; BM25 has none and ignores the selector."""
+    """Return the dims of `dim=128`, `dim=[128,64]` or nothing; BM25 has none and ignores the selector."""
     if not model.dims:
         return (None,)
     if selector is None:
@@ -671,9 +674,9 @@ def _selected_dims(selector: object, model: ModelConfig) -> tuple[int | None, ..
 
 
 def from_mapping(cls: type[Any], values: object, *, where: str) -> Any:
-    """Build the frozen dataclass `cls` from plain values, refusing unknown keys, missing keys and wrong types.
+    """Build the frozen dataclass `cls` from plain values.
 
-    `where` names the place in the config for the message. Raises ConfigError.
+    `where` names the place in the config for messages. Raises ConfigError for unknown or missing keys and wrong types.
     """
     if not isinstance(values, Mapping):
         msg = f"{where}={values!r}: wanted a group of settings"
@@ -695,7 +698,7 @@ def from_mapping(cls: type[Any], values: object, *, where: str) -> Any:
 
 
 def _typed(value: object, hint: Any, *, where: str) -> Any:
-    """Return `value` as the annotated type, or raise ConfigError saying what was got and wanted."""
+    """Return `value` as the annotated type. Raises ConfigError if that is not possible."""
     origin = typing.get_origin(hint)
     if origin in (typing.Union, types.UnionType):
         return _one_of(value, typing.get_args(hint), hint, where=where)
@@ -712,7 +715,7 @@ def _typed(value: object, hint: Any, *, where: str) -> Any:
 
 
 def _one_of(value: object, options: tuple[Any, ...], hint: Any, *, where: str) -> Any:
-    """Return `value` as the first option that takes it; a group of settings is judged by the option that is a group."""
+    """Return `value` as the first type that accepts it; a group of settings is checked by the type that is a group."""
     for option in options:
         if isinstance(value, Mapping) and dataclasses.is_dataclass(option):
             return _typed(value, option, where=where)
@@ -731,7 +734,7 @@ def _literal(value: object, valid: tuple[Any, ...], *, where: str) -> Any:
 
 
 def _scalar(value: object, hint: Any, *, where: str) -> Any:
-    """Return a number, text, truth value or null; a truth value is no number, though Python says so."""
+    """Return a number, text, boolean or null; unlike in Python, a boolean is not a number."""
     if hint is types.NoneType:
         accepted = value is None
     elif hint is float:
@@ -748,7 +751,7 @@ def _mistyped(value: object, hint: Any, *, where: str) -> ConfigError:
 
 
 def type_name(hint: Any) -> str:
-    """Name a type the way a user of YAML would."""
+    """Return the name of a type in terms of YAML."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return " or ".join(type_name(option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is Literal:

@@ -1,4 +1,4 @@
-"""Datasets: a config goes in; documents, queries, judgements and rules come out, checked against published counts."""
+"""Load a dataset by its config: documents, queries, judgements and rules, verified against published counts."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ log = logging.getLogger(__name__)
 Read = TypeVar("Read")
 
 GRADES: Final = range(-10, 101)
-"""What a relevance grade may be; TREC's go from -2 to 4. Beyond it a column was mistaken for the grade."""
+"""Valid relevance grades. TREC's go from -2 to 4; a number outside this range comes from another column."""
 
 
 def _load_demo(config: DatasetConfig) -> Dataset:
@@ -50,20 +50,20 @@ SOURCES: Final[Mapping[str, Callable[[DatasetConfig], Dataset]]] = {
     "mirror": _load_mirror,
     "demo": _load_demo,
 }
-"""Where a dataset comes from: a name in `dataset.sources` → the function that loads it."""
+"""The function that loads a dataset, by the source's name in `dataset.sources`."""
 
 
 def load(config: DatasetConfig, *, with_corpus: bool = True) -> Dataset:
-    """Load a dataset's queries, judgements and rules; its documents stay where they are until asked for.
+    """Load a dataset's queries, judgements and rules. Its documents are read only when they are needed.
 
-    A folder given by `config.path` is the only source; else `config.sources` are tried in order, and one that fails is
-    reported with its reason. `with_corpus` makes a source fail whose documents cannot be had (they are fetched if need
-    be); scoring a run file does without. What can be checked without the corpus is checked: that every judged query is
-    there, grades, and the published numbers of queries and judgements. A source that can be read but deviates is
-    refused, not passed over: the next one would hide the difference.
+    A folder given by `config.path` is the only source. Otherwise `config.sources` are tried in order, and a failure is
+    logged with its reason. With `with_corpus`, a source also fails if its documents can be neither found nor fetched;
+    scoring a run file needs no documents. Everything that needs no corpus is verified: that all judged queries exist,
+    the grades, and the published numbers of queries and judgements. A source that can be read but deviates raises:
+    trying the next one would hide the difference.
 
     Raises:
-        DatasetError: The dataset cannot be had or read, or (unless `config.verify` is false) deviates.
+        DatasetError: The dataset cannot be obtained or read, or (unless `config.verify` is false) deviates.
 
     """
     several = len(source_names(config)) > 1
@@ -71,12 +71,12 @@ def load(config: DatasetConfig, *, with_corpus: bool = True) -> Dataset:
 
 
 def load_read(config: DatasetConfig, read: Callable[[Dataset], Read]) -> tuple[Dataset, Read]:
-    """Load a dataset as `load` does, from the first source whose documents `read` can read; return what it returned.
+    """Load a dataset as `load` does, from the first source whose documents `read` can read; also return its result.
 
-    A source whose documents it finds damaged failed like one that cannot be had: the next is tried.
+    If `read` finds the documents of a source damaged, the next source is tried.
 
     Raises:
-        DatasetError: As `load` does, and for what `read` refuses of the last source.
+        DatasetError: As `load` does, and if `read` refuses the documents of the last source.
 
     """
     names = source_names(config)
@@ -85,7 +85,7 @@ def load_read(config: DatasetConfig, read: Callable[[Dataset], Read]) -> tuple[D
     for name in names:
         try:
             dataset = SOURCES[name](config)
-            for gone, reason in untold.items():  # where every source fails, the error alone tells it
+            for gone, reason in untold.items():  # if every source fails, the error names the reasons
                 log.warning("dataset %s: source %s failed, the next one is tried: %s", config.name, gone, reason)
             untold.clear()
             if config.template == "text":
@@ -110,20 +110,20 @@ def load_read(config: DatasetConfig, read: Callable[[Dataset], Read]) -> tuple[D
 
 @dataclasses.dataclass(frozen=True)
 class TitlelessCorpus:
-    """A corpus whose titles nobody reads (`template: text`)."""
+    """A corpus without its titles, for datasets whose template is `text`."""
 
     corpus: Corpus
 
     def fingerprint(self) -> str:
-        """Return the corpus' own, marked."""
+        """Return the corpus's fingerprint, marked as one without titles."""
         return f"{self.corpus.fingerprint()}-titleless"
 
     def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
-        """Yield the documents, their titles empty."""
+        """Yield the documents with empty titles."""
         return (document._replace(title="") for document in self.corpus.documents(start, stop))
 
     def where(self, index: int) -> str:
-        """Return the corpus' own."""
+        """Return the document's place in the corpus."""
         return self.corpus.where(index)
 
 
@@ -133,7 +133,7 @@ def source_names(config: DatasetConfig) -> tuple[SourceName, ...]:
 
 
 def on_disk(config: DatasetConfig) -> SourceName | None:
-    """Return the first source that has all documents on disk, or None; looks, and neither fetches nor reads them."""
+    """Return the first source that has all documents on disk, or None. Nothing is fetched or read."""
     for name in source_names(config):
         there = {
             "folder": config.path is not None and Path(config.path).is_dir(),
@@ -148,19 +148,19 @@ def on_disk(config: DatasetConfig) -> SourceName | None:
 
 
 def judged_ids(dataset: Dataset) -> frozenset[str]:
-    """Return the id of every document that is judged for any query."""
+    """Return the ids of all judged documents."""
     return frozenset(document_id for judged in dataset.qrels.values() for document_id in judged)
 
 
-def check(
+def deviations(
     dataset: Dataset, survey: Survey, config: DatasetConfig, *, learned: Learned | None = None
 ) -> tuple[str, ...]:
-    """Return every way in which a dataset deviates from its published counts or from itself, one line each.
+    """Return the deviations of a dataset from its published counts, and its contradictions, one line each.
 
-    `learned` is what its corpus was when it was first read; it counts where the config has no checksum.
+    `learned` is the checksum of the corpus's first read; it applies if the config has no checksum.
 
     Raises:
-        DatasetError: There is one and `config.verify` is true; a deviation is only recorded when it was asked for.
+        DatasetError: There is a deviation and `config.verify` is true; with false, deviations are only returned.
 
     """
     return _accept(config, dataset, _deviations(config, dataset, survey, learned))
@@ -169,7 +169,7 @@ def check(
 class _Deviation(NamedTuple):
     text: str
     remedy: str = ""
-    """What may be right for this one besides the remedies for all."""
+    """A remedy for this deviation, besides the remedies for all."""
 
 
 def _accept(config: DatasetConfig, dataset: Dataset, deviations: Iterator[_Deviation]) -> tuple[str, ...]:
@@ -189,7 +189,7 @@ def _accept(config: DatasetConfig, dataset: Dataset, deviations: Iterator[_Devia
 def _deviations(
     config: DatasetConfig, dataset: Dataset, survey: Survey | None, learned: Learned | None = None
 ) -> Iterator[_Deviation]:
-    """Yield deviations; those of documents only once the corpus has been surveyed."""
+    """Yield deviations; those of documents only if the corpus has been surveyed."""
     known = {query.id for query in dataset.queries}
     if unknown := [query_id for query_id in dataset.qrels if query_id not in known]:
         where = _where(config, dataset, unknown[0], next(iter(dataset.qrels[unknown[0]])))
@@ -229,7 +229,7 @@ def _deviations(
 def _checksum_deviation(
     config: DatasetConfig, dataset: Dataset, survey: Survey, learned: Learned | None
 ) -> Iterator[_Deviation]:
-    """Yield that a corpus has another checksum than the config's or, where that has none, than its first read."""
+    """Yield a deviation if a corpus's checksum is not the config's or, if that has none, not the first read's."""
     wanted = config.checksum or (learned.checksum if learned else None)
     if wanted is None or survey.checksum == wanted:
         return
@@ -243,7 +243,7 @@ def _checksum_deviation(
 
 
 def _missing(config: DatasetConfig, dataset: Dataset, missing: frozenset[str]) -> _Deviation:
-    """Say that other judged documents are missing from the corpus than from the published one."""
+    """Return the deviation that the judged documents missing from the corpus are not those of the published one."""
     known = config.counts.missing
     wanted = f"{known} as published" if known else "every judged document in it"
     first = ""
@@ -258,13 +258,13 @@ def _missing(config: DatasetConfig, dataset: Dataset, missing: frozenset[str]) -
     so = "lacks these too" if missing else "has them all"
     return _Deviation(
         f"dataset {dataset.name}: got judgements of {len(missing)} documents that the corpus from {dataset.source} "
-        f"has not{first}, wanted {wanted}",
+        f"lacks{first}, wanted {wanted}",
         f"set dataset.counts.missing={len(missing)} if the published corpus {so}",
     )
 
 
 def _where(config: DatasetConfig, dataset: Dataset, query_id: str, document_id: str) -> str:
-    """Say where a judgement stands: its line in a folder's file, else its query."""
+    """Return the place of a judgement for messages: its line in a folder's file, else its query."""
     if config.path:
         return judgement_line(Path(config.path), dataset.split, query_id, document_id)
     return f"judged for query {query_id!r}"

@@ -4,9 +4,9 @@
     queries.jsonl      {"_id": "q1", "text": "…"}                  a line per query; may hold queries of other splits
     qrels/<split>.tsv  query-id <tab> corpus-id <tab> score        see `read_qrels`
 
-Files are UTF-8. A byte order mark, CRLF line ends and blank lines are tolerated; anything else that is not as above
-is refused with the file, the line number, what was got, what was wanted and what to do. Where a file is there plain
-and gzipped, the plain one is read.
+Files are UTF-8. A byte order mark, CRLF line ends and blank lines are accepted. Anything else raises an error that
+names file and line, what was found, what was wanted and what to do. If a file exists plain and gzipped, the plain one
+is read.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, Final
 import xxhash
 
 from evalkit.config.settings import DatasetConfig
+from evalkit.datasets.judged import judged
 from evalkit.errors import DatasetError, nearest
 from evalkit.storage import columns
 from evalkit.types import Dataset, Document, Qrels, Query
@@ -30,15 +31,15 @@ _BUFFER_BYTES: Final = 1 << 20
 
 @dataclass(frozen=True)
 class FolderCorpus:
-    """The documents of a BEIR-format folder, read from the file each time they are asked for."""
+    """The documents of a BEIR-format folder; every call reads the file again."""
 
     path: Path
 
     def fingerprint(self) -> str:
-        """Return the XXH3 of the corpus file's bytes, compressed or not, as they are on disk.
+        """Return the XXH3 of the corpus file's bytes as they are on disk, compressed or not.
 
         Raises:
-            DatasetError: The folder or its corpus file is not there.
+            DatasetError: The folder or its corpus file is missing.
 
         """
         digest = xxhash.xxh3_128()
@@ -48,10 +49,10 @@ class FolderCorpus:
         return f"folder-{digest.hexdigest()}"
 
     def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
-        """Yield documents in file order; the lines before `start` are passed over unparsed.
+        """Yield documents in file order; lines before `start` are skipped without parsing.
 
         Raises:
-            DatasetError: The file is not there or holds no document, or a line in the range is none.
+            DatasetError: The file is missing or empty, or a line in the range is not a document.
 
         """
         file = _data_file(self.path, "corpus.jsonl")
@@ -75,10 +76,10 @@ class FolderCorpus:
 
 
 def load_folder(config: DatasetConfig) -> Dataset:
-    """Read the queries and judgements of the folder `config.path`; its documents are read when they are asked for.
+    """Read the queries and judgements of the folder `config.path`. Its documents are read only when they are needed.
 
     The dataset's queries are those with a judgement of any grade in the split, in the order of queries.jsonl.
-    Judgements of unknown queries stay in the qrels, where `evalkit.datasets.check` finds them.
+    Judgements of unknown queries are kept: `evalkit.datasets.deviations` reports them.
 
     Raises:
         DatasetError: A file is missing or malformed, or no query has a judgement.
@@ -91,8 +92,8 @@ def load_folder(config: DatasetConfig) -> Dataset:
     qrels_path = qrels_file(folder, config.split)
     qrels = read_qrels(qrels_path)
     known = read_queries(queries_path)
-    queries = tuple(query for query in known if query.id in qrels)
-    if not queries:
+    dataset = judged(config, FolderCorpus(folder), known, qrels, source=f"folder {folder.name}")
+    if not dataset.queries:
         raise bad(
             qrels_path,
             None,
@@ -100,19 +101,7 @@ def load_folder(config: DatasetConfig) -> Dataset:
             "at least one query with a judgement",
             f"check that both files belong to split {config.split!r} of the same dataset",
         )
-    return Dataset(
-        name=config.name,
-        split=config.split,
-        language=config.language,
-        corpus=FolderCorpus(folder),
-        queries=queries,
-        qrels=qrels,
-        drop_self=config.drop_self,
-        main_metric=config.main_metric,
-        query_groups={},
-        source=f"folder {folder.name}",
-        unjudged_queries=len(known) - len(queries),
-    )
+    return dataset
 
 
 def read_queries(path: Path) -> tuple[Query, ...]:
@@ -140,16 +129,16 @@ def read_queries(path: Path) -> tuple[Query, ...]:
 
 
 def read_qrels(path: Path) -> Qrels:
-    """Read judgements; grades are kept as they are, zero and negative ones too.
+    """Read judgements. Grades are kept unchanged, including zero and negative ones.
 
-    Three forms are told apart by the first line, since ids hold no white space: BEIR's (header
-    `query-id corpus-id score`, then those columns), the same without header, and TREC's four columns
-    `query-id 0 corpus-id score`, whose second column nobody reads. Every line must have as many columns as the first.
-    A grade is a number that is whole (1 and 1.0). A pair judged twice with one grade counts once.
+    The first line decides which of three forms the file has: BEIR's (header `query-id corpus-id score`, then those
+    columns), the same without header, or TREC's four columns `query-id 0 corpus-id score`, whose second column is
+    ignored. Ids contain no white space, so columns can be counted; every line must have as many as the first. A grade
+    is a whole number (1 or 1.0). A pair that is judged twice with the same grade counts once.
 
     Raises:
-        DatasetError: A line has other columns, a grade is not a whole number, a pair is judged twice with different
-            grades, or there is no judgement at all.
+        DatasetError: A line has another number of columns, a grade is not a whole number, a pair is judged twice with
+            different grades, or there are no judgements.
 
     """
     return columns.read_qrels(path, bad)
@@ -159,7 +148,7 @@ def qrels_file(folder: Path, split: str) -> Path:
     """Return the judgements file of a split.
 
     Raises:
-        DatasetError: There is none; the message names the splits that there are.
+        DatasetError: The file is missing; the message names the existing splits.
 
     """
     for suffix in (".tsv", ".tsv.gz"):
@@ -177,7 +166,7 @@ def qrels_file(folder: Path, split: str) -> Path:
 
 
 def judgement_line(folder: Path, split: str, query_id: str, document_id: str) -> str:
-    """Return `FILE line N` of a judgement, or the file alone when it is no longer there; for messages."""
+    """Return `FILE line N` of a judgement for messages, or `FILE` if the line no longer exists."""
     path = qrels_file(folder, split)
     for row in columns.judgements(path, bad):
         if (row.query_id, row.document_id) == (query_id, document_id):
@@ -186,7 +175,7 @@ def judgement_line(folder: Path, split: str, query_id: str, document_id: str) ->
 
 
 def _data_file(folder: Path, name: str) -> Path:
-    """Return `name` or `name`.gz inside a dataset folder, or raise DatasetError saying what is there instead."""
+    """Return `name` or `name`.gz in a dataset folder. Raises DatasetError that says what is there instead."""
     remedy = "check dataset.path"
     if not folder.exists():
         raise bad(folder, None, "nothing at this path", "a BEIR-format folder", remedy)
@@ -201,12 +190,12 @@ def _data_file(folder: Path, name: str) -> Path:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield (line number from 1, line) of every line that is not blank. Raises DatasetError."""
+    """Yield every non-blank line with its number, counted from 1. Raises DatasetError if the file cannot be read."""
     return columns.read_lines(path, bad)
 
 
 def json_object(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    """Return the JSON object on a line. Raises DatasetError."""
+    """Parse a line as a JSON object. Raises DatasetError if it is none."""
     text = columns.decode(path, number, line, bad).rstrip()
     try:
         value = json.loads(text)
@@ -223,7 +212,7 @@ def json_object(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def _entry(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    """Return a line of corpus.jsonl or queries.jsonl, having seen that it has an id and a text."""
+    """Parse a line of corpus.jsonl or queries.jsonl. Raises DatasetError if its id or text is missing."""
     value = json_object(path, number, line)
     if "_id" not in value or "text" not in value:
         missing = next(key for key in ("_id", "text") if key not in value)
@@ -233,7 +222,7 @@ def _entry(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def _identifier(path: Path, number: int, value: object) -> str:
-    """Return an id that every later file can hold: run files and qrels separate their columns by white space."""
+    """Return an id if it is valid in run files and qrels, whose columns are separated by white space; else raise."""
     identifier = _text(path, number, "_id", value)
     if not columns.is_identifier(identifier):
         wanted = "an id without NUL" if "\0" in identifier else "an id without white space"
@@ -242,7 +231,7 @@ def _identifier(path: Path, number: int, value: object) -> str:
 
 
 def _text(path: Path, number: int, key: str, value: object) -> str:
-    """Return a text that can be written as UTF-8, which JSON's escapes allow but half a surrogate pair is not."""
+    """Return a text if UTF-8 can encode it: JSON's escapes can produce half a surrogate pair, which it cannot."""
     if not isinstance(value, str):
         raise bad(path, number, f"{key} {shown(value)}", "text in quotes", "repair the line")
     try:
@@ -255,11 +244,11 @@ def _text(path: Path, number: int, key: str, value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value as a message quotes it, cut where it is long."""
+    """Return a value as it is quoted in messages, shortened if it is long."""
     return columns.cut(repr(value))
 
 
 def bad(path: Path, line: int | None, got: str, wanted: str, remedy: str) -> DatasetError:
-    """Return the error that names a file, or a line of it."""
+    """Return an error that names a file and, if given, a line."""
     where = f"{path}" if line is None else f"{path} line {line}"
     return DatasetError(f"{where}: got {got}, wanted {wanted}; {remedy}")

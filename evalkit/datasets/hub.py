@@ -1,6 +1,6 @@
-"""Copies on the Hugging Face Hub: Parquet or JSON-lines files in its cache layout, streamed; no loading script is run.
+"""Datasets on the Hugging Face Hub: Parquet or JSON-lines files, streamed from its cache. No loading script is run.
 
-The repository's README.md says which files a config has, and `datasets` reads it and finds them, by its own rules:
+The header of the repository's README.md lists the files of each config; `datasets` parses it by its own rules:
 
     configs:
       - config_name: corpus
@@ -10,14 +10,16 @@ The repository's README.md says which files a config has, and `datasets` reads i
     queries  _id (or id, query_id), text
     qrels    query-id, corpus-id, score (a Parquet file without this column lists relevant documents, of grade 1)
 
-A config with several splits is read at the one that the dataset's config names: sentence-transformers/NanoBEIR-en keeps
-one dataset in each (`{split: NanoNQ, path: "corpus/NanoNQ-*"}`), the repositories that it gathers have `train` alone.
+If a config of the repository has several splits, the dataset's config names the one to read. In
+sentence-transformers/NanoBEIR-en each split is one dataset (`{split: NanoNQ, path: "corpus/NanoNQ-*"}`); the
+repositories of the single datasets have only `train`.
 
-Only the files of the configs that a dataset names are fetched. They lie where every other library looks for them, under
-`HF_HOME/hub/datasets--OWNER--NAME/snapshots/COMMIT`, so what is there once is read with the network off.
+Only files of the configs that a dataset names are fetched. They are stored where other libraries look for them too,
+under `HF_HOME/hub/datasets--OWNER--NAME/snapshots/COMMIT`, and are read from there without a network.
 
-Rows are read by Arrow, row group by row group, and lines by the folder reader: `datasets`' own streams decode every row
-before a slice, its memory maps need a second copy on disk, and its JSON reader makes times of ids that look like dates.
+Arrow reads the rows, one row group at a time; the folder reader reads JSON lines. The readers of `datasets` are not
+used: its streams decode every row before a slice, its memory maps need a second copy on disk, and its JSON reader
+converts ids that look like dates.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ import xxhash
 
 from evalkit.config.settings import DatasetConfig, HubCopy
 from evalkit.datasets.folder import bad, json_object, read_lines, shown
+from evalkit.datasets.judged import judged
 from evalkit.errors import DatasetError, Tried, nearest
 from evalkit.storage.columns import grade_of, is_identifier
 from evalkit.storage.hub import snapshot
@@ -41,35 +44,35 @@ from evalkit.storage.offline import reason
 from evalkit.types import Dataset, Document, Query
 
 _BATCH_ROWS: Final = 1024
-"""Rows of a Parquet file decoded at a time; with a row group's pages, what a stream holds in memory."""
+"""Rows of a Parquet file decoded at a time. A stream holds these and the pages of a row group in memory."""
 _IDS: Final = ("_id", "id", "docid", "query_id")
 _NUMBERED: Final = re.compile(r"-\d{5}-of-(\d{5})\.")
-"""The Hub's names of files of one set say how many there are, so that a missing one is noticed."""
+"""File names of a numbered set contain the number of files, so that a missing file is noticed."""
 _REASON_CHARACTERS: Final = 200
 
 
 @dataclass(frozen=True)
 class HubCorpus:
-    """The documents of a copy, read from its files each time they are asked for."""
+    """The documents of a dataset on the Hub; every call reads the files again."""
 
     origin: str
     """`OWNER/NAME@COMMIT`"""
     files: tuple[Path, ...]
 
     def stored_files(self) -> tuple[Path, ...]:
-        """Return every file of the copy that is in the cache, and the name of the commit where `main` points to it."""
+        """Return every cached file of the dataset, and the file `refs/main` if it exists."""
         repository = next(folder for folder in self.files[0].parents if folder.name.startswith("datasets--"))
         snapshot = repository / "snapshots" / self.origin.rpartition("@")[2]
         reference = repository / "refs" / "main"
         return (*(path for path in sorted(snapshot.rglob("*")) if path.is_file()), *(reference,) * reference.is_file())
 
     def fingerprint(self) -> str:
-        """Return origin, names, sizes and times of the files.
+        """Return a hash of the origin and of the files' names, sizes and modification times.
 
-        The Hub's files are addressed by their content, but nobody proves that again after the download.
+        The cache addresses files by content, but nothing verifies that after the download.
 
         Raises:
-            DatasetError: A file is gone.
+            DatasetError: A file no longer exists.
 
         """
         try:
@@ -101,7 +104,7 @@ class HubCorpus:
         return f"{path} row {number}"
 
     def _rows_from(self, start: int) -> Iterator[tuple[Path, int, Mapping[str, Any]]]:
-        """Yield the rows from the one of document `start` on, with their file and their number in it."""
+        """Yield the rows from document `start` on, each with its file and its number in the file."""
         position = 0
         for path in self.files:
             skipped, rows = _rows(path, max(0, start - position), optional=("title",), needed=("text",), ids=_IDS)
@@ -113,9 +116,9 @@ class HubCorpus:
 
 
 def stored(copy: HubCopy, split: str) -> bool:
-    """Return whether all files of the documents are in the Hub's cache, without fetching any.
+    """Return whether all files of the documents are in the Hub's cache. Nothing is fetched.
 
-    The cache of a repository that holds several datasets, as MIRACL's does, may have those of another alone.
+    If a repository contains several datasets, as MIRACL's does, the cache may contain only files of another one.
     """
     from huggingface_hub import try_to_load_from_cache
 
@@ -130,10 +133,10 @@ def stored(copy: HubCopy, split: str) -> bool:
 
 
 def load_hub(config: DatasetConfig) -> Dataset:
-    """Read the queries and judgements of `config.hub`, fetching what is not in the cache; documents when asked for.
+    """Read the queries and judgements of `config.hub`; missing files are fetched. Documents are read when needed.
 
     Raises:
-        DatasetError: There is no such copy in the config, it cannot be had, or it is not as described above.
+        DatasetError: The config has no `hub`, the files cannot be obtained, or they are not as described above.
 
     """
     copy = config.hub
@@ -147,28 +150,17 @@ def load_hub(config: DatasetConfig) -> Dataset:
     files = {part: _files(folder, wanted, copy) for part, wanted in patterns.items()}
     qrels = _read_qrels(files["qrels"])
     known = tuple(_read_queries(files["queries"]))
-    queries = tuple(query for query in known if query.id in qrels)
     origin = f"{copy.repo}@{folder.name}"
-    if not queries:
+    source = f"hub {origin}{'' if copy.revision else ' (not pinned)'}"
+    dataset = judged(config, HubCorpus(origin, files["corpus"]), known, qrels, source=source)
+    if not dataset.queries:
         msg = f"dataset {config.name}: got no query with a judgement from {origin}, wanted at least one"
         raise DatasetError(f"{msg}; check dataset.hub.queries and dataset.hub.qrels")
-    return Dataset(
-        name=config.name,
-        split=config.split,
-        language=config.language,
-        corpus=HubCorpus(origin, files["corpus"]),
-        queries=queries,
-        qrels=qrels,
-        drop_self=config.drop_self,
-        main_metric=config.main_metric,
-        query_groups={},
-        source=f"hub {origin}{'' if copy.revision else ' (not pinned)'}",
-        unjudged_queries=len(known) - len(queries),
-    )
+    return dataset
 
 
 def _snapshot(copy: HubCopy, patterns: Sequence[str]) -> Path:
-    """Return the folder of a commit, with the files of these patterns fetched unless they are there."""
+    """Return the folder of a commit; fetch the missing files of these patterns."""
     try:
         return snapshot(
             copy.repo,
@@ -184,12 +176,12 @@ def _snapshot(copy: HubCopy, patterns: Sequence[str]) -> Path:
 
 
 def qrels_splits(copy: HubCopy) -> tuple[str, ...]:
-    """Return the splits of a copy's judgements. Raises DatasetError where its README.md does not tell."""
+    """Return the splits of a dataset's judgements. Raises DatasetError if its README.md does not list them."""
     return tuple(_splits(_snapshot(copy, ["README.md"]), copy.qrels))
 
 
 def _patterns(folder: Path, name: str, split: str) -> list[str]:
-    """Return the path patterns of a config's files: of its only split, or of `split`."""
+    """Return the path patterns of a config's files, for its only split or for `split`."""
     splits = _splits(folder, name)
     if len(splits) > 1 and split not in splits:
         raise bad(folder / "README.md", None, f"no split {split!r} in config {name!r}", "it", nearest(split, splits))
@@ -197,7 +189,7 @@ def _patterns(folder: Path, name: str, split: str) -> list[str]:
 
 
 def _splits(folder: Path, name: str) -> dict[str, list[str]]:
-    """Return the path patterns of a config's files by split, as the repository's README.md has them."""
+    """Return the path patterns of a config's files by split, as listed in the repository's README.md."""
     from datasets.data_files import sanitize_patterns  # type: ignore[import-untyped]  # the package carries no types
     from datasets.utils.metadata import MetadataConfigs  # type: ignore[import-untyped]  # as above
     from huggingface_hub import DatasetCard
@@ -208,7 +200,7 @@ def _splits(folder: Path, name: str) -> dict[str, list[str]]:
         configs = MetadataConfigs.from_dataset_card_data(DatasetCard(path.read_text(encoding="utf-8")).data)
         splits_by_config = {each: sanitize_patterns(found["data_files"]) for each, found in configs.items()}
         if not splits_by_config:
-            raise ValueError("no configs")  # noqa: TRY301 (told below with the others)
+            raise ValueError("no configs")  # noqa: TRY301 (reported below with the others)
     except (OSError, ValueError, KeyError, TypeError, YAMLError) as error:
         remedy = "choose another source with dataset.sources or dataset.path"
         raise bad(path, None, "no readable `configs` in its header", "config names and data files", remedy) from error
@@ -240,9 +232,9 @@ def _files(folder: Path, patterns: Sequence[str], copy: HubCopy) -> tuple[Path, 
 
 
 def _whole(folder: Path, patterns: Sequence[str], copy: HubCopy) -> bool:
-    """Return whether every file of these patterns is there for certain.
+    """Return whether every file of these patterns certainly exists.
 
-    A name without wildcards is one file. Of other files only those of one numbered set say how many there are.
+    A pattern without wildcards is one file. Of other patterns, only the names of a numbered set tell its size.
     """
     for pattern in patterns:
         try:
@@ -252,7 +244,7 @@ def _whole(folder: Path, patterns: Sequence[str], copy: HubCopy) -> bool:
         sets = {_NUMBERED.sub(r"-of-\1.", str(path)) for path in found}
         if has_magic(pattern) and (len(sets) > 1 or not _NUMBERED.search(found[0].name)):
             return False
-        if not all(path.is_file() for path in found):  # a link whose content is gone
+        if not all(path.is_file() for path in found):  # a link to content that was deleted
             return False
     return True
 
@@ -290,9 +282,9 @@ def _read_qrels(files: Sequence[Path]) -> dict[str, dict[str, int]]:
 def _rows(
     path: Path, skip: int, *, needed: Sequence[str], optional: Sequence[str] = (), ids: Sequence[str] = ()
 ) -> tuple[int, Iterator[tuple[int, Mapping[str, Any]]]]:
-    """Return how many rows were passed over undecoded (at most `skip`), and the others with their numbers from 1.
+    """Skip up to `skip` rows without decoding them. Return how many, and the other rows, numbered from 1.
 
-    With `ids`, the first of these columns that is there is the row's `id`.
+    With `ids`, the first of these columns that exists is the row's `id`.
     """
     if path.suffix == ".parquet":
         return _parquet_rows(path, skip, needed=needed, optional=optional, ids=ids)
@@ -329,18 +321,18 @@ def _parquet_rows(
     def rows() -> Iterator[tuple[int, Mapping[str, Any]]]:
         number = skipped
         try:
-            for each in range(group, file.num_row_groups):  # all at once would hold several row groups
+            for each in range(group, file.num_row_groups):  # all at once, Arrow would hold several row groups in memory
                 for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[each], columns=names):
                     for row in batch.to_pylist():
                         number += 1
                         yield number, row if not ids else {**row, "id": row[names[-1]]}
-        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # Arrow decodes texts when they are taken
+        except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # Arrow decodes texts when they are read
             raise bad(path, number, f"damaged data after this row ({error})", "a whole file", remedy) from error
 
     return skipped, rows()
 
 
-def _columns(  # noqa: PLR0913 (one caller per file format)
+def _columns(
     path: Path,
     number: int | None,
     there: Sequence[str],
@@ -349,7 +341,7 @@ def _columns(  # noqa: PLR0913 (one caller per file format)
     optional: Sequence[str],
     ids: Sequence[str],
 ) -> list[str]:
-    """Return the columns to read, the id's last; raise DatasetError when one is missing."""
+    """Return the columns to read, the id's last. Raises DatasetError if one is missing."""
     names = [*needed, *(name for name in optional if name in there)]
     names += [name for name in ids if name in there][:1]
     if missing := [name for name in needed if name not in there]:

@@ -1,4 +1,4 @@
-"""The config of a BEIR-format folder, read from the folder: its split, and with a pass over it what it holds."""
+"""Infer the config of a BEIR-format folder: its split from the file names, its counts from a pass over the data."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from evalkit.datasets.survey import survey
 from evalkit.errors import DatasetError
 
 SPLITS: Final = ("test", "dev", "validation", "train")
-"""Which judgements are taken where a folder has several: the first of these that it has, else the first by name."""
+"""If a folder has judgements of several splits, the first of these is chosen, else the first by name."""
 UNKNOWN: Final = "unknown"
 
 
 class Fact(NamedTuple):
-    """One setting, and where it was read; empty where it was assumed."""
+    """One setting and the place where it was read; the place is empty if the value is assumed."""
 
     value: Any
     source: str = ""
 
 
 def infer(folder: Path, *, name: str, language: str | None = None, split: str | None = None) -> dict[str, Fact]:
-    """Return a folder's settings from its file names; nothing of it is read.
+    """Return a folder's settings, inferred from its file names; no file is read.
 
-    Raises DatasetError where it has no judgements.
+    Raises DatasetError if the folder has no judgements.
     """
     root = folder.expanduser().absolute()
     found = sorted({path.name.partition(".")[0] for path in root.glob("qrels/*.tsv*")})
@@ -52,9 +52,9 @@ def infer(folder: Path, *, name: str, language: str | None = None, split: str | 
 
 
 def measured(facts: Mapping[str, Fact], *, cache_dir: Path) -> dict[str, Fact]:
-    """Return the settings with those that a pass over the data gives: counts, checksum, lengths, overlapping ids.
+    """Read the data once; return the settings with counts, checksum, lengths and overlapping ids added.
 
-    Raises DatasetError for a folder that cannot be read whole.
+    Raises DatasetError if a file is missing or malformed.
     """
     settings = {name: fact.value for name, fact in facts.items()}
     config = DatasetConfig(**{**settings, "sources": ("folder",)})
@@ -89,7 +89,7 @@ def measured(facts: Mapping[str, Fact], *, cache_dir: Path) -> dict[str, Fact]:
 
 
 def lines(facts: Mapping[str, Fact]) -> list[str]:
-    """Return what was read and what was assumed, a line each."""
+    """Return one line with the settings that were read and one with those that were assumed."""
     shown = [(key, fact) for key, fact in facts.items() if key not in ("name", "sources")]
     read = [f"{key} {_shown(fact.value)} ({fact.source})" for key, fact in shown if fact.source]
     assumed = [f"{key} {_shown(fact.value)}" for key, fact in shown if not fact.source]

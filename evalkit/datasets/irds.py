@@ -1,4 +1,4 @@
-"""Collections by their ir-datasets id, streamed through that package; IR_DATASETS_HOME says where its files lie.
+"""Datasets by their ir-datasets id, streamed through that package. Its files are under IR_DATASETS_HOME.
 
 ir-datasets is imported on first use: the import takes a second, and it fixes IR_DATASETS_HOME for the process.
 """
@@ -18,12 +18,13 @@ from typing import Any, Final
 import xxhash
 
 from evalkit.config.settings import DatasetConfig
+from evalkit.datasets.judged import judged
 from evalkit.errors import DatasetError, Tried, nearest
 from evalkit.storage.columns import is_identifier
 from evalkit.storage.offline import reason
 from evalkit.types import Dataset, Document, Query
 
-# What ir-datasets and the libraries below it raise when a file cannot be fetched, verified or parsed.
+# Exceptions of ir-datasets and its libraries when a file cannot be fetched, verified or parsed.
 _READ_ERRORS: Final = (
     OSError,  # includes requests' exceptions and gzip.BadGzipFile
     EOFError,
@@ -36,26 +37,26 @@ _READ_ERRORS: Final = (
 )
 _SPLIT: Final = re.compile("/(train|dev|test)$")
 _SHOWN_CHARACTERS: Final = 300
-"""How much of the package's own message is quoted."""
+"""Characters of the package's own message that are quoted."""
 
 
 @dataclass
 class IrdsCorpus:
     """The documents of an ir-datasets collection.
 
-    Where the package keeps a document store (always for BEIR), a range is read from the store, one document at a time.
-    To build it, once, the package holds the id and place of every document: 260 bytes each, measured at 20,000.
-    Elsewhere a range asked of the package would first build one, a second copy on disk with all ids in memory at once
-    (gigabytes for MIRACL); so documents are streamed instead, and the place where the last range ended is kept open.
-    Ranges read one after the other, as shards are, cost one pass in all.
+    If the package keeps a document store (always for BEIR), a range is read from the store, one document at a time. To
+    build the store, once, the package holds the id and position of every document: 260 bytes each, measured at 20,000.
+    For other datasets, slicing would first build such a store: a second copy on disk, with all ids in memory
+    (gigabytes for MIRACL). These documents are streamed instead, and the stream stays open where the last range ended,
+    so that consecutive ranges, such as shards, take one pass in total.
     """
 
     dataset_id: str
     _resumable: tuple[int, Iterator[Any]] | None = field(default=None, init=False, repr=False, compare=False)
-    """(number of the next document, the stream that yields it); taken out while it is in use."""
+    """(number of the next document, the stream that yields it); None while the stream is in use."""
 
     def __reduce__(self) -> tuple[type[IrdsCorpus], tuple[str]]:
-        """Travel to another process by id; an open stream cannot."""
+        """Pickle the id only; an open stream cannot be pickled."""
         return IrdsCorpus, (self.dataset_id,)
 
     def stored_files(self) -> tuple[Path, ...]:
@@ -63,7 +64,7 @@ class IrdsCorpus:
         dataset = _dataset(self.dataset_id)
         home = _home()
         family, name = self.dataset_id.split("/")[:2]
-        if family == "beir":  # one folder per set, with everything in it
+        if family == "beir":  # one folder per dataset, with all its files
             return tuple(path for path in sorted((home / family / name).rglob("*")) if path.is_file())
         with _explained(self.dataset_id):
             documents = _document_files(dataset, fetch=True)
@@ -74,16 +75,16 @@ class IrdsCorpus:
         return (*documents, *others, *(version,) * version.is_file())
 
     def fingerprint(self) -> str:
-        """Return the id, the package's version, and sizes and times of the files that documents are read from.
+        """Return the id, the package's version, and sizes and times of the files with the documents.
 
-        The time of the last change (ctime) is among them: unlike that of the last write it cannot be set, so that a
-        file of the same size that was laid in place with its old time is noticed.
+        The times include the inode's change time (ctime). Unlike the modification time it cannot be set, so a file
+        that was replaced by one of the same size and modification time is noticed.
 
-        These are the collection's own, else the document store, built here if need be. Downloads what is not on disk;
-        the package verifies the checksums of what it downloads.
+        The files are the dataset's own if there are any, otherwise the document store, which is built if it is
+        missing. Missing files are downloaded, and the package verifies their checksums.
 
         Raises:
-            DatasetError: The collection cannot be had.
+            DatasetError: The dataset cannot be obtained.
 
         """
         import ir_datasets
@@ -103,14 +104,14 @@ class IrdsCorpus:
         """Yield documents in the package's order.
 
         Raises:
-            DatasetError: The collection cannot be had or read.
+            DatasetError: The dataset cannot be obtained or read.
 
         """
         import ir_datasets
 
         with _explained(self.dataset_id):
             records = _dataset(self.dataset_id).docs_iter()
-            # The splitter is what the package returns where a slice would first build a store.
+            # The package returns a splitter if slicing would first build a store.
             if hasattr(records, "__getitem__") and not isinstance(records, ir_datasets.util.DocstoreSplitter):
                 yield from map(_document, records[start:stop])
                 return
@@ -126,25 +127,25 @@ class IrdsCorpus:
                 self._resumable = (stop, records)
 
     def where(self, index: int) -> str:
-        """Return the document's number, from 1, in the collection."""
+        """Return the document's number in the dataset, counted from 1."""
         return f"document number {index + 1} of {self.dataset_id}"
 
 
 def stored(dataset_id: str) -> bool:
-    """Return whether all of a collection's documents are on disk, without fetching any."""
+    """Return whether all of a dataset's documents are on disk. Nothing is fetched."""
     if dataset_id.startswith("beir/"):
         folder = _home() / _SPLIT.sub("", dataset_id)
-        # Without the positions, which the package writes behind the documents, a document store is half built.
+        # The package writes the positions after the documents; without them a document store is incomplete.
         return (folder / "source.zip").is_file() or (folder / "docs.pklz4" / "bin.pos").is_file()
     dataset = _dataset(dataset_id)
     return hasattr(dataset, "docs_path") and all(path.is_file() for path in _document_files(dataset, fetch=False))
 
 
 def load_ir_datasets(config: DatasetConfig) -> Dataset:
-    """Read the queries and judgements of `config.ir_datasets_id`; its documents are read when they are asked for.
+    """Read the queries and judgements of `config.ir_datasets_id`. Its documents are read only when they are needed.
 
     Raises:
-        DatasetError: The id is missing or unknown, files cannot be had, or no query has a judgement.
+        DatasetError: The id is missing or unknown, files cannot be obtained, or no query has a judgement.
 
     """
     identifier = config.ir_datasets_id
@@ -168,7 +169,8 @@ def load_ir_datasets(config: DatasetConfig) -> Dataset:
                 pair = f"query {judgement.query_id!r} and document {judgement.doc_id!r}"
                 raise _damaged(identifier, f"grades {first} and {judgement.relevance} for {pair}", "one for a pair")
         known = tuple(Query(query.query_id, query.text) for query in source.queries_iter())
-    queries = tuple(query for query in known if query.id in qrels)
+    dataset = judged(config, IrdsCorpus(identifier), known, qrels, source=f"ir_datasets {_version()} {identifier}")
+    queries = dataset.queries
     if empty := [query.id for query in queries if not query.text.strip()]:
         raise _damaged(identifier, f"query {empty[0]!r} with empty text", "some text")
     if len({query.id for query in queries}) < len(queries):
@@ -176,23 +178,11 @@ def load_ir_datasets(config: DatasetConfig) -> Dataset:
     if not queries:
         msg = f"dataset {config.name}: got no query with a judgement from ir_datasets id {identifier!r}"
         raise DatasetError(f"{msg}, wanted at least one; delete its files under IR_DATASETS_HOME and get them anew")
-    return Dataset(
-        name=config.name,
-        split=config.split,
-        language=config.language,
-        corpus=IrdsCorpus(identifier),
-        queries=queries,
-        qrels=qrels,
-        drop_self=config.drop_self,
-        main_metric=config.main_metric,
-        query_groups={},
-        source=f"ir_datasets {_version()} {identifier}",
-        unjudged_queries=len(known) - len(queries),
-    )
+    return dataset
 
 
 def _document_files(dataset: Any, *, fetch: bool) -> list[Path]:
-    """Return the files that a collection's documents are read from, of which `docs_path` names the first alone."""
+    """Return the files with a dataset's documents; the package's `docs_path` names only the first."""
     parts = getattr(dataset.docs_handler(), "_dlcs", None)
     if parts is None:
         return [Path(dataset.docs_path() if fetch else dataset.docs_path(force=False))]
@@ -235,7 +225,7 @@ def _dataset(identifier: str) -> Any:
 
 
 def _kin(identifier: str) -> list[str]:
-    """Return the other ids of the same family (beir, miracl, …), or the families where there is no such family."""
+    """Return the other ids of the same family (beir, miracl, …), or all families if that one is unknown."""
     import ir_datasets
 
     names = [name for name in ir_datasets.registry if name != identifier]
@@ -245,7 +235,7 @@ def _kin(identifier: str) -> list[str]:
 
 @contextmanager
 def _explained(identifier: str) -> Iterator[None]:
-    """Turn what goes wrong inside the package into one line."""
+    """Raise errors of the package as a DatasetError of one line."""
     try:
         yield
     except _READ_ERRORS as error:
@@ -255,7 +245,7 @@ def _explained(identifier: str) -> Iterator[None]:
 
         why = f"got {reason(error, most=_SHOWN_CHARACTERS)}, wanted its whole files on disk or a download"
         remedy = (
-            f"check the network, delete damaged files under {ir_datasets.util.home_path()} or lay whole ones there, or "
-            "give a BEIR-format folder by dataset.path=DIR"
+            f"check the network, delete damaged files under {ir_datasets.util.home_path()} or copy complete ones "
+            "there, or give a BEIR-format folder by dataset.path=DIR"
         )
         raise DatasetError.not_had(Tried(f"ir_datasets id {identifier!r}", why, remedy)) from error

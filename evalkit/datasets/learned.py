@@ -1,8 +1,8 @@
-"""The checksum that a corpus had when it was first read whole; every later read is held against it.
+"""Remember the checksum of a corpus's first complete read, and compare later reads with it.
 
-Few datasets have a published checksum, and ir-datasets does not verify files that were laid into its folder by hand. A
-source with a revision (an id of an ir-datasets version, a commit on the Hub) must give the same corpus every time, so
-its first whole read is kept in the cache. A user's own folder may change, and is not remembered.
+Few datasets have a published checksum, and ir-datasets does not verify files that were copied into its folder. A source
+with a revision (an id in an ir-datasets version, a commit on the Hub) must always give the same corpus, so the checksum
+of its first complete read is kept in the cache. A user's own folder may change; its checksum is not kept.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from evalkit.types import Dataset
 _REVISIONED: Final = ("ir_datasets", "hub", "mirror")
 
 Verified = Literal["checksum", "learned", "counts", "nothing"]
-"""What a corpus was held against: a checksum in the config, that of an earlier read, published counts, or nothing."""
+"""What a corpus was verified against: the config's checksum, that of the first read, published counts, or nothing."""
 
 
 class Learned(NamedTuple):
-    """A corpus' checksum, and the file that remembers it."""
+    """The checksum of a corpus, and the file that contains it."""
 
     checksum: str
     path: Path
 
 
 def recall(cache_dir: Path, dataset: Dataset, config: DatasetConfig) -> Learned | None:
-    """Return the checksum of the first whole read of a dataset from its source, or None where there was none."""
+    """Return the checksum of a corpus's first complete read from its source, or None if there was no such read."""
     path = _path(cache_dir, dataset, config)
     if path is None:
         return None
@@ -58,14 +58,14 @@ def dataset_of(path: Path) -> str:
 
 
 def keep(cache_dir: Path, dataset: Dataset, config: DatasetConfig, survey: Survey) -> None:
-    """Remember a corpus that was read whole and does not deviate."""
+    """Keep the checksum of a corpus that was read completely and has no deviation."""
     if (path := _path(cache_dir, dataset, config)) is not None:
         facts = {**_facts(dataset, config), "documents": survey.documents, "checksum": survey.checksum}
         write_whole(path, f"{json.dumps(seal.seal(facts), ensure_ascii=False, indent=1)}\n".encode())
 
 
 def verified(config: DatasetConfig, learned: Learned | None) -> Verified:
-    """Name the strongest proof that a corpus was held against."""
+    """Return the strongest proof that a corpus was verified against."""
     if config.checksum is not None:
         return "checksum"
     if learned is not None:

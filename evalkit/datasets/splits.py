@@ -1,7 +1,7 @@
-"""The other splits of a run's dataset: judgements of the same documents for other, or partly the same, queries.
+"""The other splits of a dataset: judgements of the same documents for other, or partly the same, queries.
 
-A saved run holds the hits of one split's queries. Another split can be scored as far as it judges the same queries (MS
-MARCO's dev and dev/small, trec-dl's judgements of dev queries); where it shares none, only a run of its own can.
+A run contains hits for the queries of one split. It can be scored on another split for the queries that both share (MS
+MARCO's dev and dev/small, trec-dl's judgements of dev queries). A split without shared queries needs a run of its own.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from evalkit.types import Qrels
 
 
 class OtherSplit(NamedTuple):
-    """One split beside the run's own."""
+    """One split other than the run's own."""
 
     name: str
     judged: int
-    """Queries that it judges."""
+    """Number of its judged queries."""
     qrels: Qrels
-    """Its judgements of those queries that the run was asked."""
+    """Its judgements of queries that the run contains."""
 
 
 def others(config: DatasetConfig, asked: Collection[str]) -> tuple[list[OtherSplit], list[str]]:
-    """Return every other split that is on disk, and a line for each whose judgements are not or cannot be read.
+    """Return every other split on disk, and a line for each split whose judgements are missing or cannot be read.
 
     `asked` are the ids of the run's queries. Nothing is fetched. Raises DatasetError when the dataset is not on disk.
     """
@@ -58,7 +58,7 @@ _Readers = Iterator[tuple[str, Callable[[], Qrels]]]
 
 
 def _none(_config: DatasetConfig) -> _Readers:
-    """Yield nothing: the demo has one split, and the splits of a repository that gathers datasets are the others."""
+    """Yield nothing: the demo has one split, and the splits of a NanoBEIR repository are other datasets."""
     yield from ()
 
 
@@ -102,7 +102,7 @@ def _hub(config: DatasetConfig) -> _Readers:
     copy = config.hub
     assert copy is not None  # datasets.on_disk found it
     own, there = copy.split or config.split, qrels_splits(copy)
-    for name in there if len(there) > 1 else ():  # a single split is read whatever it is called, so it is the run's own
+    for name in there if len(there) > 1 else ():  # a single split is read whatever its name is, so it is the run's own
         if name != own:
             other = dataclasses.replace(config, hub=dataclasses.replace(copy, split=name))
             yield name, partial(_hub_qrels, other)

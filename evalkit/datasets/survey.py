@@ -80,7 +80,7 @@ class Survey:
     """Documents with a title and a blank text: BM25 with a field of its own for texts does not find them."""
 
 
-def survey(  # noqa: PLR0913 (keyword-only, and one caller)
+def survey(  # noqa: PLR0913 (keyword-only settings of one pass over the corpus)
     corpus: Corpus,
     *,
     shard_tokens: int,
@@ -125,7 +125,7 @@ def survey(  # noqa: PLR0913 (keyword-only, and one caller)
 def forget(
     corpus: Corpus, *, shard_tokens: int, max_document_tokens: int, cache_dir: Path, judged_ids: Collection[str] = ()
 ) -> None:
-    """Delete the cached survey of a corpus, if there is one, so that the next run reads the corpus again."""
+    """Delete the cached survey of a corpus, if there is one, so that the next job reads the corpus again."""
     key = _key(corpus.fingerprint(), shard_tokens, max_document_tokens, judged_ids)
     survey_file(cache_dir, key).unlink(missing_ok=True)
 
@@ -196,7 +196,7 @@ def estimated_tokens(text: str, *, max_document_tokens: int) -> int:
     return min(max_document_tokens, _MARKER_TOKENS + len(text.encode()) // _BYTES_PER_TOKEN)
 
 
-def _pass(  # noqa: PLR0913
+def _pass(
     corpus: Corpus,
     *,
     shard_tokens: int,

@@ -16,9 +16,9 @@ def map_shards(
     *,
     ahead: Callable[[ShardRange], None] = lambda _shard: None,
 ) -> Iterator[Result]:
-    """Yield the step's result for each shard, in order. The step skips by itself what is already checkpointed.
+    """Yield the step's result for each shard, in order. The step itself reuses what is already checkpointed.
 
-    `ahead` hears of each shard while the one before it has its turn.
+    `ahead(shard)` is called for the next shard before the step runs on the current one.
     """
     following = iter(shards)
     shard = next(following, None)

@@ -1,7 +1,7 @@
-"""The Ray engine: a worker is an actor with a step of its own, and the driver hands it one piece of work after another.
+"""The Ray engine: each worker is an actor with a step of its own, and the driver sends it one work item after another.
 
-Ray starts the actors, restarts those that die, and carries the pieces. Nothing here is durable: whoever calls `map`
-checkpoints what comes back. A piece lost with its worker is done again elsewhere; one that fails twice is reported.
+Ray starts the actors, restarts those that die, and transfers the items. Nothing here is durable: the caller of `map`
+checkpoints the results. An item that was lost with its worker is tried on another; one that fails twice is reported.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ from evalkit.errors import ConfigError, DeviceError, EngineError, EvalkitError, 
 log = logging.getLogger(__name__)
 
 COMPARED = ("torch", "transformers")
-"""Packages whose versions must agree, beside evalkit's own: they can move the last bits of a vector."""
+"""Packages whose versions must agree, besides evalkit's own: they can change the last bits of a vector."""
 MOST_FAILURES = 2
-"""Attempts at a piece of work before it is reported as failed."""
+"""Attempts at a work item before it is reported as failed."""
 MOST_DEATHS = 5
-"""Deaths of a worker in a row, with no piece finished in between, before it is given up."""
+"""Consecutive deaths of a worker, without a finished item in between, before it is given up."""
 MOST_LOADS = 3
-"""Deaths of a worker while it makes its step, before a run is given up that has not begun."""
+"""Deaths of a worker while it loads its step, before the job fails."""
 TICK_S = 0.5
-"""How long the driver waits for the workers before it looks at clock and signals again."""
+"""Longest wait for an answer, after which the driver looks at the clock and handles signals."""
 PATIENCE_S = 180.0
-"""How long the driver waits for workers that Ray has yet to start again, while none is ready."""
+"""Longest time without a ready worker while Ray starts workers again."""
 CONNECT_S = 5.0
 MARGIN_BYTES = 128 << 20
-"""Of the object store beside the pieces of work; Ray refuses a store below 75 MiB."""
+"""Bytes of the object store in addition to the work items; Ray refuses a store below 75 MiB."""
 
 Work = TypeVar("Work")
 Work_contra = TypeVar("Work_contra", contravariant=True)
@@ -53,31 +53,31 @@ Result_co = TypeVar("Result_co", covariant=True)
 
 
 class Step(Protocol[Work_contra, Result_co]):
-    """What a worker holds: the three parts of a step, of which one call at a time is in `run`."""
+    """A worker's step in three parts; `run` is called for one item at a time."""
 
     def prepare(self, work: Work_contra, latest: Any) -> Any:
-        """Return the work made ready for `run`; called while `run` has another piece."""
+        """Prepare an item for `run`; may be called while another item is in `run`."""
 
     def run(self, prepared: Any) -> Any:
-        """Do the work; the device belongs to this call."""
+        """Compute the result; no other call uses the device meanwhile."""
 
     def settle(self, done: Any) -> Result_co:
-        """Return what goes back to the driver; called while `run` has another piece."""
+        """Return the result for the driver; may be called while another item is in `run`."""
 
     def close(self) -> None:
-        """Make room for the next step."""
+        """Free the memory for the next step."""
 
 
 Load = Callable[[], Step[Any, Any]]
-"""Makes a worker's step in its process. It is pickled and named by a key: a worker that has the key's step keeps it."""
+"""Builds a step in the worker's process. It is pickled; a key identifies it, so that a worker builds it only once."""
 
 
 class Facts(NamedTuple):
-    """What a worker says of itself."""
+    """The facts that a worker reports about itself."""
 
     versions: dict[str, str]
     node: str
-    """Ray's name for the node; a machine can be several."""
+    """Ray's name of the node; one machine can run several nodes."""
     host: str
     process_id: int
     device: str
@@ -88,7 +88,7 @@ class Facts(NamedTuple):
 
 
 class WorkerState(NamedTuple):
-    """What one worker is doing, for people."""
+    """The state of one worker, for `evalkit status`."""
 
     number: int
     where: str
@@ -100,8 +100,8 @@ class WorkerState(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece(Generic[Work]):
-    """One piece of work, what to call it in messages, and its size, by which longer pieces go first."""
+class WorkItem(Generic[Work]):
+    """One item of work, its name in messages, and its size: larger items are sent first."""
 
     name: str
     work: Work
@@ -109,7 +109,7 @@ class Piece(Generic[Work]):
 
 
 class Done(NamedTuple, Generic[Result]):
-    """A finished piece: its name, what the step returned, and who did it."""
+    """A finished item: its name, the step's result, and the worker."""
 
     name: str
     result: Result
@@ -117,7 +117,7 @@ class Done(NamedTuple, Generic[Result]):
 
 
 class Failed(NamedTuple):
-    """A piece that no worker could do: its name, and where and why each attempt failed."""
+    """An item that failed on every attempt: its name, and the worker and reason of each attempt."""
 
     name: str
     reasons: tuple[str, ...]
@@ -125,22 +125,22 @@ class Failed(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """The workers that are asked for, and where."""
+    """The requested workers."""
 
     address: str | None
-    """None: Ray is started on this machine, and stopped at the end."""
+    """The address of a Ray cluster; None starts Ray on this machine and stops it at the end."""
     workers: int | None
-    """None: as many as the machine or cluster has room for."""
+    """None means as many as fit on the machine or cluster."""
     gpus_per_worker: float
-    """0: the workers are on CPUs."""
+    """0 means workers without GPU."""
     cpus_per_worker: int | None
-    """None: one, or on GPUs an equal share of the node's."""
+    """None means one, or with GPUs an equal share of the node's CPUs."""
     object_bytes: int
-    """A piece of work at most, about: sizes the object store of a Ray that is started here."""
+    """Approximate size of the largest work item; sizes the object store of a Ray that is started here."""
 
 
 def versions() -> dict[str, str]:
-    """Return the versions that must agree among driver and workers."""
+    """Return the versions that must be the same on the driver and all workers."""
     return {"evalkit": evalkit.__version__, **{name: importlib.metadata.version(name) for name in COMPARED}}
 
 
@@ -148,7 +148,7 @@ def versions() -> dict[str, str]:
 
 
 class _Outcome(NamedTuple):
-    """What a call of a worker came to: a value or an error, and the warnings that were logged on the way."""
+    """The outcome of a call: a value or an error, and the warnings that were logged meanwhile."""
 
     value: Any
     error: EvalkitError | None
@@ -156,7 +156,7 @@ class _Outcome(NamedTuple):
 
 
 class _Notes(logging.Handler):
-    """Collects warnings, which the driver shows: a worker's own output goes to Ray's log files."""
+    """Collects warnings for the driver to show, because a worker's own output goes to Ray's log files."""
 
     def __init__(self) -> None:
         super().__init__(logging.WARNING)
@@ -173,10 +173,10 @@ class _Notes(logging.Handler):
 
 
 class Worker:
-    """The actor: holds one step, and does a piece of work while the next is prepared and the last is settled."""
+    """The actor: it has one step, and runs an item while the next is prepared and the previous one is settled."""
 
     def __init__(self) -> None:
-        """Hold no step yet."""
+        """Start without a step."""
         self._key = ""
         self._step: Step[Any, Any] | None = None
         self._loading, self._running = threading.Lock(), threading.Lock()
@@ -184,18 +184,18 @@ class Worker:
         logging.getLogger().addHandler(self._notes)
 
     def facts(self) -> Facts:
-        """Say what runs here and where."""
+        """Return the worker's versions, place and device."""
         import ray
 
         node = str(ray.get_runtime_context().get_node_id())
         return Facts(versions(), node, socket.gethostname(), os.getpid(), _device())
 
     def load(self, key: str, boxed: Sequence[Any]) -> _Outcome:
-        """Make the step of a key, unless it is here. `boxed` holds a reference to the pickled loader."""
+        """Build the step of a key unless it exists. `boxed` contains a reference to the pickled loader."""
         return self._outcome(lambda: self._loaded(key, boxed) and self.facts())
 
     def run(self, key: str, boxed: Sequence[Any], work: Any, latest: Any) -> _Outcome:
-        """Do one piece of work with the step of a key; `latest` is what the driver knew when it sent the piece."""
+        """Run one item through the step of a key. `latest` is the driver's state when it sent the item."""
 
         def done() -> Any:
             step = self._loaded(key, boxed)
@@ -214,7 +214,7 @@ class Worker:
                 with self._running:
                     if self._step is not None:
                         self._step.close()
-                    self._step = None  # frees what the last one held before the next is made
+                    self._step = None  # free the memory of the old step before the new one is built
                     load: Load = ray.get(boxed[0])
                     self._step, self._key = load(), key
             return self._step
@@ -224,7 +224,7 @@ class Worker:
             return _Outcome(call(), None, self._notes.taken())
         except EvalkitError as error:
             return _Outcome(None, error, self._notes.taken())
-        except Exception as error:  # noqa: BLE001 (whatever it is, the driver reports it with the piece of work)
+        except Exception as error:  # noqa: BLE001 (the driver reports any error with the item)
             traceback.print_exc()  # into Ray's log file of this worker
             return _Outcome(None, EngineError(_in_short(error)), self._notes.taken())
 
@@ -244,16 +244,16 @@ def _in_short(error: BaseException) -> str:
 
 
 @dataclass
-class _Flight:
-    """A call that a worker has not answered yet; `piece` is None for the loading of a step."""
+class _Call:
+    """A call that a worker has not answered yet; `item` is None while a step is loaded."""
 
     reference: Any
-    piece: _Tried | None
+    item: _Attempted | None
 
 
 @dataclass
-class _Tried:
-    """A piece of work, which waits in the object store, with what its attempts came to."""
+class _Attempted:
+    """A work item in the object store, with the outcomes of its attempts."""
 
     name: str
     size: int
@@ -261,18 +261,18 @@ class _Tried:
     reasons: list[str] = field(default_factory=list)
     failed_on: set[int] = field(default_factory=set)
     alone: bool = False
-    """Was under way beside another piece when their worker ended: next time it goes alone, so that blame is just."""
+    """Set if it was in flight with another item when their worker ended: sent alone, the next failure is its own."""
 
 
 @dataclass
 class _Slot:
-    """A worker as the driver sees it."""
+    """The driver's view of a worker."""
 
     number: int
     actor: Any
     facts: Facts
     state: str = "idle"
-    flights: deque[_Flight] = field(default_factory=deque)
+    calls: deque[_Call] = field(default_factory=deque)
     done: int = 0
     deaths: int = 0
     deaths_in_a_row: int = 0
@@ -286,14 +286,24 @@ class _Slot:
         return self.state.startswith("given up")
 
 
+@dataclass(frozen=True)
+class _Round:
+    """One `map`: the step that it uses, and the work that waits for a worker."""
+
+    key: str
+    boxed: Sequence[Any]
+    """A reference to the pickled loader of the step (see `Pool._boxed`)."""
+    waiting: list[_Attempted] = field(default_factory=list)
+
+
 class Pool:
-    """Workers that stay while one `map` follows another; closing ends them, and Ray where it was started here."""
+    """Workers that serve one `map` after another. Closing ends them, and Ray if it was started here."""
 
     def __init__(self, resources: Resources) -> None:
         """Start or join Ray and start the workers.
 
-        Raises ConfigError for an address that does not answer, for more GPUs than there are and for workers of other
-        versions, EngineError where Ray is not installed or a worker cannot start.
+        Raises ConfigError for an address that does not answer, more GPUs than exist, or workers of other versions;
+        EngineError if Ray is not installed or a worker cannot start.
         """
         self.resources = resources
         self._ray = _ray(resources)
@@ -318,37 +328,42 @@ class Pool:
 
     @property
     def nodes(self) -> list[str]:
-        """The node of every worker, by Ray's name."""
+        """Ray's name of every worker's node."""
         return [slot.facts.node for slot in self._slots]
 
+    @property
+    def lacks_workers(self) -> bool:
+        """Whether a worker was given up."""
+        return any(slot.given_up for slot in self._slots)
+
     def states(self) -> list[WorkerState]:
-        """Return what every worker is doing."""
+        """Return the state of every worker."""
         return [
             WorkerState(slot.number, slot.facts.label(), slot.facts.device, _activity(slot), slot.done, slot.deaths)
             for slot in self._slots
         ]
 
     def prepare(self, key: str, load: Load) -> None:
-        """Make the step of a key on every worker that has another. Raises the first error that a worker met."""
+        """Build the step of a key on every worker that lacks it. Raises the first error of a worker."""
         boxed = self._boxed(key, load)
         slots = [slot for slot in self._slots if not slot.given_up]
         for slot in slots:
             slot.state = "loading"
-            slot.flights.clear()
-            slot.flights.append(_Flight(slot.actor.load.remote(key, boxed), None))
+            slot.calls.clear()
+            slot.calls.append(_Call(slot.actor.load.remote(key, boxed), None))
         started = time.monotonic()
         while any(slot.state == "loading" for slot in slots):
-            for slot, flight in self._landed():
-                slot.flights.remove(flight)
+            for slot, call in self._landed():
+                slot.calls.remove(call)
                 try:
-                    outcome: _Outcome = self._ray.get(flight.reference)
+                    outcome: _Outcome = self._ray.get(call.reference)
                 except self._ray.exceptions.RayError as error:
                     if not self._is_starting(error):
                         slot.deaths_in_a_row += 1
                     if slot.deaths_in_a_row >= MOST_LOADS or time.monotonic() - started > PATIENCE_S:
                         msg = f"worker on {slot.facts.label()} ended while it loaded its step: {_cause(error)}"
                         raise EngineError(msg) from error
-                    slot.flights.append(_Flight(slot.actor.load.remote(key, boxed), None))
+                    slot.calls.append(_Call(slot.actor.load.remote(key, boxed), None))
                     continue
                 self._say(outcome)
                 if outcome.error is not None:
@@ -357,7 +372,7 @@ class Pool:
                 _refuse_other_versions(slot.facts)
 
     def _is_starting(self, error: Exception) -> bool:
-        """Whether a call was refused because Ray is still starting its worker again; waits a little if so."""
+        """Whether a call was refused because Ray is still restarting its worker; if so, wait for a moment."""
         if not isinstance(error, self._ray.exceptions.ActorUnavailableError):
             return False
         time.sleep(TICK_S)
@@ -367,38 +382,37 @@ class Pool:
         self,
         key: str,
         load: Load,
-        pieces: Iterable[Piece[Work]],
+        items: Iterable[WorkItem[Work]],
         *,
         latest: Callable[[], Any] = lambda: None,
         on_tick: Callable[[], None] = lambda: None,
     ) -> Iterator[Done[Any] | Failed]:
-        """Yield each piece's result as it comes, in no order; a bounded number of pieces is read and under way.
+        """Yield each item's result when it arrives, in any order. A bounded number of items is read ahead.
 
-        `prepare` has been called with the same key. `latest` is called when a piece is sent, and its value goes along;
-        `on_tick` is called at least every second or so. Raises EngineError when no worker is left.
+        Call `prepare` with the same key before. `latest()` is called whenever an item is sent, and its value is sent
+        too. `on_tick()` is called about once a second. Raises EngineError if no worker is left.
         """
-        boxed = self._boxed(key, load)
-        following = iter(pieces)
-        window: list[_Tried] = []
+        this = _Round(key, self._boxed(key, load))
+        following = iter(items)
         exhausted, ready_at = False, time.monotonic()
         while True:
             ready = [slot for slot in self._slots if slot.ready]
-            while not exhausted and len(window) < len(self._slots) + 2:
-                piece = next(following, None)
-                exhausted = piece is None
-                if piece is not None:
-                    window.append(_Tried(piece.name, piece.size, self._ray.put(piece.work)))
-            self._dispatch(key, boxed, window, ready, plenty=not exhausted, latest=latest)
-            if exhausted and not window and not any(flight.piece for slot in self._slots for flight in slot.flights):
+            while not exhausted and len(this.waiting) < len(self._slots) + 2:
+                item = next(following, None)
+                exhausted = item is None
+                if item is not None:
+                    this.waiting.append(_Attempted(item.name, item.size, self._ray.put(item.work)))
+            self._dispatch(this, ready, plenty=not exhausted, latest=latest)
+            if exhausted and not this.waiting and not any(call.item for slot in self._slots for call in slot.calls):
                 return
             on_tick()
             ready_at = time.monotonic() if ready else ready_at
             self._refuse_to_wait_forever(time.monotonic() - ready_at)
-            for slot, flight in self._landed():
-                yield from self._answer(slot, flight, key, boxed, window)
+            for slot, call in self._landed():
+                yield from self._answer(slot, call, this)
 
     def close(self) -> None:
-        """End every worker at once, and Ray where it was started here."""
+        """End every worker now, and Ray if it was started here."""
         ray = self._ray
         if not ray.is_initialized():
             return
@@ -414,7 +428,7 @@ class Pool:
             signal.signal(signal.SIGTERM, self._handler)
             self._handler = None
 
-    # ---- starting
+    # ---- start
 
     def _start(self) -> None:
         ray, asked = self._ray, self.resources
@@ -456,131 +470,111 @@ class Pool:
             _refuse_other_versions(facts)
 
     def _boxed(self, key: str, load: Load) -> list[Any]:
-        """Return a reference to the loader in a list, in which Ray passes it on without fetching what it refers to."""
+        """Return a reference to the loader in a list: Ray then passes it on without fetching the loader."""
         if self._sent[0] != key:
             self._sent = (key, self._ray.put(load))
         return [self._sent[1]]
 
-    # ---- handing out
+    # ---- dispatch
 
-    def _dispatch(  # noqa: PLR0913 (keyword-only behind the first four)
-        self,
-        key: str,
-        boxed: Sequence[Any],
-        window: list[_Tried],
-        ready: Sequence[_Slot],
-        *,
-        plenty: bool,
-        latest: Callable[[], Any],
-    ) -> None:
-        """Give the largest pieces that were read to idle workers; a second one to each while there are plenty."""
-        window.sort(key=lambda tried: tried.size)
+    def _dispatch(self, this: _Round, ready: Sequence[_Slot], *, plenty: bool, latest: Callable[[], Any]) -> None:
+        """Send the largest waiting items to idle workers, and each worker a second one while more items follow."""
+        window = this.waiting
+        window.sort(key=lambda item: item.size)
         for depth in (1, 2):
             for slot in ready:
                 if depth == 2 and not plenty and len(window) <= len(ready):
-                    return  # the last pieces wait for whoever is free first
-                if len(slot.flights) >= depth or any(flight.piece and flight.piece.alone for flight in slot.flights):
+                    return  # the last items wait for the first worker that becomes idle
+                if len(slot.calls) >= depth or any(call.item and call.item.alone for call in slot.calls):
                     continue
-                chosen = next((tried for tried in reversed(window) if _suits(tried, slot, others=len(ready) > 1)), None)
+                chosen = next((item for item in reversed(window) if _suits(item, slot, others=len(ready) > 1)), None)
                 if chosen is None:
                     continue
                 window.remove(chosen)
-                reference = slot.actor.run.remote(key, boxed, chosen.work, latest())
-                slot.flights.append(_Flight(reference, chosen))
+                reference = slot.actor.run.remote(this.key, this.boxed, chosen.work, latest())
+                slot.calls.append(_Call(reference, chosen))
                 slot.state = "at work"
 
-    def _landed(self) -> list[tuple[_Slot, _Flight]]:
-        """Wait a little for answers, and return those that are there."""
-        flying = {flight.reference: (slot, flight) for slot in self._slots for flight in slot.flights}
-        if not flying:
+    def _landed(self) -> list[tuple[_Slot, _Call]]:
+        """Wait up to TICK_S for an answer; return all calls that were answered."""
+        in_flight = {call.reference: (slot, call) for slot in self._slots for call in slot.calls}
+        if not in_flight:
             time.sleep(TICK_S)
             return []
-        found, rest = self._ray.wait(list(flying), timeout=TICK_S)
+        found, rest = self._ray.wait(list(in_flight), timeout=TICK_S)
         if found and rest:
             more, _ = self._ray.wait(rest, num_returns=len(rest), timeout=0)
             found += more
-        return [flying[reference] for reference in found]
+        return [in_flight[reference] for reference in found]
 
-    def _answer(
-        self, slot: _Slot, flight: _Flight, key: str, boxed: Sequence[Any], window: list[_Tried]
-    ) -> Iterator[Done[Any] | Failed]:
-        if flight not in slot.flights:
-            return  # it was lost with its worker, by an answer that came in the same moment
-        by_itself = len(slot.flights) == 1
-        slot.flights.remove(flight)
+    def _answer(self, slot: _Slot, call: _Call, this: _Round) -> Iterator[Done[Any] | Failed]:
+        if call not in slot.calls:
+            return  # another answer of the same moment showed that its worker had ended
+        by_itself = len(slot.calls) == 1
+        slot.calls.remove(call)
         try:
-            outcome: _Outcome = self._ray.get(flight.reference)
+            outcome: _Outcome = self._ray.get(call.reference)
         except self._ray.exceptions.RayError as error:
-            if flight.piece is None and self._is_starting(error):
-                slot.flights.append(_Flight(slot.actor.load.remote(key, boxed), None))
+            if call.item is None and self._is_starting(error):
+                slot.calls.append(_Call(slot.actor.load.remote(this.key, this.boxed), None))
                 return
-            yield from self._lost(slot, flight, _cause(error), key, boxed, window, blamed=by_itself)
+            yield from self._lost(slot, call, _cause(error), this, blamed=by_itself)
             return
         self._say(outcome)
-        if flight.piece is None:
+        if call.item is None:
             self._back(slot, outcome)
             return
-        slot.state = "at work" if slot.flights else "idle"
+        slot.state = "at work" if slot.calls else "idle"
         problem = outcome.error
         if problem is None:
             slot.done += 1
             slot.deaths_in_a_row = 0
-            yield Done(flight.piece.name, outcome.value, slot.facts)
+            yield Done(call.item.name, outcome.value, slot.facts)
             return
-        if isinstance(problem, StoreError):  # the node's fault, not the piece's
-            window.append(flight.piece)
-            self._give_up(slot, str(problem), window)
+        if isinstance(problem, StoreError):  # the node's fault, not the item's
+            this.waiting.append(call.item)
+            self._give_up(slot, str(problem), this.waiting)
             return
-        yield from self._failed(slot, flight.piece, str(problem), window)
-        if isinstance(problem, DeviceError):  # what is left of the device's state is not to be trusted
+        yield from self._failed(slot, call.item, str(problem), this)
+        if isinstance(problem, DeviceError):  # the state of the device is unknown now
             self._ray.kill(slot.actor, no_restart=False)
-            self._restart(slot, key, boxed, window)
+            self._restart(slot, this)
 
-    def _failed(self, slot: _Slot, tried: _Tried, reason: str, window: list[_Tried]) -> Iterator[Failed]:
-        tried.reasons.append(f"{slot.facts.label()}: {reason}")
-        tried.failed_on.add(slot.number)
-        if len(tried.reasons) >= MOST_FAILURES:
-            yield Failed(tried.name, tuple(tried.reasons))
+    def _failed(self, slot: _Slot, item: _Attempted, reason: str, this: _Round) -> Iterator[Failed]:
+        item.reasons.append(f"{slot.facts.label()}: {reason}")
+        item.failed_on.add(slot.number)
+        if len(item.reasons) >= MOST_FAILURES:
+            yield Failed(item.name, tuple(item.reasons))
         else:
-            log.warning("%s failed on %s and is tried again: %s", tried.name, slot.facts.label(), reason)
-            window.append(tried)
+            log.warning("%s failed on %s and is tried again: %s", item.name, slot.facts.label(), reason)
+            this.waiting.append(item)
 
-    def _lost(  # noqa: PLR0913, PLR0917 (what there is to know of a loss)
-        self,
-        slot: _Slot,
-        flight: _Flight,
-        reason: str,
-        key: str,
-        boxed: Sequence[Any],
-        window: list[_Tried],
-        *,
-        blamed: bool,
-    ) -> Iterator[Failed]:
-        """Take a worker's pieces back. A failed attempt is counted where one piece alone was under way."""
-        if flight.piece is not None and blamed:
-            yield from self._failed(slot, flight.piece, f"the worker ended: {reason}", window)
+    def _lost(self, slot: _Slot, call: _Call, reason: str, this: _Round, *, blamed: bool) -> Iterator[Failed]:
+        """Put a lost worker's items back. It counts as a failed attempt only if one item alone was in flight."""
+        if call.item is not None and blamed:
+            yield from self._failed(slot, call.item, f"the worker ended: {reason}", this)
         else:
-            slot.flights.append(flight)
-            names = " and ".join(lost.piece.name for lost in slot.flights if lost.piece is not None)
+            slot.calls.append(call)
+            names = " and ".join(lost.item.name for lost in slot.calls if lost.item is not None)
             again = f"; {names} are done again" if names else ""
             log.warning("worker on %s ended and is started again (%s)%s", slot.facts.label(), reason, again)
-        for other in slot.flights:
-            if other.piece is not None:
-                other.piece.alone = True
+        for other in slot.calls:
+            if other.item is not None:
+                other.item.alone = True
         slot.deaths += 1
         slot.deaths_in_a_row += 1
         self._clean = False
         if slot.deaths_in_a_row >= MOST_DEATHS:
-            self._give_up(slot, f"ended {MOST_DEATHS} times in a row, at last: {reason}", window)
+            self._give_up(slot, f"ended {MOST_DEATHS} times in a row, at last: {reason}", this.waiting)
         else:
-            self._restart(slot, key, boxed, window)
+            self._restart(slot, this)
 
-    def _restart(self, slot: _Slot, key: str, boxed: Sequence[Any], window: list[_Tried]) -> None:
-        """Ask a worker that Ray starts again for its step; it gets no piece before it answers."""
-        window.extend(flight.piece for flight in slot.flights if flight.piece is not None)
-        slot.flights.clear()
+    def _restart(self, slot: _Slot, this: _Round) -> None:
+        """Let a worker that Ray starts again load the step; it gets no item before it answers."""
+        this.waiting.extend(call.item for call in slot.calls if call.item is not None)
+        slot.calls.clear()
         slot.state = "starting again"
-        slot.flights.append(_Flight(slot.actor.load.remote(key, boxed), None))
+        slot.calls.append(_Call(slot.actor.load.remote(this.key, this.boxed), None))
 
     def _back(self, slot: _Slot, outcome: _Outcome) -> None:
         if outcome.error is not None:
@@ -590,9 +584,9 @@ class Pool:
         _refuse_other_versions(slot.facts)
         slot.state = "idle"
 
-    def _give_up(self, slot: _Slot, reason: str, window: list[_Tried]) -> None:
-        window.extend(flight.piece for flight in slot.flights if flight.piece is not None)
-        slot.flights.clear()
+    def _give_up(self, slot: _Slot, reason: str, waiting: list[_Attempted]) -> None:
+        waiting.extend(call.item for call in slot.calls if call.item is not None)
+        slot.calls.clear()
         slot.state = f"given up: {reason}"
         self._clean = False
         with contextlib.suppress(Exception):
@@ -624,9 +618,9 @@ _pool: Pool | None = None
 
 
 def pool(resources: Resources) -> Pool:
-    """Return the workers that are asked for: those of the last call where the same are wanted, else new ones."""
-    global _pool  # noqa: PLW0603 (workers outlive a cell, as Ray's connection does, of which a process has one)
-    if _pool is not None and (_pool.resources != resources or any(slot.given_up for slot in _pool._slots)):  # noqa: SLF001
+    """Return the requested workers: those of the last call if it requested the same and all are left, else new ones."""
+    global _pool  # noqa: PLW0603 (a process has one connection to Ray, and its workers outlive a cell)
+    if _pool is not None and (_pool.resources != resources or _pool.lacks_workers):
         close()
     if _pool is None:
         _pool = Pool(resources)
@@ -634,46 +628,46 @@ def pool(resources: Resources) -> Pool:
 
 
 def current() -> Pool | None:
-    """Return the workers of the last call of `pool`, unless they were closed."""
+    """Return the workers of the last call of `pool`, or None if they were closed."""
     return _pool
 
 
 def close() -> None:
-    """End the workers of `pool`, if there are any."""
+    """End the workers of `pool` if there are any."""
     global _pool
     if _pool is not None:
         ending, _pool = _pool, None
         ending.close()
 
 
-def _suits(tried: _Tried, slot: _Slot, *, others: bool) -> bool:
-    """Whether a worker may have a piece now: one that failed goes to another, where there is one."""
-    if others and slot.number in tried.failed_on:
+def _suits(item: _Attempted, slot: _Slot, *, others: bool) -> bool:
+    """Whether an item may be sent to a worker now. After a failure it goes to another worker if there is one."""
+    if others and slot.number in item.failed_on:
         return False
-    return not (tried.alone and slot.flights)
+    return not (item.alone and slot.calls)
 
 
 def _activity(slot: _Slot) -> str:
-    pieces = [flight.piece.name for flight in slot.flights if flight.piece is not None]
-    return f"at work on {pieces[0]}" if pieces and slot.state == "at work" else slot.state
+    names = [call.item.name for call in slot.calls if call.item is not None]
+    return f"at work on {names[0]}" if names and slot.state == "at work" else slot.state
 
 
 def _ray(asked: Resources) -> Any:
-    """Import Ray, kept from counting its users and from talking over the progress line."""
+    """Import Ray with usage statistics and its own output turned off."""
     if asked.address is None and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
-        # Read once, when Ray is imported; without them Ray writes a token into the home folder.
+        # Ray reads them on import; without them it writes a token into the home folder.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's own 15 leaves a worker behind all else on the machine
+    os.environ.setdefault("RAY_worker_niceness", "0")  # by default Ray gives workers the low priority 15
     try:
         import ray
     except ImportError as error:
         msg = f"engine=ray: Ray is not installed ({_in_short(error)}); pip install 'evalkit[ray]'"
         raise EngineError(msg) from error
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with contextlib.suppress(ImportError):  # Ray would print a page about every death among the results on stdout
+    with contextlib.suppress(ImportError):  # Ray would print a page about every dead worker on stdout
         from ray._private import worker as internals
 
         internals.print_to_stdstream = lambda *_args, **_options: None
@@ -681,12 +675,12 @@ def _ray(asked: Resources) -> Any:
 
 
 def _connect(ray: Any, asked: Resources) -> None:
-    """Start Ray here or join the cluster. Raises ConfigError where nobody answers."""
+    """Start Ray here or join the cluster. Raises ConfigError if no cluster answers."""
     quiet = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.ERROR}
     if asked.address is None:
         cpus = max(os.cpu_count() or 1, (asked.workers or 1) * (asked.cpus_per_worker or 1))
-        pieces = 4 * max(asked.workers or cpus, 1) + 2
-        store = min(MARGIN_BYTES + pieces * asked.object_bytes, _half_of_memory())
+        items = 4 * max(asked.workers or cpus, 1) + 2
+        store = min(MARGIN_BYTES + items * asked.object_bytes, _half_of_memory())
         ray.init(address="local", num_cpus=cpus, object_store_memory=store, include_dashboard=False, **quiet)
         return
     host, _, port = asked.address.rpartition(":")
@@ -744,7 +738,7 @@ def _refuse_other_versions(facts: Facts) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """Return what ended a worker, in a line: Ray's own messages are pages."""
+    """Return the reason why a worker ended, in one line; Ray's own messages have pages."""
     text = str(error)
     for sign in ("ModuleNotFoundError", "ImportError", "AttributeError"):
         if sign in text:
@@ -762,7 +756,7 @@ def _end(_signal: int, _frame: FrameType | None) -> None:
 
 @contextlib.contextmanager
 def _deaf_to_signals() -> Iterator[None]:
-    """Let nothing break into the end of the workers: an impatient second Ctrl-C would leave some behind."""
+    """Ignore signals while workers are ended: a second Ctrl-C would leave some of them running."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""What every kernel does when it cannot be had: say why in one line, once, and tell full memory from other failures."""
+"""Failures of kernels: log the reason once in one line, and distinguish a lack of memory from other errors."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import torch
 log = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""How torch words it where the error's class does not tell."""
+"""Parts of torch's messages for a lack of memory, if the error's class does not tell."""
 
 
 def first_line(error: Exception) -> str:
-    r"""Return the first line of an error's message, or its class where it has none.
+    r"""Return the first line of an error's message, or the name of its class if it has no message.
 
     >>> first_line(ValueError("no compiler\nand more")), first_line(KeyError())
     ('no compiler', 'KeyError')
@@ -23,7 +23,7 @@ def first_line(error: Exception) -> str:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """Tell whether memory ran out."""
+    """Tell whether an error means that memory ran out."""
     if isinstance(error, (MemoryError, torch.OutOfMemoryError)):
         return True
     return any(text in str(error) for text in OUT_OF_MEMORY)
@@ -31,5 +31,5 @@ def is_out_of_memory(error: Exception) -> bool:
 
 @cache
 def say_once(problem: str) -> None:
-    """Report what was given up, once per process."""
+    """Log a problem, once per process."""
     log.warning("%s", problem)

@@ -74,7 +74,7 @@ def _bfloat16_residual(vectors_XD: Tensor) -> Tensor:
     return vectors_XD.float() - vectors_XD.bfloat16().float()
 
 
-_PIECE = 1 << 12
+_BLOCK_ROWS = 1 << 12
 _SLACK = 1.001
 """Exceeds the relative rounding error of an fp32 norm of up to 8,000 terms: γ(8000) < 5e-4."""
 
@@ -92,8 +92,8 @@ def largest_norm(vectors_XD: Tensor) -> float:
 
 def _largest(part: Callable[[Tensor], Tensor], vectors_XD: Tensor) -> float:
     """Return an upper bound of the largest norm of `part(vectors)`, computed block by block to bound memory."""
-    pieces = (vectors_XD[begin : begin + _PIECE] for begin in range(0, len(vectors_XD), _PIECE))
-    return max(float(norms(part(piece)).max()) for piece in pieces)
+    blocks = (vectors_XD[begin : begin + _BLOCK_ROWS] for begin in range(0, len(vectors_XD), _BLOCK_ROWS))
+    return max(float(norms(part(block)).max()) for block in blocks)
 
 
 def _gamma(terms: int, unit: float = 2.0**-24) -> float:
@@ -101,14 +101,14 @@ def _gamma(terms: int, unit: float = 2.0**-24) -> float:
 
 
 class QueryNorms(NamedTuple):
-    """What a tensor-core bound needs of query vectors, in float64: norms of the rounded ones and of the rounding."""
+    """Norms of the rounded query vectors and of their rounding errors, in float64, for the tensor-core bound."""
 
     rounded_Y: Tensor
     rounding_Y: Tensor
 
 
 def query_norms(query_YD: Tensor, *, dtype: torch.dtype) -> QueryNorms:
-    """Measure query vectors; a run does it once, for the same queries meet every shard."""
+    """Compute these norms, once for all shards of a cell."""
     exact_YD = query_YD.double()
     rounded_YD = exact_YD.to(dtype).double()
     return QueryNorms(rounded_YD.norm(dim=1).cpu(), (exact_YD - rounded_YD).norm(dim=1).cpu())
@@ -117,14 +117,15 @@ def query_norms(query_YD: Tensor, *, dtype: torch.dtype) -> QueryNorms:
 def tensor_core_bound(
     queries: Ragged, documents: Ragged, *, dtype: torch.dtype, known: QueryNorms | None = None
 ) -> Tensor:
-    """Return per query the largest possible |score - exact score in fp32| [Q] of MaxSim on tensor cores, in any order.
+    """Return a bound of |score - exact score in fp32| per query [Q] for MaxSim on tensor cores, in any order.
 
-    Vectors are rounded to `dtype`, multiplied exactly, added up in a tensor core with TENSOR_CORE_UNIT, and the
-    maxima added in fp32 with 2⁻²⁴ an addition. No term and no partial sum exceeds ‖q‖·‖d‖ (Cauchy, Schwarz), so a dot
-    product of D terms is off by at most γ(D)·‖q‖·‖d‖ with γ(n) = n·u / (1 - n·u). Rounding q to q' and d to d' adds
-    ‖q - q'‖·‖d‖ + ‖q'‖·‖d - d'‖; both are measured, and nothing where vectors are stored in `dtype`. The exact score's
-    own rounding to fp32 adds 2⁻²⁴ of it: documents of one fp32 score are ranked by id, so all of them are nominated.
-    `known` spares measuring the queries again.
+    Vectors are rounded to `dtype`, multiplied exactly, and added in a tensor core with unit roundoff TENSOR_CORE_UNIT;
+    maxima are added in fp32 with unit roundoff 2⁻²⁴. No term and no partial sum exceeds ‖q‖·‖d‖ (Cauchy-Schwarz), so a
+    dot product of D terms has an error of at most γ(D)·‖q‖·‖d‖ with γ(n) = n·u / (1 - n·u). Rounding q to q' and d to
+    d' adds ‖q - q'‖·‖d‖ + ‖q'‖·‖d - d'‖; both residuals are measured, and are zero if vectors are stored in `dtype`.
+    Rounding the exact score to fp32 adds 2⁻²⁴ of it: documents with equal fp32 scores are ranked by id, so all of them
+    must be nominated.
+    `known` are the queries' norms if they were computed before.
     """
     document_norm = _exact_largest_norm(documents.rows_XD)
     rounded_norm, residual_norm = document_norm, 0.0
@@ -136,7 +137,7 @@ def tensor_core_bound(
     size_Y = rounded_Y * rounded_norm
     lengths_Q = queries.offsets_N.diff()
     dot_Y = size_Y * _gamma(queries.rows_XD.shape[1], TENSOR_CORE_UNIT)
-    # One more than the additions: the exact score's rounding. It is of the size of the unrounded vectors' products.
+    # One more than the additions, for the rounding of the exact score, whose terms are products of unrounded vectors.
     sums = _gamma(int(lengths_Q.max()) + 1, 2.0**-24)
     per_vector_Y = rounding_Y + dot_Y + (size_Y + rounding_Y + dot_Y) * sums
     owner_Y = torch.repeat_interleave(torch.arange(len(lengths_Q)), lengths_Q)
@@ -144,7 +145,7 @@ def tensor_core_bound(
 
 
 def _exact_largest_norm(vectors_XD: Tensor, *, to: torch.dtype | None = None, less: torch.dtype | None = None) -> float:
-    """Return the largest float64 norm of the vectors, of their rounding `to` a type, or of vectors `less` theirs."""
+    """Return the largest float64 norm of the vectors, of the vectors rounded `to` a type, or of the error of that."""
     largest = 0.0
     for begin in range(0, len(vectors_XD), _NORM_ROWS):
         piece_XD = vectors_XD[begin : begin + _NORM_ROWS]

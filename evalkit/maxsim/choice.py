@@ -1,6 +1,6 @@
-"""Which kernel scores a shard's documents, and how far from exact its scores can be.
+"""Choose the kernel that scores a shard's documents, and bound the error of its scores.
 
-Shapes: Q queries, N documents, D dim; H pairs; Y query vectors and X document vectors, packed.
+Shapes: Q queries, N documents, D dim; H pairs; Y query vectors and X document vectors, concatenated.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ KernelName = Literal["simd", "packed", "triton", "late-interaction-kernels"]
 MODULES: Mapping[str, str] = {"triton": "triton", "late-interaction-kernels": "late_interaction_kernels"}
 """The module that each optional kernel needs."""
 PIECE = 16
-"""Rows of a document piece for the Triton kernel."""
+"""Rows of a document's piece in the Triton kernel."""
 SHORT_PIECE = 8
-"""The same for documents that are shorter than SHORT_LENGTH on average: less of a tile is repeated vectors."""
+"""The same for documents with fewer than SHORT_LENGTH vectors on average: fewer rows of a tile are repetitions."""
 SHORT_LENGTH = 48
 SHORTEST_LENGTH = 4
-"""Mean length below which `auto` leaves the Triton kernel alone: most of its rows would be repeated vectors."""
+"""Mean length below which `auto` does not use the Triton kernel: most rows would be repetitions."""
 ELEMENT_LIMIT = 1 << 30
-"""Numbers in one call of late-interaction-kernels, which counts them in 32 bits."""
+"""Most numbers in one call of late-interaction-kernels, which counts them in 32 bits."""
 
 
 class Kernel(NamedTuple):
@@ -42,7 +42,7 @@ class Kernel(NamedTuple):
     scores: Callable[[Ragged], Tensor]
     """Nominating scores [Q, N] in fp32, on the device."""
     error_bound: Callable[[Ragged], Tensor]
-    """Per query the largest possible |score - exact score| [Q], on the CPU."""
+    """A bound of |score - exact score| per query [Q], on the CPU."""
     exact_scores: Callable[[Ragged, Tensor, Tensor], Tensor]
     """Exact scores of pairs, rounded once to fp32 [H], on the CPU."""
 
@@ -55,10 +55,10 @@ def bind(
     precision: Nomination = "auto",
     known: Mapping[torch.dtype, bounds.QueryNorms] | None = None,
 ) -> Kernel:
-    """Bring a shard's documents to a device and return the chosen kernel over them.
+    """Copy a shard's documents to a device and bind the chosen kernel to them.
 
-    `precision` is that of `simd` and `packed` alone; `known` holds the norms of the queries to come, where they were
-    measured before. Raises ConfigError as `require` does.
+    Only `simd` and `packed` use `precision`. `known` are the norms of the queries if they were computed before. Raises
+    ConfigError as `require` does.
     """
     require(choice, device, precision=precision)
     on_device = documents._replace(rows_XD=documents.rows_XD.to(device))
@@ -96,7 +96,7 @@ def bind(
             lambda queries: bounds.error_bound(queries, on_device, precision=rounds),
             exact,
         )
-    # Tensor cores take fp16 as it is stored; wider vectors lose bits, and bf16 loses no range.
+    # Tensor cores read stored fp16 directly; wider vectors are rounded to bf16, which keeps the range of fp32.
     half = half_of(documents.rows_XD.dtype)
     rounded = on_device._replace(rows_XD=on_device.rows_XD.to(half))
     scores = _triton(rounded) if name == "triton" else _late_interaction_kernels(rounded)
@@ -107,7 +107,7 @@ def bind(
 
 
 def require(choice: MaxsimKernel, device: torch.device, *, precision: Nomination = "auto") -> None:
-    """Refuse what cannot run: a kernel's package is missing, or it needs another device. Raises ConfigError."""
+    """Raise ConfigError if a kernel cannot run: its package is missing, or it needs another device."""
     if choice == "simd" and (device.type != "cpu" or not registers.available() or simd.problem()):
         got = simd.problem() if device.type == "cpu" and simd.problem() else f"device {device.type}"
         msg = f"engine.maxsim=simd: got {got}, wanted a CPU with AVX2 or AVX-512; use engine.maxsim=auto"
@@ -138,7 +138,7 @@ def _interpreted() -> bool:
 
 
 def _automatic(documents: Ragged, device: torch.device, precision: Nomination) -> KernelName:
-    """Choose by what is there: a CPU's vector units, or Triton for half-precision vectors on a GPU from Ampere on."""
+    """Return the kernel of `auto`: vector units on a CPU, Triton on a GPU from Ampere on, else `packed`."""
     if device.type == "cpu":
         return "simd" if precision != "bfloat16" and simd.usable() else "packed"
     vectors_XD = documents.rows_XD
@@ -156,12 +156,12 @@ def _automatic(documents: Ragged, device: torch.device, precision: Nomination) -
 
 
 def half_of(dtype: torch.dtype) -> torch.dtype:
-    """Return the type in which a tensor core takes stored vectors: fp16 as it is, all others as bf16."""
+    """Return the type in which tensor cores read stored vectors: fp16 for fp16, bf16 for all others."""
     return torch.float16 if dtype == torch.float16 else torch.bfloat16
 
 
 def _usable(documents: Ragged) -> KernelName:
-    """Return the Triton kernel where it works on a device for such documents, else `packed`, and say so."""
+    """Return `triton` if it works on the device for such documents; otherwise log once and return `packed`."""
     vectors_XD, piece = documents.rows_XD, _piece(documents)
     device, dim = vectors_XD.device, vectors_XD.shape[1]
     _require_fit(dim, device, piece)
@@ -178,7 +178,7 @@ _GIVEN_UP: dict[tuple[str, int], str] = {}
 
 
 def given_up(device: torch.device, dims: Collection[int]) -> str:
-    """Return why the Triton kernel was not used for some dims in this process; empty where nothing kept it."""
+    """Return why the Triton kernel was not used for some dims in this process, or ""."""
     return "; ".join(
         dict.fromkeys(problem for (at, dim), problem in _GIVEN_UP.items() if at == device.type and dim in dims)
     )
@@ -186,9 +186,9 @@ def given_up(device: torch.device, dims: Collection[int]) -> str:
 
 @cache
 def probe(device: torch.device, dtype: torch.dtype, dim: int, piece: int) -> str:
-    """Score three tiny documents by the Triton kernel and by float64. Return what is wrong, empty when nothing is.
+    """Score three short documents with the Triton kernel and compare with float64. Return the problem, or "".
 
-    A compiler that does not fit the GPU then costs the kernel, not the run.
+    If the compiler does not support the GPU, another kernel is used and the job continues.
     """
     label = f"Triton's MaxSim kernel for {dim} numbers of {str(dtype).removeprefix('torch.')}"
     generator = torch.Generator().manual_seed(0)
@@ -205,7 +205,7 @@ def probe(device: torch.device, dtype: torch.dtype, dim: int, piece: int) -> str
         from evalkit.kernels.gpu import pieces, tensor_core
 
         fitting = tensor_core.tilings(dim, piece=piece, shared_bytes=tensor_core.shared_bytes_of(device))
-        # That of many queries, which nearly every call will want: what is compiled here need not be compiled again.
+        # The tiling for many queries, which nearly every call uses: it is compiled here and not again later.
         tiling = tensor_core.expected(fitting, query_count=tensor_core.FEW_PIECES + 1)
         laid = pieces.document_pieces(there, piece=piece)
         error_QN = (tensor_core.scores(queries, laid, tiling=tiling).cpu().double() - wanted_QN).abs()
@@ -216,7 +216,7 @@ def probe(device: torch.device, dtype: torch.dtype, dim: int, piece: int) -> str
 
 
 def _piece(documents: Ragged) -> int:
-    """Return the rows of a piece that suit the documents' mean length."""
+    """Return the number of rows of a piece for the documents' mean length."""
     return SHORT_PIECE if len(documents.rows_XD) < SHORT_LENGTH * (len(documents.offsets_N) - 1) else PIECE
 
 
@@ -236,14 +236,14 @@ def _require_fit(dim: int, device: torch.device, piece: int) -> None:
 
 
 def _late_interaction_kernels(documents: Ragged) -> Callable[[Ragged], Tensor]:
-    """Return scores by that library: its packed kernel on CUDA, else its plain reference."""
+    """Return scores of that library: its kernel for concatenated texts on CUDA, else its reference."""
     from late_interaction_kernels import reference, varlen
 
     vectors_XD, offsets_N = documents
     device = vectors_XD.device
     lengths_N = offsets_N.diff()
     order_N = torch.argsort(lengths_N, stable=True)
-    # Its kernel runs every document of a call to the longest one's length, and counts numbers in 32 bits.
+    # Its kernel processes every document of a call up to the longest one's length, and counts numbers in 32 bits.
     batches = torch.split(order_N, max(1, min(1 << 14, ELEMENT_LIMIT // int(lengths_N.max()) // vectors_XD.shape[1])))
 
     def scores(queries: Ragged) -> Tensor:

@@ -49,12 +49,12 @@ def scores(queries: Ragged, documents: Ragged, *, precision: Precision = "float3
     def score(begin: int, end: int) -> None:
         products = _Products(documents.rows_XD, query_blocks)
         carried_Y = torch.empty(len(query_YD), device=device)
-        for rows_X, pieces in _document_blocks(offsets_N[begin:end], lengths_N[begin:end]):
+        for rows_X, stretches in _document_blocks(offsets_N[begin:end], lengths_N[begin:end]):
             products.take(rows_X.to(device))
-            within = slice(begin + pieces[0].first, begin + pieces[-1].first + pieces[-1].documents)
+            within = slice(begin + stretches[0].first, begin + stretches[-1].first + stretches[-1].documents)
             for block, block_DY in zip(query_blocks, query_DY, strict=True):
-                best_PY = _maxima(products.with_queries(block_DY), pieces)
-                if pieces[0].continues:
+                best_PY = _maxima(products.with_queries(block_DY), stretches)
+                if stretches[0].continues:
                     torch.maximum(best_PY[0], carried_Y[block.vectors], out=best_PY[0])
                 carried_Y[block.vectors] = best_PY[-1]
                 # If the last document continues in the next block, that block overwrites its scores.
@@ -89,7 +89,7 @@ class _Products:
         return torch.mm(self._block_XD, query_DY, out=similarity_XY)
 
 
-class _Piece(NamedTuple):
+class _Stretch(NamedTuple):
     """Rows of a block that one reduction covers: whole documents of equal length, or some rows of one document."""
 
     first: int
@@ -101,8 +101,8 @@ class _Piece(NamedTuple):
     """Whether the document's first rows are in the previous block."""
 
 
-def _document_blocks(offsets_N: Tensor, lengths_N: Tensor) -> Iterator[tuple[Tensor, list[_Piece]]]:
-    """Yield the row numbers and pieces of each block, for documents sorted by length; repeat rows to fill the last."""
+def _document_blocks(offsets_N: Tensor, lengths_N: Tensor) -> Iterator[tuple[Tensor, list[_Stretch]]]:
+    """Yield row numbers and stretches of each block, for documents sorted by length; repeat rows to fill the last."""
     ends_N = lengths_N.cumsum(0)
     sorted_ends, sorted_lengths = ends_N.tolist(), lengths_N.tolist()
     shift_N = offsets_N - (ends_N - lengths_N)
@@ -111,31 +111,31 @@ def _document_blocks(offsets_N: Tensor, lengths_N: Tensor) -> Iterator[tuple[Ten
         end = min(begin + DOCUMENT_VECTORS, sorted_ends[-1])
         place_X = torch.arange(begin, begin + DOCUMENT_VECTORS).clamp(max=end - 1)
         owner_X = torch.searchsorted(ends_N, place_X, right=True)
-        pieces: list[_Piece] = []
+        stretches: list[_Stretch] = []
         row = begin
         while row < end:
             left = sorted_lengths[document] - done
             whole = left <= end - row
             length = left if whole else end - row
-            last = pieces[-1] if pieces else None
+            last = stretches[-1] if stretches else None
             if last and whole and not last.continues and last.length == length:
-                pieces[-1] = last._replace(documents=last.documents + 1)
+                stretches[-1] = last._replace(documents=last.documents + 1)
             else:
-                pieces.append(_Piece(document, 1, length, done > 0))
+                stretches.append(_Stretch(document, 1, length, done > 0))
             document, done = (document + 1, 0) if whole else (document, done + length)
             row += length
-        yield place_X + shift_N[owner_X], pieces
+        yield place_X + shift_N[owner_X], stretches
 
 
-def _maxima(similarity_XY: Tensor, pieces: Sequence[_Piece]) -> Tensor:
+def _maxima(similarity_XY: Tensor, stretches: Sequence[_Stretch]) -> Tensor:
     """Return the maximum over each document's rows [P, Y]."""
-    best_PY = similarity_XY.new_empty((sum(piece.documents for piece in pieces), similarity_XY.shape[1]))
+    best_PY = similarity_XY.new_empty((sum(stretch.documents for stretch in stretches), similarity_XY.shape[1]))
     begin = row = 0
-    for piece in pieces:
-        end, row_end = begin + piece.documents, row + piece.documents * piece.length
+    for stretch in stretches:
+        end, row_end = begin + stretch.documents, row + stretch.documents * stretch.length
         # Reducing the middle axis of a row-major tensor is several times faster than reducing its last axis.
-        pieced = similarity_XY[row:row_end].view(piece.documents, piece.length, -1)
-        torch.amax(pieced, dim=1, out=best_PY[begin:end])
+        rows_PRY = similarity_XY[row:row_end].view(stretch.documents, stretch.length, -1)
+        torch.amax(rows_PRY, dim=1, out=best_PY[begin:end])
         begin, row = end, row_end
     return best_PY
 

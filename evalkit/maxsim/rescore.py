@@ -75,7 +75,7 @@ def exact_scores(
 def _attempt(score: Callable[[slice], None], batch: slice) -> str:
     """Score a batch of pairs. Return why it does not fit memory, empty where it does.
 
-    The error itself holds the batch's tensors, whose memory the next attempt needs: only its text goes on.
+    Only the error's text is returned: the error itself holds the batch's tensors, whose memory the next attempt needs.
     """
     try:
         score(batch)

@@ -1,1 +1,1 @@
-"""Models: checkpoint resolving, token rules, encoders that give vectors, and BM25 that gives scores."""
+"""Models: locating checkpoints, token rules, encoders, attention, re-rankers."""

@@ -37,10 +37,10 @@ NAME = "evalkit"
 NATIVE = ("jina_embeddings_v3", "bert", "xmod")
 """Backbones of transformers, whose attention goes through its interface."""
 PACKED = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
-"""Architectures of `backbone: transformers` that attend to all of a text through the same interface.
+"""Architectures of `backbone: transformers` that use the same interface and attend to the whole text.
 
-Not here: local windows (ModernBERT), causal attention (decoders), and attention that adds to its logits by itself
-(DeBERTa, MPNet), none of which a packing here carries.
+Others cannot be packed here: local windows (ModernBERT), causal attention (decoders), and attention that adds its own
+terms to the logits (DeBERTa, MPNet).
 """
 HEAD_STEP = 8
 """The CUDA kernels need head widths that are multiples of this; other heads are padded with zeros, without effect."""
@@ -90,7 +90,7 @@ def packing_of(lengths_N: np.ndarray, attended_N: np.ndarray, *, path: Path) -> 
     )
 
 
-def attend(  # noqa: PLR0913 (the interface is transformers')
+def attend(  # noqa: PLR0913 (transformers calls it with these arguments)
     module: nn.Module,
     query: Tensor,
     key: Tensor,
@@ -119,7 +119,7 @@ def attend(  # noqa: PLR0913 (the interface is transformers')
 
 
 def interfaces(config: EncoderConfig) -> bool:
-    """Whether a model attends through transformers' interface, each id to all of its text."""
+    """Whether a model uses transformers' attention interface and each token attends to the whole text."""
     if config.backbone == "transformers":
         return config.architecture in PACKED
     return config.backbone in NATIVE
@@ -183,7 +183,7 @@ def padded_attention(query_BATK: Tensor, key_BATK: Tensor, value_BATK: Tensor, s
     return mixed_BTAK
 
 
-def packed_attention(  # noqa: PLR0913 (keyword-only after the first four)
+def packed_attention(
     query_XAK: Tensor,
     key_XAK: Tensor,
     value_XAK: Tensor,
@@ -204,7 +204,7 @@ def packed_attention(  # noqa: PLR0913 (keyword-only after the first four)
     return _KERNELS[packing.path](query_XAK, key_XAK, value_XAK, packing, scale)
 
 
-def _by_text(  # noqa: PLR0913, PLR0917 (the kernels' arguments, and the bias)
+def _by_text(
     query_XAK: Tensor,
     key_YAK: Tensor,
     value_YAK: Tensor,
@@ -217,7 +217,7 @@ def _by_text(  # noqa: PLR0913, PLR0917 (the kernels' arguments, and the bias)
     Arguments are as for `packed_attention`, with keys and values already reduced to the rows that are attended to.
     """
     mixed_XAK = torch.empty_like(query_XAK)
-    for q, k, texts in equal_runs(packing):
+    for q, k, texts in equal_lengths(packing):
         parts = (query_XAK[q], key_YAK[k], value_YAK[k])
         query, key, value = (part.view(texts, -1, *part.shape[1:]).transpose(1, 2) for part in parts)
         bias = None if bias_ATT is None else bias_ATT[:, : query.shape[2], : key.shape[2]]
@@ -226,8 +226,8 @@ def _by_text(  # noqa: PLR0913, PLR0917 (the kernels' arguments, and the bias)
     return mixed_XAK
 
 
-def equal_runs(packing: Packing) -> list[tuple[slice, slice, int]]:
-    """Return for each run of texts of equal length: rows that attend, rows attended to, and the number of texts."""
+def equal_lengths(packing: Packing) -> list[tuple[slice, slice, int]]:
+    """Return for consecutive texts of equal length: rows that attend, rows attended to, and the number of texts."""
     offsets_q, offsets_k = packing.offsets_q.tolist(), packing.offsets_k.tolist()
     spans = list(zip(pairwise(offsets_q), pairwise(offsets_k), strict=True))
     runs = []
@@ -250,13 +250,13 @@ def _varlen(query_XAK: Tensor, key_YAK: Tensor, value_YAK: Tensor, packing: Pack
     offsets_q, offsets_k, longest_q, longest_k, *_ = packing
     options = dict(_varlen_options(query.device))
     natural = query.shape[-1] ** -0.5
-    if not math.isclose(scale, natural, rel_tol=1e-6):  # left out where it is the default: not every torch takes it
+    if not math.isclose(scale, natural, rel_tol=1e-6):  # left out if it is the default: not every torch accepts it
         if _varlen_takes_scale(query.device):
             options["scale"] = scale
         else:
             query = query * (scale / natural)
     mixed = varlen_attn(query, key, value, offsets_q, offsets_k, longest_q, longest_k, **options)
-    assert isinstance(mixed, Tensor)  # nothing beside it was asked for
+    assert isinstance(mixed, Tensor)  # no other result was requested
     return mixed[..., : query_XAK.shape[-1]]
 
 
@@ -277,7 +277,7 @@ def _varlen_takes_scale(device: torch.device) -> bool:
 
 
 def _varlen_takes(device: torch.device, **option: Any) -> bool:
-    """Ask torch's kernel, with one token, whether it takes an option."""
+    """Tell whether torch's kernel accepts an option, by calling it with one token."""
     from torch.nn.attention.varlen import varlen_attn
 
     heads = torch.zeros((1, 1, HEAD_STEP), dtype=torch.float16, device=device)
@@ -313,15 +313,15 @@ def _register() -> None:
 
 
 def enable(module: nn.Module, config: EncoderConfig) -> None:
-    """Let a backbone of transformers attend through `attend`, which is `sdpa` itself until a packing is given."""
+    """Make a backbone of transformers use `attend`, which behaves like `sdpa` until a packing is given."""
     if interfaces(config):
         _register()
         shape: Any = module.config
-        shape._attn_implementation = NAME  # noqa: SLF001 (the only way to choose it for a class built by hand)
+        shape._attn_implementation = NAME  # noqa: SLF001 (no public setting without from_pretrained)
 
 
 def packable(config: EncoderConfig) -> bool:
-    """Whether a model can take packed texts: one that runs a checkpoint's own code cannot be relied on to."""
+    """Whether a model can take packed texts; a checkpoint's own code may not support them."""
     return not config.trust_remote_code and (config.backbone != "transformers" or interfaces(config))
 
 
@@ -337,22 +337,16 @@ def choose(asked: Attention, *, config: EncoderConfig, device: torch.device) -> 
 
     `auto` pads on the CPU, where batches sorted by length have little padding, and packs on CUDA in half precision.
     """
-    chosen = _choose(asked, device, config.dtype, config.backbone, packable(config))
+    chosen = _choose(asked, device, config.dtype, config.backbone, can_pack=packable(config))
     if chosen.problem:
         say_once(chosen.problem)
     return chosen
 
 
-def _choose(
-    asked: Attention,
-    device: torch.device,
-    dtype: str,
-    backbone: str,
-    can_pack: bool,  # noqa: FBT001 (a row's own column)
-) -> Chosen:
+def _choose(asked: Attention, device: torch.device, dtype: str, backbone: str, *, can_pack: bool) -> Chosen:
     if asked == "sdpa":
         return Chosen("sdpa", "")
-    reason = _unpackable(asked, device, dtype, backbone, can_pack)
+    reason = _unpackable(asked, device, dtype, backbone, can_pack=can_pack)
     if reason:
         return Chosen("sdpa", "" if asked == "auto" else f"engine.attention={asked}: {reason}; sdpa is used instead")
     if device.type != "cuda":
@@ -369,13 +363,7 @@ def _choose(
     return Chosen("sdpa", _given_up(problems, "sdpa"))
 
 
-def _unpackable(
-    asked: Attention,
-    device: torch.device,
-    dtype: str,
-    backbone: str,
-    can_pack: bool,  # noqa: FBT001 (a row's own column)
-) -> str:
+def _unpackable(asked: Attention, device: torch.device, dtype: str, backbone: str, *, can_pack: bool) -> str:
     """Return why a model cannot use packed texts on a device, or "" if it can."""
     if not can_pack:
         own = "a checkpoint's own code" if backbone != "transformers" else "this architecture's attention"

@@ -1,4 +1,4 @@
-"""Find a checkpoint's files (a folder, a Python package, a hub repository) and say by content what they are."""
+"""Locate a checkpoint's files (in a folder, a Python package or a hub repository) and identify them by content."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from evalkit.storage.paths import file_checksum
 
 WEIGHTS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
-"""The old format of weights, which may hold code; read only where a config allows it, and then tensors only."""
+"""The old format of weights, which can contain code. It is read only if a config allows it, and only its tensors."""
 TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
 MODULES = "modules.json"
-"""What sentence-transformers and PyLate save of the modules behind one another, each with its folder."""
+"""The list of modules, each with its folder, that sentence-transformers and PyLate save."""
 SAID = "config_sentence_transformers.json"
-"""What PyLate saves of a model's settings, and sentence-transformers of its prompts."""
+"""The file with a model's settings (PyLate) or prompts (sentence-transformers)."""
 METADATA = "artifact.metadata"
-"""What Stanford ColBERT saves of a model's settings; optional, and no vector is made of it."""
+"""The file with a model's settings that Stanford ColBERT saves. It is optional and does not change vectors."""
 FILES = (CONFIG, TOKENIZER, WEIGHTS)
-"""The files that decide a vector. Of anything else only METADATA is read, and code that a config asks for."""
+"""The files that decide vectors. Besides them only METADATA is read, and code if a config allows it."""
 CODE = ".py"
 _CLOSED = (401, 403, 404)
-"""What the hub answers about a repository that it does not show, whether it is there or not."""
+"""HTTP statuses of the hub for a repository that does not exist or that it does not show."""
 
 
 class FileState(NamedTuple):
-    """What changes when a file is replaced or written to."""
+    """The properties of a file that change when it is replaced or written to."""
 
     inode: int
     size_bytes: int
@@ -40,7 +40,7 @@ class FileState(NamedTuple):
 
     @classmethod
     def of(cls, path: Path) -> FileState | None:
-        """Return a file's state, links followed; None where there is no file."""
+        """Return a file's state, following links; None if there is no file."""
         try:
             found = path.stat()
         except OSError:
@@ -50,23 +50,23 @@ class FileState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint on disk: its folder, where it came from, and the checksum of every file that is read."""
+    """A checkpoint on disk: its folder, its origin, and the checksum of every file that is read."""
 
     folder: Path
     origin: str
     revision: str | None
     checksums: dict[str, str]
-    """By file name; code from another repository under `OWNER/NAME@COMMIT/FILE`. Code is here only if it is to run."""
+    """By file name; code of another repository by `OWNER/NAME@COMMIT/FILE`. Code is listed only if it will be run."""
     addressed: frozenset[str] = frozenset()
-    """Which of these files are blobs of the repository's own cache folder whose content met the address they lie under.
+    """The files that are blobs of the repository's cache folder, and whose content has the hash in the blob's name.
 
-    A plain file in a snapshot folder is not among them: nothing ties its content to the commit.
+    A plain file in a snapshot folder is not among them: nothing proves that it belongs to the commit.
     """
     states: Mapping[Path, FileState | None] = field(default_factory=dict, repr=False, compare=False)
-    """The state of each of these files just before its checksum was taken."""
+    """The state of each file just before its checksum was computed."""
 
     def facts(self) -> dict[str, Any]:
-        """Return what a result records: where the checkpoint came from and its checksums, without paths."""
+        """Return the facts that a result records: origin and checksums, without paths."""
         local = self.origin == str(self.folder)
         return {
             "folder": None,
@@ -76,12 +76,12 @@ class Checkpoint:
         }
 
     def code(self) -> dict[str, str]:
-        """Return the checksums of the Python files that build the backbone; none where a native class does."""
+        """Return the checksums of the Python files that build the backbone; empty if a native class is used."""
         return {name: checksum for name, checksum in self.checksums.items() if name.endswith(CODE)}
 
     @property
     def code_repository(self) -> tuple[str, str] | None:
-        """Return the other repository that the code is from, and its commit."""
+        """Return the other repository that the code comes from and its commit, or None."""
         for name in self.code():
             repo, at, rest = name.partition("@")
             if at:
@@ -89,15 +89,15 @@ class Checkpoint:
         return None
 
     def config(self) -> dict[str, Any]:
-        """Return config.json. Raises ModelError when it is not a JSON object."""
+        """Return config.json. Raises ModelError if it is not a JSON object."""
         return read_json(self.folder / CONFIG)
 
 
 def refuse_changes(checkpoints: Iterable[Checkpoint]) -> None:
-    """Raise ModelError where a file is not the one whose checksum was taken.
+    """Raise ModelError if a file has changed since its checksum was computed.
 
-    Files are read after their checksums are taken, and weights may stay mapped to their file. Call this after reading,
-    and again before anything is stored.
+    Files are read after their checksums are computed, and weights may stay memory-mapped. Call this after reading, and
+    again before anything is stored.
     """
     for checkpoint in checkpoints:
         for path, state in checkpoint.states.items():
@@ -110,7 +110,7 @@ def refuse_changes(checkpoints: Iterable[Checkpoint]) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the JSON object in one of a checkpoint's files. Raises ModelError when there is none."""
+    """Return the JSON object in one of a checkpoint's files. Raises ModelError if it contains none."""
     try:
         return outside.read_json_object(path)
     except outside.UnreadableError as error:
@@ -119,7 +119,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def read_list(path: Path) -> list[dict[str, Any]]:
-    """Return the JSON list of objects in one of a checkpoint's files. Raises ModelError when there is none."""
+    """Return the JSON list of objects in one of a checkpoint's files. Raises ModelError if it contains none."""
     try:
         values: Any = outside.read_json(path)
     except outside.UnreadableError as error:
@@ -132,9 +132,9 @@ def read_list(path: Path) -> list[dict[str, Any]]:
 
 
 def modules(folder: Path) -> list[tuple[str, str]]:
-    """Return the kind and the folder of every module that modules.json names, in their order.
+    """Return kind and folder of every module in modules.json, in order.
 
-    A kind is the last word of its Python class: Transformer, Pooling, Dense, Normalize.
+    The kind is the name of the Python class: Transformer, Pooling, Dense, Normalize.
     """
     path = folder / MODULES
     if not path.is_file():
@@ -143,7 +143,7 @@ def modules(folder: Path) -> list[tuple[str, str]]:
 
 
 def dense_folders(folder: Path) -> list[str]:
-    """Return the folders of the Dense modules in their order. Raises ModelError for one that leads elsewhere."""
+    """Return the folders of the Dense modules, in order. Raises ModelError for one outside the checkpoint."""
     found = [path for kind, path in modules(folder) if kind == "Dense"]
     for path in found:
         if not path or Path(path).is_absolute() or ".." in Path(path).parts:
@@ -155,13 +155,13 @@ def dense_folders(folder: Path) -> list[str]:
 def resolve(
     source: CheckpointSource, *, allow_pickle: bool = False, remote_code: bool = False, dense: bool = False
 ) -> Checkpoint:
-    """Return the checkpoint's files on disk, from the first of path, package and repository that is given and there.
+    """Return a checkpoint's files on disk, from the first of path, package and repository that is given and exists.
 
-    `allow_pickle` takes `pytorch_model.bin` where there is no `model.safetensors`. `remote_code` takes the Python files
-    too that the checkpoint's `auto_map` names, all of them pinned; nothing is run here. `dense` takes modules.json and
-    the Dense modules that it names.
+    `allow_pickle` accepts `pytorch_model.bin` if there is no `model.safetensors`. `remote_code` adds the Python files
+    that the checkpoint's `auto_map` names, all of them pinned; nothing is run here. `dense` adds modules.json and the
+    Dense modules in it.
 
-    Raises ModelError when the files cannot be had, one of them is missing, or code is not pinned.
+    Raises ModelError if the files cannot be obtained, one of them is missing, or code is not pinned.
     """
     checkpoint = _resolved(source, allow_pickle=allow_pickle, remote_code=remote_code)
     if remote_code:
@@ -173,7 +173,7 @@ def resolve(
 def _with_read(
     checkpoint: Checkpoint, read: Mapping[str, _Read], states: Mapping[Path, FileState | None]
 ) -> Checkpoint:
-    """Return a checkpoint with more files, as they were read and in the state that they had just before."""
+    """Return a checkpoint with more files, their checksums and the states just before these were computed."""
     return replace(
         checkpoint,
         checksums=checkpoint.checksums | {name: one.checksum for name, one in read.items()},
@@ -183,7 +183,7 @@ def _with_read(
 
 
 class SmallFiles(NamedTuple):
-    """A checkpoint's files but for its weights, where they are and where they came from."""
+    """A checkpoint's folder without its weights, and its origin."""
 
     folder: Path
     origin: str
@@ -191,9 +191,9 @@ class SmallFiles(NamedTuple):
 
 
 def small_files(source: CheckpointSource) -> SmallFiles:
-    """Return a checkpoint's folder with all files that say what it is; weights of a repository are not fetched.
+    """Return a checkpoint's folder with all files that describe it; weights of a repository are not fetched.
 
-    Raises ModelError when they cannot be had.
+    Raises ModelError if they cannot be obtained.
     """
     if source.path is None and source.package is None:
         assert source.repo is not None  # CheckpointSource admits no source without one of the three
@@ -214,7 +214,7 @@ def small_files(source: CheckpointSource) -> SmallFiles:
 
 
 def _with_dense(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a checkpoint with the files of its Dense modules, fetched where it came from the hub."""
+    """Return a checkpoint with the files of its Dense modules, which are fetched if it came from the hub."""
     if checkpoint.revision is not None:
         listed = [MODULES, SAID]
         _snapshot(checkpoint.origin, checkpoint.revision, listed, whole=lambda folder: (folder / MODULES).is_file())
@@ -328,7 +328,7 @@ def on_disk(source: CheckpointSource) -> bool:
 
 
 def _package_folder(package: str) -> Path | None:
-    """Return the folder that `module:folder` names, or None when the package is not installed."""
+    """Return the folder that `module:folder` names, or None if the package is not installed."""
     module, _, folder = package.partition(":")
     try:
         spec = importlib.util.find_spec(module)
@@ -341,7 +341,7 @@ def _package_folder(package: str) -> Path | None:
 
 
 def _from_hub(repo: str, revision: str | None, *, allow_pickle: bool, remote_code: bool) -> Checkpoint:
-    """Return a hub repository's files, from the local cache where they are, else downloaded (with resume)."""
+    """Return a hub repository's files from the local cache; missing files are downloaded, resuming partial ones."""
     patterns = [*FILES, METADATA, *([f"*{CODE}"] if remote_code else [])]
 
     def whole(folder: Path) -> bool:
@@ -359,12 +359,12 @@ def _from_hub(repo: str, revision: str | None, *, allow_pickle: bool, remote_cod
 
 
 def _unknown(_folder: Path) -> bool:
-    """Only the hub knows how many files of code there are, all of which name what a run computes."""
+    """Return False: only the hub knows how many files of code there are, and all of them are needed."""
     return False
 
 
 def _snapshot(repo: str, revision: str | None, patterns: list[str], *, whole: Callable[[Path], bool]) -> Path:
-    """Return the folder of a commit. Raises ModelError that says why it cannot be had and what to do."""
+    """Return the folder of a commit. Raises ModelError that says why it cannot be obtained and what to do."""
     from huggingface_hub.errors import RevisionNotFoundError
 
     wanted = f"{repo}@{revision or 'main'}"
@@ -421,16 +421,16 @@ def _checkpoint(folder: Path, *, origin: str, revision: str | None, allow_pickle
 
 
 class _Read(NamedTuple):
-    """A file's checksum, and whether its content met the address that the repository's cache keeps it under."""
+    """A file's checksum, and whether its content has the hash in its blob's name in the repository's cache."""
 
     checksum: str
     addressed: bool
 
 
 def _proved(path: Path, *, snapshot: Path) -> _Read:
-    """Return what a file of a snapshot is. Raises ModelError when the hub's cache keeps it under another's name.
+    """Read a file of a snapshot. Raises ModelError if its content does not have the hash in its blob's name.
 
-    The name is the content's address since the download; what a disk or a hand changed later shows in the same read.
+    The download chose that name by content, so any later change by a disk error or an edit is found here.
     """
     blob = hub.blob_of(path)
     proof = None if blob is None else hub.address_digest(blob.name, size_bytes=path.stat().st_size)

@@ -1,7 +1,7 @@
-"""Heads in modules of their own: the Dense layers that PyLate and sentence-transformers save beside a backbone.
+"""Heads that consist of Dense modules, which PyLate and sentence-transformers save beside a backbone.
 
 Shapes: X rows, I width in, O width out.
-Each layer is `activation(x @ weight.T + bias)`, with the input, or a projection of it, added where it has a residual.
+Each layer is `activation(x @ weight.T + bias)`; with a residual, the input or a projection of it is added.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from evalkit.models.checkpoint import CONFIG, WEIGHTS, Checkpoint, dense_folders
 ACTIVATIONS: Final[Mapping[str, type[nn.Module]]] = {
     name: getattr(nn, name) for name in ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid", "LeakyReLU", "ELU")
 }
-"""What config.json's activation_function may end in; a class of torch's, made without arguments as PyLate makes it."""
+"""Activations by the last part of config.json's activation_function; PyLate too builds them without arguments."""
 KEYS: Final = ("in_features", "out_features", "bias", "activation_function", "use_residual")
 NAMES_OF_VECTORS: Final = ("module_input_name", "module_output_name")
-"""Which of sentence-transformers' vectors a layer takes and gives; the layers here follow one another anyway."""
+"""Names of a layer's input and output in sentence-transformers; ignored, because the layers here form a chain."""
 
 
 class Dense(nn.Module):
-    """One layer, called with rows [X, I] for rows [X, O]."""
+    """One layer, from rows [X, I] to rows [X, O]."""
 
     def __init__(self, *, width_in: int, width_out: int, bias: bool, activation: nn.Module, residual: bool) -> None:
-        """Make the weights, to be filled from a checkpoint."""
+        """Allocate the weights; the loader fills them."""
         super().__init__()
         self.linear = nn.Linear(width_in, width_out, bias=bias)
         self.activation = activation
@@ -39,7 +39,7 @@ class Dense(nn.Module):
         self.residual = nn.Linear(width_in, width_out, bias=False) if residual and width_in != width_out else None
 
     def forward(self, rows_XI: Tensor) -> Tensor:
-        """Return the layer's rows [X, O]."""
+        """Apply the layer to rows [X, I]; return [X, O]."""
         out_XO: Tensor = self.activation(self.linear(rows_XI))
         if not self.adds_input:
             return out_XO
@@ -47,7 +47,7 @@ class Dense(nn.Module):
 
 
 def load_dense(checkpoint: Checkpoint) -> nn.Sequential:
-    """Load a checkpoint's Dense modules in their order. Raises ModelError for what does not fit or is not known."""
+    """Load a checkpoint's Dense modules in order. Raises ModelError if one is unknown or does not fit."""
     layers = [_layer(checkpoint.folder / folder) for folder in dense_folders(checkpoint.folder)]
     for before, layer in pairwise(layers):
         got, wanted = layer.linear.in_features, before.linear.out_features
@@ -58,7 +58,7 @@ def load_dense(checkpoint: Checkpoint) -> nn.Sequential:
 
 
 def widths(head: nn.Sequential) -> tuple[int, int]:
-    """Return how wide the rows are that go into the layers, and that come out."""
+    """Return the widths of the layers' input and output rows."""
     first, last = head[0], head[-1]
     assert isinstance(first, Dense)
     assert isinstance(last, Dense)
@@ -98,7 +98,7 @@ def _layer(folder: Path) -> Dense:
 def _tensors(path: Path) -> dict[str, Tensor]:
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name).to(torch.float32) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return {name: file.get_tensor(name).to(torch.float32) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
     except (SafetensorError, OSError) as error:
         msg = f"{path}: not a whole safetensors file ({error}); fetch the file again"
         raise ModelError(msg) from error

@@ -1,11 +1,11 @@
-"""What stands between a backbone's matrix products on a GPU: one pass over memory where torch's own calls make several.
+"""Elementwise operations of a backbone on a GPU, fused so that each takes one pass over memory instead of several.
 
 Shapes: B texts, T width of a batch, A heads, K width of a head, H hidden size.
 
-Of jina_embeddings_v3 it is RoPE, and the residuals with the norms behind them; of BERT the latter. The kernels
-(evalkit.kernels.gpu.elementwise_kernel) say what it saves. The feed-forward of both goes in slices of rows
-(`in_slices`) with GELU in place, so that what lies between its two products need not leave the GPU's second-level
-cache: of jina-colbert-v2 that is 32 KB a token and layer, 786 KB in all, half of it GELU's own.
+In jina_embeddings_v3 these are RoPE and each residual with its norm, in BERT only the latter; see
+`evalkit.kernels.gpu.elementwise_kernel` for the arithmetic. The feed-forward of both is computed in slices of rows
+(`in_slices`) with GELU in place, so that the rows between its two products stay in the GPU's level-2 cache. In
+jina-colbert-v2 these are 32 KB per token and layer, 786 KB in all; half of it is GELU's.
 """
 
 from __future__ import annotations
@@ -26,28 +26,28 @@ from evalkit.kernels.trouble import first_line, say_once
 from evalkit.models.attention import attend
 
 BACKBONES = ("jina_embeddings_v3", "bert")
-"""Backbones that something is replaced in."""
+"""Backbones with fused operations."""
 LABEL = "Triton's elementwise kernels"
 SLICE_BYTES = 32 << 20
-"""Of the rows between a feed-forward's products: 4,096 rows of jina-colbert-v2 in half precision.
+"""Bytes of a slice between a feed-forward's products: 4,096 rows of jina-colbert-v2 in half precision.
 
-They fit the second-level cache of an H100 (50 MB), and the second product then has 128 tiles of 128 by 256 for 132
-multiprocessors. scripts/gpu/encoding.py measures other sizes beside this one.
+They fit the level-2 cache of an H100 (50 MB), and the second product then has 128 tiles of 128 by 256 for 132
+multiprocessors. scripts/gpu/encoding.py also measures other sizes.
 """
 LEAST_ROWS = 1024
 PROBE_ATOL = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 6e-2}
-"""How far an answer of the kernels may be from fp32's, on values of up to about 4."""
+"""Largest accepted difference between the kernels and fp32, for values of up to about 4."""
 
 
 class Chosen(NamedTuple):
-    """Whether the kernels are used, and what kept them from it (empty where nothing did)."""
+    """Whether the kernels are used, and the reason if they were requested but cannot be (empty otherwise)."""
 
     fused: bool
     problem: str
 
 
 class FusedLayer(nn.Module):
-    """A layer of jina_embeddings_v3 with the weights, names and result of transformers' own."""
+    """A layer of jina_embeddings_v3 with the same weights, names and result as in transformers."""
 
     def __init__(self, layer: nn.Module) -> None:
         """Take over the parts of a layer."""
@@ -73,7 +73,7 @@ class FusedLayer(nn.Module):
 
 
 class FusedAttention(nn.Module):
-    """The attention of such a layer: projections, RoPE in one pass, `attend`, projection."""
+    """The attention of such a layer: projections, RoPE in one pass, `attend`, output projection."""
 
     is_causal = False
 
@@ -87,12 +87,12 @@ class FusedAttention(nn.Module):
     def forward(
         self, hidden_BTH: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor], **more: Any
     ) -> Tensor:
-        """Return what the heads make of the hidden states [B, T, H]."""
+        """Return the attention output [B, T, H]."""
         query, key, value = (
             projection(hidden_BTH).unflatten(-1, (-1, self.head_dim))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        turned(query, key, *position_embeddings)
+        rotated(query, key, *position_embeddings)
         heads = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
         mixed_BTAK, _ = attend(self, *heads, attention_mask, **more)
         out_BTH: Tensor = self.o_proj(mixed_BTAK.flatten(2))
@@ -100,7 +100,7 @@ class FusedAttention(nn.Module):
 
 
 class FusedResidual(nn.Module):
-    """`norm(x @ weight.T + bias + residual)`, the sum and the norm in one pass: a block of BERT."""
+    """A block of BERT, `norm(x @ weight.T + bias + residual)`, with sum and norm in one pass."""
 
     def __init__(self, block: nn.Module) -> None:
         """Take over the parts of a block."""
@@ -108,23 +108,24 @@ class FusedResidual(nn.Module):
         self.dense, self.LayerNorm = block.get_submodule("dense"), _norm(block.get_submodule("LayerNorm"))
 
     def forward(self, rows: Tensor, residual: Tensor) -> Tensor:
-        """Return what the block gives for [..., I] and [..., H]: [..., H]."""
+        """Apply the block to rows [..., I] and residual [..., H]; return [..., H]."""
         return added_and_normed(self.dense(rows), residual, self.LayerNorm)
 
 
 class GeluInPlace(nn.Module):
-    """GELU by its definition, written over its input."""
+    """Exact GELU (by the error function), which overwrites its input."""
 
     def forward(self, rows: Tensor) -> Tensor:
-        """Return GELU of each number."""
-        return torch.ops.aten.gelu.out(rows, out=rows)  # type: ignore[no-any-return]  # torch makes these at run time
+        """Apply GELU to each number."""
+        gelu: Tensor = torch.ops.aten.gelu.out(rows, out=rows)
+        return gelu
 
 
 def in_slices(hidden: Tensor, feed_forward: Callable[[Tensor], Tensor], norm: nn.LayerNorm, *, width: int) -> Tensor:
-    """Return the norm of `hidden` and its feed-forward [..., H], some rows at a time; `hidden` is overwritten.
+    """Return `norm(hidden + feed_forward(hidden))` [..., H], computed in slices of rows; `hidden` is overwritten.
 
-    `width` is the feed-forward's between its products: as many rows go together as SLICE_BYTES hold. No row knows of
-    its neighbours, so slices move no more than a product of another height does: the last bits.
+    `width` is the width between the feed-forward's products; a slice has as many rows as fit SLICE_BYTES. Rows are
+    independent, so slicing changes results no more than another batch size does: in the last bits.
     """
     hidden = hidden.contiguous()
     rows_XH = hidden.view(-1, hidden.shape[-1])
@@ -133,9 +134,9 @@ def in_slices(hidden: Tensor, feed_forward: Callable[[Tensor], Tensor], norm: nn
     return hidden
 
 
-def turned(query_BTAK: Tensor, key_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> None:
-    """Apply RoPE to queries and keys in place; tables of one text serve all."""
-    from evalkit.kernels.gpu.elementwise_kernel import turn
+def rotated(query_BTAK: Tensor, key_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> None:
+    """Apply RoPE to queries and keys in place; all texts use the tables of one text."""
+    from evalkit.kernels.gpu.elementwise_kernel import rotate
 
     assert query_BTAK.is_contiguous()
     assert key_BTAK.is_contiguous()
@@ -144,7 +145,7 @@ def turned(query_BTAK: Tensor, key_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tenso
     blocks = {"head_block": _power_of_two(heads), "half_block": _power_of_two(width // 2)}
     tables, period = (cos_BTK.contiguous(), sin_BTK.contiguous()), cos_BTK.numel() // width
     with torch.cuda.device_of(query_BTAK):  # type: ignore[no-untyped-call]  # torch's own annotation is missing
-        turn[(tokens,)](
+        rotate[(tokens,)](
             query_BTAK,
             key_BTAK,
             *tables,
@@ -157,7 +158,7 @@ def turned(query_BTAK: Tensor, key_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tenso
 
 
 def added_and_normed(rows: Tensor, others: Tensor, norm: nn.LayerNorm) -> Tensor:
-    """Return the norm of the sum [..., H]; `rows` is overwritten."""
+    """Return `norm(rows + others)` [..., H]; `rows` is overwritten."""
     from evalkit.kernels.gpu.elementwise_kernel import add_norm
 
     rows, others, width = rows.contiguous(), others.contiguous(), rows.shape[-1]
@@ -168,7 +169,7 @@ def added_and_normed(rows: Tensor, others: Tensor, norm: nn.LayerNorm) -> Tensor
 
 
 def warps(numbers: int) -> int:
-    """Return the warps for some numbers side by side: a thread loads 8 at a time, 16 bytes of half precision.
+    """Return the number of warps for a row of `numbers`: a thread loads 8 at a time, 16 bytes in half precision.
 
     >>> [warps(numbers) for numbers in (64, 512, 1024)]
     [1, 2, 4]
@@ -177,7 +178,7 @@ def warps(numbers: int) -> int:
 
 
 def _power_of_two(number: int) -> int:
-    """Return the next power of two.
+    """Return the least power of two that is not below `number`.
 
     >>> [_power_of_two(number) for number in (1, 12, 16)]
     [1, 16, 16]
@@ -186,7 +187,7 @@ def _power_of_two(number: int) -> int:
 
 
 def fuse(module: nn.Module) -> None:
-    """Replace what the kernels do in one pass, in a backbone whose device they run on; weights keep their names."""
+    """Replace the operations of a backbone that the kernels fuse; weights keep their names."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__ == "JinaEmbeddingsV3Layer":
@@ -201,12 +202,13 @@ def fuse(module: nn.Module) -> None:
 
 
 def _slice_feed_forward(layer: nn.Module) -> None:
-    """Let a layer of BERT take its feed-forward in slices; its own method of that name is asked for nothing else."""
+    """Make a layer of BERT compute its feed-forward in slices, by replacing its method `feed_forward_chunk`."""
     parts: Any = layer
     block: FusedResidual = parts.output
 
     def feed_forward(rows_XH: Tensor) -> Tensor:
-        return block.dense(parts.intermediate(rows_XH))  # type: ignore[no-any-return]  # modules return what they like
+        projected_XH: Tensor = block.dense(parts.intermediate(rows_XH))
+        return projected_XH
 
     def chunk(attention_output: Tensor) -> Tensor:
         width = int(parts.intermediate.dense.weight.shape[0])
@@ -225,9 +227,9 @@ def _is_norm(module: object) -> TypeGuard[nn.LayerNorm]:
 
 
 def choose(asked: Elementwise, *, config: EncoderConfig, device: torch.device) -> Chosen:
-    """Tell whether a model's elementwise work is the kernels'; what was asked for and cannot be had is reported once.
+    """Decide whether a model uses the kernels; log once if they were requested and cannot be used.
 
-    `auto` takes them on CUDA, where they give what torch's own calls give.
+    `auto` uses them on CUDA if they give the results of torch's own calls.
     """
     if asked == "torch" or config.backbone not in BACKBONES or config.trust_remote_code:
         return Chosen(fused=False, problem="")
@@ -242,7 +244,7 @@ def choose(asked: Elementwise, *, config: EncoderConfig, device: torch.device) -
 
 @cache
 def probe(device: torch.device, dtype: str) -> str:
-    """Run both kernels on a few numbers and compare with fp32. Return what is wrong, empty when nothing is."""
+    """Run both kernels on a few numbers and compare with fp32. Return the problem, or "" if there is none."""
     if importlib.util.find_spec("triton") is None:
         return f"{LABEL} want the package triton, which is not installed"
     generator = torch.Generator().manual_seed(0)
@@ -251,14 +253,14 @@ def probe(device: torch.device, dtype: str) -> str:
     rows, others, weight, bias = (torch.randn(shape, generator=generator) for shape in ((3, 40), (3, 40), (40,), (40,)))
     query, key, rows, others, weight, bias = (part.to(kind) for part in (query, key, rows, others, weight, bias))
     cos, sin = (torch.cat([table, table], dim=2).to(kind) for table in (angle.cos(), angle.sin()))
-    wanted = [reference_turned(part.float(), cos.float(), sin.float()) for part in (query, key)]
+    wanted = [reference_rotated(part.float(), cos.float(), sin.float()) for part in (query, key)]
     wanted.append(functional.layer_norm(rows.float() + others.float(), (40,), weight.float(), bias.float()))
     norm = nn.LayerNorm(40, dtype=kind)
     norm.load_state_dict({"weight": weight, "bias": bias})
     try:
         with torch.inference_mode():
             query, key = query.to(device), key.to(device)
-            turned(query, key, cos.to(device), sin.to(device))
+            rotated(query, key, cos.to(device), sin.to(device))
             ours = [query, key, added_and_normed(rows.to(device), others.to(device), norm.to(device))]
             differences = [(one.float().cpu() - other).abs().max() for one, other in zip(ours, wanted, strict=True)]
             apart = float(torch.stack(differences).max())
@@ -267,7 +269,7 @@ def probe(device: torch.device, dtype: str) -> str:
     return "" if apart <= PROBE_ATOL[dtype] else f"{LABEL} give wrong values here (off by {apart:.1e})"
 
 
-def reference_turned(heads_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> Tensor:
-    """Return RoPE of two halves by its definition."""
+def reference_rotated(heads_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> Tensor:
+    """Return RoPE by its definition, in the variant that pairs the two halves of a head."""
     first, second = heads_BTAK.chunk(2, dim=-1)
     return heads_BTAK * cos_BTK.unsqueeze(2) + torch.cat([-second, first], dim=-1) * sin_BTK.unsqueeze(2)

@@ -1,7 +1,7 @@
-"""Encoders: batches of token ids to L2-normalised vectors, one per token or one per text, at one or more dims.
+"""Encoders compute L2-normalised vectors of batches of token ids: one per token or per text, at one or more dims.
 
-Shapes: B texts of a batch, T tokens of the longest, X tokens of all, V of them that give vectors, H hidden size, D dim,
-W the dims of all heads that the model has.
+Shapes: B texts of a batch, T tokens of the longest text, X tokens of all texts, V tokens with vectors, H hidden size, D
+dim, W sum of the dims of all heads.
 A single-vector model is the case of one vector per text, so the store and the search know only one kind of model.
 """
 
@@ -42,30 +42,30 @@ DTYPES: Mapping[str, torch.dtype] = {
 
 
 def attention_path(config: EncoderConfig, asked: Attention, device: torch.device) -> str:
-    """Name the attention path and the device type, both of which can move the last bits of a vector."""
+    """Return attention path and device type, both of which can change the last bits of vectors."""
     return f"{choose(asked, config=config, device=device).path}/{device.type}"
 
 
 Head: TypeAlias = Tensor | nn.Sequential | None
 PADS_COUNT = ("xmod",)
-"""Backbones that count positions from behind their pad id, passing pads over; likewise these architectures."""
+"""Backbones whose positions start after the pad id and skip padding; PADS_COUNT_OF names such architectures."""
 PADS_COUNT_OF = ("camembert", "roberta", "xlm-roberta")
 
 
 class Batch(NamedTuple):
-    """Right-padded ids and which of them are attended to [B, T], and which give vectors."""
+    """Right-padded token ids and which of them are attended to [B, T], and which of them get vectors."""
 
     ids_BT: Tensor
     attended_BT: Tensor
     kept_V: Tensor
-    """Rows of the flattened [B * T] that give vectors."""
+    """Rows of the flattened [B * T] that get vectors."""
     counts_B: Tensor
-    """How many of them each text has."""
+    """The number of vectors of each text."""
     spans: Spans
 
 
 class PackedBatch(NamedTuple):
-    """The ids of some texts back to back, each with its position in its own text, and which of them give vectors."""
+    """The concatenated token ids of several texts, with positions inside the texts, and which of them get vectors."""
 
     ids_X: Tensor
     position_X: Tensor
@@ -81,7 +81,7 @@ class Encoder:
     config: EncoderConfig
     module: nn.Module
     heads: Mapping[int, Head]
-    """Head weight [D, H] or Dense layers by dim; None where hidden states are taken as they are."""
+    """Head weight [D, H] or Dense layers, by dim; None if hidden states are not projected."""
     vocabulary: Vocabulary
     skipped: Tensor
     device: torch.device
@@ -98,31 +98,31 @@ class Encoder:
         return self.attention == "sdpa" and has_kernel(self.config, self.module, device=self.device, dtype=self.dtype)
 
     def only(self, dims: Sequence[int]) -> Encoder:
-        """Return the same backbone with the heads of some dims."""
+        """Return an encoder with the same backbone and only the heads of `dims`."""
         return replace(self, heads={dim: self.heads[dim] for dim in dims})
 
     def tokenize_queries(self, texts: Sequence[str]) -> TokenTable:
-        """Return each query's ids under the model's rules."""
+        """Return the token ids of queries under the model's rules."""
         return tokens.tokenize(texts, self.config.query, self.vocabulary)
 
     def tokenize_documents(self, texts: Sequence[str]) -> TokenTable:
-        """Return each document's ids under the model's rules."""
+        """Return the token ids of documents under the model's rules."""
         return tokens.tokenize(texts, self.config.document, self.vocabulary)
 
     def kept(self, texts: TokenTable, *, skip_punctuation: bool) -> np.ndarray:
-        """Return which ids give vectors of their own [X]: all but a document's skipped punctuation."""
+        """Return which tokens get vectors [X]: all except, in documents, those of the skiplist."""
         if skip_punctuation and len(self.skipped):
             return self._kept(texts.ids_X)
         return np.ones(len(texts.ids_X), dtype=bool)
 
     def _kept(self, ids: np.ndarray) -> np.ndarray:
-        """Return which ids are not in the skiplist, in the shape they have."""
+        """Return for each token id whether it is not in the skiplist; the shape is kept."""
         kept: np.ndarray = self._kept_S.take(ids, mode="clip")
         return kept
 
     @cached_property
     def _kept_S(self) -> np.ndarray:
-        """Which ids are not in the skiplist, up to its largest; the last entry stands for all above."""
+        """For each id up to the largest of the skiplist, whether it is not in it; the last entry is for all above."""
         kept_S = np.ones(int(self.skipped.max()) + 2, dtype=bool)
         kept_S[self.skipped.numpy()] = False
         return kept_S
@@ -135,10 +135,10 @@ class Encoder:
         rows: np.ndarray | None = None,
         width: int | None = None,
     ) -> Batch | PackedBatch:
-        """Lay the ids of some texts out as the encoder's attention wants them: packed, or padded on the right.
+        """Build a batch in the layout of the encoder's attention path: packed, or padded on the right.
 
-        `skip_punctuation` leaves the document skiplist without vectors; `rows` chooses among the texts; `width` pads
-        beyond the longest of them.
+        With `skip_punctuation`, tokens of the document skiplist get no vectors. `rows` selects texts; `width` is a
+        padded width greater than the longest text.
         """
         table = TokenTable.of(texts)
         if self.attention != "sdpa":
@@ -169,7 +169,7 @@ class Encoder:
         )
 
     def _positions(self, table: TokenTable) -> np.ndarray:
-        """Return each id's position in its own text [X]; XLM-R's kin count from behind the pad id and pass it over."""
+        """Return each token's position in its text [X]; XLM-R's family starts after the pad id and skips padding."""
         begin_X = np.repeat(table.offsets_N[:-1], table.lengths_N)
         if self.config.backbone not in PADS_COUNT and self.config.architecture not in PADS_COUNT_OF:
             position_X: np.ndarray = np.arange(len(table.ids_X)) - begin_X
@@ -181,14 +181,14 @@ class Encoder:
 
     @torch.inference_mode()
     def vectors(self, batch: Batch | PackedBatch) -> dict[int, tuple[Tensor, Tensor]]:
-        """Return by dim the fp32 vectors of a batch, packed [ΣT, D], and how many each text has [B].
+        """Return by dim the fp32 vectors of a batch, concatenated [V, D], and how many each text has [B].
 
-        Nothing here waits for the device: rows and counts are known from the ids.
+        Nothing here waits for the device: rows and counts follow from the token ids.
         """
         hidden_XH = self._hidden(batch)
         if self.config.pooling == "tokens":
             packed_XH, counts_B = hidden_XH, batch.counts_B
-            if len(batch.kept_V) < len(hidden_XH):  # else nothing is padding or punctuation
+            if len(batch.kept_V) < len(hidden_XH):  # otherwise there is no padding and no punctuation
                 packed_XH = hidden_XH.index_select(0, self.upload(batch.kept_V))
         else:
             packed_XH, counts_B = self._pooled(hidden_XH, batch), torch.ones_like(batch.counts_B)
@@ -199,7 +199,7 @@ class Encoder:
         return out
 
     def _projected(self, hidden_XH: Tensor) -> dict[int, Tensor]:
-        """Return the hidden states through each head [X, D], by one GEMM for all of them."""
+        """Return the hidden states projected by each head [X, D], with one GEMM for all heads."""
         if self.config.head == "none":
             return dict.fromkeys(self.heads, hidden_XH)
         if self.config.head == "dense":
@@ -212,10 +212,10 @@ class Encoder:
 
     @cached_property
     def _all_heads(self) -> Callable[[Tensor], Tensor]:
-        """The GEMM with the heads [W, H] of all dims that the config lists; zeros stand for those not in use.
+        """The GEMM with the heads [W, H] of all dims that the config lists; heads not in use are zero.
 
-        A GEMM of another width may add in another order. This width is the model's own, so a dim has the same bits
-        whichever dims run beside it: a column does not depend on what the others hold.
+        A GEMM of another width may add in another order. This width depends on the model only and columns are
+        independent, so a dim's vectors have the same bits whichever other dims are computed.
         """
         used = {dim: head_DH for dim, head_DH in self.heads.items() if isinstance(head_DH, Tensor)}
         any_DH = next(iter(used.values()))
@@ -226,10 +226,10 @@ class Encoder:
         )
 
     def _hidden(self, batch: Batch | PackedBatch) -> Tensor:
-        """Return the hidden states of every place of a batch [X, H], padded places among them."""
+        """Return the hidden states of every position of a batch [X, H], including padding."""
         if isinstance(batch, PackedBatch):
             given = {"input_ids": self.upload(batch.ids_X).unsqueeze(0), "packing": batch.packing.to(self.upload)}
-            if self.config.backbone != "jina_bert":  # which has ALiBi in place of positions
+            if self.config.backbone != "jina_bert":  # it has ALiBi instead of positions
                 given["position_ids"] = self.upload(batch.position_X).unsqueeze(0)
             hidden = self.module(**given).last_hidden_state
         elif self._has_kernel:
@@ -257,26 +257,26 @@ class Encoder:
         return mean_BH
 
     def upload(self, tensor: Tensor) -> Tensor:
-        """Copy to the device; from pinned memory, which lets the copy run beside what the device is doing."""
+        """Copy to the device, from pinned memory so that the copy can overlap with computation."""
         if self.device.type != "cuda":
             return tensor.to(self.device)
         return tensor.pin_memory().to(self.device, non_blocking=True)
 
 
 def to_unit_length(vectors_XD: Tensor) -> Tensor:
-    """Divide each vector by its norm, in fp32 and in place: a half-precision norm is off by up to 4e-3.
+    """Divide each vector by its norm, in fp32 and in place: a half-precision norm has an error of up to 4e-3.
 
-    What `torch.nn.functional.normalize` returns, but for a vector whose norm is not finite: it becomes NaN throughout,
-    where division by infinity would leave zeros that nothing notices.
+    The result is that of `torch.nn.functional.normalize`, except if a norm is not finite: that vector becomes NaN.
+    Division by infinity would give zeros, which no later step would notice.
     """
     norm_X1 = torch.linalg.vector_norm(vectors_XD, dim=-1, keepdim=True).clamp_min_(1e-12)
-    return vectors_XD.div_(norm_X1.add_(norm_X1, alpha=0))  # zero times infinity is NaN
+    return vectors_XD.div_(norm_X1.add_(norm_X1, alpha=0))  # 0 · ∞ is NaN
 
 
 def checkpoints(config: EncoderConfig, dims: Sequence[int]) -> dict[int, Checkpoint]:
-    """Find the checkpoint of each dim, and hold what it says of itself against the config.
+    """Locate the checkpoint of each dim, and refuse one whose own settings contradict the config.
 
-    Raises ModelError that names the dims whose checkpoints can still be had.
+    Raises ModelError that also names the dims whose checkpoints can be obtained.
     """
     found, failed = obtainable(config, dims)
     if failed:
@@ -288,7 +288,7 @@ def checkpoints(config: EncoderConfig, dims: Sequence[int]) -> dict[int, Checkpo
 
 
 def obtainable(config: EncoderConfig, dims: Sequence[int]) -> tuple[dict[int, Checkpoint], dict[int, ModelError]]:
-    """Return the checkpoints of the dims that can be had, and for each of the others why it cannot."""
+    """Return the checkpoints of the dims that can be obtained, and for each other dim the error."""
     found: dict[int, Checkpoint] = {}
     failed: dict[int, ModelError] = {}
     for dim in dims:
@@ -316,10 +316,10 @@ def load_encoders(
     attention: Attention = "auto",
     elementwise: Elementwise = "auto",
 ) -> list[Encoder]:
-    """Load the dims' checkpoints; dims whose backbones are equal by content share one encoder, hence one pass.
+    """Load the dims' checkpoints. Dims whose backbones have identical content share one encoder, and so one pass.
 
-    Raises ModelError for tensors that do not fit, a missing head or missing special tokens, and for files that changed
-    since their checksums were taken.
+    Raises ModelError for tensors that do not fit, a missing head, missing special tokens, and files that changed after
+    their checksums were computed.
     """
     groups: list[tuple[dict[str, Tensor], dict[int, Checkpoint]]] = []
     heads: dict[int, Head] = {}
@@ -345,14 +345,14 @@ def load_encoders(
             backbone = remote_code.build(checkpoint, tensors, config)
         else:
             backbone = native.build(tensors, checkpoint.config(), config, origin=checkpoint.origin)
-        tensors.clear()  # the module holds what it took: a layer's weight is freed once it is laid out
+        tensors.clear()  # the module has its tensors: so a layer's weight is freed once it is in oneDNN's layout
         vocabulary = tokens.vocabulary_of(config, checkpoint)
         _check_vocabulary(vocabulary, config, backbone, checkpoint)
         for dim, checkpoint_of_dim in members.items():
             _check_width(heads[dim], dim, backbone, checkpoint_of_dim)
         module = moved(backbone.module, device, dtype, exact=config.backbone == "transformers")
         if not config.trust_remote_code:  # a checkpoint's own code is run as it is
-            linear.pack(module)
+            linear.use_onednn(module)
         if choose_elementwise(elementwise, config=config, device=device).fused:
             fuse(module)
         encoders.append(
@@ -378,10 +378,10 @@ def load_encoders(
 
 
 def moved(module: nn.Module, device: torch.device, dtype: torch.dtype, *, exact: bool = False) -> nn.Module:
-    """Bring a module to a device and dtype, but for RoPE's frequencies, which stay in fp32 as in the native library.
+    """Convert a module to a device and dtype, except RoPE's frequencies: they stay fp32, as in the native library.
 
-    Rounded to bfloat16 they turn position 300 by up to .13 radian too far or too little (base 10000, heads of 64).
-    `exact` keeps those of any architecture, by the end of their names.
+    Rounded to bfloat16 they would rotate position 300 by an angle that is wrong by up to .13 (base 10000, heads of 64).
+    `exact` keeps them in any architecture, recognised by the end of their names.
     """
     kept = {
         name: buffer.clone()
@@ -396,7 +396,7 @@ def moved(module: nn.Module, device: torch.device, dtype: torch.dtype, *, exact:
 
 
 def _head(tensors: Mapping[str, Tensor], config: EncoderConfig, dim: int, checkpoint: Checkpoint) -> Head:
-    """Return the projection [D, H] of a checkpoint. Heads are trained apart: one is never cut from another."""
+    """Return the projection [D, H] of a checkpoint. Each head is trained separately; none is a slice of another."""
     if config.head != "linear":
         if native.HEAD in tensors:
             wanted = "no head" if config.head == "none" else "the head beside the weights"
@@ -415,7 +415,7 @@ def _head(tensors: Mapping[str, Tensor], config: EncoderConfig, dim: int, checkp
 
 
 def _check_width(head: Head, dim: int, backbone: Backbone, checkpoint: Checkpoint) -> None:
-    """Refuse a head for another hidden size, and a dim that is not the hidden size where there is no head."""
+    """Raise ModelError if the head does not fit the hidden size or, without a head, the dim is not the hidden size."""
     hidden = backbone.hidden_size
     if isinstance(head, nn.Sequential):
         if (found := dense.widths(head)) != (hidden, dim):
@@ -441,9 +441,9 @@ def embedding_rows(module: nn.Module) -> int:
 
 
 def with_head_of(encoder: Encoder, own: Checkpoint, other: Checkpoint, dim: int) -> Encoder | None:
-    """Return an encoder with the head of another checkpoint beside its own, or None where the backbones differ.
+    """Return an encoder with the head of another checkpoint added, or None if the backbones differ.
 
-    Nothing is built: both files are compared by content, the other's head alone is taken.
+    The files are compared by content, and only the head is read from the other checkpoint.
     """
     tensors = native.read_tensors(other)
     if not _same_reading(own, other, encoder.config) or not _same_backbone(native.read_tensors(own), tensors):
@@ -461,12 +461,12 @@ def _same_backbone(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bo
 
 
 def _same_reading(one: Checkpoint, other: Checkpoint, config: EncoderConfig) -> bool:
-    """Whether tokenizer and architecture agree too: equal weights under other tokens are another model."""
+    """Whether tokenizer and architecture are the same: with other tokens, the same weights are another model."""
     if one.checksums[TOKENIZER] != other.checksums[TOKENIZER] or one.code() != other.code():
         return False
     one_values, other_values = one.config(), other.config()
     keys: Iterable[str] = (*native.ARCHITECTURE_KEYS, *native.OPTIONAL_KEYS)
-    if config.backbone == "transformers":  # whose classes read what they like
+    if config.backbone == "transformers":  # its classes may read any file
         keys = {*one_values, *other_values} - generic.COSMETIC
     return all(one_values.get(key) == other_values.get(key) for key in keys)
 
@@ -474,7 +474,7 @@ def _same_reading(one: Checkpoint, other: Checkpoint, config: EncoderConfig) -> 
 def _check_vocabulary(
     vocabulary: Vocabulary, config: EncoderConfig, backbone: Backbone, checkpoint: Checkpoint
 ) -> None:
-    """Refuse a tokenizer that lacks a marker or has ids beyond the embedding matrix."""
+    """Raise ModelError if a tokenizer lacks a marker or has ids outside the embedding matrix."""
     rows = embedding_rows(backbone.module)
     if vocabulary.size > rows:
         msg = (

@@ -1,6 +1,6 @@
-"""The config of a checkpoint, read from the checkpoint: what its files say, and what had to be assumed.
+"""Infer a model's config from its checkpoint: the settings in its files, and those that must be assumed.
 
-A late-interaction checkpoint is known by Stanford ColBERT's `artifact.metadata` or by PyLate's
+A late-interaction checkpoint is recognised by Stanford ColBERT's `artifact.metadata` or by PyLate's
 `config_sentence_transformers.json`; a single-vector one by the Pooling module of sentence-transformers' modules.json.
 """
 
@@ -30,7 +30,7 @@ LENGTHS: Final = "sentence_bert_config.json"
 CARD: Final = "README.md"
 QUERY_PROMPTS: Final = ("query",)
 DOCUMENT_PROMPTS: Final = ("document", "passage", "corpus")
-"""The names under which sentence-transformers keeps the prompts of each side, in the order in which it looks."""
+"""Names of document prompts in sentence-transformers, in its order of preference."""
 POOLINGS: Final = {
     "pooling_mode_mean_tokens": "mean",
     "pooling_mode_cls_token": "cls",
@@ -39,31 +39,31 @@ POOLINGS: Final = {
 }
 KNOWN_MODULES: Final = ("Transformer", "Pooling", "Dense", "Normalize")
 SHOWN: Final = 80
-"""Characters of a setting that a line shows at most."""
+"""Most characters of a setting that are shown."""
 MODEL_MAX_LENGTH: Final = 1_000_000
-"""A tokenizer without a limit gives a huge number for one."""
+"""A larger limit of a tokenizer means that it has none."""
 
 
 class Fact(NamedTuple):
-    """One setting, and the file and key that it was read from; empty where it was assumed."""
+    """One setting with the file and key that it was read from; these are empty if the value is assumed."""
 
     value: Any
     source: str = ""
 
 
 class Inferred(NamedTuple):
-    """A model's settings in the order in which a config gives them."""
+    """A model's settings, in the order of a config file."""
 
     name: str
     facts: Mapping[str, Fact]
     origin: str
 
     def values(self) -> dict[str, Any]:
-        """Return the settings as a config's YAML has them."""
+        """Return the settings as in a config's YAML."""
         return {"name": self.name, **{key: fact.value for key, fact in self.facts.items()}}
 
     def lines(self) -> list[str]:
-        """Return what was read, a line for each file, and what was assumed."""
+        """Return one line per file with the settings read from it, and one with those that were assumed."""
         by_file: dict[str, list[str]] = {}
         for key, fact in self.facts.items():
             if key == "checkpoints":
@@ -76,7 +76,7 @@ class Inferred(NamedTuple):
 
 
 class _Files(NamedTuple):
-    """What a checkpoint's small files say; empty where there is no such file."""
+    """The contents of a checkpoint's small files; empty for a file that does not exist."""
 
     folder: Path
     config: Mapping[str, Any]
@@ -86,9 +86,9 @@ class _Files(NamedTuple):
 
 
 def infer(source: CheckpointSource, *, name: str) -> Inferred:
-    """Read a model's config from its checkpoint; of a hub repository only the small files are fetched.
+    """Infer a model's config from its checkpoint; of a hub repository only the small files are fetched.
 
-    Raises ModelError for a checkpoint whose files do not say how it makes vectors, or that nothing here can load.
+    Raises ModelError if the files do not say how vectors are computed, or if no backbone can load the checkpoint.
     """
     found = small_files(source)
     folder = found.folder
@@ -175,7 +175,7 @@ def _late(files: _Files) -> dict[str, Fact]:
 
 
 def _default_marker(side: str, *, stanford: bool) -> str:
-    """Return what the library takes where a checkpoint names no marker."""
+    """Return the library's default if a checkpoint names no marker."""
     if stanford:
         return "[unused0]" if side == "query" else "[unused1]"
     return "[Q] " if side == "query" else "[D] "
@@ -232,7 +232,7 @@ def _pooling(path: Path) -> Fact:
 
 
 def _dense(files: _Files) -> tuple[Fact, Fact]:
-    """Return the head and the dim: that of the last Dense module, else the hidden size."""
+    """Return head and dim: the output width of the last Dense module, else the hidden size."""
     paths = [path for kind, path in files.modules if kind == "Dense"]
     if not paths:
         return Fact("none", MODULES), Fact(_hidden_size(files.config), f"{CONFIG}: hidden_size")
@@ -245,7 +245,7 @@ def _hidden_size(config: Mapping[str, Any]) -> Any:
 
 
 def _prompts(said: Mapping[str, Any]) -> dict[str, str]:
-    """Return what stands before the texts of each side: the prompt of its name, else the default one."""
+    """Return the prompt of each side: the one with its name, else the default prompt."""
     prompts = said.get("prompts") or {}
     default = prompts.get(said.get("default_prompt_name")) or ""
     named = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}
@@ -255,7 +255,7 @@ def _prompts(said: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _length(files: _Files) -> Fact:
-    """Return the tokens that a single-vector model reads: sentence-transformers' limit, else the architecture's."""
+    """Return the most tokens of a single-vector model: sentence-transformers' limit, else the architecture's."""
     if limit := _first((_json(files.folder, LENGTHS), "max_seq_length", LENGTHS)):
         return limit
     known = (_json(files.folder, "tokenizer_config.json"), "model_max_length", "tokenizer_config.json")
@@ -268,7 +268,7 @@ def _length(files: _Files) -> Fact:
 
 
 def _backbone(files: _Files, *, origin: str) -> dict[str, Fact]:
-    """Return which backbone reads the checkpoint, and for transformers' own the architecture."""
+    """Return the backbone that loads the checkpoint, and the architecture for those of transformers."""
     config, kind = files.config, files.config.get("model_type")
     if _json(files.folder, LENGTHS).get("do_lower_case"):
         msg = f"{origin}: {LENGTHS} lowers all letters, which the tokenizer itself does not say; no config here can"
@@ -292,7 +292,7 @@ def _backbone(files: _Files, *, origin: str) -> dict[str, Fact]:
 
 
 def _dtype(config: Mapping[str, Any]) -> Fact:
-    """Return bfloat16 for weights saved in it, else float32: half precision of a CPU gains nothing."""
+    """Return bfloat16 if the weights were saved in it, else float32: half precision gains nothing on a CPU."""
     for key in ("dtype", "torch_dtype"):
         if config.get(key) == "bfloat16":
             return Fact("bfloat16", f"{CONFIG}: {key}")
@@ -300,7 +300,7 @@ def _dtype(config: Mapping[str, Any]) -> Fact:
 
 
 def _parameters(folder: Path) -> dict[str, Fact]:
-    """Return how many numbers the weights hold, where they are on disk; only the file's beginning is read."""
+    """Return the number of parameters if the weights are on disk; only the file's header is read."""
     from math import prod
 
     from safetensors import SafetensorError, safe_open
@@ -312,7 +312,7 @@ def _parameters(folder: Path) -> dict[str, Fact]:
     for path in files:
         try:
             with safe_open(str(path), framework="pt") as file:
-                names = [name for name in file.keys() if not name.endswith("position_ids")]  # noqa: SIM118 (not a mapping)
+                names = [name for name in file.keys() if not name.endswith("position_ids")]  # noqa: SIM118 (safe_open is not a mapping)
                 count += sum(prod(file.get_slice(name).get_shape()) for name in names)
         except (SafetensorError, OSError) as error:
             msg = f"{path}: not a whole safetensors file ({error}); fetch the file again"
@@ -338,7 +338,7 @@ def _json(folder: Path, name: str) -> Mapping[str, Any]:
 
 
 def _first(*places: tuple[Mapping[str, Any], str, str]) -> Fact | None:
-    """Return the first value that is given, with the file and key that give it."""
+    """Return the first value that exists, with its file and key."""
     for values, key, file in places:
         if values.get(key) is not None:
             return Fact(values[key], f"{file}: {key}")
@@ -350,7 +350,7 @@ def _file(source: str) -> str:
 
 
 def _shown(value: Any) -> str:
-    """Return a setting as a line shows it.
+    """Return a setting as it is shown to the user.
 
     >>> _shown(True), _shown({"max_tokens": 32, "marker": "[Q] "})
     ('true', "(max_tokens 32, marker '[Q] ')")

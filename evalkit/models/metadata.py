@@ -1,6 +1,6 @@
-"""What a late-interaction checkpoint says of itself, held against the config.
+"""Compare the settings that a late-interaction checkpoint contains with those of the config.
 
-Stanford ColBERT says it in `artifact.metadata`, PyLate in `config_sentence_transformers.json`.
+Stanford ColBERT saves them in `artifact.metadata`, PyLate in `config_sentence_transformers.json`.
 
 Weights do not show how texts were prepared in training. With other markers, masks or punctuation, a model still gives
 vectors of length 1, but scores drop. A contradiction between file and config is therefore an error, unless the config
@@ -31,7 +31,7 @@ class Differences(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """A setting that a model's repository had another value of for a while."""
+    """A setting for which the files of a model's repository had another value at some time."""
 
     setting: str
     """Its dotted name below `model`."""
@@ -41,12 +41,12 @@ class Variant(NamedTuple):
 
     @property
     def words(self) -> str:
-        """The variant as one gives it on the command line."""
+        """The variant as a command-line setting."""
         return _setting(self.setting, self.value)[0]
 
 
 def variants(model: str) -> tuple[Variant, ...]:
-    """Return the variants that are known of a model, by its name.
+    """Return the known variants of a model.
 
     >>> [variant.words for variant in variants("jina-colbert-v2")]
     ['model.query.attend_to_expansion=false']
@@ -56,7 +56,7 @@ def variants(model: str) -> tuple[Variant, ...]:
 
 
 def differences(config: EncoderConfig, checkpoint: Checkpoint, dim: int) -> Differences:
-    """Compare what the checkpoint's own file says with a config; what it does not say differs in nothing.
+    """Compare a checkpoint's own file with a config; settings missing from the file cause no difference.
 
     Raises ModelError for a file that is not a JSON object.
     """
@@ -99,7 +99,7 @@ def notes(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> list[str]:
 
 
 def account(checkpoint: Checkpoint) -> str | None:
-    """Return the file in which a checkpoint says how its texts were laid out; None where it has none."""
+    """Return the file with a checkpoint's settings for texts, or None."""
     if (checkpoint.folder / METADATA).is_file():
         return METADATA
     path = checkpoint.folder / SAID
@@ -107,7 +107,7 @@ def account(checkpoint: Checkpoint) -> str | None:
 
 
 def _from_pylate(config: EncoderConfig, checkpoint: Checkpoint) -> Differences:
-    """Compare what PyLate saved; a prompt is not among it, for PyLate takes one only when it is asked to."""
+    """Compare the settings that PyLate saved. Prompts are not compared: PyLate uses one only on request."""
     if config.kind != "late_interaction":
         return Differences((), ())
     said = {name: value for name, value in read_json(checkpoint.folder / SAID).items() if value is not None}
@@ -134,7 +134,7 @@ def _from_pylate(config: EncoderConfig, checkpoint: Checkpoint) -> Differences:
 
 
 def _skiplist(config: EncoderConfig) -> list[str]:
-    """Return the words that a config drops from documents."""
+    """Return the words whose vectors a config drops from documents."""
     if config.skiplist == "none":
         return []
     return list(string.punctuation) if config.skiplist_words is None else list(config.skiplist_words)

@@ -123,7 +123,7 @@ def _native_names(tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]
         if renamed.endswith(".position_ids") or renamed.startswith("roberta.pooler."):
             continue
         if ".mixer.Wqkv." in renamed:
-            for part, piece in zip(("query", "key", "value"), tensor.chunk(3, dim=0), strict=True):
-                yield renamed.replace(".mixer.Wqkv.", f".attention.self.{part}."), piece
+            for part, rows in zip(("query", "key", "value"), tensor.chunk(3, dim=0), strict=True):
+                yield renamed.replace(".mixer.Wqkv.", f".attention.self.{part}."), rows
         else:
             yield renamed, tensor

@@ -28,7 +28,7 @@ PAD_TOKENS = ("<pad>", "[PAD]", "<|pad|>", "<|endoftext|>")
 MASK_TOKENS = ("<mask>", "[MASK]")
 UNKNOWN_TOKENS = ("<unk>", "[UNK]")
 END_TOKENS = ("</s>", "[SEP]", "<|endoftext|>", "<|im_end|>", "<eos>", "<|end_of_text|>")
-"""What decoders call their last token; `LAST_TOKENS` are those of encoders."""
+"""Names of the last token in decoders; LAST_TOKENS are those in encoders."""
 TEXTS_AT_ONCE = 1024
 """Texts per call of the tokenizer: enough to keep its threads busy."""
 CHARACTERS_A_TOKEN = 5
@@ -59,10 +59,10 @@ class TokenTable(Sequence[Tokens]):
         """Return the texts as a table; a table is returned unchanged."""
         if isinstance(texts, TokenTable):
             return texts
-        return cls.packed([text.ids for text in texts], [text.attended for text in texts])
+        return cls.of_ids([text.ids for text in texts], [text.attended for text in texts])
 
     @classmethod
-    def packed(cls, ids: Sequence[Sequence[int] | np.ndarray], attended: Sequence[int]) -> TokenTable:
+    def of_ids(cls, ids: Sequence[Sequence[int] | np.ndarray], attended: Sequence[int]) -> TokenTable:
         """Build a table from each text's token ids and the number of them that is attended to."""
         offsets_N = offsets(np.array([len(of_text) for of_text in ids], dtype=np.int64))
         arrays = [np.empty(0, dtype=np.int32), *(np.asarray(of_text, dtype=np.int32) for of_text in ids)]
@@ -108,10 +108,10 @@ class Vocabulary:
     mask: int
     size: int
     begin: tuple[int, ...] = ()
-    """What every text begins with, and ends with: `first` and `last`, or what the tokenizer itself puts there."""
+    """The token ids that every text begins with (`end`: ends with): `first` and `last`, or the tokenizer's own."""
     end: tuple[int, ...] = ()
     strips: bool = False
-    """Whether texts lose the white space around them first, as sentence-transformers does."""
+    """Whether white space around a text is stripped first, as in sentence-transformers."""
 
     @cached_property
     def splits_at_spaces(self) -> bool:
@@ -160,9 +160,9 @@ class Vocabulary:
         return int(found)
 
     def markers(self, rules: TextRules) -> list[int]:
-        """Return the ids behind the first token. Raises ModelError for a token that the tokenizer has not.
+        """Return the ids after the first token. Raises ModelError if the tokenizer lacks such a token.
 
-        A marker is one token, spaces and all (PyLate's `[Q] ` ends in one), or else several with spaces between them.
+        A marker is one token, including its spaces (PyLate's `[Q] ` ends in one), or several separated by spaces.
         """
         marker = rules.marker or ""
         if marker and (whole := self.tokenizer.token_to_id(marker)) is not None:
@@ -171,17 +171,17 @@ class Vocabulary:
 
 
 def load_vocabulary(checkpoint: Checkpoint, *, own_template: bool = False) -> Vocabulary:
-    """Load `tokenizer.json`, with its own cutting and padding off. Raises ModelError when it is unusable.
+    """Load `tokenizer.json` with its own truncation and padding turned off. Raises ModelError if it is unusable.
 
-    `own_template` begins and ends texts as the tokenizer itself does (its post-processor), whatever its tokens are
-    called, and expands queries by its end token where it has no mask token, as PyLate does for decoders.
+    With `own_template`, texts begin and end as in the tokenizer's post-processor, whatever its tokens are called; if
+    there is no mask token, queries are expanded with the end token, as PyLate does for decoders.
     """
     path = checkpoint.folder / TOKENIZER
     try:
         tokenizer = Tokenizer.from_file(str(path))
-        # Some mistakes show in use only: WordPiece without its unknown token fails at the first word that it lacks.
+        # Some faults only appear in use: WordPiece without its unknown token fails at the first unknown word.
         tokenizer.encode("a \ue000 文", add_special_tokens=False)
-    except BaseException as error:  # tokenizers raises bare Exception for every malformed file, and Rust's panics
+    except BaseException as error:  # tokenizers raises a bare Exception for malformed files, or a panic of Rust
         if not _rust_error(error):
             raise
         msg = f"{path}: not a tokenizer file ({error}); fetch the file again"
@@ -205,7 +205,7 @@ def load_vocabulary(checkpoint: Checkpoint, *, own_template: bool = False) -> Vo
 
 
 def _rust_error(error: BaseException) -> bool:
-    """Whether an error came out of Rust code: PyO3 makes panics a BaseException that no `except Exception` catches."""
+    """Whether an error is a panic of Rust code, which PyO3 raises as a BaseException."""
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
 
 
@@ -215,7 +215,7 @@ def vocabulary_of(config: EncoderConfig, checkpoint: Checkpoint) -> Vocabulary:
 
 
 def _by_template(tokenizer: Tokenizer, checkpoint: Checkpoint) -> Vocabulary:
-    """Return the vocabulary of a tokenizer with what it puts around a text by itself."""
+    """Return the vocabulary of a tokenizer with the tokens that its post-processor adds to a text."""
     text = tokenizer.encode("a", add_special_tokens=False).ids
     whole = tokenizer.encode("a", add_special_tokens=True).ids
     at = next((place for place in range(len(whole)) if whole[place : place + len(text)] == text), None)
@@ -276,13 +276,13 @@ def tokenize(texts: Sequence[str], rules: TextRules, vocabulary: Vocabulary) -> 
             some = [text.strip() for text in some]
         for of_text in vocabulary.encoded(some, room):
             ids = [*begin, *of_text, *end]
-            ids[1:1] = markers  # behind the first id, whatever that is, as PyLate does
+            ids[1:1] = markers  # after the first id, whatever that is, as in PyLate
             real = len(ids)
             if rules.expansion:
                 ids += [vocabulary.mask] * (rules.max_tokens - real)
             encoded.append(np.array(ids, dtype=np.int32))
             attended.append(len(ids) if rules.attend_to_expansion else real)
-    return TokenTable.packed(encoded, attended)
+    return TokenTable.of_ids(encoded, attended)
 
 
 def skipped_ids(
@@ -291,8 +291,8 @@ def skipped_ids(
     """Return the ids whose document vectors are dropped, one rule per library.
 
     `stanford` (colbert-ai, fastembed) drops the first id of each encoded punctuation character: for XLM-R's "."
-    that is "▁", so the plain "." stays. `pylate` drops the id of the character itself, or of each of `words`; what is
-    no token has the unknown token's id there, so that one goes too.
+    that is "▁", so the plain "." stays. `pylate` drops the id of the character itself, or of each of `words`; a word
+    that is not a token has the unknown token's id in PyLate, so that id is dropped too.
     """
     if skiplist == "none":
         return frozenset()

@@ -181,7 +181,7 @@ def _opened(config: RunConfig, device: torch.device, *, offline: bool) -> tuple[
         deviations = (
             ()
             if surveyed is None
-            else datasets.check(
+            else datasets.deviations(
                 dataset, surveyed, config.dataset, learned=learned.recall(config.cache_dir, dataset, config.dataset)
             )
         )

@@ -52,7 +52,7 @@ def new_model(name: str, source: str, folder: Path) -> Written:
     return Written(path, tuple(lines))
 
 
-def new_dataset(  # noqa: PLR0913 (keyword-only behind the first three)
+def new_dataset(
     name: str, source: str, folder: Path, *, language: str | None, split: str | None, cache_dir: Path
 ) -> Written:
     """Write `dataset/NAME.yaml` in a folder of configs from a BEIR-format folder, after a pass over its documents.

@@ -1,1 +1,1 @@
-"""Tables, as pure functions of finished cells and published scores; the only place that rounds."""
+"""Tables, exports and the page: pure functions of finished cells and published scores. Only this room rounds."""

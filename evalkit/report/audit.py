@@ -1,4 +1,4 @@
-"""The card's own inconsistencies: averages that do not follow from their rows, and cells that are likely slips."""
+"""The card's own inconsistencies: averages that do not follow from their rows, and likely typing errors."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from evalkit.scoring.published import audit, claims, disagreements, published_sc
 
 
 def audit_table() -> Grid:
-    """Return the card's stated averages beside their recomputation."""
+    """Return the card's stated averages and their recomputed values."""
     columns = (
         *(Column("table"), Column("system", "name"), Column("dim", "number"), Column("rows", "number")),
         *(Column("stated", "number"), Column("recomputed", "number"), Column("holds")),
@@ -25,7 +25,7 @@ def audit_table() -> Grid:
 
 
 def audit_lines() -> list[str]:
-    """Return the card's cells that are likely slips or that others give otherwise, and averages stated elsewhere."""
+    """Return lines about likely typing errors of the card, cells that other sources contradict, and other averages."""
     lines = [
         f"likely slip: {score.system} on {score.dataset}: {score.slip}" for score in published_scores() if score.slip
     ]

@@ -1,4 +1,4 @@
-"""What the page says before its tables: the answer in numbers, boards of means, and what each dim keeps of quality."""
+"""The page's summary: how much of the card was confirmed, boards of means, and the quality that each dim keeps."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from evalkit.scoring.published import CARD, PublishedScore
 from evalkit.storage.results import CellScores
 
 SYSTEM = "jina-colbert-v2"
-"""Whose card it is."""
+"""The system that the card belongs to."""
 NOTHING_SAID = ("NOT-RUN", "PROTOCOL-DIFFERS")
 """Verdicts that neither confirm nor contradict a published score."""
 HOLDS = ("MATCH", "NEAR")
 
 
 def card_cells(judged: Iterable[Judged]) -> tuple[Judged, ...]:
-    """Return the card's cells, each once: its Matryoshka table prints six of the other tables' cells again.
+    """Return each of the card's cells once: its Matryoshka table repeats six cells of the other tables.
 
-    A cell is a system at a dim, a dataset and a metric. The first table that has it speaks for it.
+    A cell is a system at a dim, a dataset and a metric. It is taken from the first table that contains it.
     """
     found: dict[tuple[str, int | None, str, str], Judged] = {}
     for one in judged:
@@ -32,19 +32,19 @@ def card_cells(judged: Iterable[Judged]) -> tuple[Judged, ...]:
 
 
 class Answer(NamedTuple):
-    """How far the card has been measured: the cells of its own system, and those it compares them with."""
+    """The card's cells with their verdicts: those of its own system, and those of the systems it is compared with."""
 
     own: tuple[Judged, ...]
     others: tuple[Judged, ...]
 
     @property
     def cells(self) -> tuple[Judged, ...]:
-        """Every cell, the card's own system first."""
+        """All cells, those of the card's own system first."""
         return (*self.own, *self.others)
 
 
 def answer(judged: Iterable[Judged]) -> Answer:
-    """Return the card's cells, those of its own system apart from the rest."""
+    """Divide the card's cells into those of its own system and the others."""
     cells = card_cells(judged)
     own = tuple(one for one in cells if one.score.system == SYSTEM)
     return Answer(own, tuple(one for one in cells if one.score.system != SYSTEM))
@@ -56,7 +56,7 @@ def measured(cells: Iterable[Judged]) -> tuple[Judged, ...]:
 
 
 def holding(cells: Iterable[Judged]) -> int:
-    """Count the cells that hold."""
+    """Count the cells whose verdict is MATCH or NEAR."""
     return sum(one.verdict.label in HOLDS for one in cells)
 
 
@@ -66,23 +66,23 @@ def tally(cells: Iterable[Judged]) -> Counter[str]:
 
 
 class Mean(NamedTuple):
-    """A system's place on a collection of datasets."""
+    """A system's published and measured means over a collection of datasets."""
 
     published: float | None
     measured: float | None
     """None unless every dataset was measured under the protocol."""
     delta: float | None
     verdict: str | None
-    """Of the two means, where there are both."""
+    """The verdict on the measured mean, if both means exist."""
     counts: Mapping[str, int]
-    """The verdicts on the datasets that were measured."""
+    """The number of measured datasets by verdict."""
     of: int
     run: int
-    """How many of the datasets were run under the protocol."""
+    """The number of datasets that were measured under the protocol."""
 
 
 def means(board: Leaderboard, cells: Sequence[Judged]) -> dict[tuple[System, str], Mean]:
-    """Return the leaderboard's cells on the card's collections, with the verdict on each mean."""
+    """Return each system's means over the card's collections, with the verdict on each mean."""
     scores = {(one.score.system, one.score.dim, one.score.dataset, one.score.metric): one for one in cells}
     found = {}
     for collection in board.collections:
@@ -105,7 +105,7 @@ def means(board: Leaderboard, cells: Sequence[Judged]) -> dict[tuple[System, str
 
 
 def _verdict(said: float | None, value: float | None, members: Sequence[Judged]) -> str | None:
-    """Return the verdict on a mean by the rule for cells; the one of the cell itself where there is only one."""
+    """Return the verdict on a mean by the rule for cells; for a mean over one cell, that cell's verdict."""
     if said is None or value is None or not members:
         return None
     if len(members) == 1:
@@ -114,12 +114,12 @@ def _verdict(said: float | None, value: float | None, members: Sequence[Judged])
 
 
 def mean_verdict(said: float, value: float, like: PublishedScore) -> str:
-    """Return the verdict on a measured mean against a stated one, printed with as many digits as `like`."""
+    """Return the verdict on a measured mean, given a stated one with as many digits as `like`."""
     return published.verdict(value, like._replace(value=said, index_loss=0.0)).label
 
 
 class Entry(NamedTuple):
-    """A run's value on an own board, beside what others published for it."""
+    """A cell's value on a board of own results, and the scores that others published for it."""
 
     cell: CellScores
     value: float
@@ -127,22 +127,22 @@ class Entry(NamedTuple):
 
 
 class Board(NamedTuple):
-    """What was measured of one family of datasets that the card has no cells of."""
+    """The cells of one family of datasets that the card does not contain."""
 
     name: str
     title: str
     metric: str
     datasets: tuple[str, ...]
     systems: tuple[System, ...]
-    """The greatest mean first, those with every dataset before the others."""
+    """Systems with all datasets come first, then by mean, descending."""
     entries: Mapping[tuple[System, str], Entry]
     means: Mapping[System, float | None]
 
 
 def own_boards(cells: Sequence[CellScores], judged: Sequence[Judged]) -> tuple[Board, ...]:
-    """Return a board per family and metric of every run that measures none of the card's cells.
+    """Return the cells that the card does not contain, as one board per family of datasets and metric.
 
-    The demo, XQuAD, the user's own data, and systems on the card's datasets that the card does not have.
+    These are the demo, XQuAD, the user's own data, and other systems on the card's datasets.
     """
     on_card = {one.cell.run_id for one in card_cells(judged) if one.cell is not None and one.measured is not None}
     others = {
@@ -181,18 +181,18 @@ def _mean(entries: Sequence[Entry | None]) -> float | None:
 
 
 class Heat(NamedTuple):
-    """What every smaller dim keeps of the greatest one's quality, by dataset."""
+    """The quality of every smaller dim relative to the largest one, by dataset."""
 
     title: str
     base: int
     columns: tuple[tuple[str, str], ...]
     """(dataset, metric)."""
     rows: tuple[tuple[int, tuple[tuple[float, float] | None, ...]], ...]
-    """Dim, then by column the value and its share of the base's; None where either is missing."""
+    """A dim, and for each column its value and the ratio to the largest dim's value; None if one is missing."""
 
 
 def heats(tables: Sequence[CardTable], cells: Sequence[CellScores]) -> tuple[Heat, ...]:
-    """Return the card's published dims, then every system measured at two dims or more."""
+    """Return the card's published dims, then every system that was measured at two or more dims."""
     found = []
     for table in tables:
         if table.name == "matryoshka":

@@ -1,4 +1,4 @@
-"""From the files under results/ to every table, export and the page: the same files give the same bytes."""
+"""Build all tables, exports and the page from the files of a results folder. The same files give the same bytes."""
 
 from __future__ import annotations
 
@@ -20,20 +20,20 @@ EXPORTS = ("mteb", "model-index", "eval_results")
 
 
 class Report(NamedTuple):
-    """Everything that a report says."""
+    """The content of a report."""
 
     cells: tuple[CellScores, ...]
     files: Mapping[str, bytes]
-    """By path below the output folder."""
+    """The contents of all files, by path below the output folder."""
     problems: tuple[str, ...]
-    """What kept a run out of the tables; the rest is made all the same."""
+    """Reasons why cells are missing from the tables; the rest of the report is complete."""
     unwaived: tuple[str, ...]
-    """The cells that are HIGHER or LOWER without a waiver."""
+    """A line for each cell that is HIGHER or LOWER without a waiver."""
     rows: tuple[table.Row, ...]
 
 
 def build(results_dir: Path) -> Report:
-    """Read a results folder and make every file of the report, in memory. Raises ScoreError for bad waivers."""
+    """Read a results folder and build every file of the report in memory. Raises ScoreError for bad waivers."""
     configs = commands.packaged()
     found = collected.collect(results_dir, checksums=_checksums(configs))
     waivers = card.read_waivers(results_dir)
@@ -105,7 +105,7 @@ def build(results_dir: Path) -> Report:
 
 
 def leaderboard(results_dir: Path) -> card.Leaderboard:
-    """Return the leaderboard of a results folder alone, of the runs that a report would table.
+    """Return only the leaderboard of a results folder, from the cells that a report would include.
 
     Raises ScoreError for bad waivers.
     """
@@ -128,7 +128,7 @@ def _others(
 
 
 def write(report: Report, out: Path) -> None:
-    """Write every file of a report that is not there already with the same bytes, and delete tables of runs gone."""
+    """Write the files of a report whose bytes changed; delete exports of cells that no longer exist."""
     for name in _stale(report, out):
         (out / name).unlink()
     for name, data in report.files.items():
@@ -138,7 +138,7 @@ def write(report: Report, out: Path) -> None:
 
 
 def drifted(report: Report, out: Path) -> tuple[str, ...]:
-    """Return a line for every file that is not what the results say."""
+    """Return a line for every file that differs from the report, is missing, or should not exist."""
     lines = [f"{out / name}: should not be there" for name in _stale(report, out)]
     for name, data in report.files.items():
         path = out / name
@@ -157,10 +157,10 @@ def _stale(report: Report, out: Path) -> list[str]:
 
 
 def _with_queries(results_dir: Path, found: collected.Collected) -> tuple[collected.Collected, page.PerQuery]:
-    """Return the runs with their values by query.
+    """Return the cells with their values by query.
 
-    A run is left out whose scores are not the means of its queries, or do not come out again from files that were
-    edited; a run whose table of queries is damaged costs only its drill-down.
+    A cell is left out if its scores are not the means over its queries, or if its files were edited and scoring them
+    again gives other values. A cell whose table of queries is damaged is kept, without its details by query.
     """
     cells, problems, per_query = [], list(found.problems), {}
     for cell in found.cells:
@@ -186,7 +186,7 @@ def _with_queries(results_dir: Path, found: collected.Collected) -> tuple[collec
 def _details(
     results_dir: Path, cells: Sequence[CellScores], per_query: page.PerQuery, configs: commands.Packaged
 ) -> dict[str, page.Detail]:
-    """Return what the page needs from each run's files beyond its scores."""
+    """Return the details that the page shows of each cell besides its scores, from the cell's files."""
     found = {}
     for cell in cells:
         saved = _saved(results_dir, cell)
@@ -202,7 +202,7 @@ def _details(
 
 
 def _saved(results_dir: Path, cell: CellScores) -> dict[str, Any] | None:
-    """Return the settings that a run was made with, None where its config.yaml is missing or damaged."""
+    """Return the settings that a cell was computed with; None if its config.yaml is missing or damaged."""
     loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
         text = (paths.run_dir(results_dir, cell.run_id) / results.CONFIG).read_text(encoding="utf-8")
@@ -213,5 +213,5 @@ def _saved(results_dir: Path, cell: CellScores) -> dict[str, Any] | None:
 
 
 def _checksums(configs: commands.Packaged) -> dict[str, str]:
-    """Return the corpus checksum of every dataset for which one is known."""
+    """Return the corpus checksum of every dataset that has one."""
     return {str(one["name"]): str(one["checksum"]) for one in configs.datasets.values() if one.get("checksum")}

@@ -1,6 +1,6 @@
-"""The card's tables and the leaderboard as values: every published cell beside what was measured of it.
+"""The card's tables and the leaderboard as values: every published score with the measured one.
 
-A pure function of finished cells, published scores, waivers and deviations; nothing is rounded here.
+All functions are pure functions of finished cells, published scores, waivers and deviations. Nothing is rounded here.
 """
 
 from __future__ import annotations
@@ -27,15 +27,15 @@ TITLES = {
 }
 """The card's tables, in the card's order."""
 FAMILIES = {"xquad": "XQuAD", "nanobeir": "NanoBEIR"}
-"""What other families of datasets are called, where not by their first name."""
+"""Titles of families of datasets that are not simply the first part of the name."""
 
 
 SHOWN = 200
-"""Characters of a wrong entry that a message quotes."""
+"""Characters of an invalid entry that are quoted in messages."""
 
 
 class Waiver(NamedTuple):
-    """A HIGHER or LOWER cell that is known, and why it may stand."""
+    """A known HIGHER or LOWER cell, and the reason why it is accepted."""
 
     system: str
     dim: int | None
@@ -46,7 +46,7 @@ class Waiver(NamedTuple):
 
 
 class Judged(NamedTuple):
-    """One published score beside the run that measured it, if any did."""
+    """One published score and the cell that measured it, if there is one."""
 
     score: PublishedScore
     cell: CellScores | None
@@ -55,7 +55,7 @@ class Judged(NamedTuple):
 
     @property
     def measured(self) -> float | None:
-        """The measured value, or None where it was not run or not scored with this metric."""
+        """The measured value; None if the cell was not computed or not scored with this metric."""
         return None if self.cell is None else self.cell.metrics.get(self.score.metric)
 
     @property
@@ -65,19 +65,19 @@ class Judged(NamedTuple):
 
 
 class JudgedMean(NamedTuple):
-    """One published mean beside the runs of its datasets, as far as there are any."""
+    """One published mean and the cells of its datasets that were measured."""
 
     mean: PublishedMean
     cells: Mapping[str, CellScores]
-    """By dataset, those that were scored with its metric."""
+    """The cells that were scored with the mean's metric, by dataset."""
     measured: float | None
-    """None unless every dataset was measured, and all of them under one protocol."""
+    """None unless every dataset was measured and all cells have the same protocol."""
     verdict: Verdict
     waiver: Waiver | None = None
 
     @property
     def score(self) -> PublishedScore:
-        """The published mean, as a score on its collection."""
+        """The published mean as a score on its collection."""
         return self.mean.score
 
     @property
@@ -99,14 +99,14 @@ class System(NamedTuple):
 
 
 class Average(NamedTuple):
-    """The mean over a table's rows of one system: as stated, as its rows give it, as measured."""
+    """One system's mean over rows of a table: as stated, as computed from the published rows, and as measured."""
 
     metric: str
     stated: float | None
     digits: int
     of_rows: float
     measured: float | None
-    """None unless every row was measured under the published protocol: a part is not the whole."""
+    """None unless every row was measured under the published protocol."""
     rows_measured: int
     datasets: tuple[str, ...]
 
@@ -127,9 +127,10 @@ class CardTable(NamedTuple):
 def judge(
     cells: Iterable[CellScores], *, waivers: Sequence[Waiver] = (), deviations: Sequence[Deviation] = ()
 ) -> tuple[Judged, ...]:
-    """Return every published score of every source with its verdict, measured by the runs that may stand for a system.
+    """Return every published score of every source with its verdict.
 
-    A run with other weights or of another dataset measures none of them: its scores are NOT-RUN here.
+    A cell counts only if it may stand for the system: a score for which there are only cells with other weights or a
+    deviating dataset is NOT-RUN.
     """
     by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in standing.representative(cells)}
     pairs = ((score, by_cell.get((score.system, score.dim, score.dataset))) for score in published.published_scores())
@@ -139,7 +140,7 @@ def judge(
 def judge_runs(
     cells: Iterable[CellScores], *, waivers: Sequence[Waiver] = (), deviations: Sequence[Deviation] = ()
 ) -> tuple[Judged, ...]:
-    """Return for every run, whatever its standing, what was published for the cell that it is named after."""
+    """Return the scores published for every cell's system and dataset, even if it may not stand for the system."""
     by_cell: dict[tuple[str, int | None, str], list[PublishedScore]] = {}
     for score in published.published_scores():
         by_cell.setdefault((score.system, score.dim, score.dataset), []).append(score)
@@ -165,7 +166,7 @@ def _judged(
 
 
 def verdict_on(cell: CellScores | None, score: PublishedScore, *, deviation: float = 0.0) -> Verdict:
-    """Return the verdict on a run, if there is one, with everything in which it is known to differ."""
+    """Return the verdict on a cell, or NOT-RUN, with all settings in which it is known to differ."""
     if cell is None or score.metric not in cell.metrics:
         return published.verdict(None, score)
     return published.verdict(
@@ -180,14 +181,14 @@ def verdict_on(cell: CellScores | None, score: PublishedScore, *, deviation: flo
 ONE_PROTOCOL_BUT = frozenset(
     ("corpus", "queries", "attention", "elementwise", "batch_tokens", "shard_tokens", "cut", "heads", "encoding_rules")
 )
-"""In what runs of one protocol may differ: the dataset, and what moves no more than the last bits of a vector."""
+"""Settings that may differ within one protocol: the dataset, and those that change only last bits of vectors."""
 
 
 def judge_means(cells: Iterable[CellScores], *, waivers: Sequence[Waiver] = ()) -> tuple[JudgedMean, ...]:
-    """Return every mean that is published without its rows, with the verdict on the mean of our runs.
+    """Return every mean that is published without its rows, with the verdict on the measured mean.
 
-    A part is not the whole: unless each of its datasets was measured, a mean is NOT-RUN. Where its runs were measured
-    under several protocols, there is no measured mean either, and the verdict names the settings that vary.
+    A mean is NOT-RUN unless each of its datasets was measured. If the cells have different protocols, there is no
+    measured mean either, and the verdict names the settings that vary.
     """
     by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in standing.representative(cells)}
     waived = {waiver[:5]: waiver for waiver in waivers}
@@ -232,7 +233,7 @@ def card_tables(judged: Iterable[Judged]) -> tuple[CardTable, ...]:
     stated = {(average.table, average.system, average.dim): average for average in published.stated_averages()}
     tables = []
     for name, members in by_table.items():
-        # The Matryoshka table has MS MARCO's MRR behind the five that its average stands over.
+        # In the Matryoshka table MS MARCO's MRR follows the five datasets of the average.
         pairs = dict.fromkeys((found.score.dataset, found.score.metric) for found in members)
         rows = tuple(sorted(pairs, key=lambda pair: name == "matryoshka" and pair[1] == "mrr@10"))
         systems = tuple(dict.fromkeys(System(found.score.system, found.score.dim) for found in members))
@@ -267,7 +268,7 @@ def _average(members: Sequence[Judged], *, stated: float | None) -> Average:
 
 
 class Standing(NamedTuple):
-    """One system's place on one collection: published and measured means over exactly the named datasets."""
+    """One system's published and measured means over the datasets of one collection."""
 
     published: float | None
     measured: float | None
@@ -292,7 +293,7 @@ class Leaderboard(NamedTuple):
 
 
 def leaderboard(tables: Sequence[CardTable], cells: Sequence[CellScores]) -> Leaderboard:
-    """Put every system, the card's and the measured ones, side by side; first by the published mean on BEIR."""
+    """Return all systems, the card's and the measured ones, sorted by the published mean on BEIR."""
     collections = [
         Collection(table.name, table.title, table.rows[0][1], tuple(dataset for dataset, _ in table.rows))
         for table in tables
@@ -335,7 +336,7 @@ def _standing(
     tables: Sequence[CardTable],
 ) -> Standing:
     said = table.averages[system].stated if table is not None and system in table.averages else None
-    if len(collection.datasets) == 1:  # MS MARCO at the smaller dims stands in the Matryoshka table
+    if len(collection.datasets) == 1:  # the Matryoshka table has MS MARCO at the smaller dims
         (dataset,) = collection.datasets
         found = [other.cells[dataset, system].score for other in tables if (dataset, system) in other.cells]
         said = found[0].value if found else None
@@ -352,13 +353,13 @@ def _standing(
 
 
 def _unfaithful(cell: CellScores, table: CardTable | None, system: System) -> bool:
-    """Whether a run is known to be of another protocol than the card's, other weights, or another corpus."""
+    """Whether a cell is known to differ from the card in protocol, weights or corpus."""
     found = table.cells.get((cell.dataset, system)) if table else None
     return bool(standing.departures(cell)) or (found is not None and found.verdict.label == "PROTOCOL-DIFFERS")
 
 
 def read_waivers(results_dir: Path) -> tuple[Waiver, ...]:
-    """Return the waivers of a results folder (waivers.yaml). Raises ScoreError unless each has its reason."""
+    """Return the waivers of a results folder (waivers.yaml). Raises ScoreError for an entry without a reason."""
     path = results_dir / "waivers.yaml"
     wanted = "wanted a list of {system, dim, dataset, metric, source, reason}, each reason a sentence"
     return tuple(
@@ -378,7 +379,7 @@ def _entries(path: Path, names: set[str], wanted: str) -> list[dict[str, Any]]:
         raise ScoreError(msg) from error
     for entry in entries if isinstance(entries, list) else [entries]:
         _checked(isinstance(entry, dict) and set(entry) == names, path, entry, wanted)
-        plain = all(isinstance(value, (str, int, type(None))) for value in entry.values())  # a list would be no key
+        plain = all(isinstance(value, (str, int, type(None))) for value in entry.values())  # a list cannot be a key
         _checked(plain, path, entry, wanted)
     return list(entries)
 

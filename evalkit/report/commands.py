@@ -1,4 +1,4 @@
-"""The command that reproduces a cell, from the packaged configs and from what a run was made with."""
+"""The command that reproduces a cell, derived from the packaged configs and the cell's own config."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from evalkit.scoring.mteb_results import Wanted
 from evalkit.storage.results import CellScores, flat
 
 OWN_FOLDER = "folder"
-"""The dataset config that reads a folder of the user's own."""
+"""The dataset config that reads the user's own folder."""
 FACTS = frozenset({"name", "kind", "licence", "source", "citation", "parameters", "verify", "checksums"})
 """Settings that describe a model or a dataset and change no score."""
 SOURCES = frozenset({"sources", "ir_datasets_id", "hub", "counts", "checksum", "mean_characters", "path"})
-"""Where a dataset comes from and what it should hold; another copy of it gives the same scores."""
+"""Settings that say where a dataset is read from and what it should contain; another copy has the same scores."""
 
 
 class Packaged(NamedTuple):
-    """The packaged configs by the word that chooses them (`model=WORD`, `dataset=WORD`), as their YAML states them."""
+    """The packaged configs as parsed from YAML, by the word that chooses them (`model=WORD`, `dataset=WORD`)."""
 
     models: Mapping[str, Mapping[str, Any]]
     datasets: Mapping[str, Mapping[str, Any]]
@@ -30,7 +30,7 @@ class Packaged(NamedTuple):
     """config.yaml: the settings of search and store."""
 
     def language(self, dataset: str) -> str:
-        """Return a dataset's language, or nothing for one that no packaged config names."""
+        """Return a dataset's language, or "" if no packaged config has the dataset."""
         return next((str(one.get("language")) for one in self.datasets.values() if one.get("name") == dataset), "")
 
     def word(self, dataset: str) -> str:
@@ -47,7 +47,7 @@ class Packaged(NamedTuple):
 
 
 def packaged() -> Packaged:
-    """Read the packaged configs, and those in the user's own folders of configs."""
+    """Read the packaged configs and those in the user's own config folders."""
     return Packaged(_group("model"), _group("dataset"), _yaml(configs_dir() / "config.yaml"))
 
 
@@ -73,10 +73,10 @@ def command(system: str, dim: int | None, dataset: str, configs: Packaged) -> st
 
 
 def run_command(cell: CellScores, saved: Mapping[str, Any] | None, configs: Packaged) -> str:
-    """Return the command that repeats a run: that of its cell, and every setting in which `saved` differs from it.
+    """Return the command that computes a cell again, with every setting of `saved` that is not the packaged one.
 
-    `saved` is the run's config.yaml, None where that cannot be read. Where the machine's own settings (device, batches)
-    differ, the scores do not, so those are not named.
+    `saved` is the cell's config.yaml, or None if it cannot be read. Settings of the machine (device, batches) are left
+    out because they do not change scores.
     """
     if "run_file" in cell.protocol:
         words = ["evalkit", "score", "run.trec.gz", "--system", cell.model]
@@ -90,12 +90,12 @@ def run_command(cell: CellScores, saved: Mapping[str, Any] | None, configs: Pack
 
 
 def _word(group: Mapping[str, Mapping[str, Any]], name: str) -> str:
-    """Return the word that chooses a config by its name; a name that no config has stands for itself."""
+    """Return the word that chooses the config of a name; without such a config, the name itself."""
     return next((word for word, values in group.items() if values.get("name") == name), name)
 
 
 def _changed(cell: CellScores, saved: Mapping[str, Any], configs: Packaged) -> Iterator[str]:
-    """Yield the overrides that lead from the packaged configs to a run's settings."""
+    """Yield the overrides that turn the packaged configs into a cell's settings."""
     model, dataset = _section(saved, "model"), _section(saved, "dataset")
     of_model = configs.models.get(_word(configs.models, cell.model), {})
     of_dataset = configs.datasets.get(_word(configs.datasets, cell.dataset))
@@ -104,7 +104,7 @@ def _changed(cell: CellScores, saved: Mapping[str, Any], configs: Packaged) -> I
         name, _, value = word.removeprefix("model.").partition("=")
         given = asked.get(name)
         if isinstance(given, Mapping) and value.startswith("["):
-            yield f"model.{name}={{{_key(given, cell)}:{value}}}"  # Hydra cannot put a list in the place of a mapping
+            yield f"model.{name}={{{_key(given, cell)}:{value}}}"  # Hydra cannot replace a mapping with a list
         else:
             yield word
     weights = _section(_section(model, "checkpoints"), str(cell.dim))
@@ -121,7 +121,7 @@ def _changed(cell: CellScores, saved: Mapping[str, Any], configs: Packaged) -> I
 
 
 def _resolved(values: Mapping[str, Any], cell: CellScores) -> dict[str, Any]:
-    """Return nested settings with each that is given per dataset or language replaced by this cell's."""
+    """Return nested settings; those given per dataset or language are replaced by the value for this cell."""
     return {
         name: _resolved(found, cell) if isinstance(found := _for_dataset(value, cell), Mapping) else found
         for name, value in values.items()
@@ -135,7 +135,7 @@ def _for_dataset(value: Any, cell: CellScores) -> Any:
 
 
 def _key(value: Mapping[str, Any], cell: CellScores) -> str:
-    """Return the name under which settings given per dataset or language have this cell's."""
+    """Return the key of this cell in a setting that is given per dataset or language."""
     return next(
         name for name in (cell.dataset, cell.dataset.partition("/")[0], cell.language, "default") if name in value
     )
@@ -151,7 +151,7 @@ def _differences(part: str, asked: Mapping[str, Any], got: Mapping[str, Any]) ->
 
 
 def _typed(value: Any) -> str:
-    """Return a value as it is typed on the command line.
+    """Return a value in the syntax of the command line.
 
     >>> _typed(["text", "title"]), _typed(False), _typed(None), _typed(200)
     ('[text,title]', 'false', 'null', '200')

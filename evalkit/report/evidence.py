@@ -1,4 +1,4 @@
-"""Whether the files beside a run's scores still bear these scores out: believed by checksum, else scored again."""
+"""Verify that the files beside a cell's scores still give these scores: by checksum, or else by scoring them again."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from evalkit.storage import paths, results, trec
 from evalkit.storage.results import CellScores, QueryTable
 
 SCORED_FROM = (results.RUN, results.QRELS, results.PER_QUERY)
-"""The files that scores follow from; the others only say how they were made."""
+"""The files that scores are computed from; the other files only document how."""
 _TOLERANCE = 1e-9
-"""As for the means of a table of queries: sums in another order differ by less, and any other value by more."""
+"""Sums in another order differ by less than this; any other change of a value is larger."""
 
 
 def hold(results_dir: Path, cell: CellScores, queries: QueryTable) -> tuple[list[str], bool]:
-    """Return a line for every edited file of a run, and whether its scores are borne out all the same.
+    """Return a line for every edited file of a cell, and whether its scores are still confirmed.
 
-    Where a file's checksum does not fit, the run is scored again from its hits and judgements, and held against its
-    values by query. Where all fit, nothing is computed.
+    If a checksum does not match, the cell is scored again from its run file and judgements and compared with its values
+    by query. If all match, nothing is computed.
     """
     edited = results.edited(results_dir, cell)
     wrong = _disagreement(results_dir, cell, queries) if edited.keys() & set(SCORED_FROM) else None
@@ -38,7 +38,7 @@ def hold(results_dir: Path, cell: CellScores, queries: QueryTable) -> tuple[list
 
 
 def _disagreement(results_dir: Path, cell: CellScores, queries: QueryTable) -> str | None:
-    """Say which value does not come out again from a run's hits and judgements, or None where every one does."""
+    """Score a cell again. Describe the first value that differs; None if all are the same."""
     from evalkit.scoring import metrics
 
     folder = paths.run_dir(results_dir, cell.run_id)

@@ -1,6 +1,6 @@
-"""Results as pandas frames: what the tables are written from, and what `evalkit.api` hands out.
+"""Results as pandas frames, for the exported tables and for `evalkit.api`.
 
-pandas is imported by whoever asks for a frame; a report that writes none starts without it.
+pandas is imported only when a frame is built, so that other reports start without it.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 
 
 def texts(header: Sequence[str], rows: Sequence[Sequence[str]]) -> pd.DataFrame:
-    """Return a table of finished text: columns may share a name, and nothing is taken for a number."""
+    """Return a table of text: columns may have the same name, and nothing is parsed as a number."""
     import pandas as pd
 
     return pd.DataFrame([list(row) for row in rows], columns=list(header), dtype=object)
 
 
 def ranking(run: Run) -> pd.DataFrame:
-    """Return a run with a row per hit, the best of each query first: query, document, rank from 1, score."""
+    """Return a run with one row per hit, each query's best hit first: query, document, rank (from 1), score."""
     import pandas as pd
 
     rows = [
@@ -35,7 +35,7 @@ def ranking(run: Run) -> pd.DataFrame:
 
 
 def per_query(table: QueryTable) -> pd.DataFrame:
-    """Return a run's values by query: a row per query, a column per metric."""
+    """Return a cell's values by query: one row per query, one column per metric."""
     import pandas as pd
 
     index = pd.Index(table.queries, name="query", dtype=object)
@@ -43,7 +43,7 @@ def per_query(table: QueryTable) -> pd.DataFrame:
 
 
 def judgements(qrels: Qrels) -> pd.DataFrame:
-    """Return judgements with a row each: query, document, grade."""
+    """Return one row per judgement: query, document, grade."""
     import pandas as pd
 
     rows = [(query, document, grade) for query, grades in qrels.items() for document, grade in grades.items()]
@@ -51,7 +51,7 @@ def judgements(qrels: Qrels) -> pd.DataFrame:
 
 
 def leaderboard(board: Leaderboard) -> pd.DataFrame:
-    """Return published and measured means by system and collection; what nobody published or measured is NaN.
+    """Return published and measured means by system and collection; missing values are NaN.
 
     Rows are (system, dim), dim 0 for a system without vectors; columns are (collection, metric, datasets, which).
     """
@@ -78,7 +78,7 @@ def leaderboard(board: Leaderboard) -> pd.DataFrame:
 
 
 def comparisons(found: Sequence[Comparison]) -> pd.DataFrame:
-    """Return paired differences with their sampling error, a row per comparison, as `evalkit compare` prints them."""
+    """Return paired differences with their sampling error, one row per comparison, as printed by `evalkit compare`."""
     import pandas as pd
 
     told_apart = distinctions(cell for one in found for cell in (one.base, one.other))

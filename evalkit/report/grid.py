@@ -1,7 +1,7 @@
-"""The one renderer of the command line's tables: it fits any width and cuts no digit.
+"""Renders all tables of the command line for any terminal width, without cutting a digit.
 
-Where the columns do not fit side by side, those that matter least move to a second line below their row, each with its
-name. Only where that is not enough are names shortened, in their middle, so that what tells them apart stays.
+If the columns do not fit side by side, the least important ones move to a second line below their row, each with its
+name. If that is not enough, names are shortened in the middle, so that their distinguishing ends remain.
 """
 
 from __future__ import annotations
@@ -22,27 +22,27 @@ GAP: Final = 2
 INDENT: Final = 2
 BETWEEN: Final = " · "
 UNBOUNDED: Final = 1_000_000
-"""The width of a pipe: every row stays one line, and nothing is padded."""
+"""The width for a pipe: every row is one line, and nothing is padded."""
 TEXT_WIDTH: Final = 24
-"""How narrow a column of sentences may become before it moves below its row."""
+"""The least width of a column of text; if it would be narrower, it moves below its row."""
 NAME_WIDTH: Final = 8
-"""How short a name may become, as the last resort."""
+"""The least width of a shortened name."""
 
 
 class Column(NamedTuple):
-    """A column: what its cells are decides what may be done to them where room is short."""
+    """A column; its kind decides how its cells may be changed to save width."""
 
     name: str
     kind: Literal["name", "number", "word", "text"] = "word"
-    """Numbers and words are never cut; a name may be shortened in its middle; a text takes several lines."""
+    """Numbers and words are never shortened; a name may be shortened in the middle; a text is wrapped."""
     moves: int = 0
-    """0 stays on the row's own line; of the others the greatest moves below first."""
+    """0 stays on the row's line; among the others, the column with the largest number moves below first."""
     wide: bool = False
-    """Shown on request only (`--wide`)."""
+    """Shown only with `--wide`."""
 
 
 class Line(NamedTuple):
-    """A row's cells, and sentences that stand below it whatever the width."""
+    """A row's cells, and sentences that are always printed below it."""
 
     cells: tuple[str, ...]
     notes: tuple[str, ...] = ()
@@ -50,18 +50,18 @@ class Line(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """A table: columns, rows, and whether the columns shown on request are shown."""
+    """A table: columns, rows, and whether the columns of `--wide` are shown."""
 
     columns: tuple[Column, ...]
     rows: Sequence[Line]
     wide: bool = False
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> Iterator[str]:
-        """Yield the table's lines as wide as the console at most."""
+        """Yield the table's lines, at most as wide as the console."""
         yield from self.lines(options.max_width)
 
     def lines(self, width: int = UNBOUNDED) -> Iterator[str]:
-        """Yield the header and the rows, without padding at their ends.
+        """Yield the lines of header and rows, without trailing spaces.
 
         >>> grid = Grid((Column("system", "name"), Column("value", "number", moves=1)), [Line(("bm25", "0.32545"))])
         >>> list(grid.lines()), list(grid.lines(10))
@@ -80,7 +80,7 @@ class Grid:
                 yield from _paragraph([note], width)
 
     def _fitted(self, shown: Sequence[int], width: int) -> tuple[list[int], Mapping[int, int]]:
-        """Return which columns stand side by side, and how wide each is."""
+        """Return the columns that are printed side by side, and their widths."""
         top = list(shown)
         while True:
             natural = {place: self._natural(place) for place in top}
@@ -96,7 +96,7 @@ class Grid:
         return max(map(cell_len, (self.columns[place].name, *(row.cells[place] for row in self.rows))))
 
     def _narrow(self, place: int, natural: int) -> int:
-        """Return how narrow a column can be without losing anything: a header takes several lines, as a text does."""
+        """Return the least width of a column at which no cell loses a character; headers and texts are wrapped."""
         column = self.columns[place]
         words = max(map(cell_len, column.name.split()), default=0)
         cells = [row.cells[place] for row in self.rows]
@@ -105,7 +105,7 @@ class Grid:
         return max([words, *map(cell_len, cells)])
 
     def _shortened(self, widths: Mapping[int, int], excess: int) -> Mapping[int, int]:
-        """Return widths with the longest names made shorter until the row fits, as far as names can be."""
+        """Return the widths after shortening the longest names until the row fits or no name can be shortened."""
         found = dict(widths)
         names = [place for place in found if self.columns[place].kind == "name"]
         for _ in range(excess):
@@ -117,14 +117,14 @@ class Grid:
 
 
 def terminal_width() -> int:
-    """Return the columns of the terminal, or of COLUMNS where that is set; a pipe without it has no width."""
+    """Return the terminal's width or, if it is set, that of COLUMNS; a pipe without COLUMNS is UNBOUNDED."""
     if sys.stdout.isatty() or os.environ.get("COLUMNS", "").isdecimal():
         return max(20, shutil.get_terminal_size().columns)
     return UNBOUNDED
 
 
 def shortened(name: str, width: int) -> str:
-    """Return a name that is at most so wide, cut in its middle.
+    """Return a name shortened in the middle to at most `width` columns.
 
     >>> shortened("jina-embeddings-v2-base-en", 16), shortened("bm25", 16)
     ('jina-emb…base-en', 'bm25')
@@ -148,7 +148,7 @@ def _total(widths: Mapping[int, int]) -> int:
 
 
 def _grown(widths: Mapping[int, int], natural: Mapping[int, int], spare: int) -> Mapping[int, int]:
-    """Give the width that is left to the columns that want more, to the leftmost first."""
+    """Distribute spare width among the columns that need more, the leftmost first."""
     found = dict(widths)
     for place, wanted in natural.items():
         more = min(spare, wanted - found[place])
@@ -164,7 +164,7 @@ def _fold(cell: str, width: int, kind: str) -> list[str]:
 
 
 def wrapped(text: str, width: int) -> list[str]:
-    """Return a text in lines of at most so many columns, broken between words, and within one that is too long."""
+    """Wrap a text to lines of at most `width` columns; only words that are longer are broken."""
     lines = [""]
     for word in text.split():
         rest = word
@@ -197,7 +197,7 @@ def _side_by_side(
 
 
 def _paragraph(parts: Sequence[str], width: int) -> Iterator[str]:
-    """Yield what stands below a row, indented: whole parts on a line while they fit."""
+    """Yield the indented lines below a row; a part is kept on one line if it fits."""
     room, line = max(1, width - INDENT), ""
     for part in parts:
         joined = f"{line}{BETWEEN}{part}" if line else part

@@ -1,4 +1,4 @@
-"""What a run found for its queries, cut to what a page can carry: the first documents, judgements and texts."""
+"""The first hits of a run, with judgements and texts, limited to an amount that the page can contain."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ from evalkit.storage import paths, results, trec
 from evalkit.storage.results import CellScores, QueryTable
 
 CUTOFF = 10
-"""Documents per query."""
+"""Hits per query."""
 LARGEST = 2000
-"""A run of more queries shows no hits: it would take a report minutes to read them all, and the page megabytes."""
+"""Runs with more queries show no hits: reading them would take minutes, and the page would grow by megabytes."""
 LOWEST = 300
-"""Queries per run, those with the lowest values of its main metric: what a reader of a score goes down for."""
+"""Queries per run whose hits are shown: those with the lowest values of the main metric."""
 
 
 class Found(NamedTuple):
-    """One query's first documents, best first."""
+    """One query's first hits, the best one first."""
 
     documents: tuple[str, ...]
     grades: tuple[int | None, ...]
-    """None for a document without a judgement; empty where the run's judgements are not stored."""
+    """The grade of each hit, None without a judgement; empty if the judgements are not stored."""
     relevant: int | None
-    """How many documents are judged relevant; None where the judgements are not stored."""
+    """The number of documents judged relevant; None if the judgements are not stored."""
     first: int
-    """The rank of the first relevant document down to the run's depth; 0 where there is none."""
+    """The rank of the first relevant hit; 0 if none was retrieved."""
 
 
 def read(results_dir: Path, cell: CellScores, table: QueryTable) -> dict[str, Found]:
-    """Return what a run found for its lowest-scoring queries, in the table's order.
+    """Return the first hits of a run's lowest-scoring queries, in the table's order.
 
-    Nothing for a run of too many queries, or whose files cannot be read: what is wrong with a file is told elsewhere.
+    Empty for a run with too many queries, or if its files cannot be read: damaged files are reported elsewhere.
     """
     if len(table.queries) > LARGEST:
         return {}
@@ -59,9 +59,9 @@ def read(results_dir: Path, cell: CellScores, table: QueryTable) -> dict[str, Fo
 
 
 def texts(cell: CellScores, saved: Mapping[str, Any] | None) -> dict[str, str]:
-    """Return the queries' texts of a run on the demo, which is computed anywhere; no other run's texts are stored.
+    """Return the queries' texts of a cell on the demo; those of other datasets may not be published.
 
-    Nothing where the demo is not, by checksum, the one that the run was asked.
+    The demo's texts are generated again. Empty if their checksum differs from the one that the cell records.
     """
     try:
         dataset = (saved or {})["dataset"]

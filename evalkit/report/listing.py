@@ -1,4 +1,4 @@
-"""What can be run and what has been run, as tables for a terminal."""
+"""The tables of `evalkit ls`: what can be run, and what has been run."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _group(group: str) -> Grid:
 
 
 def _models(*, wide: bool) -> Grid:
-    """Return every system; those with checkpoints by dim give a revision and a status for each, in the dims' order."""
+    """Return all systems; with several checkpoints, revision and status of each are listed in the order of the dims."""
     columns = (
         *(Column("system", "name"), Column("kind"), Column("dims"), Column("parameters", "number", moves=1)),
         Column("on disk"),
@@ -82,13 +82,13 @@ def _models(*, wide: bool) -> Grid:
 
 
 def _on_disk(sources: Sequence[CheckpointSource]) -> str:
-    """Say of each checkpoint whether it is on disk; once where all are alike."""
+    """Say for each checkpoint whether it is on disk; one word if all have the same status."""
     found = ["yes" if on_disk(source) else "no" for source in sources]
     return found[0] if len(set(found)) == 1 else ", ".join(found)
 
 
 def _datasets(*, wide: bool) -> Grid:
-    """Return every dataset with its official counts; tokens are estimated from MTEB's mean lengths, cut at 300."""
+    """Return all datasets with official counts; tokens are estimated from MTEB's mean lengths, at most 300 each."""
     columns = (
         *(Column("name", "name"), Column("documents", "number"), Column("queries", "number")),
         *(Column("language", moves=2), Column("metric", moves=3), Column("tokens, about", "number", moves=1)),
@@ -118,7 +118,7 @@ def _millions(tokens: float) -> str:
 
 
 def _analyzers() -> Grid:
-    """Return what BM25 can analyse texts with, and where that is not what Lucene does."""
+    """Return the analyzers of BM25 and how each departs from Lucene's."""
     columns = (Column("analyzer"), Column("departure from Lucene", "text", moves=1))
     return Grid(columns, [Line((name, LUCENE_DEPARTURES[name] or "none")) for name in ANALYZERS])
 
@@ -129,7 +129,7 @@ def _config(path: Path) -> str:
 
 
 def _engines() -> Grid:
-    """Return the engines with what they run on, and what has to be installed for them."""
+    """Return the engines, what they run on, and what must be installed."""
     columns = (
         *(Column("name", "name"), Column("device", moves=2), Column("batch tokens", "number", moves=3)),
         *(Column("workers", moves=1), Column("installed"), Column("what it is", "text", moves=4)),
@@ -150,7 +150,7 @@ def _engines() -> Grid:
 
 
 def _length(rules: dict[str, Any] | None) -> str:
-    """Show a side's length in tokens, or the shortest and the longest where datasets differ."""
+    """Return a side's length in tokens; if it depends on the dataset, the shortest and the longest."""
     lengths = (rules or {}).get("max_tokens", "")
     return f"{min(lengths.values())}–{max(lengths.values())}" if isinstance(lengths, dict) else str(lengths)
 

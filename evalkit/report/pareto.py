@@ -1,4 +1,4 @@
-"""The plot of quality against storage, with the systems that no other beats in both joined by a line."""
+"""Plot quality against storage; a line joins the Pareto-optimal systems."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ INK = "#1f5f8b"
 MARK = 5
 """Half a mark's width in pixels of the drawing."""
 PLACES = tuple((x, y) for y in (5, -12, 17, -24, 29, -36, 41, -48) for x in (6, -6))
-"""Where a label may stand beside its point, in points to the right and up; the likeliest first."""
+"""Positions of a label relative to its point, in points to the right and up; the preferred ones first."""
 COLUMNS = 3
-"""Panels beside each other."""
+"""Panels side by side."""
 FORMATS = (".svg", ".png", ".pdf")
 
 
 def front(points: Sequence[tuple[float, float]]) -> list[int]:
-    """Return the places of the points (bytes, quality) that none beats in both, by bytes.
+    """Return the indices of the Pareto-optimal points (bytes, quality), sorted by bytes.
 
     >>> front([(256, 0.60), (128, 0.59), (192, 0.58)])
     [1, 0]
@@ -46,14 +46,14 @@ def front(points: Sequence[tuple[float, float]]) -> list[int]:
 
 
 class Point(NamedTuple):
-    """One way to store one run's vectors."""
+    """One way to store the vectors of one cell."""
 
     kilobytes: float
     """Per passage."""
     quality: float
     label: str
     interval: tuple[float, float] | None
-    """95 % of the mean over queries."""
+    """The 95 % confidence interval of the mean over queries."""
 
 
 def points(
@@ -82,9 +82,9 @@ def points(
 
 
 def label(axis: Axes, here: Sequence[Point]) -> list[Annotation]:
-    """Write each point's label beside it, at the first of PLACES where it covers no other label and no other point.
+    """Place each point's label at the first of PLACES where it covers no other label and no point.
 
-    The axis must have its final size and limits. A label that fits nowhere takes the place where it covers least.
+    The axis must have its final size and limits. A label that fits nowhere is placed where it covers least.
     """
     from matplotlib.transforms import Bbox
 
@@ -114,8 +114,8 @@ def label(axis: Axes, here: Sequence[Point]) -> list[Annotation]:
     return written
 
 
-def _legend(intervals: bool) -> list[Line2D]:  # noqa: FBT001 (one caller)
-    """Return what the marks mean: filled, hollow and, where there are any, intervals."""
+def _legend(*, intervals: bool) -> list[Line2D]:
+    """Return the legend: filled and hollow marks and, if there are any, intervals."""
     from matplotlib.lines import Line2D
 
     meanings = [
@@ -133,9 +133,9 @@ def draw(
     intervals: Mapping[str, tuple[float, float]] = {},
     narrowed: Mapping[str, Sequence[Narrowed]] = {},
 ) -> None:
-    """Write the plot, one panel per dataset, both axes from zero; the same runs give the same bytes.
+    """Write the plot with one panel per dataset; both axes start at zero. The same cells give the same bytes.
 
-    Raises ConfigError for another format, ScoreError when no run has counted its vectors.
+    Raises ConfigError for an unknown format, ScoreError if no cell has counted its vectors.
     """
     if path.suffix not in FORMATS:
         msg = f"plot {path}: got format {path.suffix!r}, wanted one of {', '.join(FORMATS)}"
@@ -168,9 +168,11 @@ def draw(
             axis.margins(0.1)
             axis.set_xlim(left=0)
             top = max(end for point in here for end in (point.quality, *(point.interval or ())))
-            axis.set_ylim(0, 1.12 * top or 1)  # a hundredth of NDCG looks like a hundredth
+            axis.set_ylim(0, 1.12 * top or 1)  # so that differences have their true proportion
             axis.grid(alpha=0.3)
-        figure.legend(handles=_legend(bool(intervals)), loc="lower center", ncols=3, frameon=False, fontsize=8)
+        figure.legend(
+            handles=_legend(intervals=bool(intervals)), loc="lower center", ncols=3, frameon=False, fontsize=8
+        )
         figure.tight_layout(rect=(0, 0.08 / rows, 1, 1))
         for axis, here in zip(axes.flat, panels.values(), strict=False):
             label(axis, here)

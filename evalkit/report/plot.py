@@ -1,4 +1,4 @@
-"""Plots as inline SVG that takes its colours from the page around it; their axes start at zero."""
+"""Plots as inline SVG, which takes its colours from the page. Axes start at zero."""
 
 from __future__ import annotations
 
@@ -13,32 +13,32 @@ LEFT, RIGHT, TOP, BOTTOM = 58, 24, 22, 46
 ROW = 34
 """Height of a row in a plot of differences."""
 LEAST_SPAN = 0.02
-"""A plot of differences reaches this far to either side at least, so that noise does not look like a gap."""
+"""The axis of a plot of differences reaches at least this far to both sides, so that noise looks small."""
 LETTER = 6.3
-"""Rough width of a character of a label."""
+"""Approximate width of a label's character."""
 
 
 class Point(NamedTuple):
-    """One mark: where it is, and what is written beside it."""
+    """One mark: its position and its label."""
 
     x: float
     y: float
     label: str
     interval: tuple[float, float] | None = None
-    """From where to where its y may be, drawn as a bar."""
+    """The confidence interval of y, drawn as a bar."""
     best: bool = True
-    """Whether no other point has both a lesser x and a greater y; the others are hollow."""
+    """Whether the point is Pareto-optimal (small x, large y); other points are drawn hollow."""
 
 
 class Series(NamedTuple):
-    """Marks of one system."""
+    """The marks of one system."""
 
     name: str
     points: tuple[Point, ...]
 
 
 class Plot(NamedTuple):
-    """A panel: titled axes and series."""
+    """A panel: series and the titles of the axes."""
 
     title: str
     x_title: str
@@ -47,7 +47,7 @@ class Plot(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """A mean difference and where its 95 % interval ends."""
+    """A mean difference and the ends of its 95 % interval."""
 
     label: str
     value: float
@@ -55,7 +55,7 @@ class Difference(NamedTuple):
 
 
 class Differences(NamedTuple):
-    """A panel of paired differences, one row each, about zero."""
+    """A panel of paired differences, one row for each."""
 
     title: str
     x_title: str
@@ -63,9 +63,9 @@ class Differences(NamedTuple):
 
 
 def svg(plot: Plot) -> Markup:
-    """Return a panel as SVG; a person who cannot see it hears its points.
+    """Return a panel as SVG; its label lists the points for screen readers.
 
-    Both axes start at zero: a hundredth of NDCG looks like a hundredth.
+    Both axes start at zero, so that differences have their true proportion.
     """
     points = [point for series in plot.series for point in series.points]
     x_ticks = _ticks([0.0, *(point.x for point in points)])
@@ -116,7 +116,7 @@ def svg(plot: Plot) -> Markup:
 
 
 def differences(plot: Differences) -> Markup:
-    """Return a panel of paired differences as SVG, zero in its middle."""
+    """Return a panel of paired differences as SVG with zero in the middle."""
     left, right, height = 100, WIDTH - RIGHT, TOP + ROW * len(plot.rows) + BOTTOM
     most = max(LEAST_SPAN, *(abs(end) for row in plot.rows for end in (row.value, *row.interval)))
     half = _ticks([0.0, most])[-1]
@@ -159,12 +159,12 @@ def _line(kind: str, x1: float, x2: float, y1: float, y2: float) -> Markup:
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "middle", kind: str = "tick") -> Markup:
-    """Return a text: on its line where it stands over its point, in the middle of it where it stands beside."""
+    """Return a text element; labels beside a point are centred vertically."""
     return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(kind, x, y, anchor, text)
 
 
 def _label_places(points: Sequence[tuple[float, float, float]]) -> list[tuple[float, float, str]]:
-    """Return where each label stands, x, y and anchor: above its point, else lower down where it would cover another.
+    """Return x, y and anchor of each label: above its point, or lower if it would cover another label.
 
     A point is its x, its y and the width of its label.
     """
@@ -187,7 +187,7 @@ def _cover(one: tuple[float, float, float, float], other: tuple[float, float, fl
 
 
 def _ticks(values: Sequence[float]) -> list[float]:
-    """Return round numbers from below the least value to above the greatest.
+    """Return round numbers that span all values.
 
     >>> _ticks([0, 0.599]), _ticks([0.0, 0.0])
     ([0.0, 0.2, 0.4, 0.6], [0.0, 0.2, 0.4, 0.6, 0.8, 1.0])

@@ -1,15 +1,15 @@
-"""Numbers as text: the one place where a value is rounded for people: half up, in decimal."""
+"""Format numbers. Only here are values rounded for display: half up, in decimal."""
 
 from __future__ import annotations
 
 from evalkit.scoring.published import rounded
 
 ABSENT = "–"
-"""What stands where there is no number."""
+"""Printed in place of a missing number."""
 
 
 def fixed(value: float | None, digits: int) -> str:
-    """Return a number with so many decimals, rounded half up, or a dash.
+    """Return a number with `digits` decimals, rounded half up; a dash for None.
 
     >>> fixed(0.32545, 4), fixed(0.123455, 5), fixed(None, 3)
     ('0.3255', '0.12346', '–')
@@ -18,7 +18,7 @@ def fixed(value: float | None, digits: int) -> str:
 
 
 def signed(value: float, digits: int) -> str:
-    """Return a difference with its sign and so many decimals, rounded half up; nothing is no negative nothing.
+    """Return a difference with its sign and `digits` decimals, rounded half up; there is no negative zero.
 
     >>> signed(-0.00001, 4), signed(-0.0012, 4)
     ('+0.0000', '-0.0012')
@@ -27,7 +27,7 @@ def signed(value: float, digits: int) -> str:
 
 
 def p_value(p: float) -> str:
-    """Return a p-value with four decimals; one below these is not nothing.
+    """Return a p-value with four decimals; a smaller one is not printed as zero.
 
     >>> p_value(0.03125), p_value(1e-9)
     ('0.0313', '<0.0001')
@@ -36,7 +36,7 @@ def p_value(p: float) -> str:
 
 
 def count(number: float | None) -> str:
-    """Return a whole number in groups of three digits, or a dash.
+    """Return a whole number in groups of three digits; a dash for None.
 
     >>> count(57638), count(None)
     ('57,638', '–')
@@ -45,7 +45,7 @@ def count(number: float | None) -> str:
 
 
 def grouped(value: float, digits: int) -> str:
-    """Return a number with so many decimals, rounded half up, in groups of three digits.
+    """Return a number with `digits` decimals, rounded half up, in groups of three digits.
 
     >>> grouped(1234.25, 1)
     '1,234.3'
@@ -54,12 +54,12 @@ def grouped(value: float, digits: int) -> str:
 
 
 def dim(value: int | None) -> str:
-    """Return a dim, or a dash for a system without vectors."""
+    """Return a dim; a dash for a system without vectors."""
     return ABSENT if value is None else str(value)
 
 
 def size(size_bytes: float | None) -> str:
-    """Return bytes in the unit that people read.
+    """Return a size in B, kB, MB, GB or TB; a dash for None.
 
     >>> size(0), size(1_500_000), size(None)
     ('0 B', '1.5 MB', '–')
@@ -73,7 +73,7 @@ def size(size_bytes: float | None) -> str:
 
 
 def duration(seconds: float | None) -> str:
-    """Return a time in the unit that people read.
+    """Return a duration in seconds, minutes or hours.
 
     >>> duration(0.2), duration(90), duration(7260), duration(None)
     ('0 s', '1.5 min', '2.0 h', 'unknown')

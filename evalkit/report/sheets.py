@@ -1,4 +1,4 @@
-"""Sheets: tables of finished text, and their Markdown, CSV and LaTeX. The same sheet gives the same bytes."""
+"""Sheets are tables of formatted text, written as Markdown, CSV and LaTeX. The same sheet gives the same bytes."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ TEX = str.maketrans(
 
 
 class Sheet(NamedTuple):
-    """A table of text: a header, rows as wide as the header, and what is to be known of it."""
+    """A table of text: a header, rows of the same length, and notes."""
 
     name: str
     title: str
@@ -51,11 +51,11 @@ class Sheet(NamedTuple):
     rows: tuple[tuple[str, ...], ...]
     notes: tuple[str, ...]
     long_names: Mapping[str, str] = {}
-    """What stands for a short name where there are no notes: in CSV, an average names its datasets itself."""
+    """Replacements for short names in CSV, which has no notes: there an average names its datasets."""
 
 
 def card_sheet(table: CardTable) -> Sheet:
-    """Return one of the card's tables: a row per dataset, a column per system."""
+    """Return one of the card's tables: one row per dataset, one column per system."""
     header = ("dataset", "metric", *(system.label for system in table.systems))
     rows = [
         (dataset, METRIC_NAMES[metric], *(_cell(table.cells.get((dataset, system))) for system in table.systems))
@@ -88,7 +88,7 @@ def card_sheet(table: CardTable) -> Sheet:
 
 
 def origin(table: CardTable, system: System) -> str:
-    """Return whether the card's authors ran a column or quoted it from elsewhere."""
+    """Say whether the card's authors measured a column or quoted it."""
     return next(found.score.origin for (_, of), found in table.cells.items() if of == system)
 
 
@@ -153,7 +153,7 @@ def leaderboard_sheet(board: Leaderboard, theirs: Sequence[CellScores] = ()) -> 
 
 
 def means_sheet(judged: Sequence[JudgedMean]) -> Sheet:
-    """Return the means that are published without their rows, each beside the mean of our runs."""
+    """Return the means that are published without their rows, each with the measured mean."""
     header = ("system", "mean over", "metric", "source", "published", "measured", "Δ", "verdict")
     rows = tuple(
         (
@@ -186,7 +186,7 @@ def _part(found: JudgedMean) -> str:
 
 
 def dims_sheet(cells: Sequence[CellScores]) -> Sheet:
-    """Return quality beside storage for every measured cell that has vectors."""
+    """Return quality and storage of every measured cell with vectors."""
     header = ("system", "dim", "dataset", "metric", "value", "bytes per vector", "bytes per passage", "corpus MB")
     rows: list[tuple[str, ...]] = []
     for cell in sorted(cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0))):
@@ -199,7 +199,7 @@ def dims_sheet(cells: Sequence[CellScores]) -> Sheet:
 
 
 def reruns_sheet(deviations: Sequence[Deviation]) -> Sheet:
-    """Return how far the runs of each cell that was run more than once lie apart."""
+    """Return the spread of the scores of every cell that was computed more than once."""
     header = ("system", "dim", "dataset", "metric", "runs", "standard deviation", "NEAR within", "the runs differ in")
     rows = [
         (
@@ -214,7 +214,7 @@ def reruns_sheet(deviations: Sequence[Deviation]) -> Sheet:
 
 
 def long_rows(judged: Sequence[Judged]) -> list[tuple[str, ...]]:
-    """Return every published cell of every source as one tidy row each, NOT-RUN ones included."""
+    """Return every published score of every source as one tidy row, including NOT-RUN."""
     return [
         (
             found.score.table,
@@ -260,24 +260,24 @@ def latex(sheet: Sheet) -> str:
 
 
 def _tex(text: str) -> str:
-    """Return a text that LaTeX sets as it stands: no command, no comment, no line break."""
+    """Escape a text for LaTeX: it contains no command, comment or line break afterwards."""
     return printable(text).translate(TEX)
 
 
 def csv_sheet(sheet: Sheet) -> str:
-    """Return a sheet as CSV, with averages that name their datasets."""
+    """Return a sheet as CSV; averages name their datasets."""
     header = [sheet.long_names.get(name, name) for name in sheet.header]
     return csv_text(header, [(sheet.long_names.get(row[0], row[0]), *row[1:]) for row in sheet.rows])
 
 
 def csv_text(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return rows as CSV with line feeds; a cell that a spreadsheet would take for a formula begins with a quote."""
+    """Return rows as CSV with line feeds; a cell that a spreadsheet could read as a formula gets a leading quote."""
     safe = [[_no_formula(cell) for cell in row] for row in rows]
     return str(frames.texts(header, safe).to_csv(index=False, lineterminator="\n"))
 
 
 def _no_formula(cell: str) -> str:
-    """Return a cell that no spreadsheet computes; numbers stay numbers.
+    """Return a cell that no spreadsheet reads as a formula; numbers are unchanged.
 
     >>> [_no_formula(cell) for cell in ("=cmd()", "@x", "-0.0012", "+0.5", "-x", "a=b")]
     ["'=cmd()", "'@x", '-0.0012', '+0.5', "'-x", 'a=b']
@@ -287,7 +287,7 @@ def _no_formula(cell: str) -> str:
 
 
 def run_rows(cells: Sequence[CellScores]) -> list[tuple[str, ...]]:
-    """Return every finished run's metrics as tidy rows, groups of queries among them."""
+    """Return the metrics of every finished cell as tidy rows, including those of query groups."""
     rows: list[tuple[str, ...]] = []
     for cell in cells:
         dim = "" if cell.dim is None else str(cell.dim)

@@ -1,6 +1,6 @@
-"""The table of cells: published, measured and Δ, for a terminal or as Markdown.
+"""The table of cells with published and measured scores and Δ, for a terminal or as Markdown.
 
-Values have five decimals and differences four, as the field prints them.
+Scores have five decimals and differences four, as is customary in the field.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TEXT_COLUMNS = ("system", "dataset", "compared", "verdict", "source")
 
 
 class Row(NamedTuple):
-    """One cell beside one published score of it, or beside none."""
+    """One cell with one of its published scores, or with none."""
 
     cell: CellScores
     published: published.PublishedScore | None
@@ -33,7 +33,7 @@ class Row(NamedTuple):
 
 
 def rows(cells: Iterable[CellScores], *, deviations: Sequence[Deviation] = ()) -> list[Row]:
-    """Pair each cell with what was published for its main metric: the card's score first, then other sources'."""
+    """Pair each cell with the published scores of its main metric: the card's first, then those of other sources."""
     paired = []
     spread = {(found.system, found.dim, found.dataset, found.metric): found.value for found in deviations}
     for cell in sorted(cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0))):
@@ -46,7 +46,7 @@ def rows(cells: Iterable[CellScores], *, deviations: Sequence[Deviation] = ()) -
 
 
 class Lacking(NamedTuple):
-    """A cell that could not be run, and why."""
+    """A cell that could not be computed, and the reason."""
 
     system: str
     dim: int | None
@@ -159,7 +159,7 @@ def terminal(
 
 
 def markdown(table_rows: Sequence[Row], *, columns: Collection[str] | None = None) -> str:
-    """Return the table as GitHub Markdown, with all columns or only those named; the same rows give the same bytes."""
+    """Return the table as GitHub Markdown with all or the given columns. The same rows give the same bytes."""
     header = _header(table_rows)
     kept = [place for place, name in enumerate(header) if columns is None or name in columns]
     lines = [header, ["---" if name in TEXT_COLUMNS else "--:" for name in header], *_lines(table_rows)]
@@ -168,7 +168,7 @@ def markdown(table_rows: Sequence[Row], *, columns: Collection[str] | None = Non
 
 
 def markdown_text(text: str) -> str:
-    r"""Return a text that Markdown shows as it stands, in a cell of a table too: no HTML, no column, no line break.
+    r"""Escape a text for a cell of a Markdown table: no HTML, no column separator, no line break.
 
     >>> print(markdown_text("a|b <b>c</b>"))
     a\|b &lt;b>c&lt;/b>
@@ -177,7 +177,7 @@ def markdown_text(text: str) -> str:
 
 
 def said(verdict: published.Verdict) -> str:
-    """Return a verdict in words, with the settings that differ.
+    """Return a verdict with the settings that differ.
 
     >>> said(published.Verdict("PROTOCOL-DIFFERS", ("split is train, published with test",)))
     'PROTOCOL-DIFFERS: split is train, published with test'
@@ -190,7 +190,7 @@ def _groups(table_rows: Sequence[Row]) -> list[str]:
 
 
 def _metrics(table_rows: Sequence[Row]) -> list[str]:
-    """Return the metrics of every result, then those that some run was scored by beside them."""
+    """Return the metrics of every result, then the additional metrics of some cells."""
     return list(dict.fromkeys([*METRICS, *(name for row in table_rows for name in row.cell.metrics)]))
 
 

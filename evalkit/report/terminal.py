@@ -1,7 +1,7 @@
-"""The one way to a terminal: no markup, no escapes, no secret, and no output that a closed pipe turns into a traceback.
+"""All output to a terminal: without markup, escape sequences, secrets, or a traceback when a pipe is closed.
 
-Tables and lines are full of text from outside: ids, texts of documents, names in results, messages. Whoever prints goes
-through here, so that `[/red]` in an id is five characters and an escape sequence is shown instead of obeyed.
+Output contains text from outside: ids, documents, names in results, messages. Printing only through this module makes
+sure that `[/red]` in an id is printed as it is, and that escape sequences are shown instead of executed.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from evalkit.texts import printable, told
 
 
 class PlainConsole(Console):
-    """A console on which a text is only ever a text."""
+    """A console that interprets nothing in a text."""
 
     def __init__(self, *, stderr: bool = False, width: int | None = None) -> None:
-        """Take markup, emoji names and guessed colours off."""
+        """Turn off markup, emoji names and highlighting."""
         super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
     def render_str(self, text: str, **settings: Any) -> Text:
-        """Return a text as it stands, its line breaks kept and every other control character shown."""
+        """Return a text unchanged, except that control characters other than line breaks are made visible."""
         return super().render_str(_shown(text), **{**settings, "markup": False, "emoji": False})
 
 
@@ -65,7 +65,7 @@ def folded(line: str, width: int) -> str:
 
 
 def write(text: str) -> None:
-    """Print to standard output, every control character but tabs and line breaks shown."""
+    """Print to standard output; control characters other than tabs and line breaks are made visible."""
     sys.stdout.write(_shown(text))
 
 
@@ -82,13 +82,13 @@ def complain(message: str) -> None:
 
 
 def open_standard_streams() -> None:
-    """Make the standard streams usable whatever the caller left: closed ones write nowhere, none refuses a character.
+    """Make the standard streams usable: closed ones discard their output, and none rejects a character.
 
-    A closed descriptor is taken first: the next file that is opened would have its number, and get what is printed.
+    Closed descriptors are opened first; otherwise the next opened file would get such a number, and the output.
     """
     for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
         if getattr(sys, name) is None:
-            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 (for as long as the process)
+            setattr(sys, name, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115 (open until the process ends)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
@@ -96,16 +96,16 @@ def open_standard_streams() -> None:
 
 @contextmanager
 def output_may_break() -> Iterator[None]:
-    """Turn what a full disk or a closed pipe does to standard output into one line and exit code 1."""
+    """If standard output fails (a full disk, a closed pipe), print one line and exit with code 1."""
     try:
         try:
             yield
-        finally:  # also when a verb exits, while an exception could still be told
+        finally:  # also when a verb exits, while an error can still be reported
             sys.stdout.flush()
     except OSError as error:
         if error.filename is not None or error.errno not in (errno.ENOSPC, errno.EPIPE, errno.EIO, errno.EBADF):
             raise
-        # Python flushes again at its end, and would fail again.
+        # Python flushes again on exit and would fail again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if error.errno != errno.EPIPE:
             complain(f"standard output could not be written ({error.strerror}); results are where results_dir says")

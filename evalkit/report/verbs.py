@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 
 class Question(NamedTuple):
-    """What `evalkit explain` was asked."""
+    """The arguments of `evalkit explain`."""
 
     cell: CellScores
     other: CellScores | None
@@ -39,7 +39,7 @@ class Question(NamedTuple):
 
 
 def explain(question: Question, results_dir: Path, out: Console, *, complain: Callable[[str], None]) -> None:
-    """Answer, on a console. Raises EvalkitError; texts that cannot be had only cost the flags that need them."""
+    """Print the explanation. Raises EvalkitError; missing texts only remove the remarks that need them."""
     cell = question.cell
     material = replay.load(results_dir, cell, dataset_path=question.dataset_path)
     if question.query is not None or question.document is not None:
@@ -104,7 +104,7 @@ def replayed_table(replayed: Sequence[Replayed], metric: str) -> Grid:
 
 
 def landing_lines(landings: Sequence[Landing]) -> list[str]:
-    """Say of each published score which rules land on it."""
+    """Say for each published score which rules reproduce it."""
     lines = []
     for landing in landings:
         score = landing.score
@@ -117,7 +117,7 @@ def landing_lines(landings: Sequence[Landing]) -> list[str]:
 
 
 def state_lines(states: Sequence[OtherState], metric: str) -> list[str]:
-    """Say which states of the model's repository a replay cannot try, and what was measured in them."""
+    """Name the states of the model's repository that a replay cannot try, and the scores measured in them."""
     return [
         f"no rule of scoring: {one.variant.words}; {one.variant.because}; "
         + ("run it with that setting" if one.run is None else f"{one.run.run_id} has {_value(one.run, metric)}")
@@ -130,7 +130,7 @@ def _value(cell: CellScores, metric: str) -> str:
 
 
 def distribution_table(bands: Sequence[Band], *, metric: str) -> Grid:
-    """Return how many queries lie in each range of a metric, with their share of all."""
+    """Return the number of queries in each range of a metric, and their share of all queries."""
     columns = (Column(metric), Column("queries", "number"), Column("share", "number"), Column(""))
     total, lines = sum(band.queries for band in bands), []
     for band in bands:
@@ -140,7 +140,7 @@ def distribution_table(bands: Sequence[Band], *, metric: str) -> Grid:
 
 
 def lowest_table(parts: Sequence[Contribution], odd: Mapping[str, Sequence[str]], *, metric: str) -> Grid:
-    """Return queries with their values and what is odd about each."""
+    """Return queries with their values and remarks."""
     lines = []
     for one in parts:
         found = "; ".join([*one.flags, *odd.get(one.query, ())]) or ABSENT
@@ -151,7 +151,7 @@ def lowest_table(parts: Sequence[Contribution], odd: Mapping[str, Sequence[str]]
 def contributions_table(
     parts: Sequence[Contribution], odd: Mapping[str, Sequence[str]], *, metric: str, against: str
 ) -> Grid:
-    """Return queries with their parts in Δ and what is odd about each."""
+    """Return queries with their contributions to Δ and remarks."""
     columns = (
         *(Column("query", "name"), Column(metric, "number"), Column(against, "number")),
         *(Column("part of Δ", "number"), Column("flags", "text", moves=1)),
@@ -164,7 +164,7 @@ def contributions_table(
 
 
 def pair_table(view: PairView) -> Grid:
-    """Return one query's tokens with the document tokens that each matches."""
+    """Return one query's tokens, each with the document token of highest similarity."""
     columns = (
         *(Column("query token", "name"), Column("document token", "name"), Column("similarity", "number")),
         Column(""),
@@ -177,7 +177,7 @@ def pair_table(view: PairView) -> Grid:
 
 
 def comparison_table(comparisons: Sequence[Comparison], *, wide: bool = False) -> Grid:
-    """Return each dataset's base run, and below it the others with their differences and sampling error."""
+    """Return each dataset's base run, followed by the others with their differences and sampling errors."""
     metrics = {one.metric for one in comparisons}
     columns = (
         *(Column("system", "name"), Column("dim", "number"), Column("dataset", "name")),
@@ -206,14 +206,14 @@ def _only(metrics: set[str]) -> str:
 
 
 def _named_line(cell: CellScores, told_apart: Mapping[str, str], cells: Sequence[str]) -> Line:
-    """Return a row that begins with a run's system, dim and dataset; below it, what sets the run apart."""
+    """Return a row that begins with system, dim and dataset; distinguishing settings are printed below it."""
     departs = standing.departures(cell)
     notes = (told_apart.get(cell.run_id, "").strip(" ()"), f"deviates: {'; '.join(departs)}" if departs else "")
     return Line((cell.model, dim(cell.dim), cell.dataset, *cells), tuple(filter(None, notes)))
 
 
 def family_line(comparisons: Sequence[Comparison]) -> str:
-    """Say over what the p-values were corrected."""
+    """Say over which comparisons the p-values were corrected."""
     count = len(comparisons)
     return (
         f"p (Holm): corrected over {'the one comparison' if count == 1 else f'all {count} comparisons'} of this table"
@@ -221,7 +221,7 @@ def family_line(comparisons: Sequence[Comparison]) -> str:
 
 
 def costs_table(cells: Sequence[CellScores]) -> Grid:
-    """Return what each run stores and how long it took."""
+    """Return the storage and the time of each run."""
     columns = (
         *(Column("system", "name"), Column("dim", "number"), Column("dataset", "name")),
         *(Column("bytes / vector", "number"), Column("bytes / passage", "number"), Column("corpus MB", "number")),

@@ -1,4 +1,4 @@
-"""The verdicts on a run file, whose settings are those of its dataset and those that its owner declares."""
+"""The verdicts on a run file, given the settings of its dataset and those that the user declares."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from evalkit.storage import keys, results
 from evalkit.types import Dataset
 
 KNOWN = ("split", "drop_self", "first_stage")
-"""The published settings that scoring itself decides; of the others, those count that whoever made the run declares.
+"""The published settings that scoring itself decides. Other settings count only if the user declares them.
 
-A run file is scored as a search of the system that it is said to be of, so that no stage came before it.
+A run file counts as the result of a search by the named system, without a first stage.
 """
 
 
@@ -27,15 +27,18 @@ def lines(
     declared: Collection[str] = (),
     self_hits: int | None = None,
 ) -> list[str]:
-    """Return a line per published score of a system on this dataset; without a system, who has published any.
+    """Return one line per published score of a system on this dataset; without a system, name the published systems.
 
-    `declared` names settings of the model in `config` that are the run's own; `self_hits` are the file's hits whose id
-    is the query's own. A file without any may have had them dropped, which is the same only as a rule that drops them.
+    `declared` names the settings of `config` that the user declares for the run. `self_hits` counts the file's hits
+    whose id is the query's own. A file without any may be the result of dropping them, which agrees only with a rule
+    that drops them.
     """
     if config is None:
         found = {score.system for score in published.published_scores() if score.dataset == dataset.name}
-        known = f": {', '.join(sorted(found))}" if found else " of nobody"
-        return [f"published here are scores{known}; name the run's system for a verdict (model=NAME, dim=N)"]
+        if not found:
+            return ["no scores are published for this dataset"]
+        systems = ", ".join(sorted(found))
+        return [f"scores are published for {systems}; name the run's system for a verdict (model=NAME, dim=N)"]
     name = config.model.name
     protocol = {**results.plain(config.model), "drop_self": dataset.drop_self}
     kept_none = self_hits if not dataset.drop_self else None
@@ -55,7 +58,7 @@ def lines(
 
 
 def _other_system(config: RunConfig, dim: int | None) -> tuple[str, ...]:
-    """Return what the caller declares that makes the run another system's: a re-ranker behind it, or other weights."""
+    """Return declared settings that make the run that of another system: a re-ranker, or other weights."""
     reranked = () if config.reranker is None else (f"re-ranked by {config.reranker.name}, published without",)
     model = config.model
     source = model.checkpoints.get(str(dim)) if isinstance(model, EncoderConfig) else None
@@ -63,5 +66,5 @@ def _other_system(config: RunConfig, dim: int | None) -> tuple[str, ...]:
 
 
 def _known(setting: str, declared: Collection[str]) -> bool:
-    """Whether a setting is scoring's own or declared, by its name or by that of the part that it belongs to."""
+    """Whether a setting is decided by scoring or declared, by its own name or that of its group."""
     return setting in KNOWN or any(f"{setting}.".startswith(f"{name}.") for name in declared)

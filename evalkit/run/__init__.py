@@ -1,4 +1,4 @@
-"""One evaluation: cells, the shard step, encoding, search and the flow that joins them."""
+"""One evaluation: its cells, the shard step, encoding, search, and the pipeline that connects them."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ if TYPE_CHECKING:
 
 
 class _Room(ModuleType):
-    """The package that `evalkit.run` is as soon as anybody imports it, and so the function of that name too."""
+    """Makes this package callable, because importing it replaces the function `evalkit.run` of the same name."""
 
     def __call__(self, *words: str) -> tuple[CellScores, ...]:
-        """Run cells and return them finished (see `evalkit.run.words.run`)."""
+        """Compute cells and return their scores (see `evalkit.run.words.run`)."""
         from evalkit.run.words import run
 
         return run(*words)

@@ -1,4 +1,4 @@
-"""Background threads: one prepares the next shard while the model encodes this one, one writes the previous shard.
+"""Background threads: while the model encodes a shard, one prepares the next shard and one writes the previous one.
 
 Threads are used instead of processes because the tokenizers' Rust code and disk I/O release the GIL, nothing is copied
 between processes, and a killed run leaves no orphaned process.
@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
 MOST_WORKERS = 8
-"""Most tokenizer threads under `auto`: they produce a few million token ids per second, more than a GPU consumes."""
+"""Upper limit of `auto`: this many threads produce a few million token ids per second, more than a GPU consumes."""
 
 
 def tokenizer_threads(asked: Literal["auto"] | int, device: torch.device) -> int:
@@ -85,16 +85,16 @@ class Ahead(Generic[Item, Prepared]):
 
 
 class Merging:
-    """Merges each shard's hits into the best so far, in a thread where the next shard need not wait for it."""
+    """Merges each shard's hits into the best so far; if `threaded`, in a thread while the next shard is searched."""
 
     def __init__(self, best: dict[str, Hits], *, depth: int, threaded: bool) -> None:
-        """Take the best hits by run id, which are replaced as shards come."""
+        """Set the best hits by run id; merging replaces them in place."""
         self._best, self._depth = best, depth
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="evalkit-merging") if threaded else None
         self._pending: deque[Future[None]] = deque()
 
     def add(self, hits: Mapping[str, Hits]) -> None:
-        """Merge a shard's hits by run id, at once or behind those before it."""
+        """Merge a shard's hits by run id: now, or in the thread after the shards before it."""
         if self._pool is None:
             self._merge(hits)
             return
@@ -120,7 +120,7 @@ class Merging:
 
 
 WAIT_WORTH_SAYING = 0.1
-"""Share of the time since the first checkpoint that may be spent waiting for the disk before that is said."""
+"""If more than this share of the time since the first checkpoint was spent waiting for the disk, it is logged."""
 
 
 class Writer:
@@ -137,8 +137,8 @@ class Writer:
         self._said = False
 
     def submit(self, path: Path, write: Callable[[], None]) -> None:
-        """Hand over the writing of a checkpoint. Raises StoreError when an earlier one has failed."""
-        with self._lock:  # the threads that encode and that search both write
+        """Queue the writing of a checkpoint. Raises StoreError if an earlier one failed."""
+        with self._lock:  # called by the thread that encodes and by the one that searches
             done = [self._pending.popleft() for _ in range(self._leading_done())]
             self._began = self._began or time.monotonic()
             self._pending.append(self._pool.submit(self._written, path, write))
@@ -148,31 +148,31 @@ class Writer:
     def _leading_done(self) -> int:
         return len(list(takewhile(Future.done, self._pending)))
 
-    def _oldest(self, behind: int) -> Future[None] | None:
+    def _oldest(self, pending: int) -> Future[None] | None:
         with self._lock:
-            return self._pending.popleft() if len(self._pending) > behind else None
+            return self._pending.popleft() if len(self._pending) > pending else None
 
-    def wait_for_all_but(self, behind: int) -> None:
-        """Wait until at most `behind` checkpoints are not on disk, and say so once where the disk holds the model up.
+    def wait_for_all_but(self, pending: int) -> None:
+        """Wait until at most `pending` checkpoints are unwritten. Log once if the disk slows the model down.
 
         Raises StoreError that names the first file that could not be written.
         """
         started = time.monotonic()
-        while (oldest := self._oldest(behind)) is not None:
+        while (oldest := self._oldest(pending)) is not None:
             oldest.result()
         self._waited_s += time.monotonic() - started
         elapsed_s = time.monotonic() - (self._began or started)
         if not self._said and self._waited_s > max(10.0, WAIT_WORTH_SAYING * elapsed_s):
             self._said = True
             log.warning(
-                "the disk is the limit: %.0f s of %.0f s were spent waiting for embeddings to be written; a faster "
-                "cache_dir=DIR, or store.keep=topk, which writes none, spares it",
+                "the disk is the limit: %.0f s of %.0f s were spent waiting for embeddings to be written; use a faster "
+                "cache_dir=DIR, or store.keep=topk, which stores no embeddings",
                 self._waited_s,
                 elapsed_s,
             )
 
     def wait(self) -> None:
-        """Wait until everything handed over is on disk. Raises StoreError that names the first file that is not."""
+        """Wait until all queued checkpoints are on disk. Raises StoreError that names the first failed file."""
         while (oldest := self._oldest(0)) is not None:
             oldest.result()
 

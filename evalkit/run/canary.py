@@ -1,7 +1,7 @@
-"""The canary: a minute of questions to a loaded model whose wrong answers would spoil hours of encoding.
+"""The canary: questions to a loaded model. They take a minute; a wrong model would waste hours of encoding.
 
-Shapes: T tokens of a text, D dim. A failed question names its likeliest cause; where figures are published for the
-model, the cause is found by trying: the variant of the config that meets the figures is named.
+Shapes: T tokens of a text, D dim. Every failure names its likeliest cause. If vectors are published for the model, the
+cause is found by trying variants of the config until one reproduces them.
 """
 
 from __future__ import annotations
@@ -38,20 +38,20 @@ TEXTS = (
 )
 """Fixed texts: short, repetitive, plain, full of punctuation, in several scripts, empty."""
 BATCHED_ATOL: Mapping[str, float] = {"float32": 1e-4, "float16": 2e-2, "bfloat16": 1e-1}
-"""How far a component may move between a text alone and the same text padded in a batch."""
+"""Largest difference of a component between a text encoded alone and the same text padded in a batch."""
 DTYPE_COSINE: Mapping[str, float] = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 2e-2}
-"""How far the cosine between a vector in the run's dtype and in fp32 may be from 1."""
+"""Largest 1 − cosine between a vector in the job's dtype and in fp32."""
 PUBLISHED_ATOL: Mapping[str, float] = {"float32": 0.0, "float16": 5e-3, "bfloat16": 4e-2}
-"""What a dtype adds to the published figures' own tolerance."""
+"""Added to the tolerance of the published vectors, by dtype."""
 NORM_ATOL = 1e-4
 ROPE_BASES = (10_000.0, 20_000.0)
-"""The two bases in question: the original code's default, and that of jina-embeddings-v3."""
+"""The RoPE bases that are tried: the default of the original code, and that of jina-embeddings-v3."""
 
 Verdict = Literal["ok", "FAILED", "no figures"]
 
 
 class Finding(NamedTuple):
-    """One question to a model, what came out, and for a failure what most likely causes it."""
+    """One question to a model, the measured answer, and for a failure its likeliest cause."""
 
     question: str
     verdict: Verdict
@@ -61,7 +61,7 @@ class Finding(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """Vectors that others measured for one model: the leading components of each token's vector of one text."""
+    """Vectors that others published for one model: the leading components of each token's vector of one text."""
 
     model: str
     dim: int
@@ -73,11 +73,11 @@ class Published:
 
 
 Reload = Callable[[EncoderConfig], Encoder]
-"""Loads the same checkpoint under another config: in fp32, or to try what would meet the published figures."""
+"""Loads the same checkpoint under another config: in fp32, or to try which config gives the published vectors."""
 
 
-def check(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Finding]]]:
-    """Yield for each backbone of a model its dims and every finding. Raises ConfigError for a model without vectors."""
+def findings_of(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Finding]]]:
+    """Yield the dims and findings of each backbone of a model. Raises ConfigError for a model without vectors."""
     model = config.model
     if not isinstance(model, EncoderConfig):
         msg = f"model {model.name!r} has no checkpoint to check; wanted a model with vectors (evalkit ls models)"
@@ -91,7 +91,7 @@ def check(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Finding]]]:
         model, found, device=device, attention=engine.attention, elementwise=engine.elementwise
     ):
         reload = reloader(encoder, found)
-        own = _own_account(model, {dim: found[dim] for dim in encoder.heads})
+        own = _own_settings(model, {dim: found[dim] for dim in encoder.heads})
         findings = [
             own,
             *_variants(model),
@@ -104,9 +104,9 @@ def check(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Finding]]]:
 
 
 def with_published_head(encoder: Encoder, found: Mapping[int, Checkpoint]) -> tuple[Encoder, Mapping[int, Checkpoint]]:
-    """Add the head that figures are published for, where it is on disk and belongs to the very backbone that is loaded.
+    """Add the head that vectors are published for, if it is on disk and belongs to the loaded backbone.
 
-    So a run at another dim is held to the figures too, at the price of reading one more file.
+    So a job at another dim is compared with the published vectors too. It reads one more file.
     """
     published, config = _published_of(encoder), encoder.config
     if published is None or published.dim in encoder.heads:
@@ -127,23 +127,23 @@ def with_published_head(encoder: Encoder, found: Mapping[int, Checkpoint]) -> tu
 
 
 def _published_of(encoder: Encoder) -> Published | None:
-    """Return the figures that are published for an encoder's model, by its name."""
+    """Return the vectors that are published for an encoder's model, or None."""
     return next((published for published in published_vectors() if published.model == encoder.config.name), None)
 
 
 def reloader(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Reload:
-    """Return what loads an encoder's own checkpoints again under another config."""
+    """Return a function that loads an encoder's checkpoints again under another config."""
     members = {dim: found[dim] for dim in encoder.heads}
     return lambda changed: load_encoders(changed, members, device=encoder.device, elementwise="torch")[0]
 
 
 def canary(encoder: Encoder, found: Mapping[int, Checkpoint]) -> frozenset[int]:
-    """Ask every question that a long run depends on. Return the dims whose published vectors the encoder met.
+    """Ask every question that a long job depends on. Return the dims whose published vectors the encoder reproduced.
 
-    Raises ModelError with the first failure and its likeliest cause. Vectors that were met at a dim which was only
-    added for the comparison prove the backbone, not the head of the run's dim, so that dim is not returned.
-    Where figures are published, a run in half precision is held to them in fp32 too, for which the weights are read
-    once more: within what bfloat16 adds to the figures, RoPE bases are hard to tell apart.
+    Raises ModelError with the first failure and its likeliest cause. A dim that was added only for the comparison is
+    not returned: its vectors prove the backbone, not the head of the requested dim. If vectors are published and the
+    dtype is a half precision, the weights are loaded again in fp32 and compared too: within the tolerance of bfloat16,
+    RoPE bases are hard to tell apart.
     """
     reload = reloader(encoder, found)
     packed = packing(encoder) if encoder.attention != "sdpa" else ()
@@ -167,7 +167,7 @@ def _refuse_failed(finding: Finding, encoder: Encoder) -> None:
 
 
 def examine(encoder: Encoder, *, reload: Reload, published: Published | None = None) -> Iterator[Finding]:
-    """Yield the findings that need no second copy of the model, cheapest first."""
+    """Yield the findings that need no second copy of the model, the cheapest ones first."""
     yield from _token_ids(encoder)
     yield from _layout(encoder)
     yield from _counts_and_norms(encoder)
@@ -179,7 +179,7 @@ def examine(encoder: Encoder, *, reload: Reload, published: Published | None = N
 
 
 def published_vectors() -> tuple[Published, ...]:
-    """Return the published vectors of "Hello World" that the package carries, of one model each."""
+    """Return the published vectors of "Hello World" that the package contains, one entry for each model."""
     return tuple(_read_published(name) for name in ("hello_world.json", "hello_world_colbertv2.json"))
 
 
@@ -207,21 +207,21 @@ def _sides(encoder: Encoder) -> Iterator[tuple[str, Sequence[Tokens], bool]]:
 
 
 def vocabulary_rows(encoder: Encoder) -> int:
-    """Return the rows of the embedding matrix: the published number tells the real model from a stand-in."""
+    """Return the rows of the embedding matrix; a stand-in for the published model has another number."""
     return embedding_rows(encoder.module)
 
 
-def _own_account(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> Finding:
-    """Say where the checkpoint's own account and the config differ and may: the rest has been refused on finding it."""
+def _own_settings(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> Finding:
+    """Report accepted differences between `artifact.metadata` and the config; others were refused on loading."""
     files = list(dict.fromkeys(filter(None, map(metadata.account, found.values()))))
     if not files:
-        return Finding("the checkpoint's own account", "no figures", "it has no artifact.metadata")
+        return Finding("the checkpoint's own settings", "no figures", "it has no artifact.metadata")
     measured = "; ".join(metadata.notes(config, found)) or f"{', '.join(files)} says what the config says"
-    return Finding("the checkpoint's own account", "ok", measured)
+    return Finding("the checkpoint's own settings", "ok", measured)
 
 
 def _variants(config: EncoderConfig) -> Iterator[Finding]:
-    """Name the other states of a model's repository: vectors made in one of them are no fault of the set-up."""
+    """Name other known states of the model's repository: vectors published for those differ from this one's."""
     for variant in metadata.variants(config.name):
         value: Any = config
         for part in variant.setting.split("."):
@@ -231,7 +231,7 @@ def _variants(config: EncoderConfig) -> Iterator[Finding]:
 
 
 def _token_ids(encoder: Encoder) -> Iterator[Finding]:
-    """Compare ids of single tokens with the published vocabulary's."""
+    """Compare the ids of single tokens with those of the published vocabulary."""
     question = "ids of known tokens"
     facts, rows = _packaged("token_ids.json").get(encoder.config.name), vocabulary_rows(encoder)
     if facts is None or facts["vocabulary"] != rows:
@@ -249,7 +249,7 @@ def _token_ids(encoder: Encoder) -> Iterator[Finding]:
 
 
 def _layout(encoder: Encoder) -> Iterator[Finding]:
-    """Check where first token, markers, last token and masks stand in the fixed texts."""
+    """Check the positions of the first token, markers, last token and mask tokens in the fixed texts."""
     vocabulary = encoder.vocabulary
     for side, texts, _ in _sides(encoder):
         rules = encoder.config.query if side == "query" else encoder.config.document
@@ -281,13 +281,13 @@ def _layout(encoder: Encoder) -> Iterator[Finding]:
 
 
 def _unexpanded(encoder: Encoder, side: str, texts: Sequence[str]) -> TokenTable:
-    """Return texts as they would be without expansion; masks cannot be counted, for a decoder's are its end token."""
+    """Tokenise texts without expansion. Counting mask tokens would not do: a decoder expands with its end token."""
     rules = encoder.config.query if side == "query" else encoder.config.document
     return tokenize(texts, replace(rules, expansion=False), encoder.vocabulary)
 
 
 def _counts_and_norms(encoder: Encoder) -> Iterator[Finding]:
-    """Check that every text has the vectors that its ids call for, finite and of length 1 where normalised."""
+    """Check that every text has the right number of vectors, all of them finite and, if normalised, of length 1."""
     for side, texts, documents in _sides(encoder):
         skipped = set(encoder.skipped.tolist()) if documents else set()
         wanted = [
@@ -315,7 +315,7 @@ def _counts_and_norms(encoder: Encoder) -> Iterator[Finding]:
 
 
 def _unfinite(encoder: Encoder) -> str:
-    """Say what most likely makes vectors that are not finite: rounding makes no NaN of a weight, damage does."""
+    """Return the likeliest cause of vectors that are not finite. A NaN in a weight means a damaged checkpoint."""
     heads = {f"the head of {dim}": head for dim, head in encoder.heads.items() if isinstance(head, Tensor)}
     for dim, head in encoder.heads.items():
         if isinstance(head, torch.nn.Module):
@@ -330,7 +330,7 @@ def _unfinite(encoder: Encoder) -> str:
 
 
 def _positions(encoder: Encoder) -> Iterator[Finding]:
-    """Check that one token at two places has two vectors: else positions do not reach the model."""
+    """Check that a token has different vectors at two positions; otherwise positions do not reach the model."""
     if encoder.config.pooling != "tokens":
         return
     (text,) = encoder.tokenize_documents([TEXTS[1]])
@@ -346,13 +346,13 @@ def _positions(encoder: Encoder) -> Iterator[Finding]:
 
 
 def _expansion(encoder: Encoder) -> Iterator[Finding]:
-    """Masks have vectors of their own, and change the other tokens' vectors only where these attend to them."""
+    """Check that mask tokens have vectors, and change other tokens' vectors only where those attend to them."""
     rules = encoder.config.query
     if not rules.expansion or encoder.config.pooling != "tokens":
         return
     (expanded,) = encoder.tokenize_queries([HELLO])
     real = len(_unexpanded(encoder, "query", [HELLO])[0].ids)
-    if real == rules.max_tokens:  # so short a query has no room for masks
+    if real == rules.max_tokens:  # the query leaves no room for mask tokens
         return
     plain = Tokens(expanded.ids[:real], real)
     attended, unattended = Tokens(expanded.ids, len(expanded.ids)), Tokens(expanded.ids, real)
@@ -379,7 +379,7 @@ def _expansion(encoder: Encoder) -> Iterator[Finding]:
 
 
 def _batching(encoder: Encoder) -> Iterator[Finding]:
-    """Compare each text alone with the same text padded in a batch."""
+    """Compare the vectors of each text alone with those of the same text padded in a batch."""
     atol = BATCHED_ATOL[encoder.config.dtype]
     for side, texts, documents in _sides(encoder):
         worst = 0.0
@@ -394,7 +394,7 @@ def _batching(encoder: Encoder) -> Iterator[Finding]:
 
 
 def packing(encoder: Encoder) -> Iterator[Finding]:
-    """Compare packed texts with the same texts padded, by the attention path that the device would pack with."""
+    """Compare the vectors of packed and of padded texts, on the attention path that packs on this device."""
     config = encoder.config
     asked = encoder.attention if encoder.attention != "sdpa" else "varlen"
     path = choose(asked, config=config, device=encoder.device).path
@@ -416,7 +416,7 @@ def packing(encoder: Encoder) -> Iterator[Finding]:
 
 
 def _dtype(encoder: Encoder, *, reload: Reload) -> Iterator[Finding]:
-    """Compare the run's dtype with fp32 on the same texts."""
+    """Compare the vectors in the job's dtype with those in fp32."""
     config = encoder.config
     if config.dtype == "float32":
         yield Finding("the run's dtype against fp32", "ok", "the run's dtype is float32")
@@ -434,7 +434,7 @@ def _dtype(encoder: Encoder, *, reload: Reload) -> Iterator[Finding]:
 
 
 def _published(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Iterator[Finding]:
-    """Hold an encoder to the published vectors, in the run's dtype and in fp32."""
+    """Compare an encoder with the published vectors, in the job's dtype and in fp32."""
     published = _published_of(encoder)
     if published is None:
         question = f"published vectors of {HELLO!r} in {encoder.config.dtype}"
@@ -449,7 +449,7 @@ def _published(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Iterator[Fi
 
 
 def _published_vectors(encoder: Encoder, published: Published, *, reload: Reload) -> Finding:
-    """Compare with the published figures; when they are missed, try what would meet them."""
+    """Compare an encoder with the published vectors; if they differ, try which variant of the config gives them."""
     config = encoder.config
     question = f"published vectors of {published.text!r} in {config.dtype}"
     rows = vocabulary_rows(encoder)
@@ -481,7 +481,7 @@ def _unsettled(encoder: Encoder) -> str:
 
 
 def _suspects(encoder: Encoder) -> Iterator[tuple[str, EncoderConfig]]:
-    """Yield the variants of a config that commonly go wrong, each with the setting that mends it."""
+    """Yield the variants of a config that commonly go wrong, each with the setting that repairs it."""
     config = encoder.config
     for base in ROPE_BASES:
         if encoder.rope_theta is not None and base != encoder.rope_theta:
@@ -500,9 +500,9 @@ def _suspects(encoder: Encoder) -> Iterator[tuple[str, EncoderConfig]]:
 
 
 def deviation(encoder: Encoder, published: Published) -> float:
-    """Return the largest |Δ| of the published components; infinite when the number of vectors differs.
+    """Return the largest |Δ| of the published components; infinity if the number of vectors differs.
 
-    A query is filled up to as many vectors as were published, whatever length the run has on its dataset.
+    Queries are expanded to the published number of vectors, whatever length the dataset uses.
     """
     worst = 0.0
     if encoder.config.query.expansion:

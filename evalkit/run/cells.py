@@ -1,4 +1,4 @@
-"""Cells: one dim of a model on one dataset, named by everything that decides its scores."""
+"""Cells: one dim of a model on one dataset, identified by everything that decides the scores."""
 
 from __future__ import annotations
 
@@ -20,45 +20,48 @@ from evalkit.types import Dataset
 
 
 class Task(NamedTuple):
-    """A run's config with the dataset and survey that it speaks of, and where to show progress."""
+    """The config of a job with its dataset and survey, and the console that shows progress."""
 
     config: RunConfig
     dataset: Dataset
     survey: Survey
     deviations: tuple[str, ...]
-    """What of the dataset differs from its published form and was accepted."""
+    """Accepted differences between the dataset and its published form."""
     device: torch.device
     console: Console
     verified: Verified = "nothing"
-    """What the corpus was held against."""
+    """What the corpus was verified against."""
 
     @property
     def depth(self) -> int:
-        """Documents to search for per query: one more where the query's own document will be dropped."""
+        """Hits to search for per query: one more if the query's own document is dropped later."""
         return self.config.search.depth + int(self.dataset.drop_self)
 
     @property
     def batch_tokens(self) -> int:
-        """Padded tokens of an encoding batch at most."""
+        """Most tokens of a batch, padding included."""
         return environment.batch_tokens(self.config.engine.batch_tokens, self.device)
 
 
 class Cell(NamedTuple):
-    """One line of the table to be, and the addresses of all that it leaves on disk."""
+    """The identity of one cell: the row that it will fill, and the keys of the files that it leaves on disk."""
 
     dim: int | None
     run_id: str
     protocol: dict[str, Any]
-    """Every setting and checksum that decides the score."""
+    """Every setting and checksum that decides the scores."""
     checkpoint: Checkpoint | None
     store_key: str
-    """Where its embeddings are; shared by runs with other queries and by corpora that share documents."""
+    """The key of its embeddings, shared with other queries and with corpora that contain the same documents."""
     search_key: str
-    """Where its per-shard top-k are."""
+    """The key of its per-shard top-k."""
 
 
 def plan(task: Task) -> list[Cell]:
-    """Name every cell of a run, from checksums: no weights are loaded. Raises ModelError for a missing checkpoint."""
+    """Return the cells of a job. This needs checksums only: no weights are loaded.
+
+    Raises ModelError for a missing checkpoint.
+    """
     config, model = task.config, task.config.model
     corpus = identity.corpus_facts(task.survey, config)
     search = identity.search_facts(task.dataset, config)

@@ -1,6 +1,6 @@
-"""A run with workers: the driver reads shards, sends their texts out, checkpoints and merges the top-k that come back.
+"""Jobs with workers: the driver reads shards, sends their texts to workers, and checkpoints and merges their top-k.
 
-What a worker holds is `VectorStep` or BM25's counting, as in a run of one process, so that the bytes are the same.
+A worker executes the same code as a job of one process (`VectorStep`, or BM25's counting), so the bytes are the same.
 """
 
 from __future__ import annotations
@@ -41,16 +41,16 @@ from evalkit.storage.paths import make_folder, topk_dir, unwritable, write_whole
 from evalkit.types import Dataset, Document, Query
 
 BYTES_PER_TOKEN = 2
-"""Of text, by the survey's upper estimate; Python's pickle adds little."""
+"""Bytes of text per token, by the survey's upper estimate; pickling adds little."""
 STATES_EVERY_S = 2.0
 SHOWN_FAILURES = 3
 
 
-# ---- what travels
+# ---- messages between driver and workers
 
 
 class ShardTexts(NamedTuple):
-    """A shard on its way to a worker: its ids and joined texts, and the dims that still want its top-k."""
+    """A shard for a worker to encode: its ids and joined texts, and the dims that still lack its top-k."""
 
     shard: ShardRange
     ids: tuple[str, ...]
@@ -59,24 +59,24 @@ class ShardTexts(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What a worker made of a shard: hits and manifest facts by dim, and tokens encoded."""
+    """A worker's result for a shard: hits and manifest facts by dim, and the number of tokens encoded."""
 
     shard: ShardRange
     hits: dict[int, tuple[Hits, dict[str, Any]]]
     tokens: int
     met_vectors: frozenset[int]
-    """The dims at which the worker's model met vectors that are published for it."""
+    """The dims whose published vectors the worker's model reproduced."""
 
 
 class ShardDocuments(NamedTuple):
-    """A shard on its way to a worker that counts BM25's terms, which are of title and text apart."""
+    """A shard for a worker to count BM25's terms in; titles and texts are counted separately."""
 
     shard: ShardRange
     documents: list[Document]
 
 
 class CountedTerms(NamedTuple):
-    """BM25's counts of a shard."""
+    """The counts of BM25's terms in a shard."""
 
     shard: ShardRange
     arrays: dict[str, np.ndarray]
@@ -87,7 +87,7 @@ class CountedTerms(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LoadVectors:
-    """Makes a worker's step: loads the encoder, encodes the queries, and proves that the cache is the driver's."""
+    """Builds a worker's step: loads the encoder, encodes the queries, and proves that the cache is the driver's."""
 
     config: RunConfig
     dataset: str
@@ -119,13 +119,13 @@ class LoadVectors:
                 raise ModelError(msg)
         dataset = Dataset(self.dataset, "", "", _Elsewhere(), self.queries, {}, self.drop_self, "", {})
         task = Task(self.config, dataset, Survey(0, "", (), 0, ()), (), device, Console(quiet=True))
-        # Files are watched where they are read, which may be another node than the driver's.
+        # A checkpoint is watched for changes on the node that reads it, which may not be the driver's.
         here = {dim: cell._replace(checkpoint=found[dim]) for dim, cell in self.cells.items()}
         return VectorsStep(task, found, here, self.threads)
 
 
 class VectorsStep:
-    """The step of a worker: `VectorStep` of every backbone, over texts that came with the shard."""
+    """The step of a worker: the `VectorStep` of every backbone, over the texts that came with the shard."""
 
     def __init__(self, task: Task, found: Mapping[int, Any], cells: Mapping[int, Cell], threads: int) -> None:
         """Load the encoders and encode the queries."""
@@ -135,9 +135,7 @@ class VectorsStep:
         self._ahead = tokenizer_threads(settings.tokenizer_workers, task.device) > 0
         self._steps: list[VectorStep] = []
         with ExitStack() as stack:
-            encoders = loaded.encoders(
-                model, found, device=task.device, attention=settings.attention, elementwise=settings.elementwise
-            )
+            encoders = loaded.encoders(model, found, device=task.device, engine=settings)
             self._met = frozenset(dim for one in encoders for dim in one.met_vectors)
             for encoder, _ in encoders:
                 members = {dim: cells[dim] for dim in encoder.heads}
@@ -145,7 +143,7 @@ class VectorsStep:
             self._open = stack.pop_all()
 
     def prepare(self, work: ShardTexts, latest: Mapping[str, np.ndarray]) -> _Call:
-        """Tokenise a shard on a GPU's worker, whose processor has nothing else to do meanwhile."""
+        """Tokenise a shard ahead on a worker with a GPU, whose CPU is otherwise idle."""
         call = _Call(work, latest)
         if self._ahead:
             call.tokens = [self._tokenized(step, work) for step in self._steps]
@@ -170,7 +168,7 @@ class VectorsStep:
             ) -> None:
                 found[folder.name] = (arrays, facts)
 
-            asked = step.in_turn(
+            asked = step.unthreaded(
                 cells=cells,
                 floor_of=call.floor_of,
                 advance=call.advance,
@@ -190,7 +188,7 @@ class VectorsStep:
         return call
 
     def settle(self, call: _Call) -> Found:
-        """Write a shard's vectors, beside the encoding of the next, and return its top-k: they come after."""
+        """Write a shard's vectors while the next shard is encoded; return its top-k, which is valid only after them."""
         for folder, name, arrays, facts in call.unwritten:
             try:
                 shard_files.save(folder, name, arrays, facts)
@@ -199,7 +197,7 @@ class VectorsStep:
         return Found(call.work.shard, call.hits, call.tokens_done, self._met)
 
     def close(self) -> None:
-        """End the threads beside the model."""
+        """Stop the background threads."""
         self._open.close()
 
     @staticmethod
@@ -209,7 +207,7 @@ class VectorsStep:
 
 @dataclass
 class _Call:
-    """One shard on its way through a worker."""
+    """One shard while a worker processes it."""
 
     work: ShardTexts
     floors: Mapping[str, np.ndarray]
@@ -226,19 +224,19 @@ class _Call:
 
 
 class _Given(NamedTuple):
-    """Gives the one shard whose documents are here."""
+    """Stands for the prefetch of texts: it holds the texts of the one shard that is being processed."""
 
     texts: Texts
 
     def start(self, shard: ShardRange) -> None:
-        """Do nothing: the documents are here."""
+        """Do nothing: the texts are already here."""
 
     def take(self, _shard: ShardRange) -> Texts:
         return self.texts
 
 
 class _Elsewhere:
-    """The corpus of a worker, which has none: texts come with each shard."""
+    """Stands for the corpus in a worker, which has none: texts come with each shard."""
 
     def fingerprint(self) -> str:
         return ""
@@ -253,7 +251,7 @@ class _Elsewhere:
 
 @dataclass(frozen=True, kw_only=True)
 class LoadCounting:
-    """Makes the step of a worker that counts the terms of BM25's queries."""
+    """Builds the step of a worker that counts the terms of BM25's queries."""
 
     model: Bm25Config
     vocabulary: Mapping[str, int]
@@ -271,26 +269,26 @@ class CountingStep(NamedTuple):
     analyzer: Analyzer
 
     def prepare(self, work: ShardDocuments, _latest: None) -> ShardDocuments:
-        """Leave the shard as it came."""
+        """Return the shard unchanged: nothing can be prepared."""
         return work
 
     def run(self, work: ShardDocuments) -> CountedTerms:
-        """Count."""
+        """Count the terms."""
         counts = lucene.count_shard(
             work.documents, vocabulary=self.vocabulary, fields=self.model.fields, analyzer=self.analyzer
         )
         return CountedTerms(work.shard, counts.to_arrays())
 
     def settle(self, counted: CountedTerms) -> CountedTerms:
-        """Return the counts as they are."""
+        """Return the counts unchanged: nothing is written here."""
         return counted
 
     def close(self) -> None:
-        """Do nothing."""
+        """Do nothing: no thread runs."""
 
 
 class Token(NamedTuple):
-    """A file that the driver wrote into the cache, by which a worker tells that its cache is the same folder."""
+    """A file that the driver wrote into its cache; a worker that can read it uses the same folder."""
 
     path: Path
     content: str
@@ -312,7 +310,7 @@ class Token(NamedTuple):
 
 
 def _unseen(_documents: int, _tokens: int) -> None:
-    """Take progress that nobody watches."""
+    """Ignore progress: the driver reports it."""
 
 
 # ---- in the driver's process
@@ -321,10 +319,10 @@ def _unseen(_documents: int, _tokens: int) -> None:
 def search_vectors(
     task: Task, cells: Sequence[Cell], model: EncoderConfig, *, met_vectors: set[int]
 ) -> dict[str, Hits]:
-    """Return each cell's best hits over all shards, by run id: encoded and searched by workers.
+    """Let workers encode and search all shards. Return each cell's best hits, by run id.
 
-    The dims at which their model met vectors that are published for it are added to `met_vectors`. Raises EngineError
-    when shards failed on every worker that tried them, after all others were finished.
+    Dims whose published vectors were reproduced are added to `met_vectors`. Raises EngineError if shards failed twice,
+    after all other shards are finished.
     """
     config = jobs.absolute(task.config)
     by_dim = {cell.dim: cell for cell in cells if cell.dim is not None}
@@ -334,80 +332,84 @@ def search_vectors(
         task.console.print(f"{model.name}: {line}", highlight=False, markup=False, soft_wrap=True)
     title = f"{keys.label(model.name, *by_dim)} on {task.dataset.name}"
     with jobs.claimed(config, best), documents_bar(task.console, title, total=task.survey.documents) as advance:
-        missing = dict(_without_topk(task, by_dim, best, advance))
+        search = _Search(task, config, by_dim, best, advance, met_vectors)
+        missing = dict(search.without_topk())
         if missing:
-            _send_out(task, config, by_dim, missing, best, advance, met_vectors)
+            search.send_out(missing)
     return {run_id: of.whole() for run_id, of in best.items()}
 
 
-def _without_topk(
-    task: Task, by_dim: Mapping[int, Cell], best: Mapping[str, _Best], advance: Counted
-) -> Iterator[tuple[ShardRange, tuple[int, ...]]]:
-    """Merge what is on disk, and yield the shards and dims that are not."""
-    for shard in task.survey.shards:
-        dims = []
-        for dim, cell in by_dim.items():
-            arrays = shard_files.load(topk_dir(task.config.cache_dir, cell.search_key), shard.checksum)
-            if arrays is None:
-                dims.append(dim)
+class _Search(NamedTuple):
+    """One pass of the workers over a corpus: the cells, their best hits so far, and the progress."""
+
+    task: Task
+    config: RunConfig
+    """The task's config with absolute paths, for workers in other folders."""
+    by_dim: Mapping[int, Cell]
+    best: Mapping[str, _Best]
+    advance: Counted
+    met_vectors: set[int]
+
+    def without_topk(self) -> Iterator[tuple[ShardRange, tuple[int, ...]]]:
+        """Merge the top-k that are on disk; yield the other shards, each with the dims that lack its top-k."""
+        for shard in self.task.survey.shards:
+            dims = []
+            for dim, cell in self.by_dim.items():
+                arrays = shard_files.load(topk_dir(self.task.config.cache_dir, cell.search_key), shard.checksum)
+                if arrays is None:
+                    dims.append(dim)
+                else:
+                    self.best[cell.run_id].add(hits_from_arrays(arrays))
+            if dims:
+                yield shard, tuple(dims)
             else:
-                best[cell.run_id].add(hits_from_arrays(arrays))
-        if dims:
-            yield shard, tuple(dims)
-        else:
-            advance(shard.stop - shard.start, 0)
-            advance.shard_done()
+                self.advance(shard.stop - shard.start, 0)
+                self.advance.shard_done()
 
+    def send_out(self, missing: Mapping[ShardRange, tuple[int, ...]]) -> None:
+        """Let workers encode and search shards at the given dims."""
+        task, config = self.task, self.config
+        pool = engine.pool(resources(config, task.device))
+        with _token(config) as token:
+            load = LoadVectors(
+                config=config,
+                dataset=task.dataset.name,
+                queries=task.dataset.queries,
+                drop_self=task.dataset.drop_self,
+                device=task.device.type,
+                threads=config.engine.threads or pool.cpus_per_worker,
+                cells=self.by_dim,
+                token=token,
+            )
+            key = keys.key_of({"cells": sorted(self.best), "cache": str(config.cache_dir), "token": str(token)})
+            pool.prepare(key, load)
 
-def _send_out(  # noqa: PLR0913, PLR0917 (the parts of one run)
-    task: Task,
-    config: RunConfig,
-    by_dim: Mapping[int, Cell],
-    missing: Mapping[ShardRange, tuple[int, ...]],
-    best: Mapping[str, _Best],
-    advance: Counted,
-    met_vectors: set[int],
-) -> None:
-    pool = engine.pool(resources(config, task.device))
-    with _token(config) as token:
-        load = LoadVectors(
-            config=config,
-            dataset=task.dataset.name,
-            queries=task.dataset.queries,
-            drop_self=task.dataset.drop_self,
-            device=task.device.type,
-            threads=config.engine.threads or pool.cpus_per_worker,
-            cells=by_dim,
-            token=token,
-        )
-        key = keys.key_of({"cells": sorted(best), "cache": str(config.cache_dir), "token": str(token)})
-        pool.prepare(key, load)
+            def items() -> Iterator[engine.WorkItem[ShardTexts]]:
+                for shard, dims in missing.items():
+                    documents = list(read_shard(task.dataset.corpus, shard, name=task.dataset.name))
+                    texts = [document.joined() for document in documents]
+                    work = ShardTexts(shard, tuple(document.id for document in documents), texts, dims)
+                    yield engine.WorkItem(name=_name(shard), work=work, size=sum(map(len, texts)))
 
-        def pieces() -> Iterator[engine.Piece[ShardTexts]]:
-            for shard, dims in missing.items():
-                documents = list(read_shard(task.dataset.corpus, shard, name=task.dataset.name))
-                texts = [document.joined() for document in documents]
-                work = ShardTexts(shard, tuple(document.id for document in documents), texts, dims)
-                yield engine.Piece(name=_name(shard), work=work, size=sum(map(len, texts)))
+            def latest() -> dict[str, np.ndarray]:
+                return {run_id: of.floor_Q for run_id, of in self.best.items()}
 
-        def land(found: Found, writer: Writer) -> None:
-            for dim, (shared, facts) in found.hits.items():
-                cell, hits = by_dim[dim], Hits(*map(np.array, shared))  # what Ray hands out lies in its object store
-                folder = topk_dir(config.cache_dir, cell.search_key)
-                _write_behind(writer, folder, found.shard.checksum, hits_to_arrays(hits), facts)
-                best[cell.run_id].add(hits)
-            met_vectors.update(found.met_vectors)
-            advance(found.shard.stop - found.shard.start, found.tokens)
-            advance.shard_done()
+            _all(pool.map(key, load, items(), latest=latest, on_tick=_States(config, pool)), self.land)
 
-        def latest() -> dict[str, np.ndarray]:
-            return {run_id: of.floor_Q for run_id, of in best.items()}
-
-        _all(pool.map(key, load, pieces(), latest=latest, on_tick=_States(config, pool)), land)
+    def land(self, found: Found, writer: Writer) -> None:
+        """Checkpoint and merge a worker's result for one shard."""
+        for dim, (shared, facts) in found.hits.items():
+            cell, hits = self.by_dim[dim], Hits(*map(np.array, shared))  # copied out of Ray's object store
+            folder = topk_dir(self.config.cache_dir, cell.search_key)
+            _write_behind(writer, folder, found.shard.checksum, hits_to_arrays(hits), facts)
+            self.best[cell.run_id].add(hits)
+        self.met_vectors.update(found.met_vectors)
+        self.advance(found.shard.stop - found.shard.start, found.tokens)
+        self.advance.shard_done()
 
 
 def count_terms(task: Task, cell: Cell, terms: lucene.QueryTerms) -> None:
-    """Let workers count the queries' terms in every shard that has no counts on disk, and checkpoint them."""
+    """Let workers count the queries' terms in every shard without counts on disk; checkpoint the counts."""
     config, model = jobs.absolute(task.config), task.config.model
     assert isinstance(model, Bm25Config)
     folder = topk_dir(config.cache_dir, cell.search_key)
@@ -422,11 +424,11 @@ def count_terms(task: Task, cell: Cell, terms: lucene.QueryTerms) -> None:
         load = LoadCounting(model=model, vocabulary=terms.vocabulary)
         pool.prepare(cell.run_id, load)
 
-        def pieces() -> Iterator[engine.Piece[ShardDocuments]]:
+        def items() -> Iterator[engine.WorkItem[ShardDocuments]]:
             for shard in missing:
                 documents = list(read_shard(task.dataset.corpus, shard, name=task.dataset.name))
                 size = sum(len(document.text) for document in documents)
-                yield engine.Piece(name=_name(shard), work=ShardDocuments(shard, documents), size=size)
+                yield engine.WorkItem(name=_name(shard), work=ShardDocuments(shard, documents), size=size)
 
         def land(counted: CountedTerms, writer: Writer) -> None:
             shard = counted.shard
@@ -436,11 +438,11 @@ def count_terms(task: Task, cell: Cell, terms: lucene.QueryTerms) -> None:
             advance(shard.stop - shard.start, 0)
             advance.shard_done()
 
-        _all(pool.map(cell.run_id, load, pieces(), on_tick=_States(config, pool)), land)
+        _all(pool.map(cell.run_id, load, items(), on_tick=_States(config, pool)), land)
 
 
 def resources(config: RunConfig, device: torch.device) -> engine.Resources:
-    """Return the workers that a config asks for."""
+    """Return the number of workers, GPUs and CPUs that a config asks for."""
     settings, shard_tokens = config.engine, config.store.shard_tokens
     assert shard_tokens != "auto"  # `environment.resolved` has made a number of it
     return engine.Resources(
@@ -453,7 +455,7 @@ def resources(config: RunConfig, device: torch.device) -> engine.Resources:
 
 
 def provenance(config: RunConfig) -> dict[str, Any]:
-    """Return what a result records of its engine: nothing for a run of one process."""
+    """Return the facts of the engine that a result records; none for a job of one process."""
     if config.engine.name != "ray":
         return {}
     facts: dict[str, Any] = {"engine": "ray"}
@@ -463,7 +465,7 @@ def provenance(config: RunConfig) -> dict[str, Any]:
 
 
 def _all(answers: Iterator[engine.Done[Any] | engine.Failed], land: Callable[[Any, Writer], None]) -> None:
-    """Take every answer of the workers. Raises EngineError that names the shards that failed, after all the others."""
+    """Handle every answer of the workers. At the end, raises EngineError that names the shards that failed."""
     failed: list[engine.Failed] = []
     done = 0
     with Writer() as writer:
@@ -494,14 +496,15 @@ def _write_behind(
 
 
 def _name(shard: ShardRange) -> str:
-    """Name a shard for people, counting documents from 1."""
+    """Return a shard's name in messages; documents are counted from 1."""
     return f"documents {shard.start + 1:,} to {shard.stop:,}"
 
 
 class _Best:
-    """The best hits so far of one cell, merged when as many are waiting as were kept: hits are sorted a few times only.
+    """The best hits of one cell so far.
 
-    `floor_Q` is that of the last merge, which is as right as the newest and lets a little more through.
+    New hits are merged when they are as many as the merged ones, so that hits are sorted only a few times. `floor_Q` is
+    that of the last merge: it is correct too, and lets a few more hits through.
     """
 
     def __init__(self, depth: int, queries: int) -> None:
@@ -525,7 +528,7 @@ class _Best:
 
 
 class _States:
-    """Writes what the workers are doing for `evalkit status`, when it has changed and not too often."""
+    """Records the state of the workers for `evalkit status`: only changes, and at most once in STATES_EVERY_S."""
 
     def __init__(self, config: RunConfig, pool: engine.Pool) -> None:
         self._config, self._pool = config, pool
@@ -545,7 +548,7 @@ class _States:
 
 @contextmanager
 def _token(config: RunConfig) -> Iterator[Token | None]:
-    """Write the file that proves a shared cache, where workers write into it."""
+    """If workers write embeddings, write the file that proves a shared cache; yield None otherwise."""
     if config.store.keep != "embeddings":
         yield None
         return

@@ -1,6 +1,6 @@
-"""Texts to vectors: sort by length, cut into batches of few shapes, encode, put back in order.
+"""Encode texts: sort them by length, batch them into few shapes, run the model, restore their order.
 
-Shapes: N texts, X vectors of all texts packed, D dim, T padded width.
+Shapes: N texts, B texts of a batch, U distinct texts, X vectors of all texts concatenated, V copied vectors, D dim.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias
@@ -31,21 +32,20 @@ from evalkit.storage.shard_files import ShardVectors
 log = logging.getLogger(__name__)
 
 WIDTH_RATIO = 1.05
-"""Padded widths are this far apart: 2.5 % of padding on average, and few enough shapes for native libraries' caches."""
+"""Ratio of neighbouring padded widths: padding is 2.5 % on average, and native libraries cache few shapes."""
+
+BATCHES_PER_CORE = 16
+"""Batches queued for each core's thread, so that no core waits for the thread that submits them."""
 
 
-IN_LINE = 16
-"""Batches handed to each core's thread ahead: no core waits for the thread that hands them out."""
-
-
-class Cut(NamedTuple):
-    """Some texts to encode together, longest first, and the width that they are padded to; 0 where they are packed."""
+class BatchRows(NamedTuple):
+    """The texts of one batch, by row, longest first, and the width to pad them to; 0 means that they are packed."""
 
     rows: np.ndarray
     width: int
 
     def size(self, lengths_N: np.ndarray) -> int:
-        """Return the tokens of the batch, padded ones among them."""
+        """Return the batch's number of tokens, padding included."""
         return self.width * len(self.rows) if self.width else int(lengths_N[self.rows].sum())
 
 
@@ -62,12 +62,12 @@ def widths(longest: int) -> np.ndarray:
     return np.array(steps[::-1])
 
 
-def cuts(lengths_N: np.ndarray, *, batch_tokens: int, longest: int) -> Iterator[Cut]:
-    """Yield padded batches, longest texts first, whose size stays within the budget.
+def padded_batches(lengths_N: np.ndarray, *, batch_tokens: int, longest: int) -> Iterator[BatchRows]:
+    """Yield padded batches of at most `batch_tokens` tokens, longest texts first.
 
-    A text's own length decides the width that it is padded to, in whatever company: on a core of its own a batch then
-    gives it the same bits always. A width has one number of texts, and what is left of it is cut by powers of two, so
-    that a long run meets all its shapes early. A text longer than the budget is a batch of its own.
+    A text's padded width depends only on its own length, so its vectors do not depend on the other texts of the batch.
+    All batches of one width have the same number of texts, except the last ones, whose sizes are powers of two: a long
+    run therefore sees all its shapes early. A text longer than `batch_tokens` is a batch of its own.
     """
     order_N = np.argsort(-lengths_N, kind="stable")
     fine = widths(max(longest, int(lengths_N.max(initial=1))))
@@ -79,118 +79,160 @@ def cuts(lengths_N: np.ndarray, *, batch_tokens: int, longest: int) -> Iterator[
         texts = max(1, batch_tokens // width)
         if left < texts:
             texts = 1 << (left.bit_length() - 1)
-        yield Cut(order_N[begin : begin + texts], width)
+        yield BatchRows(order_N[begin : begin + texts], width)
         begin += texts
 
 
-def packed_cuts(lengths_N: np.ndarray, *, batch_tokens: int) -> Iterator[Cut]:
-    """Yield batches of texts that need no padding, longest first, of as many tokens as the budget has."""
+def packed_batches(lengths_N: np.ndarray, *, batch_tokens: int) -> Iterator[BatchRows]:
+    """Yield batches without padding, longest texts first, each filled up to `batch_tokens` tokens."""
     order_N = np.argsort(-lengths_N, kind="stable")
     ends_N = np.cumsum(lengths_N[order_N])
     begin = 0
     while begin < len(order_N):
         before = int(ends_N[begin - 1]) if begin else 0
         end = max(begin + 1, int(np.searchsorted(ends_N, before + batch_tokens, side="right")))
-        yield Cut(order_N[begin:end], 0)
+        yield BatchRows(order_N[begin:end], 0)
         begin = end
 
 
 def batches(lengths: Sequence[int], *, batch_tokens: int) -> Iterator[list[int]]:
-    """Yield the positions of texts, longest first, in batches whose padded size stays within the budget.
+    """Yield the positions of texts, longest first, in batches of at most `batch_tokens` tokens, padding included.
 
     >>> list(batches([2, 9, 3, 2], batch_tokens=6))
     [[1], [2], [0, 3]]
     """
     lengths_N = np.array(lengths, dtype=np.int64)
-    for cut in cuts(lengths_N, batch_tokens=batch_tokens, longest=int(lengths_N.max(initial=1))):
-        yield [int(row) for row in cut.rows]
+    for batch in padded_batches(lengths_N, batch_tokens=batch_tokens, longest=int(lengths_N.max(initial=1))):
+        yield [int(row) for row in batch.rows]
 
 
 def say_halved(tokens: int, reason: str) -> None:
-    """Report a batch that did not fit."""
+    """Log that a batch did not fit."""
     log.warning("a batch did not fit memory (%s): batches hold %d tokens at most from here on", reason, tokens)
 
 
-def encode(  # noqa: PLR0913 (keyword-only behind the first three)
-    ids: Sequence[str],
-    texts: Sequence[Tokens],
-    encoder: Encoder,
-    *,
-    documents: bool,
-    batch_tokens: int,
-    storage: torch.dtype,
-    resident: bool = False,
-    on_batch: Callable[[int, int], None] = lambda _texts, _tokens: None,
-    on_halved: Callable[[int, str], None] = say_halved,
-) -> dict[int, ShardVectors]:
-    """Encode tokenised texts at every dim of the encoder.
+@dataclass(frozen=True, kw_only=True)
+class Encoding:
+    """The settings of one call of `encode`: the texts' side, batch size, dtype and place of vectors, callbacks."""
 
-    `on_batch` hears of texts and tokens done, from any of the threads that encode but from one at a time.
-    `documents` drops the model's punctuation tokens. Texts of equal ids are encoded once. Vectors are rounded to
-    `storage` here, once: whatever is searched is what is stored. They come to the host, or stay on the encoder's device
-    where `resident` is true. A batch that does not fit memory is halved, and so are those behind it; `on_halved` hears
-    of the tokens that batches have from there on, and why. Raises ModelError that names the text when a vector is not
-    finite, DeviceError when one text alone does not fit or the device fails.
+    documents: bool
+    """Whether the texts are documents: their punctuation tokens are dropped where the model has a skiplist."""
+    batch_tokens: int
+    """Tokens of a batch at most, padding included."""
+    storage: torch.dtype
+    """The dtype that vectors are rounded to, once; what is searched is what is stored."""
+    resident: bool = False
+    """Whether vectors stay on the encoder's device; otherwise they are copied to the host."""
+    on_batch: Callable[[int, int], None] = lambda _texts, _tokens: None
+    """`on_batch(texts, tokens)` is called after each batch. Threads may differ; calls never overlap."""
+    on_halved: Callable[[int, str], None] = say_halved
+    """`on_halved(tokens, reason)` is called when the limit of batch tokens falls because a batch did not fit memory."""
+
+
+def encode(
+    ids: Sequence[str], texts: Sequence[Tokens], encoder: Encoder, encoding: Encoding
+) -> dict[int, ShardVectors]:
+    """Encode tokenised texts. Return their vectors for each dim of the encoder, in the order of the texts.
+
+    Texts with identical token ids are encoded once. A batch that does not fit memory is halved, and later batches are
+    as small. Raises ModelError that names the text when a vector is not finite; DeviceError when a single text does
+    not fit memory, or the device fails.
     """
     memory.keep_between_batches()
     table = TokenTable.of(texts)
     lengths_N = table.lengths_N
-    counts_N = _counts(table, encoder, documents=documents)
-    offsets_N = offsets(counts_N)
-    where = encoder.device if resident else torch.device("cpu")
-    shapes = {dim: (int(offsets_N[-1]), _width(encoder, dim)) for dim in encoder.heads}
-    out = {dim: torch.empty(shape, dtype=storage, device=where) for dim, shape in shapes.items()}
-    places = {dim: torch.split(vectors_XD, counts_N.tolist()) for dim, vectors_XD in out.items()}
-
-    alike = _alike(table)
-    first_U = np.array(list(alike), dtype=np.int64)
-    rules = encoder.config.document if documents else encoder.config.query
+    out = _Vectors.of(table, encoder, encoding)
+    first_U = np.array(list(out.alike), dtype=np.int64)
+    rules = encoder.config.document if encoding.documents else encoder.config.query
     of_distinct = (
-        cuts(lengths_N[first_U], batch_tokens=batch_tokens, longest=rules.max_tokens)
+        padded_batches(lengths_N[first_U], batch_tokens=encoding.batch_tokens, longest=rules.max_tokens)
         if encoder.attention == "sdpa"
-        else packed_cuts(lengths_N[first_U], batch_tokens=batch_tokens)
+        else packed_batches(lengths_N[first_U], batch_tokens=encoding.batch_tokens)
     )
-    todo = (cut._replace(rows=first_U[cut.rows]) for cut in of_distinct)
-
-    def send(vectors: Vectors, cut: Cut) -> Vectors:
-        if not resident:
-            return {dim: (_to_host(packed_XD, storage), counts_B) for dim, (packed_XD, counts_B) in vectors.items()}
-        from_V, to_V = (
-            encoder.upload(torch.from_numpy(place_V)) for place_V in _moves(cut.rows, alike, offsets_N=offsets_N)
-        )
-        for dim, (packed_XD, _) in vectors.items():
-            out[dim].index_copy_(0, to_V, packed_XD.to(storage).index_select(0, from_V))
-        return {}
-
-    def launch(cut: Cut) -> _Flight | str:
-        return _launch(cut, table, encoder, documents=documents, send=send)
-
+    todo = _Todo(
+        deque(batch._replace(rows=first_U[batch.rows]) for batch in of_distinct),
+        lengths_N,
+        fits=max(encoding.batch_tokens, int(lengths_N.max(initial=0))),
+        on_halved=encoding.on_halved,
+    )
     one_at_a_time = threading.Lock()
 
-    def land(flight: _Flight) -> None:
+    def launch(batch: BatchRows) -> _InFlight | str:
+        return _launch(batch, table, encoder, documents=encoding.documents, send=out.send)
+
+    def land(flight: _InFlight) -> None:
         flight.wait()
-        rows = flight.cut.rows.tolist()
-        for dim, (vectors_XD, counts_B) in flight.copies.items():
-            for row, of_text in zip(rows, torch.split(vectors_XD, counts_B.tolist()), strict=True):
-                for place in alike[row]:
-                    places[dim][place].copy_(of_text)
-        times_B = np.array([len(alike[row]) for row in rows])
+        out.place(flight.batch, flight.copies)
+        times_B = np.array([len(out.alike[row]) for row in flight.batch.rows.tolist()])
         with one_at_a_time:
-            on_batch(int(times_B.sum()), int((lengths_N[flight.cut.rows] * times_B).sum()))
+            encoding.on_batch(int(times_B.sum()), int((lengths_N[flight.batch.rows] * times_B).sum()))
 
     with device_errors(encoder.device), _lanes(encoder.device, launch, land) as lanes:
-        _land_all(todo, lanes, ids, lengths_N, batch_tokens=batch_tokens, on_halved=on_halved)
-    whole = torch.from_numpy(offsets_N)
-    for dim, vectors_XD in out.items():
-        _refuse_unfinite(Ragged(vectors_XD, whole), ids, encoder, dim)
-    return {dim: ShardVectors(tuple(ids), Ragged(vectors_XD, whole)) for dim, vectors_XD in out.items()}
+        _encode_all(todo, lanes, ids)
+    return out.finished(ids)
+
+
+class _Vectors(NamedTuple):
+    """The vectors of all texts, allocated before the first batch, and where each text's vectors belong."""
+
+    encoder: Encoder
+    encoding: Encoding
+    by_dim: Mapping[int, Tensor]
+    """[X, D] for each dim."""
+    offsets_N: np.ndarray
+    """N + 1 positions: where each text's vectors begin."""
+    alike: Mapping[int, list[int]]
+    """The rows of texts with identical token ids, by the first of them."""
+    places: Mapping[int, Sequence[Tensor]]
+    """Views of `by_dim`, one for each text."""
+
+    @classmethod
+    def of(cls, table: TokenTable, encoder: Encoder, encoding: Encoding) -> _Vectors:
+        """Allocate the vectors of tokenised texts."""
+        counts_N = _counts(table, encoder, documents=encoding.documents)
+        offsets_N = offsets(counts_N)
+        where = encoder.device if encoding.resident else torch.device("cpu")
+        shapes = {dim: (int(offsets_N[-1]), _width(encoder, dim)) for dim in encoder.heads}
+        by_dim = {dim: torch.empty(shape, dtype=encoding.storage, device=where) for dim, shape in shapes.items()}
+        places = {dim: torch.split(vectors_XD, counts_N.tolist()) for dim, vectors_XD in by_dim.items()}
+        return cls(encoder, encoding, by_dim, offsets_N, _alike(table), places)
+
+    def send(self, vectors: BatchVectors, batch: BatchRows) -> BatchVectors:
+        """Start copying a batch's vectors: to the host, or on the device to their place (then return none)."""
+        storage = self.encoding.storage
+        if not self.encoding.resident:
+            return {dim: (_to_host(rows_XD, storage), counts_B) for dim, (rows_XD, counts_B) in vectors.items()}
+        from_V, to_V = (
+            self.encoder.upload(torch.from_numpy(place_V))
+            for place_V in _moves(batch.rows, self.alike, offsets_N=self.offsets_N)
+        )
+        for dim, (rows_XD, _) in vectors.items():
+            self.by_dim[dim].index_copy_(0, to_V, rows_XD.to(storage).index_select(0, from_V))
+        return {}
+
+    def place(self, batch: BatchRows, copies: BatchVectors) -> None:
+        """Copy vectors that reached the host to every text with these token ids."""
+        rows = batch.rows.tolist()
+        for dim, (vectors_XD, counts_B) in copies.items():
+            for row, of_text in zip(rows, torch.split(vectors_XD, counts_B.tolist()), strict=True):
+                for place in self.alike[row]:
+                    self.places[dim][place].copy_(of_text)
+
+    def finished(self, ids: Sequence[str]) -> dict[int, ShardVectors]:
+        """Return the vectors once every batch is in place. Raises ModelError when one is not finite."""
+        all_offsets = torch.from_numpy(self.offsets_N)
+        for dim, vectors_XD in self.by_dim.items():
+            _refuse_unfinite(Ragged(vectors_XD, all_offsets), ids, self.encoder, dim)
+        return {
+            dim: ShardVectors(tuple(ids), Ragged(vectors_XD, all_offsets)) for dim, vectors_XD in self.by_dim.items()
+        }
 
 
 def _alike(table: TokenTable) -> dict[int, list[int]]:
-    """Return the places of texts of equal ids, by the first of them.
+    """Return the rows of texts with identical token ids, by the first of them.
 
-    On a GPU batches of another shape can move the last bits of a vector: were equal texts encoded apart, a tie between
-    them would be decided by chance.
+    On a GPU the shape of a batch can change the last bits of a vector. If identical texts were encoded apart, these
+    bits would decide a tie between them.
     """
     groups: dict[tuple[bytes, int], list[int]] = {}
     for row, (begin, end) in enumerate(pairwise(table.offsets_N.tolist())):
@@ -200,7 +242,9 @@ def _alike(table: TokenTable) -> dict[int, list[int]]:
 
 
 def _moves(rows: np.ndarray, alike: Mapping[int, list[int]], *, offsets_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Return which of a batch's vectors go where [V]: those of a text to each place of one of equal ids.
+    """Return for each copied vector its row in the batch and its row in the output, [V] each.
+
+    A text's vectors go to every text with identical token ids.
 
     >>> _moves(np.array([2, 0]), {0: [0], 2: [1, 2]}, offsets_N=np.array([0, 1, 3, 5]))
     (array([0, 1, 0, 1, 2]), array([1, 2, 3, 4, 0]))
@@ -213,95 +257,106 @@ def _moves(rows: np.ndarray, alike: Mapping[int, list[int]], *, offsets_N: np.nd
 
 
 def _ranges(begin_P: np.ndarray, count_P: np.ndarray) -> np.ndarray:
-    """Return ranges one behind the other.
+    """Return the concatenated ranges `begin, …, begin + count - 1`.
 
     >>> _ranges(np.array([5, 0]), np.array([2, 3])).tolist()
     [5, 6, 0, 1, 2]
     """
-    behind_P = np.cumsum(count_P)
-    ranges: np.ndarray = np.repeat(begin_P - behind_P + count_P, count_P) + np.arange(count_P.sum())
+    end_P = np.cumsum(count_P)
+    ranges: np.ndarray = np.repeat(begin_P - end_P + count_P, count_P) + np.arange(count_P.sum())
     return ranges
 
 
-def _land_all(  # noqa: PLR0913 (keyword-only behind the first four)
-    cuts_to_do: Iterable[Cut],
-    lanes: _Lanes,
-    ids: Sequence[str],
-    lengths_N: np.ndarray,
-    *,
-    batch_tokens: int,
-    on_halved: Callable[[int, str], None],
-) -> None:
-    """See that the vectors of every batch come to their places.
+class _Todo:
+    """The batches still to encode, and the largest batch that is known to fit memory."""
 
-    A batch that does not fit is halved, and whatever behind it is as large. A text that does not fit beside others is
-    tried alone, and so is all behind it. Raises DeviceError for one that does not fit alone.
+    def __init__(
+        self, batches: deque[BatchRows], lengths_N: np.ndarray, *, fits: int, on_halved: Callable[[int, str], None]
+    ) -> None:
+        self._batches, self._fits, self._on_halved = batches, fits, on_halved
+        self.lengths_N = lengths_N
+
+    def __bool__(self) -> bool:
+        return bool(self._batches)
+
+    def next(self) -> BatchRows:
+        """Take the next batch, halved until it has no more tokens than fit."""
+        waiting = self._batches
+        while waiting[0].size(self.lengths_N) > self._fits and len(waiting[0].rows) > 1:
+            waiting.extendleft(reversed(_halves(waiting.popleft())))
+        return waiting.popleft()
+
+    def again(self, batches: Sequence[BatchRows]) -> None:
+        """Put batches back in front, in their order."""
+        self._batches.extendleft(reversed(batches))
+
+    def halve(self, batch: BatchRows, problem: str) -> None:
+        """Put a batch back as two halves, and lower the limit to the larger half."""
+        halves = _halves(batch)
+        if (half := max(half.size(self.lengths_N) for half in halves)) < self._fits:
+            self._fits = half
+            self._on_halved(half, problem)
+        self.again(halves)
+
+
+def _encode_all(todo: _Todo, lanes: _Lanes, ids: Sequence[str]) -> None:
+    """Encode every batch, with up to `lanes.at_once` of them in flight.
+
+    A batch that does not fit memory is halved. A single text that does not fit beside others in flight is tried alone,
+    and so are all batches after it. Raises DeviceError for a text that does not fit alone.
     """
-    todo = deque(cuts_to_do)
-    fits = max(batch_tokens, int(lengths_N.max(initial=0)))
-    flying: deque[tuple[Cut, Callable[[], str]]] = deque()
+    in_flight: deque[tuple[BatchRows, Callable[[], str]]] = deque()
     width, at_once = -1, lanes.at_once
-    while todo or flying:
-        while todo and len(flying) < at_once:
-            cut = _next(todo, lengths_N, fits=fits)
-            if cut.width != width:
+    while todo or in_flight:
+        while todo and len(in_flight) < at_once:
+            batch = todo.next()
+            if batch.width != width:
                 memory.give_back(above_bytes=memory.SLACK_BYTES)
-                width = cut.width
-            flying.append((cut, lanes.start(cut)))
-        oldest = [flying.popleft() for _ in range(min(len(flying), max(1, at_once // 2)))]
+                width = batch.width
+            in_flight.append((batch, lanes.start(batch)))
+        oldest = [in_flight.popleft() for _ in range(min(len(in_flight), max(1, at_once // 2)))]
         failed = _failed(oldest)
         if failed and torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if at_once > 1 and any(len(cut.rows) == 1 for cut, _ in failed):
+        if at_once > 1 and any(len(batch.rows) == 1 for batch, _ in failed):
             at_once = 1
-            todo.extendleft(cut for cut, _ in reversed([*failed, *_failed(flying)]))
-            flying.clear()
+            todo.again([batch for batch, _ in [*failed, *_failed(in_flight)]])
+            in_flight.clear()
             continue
-        for cut, problem in reversed(failed):
-            if len(cut.rows) == 1:
+        for batch, problem in reversed(failed):
+            if len(batch.rows) == 1:
                 msg = (
-                    f"text {ids[int(cut.rows[0])]!r} of {int(lengths_N[cut.rows[0]])} tokens does not fit memory on "
-                    f"its own ({problem}); wanted a larger device, or a lower max_tokens of the model"
+                    f"text {ids[int(batch.rows[0])]!r} of {int(todo.lengths_N[batch.rows[0]])} tokens does not fit "
+                    f"memory on its own ({problem}); wanted a larger device, or a lower max_tokens of the model"
                 )
                 raise DeviceError(msg)
-            halves = _halves(cut)
-            if (half := max(half.size(lengths_N) for half in halves)) < fits:
-                fits = half
-                on_halved(fits, problem)
-            todo.extendleft(reversed(halves))
+            todo.halve(batch, problem)
 
 
-def _failed(flying: Iterable[tuple[Cut, Callable[[], str]]]) -> list[tuple[Cut, str]]:
-    """Wait for some batches; return those that do not fit, and why.
+def _failed(in_flight: Iterable[tuple[BatchRows, Callable[[], str]]]) -> list[tuple[BatchRows, str]]:
+    """Wait for some batches; return those that do not fit memory, each with the reason.
 
-    The last is waited for first: this thread then sleeps once, and the others keep Python's lock among themselves.
+    The last one is waited for first: this thread then wakes up once and competes less for the GIL.
     """
-    return [(cut, problem) for cut, outcome in reversed(list(flying)) if (problem := outcome())][::-1]
-
-
-def _next(todo: deque[Cut], lengths_N: np.ndarray, *, fits: int) -> Cut:
-    """Take the next batch, halved until it has no more tokens than fit."""
-    while todo[0].size(lengths_N) > fits and len(todo[0].rows) > 1:
-        todo.extendleft(reversed(_halves(todo.popleft())))
-    return todo.popleft()
+    return [(batch, problem) for batch, outcome in reversed(list(in_flight)) if (problem := outcome())][::-1]
 
 
 class _Lanes(NamedTuple):
-    """How batches go side by side."""
+    """How batches run concurrently."""
 
     at_once: int
-    """How many are begun before the first of them must have come to something."""
-    start: Callable[[Cut], Callable[[], str]]
-    """Starts a batch; what it returns waits for the batch and says why it does not fit, empty where it does."""
+    """Most batches in flight."""
+    start: Callable[[BatchRows], Callable[[], str]]
+    """Starts a batch. The function that it returns waits for the batch and returns why it does not fit, or ""."""
 
 
 @contextmanager
 def _lanes(
-    device: torch.device, launch: Callable[[Cut], _Flight | str], land: Callable[[_Flight], None]
+    device: torch.device, launch: Callable[[BatchRows], _InFlight | str], land: Callable[[_InFlight], None]
 ) -> Iterator[_Lanes]:
-    """Yield a lane for each core, or two for a device that works on one batch while the other is on its way."""
+    """Yield one lane for each core; on other devices two, so that one batch is prepared while the other is computed."""
 
-    def landed(started: _Flight | str) -> str:
+    def landed(started: _InFlight | str) -> str:
         if isinstance(started, str):
             return started
         land(started)
@@ -309,53 +364,58 @@ def _lanes(
 
     if device.type != "cpu":
 
-        def begun(cut: Cut) -> Callable[[], str]:
-            started = launch(cut)
+        def begun(batch: BatchRows) -> Callable[[], str]:
+            started = launch(batch)
             return lambda: landed(started)
 
         yield _Lanes(2, begun)
         return
     count = torch.get_num_threads()
     with cores.a_core_each(count) as submit:
-        yield _Lanes(IN_LINE * count, lambda cut: submit(lambda: landed(launch(cut))).result)
+        yield _Lanes(BATCHES_PER_CORE * count, lambda batch: submit(lambda: landed(launch(batch))).result)
 
 
-def _halves(cut: Cut) -> list[Cut]:
-    middle = -(-len(cut.rows) // 2)
-    first, second = cut.rows[:middle], cut.rows[middle:]
-    return [Cut(first, cut.width), Cut(second, cut.width)]
+def _halves(batch: BatchRows) -> list[BatchRows]:
+    middle = -(-len(batch.rows) // 2)
+    return [BatchRows(batch.rows[:middle], batch.width), BatchRows(batch.rows[middle:], batch.width)]
 
 
-Vectors: TypeAlias = Mapping[int, tuple[Tensor, Tensor]]
-"""By dim the vectors of a batch, packed, and how many each text has."""
+BatchVectors: TypeAlias = Mapping[int, tuple[Tensor, Tensor]]
+"""For each dim the vectors of a batch, concatenated [X, D], and how many each text has [B]."""
 
 
-class _Flight(NamedTuple):
-    """A batch whose vectors are on their way; there once `landed` is (None: they are there)."""
+class _InFlight(NamedTuple):
+    """A batch whose vectors are being computed or copied."""
 
-    cut: Cut
-    copies: Vectors
-    """Those that go to the host; none where they stay on the device."""
+    batch: BatchRows
+    copies: BatchVectors
+    """The vectors on their way to the host; empty where they stay on the device."""
     landed: torch.cuda.Event | None
+    """Recorded after the copy; None where nothing is asynchronous."""
 
     def wait(self) -> None:
-        """Return once the vectors are there: the one point at which the host waits for the device."""
+        """Return once the vectors are there: the only point at which the host waits for the device."""
         if self.landed is not None:
             self.landed.synchronize()
 
 
 def _launch(
-    cut: Cut, texts: TokenTable, encoder: Encoder, *, documents: bool, send: Callable[[Vectors, Cut], Vectors]
-) -> _Flight | str:
-    """Start a batch and send its vectors on their way. Return why it does not fit where it does not."""
+    rows: BatchRows,
+    texts: TokenTable,
+    encoder: Encoder,
+    *,
+    documents: bool,
+    send: Callable[[BatchVectors, BatchRows], BatchVectors],
+) -> _InFlight | str:
+    """Start a batch and the copy of its vectors. Return the reason if it does not fit memory."""
     try:
-        batch = encoder.batch(texts, skip_punctuation=documents, rows=cut.rows, width=cut.width or None)
-        copies = send(encoder.vectors(batch), cut)
+        batch = encoder.batch(texts, skip_punctuation=documents, rows=rows.rows, width=rows.width or None)
+        copies = send(encoder.vectors(batch), rows)
         landed = None
         if encoder.device.type == "cuda":
             landed = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
             landed.record(torch.cuda.current_stream(encoder.device))
-        return _Flight(cut, copies, landed)
+        return _InFlight(rows, copies, landed)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -364,9 +424,9 @@ def _launch(
 
 
 def _to_host(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """Round and start a copy into pinned memory, which torch keeps for the next batch.
+    """Round and start a copy into pinned memory, which torch reuses for the next batch.
 
-    On the CPU there is nothing to copy: numbers are rounded on their way to their place.
+    On the CPU nothing is copied here: the vectors are rounded when they are copied to their place.
     """
     if tensor.device.type != "cuda":
         return tensor
@@ -376,7 +436,7 @@ def _to_host(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 @contextmanager
 def device_errors(device: torch.device) -> Iterator[None]:
-    """Turn the failure of a device into one clear line. Raises DeviceError."""
+    """Raise the failure of a device as a DeviceError of one line."""
     try:
         yield
     except RuntimeError as error:
@@ -391,7 +451,7 @@ def device_errors(device: torch.device) -> Iterator[None]:
 
 
 def _counts(table: TokenTable, encoder: Encoder, *, documents: bool) -> np.ndarray:
-    """Return how many vectors each text will have [N], known from the ids alone."""
+    """Return how many vectors each text will have [N]; its token ids alone decide that."""
     if encoder.config.pooling != "tokens":
         return np.ones(len(table), dtype=np.int64)
     kept_X = encoder.kept(table, skip_punctuation=documents)
@@ -407,8 +467,8 @@ def _width(encoder: Encoder, dim: int) -> int:
 def _refuse_unfinite(vectors: Ragged, ids: Sequence[str], encoder: Encoder, dim: int) -> None:
     """Raise ModelError that names the first text with a vector that is not finite, if there is one.
 
-    A vector that was brought to unit length is finite throughout or NaN throughout, so its first number tells. Others
-    by their extremes, which are NaN or infinite where any number is: `isfinite` takes many times longer over fp16.
+    A normalised vector is either finite or NaN in every component, so its first component is enough. Otherwise the
+    minimum and maximum decide: they are NaN or infinite if any number is, and `isfinite` is many times slower on fp16.
     """
     first_XD = vectors.rows_XD[:, :1] if encoder.config.normalize else vectors.rows_XD
     if not first_XD.numel() or all(bool(torch.isfinite(extreme)) for extreme in first_XD.aminmax()):

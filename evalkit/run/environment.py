@@ -1,4 +1,4 @@
-"""What a result was made with: versions, device, processor."""
+"""The facts of a process that a result records: versions, device, processor."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ PACKAGES = ("torch", "transformers", "tokenizers", "safetensors", "numpy", "ranx
 
 
 def environment(device: torch.device | None) -> dict[str, Any]:
-    """Return the facts of this process that a result records; `device` is None for a system without tensors."""
+    """Return these facts; `device` is None for a system that computes without torch."""
     facts: dict[str, Any] = {
         "evalkit": evalkit.__version__,
         "python": platform.python_version(),
@@ -42,7 +42,7 @@ def environment(device: torch.device | None) -> dict[str, Any]:
 
 
 def instruction_set(device: torch.device) -> str | None:
-    """Return the vector instructions that a CPU's matrix products use: they move the last bits of a vector."""
+    """Return the vector instructions of a CPU's matrix products, which change the last bits of vectors; else None."""
     if device.type != "cpu":
         return None
     limit = os.environ.get("ONEDNN_MAX_CPU_ISA")
@@ -61,7 +61,7 @@ def arithmetic(config: RunConfig, device: torch.device) -> str | None:
 
 
 def given_up(config: RunConfig, device: torch.device) -> dict[str, str]:
-    """Return why a part of the work is not done as asked for, or not by the fastest kernel; empty where it is."""
+    """Return for each kernel that could not be used the reason; empty if all are as requested and the fastest."""
     model, engine = config.model, config.engine
     if not isinstance(model, EncoderConfig):
         return {}
@@ -78,9 +78,9 @@ def given_up(config: RunConfig, device: torch.device) -> dict[str, str]:
 
 
 def choose_device(name: str) -> torch.device:
-    """Return the device that `engine.device` names; `auto` is CUDA where there is one.
+    """Return the device that `engine.device` names; `auto` is CUDA if there is a CUDA device, else the CPU.
 
-    Raises ConfigError when the device is unknown or not there.
+    Raises ConfigError if the device is unknown or missing.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -97,20 +97,20 @@ def choose_device(name: str) -> torch.device:
 
 
 BATCH_TOKENS = {"cpu": 1024, "cuda": 32_768}
-"""Batches under `auto`: on a CPU one for each core, where larger ones are no faster and take memory."""
+"""Tokens of a batch under `auto`. On a CPU each core has its own batch; larger ones need memory and are no faster."""
 
 
 def batch_tokens(asked: Literal["auto"] | int, device: torch.device) -> int:
-    """Return the padded tokens of a batch at most."""
+    """Return the most tokens of a batch, padding included."""
     return BATCH_TOKENS.get(device.type, BATCH_TOKENS["cpu"]) if asked == "auto" else asked
 
 
 SHARD_TOKENS = {"cpu": 125_000, "cuda": 8_000_000}
-"""Shards under `auto`: a GPU encodes 125,000 tokens in a fraction of a second, in which the host could not keep up."""
+"""Tokens of a shard under `auto`. On a GPU 125,000 tokens take a fraction of a second: too little work per shard."""
 
 
 def shard_tokens(config: RunConfig, device: torch.device) -> int:
-    """Return the tokens of a shard at most; BM25 has a CPU's on every machine, for no device takes part in it."""
+    """Return the most tokens of a shard. BM25 uses no device, so it has the CPU's number on every machine."""
     asked = config.store.shard_tokens
     if asked != "auto":
         return asked
@@ -118,13 +118,13 @@ def shard_tokens(config: RunConfig, device: torch.device) -> int:
 
 
 def max_document_tokens(config: RunConfig, device: torch.device) -> int:
-    """Return the length at which the model cuts a document; BM25 cuts none."""
+    """Return the length in tokens at which the model truncates a document; BM25 truncates none."""
     model = config.model
     return model.document.max_tokens if isinstance(model, EncoderConfig) else shard_tokens(config, device)
 
 
 def resolved(config: RunConfig, device: torch.device) -> RunConfig:
-    """Return a config whose shards are a number: what is recorded says how a corpus was cut."""
+    """Return a config with numbers instead of `auto`, so that records say how the corpus was divided."""
     store = dataclasses.replace(config.store, shard_tokens=shard_tokens(config, device))
     return dataclasses.replace(config, store=store)
 
@@ -137,7 +137,7 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """Return the processor's name where the system tells it."""
+    """Return the name of the processor, if the system has it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -26,7 +26,7 @@ ENCODING_RULES = 5
 """Increase it when a change of batching or arithmetic can change the last bits of a vector."""
 
 
-def vector_facts(  # noqa: PLR0913 (keyword-only after the first four)
+def vector_facts(  # noqa: PLR0913 (one argument for each source of a fact in the store key)
     config: EncoderConfig,
     run: RunConfig,
     checkpoint: Checkpoint,
@@ -65,7 +65,7 @@ def vector_facts(  # noqa: PLR0913 (keyword-only after the first four)
 
 
 def _rules(rules: TextRules) -> dict[str, Any]:
-    """Return one side's rules; the prompt only where there is one, so that keys from before there were any stay."""
+    """Return one side's rules; without a prompt the key is left out, so that older store keys stay the same."""
     facts = dataclasses.asdict(rules)
     return facts if rules.prompt else {name: fact for name, fact in facts.items() if name != "prompt"}
 

@@ -1,9 +1,9 @@
-"""Which cells are being computed: one record per process, kept while it runs, so that a kill shows.
+"""Records of jobs: `evalkit status` reads from them which cells are being computed and which jobs failed.
 
-A record lies beside the checkpoints and is deleted when its run ends well. The record of a run that failed stays until
-the same run ends well or `evalkit status --forget` removes it: nobody may be there to see the error.
+A record lies beside the checkpoints and is deleted when its job succeeds. The record of a failed or killed job stays
+until the same job succeeds or `evalkit status --forget` removes it, because nobody may have seen the error.
 
-Two signs tell that a process lives. It holds a lock (`flock`) on its record, and it touches the record every
+Two signs show that a job's process is alive. It holds a lock (`flock`) on the record, and it touches the record every
 HEARTBEAT_S seconds. The lock is exact on one machine. On file systems without locks, and from other machines, the
 heartbeat decides: a record that was touched within the last DEAD_AFTER_S seconds belongs to a living process.
 """
@@ -36,30 +36,30 @@ from evalkit.storage.results import config_of, plain
 
 FOLDER = "jobs"
 WORKERS = ".workers"
-"""Suffix of the file beside a record that says what the run's workers are doing."""
+"""Suffix of the file beside a record that contains the state of the job's workers."""
 CLAIM = ".claim"
-"""Suffix of the file that a driver with workers holds locked for each of its cells."""
+"""Suffix of the file that a driver with workers keeps locked for each of its cells."""
 HEARTBEAT_S = 15.0
 DEAD_AFTER_S = 120.0
-"""Several heartbeats: a file system may be slow, and a native call may hold Python's lock for a while."""
+"""Several heartbeats: a file system can be slow, and a native call can hold the GIL for a while."""
 
 
 class Job(NamedTuple):
-    """One `evalkit run` that has not ended well yet."""
+    """One `evalkit run` that has not succeeded yet."""
 
     path: Path
     config: RunConfig | None
-    """None where the record is damaged or edited, which also is so in the instant in which it is written."""
+    """None if the record is damaged or edited, or is just being written."""
     running: bool
-    """Whether its process lives, by its lock or its heartbeat."""
+    """Whether its process is alive, by its lock or its heartbeat."""
     process: str
-    """Machine and process id."""
+    """Host name and process id."""
     started: str
     error: str | None
-    """The line that it ended with, if any."""
+    """The error message that it ended with, if any."""
 
     def workers(self) -> list[Mapping[str, Any]]:
-        """Return what each of its workers is doing, as `record_workers` wrote it; empty for a run without workers."""
+        """Return the state of each worker, as written by `record_workers`; empty for a job without workers."""
         try:
             found = json.loads(self.path.with_suffix(WORKERS).read_text(encoding="utf-8"))
         except (OSError, ValueError):
@@ -69,7 +69,7 @@ class Job(NamedTuple):
 
 @contextmanager
 def recorded(config: RunConfig) -> Iterator[None]:
-    """Keep a record while a config is run, and afterwards if it failed; a cache that cannot be written has none."""
+    """Keep a record while a job runs, and afterwards if it failed. A cache that cannot be written gets no record."""
     facts = {
         "config": plain(absolute(config)),
         "process": _process(),
@@ -106,18 +106,18 @@ def recorded(config: RunConfig) -> Iterator[None]:
 
 
 _numbers = itertools.count(1)
-"""Tells apart the records of one process: a sweep runs several configs, one after the other."""
+"""Distinguishes the records of one process: a sweep computes several configs, one after the other."""
 _own: dict[str, Path] = {}
-"""The records of the configs that this process is running, by their keys."""
+"""The records of this process's jobs, by the keys of their configs."""
 
 
 def _host() -> str:
-    """Return this machine's name as a file can be called."""
+    """Return this machine's name in a form that is valid in file names."""
     return re.sub(r"[^\w-]", "-", socket.gethostname())[:64] or "unknown"
 
 
 def _lock(file: IO[Any], kind: int) -> OSError | None:
-    """Try to lock an open record; return why it could not be locked."""
+    """Try to lock an open record; return the error if it cannot be locked."""
     try:
         fcntl.flock(file, kind | fcntl.LOCK_NB)
     except OSError as error:
@@ -127,7 +127,7 @@ def _lock(file: IO[Any], kind: int) -> OSError | None:
 
 @contextmanager
 def _beating(path: Path) -> Iterator[None]:
-    """Touch a record every HEARTBEAT_S seconds, from a thread that ends with the block."""
+    """Touch a record every HEARTBEAT_S seconds from a thread, while the context lasts."""
     over = threading.Event()
 
     def beat() -> None:
@@ -145,7 +145,7 @@ def _beating(path: Path) -> Iterator[None]:
 
 
 def _supersede(own: Path, key: str) -> None:
-    """Remove what stopped or failed runs of the same config left: this run takes their place."""
+    """Remove the records of stopped or failed jobs with the same config: this job replaces them."""
     for path in [*own.parent.glob(f"{key}.*.json"), own.parent / f"{key}.json"]:
         job = None if path == own else _read(path)
         if job is not None and job.config is not None and not job.running:  # without a config: it may be being written
@@ -154,7 +154,7 @@ def _supersede(own: Path, key: str) -> None:
 
 
 def record_workers(config: RunConfig, workers: Sequence[Mapping[str, Any]]) -> None:
-    """Write what a run's workers are doing beside its record, for `evalkit status`; a full disk stops no run."""
+    """Write the state of a job's workers beside its record. Errors are ignored: a full disk must not stop a job."""
     path = _own.get(_key(config))
     if path is None:  # a run without a record
         return
@@ -164,7 +164,7 @@ def record_workers(config: RunConfig, workers: Sequence[Mapping[str, Any]]) -> N
 
 @contextmanager
 def claimed(config: RunConfig, run_ids: Iterable[str]) -> Iterator[None]:
-    """Hold the claim on some cells while the context lasts. Raises EngineError that says who has one of them."""
+    """Lock cells while the context lasts. Raises EngineError that names the process that has locked one of them."""
     folder = config.cache_dir / FOLDER
     with ExitStack() as held:
         for run_id in sorted(run_ids):
@@ -177,7 +177,7 @@ def claimed(config: RunConfig, run_ids: Iterable[str]) -> Iterator[None]:
             if _is_held(_lock(file, fcntl.LOCK_EX)):
                 file.seek(0)
                 who = file.read().strip() or "another process"
-                msg = f"{run_id}: {who} is at work on it; wait until it is done, or stop it (evalkit status)"
+                msg = f"{run_id}: {who} is computing it; wait until it is finished, or stop it (evalkit status)"
                 raise EngineError(msg)
             held.callback(path.unlink, missing_ok=True)
             with suppress(OSError):
@@ -188,13 +188,13 @@ def claimed(config: RunConfig, run_ids: Iterable[str]) -> Iterator[None]:
 
 
 def known(cache_dir: Path) -> list[Job]:
-    """Return every record under a cache, oldest first; a lock that is tried is given back at once."""
+    """Return every record in a cache, oldest first. Locks are tried and released again."""
     found = [job for path in sorted((cache_dir / FOLDER).glob("*.json")) if (job := _read(path)) is not None]
     return sorted(found, key=lambda job: (job.started, job.path))
 
 
 def forget(records: Iterable[Job]) -> int:
-    """Take out the records of runs that failed, unless they are at work again; return how many were taken out."""
+    """Remove the records of failed jobs, except those that run again; return how many were removed."""
     failed = [job.path for job in records if job.error]
     again = [job for path in failed if (job := _read(path)) is not None and job.error and not job.running]
     for job in again:
@@ -207,7 +207,7 @@ def _key(config: RunConfig) -> str:
 
 
 def _is_held(refused: OSError | None) -> bool:
-    """Whether a lock was refused because another process has it, and not by a file system without locks."""
+    """Whether a lock was refused because another process holds it, not because the file system has no locks."""
     return refused is not None and refused.errno in (errno.EWOULDBLOCK, errno.EACCES)
 
 
@@ -224,7 +224,7 @@ def _read(path: Path) -> Job | None:
         with path.open("rb") as file:
             refused = _lock(file, fcntl.LOCK_SH)
             data, touched = file.read(), os.fstat(file.fileno()).st_mtime
-    except FileNotFoundError:  # gone by now: its run is done
+    except FileNotFoundError:  # deleted meanwhile: its job succeeded
         return None
     except OSError:
         return Job(path, None, running=False, process="unknown", started="", error=None)
@@ -244,7 +244,7 @@ def _read(path: Path) -> Job | None:
 
 
 def _now(folder: Path) -> float:
-    """Return the time by the clock that stamps a folder's files, which may be a file server's."""
+    """Return the time by the clock that sets modification times in a folder, which may be a file server's."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock.", suffix=".tmp") as file:
             return os.fstat(file.fileno()).st_mtime
@@ -253,13 +253,13 @@ def _now(folder: Path) -> float:
 
 
 def _write(path: Path, facts: dict[str, Any]) -> None:
-    """Write a record in place, for it is locked; on a full disk it stays empty, and the run is not stopped by it."""
+    """Write a record in place, because it is locked. On a full disk it stays empty, and the job continues."""
     with suppress(OSError):
         path.write_text(json.dumps(seal.seal(facts), ensure_ascii=False), encoding="utf-8")
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    """Return a config that means the same in every working folder."""
+    """Return a config with absolute paths, which means the same in every working folder."""
     dataset = config.dataset
     if dataset.path is not None:
         dataset = dataclasses.replace(dataset, path=str(Path(dataset.path).absolute()))

@@ -1,4 +1,4 @@
-"""The model that is loaded, kept from one cell of a sweep to the next: only another model is read from disk again."""
+"""Keeps the loaded model from one cell of a sweep to the next, so that only another model is read from disk."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from evalkit.config.settings import Attention, Elementwise, EncoderConfig
+from evalkit.config.settings import EncoderConfig, EngineConfig
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.encoder import Encoder, load_encoders
 from evalkit.run.canary import canary
@@ -17,7 +17,7 @@ from evalkit.storage.keys import key_of
 
 
 class Loaded(NamedTuple):
-    """An encoder that passed the canary, and the dims at which it met vectors that are published for it."""
+    """An encoder that passed the canary, and the dims whose published vectors it reproduced."""
 
     encoder: Encoder
     met_vectors: frozenset[int]
@@ -29,19 +29,19 @@ class _Held(NamedTuple):
 
 
 _held: list[_Held] | None = None
-"""The one model that is kept; None unless asked to keep: then nothing outlives its run."""
+"""The model that is kept, at most one; None until `keep` is called: then no model outlives its job."""
 
 
 def keep() -> None:
-    """Keep the model that was loaded last until another one is asked for, as long as the process lives."""
-    global _held  # noqa: PLW0603 (memory of a process or device is one thing that all its cells share)
+    """From now on keep the model that was loaded last, until another model is loaded or the process ends."""
+    global _held  # noqa: PLW0603 (all cells of a process share its memory and its device)
     if _held is None:
         _held = []
 
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Do as `keep` until the context is left."""
+    """Do as `keep` while the context lasts."""
     global _held  # noqa: PLW0603 (as above)
     before, _held = _held, []
     try:
@@ -51,25 +51,21 @@ def kept() -> Iterator[None]:
 
 
 def encoders(
-    model: EncoderConfig,
-    found: Mapping[int, Checkpoint],
-    *,
-    device: torch.device,
-    attention: Attention = "auto",
-    elementwise: Elementwise = "auto",
+    model: EncoderConfig, found: Mapping[int, Checkpoint], *, device: torch.device, engine: EngineConfig
 ) -> list[Loaded]:
-    """Return the encoders of a model, asked every question of the canary; those that are kept, where they are the same.
+    """Return the encoders of a model: the kept ones if they are the same, otherwise newly loaded and past the canary.
 
     Raises ModelError, as `load_encoders` and `canary` do.
     """
-    key = key_of(_facts(model, found, device) | {"attention": attention, "elementwise": elementwise})
+    kernels = {"attention": engine.attention, "elementwise": engine.elementwise}
+    key = key_of(_facts(model, found, device) | kernels)
     if _held and _held[0].key == key:
         return _held[0].encoders
     if _held:
-        _held.clear()  # its memory is needed for the next
+        _held.clear()  # free its memory before the next model is loaded
         if device.type == "cuda":
             torch.cuda.empty_cache()
-    made = load_encoders(model, found, device=device, attention=attention, elementwise=elementwise)
+    made = load_encoders(model, found, device=device, attention=engine.attention, elementwise=engine.elementwise)
     loaded = [Loaded(encoder, canary(encoder, found)) for encoder in made]
     if _held is not None:
         _held.append(_Held(key, loaded))

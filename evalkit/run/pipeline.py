@@ -1,7 +1,7 @@
 """The whole flow on one screen: config → dataset → survey → cells → shards → run → scores.
 
-Everything heavy is one idempotent step per shard whose result is checkpointed, so the same command after any fault
-goes on where it stopped and ends in the same bytes.
+All heavy work is one idempotent step per shard, and its result is checkpointed. After a fault the same command
+continues where it stopped, and the result has the same bytes.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ def run(
 ) -> list[CellScores]:
     """Return the scores of every cell of a config, computing only what is not already on disk.
 
-    A finished cell whose judgements, query groups or metrics have changed is scored again from its run file; `force`
-    searches every cell again, over the shards that are checkpointed. Where `lacking` is given, dims whose checkpoints
-    cannot be had do not stop the others: they are added to it with the reason, and only a run without any dim raises.
+    A finished cell whose judgements, query groups or metrics have changed is scored again from its run file. `force`
+    searches every cell again and reuses the checkpointed shards. If `lacking` is given, a dim whose checkpoint cannot
+    be obtained does not stop the others: it is added to `lacking` with the reason. If no dim is left, that raises.
 
-    Raises EvalkitError subclasses for whatever the user can mend; nothing finished is lost.
+    Raises subclasses of EvalkitError for errors that the user can fix; finished shards and cells are kept.
     """
     numba_folder.keep_in(config.cache_dir / "numba")
     task = prepare(config, console=console)
@@ -94,7 +94,7 @@ def run(
 
 
 def _planned(task: Task, lacking: dict[int, str] | None) -> tuple[Task, list[Cell]]:
-    """Return the task of the dims whose checkpoints can be had, and its cells; the others' reasons go to `lacking`."""
+    """Return the task and cells of the dims whose checkpoints can be obtained; add the other dims to `lacking`."""
     try:
         return task, plan(task)
     except ModelError:
@@ -110,7 +110,7 @@ def _planned(task: Task, lacking: dict[int, str] | None) -> tuple[Task, list[Cel
 
 
 def _written_to(config: RunConfig, cells: Sequence[Cell]) -> Iterator[Path]:
-    """Yield the folders that a run writes to, where a killed one may have left files half-written."""
+    """Yield the folders that a job writes to; a killed job may have left temporary files there."""
     runs = run_dir(config.results_dir, "x").parent
     yield from (runs, *(path for path in runs.glob("*") if path.is_dir()))
     yield survey_file(config.cache_dir, "x").parent
@@ -120,7 +120,7 @@ def _written_to(config: RunConfig, cells: Sequence[Cell]) -> Iterator[Path]:
 
 
 def prepare(config: RunConfig, *, console: Console) -> Task:
-    """Open the dataset and survey its corpus: counts, checksum, duplicate ids, shard cuts."""
+    """Open the dataset and survey its corpus: counts, checksum, duplicate ids, shard boundaries."""
     device = environment.choose_device(config.engine.device)
     choice.require(config.engine.maxsim, device, precision=config.engine.nominate)
     config = environment.resolved(config, device)
@@ -140,7 +140,7 @@ def prepare(config: RunConfig, *, console: Console) -> Task:
 
     dataset, surveyed = datasets.load_read(config.dataset, survey_of)
     known = learned.recall(config.cache_dir, dataset, config.dataset)
-    deviations = datasets.check(dataset, surveyed, config.dataset, learned=known)
+    deviations = datasets.deviations(dataset, surveyed, config.dataset, learned=known)
     if known is None and not deviations:
         learned.keep(config.cache_dir, dataset, config.dataset, surveyed)
     verified = learned.verified(config.dataset, known)
@@ -150,7 +150,7 @@ def prepare(config: RunConfig, *, console: Console) -> Task:
 def search(task: Task, cells: Sequence[Cell], *, met_vectors: set[int] | None = None) -> dict[str, Hits]:
     """Return each cell's best hits over all shards, by run id.
 
-    The dims at which the loaded model met vectors that are published for it are added to `met_vectors`.
+    Dims whose published vectors the loaded model reproduced are added to `met_vectors`.
     """
     if isinstance(task.config.model, Bm25Config):
         (cell,) = cells
@@ -162,7 +162,7 @@ def search(task: Task, cells: Sequence[Cell], *, met_vectors: set[int] | None = 
 def search_vectors(
     task: Task, cells: Sequence[Cell], model: EncoderConfig, *, met_vectors: set[int] | None = None
 ) -> dict[str, Hits]:
-    """Encode and search every shard; dims whose backbones are equal share one pass over the corpus."""
+    """Encode and search every shard; dims with identical backbones share one pass over the corpus."""
     engine, met = task.config.engine, set() if met_vectors is None else met_vectors
     if engine.threads is not None:
         torch.set_num_threads(engine.threads)
@@ -174,9 +174,7 @@ def search_vectors(
     for line in metadata.notes(model, found):
         task.console.print(f"{model.name}: {line}", highlight=False, markup=False, soft_wrap=True)
     limit_tokenizer(tokenizer_threads(engine.tokenizer_workers, task.device))
-    for encoder, of_encoder in loaded.encoders(
-        model, found, device=task.device, attention=engine.attention, elementwise=engine.elementwise
-    ):
+    for encoder, of_encoder in loaded.encoders(model, found, device=task.device, engine=engine):
         met |= of_encoder
         members = {dim: by_dim[dim] for dim in encoder.heads}
         title = f"{keys.label(model.name, *members)} on {task.dataset.name}"
@@ -228,7 +226,7 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
 
 
 def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float, met_vectors: bool) -> CellScores:
-    """Write a cell's run file and scores; scores.json comes last and means that the cell is done."""
+    """Write a cell's run file and scores; scores.json is written last and marks the cell as finished."""
     started = time.monotonic()
     config, dataset = task.config, task.dataset
     folder = run_dir(config.results_dir, cell.run_id)
@@ -312,7 +310,7 @@ def _never_found(task: Task) -> dict[str, int]:
 
 
 def _weights(config: RunConfig, cell: Cell, *, met_vectors: bool) -> dict[str, Any] | None:
-    """Return what is recorded of the weights that ran: their origin, checksums, count, and what proves them."""
+    """Return what a result records about the weights: origin, checksums, number, and what proves them."""
     if cell.checkpoint is None or cell.dim is None or not isinstance(config.model, EncoderConfig):
         return None
     count = count_parameters(cell.checkpoint, adapter=config.model.adapter)

@@ -1,4 +1,4 @@
-"""Progress with rates and time left: a bar on a terminal, a line now and then anywhere else."""
+"""Progress with rates and time left: a bar on a terminal, otherwise a line from time to time."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 Advance = Callable[[int, int], None]
-"""`advance(documents, tokens)` adds the numbers that were finished since the last call."""
+"""`advance(documents, tokens)` adds what was finished since the last call."""
 
 LINE_S = 30.0
-"""Where there is no terminal, the longest time without a line."""
+"""Seconds between two lines without a terminal."""
 LINE_SHARDS = 10
-"""Where there is no terminal, a line comes at least every so many shards."""
+"""Without a terminal a line is printed at least every LINE_SHARDS shards."""
 
 
 class Counted:
-    """Documents and tokens that are done, and what is shown of them."""
+    """Counts finished documents and tokens, and formats the progress."""
 
     def __init__(self, title: str, *, total: int | None, show: Callable[[Counted], None]) -> None:
         """Start counting; `show` is called after every step."""
@@ -39,13 +39,13 @@ class Counted:
         self._show(self)
 
     def rate(self) -> str:
-        """Return documents/s, and tokens/s where tokens are counted."""
+        """Return documents/s, and tokens/s if tokens are counted."""
         elapsed_s = max(time.monotonic() - self._started, 1e-9)
         rate = f"{self.documents / elapsed_s:,.0f} documents/s"
         return f"{rate} {self.tokens / elapsed_s:,.0f} tokens/s" if self.tokens else rate
 
     def line(self) -> str:
-        """Return all of it as one line, with the time left at the rate so far."""
+        """Return the progress as one line; the time left assumes the mean rate so far."""
         of = f"{self.documents:,}" if self.total is None else f"{self.documents:,} of {self.total:,}"
         parts = [f"{of} documents", self.rate()]
         if self.total is not None and 0 < self.documents < self.total:
@@ -56,7 +56,7 @@ class Counted:
 
 @contextmanager
 def documents_bar(console: Console, title: str, *, total: int | None) -> Iterator[Counted]:
-    """Show documents done, documents/s, tokens/s and time left (`total` None: how many there are is not known yet)."""
+    """Show documents done, documents/s, tokens/s and time left; `total` is None if it is not known yet."""
     if not console.is_terminal:
         yield Counted(title, total=total, show=_lines(console))
         return
@@ -75,7 +75,7 @@ def documents_bar(console: Console, title: str, *, total: int | None) -> Iterato
 
 
 def _lines(console: Console) -> Callable[[Counted], None]:
-    """Return what prints a line when LINE_S have passed since the last one, and at every LINE_SHARDS shards."""
+    """Return a function that prints a line every LINE_S seconds and every LINE_SHARDS shards."""
     last_s, last_shards = time.monotonic(), 0
 
     def show(counted: Counted) -> None:

@@ -1,4 +1,4 @@
-"""Re-ranking: the best documents of any run, scored again by a model that reads query and document together."""
+"""Re-ranking: a model that reads query and document together scores the best documents of a run again."""
 
 from __future__ import annotations
 

@@ -24,10 +24,10 @@ from evalkit.storage.results import CellScores
 from evalkit.types import Scores
 
 FINISHED = "finished"
-"""Where `environment` says when a cell was computed."""
+"""The key in `environment` of the time when a cell was finished."""
 DATE_CHARACTERS = len("2026-01-31")
 PUBLISHED = "published"
-"""The folder that tells the project's own results from anybody else's: the scores that it was held against."""
+"""A results folder with this subfolder is the project's own: it also holds the published scores."""
 
 
 def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
@@ -40,7 +40,7 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
     changed = None if scores is None else _changed(task, cell, scores, names)
     if scores is None or changed is None:
         return scores
-    names = tuple(dict.fromkeys((*names, *scores.metrics)))  # what was asked for before is not lost
+    names = tuple(dict.fromkeys((*names, *scores.metrics)))  # metrics of earlier requests are kept
     folder = run_dir(task.config.results_dir, cell.run_id)
     try:
         results.require_unedited(task.config.results_dir, scores, results.RUN)
@@ -77,7 +77,7 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
 
 
 def earlier(cells: Sequence[CellScores], results_dir: Path) -> list[str]:
-    """Say of finished cells when they were computed, on what, and where they are read from."""
+    """Return lines that say when and on which device finished cells were computed, and where they are read from."""
     own = " (the project's own published results)" if (results_dir / PUBLISHED).is_dir() else ""
     where = f"read from {results_dir}{own}; --force runs again"
     by_origin: dict[tuple[str, str], list[CellScores]] = {}

@@ -31,14 +31,14 @@ LEAST_BLOCK = 32
 
 
 class Asked(NamedTuple):
-    """A run's queries, made ready once: on the device that searches, with what the error bounds need of them."""
+    """The query vectors, prepared once: on the device that searches, with the norms that the error bounds need."""
 
     queries: ShardVectors
     norms: Mapping[torch.dtype, bounds.QueryNorms]
 
 
 def asked(queries: ShardVectors, device: torch.device) -> Asked:
-    """Bring queries to a device and measure them, for all the shards to come; on a CPU there is nothing to spare."""
+    """Copy query vectors to a device and compute their norms, once for all shards; on a CPU this saves nothing."""
     if device.type == "cpu":
         return Asked(queries, {})
     rows_XD = queries.vectors.rows_XD.to(device)
@@ -47,7 +47,7 @@ def asked(queries: ShardVectors, device: torch.device) -> Asked:
     return Asked(queries._replace(vectors=queries.vectors._replace(rows_XD=rows_XD)), norms)
 
 
-def search_shard(  # noqa: PLR0913 (keyword-only behind the two sides)
+def search_shard(  # noqa: PLR0913 (two sides, and keyword-only options that `_Options` collects at once)
     queries: ShardVectors | Asked,
     shard: ShardVectors,
     *,
@@ -59,15 +59,16 @@ def search_shard(  # noqa: PLR0913 (keyword-only behind the two sides)
 ) -> Hits:
     """Return the exact best `depth` documents of a shard for every query, leaving out those below the query's floor.
 
-    `precision` and `maxsim` are those of the nomination; the hits are the same for each. Where memory runs out, blocks
-    of queries are halved, then the shard; that too changes no hit. Raises DeviceError where one document does not fit.
+    `precision` and `maxsim` choose how documents are nominated; they do not change the hits. If memory runs out, blocks
+    of queries are halved, then the shard; this does not change the hits either. Raises DeviceError if one document
+    does not fit memory.
     """
     ready = queries if isinstance(queries, Asked) else Asked(queries, {})
-    return _within_memory(ready, shard, _How(depth, floor_Q, device, precision, maxsim))
+    return _within_memory(ready, shard, _Options(depth, floor_Q, device, precision, maxsim))
 
 
-class _How(NamedTuple):
-    """What `search_shard` was asked for beside queries and documents."""
+class _Options(NamedTuple):
+    """The options of `search_shard`."""
 
     depth: int
     floor_Q: np.ndarray
@@ -76,7 +77,7 @@ class _How(NamedTuple):
     maxsim: MaxsimKernel
 
 
-def _within_memory(ready: Asked, shard: ShardVectors, how: _How) -> Hits:
+def _within_memory(ready: Asked, shard: ShardVectors, how: _Options) -> Hits:
     while True:
         block = _FITTING.get(how.device, QUERY_BLOCK)
         try:
@@ -99,10 +100,10 @@ def _within_memory(ready: Asked, shard: ShardVectors, how: _How) -> Hits:
 
 
 _FITTING: dict[torch.device, int] = {}
-"""Queries per block that were found to fit a device, where those are fewer."""
+"""Queries per block that fit a device's memory, for devices on which QUERY_BLOCK did not fit."""
 
 
-def _search(ready: Asked, shard: ShardVectors, how: _How, *, block: int) -> Hits:
+def _search(ready: Asked, shard: ShardVectors, how: _Options, *, block: int) -> Hits:
     queries, depth, floor_Q = ready.queries, how.depth, how.floor_Q
     kernel = choice.bind(how.maxsim, shard.vectors, device=how.device, precision=how.precision, known=ready.norms)
     ids = ranked_ids(shard.ids)
@@ -138,9 +139,9 @@ def _block(queries: Ragged, begin: int, end: int) -> Ragged:
 def _nominate(score_QN: Tensor, bound_Q: Tensor, floor_Q: Tensor, depth: int) -> tuple[Tensor, Tensor]:
     """Return the (query, document) pairs that may be among the best `depth`, given each score's error bound.
 
-    The depth-th best exact score is at least the depth-th best nominating score minus the bound, and a document that
-    reaches it has a nominating score at most one more bound below. All of it happens where the scores are: a GPU hands
-    over the pairs alone, on the CPU.
+    The depth-th best exact score is at least the depth-th best nominating score minus the bound. A document that
+    reaches it has a nominating score at most one more bound below. This is computed on the device of the scores; only
+    the pairs are copied to the CPU.
     """
     bound_Q, floor_Q = bound_Q.to(score_QN.device), floor_Q.to(score_QN.device)
     kept = min(depth, score_QN.shape[1])
@@ -160,7 +161,7 @@ def best_of(score_QN: np.ndarray, ids: Ids, *, depth: int, first_query: int, tie
 
 
 def hits_to_arrays(hits: Hits) -> dict[str, Tensor]:
-    """Return hits as named arrays for a checkpoint; ids become bytes and where each ends."""
+    """Return hits as named arrays for a checkpoint; ids become their concatenated bytes and the ends of each."""
     ids = hits.id_H.tolist()
     data = np.frombuffer(b"".join(ids), dtype=np.uint8)
     return {
@@ -172,7 +173,7 @@ def hits_to_arrays(hits: Hits) -> dict[str, Tensor]:
 
 
 def hits_from_arrays(arrays: Mapping[str, Tensor]) -> Hits:
-    """Undo `hits_to_arrays`; the ids of older checkpoints all have one width, filled up with NUL."""
+    """Undo `hits_to_arrays`. Ids of older checkpoints have a fixed width and are padded with NUL."""
     if "id" in arrays:
         id_HB = arrays["id"].numpy()
         ids = np.ascontiguousarray(id_HB).view(f"S{id_HB.shape[1]}").reshape(-1).tolist()
@@ -183,7 +184,7 @@ def hits_from_arrays(arrays: Mapping[str, Tensor]) -> Hits:
 
 
 def to_run(hits: Hits, query_ids: Sequence[str]) -> dict[str, list[Hit]]:
-    """Return merged hits as a run: every query present, those without hits with an empty list."""
+    """Return merged hits as a run. Every query is present; a query without hits has an empty list."""
     run: dict[str, list[Hit]] = {query_id: [] for query_id in query_ids}
     for query, identifier, score in zip(hits.query_H.tolist(), hits.id_H.tolist(), hits.score_H.tolist(), strict=True):
         run[query_ids[query]].append(Hit(identifier.decode(), score))

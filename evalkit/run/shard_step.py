@@ -1,6 +1,6 @@
-"""The shard step, once for vectors and once for BM25: a shard of documents in, its exact top-k out, each checkpointed.
+"""The shard step, for vectors and for BM25: it takes a shard of documents and returns its exact top-k.
 
-A step is idempotent: whatever of it is finished on disk is read, never redone.
+Embeddings and top-k are checkpointed. A step is idempotent: what is already on disk is read and not computed again.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from evalkit.ranking import Hits, floors, merge, no_hits, ranked_ids
 from evalkit.run import environment
 from evalkit.run.background import Ahead, Writer, tokenizer_threads
 from evalkit.run.cells import Cell, Task
-from evalkit.run.encode import device_errors, encode, say_halved
+from evalkit.run.encode import Encoding, device_errors, encode, say_halved
 from evalkit.run.progress import Advance
 from evalkit.run.search import Asked, asked, best_of, hits_from_arrays, hits_to_arrays, search_shard
 from evalkit.storage import shard_files
@@ -41,33 +41,35 @@ from evalkit.storage.shard_files import ShardVectors
 log = logging.getLogger(__name__)
 
 BEHIND = 2
-"""Shards that may wait for the disk while a GPU encodes the next: each is 2 GB a dim and 8 M tokens of memory."""
+"""Shards that may wait for the disk while a GPU encodes the next one; each takes 2 GB of memory per dim."""
 BM25_QUERY_BLOCK = 64
-"""Queries scored at a time: bounds the [block, N] score matrix, N being the documents of a shard."""
+"""Queries scored at a time: bounds the score matrix [block, N], N documents of a shard."""
 
 
 def stay(task: Task) -> bool:
-    """Whether a shard's vectors stay on the GPU that searches them: nothing of them is written (`store.keep=topk`)."""
+    """Whether a shard's vectors stay on the GPU: it searches them, and `store.keep=topk` writes none of them."""
     return task.config.store.keep == "topk" and task.device.type == "cuda"
 
 
 def encode_queries(
     task: Task, encoder: Encoder, *, on_halved: Callable[[int, str], None] = say_halved
 ) -> dict[int, ShardVectors]:
-    """Return the query vectors at every dim of an encoder, rounded as documents' are."""
+    """Return the query vectors at every dim of an encoder, rounded to the dtype of the documents' vectors."""
     return encode(
         [query.id for query in task.dataset.queries],
         encoder.tokenize_queries([query.text for query in task.dataset.queries]),
         encoder,
-        documents=False,
-        batch_tokens=task.batch_tokens,
-        storage=DTYPES[task.config.store.dtype],
-        on_halved=on_halved,
+        Encoding(
+            documents=False,
+            batch_tokens=task.batch_tokens,
+            storage=DTYPES[task.config.store.dtype],
+            on_halved=on_halved,
+        ),
     )
 
 
 class _Fresh(NamedTuple):
-    """A shard's vectors by dim as the model gave them, and the seconds that it took."""
+    """A shard's newly encoded vectors by dim, and the seconds that encoding took."""
 
     vectors: Mapping[int, ShardVectors]
     wall_s: float
@@ -75,14 +77,14 @@ class _Fresh(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class VectorStep:
-    """The step of cells (by dim) that share a backbone, with the threads that prepare and write beside it."""
+    """The step of cells (by dim) that share a backbone, with its background threads."""
 
     task: Task
     encoder: Encoder
     cells: Mapping[int, Cell]
     floor_of: Callable[[Cell], np.ndarray]
-    """The score by query [Q] that a cell's further hits must reach. It only spares work: a document below it cannot
-    enter the run, in whatever order shards come."""
+    """The score [Q] that a cell's further hits must reach. It only saves work: a document below it cannot enter the
+    run, whatever the order of the shards."""
     advance: Advance
     queries: Mapping[int, Asked]
     budget: _Budget
@@ -90,14 +92,14 @@ class VectorStep:
     encoded: Ahead[ShardRange, _Fresh]
     writer: Writer
     coming: list[ShardRange]
-    """The shard behind the one whose turn it is, where it will have to be encoded."""
+    """The next shard, if it must be encoded; else empty."""
     keep_vectors: Keep
-    """Takes a shard's vectors to their checkpoint."""
+    """Writes the checkpoint of a shard's vectors."""
     keep_hits: Keep
-    """Takes a shard's top-k to their checkpoint."""
+    """Writes the checkpoint of a shard's top-k."""
 
-    def in_turn(self, **changes: Any) -> VectorStep:
-        """Return this step with other parts; it encodes a shard when it is that shard's turn, in the same thread."""
+    def unthreaded(self, **changes: Any) -> VectorStep:
+        """Return a step with some fields replaced that encodes each shard in the calling thread, without prefetch."""
 
         def encoded(shard: ShardRange) -> _Fresh:
             return step.fresh(shard)
@@ -106,7 +108,7 @@ class VectorStep:
         return step
 
     def ahead(self, shard: ShardRange) -> None:
-        """Begin to read and tokenise a shard that will have to be encoded; its encoding begins behind this shard's."""
+        """Start reading and tokenising the next shard if it must be encoded."""
         self.coming.clear()
         if self._unencoded(shard):
             self.tokenized.start(shard)
@@ -115,7 +117,7 @@ class VectorStep:
     def run(self, shard: ShardRange) -> dict[str, Hits]:
         """Return a shard's hits by run id, computing only what is not on disk.
 
-        On a GPU the next shard is encoded in a thread, in its turn behind this one, while this one is searched.
+        On a GPU a thread encodes the next shard while this one is searched.
         """
         if self._unencoded(shard) and not self.encoded.started(shard):
             self.encoded.start(shard)
@@ -137,7 +139,7 @@ class VectorStep:
         ]
 
     def fresh(self, shard: ShardRange) -> _Fresh:
-        """Encode a shard at the dims that lack it."""
+        """Encode a shard at the dims that have neither hits nor embeddings of it on disk."""
         dims = self._unencoded(shard)
         return self._encoded(shard, dims) if dims else _Fresh({}, 0.0)
 
@@ -174,21 +176,24 @@ class VectorStep:
         return hits
 
     def _encoded(self, shard: ShardRange, dims: Sequence[int]) -> _Fresh:
-        """Encode a shard and hand it to the writer. Return its vectors by dim and the seconds of encoding."""
+        """Encode a shard and queue its vectors for writing. Return them by dim, with the seconds of encoding."""
         if self.task.device.type == "cpu":
-            self.writer.wait()  # a write takes next to no time beside the CPU's encoding, two shards twice the memory
+            # Compared with encoding on a CPU a write takes no time, and two shards would take twice the memory.
+            self.writer.wait()
         started = time.monotonic()
         texts = self.tokenized.take(shard)
         fresh = encode(
             texts.ids,
             texts.tokens,
             self.encoder.only(dims),
-            documents=True,
-            batch_tokens=self.budget.tokens,
-            storage=DTYPES[self.task.config.store.dtype],
-            resident=stay(self.task),
-            on_batch=self.advance,
-            on_halved=self.budget.halve,
+            Encoding(
+                documents=True,
+                batch_tokens=self.budget.tokens,
+                storage=DTYPES[self.task.config.store.dtype],
+                resident=stay(self.task),
+                on_batch=self.advance,
+                on_halved=self.budget.halve,
+            ),
         )
         wall_s = round(time.monotonic() - started, 3)
         self._refuse_changed_checkpoints(dims)
@@ -203,7 +208,7 @@ class VectorStep:
         return _Fresh(fresh, wall_s)
 
     def _searched(self, shard: ShardRange, dim: int, vectors: ShardVectors, *, encoding: Mapping[str, float]) -> Hits:
-        """Search a shard's vectors and hand the hits to the writer."""
+        """Search a shard's vectors and queue the hits for writing."""
         cell = self.cells[dim]
         started = time.monotonic()
         found = search_shard(
@@ -216,7 +221,7 @@ class VectorStep:
             maxsim=self.task.config.engine.maxsim,
         )
         search_s = round(time.monotonic() - started, 3)
-        self._refuse_changed_checkpoints([dim])  # the queries' vectors are of it too
+        self._refuse_changed_checkpoints([dim])  # the query vectors depend on it too
         cost = {"vectors": len(vectors.vectors.rows_XD), **encoding, "search_s": search_s}
         self._keep(self.keep_hits, self._topk(cell), shard, hits_to_arrays(found), _facts(shard, cell) | cost)
         return found
@@ -241,11 +246,11 @@ class VectorStep:
 def vector_step(
     task: Task, encoder: Encoder, cells: Mapping[int, Cell], best: Mapping[str, Hits], advance: Advance
 ) -> Iterator[VectorStep]:
-    """Yield the step for cells (by dim) that share a backbone; on leaving, all that it handed over is on disk.
+    """Yield the step for cells (by dim) that share a backbone; on exit, all checkpoints are on disk.
 
-    Texts are tokenised ahead of the model and checkpoints written behind it, each in a thread
-    (`evalkit.run.background`). `best` has the best hits so far by run id, which the caller merges. Raises DeviceError
-    when the device fails, StoreError when a checkpoint cannot be written.
+    Background threads tokenise the next shard and write the previous one (`evalkit.run.background`). `best` is the best
+    hits so far by run id, which the caller updates. Raises DeviceError if the device fails, StoreError if a checkpoint
+    cannot be written.
     """
     budget = _Budget(task.batch_tokens)
     threaded = tokenizer_threads(task.config.engine.tokenizer_workers, task.device) > 0
@@ -287,14 +292,14 @@ def vector_step(
 
 
 def _search_stream(device: torch.device) -> AbstractContextManager[object]:
-    """Let this thread's work on a GPU go beside the encoding thread's; what it waits for is then its own alone."""
+    """Use a CUDA stream of its own for this thread, so that its work and the encoding thread's run concurrently."""
     if device.type != "cuda":
         return nullcontext()
-    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]  # torch's own lacks it
+    return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]  # torch's own annotation is missing
 
 
 class _Budget:
-    """Tokens per batch: what the config asks for, until a batch does not fit memory; said once, and recorded."""
+    """Most tokens of a batch: the configured number until a batch does not fit memory. Logged once, and recorded."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
@@ -306,33 +311,33 @@ class _Budget:
         self.tokens, self.halved = tokens, True
 
     def facts(self) -> dict[str, int]:
-        """Return what a manifest says of it: nothing where every batch fitted."""
+        """Return the facts for a manifest; none if every batch fitted."""
         return {"fitted_batch_tokens": self.tokens} if self.halved else {}
 
 
 class Texts(NamedTuple):
-    """The documents of a shard, tokenised; of their texts only the ids stay."""
+    """The tokenised documents of a shard; their texts are no longer held."""
 
     ids: tuple[str, ...]
     tokens: TokenTable
 
 
 class Tokenized(Protocol):
-    """Gives a shard's documents tokenised, whether prepared ahead or on being asked."""
+    """Returns a shard's tokenised documents, prefetched or on demand."""
 
     def start(self, shard: ShardRange) -> None:
-        """Begin to prepare a shard that will be taken."""
+        """Start preparing a shard that will be taken."""
 
     def take(self, shard: ShardRange) -> Texts:
         """Return a shard's documents."""
 
 
 Keep = Callable[[Path, str, Mapping[str, Tensor], Mapping[str, Any]], None]
-"""Takes arrays and facts to the checkpoint of a name in a folder, sooner or later."""
+"""`keep(folder, name, arrays, facts)` writes a checkpoint, now or later."""
 
 
 def _texts(task: Task, encoder: Encoder, shard: ShardRange) -> Texts:
-    """Read and tokenise a shard. Raises ChangedError for texts that were not surveyed."""
+    """Read and tokenise a shard. Raises ChangedError if the texts are not the surveyed ones."""
     documents = list(read_shard(task.dataset.corpus, shard, name=task.dataset.name))
     tokens = encoder.tokenize_documents([document.joined() for document in documents])
     return Texts(tuple(document.id for document in documents), tokens)
@@ -341,7 +346,7 @@ def _texts(task: Task, encoder: Encoder, shard: ShardRange) -> Texts:
 def bm25_count_step(
     task: Task, cell: Cell, terms: lucene.QueryTerms, analyzer: Analyzer
 ) -> Callable[[ShardRange], lucene.ShardCounts]:
-    """Return BM25's first step: a shard's counts of the queries' terms."""
+    """Return BM25's first step, which counts the queries' terms in a shard."""
     model = task.config.model
     assert isinstance(model, Bm25Config)
     folder = topk_dir(task.config.cache_dir, cell.search_key)
@@ -371,7 +376,7 @@ def bm25_score_step(
     *,
     depth: int,
 ) -> Hits:
-    """Return a shard's best hits under the whole corpus' statistics. Cheap beside counting, so not checkpointed."""
+    """Return a shard's best hits under the statistics of the whole corpus. Not checkpointed: counting costs more."""
     best, ids = [no_hits()], ranked_ids(counts.document_ids)
     for begin in range(0, len(queries), BM25_QUERY_BLOCK):
         score_QN = lucene.score_block(counts, statistics, settings, queries[begin : begin + BM25_QUERY_BLOCK])
@@ -380,7 +385,7 @@ def bm25_score_step(
 
 
 def costs(task: Task, cell: Cell) -> dict[str, float]:
-    """Return what the shards of a cell with vectors cost, from their manifests: vectors, encode_s, search_s.
+    """Return the costs of a cell's shards, summed over their manifests: vectors, encode_s, search_s.
 
     `slowest_search_s` is that of one shard, in which kernels were prepared: a forecast counts it once.
 
@@ -406,7 +411,7 @@ def costs(task: Task, cell: Cell) -> dict[str, float]:
 
 
 def _encoding(facts: Mapping[str, Any] | None, cell: Cell) -> dict[str, float]:
-    """Return how long a stored shard took to encode, and that it was reused where it was for another run."""
+    """Return the encoding time of a stored shard; mark it as reused if another cell had encoded it."""
     known = facts or {}
     reused = {} if known.get("run_id") == cell.run_id else {"reused_shards": 1}
     return {"encode_s": float(known.get("encode_s", 0.0)), **reused}

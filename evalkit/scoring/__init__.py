@@ -1,1 +1,1 @@
-"""Metrics, published scores and how far re-runs lie apart."""
+"""Metrics, published scores with verdicts, and the deviation between re-runs."""

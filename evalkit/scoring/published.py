@@ -1,7 +1,7 @@
 """Published scores as data, the verdict on a measured one, and the audit of the card's own arithmetic.
 
-The rounding rule: a value is rounded half up in decimal, as people do, after the noise of floats beyond its twelfth
-decimal is cut off: the mean of ten values may be .1375 on paper and .13749999999999998 in a float.
+The rounding rule: a value is rounded half up in decimal, after the floating-point noise beyond its twelfth decimal is
+removed: the mean of ten values can be .1375 on paper and .13749999999999998 as a float.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ import yaml
 from evalkit.errors import ScoreError
 
 NEAR = 0.001
-"""How far a re-run may be from a published score and still be called near: the tolerance that MTEB uses."""
+"""Largest difference from a published score that counts as NEAR: the tolerance that MTEB uses."""
 UNSAID: Mapping[str, str] = {"search": "exact", "first_stage": "none"}
-"""What a run that does not name one of these settings has: MaxSim with every document, and no stage before it."""
+"""The values of these settings in a run that does not have them: exact search, without a first stage."""
 NOISE_DIGITS = 12
-"""Decimals of a mean that its summation cannot disturb."""
+"""Decimals of a mean that the rounding errors of its summation cannot reach."""
 CARD = "card"
 ORIGINS = ("run", "quoted")
 
@@ -43,26 +43,26 @@ class PublishedScore(NamedTuple):
     digits: int
     """Decimals as printed."""
     source: str
-    """Who published it: `card` is the model card itself."""
+    """Who published it; `card` is the model card itself."""
     origin: str
-    """`run` by who published it, or `quoted` from elsewhere."""
+    """`run` if the publisher measured it, or `quoted` from elsewhere."""
     table: str
     note: str
-    """What is to be known of the system's whole column."""
+    """A remark on the system's whole column."""
     slip: str = ""
-    """Why this one cell is likely a slip of who published it; `[A]` read in a primary source, `[C]` inferred."""
+    """Why this cell is likely a typing error; `[A]` according to a primary source, `[C]` inferred."""
     protocol: str = ""
-    """How the table says it was measured, in words."""
+    """The table's own description of the measurement."""
     settings: Mapping[str, Any] = {}
-    """The settings under which it is known to have been measured, by dotted name as in a run's protocol."""
+    """The known settings of the measurement, by dotted name as in a cell's protocol."""
     version: str = ""
-    """The release of the software that measured it, where its publisher records one."""
+    """The release of the measuring software, if its publisher records it."""
     index_loss: float = 0.0
-    """What its publisher declares that an approximate index lost; nobody on the card declares any."""
+    """The loss of an approximate index that the publisher declares; no source of the card declares any."""
 
 
 class StatedAverage(NamedTuple):
-    """An average that a table prints, and the rows that it stands over."""
+    """An average that a table prints, and the rows that it is computed over."""
 
     system: str
     dim: int | None
@@ -74,25 +74,25 @@ class StatedAverage(NamedTuple):
 
 
 class PublishedMean(NamedTuple):
-    """A mean over datasets that is published without the values that it is the mean of."""
+    """A mean over datasets that is published without its values."""
 
     score: PublishedScore
-    """With the collection's name in place of a dataset's."""
+    """The mean as a score, with the collection's name instead of a dataset's."""
     datasets: tuple[str, ...]
 
 
 class AverageAudit(NamedTuple):
-    """A stated average beside its recomputation."""
+    """A stated average and its recomputed value."""
 
     stated: StatedAverage
     recomputed: float
     holds: bool
     explained_by_dropping: tuple[tuple[str, ...], ...]
-    """The smallest sets of rows without which the stated value comes out; empty when none of up to two rows does."""
+    """The smallest sets of rows whose omission gives the stated value; empty if no set of up to two rows does."""
 
 
 class Claim(NamedTuple):
-    """An average that is stated elsewhere, over a table's rows and further cells of the card."""
+    """An average that is stated outside the tables, over a table's rows and further cells of the card."""
 
     system: str
     dim: int | None
@@ -100,9 +100,9 @@ class Claim(NamedTuple):
     value: float
     digits: int
     stated: str
-    """Where and over what, in the words of who states it; `[C]` where what it is over is inferred."""
+    """Where it is stated and over which datasets, in the author's words; `[C]` if the datasets are inferred."""
     also: tuple[str, ...]
-    """The datasets beyond the table's rows."""
+    """The datasets in addition to the table's rows."""
     recomputed: float
 
     @property
@@ -112,11 +112,11 @@ class Claim(NamedTuple):
 
 
 class Verdict(NamedTuple):
-    """What a measured value says about a published one."""
+    """The relation of a measured value to a published one."""
 
     label: Label
     differs: tuple[str, ...] = ()
-    """The settings that differ, where that is the verdict."""
+    """The settings that differ, if the verdict is PROTOCOL-DIFFERS."""
 
 
 def published_dir() -> Path:
@@ -127,7 +127,7 @@ def published_dir() -> Path:
 
 @cache
 def _tables(directory: Path) -> tuple[dict[str, Any], ...]:
-    """Read every table of a folder. Raises ScoreError when there is none: then every cell would look unpublished."""
+    """Read every table of a folder. Raises ScoreError if there is none: every cell would look unpublished."""
     paths = sorted(directory.glob("*.yaml"))
     if not paths:
         msg = f"{directory}: got no *.yaml, wanted the tables of published scores; install evalkit again"
@@ -136,10 +136,10 @@ def _tables(directory: Path) -> tuple[dict[str, Any], ...]:
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc] # libyaml's where PyYAML has it
-    """YAML as it stands in the file: a name that stands twice is refused, where PyYAML keeps the last."""
+    """YAML without repeated keys: they raise an error, while PyYAML keeps the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 (PyYAML's own signature)
-        """Return the mapping. Raises ConstructorError for a name that stands twice."""
+        """Return the mapping. Raises ConstructorError for a repeated key."""
         mapping: dict[Any, Any] = super().construct_mapping(node, deep=deep)
         if len(mapping) != len(node.value):
             names = [self.construct_object(name) for name, _ in node.value]
@@ -149,7 +149,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Read one table. Raises ScoreError, naming the file, when it is not one."""
+    """Read one table. Raises ScoreError that names the file if it is not a table."""
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=_Loader)  # noqa: S506 (a SafeLoader)
         for key in ("table", "metric", "digits", "source", "protocol", "systems", "averages"):
@@ -181,7 +181,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def _mistakes(table: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what a well-formed table says that cannot be so."""
+    """Yield the impossible values of a well-formed table."""
     digits = table["digits"]
     if type(digits) is not int or digits < 1:
         yield f"got digits {digits!r}, wanted the count of decimals printed"
@@ -202,7 +202,7 @@ def _mistakes(table: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _column_mistakes(system: Mapping[str, Any], digits: int) -> Iterator[str]:
-    """Yield what is wrong with one system's column."""
+    """Yield the mistakes in one system's column."""
     name = system["system"]
     if system["origin"] not in ORIGINS:
         yield f"got origin {system['origin']!r} of {name}, wanted {' or '.join(ORIGINS)}"
@@ -218,7 +218,7 @@ def _column_mistakes(system: Mapping[str, Any], digits: int) -> Iterator[str]:
 
 
 def _mean_mistakes(mean: Mapping[str, Any], digits: int) -> Iterator[str]:
-    """Yield what is wrong with a mean that is published without its rows."""
+    """Yield the mistakes in a mean that is published without its rows."""
     name = f"the {mean['name']} mean of {mean['system']}"
     if mean["origin"] not in ORIGINS:
         yield f"got origin {mean['origin']!r} of {name}, wanted {' or '.join(ORIGINS)}"
@@ -230,7 +230,7 @@ def _mean_mistakes(mean: Mapping[str, Any], digits: int) -> Iterator[str]:
 
 
 def _printed(value: Any, digits: int) -> bool:
-    """Say whether a value is one that a table with so many decimals can print."""
+    """Tell whether a table with `digits` decimals can print a value."""
     return type(value) in (int, float) and 0 <= value <= 1 and rounded(value, digits) == value
 
 
@@ -296,13 +296,13 @@ def published_means(directory: Path | None = None) -> tuple[PublishedMean, ...]:
 
 
 def find(system: str, dim: int | None, dataset: str, metric: str) -> list[PublishedScore]:
-    """Return what was published for a cell, the card's score first; the same value of one source counts once."""
+    """Return the published scores of a cell, the card's first; the same value of one source is listed once."""
     return list(_by_cell(published_dir()).get((system, dim, dataset, metric), ()))
 
 
 @cache
 def _by_cell(directory: Path) -> dict[tuple[str, int | None, str, str], tuple[PublishedScore, ...]]:
-    """Return the published scores of every cell, as `find` gives them."""
+    """Return the published scores of every cell, as in `find`."""
     found: dict[tuple[str, int | None, str, str], dict[tuple[str, float], PublishedScore]] = {}
     for score in _scores(directory):
         cell = found.setdefault((score.system, score.dim, score.dataset, score.metric), {})
@@ -323,8 +323,8 @@ def rounded(value: float, digits: int) -> float:
 
 
 def _decimal(value: float) -> Decimal:
-    """Return the decimal that a float stands for, without the noise of its computation."""
-    return Decimal(repr(round(float(value), NOISE_DIGITS)))  # numpy's numbers name their type in their repr
+    """Return a float as a decimal without floating-point noise."""
+    return Decimal(repr(round(float(value), NOISE_DIGITS)))  # the repr of numpy's numbers contains their type
 
 
 def verdict(
@@ -335,7 +335,7 @@ def verdict(
     declared_loss: float = 0.0,
     differs: Sequence[str] = (),
 ) -> Verdict:
-    """Say whether a measured value reproduces a published one.
+    """Return the verdict on a measured value.
 
     MATCH: equal at the printed digits. NEAR: within the largest of .001, three times the measured `deviation` between
     re-runs, and a `declared_loss` of the published system's index. `differs` names settings known to differ.
@@ -360,11 +360,10 @@ def verdict(
 def differing(
     published: PublishedScore, protocol: Mapping[str, Any], split: str, *, self_hits: int | None = None
 ) -> tuple[str, ...]:
-    """Return each setting in which a run differs from a published score, with what both had.
+    """Return each setting in which a run differs from a published score, with both values.
 
-    Only settings that are known of the published score are compared: what nobody published cannot be told apart.
-    `self_hits` are the run's hits whose id is the query's own, kept or dropped, None where nobody counted them: without
-    any, dropping them or not gives the same run, so that the rule tells nothing apart.
+    Only known settings of the published score are compared. `self_hits` is the number of hits whose document id is the
+    query's id, kept or dropped, or None if they were not counted. If there are none, the rule for them does not matter.
 
     >>> score = PublishedScore("s", 1, "d", "m", 0.1, 1, "card", "run", "t", "", settings={"query.max_tokens": 32})
     >>> differing(score, {"query": {"max_tokens": 16}}, "test")
@@ -393,7 +392,7 @@ def _number(value: Any) -> bool:
 
 
 def stated_averages(directory: Path | None = None) -> tuple[StatedAverage, ...]:
-    """Return every average that a table prints, with the rows it stands over."""
+    """Return every average that a table prints, with its rows."""
     found = []
     for table in _tables(directory or published_dir()):
         for average in table["averages"]:
@@ -417,9 +416,9 @@ def stated_averages(directory: Path | None = None) -> tuple[StatedAverage, ...]:
 
 
 def claims(directory: Path | None = None) -> tuple[Claim, ...]:
-    """Return every average that is stated elsewhere, computed again from the card.
+    """Return every average that is stated elsewhere, recomputed from the card.
 
-    Raises ScoreError for one over a cell that the card has not.
+    Raises ScoreError for one over a cell that the card lacks.
     """
     card: dict[tuple[str, int | None], dict[str, float]] = {}
     for score in published_scores(directory):
@@ -442,19 +441,19 @@ def claims(directory: Path | None = None) -> tuple[Claim, ...]:
 
 
 def audit(directory: Path | None = None) -> tuple[AverageAudit, ...]:
-    """Recompute every stated average; where one does not hold, look for rows whose absence explains it."""
+    """Recompute every stated average; if one does not hold, look for rows whose omission explains it."""
     return tuple(_audited(stated) for stated in stated_averages(directory))
 
 
 class Disagreement(NamedTuple):
-    """A cell of the card that another source gives otherwise: no one number rounds to both."""
+    """A cell of the card that contradicts another source: no number rounds to both values."""
 
     card: PublishedScore
     other: PublishedScore
 
 
 def disagreements(directory: Path | None = None) -> tuple[Disagreement, ...]:
-    """Return the card's cells for which another source of the same system prints what cannot be the same number."""
+    """Return the card's cells that contradict another source on the same system."""
     scores = published_scores(directory)
     others: dict[tuple[str, int | None, str, str], list[PublishedScore]] = {}
     for score in scores:
@@ -471,12 +470,12 @@ def disagreements(directory: Path | None = None) -> tuple[Disagreement, ...]:
 
 
 def _comparable(one: PublishedScore, other: PublishedScore) -> bool:
-    """Whether two scores may be of one measurement: by one kind of search, behind one first stage."""
+    """Whether two scores can be of the same measurement: the same kind of search and the same first stage."""
     return all(one.settings.get(name) == other.settings.get(name) for name in UNSAID)
 
 
 def _half_unit(digits: int) -> Decimal:
-    """Return how far a number may be from what is printed of it."""
+    """Return the largest distance of a number from its printed value."""
     return Decimal(5).scaleb(-digits - 1)
 
 

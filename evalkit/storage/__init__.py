@@ -1,1 +1,1 @@
-"""Everything on disk: paths, atomic files, shard files, TREC runs, results, the Hub's cache."""
+"""Files on disk: paths, atomic writes, shard files, TREC runs, results, the Hub's cache."""

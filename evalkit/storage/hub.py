@@ -1,10 +1,10 @@
-"""Bring files of a Hugging Face repository into its cache: resumed where they stopped, and proved by content.
+"""Download files of a Hugging Face repository into its cache, resuming partial downloads and verifying the content.
 
-huggingface_hub goes on after a broken connection, but keeps nothing of a download whose process ended, and compares
-sizes only. So blobs are laid into its cache here first, under the names that it gives them; it then finds them there.
-A blob's name is its content's address: SHA-256 for large files, git's SHA-1 for the others.
+huggingface_hub resumes after a broken connection, but discards the download of a process that ended, and compares only
+sizes. Here blobs are therefore written into its cache first, under the names that it expects; it then finds them there.
+The name of a blob is the hash of its content: SHA-256 for large files, git's SHA-1 for others.
 
-What a commit holds never changes. So where one is pinned and all that is wanted of it is in the cache, nobody is asked.
+A commit never changes. If one is pinned and its requested files are in the cache, no network request is made.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _SHA1_DIGITS: Final = 40
 
 
 class DownloadError(OSError):
-    """A download broke off, or ended with something else than the repository holds."""
+    """A download was interrupted, or its content differs from the repository's."""
 
 
 def snapshot(
@@ -38,27 +38,26 @@ def snapshot(
     whole: Callable[[Path], bool],
     repo_type: RepoType = "model",
 ) -> Path:
-    """Return the folder of a commit with the files of these patterns, fetching those that are not in the cache.
+    """Return the folder of a commit with the files of these patterns; missing files are downloaded.
 
-    The network is left alone where `revision` is a commit of whose folder `whole` says that nothing is missing: a file
-    is linked there only once all of it has arrived. A file that was cut off is asked for from there on, also by a later
-    process. Progress is shown on a terminal.
+    No request is made if `revision` is a commit and `whole` returns true for its folder: a file is linked there only
+    when it is complete. A partial download is resumed, also by a later process. Progress is shown on a terminal.
 
-    Raises huggingface_hub's own errors for a repository or revision that cannot be had, and DownloadError when the
-    connection breaks for good or a file's content is not what its address says.
+    Raises huggingface_hub's own errors for a repository or revision that cannot be obtained, and DownloadError if the
+    connection breaks for good or a file's content does not have the expected hash.
     """
     if revision is not None and COMMIT.fullmatch(revision):
         kept = snapshot_folder(repo, revision, repo_type=repo_type)
         if kept.is_dir() and whole(kept):
             return kept
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]
+    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # its lazy exports have no types
 
     class Silent(tqdm):
-        """No bar: the library's own counts files, most of which are there by then."""
+        """Turns off the library's own bar, which counts files; most of them exist by then."""
 
         def __init__(self, *arguments: Any, **settings: Any) -> None:
-            super().__init__(*arguments, **{**settings, "disable": True})  # type: ignore[no-untyped-call]
+            super().__init__(*arguments, **{**settings, "disable": True})  # type: ignore[no-untyped-call]  # as above
 
     wanted: dict[str, Any] = {
         "repo_type": repo_type,
@@ -73,14 +72,14 @@ def snapshot(
                 return _from_cache(repo, wanted, reason)
             _fetch_missing(repo, wanted)
         return Path(snapshot_download(repo, **wanted))
-    except ValueError as error:  # of the libraries below: a name or an address that they do not take
+    except ValueError as error:  # of the libraries below: an invalid name or address
         if isinstance(error, OSError):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
         msg = f"the request cannot be made ({reason}); check the repository's name, HF_ENDPOINT and the proxy's address"
         raise DownloadError(msg) from error
     except Exception as error:
-        # The HTTP library's errors are no OSError, and which library it is depends on huggingface_hub's version.
+        # The HTTP library's errors are not OSErrors, and the library depends on huggingface_hub's version.
         if isinstance(error, OSError) or not type(error).__module__.startswith("httpx"):
             raise
         reason = " ".join(f"{type(error).__name__}: {error}".split())
@@ -89,7 +88,7 @@ def snapshot(
 
 
 def _from_cache(repo: str, wanted: dict[str, Any], reason: str) -> Path:
-    """Return what the cache has of a repository. Raises LocalEntryNotFoundError with the reason if files lack."""
+    """Return a repository's folder in the cache. Raises LocalEntryNotFoundError with the reason if one is missing."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -100,13 +99,13 @@ def _from_cache(repo: str, wanted: dict[str, Any], reason: str) -> Path:
 
 
 def _fetch_missing(repo: str, wanted: dict[str, Any]) -> None:
-    """Fetch the files that the cache lacks; where the hub cannot say which, nothing is fetched."""
+    """Download the files that the cache lacks; if the hub cannot list the files, do nothing."""
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import DryRunError
 
     try:
         planned = snapshot_download(repo, **wanted, dry_run=True)
-    except DryRunError:  # the cache may do, or the reason is raised when it is asked
+    except DryRunError:  # the cache may be enough; otherwise the caller raises the reason
         return
     for file in planned:
         if file.will_download:
@@ -114,7 +113,7 @@ def _fetch_missing(repo: str, wanted: dict[str, Any]) -> None:
 
 
 def _refuse_token() -> None:
-    """Raise DownloadError for a token that no request can carry: HTTP wants ASCII."""
+    """Raise DownloadError for a token with characters that are invalid in HTTP headers."""
     from huggingface_hub import get_token
 
     token = get_token()
@@ -124,20 +123,20 @@ def _refuse_token() -> None:
 
 
 def _unreachable() -> str | None:
-    """Say why the hub cannot be reached, or None: asked once, for the library asks for most of a minute, warning."""
+    """Return why the hub cannot be reached, or None. The library itself would retry with warnings for a minute."""
     from huggingface_hub import constants, get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=constants.HF_HUB_ETAG_TIMEOUT)
     except Exception as error:
         if not (type(error).__module__.startswith("httpx") or isinstance(error, (ValueError, OSError, ImportError))):
-            raise  # a proxy's address that is none is a ValueError, a kind that wants another package an ImportError
+            raise  # ValueError: an invalid proxy; ImportError: a kind of proxy that needs another package
         return " ".join(f"{constants.ENDPOINT}: {type(error).__name__}: {error}".split())
     return None
 
 
 def snapshot_folder(repo: str, commit: str, *, repo_type: RepoType = "model") -> Path:
-    """Return where the cache keeps a repository at a commit, whether it is there or not."""
+    """Return the path of a repository's commit in the cache; it need not exist."""
     from huggingface_hub import constants
     from huggingface_hub.file_download import repo_folder_name
 
@@ -145,7 +144,7 @@ def snapshot_folder(repo: str, commit: str, *, repo_type: RepoType = "model") ->
 
 
 def answered(error: BaseException | None) -> int | None:
-    """Return the HTTP status that the hub answered with, where an error or one of its causes tells it."""
+    """Return the hub's HTTP status if an error or one of its causes has it, else None."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
         if isinstance(status, int):
@@ -155,23 +154,23 @@ def answered(error: BaseException | None) -> int | None:
 
 
 def _fetch(repo: str, name: str, *, commit: str, repo_type: RepoType) -> None:
-    """Lay one file's content into the cache as a blob, from where an earlier download of it stopped."""
+    """Download one file into the cache as a blob, resuming an earlier partial download."""
     from huggingface_hub import constants, get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get, repo_folder_name
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers  # type: ignore[attr-defined]  # its lazy exports have no types
 
     url = hf_hub_url(repo, name, repo_type=repo_type, revision=commit)
     facts = get_hf_file_metadata(url)
     if facts.etag is None:
-        return  # without an address there is nothing to resume by; the library fetches it
-    headers = build_hf_headers() | {"Accept-Encoding": "identity"}  # a range of compressed bytes is of no use
+        return  # without a hash nothing can be resumed; the library downloads the file
+    headers = build_hf_headers() | {"Accept-Encoding": "identity"}  # a range of compressed bytes cannot be appended
     if urlparse(url).netloc != urlparse(facts.location).netloc:
-        headers.pop("authorization", None)  # the token is for the hub alone
+        headers.pop("authorization", None)  # the token must only be sent to the hub
     cache = Path(constants.HF_HUB_CACHE)
     folder = repo_folder_name(repo_id=repo, repo_type=repo_type)
     blob = cache / folder / "blobs" / facts.etag
     partial = blob.with_name(f"{facts.etag}.incomplete")
-    lock = cache / ".locks" / folder / f"{facts.etag}.lock"  # the library's own, so that both never write at once
+    lock = cache / ".locks" / folder / f"{facts.etag}.lock"  # the library uses it too
     for path in (blob, lock):
         path.parent.mkdir(parents=True, exist_ok=True)
     with WeakFileLock(lock):
@@ -203,7 +202,7 @@ def _fetch(repo: str, name: str, *, commit: str, repo_type: RepoType) -> None:
 
 
 def _address(path: Path, *, like: str) -> str:
-    """Return a file's content address of the same kind as `like`; `like` itself where that is no address."""
+    """Return the hash of a file's content, of the same kind as `like`; `like` itself if that is no hash."""
     digest = address_digest(like, size_bytes=path.stat().st_size)
     if digest is None:
         return like
@@ -213,7 +212,7 @@ def _address(path: Path, *, like: str) -> str:
 
 
 def address_digest(address: str, *, size_bytes: int) -> hashlib._Hash | None:
-    """Return what computes a content address of the same kind, for a file of that size; None where it is no address."""
+    """Return a digest that computes hashes of the same kind, for a file of that size; None if `address` is no hash."""
     if re.fullmatch(r"[0-9a-f]*", address) is None:
         return None
     if len(address) == _SHA256_DIGITS:
@@ -224,7 +223,7 @@ def address_digest(address: str, *, size_bytes: int) -> hashlib._Hash | None:
 
 
 def blob_of(path: Path) -> Path | None:
-    """Return the blob that a file of a snapshot is a link to, named by its content; None for a file of another kind."""
+    """Return the blob that a snapshot's file is a link to; None for any other file."""
     blob = path.resolve()
     return blob if path.is_symlink() and blob.parent.name == "blobs" else None
 

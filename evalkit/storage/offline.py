@@ -37,6 +37,7 @@ def network_off() -> Iterator[None]:
         raise OSError(msg)
 
     before = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo, hub.HF_HUB_OFFLINE
+    # Methods of a class from outside are replaced, which mypy rightly reports and this needs.
     socket.socket.connect = socket.socket.connect_ex = refused  # type: ignore[method-assign]
     socket.getaddrinfo = refused
     hub.HF_HUB_OFFLINE = True

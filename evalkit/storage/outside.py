@@ -1,8 +1,8 @@
-"""Readers for files that anybody may have written or damaged: JSON and YAML in, plain values or one clear error out.
+"""Readers of JSON and YAML files from outside, which may be damaged: they return plain values or raise one error.
 
-Python's own parsers raise half a dozen kinds of error on such input: RecursionError for deep nesting, ValueError for
-numbers of 5,000 digits, UnicodeDecodeError, their own. Whoever reads a file through this module handles one,
-`UnreadableError`, whose text is a short reason for a message.
+Python's parsers raise many kinds of errors on such input: RecursionError for deep nesting, ValueError for numbers of
+5,000 digits, UnicodeDecodeError, and their own. Functions here raise only `UnreadableError`, whose text is a short
+reason for a message.
 """
 
 from __future__ import annotations
@@ -14,16 +14,16 @@ from typing import Any, NoReturn
 import yaml
 
 REASON_CHARACTERS = 200
-"""How much of a parser's reason is quoted: some of them quote the input."""
+"""Most characters of a parser's message that are quoted: some parsers quote the input."""
 DEEPEST = 100
-"""Levels of lists and mappings in each other; no file of evalkit's has ten."""
+"""Most nested lists and mappings; no file of evalkit has ten."""
 
 MOST_BITS = 64
-"""Of a whole number: larger ones are no counts, and cannot be compared with fractions."""
+"""Most bits of a whole number: larger ones are not counts, and cannot be compared with floats."""
 
 
 class UnreadableError(ValueError):
-    """A file's content cannot be used; the text is the reason alone, without the file's name."""
+    """A file's content cannot be used; the text is the reason, without the file's name."""
 
 
 def json_value(data: str | bytes, *, constants: bool = False) -> Any:
@@ -62,7 +62,7 @@ def read_json_object(path: Path, *, constants: bool = False) -> dict[str, Any]:
 
 
 def yaml_value(data: str | bytes) -> Any:
-    """Return what a YAML text says. Raises UnreadableError for aliases too, which can make a small file large.
+    """Parse a YAML text. Raises UnreadableError, also for aliases, which can make a small file large.
 
     >>> yaml_value("a: [1, null]")
     {'a': [1, None]}
@@ -76,12 +76,12 @@ def yaml_value(data: str | bytes) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what a YAML file says. Raises UnreadableError, also where the file cannot be read."""
+    """Parse a YAML file. Raises UnreadableError, also if the file cannot be read."""
     return yaml_value(_bytes(path))
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without aliases: no file that evalkit writes has any, and nested ones grow without bound."""
+    """YAML without aliases: evalkit writes none, and nested ones can grow without bound."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
         if self.check_event(yaml.AliasEvent):
@@ -112,7 +112,7 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 
 def _checked(value: Any, depth: int = 0) -> Any:
-    """Return a value that UTF-8 can hold and that is not too deep to be shown or compared."""
+    """Return a value if UTF-8 can encode it and it is not nested too deeply; else raise UnreadableError."""
     if depth > DEEPEST:
         msg = f"got more than {DEEPEST} lists and mappings in each other"
         raise UnreadableError(msg)

@@ -189,11 +189,11 @@ def publish(unfinished: Path, path: Path) -> None:
 
 
 def file_checksum(path: Path, *, beside: hashlib._Hash | None = None) -> str:
-    """Return xxh3-128 of a file's bytes, read in 1 MiB pieces; a digest `beside` it takes the same bytes in."""
+    """Return xxh3-128 of a file's bytes, read in 1 MiB blocks; a digest `beside` it takes the same bytes in."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
-        while piece := file.read(1 << 20):
-            digest.update(piece)
+        while block := file.read(1 << 20):
+            digest.update(block)
             if beside is not None:
-                beside.update(piece)
+                beside.update(block)
     return digest.hexdigest()

@@ -1,7 +1,7 @@
 """One finished cell on disk: `scores.json`, written last, so that its existence means completion.
 
-It carries a checksum of its whole content, and the checksums of the files that lay beside it when it was written: what
-was damaged or edited afterwards is refused by name.
+It contains a checksum of its own content, and the checksums of the files in its folder when it was written. Files that
+were damaged or edited afterwards are refused by name.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ from evalkit.storage.paths import run_dir, write_whole
 from evalkit.types import Hit
 
 SCHEMA = 2
-"""Version of scores.json; a file of another version is refused, not guessed at. Version 1 had no checksums."""
+"""Version of scores.json; a file of another version is refused. Version 1 had no checksums."""
 SCORES = "scores.json"
 RUN = "run.trec.gz"
 QRELS = "qrels.trec.gz"
 """The judgements that the run was scored with, so that scoring again needs no dataset."""
 DROPPED = "dropped.trec.gz"
-"""The hits that the self-id rule took out of the run; there is no file when it took none."""
+"""The hits that the self-id rule dropped from the run; there is no file if it dropped none."""
 PER_QUERY = "per_query.tsv"
 KINDS: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("run_id", "model", "dataset", "split", "language", "main_metric"), (str,)),
@@ -42,25 +42,25 @@ KINDS: Mapping[str, tuple[type, ...]] = {
     "dim": (int, NoneType),
     "deviations": (list,),
 }
-"""What each field is in the file; a file may have been edited by hand."""
+"""The JSON type of each field; it is verified, because the file may have been edited by hand."""
 JSON_NAMES = {str: "a text", dict: "an object", list: "a list", int: "a whole number", NoneType: "null"}
 CONFIG = "config.yaml"
 LOCAL = "local.yaml"
-"""Paths of the machine that the run was made on, apart from the settings; it may be deleted, and is not published."""
+"""The paths of this machine, separate from the settings. The file may be deleted, and is not published."""
 BESIDE = (RUN, QRELS, PER_QUERY, CONFIG, DROPPED)
-"""Whose checksums scores.json records."""
+"""The files whose checksums scores.json contains."""
 QRELS_CHECKSUM = "qrels_checksum"
-"""Where `environment` names the judgements that a cell was scored with (`evalkit.run.identity.qrels_checksum`)."""
+"""The key in `environment` of the judgements' checksum (`evalkit.run.identity.qrels_checksum`)."""
 BEING_SCORED = "being scored again"
-"""What stands there while a finished cell's files are rewritten: no judgements have this checksum."""
+"""The value of this key while a finished cell's files are rewritten: no judgements have this checksum."""
 DATASET_PATH = "dataset.path"
 _SHOWN_CHARACTERS = 16
-"""How much of a value tells two runs apart: of two checksums the beginnings."""
+"""Characters of a value that are shown to distinguish two results: the first ones of a checksum."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class CellScores:
-    """What one cell (model, dim, dataset) scored, under which protocol, with what."""
+    """The scores of one cell (model, dim, dataset), its protocol and its environment."""
 
     run_id: str
     model: str
@@ -71,27 +71,27 @@ class CellScores:
     main_metric: str
     metrics: Mapping[str, float]
     groups: Mapping[str, Mapping[str, float]]
-    """Means over named subsets of the queries, where the dataset has such."""
+    """Means over named subsets of the queries, if the dataset has any."""
     counts: Mapping[str, int]
-    """Documents, queries, judgements, and what a rule dropped."""
+    """Numbers of documents, queries, judgements, and hits that a rule dropped."""
     deviations: tuple[str, ...]
-    """What differs from the published dataset and was accepted with `dataset.verify=false`."""
+    """Differences from the published dataset that were accepted with `dataset.verify=false`."""
     protocol: Mapping[str, Any]
-    """Every setting and checksum that decides the score."""
+    """Every setting and checksum that decides the scores."""
     wall_s: Mapping[str, float]
     environment: Mapping[str, Any]
     schema_version: int = SCHEMA
     files: Mapping[str, str] = field(default_factory=dict, compare=False)
-    """The checksum of each file that lay beside scores.json when it was written; `write` takes them."""
+    """The checksum of each other file of the cell when scores.json was written; `write` computes them."""
 
     @property
     def self_hits(self) -> int | None:
-        """Hits whose id is the query's own, kept or dropped; None where the run did not count them."""
+        """Hits whose document id is the query's id, kept or dropped; None if they were not counted."""
         return self.counts.get("dropped_self" if self.protocol.get("drop_self") else "kept_self")
 
 
 def write(scores: CellScores, results_dir: Path) -> Path:
-    """Write a cell's scores.json with its own checksum and those of the files beside it, which must be there by now.
+    """Write a cell's scores.json with its own checksum and those of the cell's other files, which must exist already.
 
     Raises ScoreError for a value that is not a finite number.
     """
@@ -109,7 +109,7 @@ def write(scores: CellScores, results_dir: Path) -> Path:
 def read(path: Path) -> CellScores:
     """Read a scores.json.
 
-    Raises ScoreError when it is cut short, of another schema, lacks a field or does not fit its own checksum.
+    Raises ScoreError if it is truncated, has another schema, lacks a field or does not have its own checksum.
     """
     again = "delete it and run the cell again"
     try:
@@ -147,12 +147,12 @@ def read(path: Path) -> CellScores:
 
 
 def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what the fields of a scores.json say that cannot be so, each with what to do."""
+    """Yield the impossible values in the fields of a scores.json, each with what to do."""
     again = "delete it and run the cell again"
     for name, kinds in KINDS.items():
         if type(values[name]) not in kinds:
             yield f"{name} is {values[name]!r}, wanted {' or '.join(JSON_NAMES[kind] for kind in kinds)}; {again}"
-            return  # what follows needs fields of their kinds
+            return  # the rest needs fields of the right types
     if path.parent.name != values["run_id"]:
         yield f"run_id is {values['run_id']!r}, wanted its folder's name; give the folder its name back"
     yield from _unusable_names(values)
@@ -175,7 +175,7 @@ def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _unusable_names(values: Mapping[str, Any]) -> Iterator[str]:
-    """Yield what is wrong with the names that a report makes paths of."""
+    """Yield problems of the names that a report uses as paths."""
     again = "delete it and run the cell again"
     checkpoint = values["environment"].get("checkpoint")
     revision = checkpoint.get("revision") if isinstance(checkpoint, dict) else None
@@ -187,7 +187,7 @@ def _unusable_names(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def finished(results_dir: Path, run_id: str) -> CellScores | None:
-    """Return the scores of a cell that is already done, or None."""
+    """Return the scores of a finished cell, or None."""
     path = run_dir(results_dir, run_id) / SCORES
     try:
         there = path.is_file()
@@ -198,7 +198,7 @@ def finished(results_dir: Path, run_id: str) -> CellScores | None:
 
 
 def _checksum(path: Path) -> str | None:
-    """Return the checksum of a file, or None where there is none that can be read."""
+    """Return the checksum of a file, or None if it does not exist or cannot be read."""
     try:
         return xxhash.xxh3_128_hexdigest(path.read_bytes())
     except OSError:
@@ -206,9 +206,9 @@ def _checksum(path: Path) -> str | None:
 
 
 def edited(results_dir: Path, cell: CellScores, *, names: Sequence[str] = BESIDE) -> dict[str, str]:
-    """Return, by name, a line for each file beside a cell's scores that is not the one that lay there when it was done.
+    """Return, by name, a line for each file of a cell that has changed since the cell was finished.
 
-    A file that is gone is not among them: it can be missed, for example judgements that must not be passed on.
+    Deleted files are not listed: some may have to be deleted, for example judgements that must not be passed on.
     """
     folder = run_dir(results_dir, cell.run_id)
     wanted = cell.files or read(folder / SCORES).files  # a cell that was just computed does not know its files
@@ -222,17 +222,17 @@ def edited(results_dir: Path, cell: CellScores, *, names: Sequence[str] = BESIDE
 
 
 def require_unedited(results_dir: Path, cell: CellScores, *names: str) -> None:
-    """Raise ScoreError, which names the file, unless each is as the run left it or is missing."""
+    """Raise ScoreError that names the file if one of these files has changed since the cell was finished."""
     for line in edited(results_dir, cell, names=names).values():
         msg = f"{line}; restore it, or delete the run's {SCORES} and run the cell again"
         raise ScoreError(msg)
 
 
 def read_run(path: Path) -> dict[str, list[Hit]]:
-    """Read a TREC run of any system; one of evalkit's own may be without a single hit.
+    """Read a TREC run of any system; a run of evalkit may have no hits.
 
-    An empty file is believed only where a scores.json beside it says by checksum that the run wrote it so: of any other
-    system it may as well be cut short. Raises ScoreError.
+    An empty file is accepted only if a scores.json beside it has its checksum: any other one may be truncated. Raises
+    ScoreError.
     """
     try:
         return trec.read_run(path)
@@ -258,7 +258,7 @@ def corpus_of(path: Path) -> str | None:
 def begin_scoring(results_dir: Path, run_id: str) -> None:
     """Mark a finished cell's scores as outdated before its other files are rewritten.
 
-    A kill in between then leaves scores that no judgements fit, so that the next run scores the cell again.
+    If the process is killed in between, the next job finds scores without valid judgements and scores the cell again.
     """
     if (scores := finished(results_dir, run_id)) is not None:
         marked = {**scores.environment, QRELS_CHECKSUM: BEING_SCORED}
@@ -279,7 +279,7 @@ def group_means(per_query: Mapping[str, Mapping[str, float]], queries: Sequence[
 
 
 def plain(value: Any) -> Any:
-    """Return frozen dataclasses, tuples and paths as what YAML can hold."""
+    """Convert frozen dataclasses, tuples and paths to values that YAML can contain."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, Mapping):
@@ -290,9 +290,9 @@ def plain(value: Any) -> Any:
 
 
 def config_of(values: Mapping[str, Any], *, dataset_path: Path | None = None) -> RunConfig:
-    """Undo `plain` for the settings of a run; `dataset_path` is where its dataset is now, if it moved.
+    """Undo `plain` for the settings of a cell; `dataset_path` is the dataset's new place if it was moved.
 
-    Raises ConfigError, KeyError, TypeError or AttributeError for what are no settings of this evalkit.
+    Raises ConfigError, KeyError, TypeError or AttributeError if these are not settings of this version of evalkit.
     """
     settings = {("dim" if name == "dims" else name): value for name, value in values.items()}
     if dataset_path is not None:
@@ -303,10 +303,10 @@ def config_of(values: Mapping[str, Any], *, dataset_path: Path | None = None) ->
 
 
 def write_config(config: RunConfig, folder: Path, *, scored_again: bool = False) -> None:
-    """Write a run's settings to its folder, and beside them, in a file of their own, this machine's paths.
+    """Write a cell's settings to its folder, and this machine's paths to a separate file.
 
-    So the settings mean the same on every machine and tell nothing of this one. `scored_again` keeps the settings that
-    are there, except the dataset and the metrics.
+    So the settings mean the same on every machine and reveal nothing about this one. `scored_again` keeps the existing
+    settings, except the dataset and the metrics.
     """
     values = plain(config)
     local = {name: _taken(values, name) for name in _path_settings(values)}
@@ -319,7 +319,7 @@ def write_config(config: RunConfig, folder: Path, *, scored_again: bool = False)
 
 
 def _mapping(path: Path) -> dict[str, Any]:
-    """Return what a YAML file of settings says; nothing where there is none that can be read."""
+    """Return the settings in a YAML file; an empty mapping if it does not exist or cannot be read."""
     try:
         found = outside.read_yaml(path)
     except outside.UnreadableError:
@@ -328,7 +328,7 @@ def _mapping(path: Path) -> dict[str, Any]:
 
 
 def _path_settings(values: Mapping[str, Any]) -> list[str]:
-    """Return the settings that hold a path, by dotted name."""
+    """Return the dotted names of the settings that contain a path."""
     checkpoints = [f"model.checkpoints.{dim}.path" for dim in (values["model"].get("checkpoints") or {})]
     reranker = ["reranker.checkpoint.path"] if values.get("reranker") else []
     names = ["results_dir", "cache_dir", DATASET_PATH, *checkpoints, *reranker]
@@ -342,7 +342,7 @@ def _get(values: Any, name: str) -> Any:
 
 
 def _taken(values: dict[str, Any], name: str) -> Any:
-    """Return a setting by its dotted name, and leave null in its place."""
+    """Return a setting by its dotted name and replace it by null."""
     *above, last = name.split(".")
     group = _get(values, ".".join(above)) if above else values
     value, group[last] = group[last], None
@@ -350,11 +350,11 @@ def _taken(values: dict[str, Any], name: str) -> Any:
 
 
 def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> RunConfig:
-    """Return the config that a run was made with, its dataset's sources headed by the one that the run used.
+    """Return the config of a finished cell; the dataset's source that it used comes first.
 
-    Paths are those of the machine that the run was made on, where its folder still tells them.
+    Paths are those of the original machine, if the cell's folder still contains them.
 
-    Raises ConfigError when it cannot be read any more, and ScoreError when it was edited.
+    Raises ConfigError if the config cannot be read any more, and ScoreError if it was edited.
     """
     path = run_dir(results_dir, cell.run_id) / CONFIG
     require_unedited(results_dir, cell, CONFIG)
@@ -375,7 +375,7 @@ def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | No
 
 
 def readable(results_dir: Path) -> tuple[list[CellScores], list[str]]:
-    """Return every run that can be read, and a line for each that cannot."""
+    """Return every cell that can be read, and a line for each that cannot."""
     cells, problems = [], []
     for path in sorted((results_dir / "runs").glob(f"*/{SCORES}")):
         try:
@@ -386,14 +386,14 @@ def readable(results_dir: Path) -> tuple[list[CellScores], list[str]]:
 
 
 def differing(claiming: Sequence[CellScores]) -> list[str]:
-    """Name the settings in which runs of one cell differ."""
+    """Return the settings in which several results of one cell differ."""
     settings = [_settings(cell) for cell in claiming]
     names = sorted({name for known in settings for name in known})
     return [name for name in names if len({repr(known.get(name)) for known in settings}) > 1]
 
 
 def distinctions(cells: Iterable[CellScores]) -> dict[str, str]:
-    """Return by run id what tells a run from the others of its cell, as ` (k1=0.8)`; nothing where it is alone."""
+    """Return by run id the settings that distinguish a result from others of its cell, such as ` (k1=0.8)`, or ""."""
     by_cell: dict[tuple[str, int | None, str], dict[str, CellScores]] = {}
     for cell in cells:
         by_cell.setdefault((cell.model, cell.dim, cell.dataset), {})[cell.run_id] = cell
@@ -412,7 +412,7 @@ def _settings(cell: CellScores) -> dict[str, Any]:
 
 
 def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return nested settings by dotted name."""
+    """Flatten nested settings to dotted names."""
     found: dict[str, Any] = {}
     for name, value in values.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
@@ -420,7 +420,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 class QueryTable(NamedTuple):
-    """A run's values by query. Shapes: Q queries, M metrics."""
+    """A cell's values by query. Shapes: Q queries, M metrics."""
 
     metrics: tuple[str, ...]
     queries: tuple[str, ...]
@@ -434,7 +434,7 @@ class QueryTable(NamedTuple):
 def read_per_query(path: Path) -> QueryTable:
     """Read a per_query.tsv. Raises ScoreError for a damaged file.
 
-    Arrow parses it, in one block: a report of the whole card reads 1.5 million lines of numbers.
+    Arrow parses it in one block: a report of the whole card reads 1.5 million lines of numbers.
     """
     from pyarrow import BufferReader, csv
 
@@ -449,18 +449,18 @@ def read_per_query(path: Path) -> QueryTable:
                 column_types={"query_id": "string", **dict.fromkeys(names, "float64")}, null_values=[]
             ),
         )
-        # By DLPack, because pyarrow's own to_numpy imports pandas, which takes as long as the rest of a report.
+        # By DLPack: pyarrow's own to_numpy imports pandas, which takes as long as the rest of a report.
         value_QM = np.stack([np.from_dlpack(table[name].combine_chunks()) for name in names], axis=1)
         _, offsets, texts = table["query_id"].combine_chunks().buffers()
         queries = _texts(table.num_rows, offsets.to_pybytes(), texts.to_pybytes())
         if not queries:
-            raise ValueError("no query")  # noqa: TRY301 (told below with the others)
+            raise ValueError("no query")  # noqa: TRY301 (reported below with the others)
         usable_QM = (value_QM >= 0) & (value_QM <= 1)  # nor is NaN
         if not usable_QM.all():
             place = int(np.flatnonzero(~usable_QM.all(axis=1))[0])
             msg = f"{value_QM[place].tolist()} on line {place + 2}, wanted numbers from 0 to 1"
-            raise ValueError(msg)  # noqa: TRY301 (told below with the others)
-    except (OSError, ValueError, KeyError) as error:  # Arrow's own errors are kinds of ValueError and KeyError
+            raise ValueError(msg)  # noqa: TRY301 (reported below with the others)
+    except (OSError, ValueError, KeyError) as error:  # Arrow's errors are subclasses of ValueError and KeyError
         msg = f"{path}: not a whole table of queries ({error}); delete the run's scores.json and run the cell again"
         raise ScoreError(msg) from error
     return QueryTable(tuple(names), queries, value_QM)
@@ -468,14 +468,14 @@ def read_per_query(path: Path) -> QueryTable:
 
 @lru_cache(maxsize=64)  # more than the card has datasets
 def _texts(count: int, offsets: bytes, texts: bytes) -> tuple[str, ...]:
-    """Return a column of texts from Arrow's two buffers; runs on the same queries share one."""
+    """Return a column of texts from Arrow's two buffers; cells with the same queries share one."""
     import pyarrow as pa
 
     return tuple(pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(texts)).to_pylist())
 
 
 def disagreement(scores: CellScores, queries: QueryTable) -> str | None:
-    """Say which metric is not the mean of its values by query, or None where every one is."""
+    """Describe the first metric that is not the mean of its values by query; None if all are."""
     for metric in queries.metrics:
         mean, said = float(queries.column(metric).mean()), scores.metrics.get(metric)
         if said is None or not math.isclose(mean, said, rel_tol=0, abs_tol=1e-9):

@@ -1,9 +1,9 @@
 """Shards on disk: written whole, checksummed, verified on reading, never trusted because a file merely exists.
 
-A shard is two files: NAME.safetensors with the arrays and NAME.json, its manifest, written last. Its name is the
-checksum of its ids and texts, so that what is stored of them is found whichever corpus they are in. No manifest: not
-finished. A manifest that does not fit its own checksum, or arrays that do not fit the manifest's: damaged, reported,
-and redone by whoever asked.
+A shard is two files: NAME.safetensors with the arrays, and NAME.json, the manifest, which is written last. NAME is the
+checksum of the shard's ids and texts, so that its files are found for any corpus that contains them. A shard without
+manifest is not finished. If the manifest's own checksum or that of the arrays does not match, the shard is damaged:
+that is logged, and the shard is computed again.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from evalkit.storage.paths import file_checksum, make_folder, publish, temporary
 log = logging.getLogger(__name__)
 
 FORMAT = 2
-"""Version of the shard layout; a shard of another version is reported and redone.
+"""Version of the shard layout; a shard of another version is logged and computed again.
 
-A manifest of version 1 had no checksum of its own: of a damaged one the times and counts would be believed.
+A manifest of version 1 had no checksum of its own, so that wrong times and counts could not be noticed.
 """
 
 
 class Manifest(NamedTuple):
-    """What a shard's manifest says, once it fits its own checksum."""
+    """A shard's manifest whose checksum matches."""
 
     size_bytes: int
     """Of the arrays' file."""
@@ -47,17 +47,17 @@ class Manifest(NamedTuple):
 
 
 class ShardVectors(NamedTuple):
-    """The vectors of some texts and the texts' ids."""
+    """The vectors of texts and the texts' ids."""
 
     ids: tuple[str, ...]
     vectors: Ragged
 
 
 def save(folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Checkpoint arrays and facts under a name: arrays first, manifest last, each synced and renamed into place.
+    """Checkpoint arrays and facts under a name: first the arrays, then the manifest, each synced and renamed.
 
-    Several processes may save one shard at a time: the same texts give the same arrays, so that each manifest fits.
-    Raises StoreError where it cannot be written.
+    Several processes may save the same shard concurrently: the same texts give the same arrays, so any manifest fits.
+    Raises StoreError if a file cannot be written.
     """
     make_folder(folder)
     path = folder / f"{name}.safetensors"
@@ -81,14 +81,14 @@ def save(folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[s
 
 
 _TYPES = {torch.float32: "F32", torch.int32: "I32", torch.float16: "F16", torch.uint8: "U8"}
-"""What shards hold, in the order in which safetensors lays arrays out: the most strictly aligned first."""
-_PIECE_BYTES = 16 << 20
+"""The dtypes of shards, in the order in which safetensors stores arrays: the most strictly aligned first."""
+_WRITE_BYTES = 16 << 20
 
 
 def _write(path: Path, arrays: Mapping[str, Tensor]) -> str:
-    """Write arrays as `save_file` does, byte for byte, synced. Return the file's checksum, taken on the way.
+    """Write the bytes that `save_file` of safetensors would write, and sync. Return the file's checksum.
 
-    A GPU's embeddings come at hundreds of megabytes a second: they are not to be read again for their checksum.
+    The checksum is computed while writing: a GPU gives hundreds of megabytes per second, too much to read again.
     """
     if not all(array.dtype in _TYPES and array.device.type == "cpu" for array in arrays.values()):
         save_file(dict(arrays), path)
@@ -111,23 +111,23 @@ def _write(path: Path, arrays: Mapping[str, Tensor]) -> str:
             file.write(part)
         for _, array in ordered:
             data = array.flatten().view(torch.uint8).numpy()
-            for place in range(0, len(data), _PIECE_BYTES):
-                piece = data[place : place + _PIECE_BYTES].data
-                digest.update(piece)
-                file.write(piece)
+            for place in range(0, len(data), _WRITE_BYTES):
+                block = data[place : place + _WRITE_BYTES].data
+                digest.update(block)
+                file.write(block)
         file.flush()
         os.fsync(file.fileno())
     return digest.hexdigest()
 
 
 def finished(folder: Path, name: str) -> Mapping[str, Any] | None:
-    """Return the facts of a shard whose files are complete by size, or None. Cheap: the arrays are not read."""
+    """Return the facts of a shard whose files have the right sizes, or None. This is cheap: no array is read."""
     found = _whole(folder, name)
     return None if found is None else found.facts
 
 
 def load(folder: Path, name: str) -> dict[str, Tensor] | None:
-    """Return the arrays of a finished shard, or None when it is unfinished or damaged."""
+    """Return the arrays of a finished shard, or None if it is unfinished or damaged."""
     wanted = _whole(folder, name)
     if wanted is None:
         return None
@@ -144,20 +144,20 @@ def load(folder: Path, name: str) -> dict[str, Tensor] | None:
 
 
 def read_manifest(folder: Path, name: str) -> Manifest:
-    """Return what a shard's manifest says.
+    """Read a shard's manifest.
 
-    Raises FileNotFoundError where there is none, and StoreError, in one line, for one that cannot be believed.
+    Raises FileNotFoundError if there is none, and StoreError, with a message of one line, if it is damaged.
     """
     path = _manifest_path(folder, name)
     try:
         values = seal.parse(path.read_bytes())
         if (version := values.get("format")) != FORMAT:
             msg = f"its format is {version!r}, this evalkit reads {FORMAT}"
-            raise ValueError(msg)  # noqa: TRY301 (told below with the others)
+            raise ValueError(msg)  # noqa: TRY301 (reported below with the others)
         values = seal.unseal(values)
         if values["name"] != name:
             msg = f"it is of shard {values['name']}, wanted {name}"
-            raise ValueError(msg)  # noqa: TRY301 (told below with the others)
+            raise ValueError(msg)  # noqa: TRY301 (reported below with the others)
         return Manifest(int(values["size_bytes"]), str(values["arrays_xxh3_128"]), dict(values["facts"]))
     except FileNotFoundError:
         raise
@@ -167,7 +167,7 @@ def read_manifest(folder: Path, name: str) -> Manifest:
 
 
 def _whole(folder: Path, name: str) -> Manifest | None:
-    """Return the manifest of a shard that is complete by size; say so where it is damaged."""
+    """Return the manifest of a shard whose files have the right sizes; log damage."""
     path = folder / f"{name}.safetensors"
     try:
         found = read_manifest(folder, name)

@@ -21,11 +21,11 @@ QRELS_COLUMNS = 4
 
 
 class EmptyRunError(ScoreError):
-    """A run file without a line: of a system that found nothing, or cut short."""
+    """A run file without lines: of a system that found nothing, or truncated."""
 
 
 def write_run(run: Run, path: Path, *, tag: str) -> None:
-    """Write a run, gzipped when the name ends in .gz; the same run gives the same bytes.
+    """Write a run, gzipped if the name ends in .gz; the same run gives the same bytes.
 
     Scores are written with the fewest digits that give the same fp32 number back. Raises ScoreError for an id or a
     tag with white space or NUL, which the format cannot hold, and for hits that could not be read back (`check_hits`).
@@ -44,11 +44,11 @@ def write_run(run: Run, path: Path, *, tag: str) -> None:
 
 
 def read_run(path: Path) -> dict[str, list[Hit]]:
-    """Read a run of any system; its scores decide the order, its rank column decides nothing.
+    """Read a run of any system; its scores decide the order, and its rank column is ignored.
 
-    Columns are parted by spaces or tabs. A rank that is no number is refused all the same: it tells that an id holds a
-    space, and that the score stands in another column. Raises ScoreError, with file and line, for what is not a TREC
-    run, and EmptyRunError for a file without a line.
+    Columns are separated by spaces or tabs. A rank that is not a number is refused nevertheless: it means that an id
+    contains a space and that the score is in another column. Raises ScoreError with file and line if the file is not a
+    TREC run, and EmptyRunError if it has no lines.
     """
     run: dict[str, dict[str, float]] = {}
     for number, line in columns.read_lines(path, _bad):
@@ -75,7 +75,7 @@ def read_run(path: Path) -> dict[str, list[Hit]]:
 
 
 def _number(text: str) -> float | None:
-    """Return a number as every tool reads it; Python alone reads 1_0 as ten, and digits of other scripts."""
+    """Parse a number in a notation that every tool accepts; Python also accepts 1_0 and digits of other scripts."""
     try:
         return float(text) if text.isascii() and "_" not in text else None
     except ValueError:
@@ -83,9 +83,9 @@ def _number(text: str) -> float | None:
 
 
 def unmatched(run: Run, qrels: Qrels) -> str | None:
-    """Say that a run's document ids are not the judgements' own, or None where nothing tells so.
+    """Describe how a run's document ids differ from those of the judgements; None if nothing shows a difference.
 
-    The scores of such a run are 0, or lack the documents whose ids are written otherwise, and look like any others.
+    The scores of such a run are too low, but nothing in them shows it.
     """
     asked = {query: grades for query, grades in qrels.items() if run.get(query)}
     found = {query: {hit.document_id for hit in run[query]} for query in asked}
@@ -96,7 +96,7 @@ def unmatched(run: Run, qrels: Qrels) -> str | None:
     none = not any(found[query] & grades.keys() for query, grades in asked.items())
     for word, spelling in SPELLINGS.items():
         if word == "case" and not none:
-            continue  # ids that differ in case alone may well be two documents
+            continue  # ids that differ only in case may be two documents
         pairs = [pair for query, grades in asked.items() for pair in _alike(found[query], grades, spelling)]
         if pairs:
             some = "no document id of the run is judged" if none else f"{len(pairs)} judged documents are not found"
@@ -116,7 +116,7 @@ SPELLINGS: Mapping[str, Callable[[str], str]] = {
     "Unicode normalisation": lambda text: unicodedata.normalize("NFC", text),
     "case": lambda text: unicodedata.normalize("NFC", text).casefold(),
 }
-"""What two spellings of one id most often differ by."""
+"""The usual differences between two spellings of one id."""
 
 
 def _alike(found: set[str], grades: Mapping[str, int], spelling: Callable[[str], str]) -> list[tuple[str, str]]:
@@ -126,7 +126,7 @@ def _alike(found: set[str], grades: Mapping[str, int], spelling: Callable[[str],
 
 
 def write_qrels(qrels: Qrels, path: Path) -> None:
-    """Write judgements as trec_eval reads them, `query 0 document grade`, gzipped; the same give the same bytes.
+    """Write judgements in trec_eval's format, `query 0 document grade`, gzipped; the same ones give the same bytes.
 
     Raises ScoreError for an id with white space or NUL, which the format cannot hold.
     """
@@ -142,7 +142,7 @@ def write_qrels(qrels: Qrels, path: Path) -> None:
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
-    """Read TREC judgements. Raises ScoreError, with file and line, for what is none, and for a file without any."""
+    """Read TREC judgements. Raises ScoreError with file and line for invalid lines, and for a file without any."""
     return columns.read_qrels(path, _bad, forms=(QRELS_COLUMNS,))
 
 

@@ -22,10 +22,10 @@ BATCH_TOKENS = 32_768
 
 def encoded(encoder: Any, table: Any, *, batch_tokens: int = BATCH_TOKENS) -> Tensor:
     """Return the first dim's vectors of all texts, as a run encodes them."""
-    from evalkit.run.encode import encode
+    from evalkit.run.encode import Encoding, encode
 
     ids = [str(place) for place in range(len(table))]
-    out = encode(ids, table, encoder, documents=True, batch_tokens=batch_tokens, storage=torch.float16)
+    out = encode(ids, table, encoder, Encoding(documents=True, batch_tokens=batch_tokens, storage=torch.float16))
     return next(iter(out.values())).vectors.rows_XD
 
 
@@ -101,7 +101,7 @@ def tokens(inputs: Inputs) -> int:
     return int(inputs.lengths.sum())
 
 
-def timed(  # noqa: PLR0913 (keyword-only behind the first four)
+def timed(
     bench: Bench, inputs: Inputs, name: str, encoder: Any, *, batch_tokens: int = BATCH_TOKENS, part: int = 1
 ) -> float | None:
     """Check some vectors, warm up at this very batch size, and time all texts (or a part of them)."""
@@ -122,9 +122,7 @@ def timed(  # noqa: PLR0913 (keyword-only behind the first four)
     return None
 
 
-def report(  # noqa: PLR0913 (what a rate is made of)
-    bench: Bench, inputs: Inputs, name: str, took: float, count: int, *, watts: int | None = None
-) -> float:
+def report(bench: Bench, inputs: Inputs, name: str, took: float, count: int, *, watts: int | None = None) -> float:
     """Record a rate beside the floor; return the seconds."""
     rate = inputs.rates[name] = count / took
     share = round(rate / inputs.floor, 3) if inputs.floor else None

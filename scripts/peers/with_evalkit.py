@@ -22,6 +22,7 @@ from evalkit.models.encoder import DTYPES, Encoder, checkpoints, load_encoders
 from evalkit.ragged import ragged
 from evalkit.ranking import floors, no_hits
 from evalkit.run import cells, environment, pipeline, shard_step
+from evalkit.run.encode import Encoding
 from evalkit.run.encode import encode as encode_texts
 from evalkit.run.search import search_shard, to_run
 from evalkit.scoring import metrics
@@ -96,9 +97,11 @@ def encode(job: Mapping[str, Any]) -> Prepared:
             ids[:documents],
             encoder.tokenize_documents(texts[:documents]),
             encoder,
-            documents=True,
-            batch_tokens=environment.batch_tokens(config.engine.batch_tokens, encoder.device),
-            storage=DTYPES[config.store.dtype],
+            Encoding(
+                documents=True,
+                batch_tokens=environment.batch_tokens(config.engine.batch_tokens, encoder.device),
+                storage=DTYPES[config.store.dtype],
+            ),
         )[dim]
         if job["variant"] == "stored":
             shard_files.save(Path(job["work"]) / "store", "shard", vectors_to_arrays(vectors), {})
@@ -192,10 +195,10 @@ def dims_full_size(job: Mapping[str, Any]) -> Prepared:
     queries = token_table(np.full(job["queries"], 32), vocabulary=FULL_SIZE["vocabulary"])
     query_ids = [f"q{place}" for place in range(job["queries"])]
     options = {"batch_tokens": environment.batch_tokens("auto", CPU), "storage": torch.float16}
-    query_vectors = encode_texts(query_ids, queries, encoder, documents=False, **options)
+    query_vectors = encode_texts(query_ids, queries, encoder, Encoding(documents=False, **options))
 
     def run(_size: int) -> int:
-        shards = encode_texts(ids, table, encoder, documents=True, **options)
+        shards = encode_texts(ids, table, encoder, Encoding(documents=True, **options))
         for dim, shard in shards.items():
             shard_files.save(Path(job["work"]) / "store", f"dim-{dim}", vectors_to_arrays(shard), {})
             open_Q = floors(no_hits(), queries=len(query_ids), depth=job["depth"])

@@ -63,7 +63,7 @@ def done_with(pool, folder, works, **options):
     """What comes back for some pieces of work, by name."""
     load = Load(folder)
     pool.prepare(str(folder), load)
-    pieces = (engine.Piece(name=f"piece {place}", work=work, size=1) for place, work in enumerate(works))
+    pieces = (engine.WorkItem(name=f"piece {place}", work=work, size=1) for place, work in enumerate(works))
     return {answer.name: answer for answer in pool.map(str(folder), load, pieces, **options)}
 
 
@@ -157,7 +157,7 @@ def test_a_bounded_number_of_pieces_is_under_way(pool, tmp_path):
 
     load = Load(tmp_path)
     pool.prepare(str(tmp_path), load)
-    pieces = (engine.Piece(name=str(work), work=work, size=1) for work in works())
+    pieces = (engine.WorkItem(name=str(work), work=work, size=1) for work in works())
     for _ in pool.map(str(tmp_path), load, pieces):
         finished += 1
     assert finished == 40
@@ -348,7 +348,7 @@ def test_a_second_driver_says_who_is_at_work_and_leaves(tmp_path):
         pytest.fail("two drivers have the same cell")
     message = str(caught.value)
     assert message.startswith(f"demo.test.demo-64.abc: {socket.gethostname()} {os.getpid()}, since ")
-    assert message.endswith(" is at work on it; wait until it is done, or stop it (evalkit status)")
+    assert message.endswith(" is computing it; wait until it is finished, or stop it (evalkit status)")
     assert list(Path(tmp_path / jobs.FOLDER).glob("*")) == []
 
 

@@ -15,6 +15,7 @@ from evalkit.config.compose import compose
 from evalkit.config.settings import DemoSize
 from evalkit.datasets.demo import load_demo
 from evalkit.run import pipeline, shard_step
+from evalkit.run.encode import Encoding
 from evalkit.storage.results import RUN, CellScores
 from evalkit.types import Dataset, Document
 
@@ -68,10 +69,10 @@ class Ran:
         self.encoded: list[tuple[str, ...]] = []
         real = shard_step.encode
 
-        def encode(ids: Sequence[str], *arguments: Any, documents: bool, **settings: Any) -> Any:
-            if documents:
+        def encode(ids: Sequence[str], texts: Any, encoder: Any, encoding: Encoding) -> Any:
+            if encoding.documents:
                 self.encoded.append(tuple(ids))
-            return real(ids, *arguments, documents=documents, **settings)
+            return real(ids, texts, encoder, encoding)
 
         said = io.StringIO()
         with monkeypatch.context() as patch:

@@ -152,7 +152,7 @@ def test_score_gives_a_run_file_the_same_verdict(finished):
     assert "PROTOCOL-DIFFERS: drop_self is on, published with off (card 0.315 for bm25, " in named.stdout
     assert "(anserini 0.4142 for bm25, " in named.stdout
     unnamed = evalkit(*words, cwd=finished)
-    assert "published here are scores: all-minilm-l6-v2, bm25, " in unnamed.stdout
+    assert "scores are published for all-minilm-l6-v2, bm25, " in unnamed.stdout
     other = evalkit(*words, "model=demo", "dim=64", cwd=finished)
     assert "nothing is published for demo on beir/arguana" in other.stdout
 

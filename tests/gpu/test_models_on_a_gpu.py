@@ -9,7 +9,7 @@ from gpu_device import CPU, DEVICE, ON_GPU, invented, loaded, needs_gpu
 
 from evalkit.kernels.cpu import linear
 from evalkit.models import attention, elementwise
-from evalkit.run.encode import encode
+from evalkit.run.encode import Encoding, encode
 
 pytestmark = pytest.mark.gpu
 TEXTS = ["", *invented(300 if ON_GPU else 12), "hello " * 250]
@@ -22,7 +22,8 @@ HALF = {"float32": 5e-3, "float16": 3e-2, "bfloat16": 0.15}
 def vectors(encoder, *, of=TEXTS, **options):
     ids = [str(place) for place in range(len(of))]
     texts = encoder.tokenize_documents(of)
-    (shard,) = encode(ids, texts, encoder, documents=True, batch_tokens=4096, storage=torch.float32, **options).values()
+    encoding = Encoding(documents=True, batch_tokens=4096, storage=torch.float32, **options)
+    (shard,) = encode(ids, texts, encoder, encoding).values()
     return shard.vectors.rows_XD.cpu().float()
 
 

@@ -13,7 +13,7 @@ from evalkit.maxsim import rescore
 from evalkit.ragged import ragged
 from evalkit.ranking import floors, no_hits
 from evalkit.run import pipeline
-from evalkit.run.encode import encode
+from evalkit.run.encode import Encoding, encode
 from evalkit.run.search import search_shard
 from evalkit.storage import trec
 from evalkit.storage.shard_files import ShardVectors
@@ -49,9 +49,11 @@ def test_the_cpus_vectors_searched_on_the_gpu_give_its_run_to_the_bit(tmp_path):
     texts = invented(400 if ON_GPU else 30, seed=3)
     encoder = loaded("jina-colbert-v2", tmp_path / "m", device=CPU, dtype="float32")
     ids, options = [f"d{place:04d}" for place in range(len(texts))], {"batch_tokens": 2048, "storage": torch.float16}
-    (shard,) = encode(ids, encoder.tokenize_documents(texts), encoder, documents=True, **options).values()
+    (shard,) = encode(ids, encoder.tokenize_documents(texts), encoder, Encoding(documents=True, **options)).values()
     asked = encoder.tokenize_queries(texts[:10])
-    (queries,) = encode([f"q{place}" for place in range(10)], asked, encoder, documents=False, **options).values()
+    (queries,) = encode(
+        [f"q{place}" for place in range(10)], asked, encoder, Encoding(documents=False, **options)
+    ).values()
     search = {"depth": 20, "floor_Q": floors(no_hits(), queries=10, depth=20)}
     wanted = search_shard(queries, shard, device=CPU, **search)
     found = search_shard(queries, shard, device=DEVICE, **search)
@@ -73,13 +75,13 @@ def test_a_batch_that_does_not_fit_is_halved_for_real(tmp_path):
     texts = encoder.tokenize_documents(invented(4000, longest=200))
     ids, said = [str(place) for place in range(len(texts))], []
     options = {"documents": True, "storage": torch.float32}
-    (wanted,) = encode(ids, texts, encoder, batch_tokens=8192, **options).values()
+    (wanted,) = encode(ids, texts, encoder, Encoding(batch_tokens=8192, **options)).values()
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(DEVICE).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + (192 << 20)) / total)
     try:
         heard = {"on_halved": lambda tokens, reason: said.append((tokens, reason))}
-        (found,) = encode(ids, texts, encoder, batch_tokens=1 << 20, **options, **heard).values()
+        (found,) = encode(ids, texts, encoder, Encoding(batch_tokens=1 << 20, **options, **heard)).values()
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)
     assert said, "every batch fitted: nothing was provoked"
@@ -118,8 +120,9 @@ def test_a_vector_that_is_not_finite_in_half_precision_is_named(tmp_path, dtype)
     (head_DH,) = encoder.heads.values()
     head_DH.fill_(torch.finfo(head_DH.dtype).max)
     texts = encoder.tokenize_documents(["hello world", "a b c"])
+    encoding = Encoding(documents=True, batch_tokens=4096, storage=torch.float16)
     with pytest.raises(ModelError, match=rf"text 'first' has a vector that is not finite .* {dtype}\); rerun"):
-        encode(["first", "second"], texts, encoder, documents=True, batch_tokens=4096, storage=torch.float16)
+        encode(["first", "second"], texts, encoder, encoding)
 
 
 def test_a_shard_says_what_its_encoding_and_its_search_took(tmp_path):

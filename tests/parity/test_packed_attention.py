@@ -15,7 +15,7 @@ from evalkit.models import attention
 from evalkit.models.backbones import jina_bert
 from evalkit.models.encoder import PackedBatch, attention_path, checkpoints, load_encoders
 from evalkit.run import canary, pipeline
-from evalkit.run.encode import encode
+from evalkit.run.encode import Encoding, encode
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 TEXTS = [
@@ -112,10 +112,8 @@ def test_an_encoder_that_packs_still_encodes_padded_batches_to_the_bit(tmp_path)
 def test_encoding_in_packed_batches_equals_encoding_in_padded_ones(tmp_path):
     padded, packed = fixture("jina-colbert-v2", tmp_path / "m")
     texts = padded.tokenize_documents(TEXTS)
-    shards = [
-        encode(list("abcdefg"), texts, encoder, documents=True, batch_tokens=60, storage=torch.float32)[DIM]
-        for encoder in (padded, packed)
-    ]
+    encoding = Encoding(documents=True, batch_tokens=60, storage=torch.float32)
+    shards = [encode(list("abcdefg"), texts, encoder, encoding)[DIM] for encoder in (padded, packed)]
     assert shards[0].vectors.lengths_N.tolist() == shards[1].vectors.lengths_N.tolist()
     assert (shards[0].vectors.rows_XD - shards[1].vectors.rows_XD).abs().max() < 1e-5
 
@@ -129,7 +127,7 @@ def leak(packing):
 def test_the_check_finds_texts_that_attend_to_their_neighbours(name, tmp_path, monkeypatch):
     padded, _ = fixture(name, tmp_path / "m")
     assert {finding.verdict for finding in canary.packing(padded)} == {"ok"}
-    monkeypatch.setattr(attention, "equal_runs", leak)
+    monkeypatch.setattr(attention, "equal_lengths", leak)
     findings = list(canary.packing(padded))
     assert "FAILED" in {finding.verdict for finding in findings}
     assert all("texts attend to their neighbours" in finding.cause for finding in findings if finding.cause)

@@ -384,7 +384,7 @@ def test_judgements_of_unknown_queries_are_refused_or_recorded(tmp_path: Path) -
     assert refusal(lambda: datasets.load(config(folder))) == deviation + ACCEPT
     accepted = config(folder, verify=False)
     dataset = datasets.load(accepted)
-    assert datasets.check(dataset, surveyed(dataset, tmp_path), accepted) == (deviation,)
+    assert datasets.deviations(dataset, surveyed(dataset, tmp_path), accepted) == (deviation,)
     assert set(dataset.qrels) == {"q1", "q8", "q9"}
 
 
@@ -394,16 +394,16 @@ def test_judgements_of_unknown_documents_are_refused_or_recorded(tmp_path: Path)
     path = folder / "qrels" / "test.tsv"
     path.write_text("q1\td1\t1\nq1\tz\t1\nq1\ta\t0\n", encoding="utf-8")
     deviation = (
-        f"dataset small: got judgements of 2 documents that the corpus from folder {folder.name} has not (the first is "
+        f"dataset small: got judgements of 2 documents that the corpus from folder {folder.name} lacks (the first is "
         f"'z', {path} line 2), wanted every judged document in it"
     )
     dataset = datasets.load(config(folder))
     found = surveyed(dataset, tmp_path)
     lacks = ", set dataset.counts.missing=2 if the published corpus lacks these too"
-    assert refusal(lambda: datasets.check(dataset, found, config(folder))) == (
+    assert refusal(lambda: datasets.deviations(dataset, found, config(folder))) == (
         deviation + ACCEPT.replace(", or accept", f"{lacks}, or accept")
     )
-    assert datasets.check(dataset, found, config(folder, verify=False)) == (deviation,)
+    assert datasets.deviations(dataset, found, config(folder, verify=False)) == (deviation,)
 
 
 def test_documents_that_the_published_corpus_lacks_too_are_no_deviation(tmp_path: Path) -> None:
@@ -413,17 +413,17 @@ def test_documents_that_the_published_corpus_lacks_too_are_no_deviation(tmp_path
     path.write_text("q1\td1\t1\nq1\tz\t1\nq1\ta\t0\n", encoding="utf-8")
     dataset = datasets.load(config(folder))
     found = surveyed(dataset, tmp_path)
-    assert datasets.check(dataset, found, config(folder, counts=Counts(missing=2))) == ()
-    assert refusal(lambda: datasets.check(dataset, found, config(folder, counts=Counts(missing=3)))).startswith(
-        f"dataset small: got judgements of 2 documents that the corpus from folder {folder.name} has not (the first is "
+    assert datasets.deviations(dataset, found, config(folder, counts=Counts(missing=2))) == ()
+    assert refusal(lambda: datasets.deviations(dataset, found, config(folder, counts=Counts(missing=3)))).startswith(
+        f"dataset small: got judgements of 2 documents that the corpus from folder {folder.name} lacks (the first is "
         f"'z', {path} line 2), wanted 3 as published; repair the data, set dataset.counts.missing=2 if "
     )
     path.write_text("q1\td1\t1\n", encoding="utf-8")
     dataset = datasets.load(config(folder))
     assert refusal(
-        lambda: datasets.check(dataset, surveyed(dataset, tmp_path), config(folder, counts=Counts(missing=3)))
+        lambda: datasets.deviations(dataset, surveyed(dataset, tmp_path), config(folder, counts=Counts(missing=3)))
     ) == (
-        f"dataset small: got judgements of 0 documents that the corpus from folder {folder.name} has not, wanted 3 as "
+        f"dataset small: got judgements of 0 documents that the corpus from folder {folder.name} lacks, wanted 3 as "
         "published; repair the data, set dataset.counts.missing=0 if the published corpus has them all, or accept and "
         "record the deviation with dataset.verify=false"
     )
@@ -455,10 +455,10 @@ def test_another_count_of_documents_than_published_is_refused_or_recorded(tmp_pa
     dataset = datasets.load(config(folder, counts=counts))
     found = surveyed(dataset, tmp_path)
     deviation = f"dataset small: got 2 documents from folder {folder.name}, wanted 3 as published"
-    assert refusal(lambda: datasets.check(dataset, found, config(folder, counts=counts))) == deviation + ACCEPT
-    assert datasets.check(dataset, found, config(folder, counts=counts, verify=False)) == (deviation,)
+    assert refusal(lambda: datasets.deviations(dataset, found, config(folder, counts=counts))) == deviation + ACCEPT
+    assert datasets.deviations(dataset, found, config(folder, counts=counts, verify=False)) == (deviation,)
     exact = Counts(documents=2, queries=1, judgements=1)
-    assert datasets.check(dataset, found, config(folder, counts=exact)) == ()
+    assert datasets.deviations(dataset, found, config(folder, counts=exact)) == ()
 
 
 def test_a_document_id_that_occurs_twice_is_refused_with_both_lines(tmp_path: Path) -> None:
@@ -502,7 +502,7 @@ def test_judgements_that_find_nothing_relevant_are_refused_or_recorded(tmp_path:
     assert refusal(lambda: datasets.load(config(folder))) == deviation + ACCEPT
     accepted = config(folder, verify=False)
     dataset = datasets.load(accepted)
-    assert datasets.check(dataset, surveyed(dataset, tmp_path), accepted) == (deviation,)
+    assert datasets.deviations(dataset, surveyed(dataset, tmp_path), accepted) == (deviation,)
     path.write_text("q1\td1\t0\nq1\td2\t1\n", encoding="utf-8")
     assert datasets.load(config(folder)).qrels == {"q1": {"d1": 0, "d2": 1}}
 

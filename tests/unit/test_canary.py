@@ -51,14 +51,14 @@ def test_a_sound_checkpoint_of_every_family_passes(name, tmp_path):
 
 
 def test_a_query_that_leaves_no_room_for_masks_says_nothing_against_the_checkpoint():
-    ((_, findings),) = canary.check(compose(["model=demo", "model.query.max_tokens=6"]))
+    ((_, findings),) = canary.findings_of(compose(["model=demo", "model.query.max_tokens=6"]))
     assert [finding for finding in findings if finding.verdict == "FAILED"] == []
     assert not any("expansion vectors" in finding.question for finding in findings)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_the_demo_passes_in_every_dtype(dtype):
-    ((dims, findings),) = canary.check(compose(["model=demo", f"model.dtype={dtype}"]))
+    ((dims, findings),) = canary.findings_of(compose(["model=demo", f"model.dtype={dtype}"]))
     assert dims == (128, 96, 64)
     assert [finding for finding in findings if finding.verdict == "FAILED"] == []
 
@@ -292,7 +292,7 @@ def test_the_canary_reads_no_weights_again_where_no_figures_are_published(tmp_pa
 
 def test_a_model_without_vectors_has_nothing_to_check():
     with pytest.raises(ConfigError, match="'bm25' has no checkpoint to check; wanted a model with vectors"):
-        list(canary.check(compose(["model=bm25"])))
+        list(canary.findings_of(compose(["model=bm25"])))
 
 
 def test_the_verb_prints_every_answer_and_exits_by_them(tmp_path, monkeypatch):

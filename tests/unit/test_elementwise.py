@@ -54,9 +54,9 @@ def close(ours, wanted, *, dtype, slack):
 def test_rope_in_place_is_its_definition_rounded_once(heads, width, dtype):
     query, key = (drawn(seed, 2, 5, heads, width, dtype=dtype) for seed in (1, 2))
     cos, sin = tables(3, 2, 5, width // 2, dtype=dtype)
-    wanted = [elementwise.reference_turned(part.double(), cos.double(), sin.double()) for part in (query, key)]
+    wanted = [elementwise.reference_rotated(part.double(), cos.double(), sin.double()) for part in (query, key)]
     ours = [part.to(DEVICE) for part in (query, key)]
-    elementwise.turned(*ours, cos.to(DEVICE), sin.to(DEVICE))
+    elementwise.rotated(*ours, cos.to(DEVICE), sin.to(DEVICE))
     assert all(close(one, other, dtype=dtype, slack=4) for one, other in zip(ours, wanted, strict=True))
 
 
@@ -64,9 +64,9 @@ def test_one_table_of_angles_serves_every_text_of_a_padded_batch():
     query, key = (drawn(seed, 3, 4, 2, 8) for seed in (1, 2))
     cos, sin = tables(3, 1, 4, 4, dtype=torch.float32)
     alone = [(query[row : row + 1].clone(), key[row : row + 1].clone()) for row in range(3)]
-    elementwise.turned(query, key, cos, sin)
+    elementwise.rotated(query, key, cos, sin)
     for row, (own_query, own_key) in enumerate(alone):
-        elementwise.turned(own_query, own_key, cos, sin)
+        elementwise.rotated(own_query, own_key, cos, sin)
         assert torch.equal(query[row], own_query[0])
         assert torch.equal(key[row], own_key[0])
 
@@ -230,7 +230,7 @@ def test_kernels_that_work_here_are_taken(fresh):
     assert elementwise.choose("triton", config=model(dtype="bfloat16"), device=DEVICE) == (True, "")
 
 
-@pytest.mark.parametrize("part", ["turned", "added_and_normed"])
+@pytest.mark.parametrize("part", ["rotated", "added_and_normed"])
 def test_kernels_with_wrong_values_are_not_taken(fresh, monkeypatch, part):
     def wrong(rows, *others):
         return rows * float("nan") if part == "added_and_normed" else None
@@ -247,7 +247,7 @@ def test_kernels_that_cannot_be_compiled_are_not_taken(fresh, monkeypatch):
     def broken(*parts):
         raise RuntimeError("no C compiler\nand more")
 
-    monkeypatch.setattr(elementwise, "turned", broken)
+    monkeypatch.setattr(elementwise, "rotated", broken)
     fused, problem = elementwise.choose("triton", config=model(), device=DEVICE)
     reason = "unusable here (RuntimeError: no C compiler); torch's own calls are used instead"
     assert (fused, problem) == (False, f"Triton's elementwise kernels are {reason}")
@@ -277,8 +277,8 @@ def test_a_run_records_which_of_them_it_had_and_what_was_given_up(fresh, tmp_pat
     assert "elementwise_given_up" not in other.environment
 
 
-def test_packed_attention_is_handed_the_turned_heads(tmp_path, monkeypatch):
-    """What reaches the attention kernels is contiguous and turned: theirs is the layout [X, A, K]."""
+def test_packed_attention_is_handed_the_rotated_heads(tmp_path, monkeypatch):
+    """What reaches the attention kernels is contiguous and rotated: theirs is the layout [X, A, K]."""
     model = jina(tmp_path / "m")
     (encoder,) = load_encoders(model, checkpoints(model, (DIM,)), device=CPU, attention="varlen", elementwise="triton")
     seen = []
@@ -299,12 +299,12 @@ from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from evalkit.models.elementwise import warps
-from evalkit.kernels.gpu.elementwise_kernel import add_norm, turn
+from evalkit.kernels.gpu.elementwise_kernel import add_norm, rotate
 
 shared = {"eps": "fp32", "period": "i32"}
 cases = [
-    (turn, {"heads": 16, "half": 32, "head_block": 16, "half_block": 32}),
-    (turn, {"heads": 12, "half": 32, "head_block": 16, "half_block": 32}),
+    (rotate, {"heads": 16, "half": 32, "head_block": 16, "half_block": 32}),
+    (rotate, {"heads": 12, "half": 32, "head_block": 16, "half_block": 32}),
     (add_norm, {"width": 1024, "block": 1024}),
     (add_norm, {"width": 768, "block": 1024}),
 ]

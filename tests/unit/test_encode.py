@@ -17,7 +17,7 @@ from evalkit.errors import DeviceError, ModelError
 from evalkit.models.encoder import Encoder, checkpoints, load_encoders
 from evalkit.run import canary, environment, pipeline, shard_step
 from evalkit.run.cells import plan
-from evalkit.run.encode import batches, cuts, device_errors, encode, packed_cuts, widths
+from evalkit.run.encode import Encoding, batches, device_errors, encode, packed_batches, padded_batches, widths
 
 CPU = torch.device("cpu")
 DIM = 16
@@ -47,7 +47,7 @@ def colbert(tmp_path):
 def encoded(encoder, *, batch_tokens=4096, storage=torch.float32, documents=True, **more):
     tokens = (encoder.tokenize_documents if documents else encoder.tokenize_queries)(TEXTS)
     options = {"documents": documents, "batch_tokens": batch_tokens, "storage": storage, **more}
-    ((_, shard),) = encode(IDS, tokens, encoder, **options).items()
+    ((_, shard),) = encode(IDS, tokens, encoder, Encoding(**options)).items()
     return shard
 
 
@@ -61,15 +61,15 @@ def encoded(encoder, *, batch_tokens=4096, storage=torch.float32, documents=True
 def test_every_text_is_in_one_batch_that_holds_it_and_fits_the_budget(lengths, batch_tokens, longest, packed):
     lengths_N = np.array(lengths, dtype=np.int64)
     found = list(
-        packed_cuts(lengths_N, batch_tokens=batch_tokens)
+        packed_batches(lengths_N, batch_tokens=batch_tokens)
         if packed
-        else cuts(lengths_N, batch_tokens=batch_tokens, longest=longest)
+        else padded_batches(lengths_N, batch_tokens=batch_tokens, longest=longest)
     )
-    assert sorted(row for cut in found for row in cut.rows.tolist()) == list(range(len(lengths)))
-    for cut in found:
-        assert cut.size(lengths_N) <= batch_tokens or len(cut.rows) == 1
-        assert packed or int(lengths_N[cut.rows].max()) <= cut.width
-    in_order = [lengths[row] for cut in found for row in cut.rows]
+    assert sorted(row for batch in found for row in batch.rows.tolist()) == list(range(len(lengths)))
+    for batch in found:
+        assert batch.size(lengths_N) <= batch_tokens or len(batch.rows) == 1
+        assert packed or int(lengths_N[batch.rows].max()) <= batch.width
+    in_order = [lengths[row] for batch in found for row in batch.rows]
     assert in_order == sorted(lengths, reverse=True)
 
 
@@ -86,7 +86,8 @@ def test_a_long_run_meets_its_shapes_early():
     shapes, met = set(), []
     for _ in range(1000):
         lengths_N = np.minimum(generator.integers(4, 400, size=int(generator.integers(100, 300))), 300)
-        shapes |= {(len(cut.rows), cut.width) for cut in cuts(lengths_N, batch_tokens=2048, longest=300)}
+        found = padded_batches(lengths_N, batch_tokens=2048, longest=300)
+        shapes |= {(len(batch.rows), batch.width) for batch in found}
         met.append(len(shapes))
     assert all(texts & (texts - 1) == 0 for texts, _ in shapes - full)
 
@@ -96,7 +97,7 @@ def test_a_long_run_meets_its_shapes_early():
 
 def test_large_shards_lose_less_than_three_percent_to_padding():
     lengths_N = np.minimum(np.random.default_rng(0).gamma(4, 30, size=6000).astype(np.int64) + 3, 300)
-    places = sum(cut.size(lengths_N) for cut in cuts(lengths_N, batch_tokens=4096, longest=300))
+    places = sum(batch.size(lengths_N) for batch in padded_batches(lengths_N, batch_tokens=4096, longest=300))
     assert 1 - lengths_N.sum() / places < 0.03
 
 
@@ -126,7 +127,7 @@ def test_a_texts_bits_depend_on_nothing_but_the_text(colbert):
             torch.set_num_threads(cores)
             tokens = colbert.tokenize_documents([TEXTS[place] for place in places])
             options = {"documents": True, "batch_tokens": 64, "storage": torch.float32}
-            (some,) = encode([IDS[place] for place in places], tokens, colbert, **options).values()
+            (some,) = encode([IDS[place] for place in places], tokens, colbert, Encoding(**options)).values()
             for identifier, of_text in zip(
                 some.ids, torch.split(some.vectors.rows_XD, some.vectors.lengths_N.tolist()), strict=True
             ):
@@ -143,7 +144,7 @@ def test_equal_texts_have_equal_vectors_and_are_encoded_once(colbert):
     ids = [str(place) for place in range(len(texts))]
     options = {"documents": True, "batch_tokens": 8, "storage": torch.float32}
     heard = {"on_batch": lambda count, tokens: seen.append((count, tokens))}
-    (shard,) = encode(ids, encoder.tokenize_documents(texts), encoder, **options, **heard).values()
+    (shard,) = encode(ids, encoder.tokenize_documents(texts), encoder, Encoding(**options, **heard)).values()
     vectors = torch.split(shard.vectors.rows_XD, shard.vectors.lengths_N.tolist())
     assert all(torch.equal(vectors[place], vectors[texts.index(text)]) for place, text in enumerate(texts))
     assert len(encoder.module.seen) == 2
@@ -198,7 +199,8 @@ def test_batches_behind_one_that_did_not_fit_are_as_small(colbert):
     encoder = dataclasses.replace(colbert, module=small)
     options = {"documents": True, "batch_tokens": 1000, "storage": torch.float32}
     tokens = encoder.tokenize_documents(long)
-    encode([str(place) for place in range(40)], tokens, encoder, **options, on_halved=lambda *said: heard.append(said))
+    encoding = Encoding(**options, on_halved=lambda *said: heard.append(said))
+    encode([str(place) for place in range(40)], tokens, encoder, encoding)
     assert len(heard) == 1
 
 
@@ -332,9 +334,7 @@ def test_vectors_that_stay_on_the_device_are_those_that_come_to_the_host(colbert
             ids,
             encoder.tokenize_documents(texts),
             encoder,
-            **options,
-            resident=resident,
-            on_batch=lambda *done: heard.append(done),
+            Encoding(**options, resident=resident, on_batch=lambda *done: heard.append(done)),
         ).values()
         for resident in (False, True)
     )

@@ -238,7 +238,7 @@ def test_nfcorpus_has_its_published_counts(tmp_path: Path) -> None:
         name=dataset.name,
         judged_ids=datasets.judged_ids(dataset),
     )
-    assert datasets.check(dataset, surveyed, config) == ()
+    assert datasets.deviations(dataset, surveyed, config) == ()
     assert (surveyed.documents, len(dataset.queries), surveyed.missing) == (3633, 323, ())
     assert sum(map(len, dataset.qrels.values())) == 12334
 

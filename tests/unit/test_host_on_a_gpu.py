@@ -168,7 +168,7 @@ ARRAYS = {
 def test_arrays_are_written_byte_for_byte_as_safetensors_does_with_the_checksum_on_the_way(
     arrays, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(shard_files, "_PIECE_BYTES", 7)
+    monkeypatch.setattr(shard_files, "_WRITE_BYTES", 7)
     save_file(arrays, tmp_path / "theirs")
     checksum = shard_files._write(tmp_path / "ours", arrays)
     assert (tmp_path / "ours").read_bytes() == (tmp_path / "theirs").read_bytes()

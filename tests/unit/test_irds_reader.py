@@ -455,7 +455,7 @@ def test_files_that_cannot_be_had_or_read_are_refused(
     assert message.startswith(f"ir_datasets id {identifier!r}: got {reason}")
     assert message.endswith(
         ", wanted its whole files on disk or a download; check the network, delete damaged files under "
-        f"{found['home']} or lay whole ones there, or give a BEIR-format folder by dataset.path=DIR"
+        f"{found['home']} or copy complete ones there, or give a BEIR-format folder by dataset.path=DIR"
     )
 
 

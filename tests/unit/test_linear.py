@@ -12,7 +12,7 @@ ROWS, IN, OUT = 70, 48, 80
 
 @pytest.fixture(autouse=True)
 def needs_onednn():
-    if not linear.can_pack():
+    if not linear.has_layers():
         pytest.skip("this torch has no oneDNN layers")
 
 
@@ -29,7 +29,7 @@ def given():
 def test_a_packed_layer_gives_what_float64_gives(given, gelu, with_bias, rows):
     rows_XI, weight_OI, bias_O = given
     bias = bias_O if with_bias else None
-    ours = linear.PackedLinear(weight_OI, bias, gelu=gelu)(rows_XI[:rows])
+    ours = linear.OnednnLinear(weight_OI, bias, gelu=gelu)(rows_XI[:rows])
     wanted = functional.linear(rows_XI[:rows].double(), weight_OI.double(), None if bias is None else bias.double())
     wanted = functional.gelu(wanted) if gelu else wanted
     assert ours.dtype == torch.float32
@@ -40,7 +40,7 @@ def test_a_packed_layer_gives_what_float64_gives(given, gelu, with_bias, rows):
 def test_a_row_has_the_same_bits_whatever_rows_are_beside_it(given):
     _, weight_OI, bias_O = given
     many_XI = torch.randn(600, IN, generator=torch.Generator().manual_seed(2))
-    layer = linear.PackedLinear(weight_OI, bias_O, gelu=True)
+    layer = linear.OnednnLinear(weight_OI, bias_O, gelu=True)
     all_XO = layer(many_XI)
     for rows in (*range(2, 40), 64, 100, 255, 256, 257, 513):
         begin = (rows * 7) % (600 - rows)
@@ -58,10 +58,10 @@ def test_berts_blocks_have_their_residual_in_the_same_pass(given):
         values.normal_(std=0.3)
     hidden = given[0].unsqueeze(0)
     wanted = layer(hidden)
-    linear.pack(layer)
+    linear.use_onednn(layer)
     kinds = [type(child) for child in layer.modules()]
-    assert kinds.count(linear.PackedResidual) == 2
-    assert kinds.count(linear.PackedLinear) == 6
+    assert kinds.count(linear.OnednnResidual) == 2
+    assert kinds.count(linear.OnednnLinear) == 6
     assert nn.Linear not in kinds
     torch.testing.assert_close(layer(hidden), wanted, rtol=1e-4, atol=1e-4)
 
@@ -70,7 +70,7 @@ def test_a_packed_layer_still_shows_its_weight(given):
     _, weight_OI, bias_O = given
     module = nn.Sequential(nn.Linear(IN, OUT))
     module[0].weight.data, module[0].bias.data = weight_OI, bias_O
-    linear.pack(module)
+    linear.use_onednn(module)
     shown = dict(linear.weights(module))
     assert set(shown) == {"0.weight", "0.bias"}
     assert torch.equal(shown["0.weight"], weight_OI)
@@ -96,8 +96,8 @@ class Block(nn.Module):
 def test_only_gelu_itself_is_taken_into_the_layer_before_it(given, activation, taken_in):
     block = Block(activation)
     wanted = block(given[0])
-    linear.pack(block)
-    assert isinstance(block.fc1, linear.PackedLinear)
+    linear.use_onednn(block)
+    assert isinstance(block.fc1, linear.OnednnLinear)
     assert isinstance(block.activation_fn, nn.Identity) == taken_in
     torch.testing.assert_close(block(given[0]), wanted)
 
@@ -114,7 +114,7 @@ class Scaled(nn.Linear):
 )
 def test_other_layers_are_left_as_they_are(layer):
     module = nn.Sequential(layer)
-    linear.pack(module)
+    linear.use_onednn(module)
     assert module[0] is layer
 
 
@@ -124,10 +124,10 @@ def test_a_torch_without_the_calls_or_with_others_runs_its_own_layers(monkeypatc
 
     for operator in (missing, lambda _name: lambda *_: torch.zeros(3, 16)):
         monkeypatch.setattr(linear, "_operator", operator)
-        linear.can_pack.cache_clear()
+        linear.has_layers.cache_clear()
         module = nn.Sequential(nn.Linear(IN, OUT))
-        linear.pack(module)
+        linear.use_onednn(module)
         assert type(module[0]) is nn.Linear
         assert not isinstance(linear.projection(module[0].weight), nn.Module)
     monkeypatch.undo()
-    linear.can_pack.cache_clear()
+    linear.has_layers.cache_clear()

@@ -8,6 +8,7 @@ from evalkit.models.encoder import checkpoints
 from evalkit.run import loaded, pipeline
 
 CPU = torch.device("cpu")
+ENGINE = compose([]).engine
 
 
 def model_at(*dims):
@@ -17,25 +18,25 @@ def model_at(*dims):
 
 def test_the_same_model_is_not_loaded_again(monkeypatch):
     monkeypatch.setattr(loaded, "_held", [])
-    (first,) = loaded.encoders(*model_at(64), device=CPU)
-    (second,) = loaded.encoders(*model_at(64), device=CPU)
+    (first,) = loaded.encoders(*model_at(64), device=CPU, engine=ENGINE)
+    (second,) = loaded.encoders(*model_at(64), device=CPU, engine=ENGINE)
     assert second.encoder is first.encoder
 
 
 def test_other_dims_are_loaded_and_take_the_place_of_the_first(monkeypatch):
     monkeypatch.setattr(loaded, "_held", [])
-    (first,) = loaded.encoders(*model_at(64), device=CPU)
-    (other,) = loaded.encoders(*model_at(128), device=CPU)
+    (first,) = loaded.encoders(*model_at(64), device=CPU, engine=ENGINE)
+    (other,) = loaded.encoders(*model_at(128), device=CPU, engine=ENGINE)
     assert list(other.encoder.heads) == [128]
     assert len(loaded._held) == 1
-    (again,) = loaded.encoders(*model_at(64), device=CPU)
+    (again,) = loaded.encoders(*model_at(64), device=CPU, engine=ENGINE)
     assert again.encoder is not first.encoder
 
 
 def test_nothing_is_kept_unless_it_is_asked_for(monkeypatch):
     monkeypatch.setattr(loaded, "_held", None)
-    (first,) = loaded.encoders(*model_at(64), device=CPU)
-    (second,) = loaded.encoders(*model_at(64), device=CPU)
+    (first,) = loaded.encoders(*model_at(64), device=CPU, engine=ENGINE)
+    (second,) = loaded.encoders(*model_at(64), device=CPU, engine=ENGINE)
     assert second.encoder is not first.encoder
     assert loaded._held is None
 

@@ -403,10 +403,10 @@ def test_vectors_too_wide_for_the_triton_kernel_are_refused():
 
 
 SPECIALIZED = """
-from evalkit.kernels.gpu.elementwise_kernel import add_norm, turn
+from evalkit.kernels.gpu.elementwise_kernel import add_norm, rotate
 from evalkit.kernels.gpu.triton_kernel import maxsim
 
-for kernel in (turn, add_norm, maxsim):
+for kernel in (rotate, add_norm, maxsim):
     free = [one.name for one in kernel.params if not one.is_constexpr and not one.do_not_specialize]
     print(kernel.__name__, *free)
 """
@@ -420,7 +420,7 @@ def test_no_kernel_is_compiled_anew_where_a_count_stops_being_a_multiple_of_16()
     )
     assert made.returncode == 0, made.stderr
     assert made.stdout.splitlines() == [
-        "turn query key cos sin",
+        "rotate query key cos sin",
         "add_norm rows others weight bias eps",  # eps is no integer
         "maxsim queries documents ends chunk_grains chunk_documents out",
     ]

@@ -122,7 +122,7 @@ def test_the_switch_alone_moves_no_run_id_and_deviates_in_nothing(tmp_path):
 
 def test_the_check_tells_what_the_checkpoint_says_of_itself(tmp_path):
     output = CliRunner().invoke(app, ["check", "model=demo", "dim=64", "model.query.max_tokens=40"]).output
-    assert "the checkpoint's own account: artifact.metadata has query_maxlen 32, model.query.max_tokens=40" in output
+    assert "the checkpoint's own settings: artifact.metadata has query_maxlen 32, model.query.max_tokens=40" in output
     refused = CliRunner().invoke(app, ["check", "model=demo", "dim=64", "model.skiplist=none"])
     assert refused.exit_code == 1
     assert "mask_punctuation true, model.skiplist=none" in refused.output

@@ -17,7 +17,7 @@ from evalkit.models.encoder import checkpoints, load_encoders
 from evalkit.ragged import ragged
 from evalkit.ranking import floors, no_hits
 from evalkit.run import pipeline
-from evalkit.run.encode import encode
+from evalkit.run.encode import Encoding, encode
 from evalkit.run.search import search_shard
 from evalkit.storage import trec
 from evalkit.storage.shard_files import ShardVectors
@@ -31,9 +31,9 @@ from evalkit.kernels.gpu import pieces, tensor_core
 TEXTS = ["hello world", "a b c", "the the a . b , hello " * 12, "", "b a c", "hello, hello! " * 7, "a b c"]
 
 
-def turn(query, key, cos, sin, _period, **_):
+def rotate(query, key, cos, sin, _period, **_):
     for part in (query, key):
-        part.copy_(elementwise.reference_turned(part.float(), cos.float(), sin.float()))
+        part.copy_(elementwise.reference_rotated(part.float(), cos.float(), sin.float()))
 
 
 def add_norm(rows, others, weight, bias, *, eps, width, **_):
@@ -53,11 +53,11 @@ def by_text(query, key, value, packing, scale):
 def kernels(monkeypatch):
     """The GPU's kernels, which look at where their arguments are; the elementwise ones by torch, which is faster."""
     found = {
-        "turn": Launches(elementwise_kernel.turn, instead=turn),
+        "rotate": Launches(elementwise_kernel.rotate, instead=rotate),
         "add_norm": Launches(elementwise_kernel.add_norm, instead=add_norm),
         "maxsim": Launches(tensor_core.maxsim),
     }
-    for name in ("turn", "add_norm"):
+    for name in ("rotate", "add_norm"):
         monkeypatch.setattr(elementwise_kernel, name, found[name])
     monkeypatch.setattr(tensor_core, "maxsim", found["maxsim"])
     monkeypatch.setattr(attention, "_KERNELS", {"varlen": by_text})
@@ -83,7 +83,7 @@ def loaded(name, folder, *, device, dtype):
 def encoded(encoder, texts=TEXTS, *, batch_tokens=4096, **options):
     ids = [str(place) for place in range(len(texts))]
     options = {"documents": True, "storage": torch.float16, "batch_tokens": batch_tokens, **options}
-    ((_, shard),) = encode(ids, encoder.tokenize_documents(texts), encoder, **options).items()
+    ((_, shard),) = encode(ids, encoder.tokenize_documents(texts), encoder, Encoding(**options)).items()
     return shard
 
 
@@ -120,7 +120,7 @@ def test_every_family_has_the_cpus_vectors(name, dtype, resident, tmp_path, monk
     assert error < (0.1 if dtype == "bfloat16" else 5e-3)
     fused = encoder.config.backbone in elementwise.BACKBONES
     assert (kernels["add_norm"].count > 1) == fused  # one launch is the probe's
-    assert (kernels["turn"].count > 1) == (encoder.config.backbone == "jina_embeddings_v3")
+    assert (kernels["rotate"].count > 1) == (encoder.config.backbone == "jina_embeddings_v3")
 
 
 @pytest.mark.parametrize("resident", [False, True])

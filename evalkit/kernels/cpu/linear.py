@@ -27,7 +27,7 @@ RESIDUAL_BLOCKS = ("BertSelfOutput", "BertOutput")
 """transformers' blocks that apply a linear layer, add the residual and normalise."""
 
 
-class PackedLinear(nn.Module):
+class OnednnLinear(nn.Module):
     """`x @ weight.T + bias`, followed by GELU if `gelu` is set, in one pass over the output."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, *, gelu: bool = False) -> None:
@@ -55,13 +55,13 @@ class PackedLinear(nn.Module):
         return out
 
 
-class PackedResidual(nn.Module):
+class OnednnResidual(nn.Module):
     """`norm(x @ weight.T + bias + residual)`, with the sum computed in one pass over the output."""
 
     def __init__(self, dense: nn.Linear, norm: nn.Module) -> None:
         """Pack the linear layer of a block and keep its norm."""
         super().__init__()
-        self.dense, self.LayerNorm = PackedLinear(dense.weight, dense.bias), norm
+        self.dense, self.LayerNorm = OnednnLinear(dense.weight, dense.bias), norm
 
     def forward(self, rows: Tensor, residual: Tensor) -> Tensor:
         """Apply the block to `rows` [..., I] and `residual` [..., O]; return [..., O]."""
@@ -75,10 +75,10 @@ def _operator(name: str) -> Any:
     return getattr(torch.ops.mkldnn, name)
 
 
-def pack(module: nn.Module) -> None:
+def use_onednn(module: nn.Module) -> None:
     """Replace the fp32 CPU linear layers of a module by packed ones, fused with the GELU that follows.
 
-    Changes nothing for other types and devices, or where this torch lacks oneDNN's layers (see `can_pack`).
+    Changes nothing for other types and devices, or where this torch lacks oneDNN's layers (see `has_layers`).
     """
     for parent in list(module.modules()):
         if type(parent).__name__ in RESIDUAL_BLOCKS:  # its parent replaces the whole block
@@ -86,19 +86,19 @@ def pack(module: nn.Module) -> None:
         for layer, activation in GELU_PLACES:
             linear, function = getattr(parent, layer, None), getattr(parent, activation, None)
             if _fits(linear) and is_gelu(function):
-                setattr(parent, layer, PackedLinear(linear.weight, linear.bias, gelu=True))
+                setattr(parent, layer, OnednnLinear(linear.weight, linear.bias, gelu=True))
                 setattr(parent, activation, nn.Identity())
         for name, child in list(parent.named_children()):
             if type(child).__name__ in RESIDUAL_BLOCKS and _fits(dense := getattr(child, "dense", None)):
-                setattr(parent, name, PackedResidual(dense, child.get_submodule("LayerNorm")))
+                setattr(parent, name, OnednnResidual(dense, child.get_submodule("LayerNorm")))
             elif _fits(child):
-                setattr(parent, name, PackedLinear(child.weight, child.bias))
+                setattr(parent, name, OnednnLinear(child.weight, child.bias))
 
 
 def projection(weight_OI: Tensor) -> Callable[[Tensor], Tensor]:
     """Return a function that multiplies rows [..., I] by a weight's transpose, by oneDNN where `pack` would use it."""
     if _packable(weight_OI):
-        return PackedLinear(weight_OI, None)
+        return OnednnLinear(weight_OI, None)
     return lambda rows: rows @ weight_OI.T
 
 
@@ -106,7 +106,7 @@ def weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """Yield the name and tensor of every weight; packed layers yield theirs in the dense layout."""
     yield from module.named_parameters()
     for name, child in module.named_modules():
-        if isinstance(child, PackedLinear):
+        if isinstance(child, OnednnLinear):
             yield f"{name}.weight", child.weight
 
 
@@ -116,7 +116,7 @@ def _fits(layer: object) -> TypeGuard[nn.Linear]:
 
 
 def _packable(weight: Tensor) -> bool:
-    return weight.dtype == torch.float32 and weight.device.type == "cpu" and can_pack()
+    return weight.dtype == torch.float32 and weight.device.type == "cpu" and has_layers()
 
 
 def is_gelu(function: object) -> bool:
@@ -127,7 +127,7 @@ def is_gelu(function: object) -> bool:
 
 
 @cache
-def can_pack() -> bool:
+def has_layers() -> bool:
     """Tell whether this torch has oneDNN's layers and their results match torch's own; sets oneDNN's cache sizes."""
     memory.bound_native_caches()
     generator = torch.Generator().manual_seed(0)
@@ -135,7 +135,7 @@ def can_pack() -> bool:
     rows, weight, bias, residual = (torch.randn(*shape, generator=generator) for shape in shapes)
     try:
         with torch.inference_mode():
-            layer = PackedLinear(weight, bias, gelu=True)
+            layer = OnednnLinear(weight, bias, gelu=True)
             ours, added = layer(rows), layer.plus(rows, residual)
     except (AttributeError, RuntimeError, TypeError):  # private operators of torch can change or disappear
         return False

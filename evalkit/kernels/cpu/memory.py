@@ -68,7 +68,7 @@ def _resident_bytes() -> int:
 def _glibc() -> ctypes.CDLL | None:
     try:
         library = ctypes.CDLL(None)
-        library.mallopt, library.malloc_trim  # noqa: B018 (looked up by name)
+        library.mallopt, library.malloc_trim  # noqa: B018 (ctypes looks the functions up by name here)
     except (AttributeError, OSError, TypeError):
         return None
     return library

@@ -15,20 +15,20 @@ Loaded = TypeVar("Loaded")
 
 
 _kept: list[Path] = []
-"""The folder that a run has named, if any."""
+"""The folder set by `keep_in`, if any."""
 
 
 def keep_in(folder: Path) -> None:
-    """Name the folder that is used where numba finds none of its own, so that the next process finds its work there."""
+    """Set the folder to use if numba finds none of its own, so that the next process finds the compiled kernels."""
     _kept[:] = [folder]
 
 
 def with_folder(load: Callable[[], Loaded]) -> Loaded:
     """Call `load`, which imports functions that numba compiles; retry with another folder if they cannot be cached.
 
-    numba caches beside the module or in the user's cache folder; where neither is writable, the import fails. Then the
-    folder that `keep_in` named is used, else a temporary one, which is removed at exit. Raises what `load` raises, and
-    OSError if no folder can be created.
+    numba caches beside the module or in the user's cache folder; if neither is writable, the import fails. Then the
+    folder of `keep_in` is used, else a temporary one, which is removed at exit. Raises what `load` raises, and OSError
+    if no folder can be created.
     """
     try:
         return load()
@@ -38,7 +38,7 @@ def with_folder(load: Callable[[], Loaded]) -> Loaded:
     from numba.core import config
 
     os.environ["NUMBA_CACHE_DIR"] = _folder()
-    config.reload_config()  # type: ignore[no-untyped-call]
+    config.reload_config()  # type: ignore[no-untyped-call]  # numba has no annotations
     return load()
 
 

@@ -89,7 +89,7 @@ def fixed_point_scores(queries: Ragged, documents: Ragged, *, scale_Y: Tensor, s
     return _all_scores(query_YD, unit_Y, queries.offsets_N, documents, lambda part: _pairs(part, scale), lowest)
 
 
-def _all_scores(  # noqa: PLR0913, PLR0917 (one call's worth of a kernel's arguments)
+def _all_scores(
     query_YD: Tensor,
     unit_Y: Tensor,
     offsets_Q: Tensor,

@@ -1,12 +1,12 @@
-"""What stands between a transformer's matrix products, in Triton: RoPE of queries and keys, and a residual's norm.
+"""Triton kernels for a transformer's elementwise operations: RoPE of queries and keys, and a residual with its norm.
 
 Shapes: X tokens of a batch, A heads, K width of a head, H hidden size.
 
 Arithmetic, for jina-colbert-v2 (H = 1024, 24 layers, 2 bytes a number): a token's matrix products take 604 MFLOP, .8 µs
 at an H100's or H200's 750 TFLOP/s. torch's own calls move 42 KB a token and layer for RoPE, 20 for the two residuals
 with their norms and 16 for GELU, 1.9 MB in all: .7 µs at 2.7 TB/s, nearly what the products take. Here RoPE moves 8 KB
-and the norms 12, with GELU .9 MB: .3 µs. Both kernels wait for memory alone, and a row knows nothing of its neighbours.
-Compiled for compute capability 9.0 they load and store 16 bytes a thread and spill nothing.
+and the norms 12, with GELU .9 MB: .3 µs. Both kernels are limited by memory bandwidth, and rows are independent.
+Compiled for compute capability 9.0, a thread loads and stores 16 bytes at a time, and no register is spilled.
 """
 
 import triton
@@ -14,17 +14,17 @@ import triton.language as tl
 
 
 @triton.jit
-def _turn_one(heads, at_AK, mask_AK, half, cos_K, sin_K):
+def _rotate_one(heads, at_AK, mask_AK, half, cos_K, sin_K):
     first_AK = tl.load(heads + at_AK, mask=mask_AK).to(tl.float32)
     second_AK = tl.load(heads + at_AK + half, mask=mask_AK).to(tl.float32)
-    turned_AK = first_AK * cos_K - second_AK * sin_K
+    rotated_AK = first_AK * cos_K - second_AK * sin_K
     behind_AK = second_AK * cos_K + first_AK * sin_K
-    tl.store(heads + at_AK, turned_AK.to(heads.dtype.element_ty), mask=mask_AK)
+    tl.store(heads + at_AK, rotated_AK.to(heads.dtype.element_ty), mask=mask_AK)
     tl.store(heads + at_AK + half, behind_AK.to(heads.dtype.element_ty), mask=mask_AK)
 
 
-@triton.jit(do_not_specialize=["period"])  # the tokens of a batch: one variant serves them all
-def turn(
+@triton.jit(do_not_specialize=["period"])  # varies by batch: one variant serves all
+def rotate(
     query,
     key,
     cos,
@@ -35,10 +35,11 @@ def turn(
     head_block: tl.constexpr,
     half_block: tl.constexpr,
 ):
-    """Turn the two halves of each head of a token's query and key by its position's angles, in place.
+    """Rotate the two halves of each head of a token's query and key by its position's angles, in place.
 
-    Row x of the tables is that of token x modulo `period`; it holds each angle's cosine or sine twice, as RoPE of two
-    halves has it. Products and sums are fp32 and rounded once, where torch's own calls round three times.
+    Token x uses row x modulo `period` of the tables. A row contains each angle's cosine or sine twice, as in the
+    variant of RoPE that pairs two halves. Products and sums are fp32 and rounded once; torch's own calls round three
+    times.
     """
     token = tl.program_id(0).to(tl.int64)
     k = tl.arange(0, half_block)
@@ -48,13 +49,13 @@ def turn(
     sin_K = tl.load(sin + angle_K, mask=k < half).to(tl.float32)[None, :]
     at_AK = token * (heads * 2 * half) + a[:, None] * (2 * half) + k[None, :]
     mask_AK = (a < heads)[:, None] & (k < half)[None, :]
-    _turn_one(query, at_AK, mask_AK, half, cos_K, sin_K)
-    _turn_one(key, at_AK, mask_AK, half, cos_K, sin_K)
+    _rotate_one(query, at_AK, mask_AK, half, cos_K, sin_K)
+    _rotate_one(key, at_AK, mask_AK, half, cos_K, sin_K)
 
 
 @triton.jit
 def add_norm(rows, others, weight, bias, eps, width: tl.constexpr, block: tl.constexpr):
-    """Write the norm of the sum of two rows [H] over the first: fp32 throughout, rounded once at the end."""
+    """Replace `rows` by the norm of `rows + others` [H]: fp32 throughout, rounded once at the end."""
     h = tl.arange(0, block)
     at_H = tl.program_id(0).to(tl.int64) * width + h
     mask_H = h < width

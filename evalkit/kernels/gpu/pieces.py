@@ -1,11 +1,11 @@
-"""Vectors laid out for a tiled kernel: documents in pieces of 8 or 16 rows, queries in pieces of 32, nothing masked.
+"""The layout of vectors for a tiled kernel: documents in pieces of 8 or 16 rows, queries in pieces of 32, no masks.
 
-Shapes: Q queries, N documents, X packed vectors, R rows of the layout, D dim; C chunks, M query pieces.
+Shapes: Q queries, N documents, X vectors, concatenated, R rows of the layout, D dim; C chunks, M query pieces.
 
-A document fills whole pieces: its last vector is repeated up to the next multiple of the piece, which cannot change a
-maximum. That is 3.5 (pieces of 8) or 7.5 rows (of 16) a document on average, against 43 when 85-vector documents are
-padded to 128. A query is filled up with zero vectors, whose maxima are 0, so its sum stays the same too. So a kernel
-needs no mask, and every load of it is contiguous. Whole documents make up a chunk, the work of one program.
+A document fills whole pieces: its last vector is repeated up to the next multiple of the piece, which does not change a
+maximum. On average that adds 3.5 rows per document (pieces of 8) or 7.5 (of 16); padding 85-vector documents to 128
+would add 43. A query is filled up with zero vectors, whose maxima are 0, so its sum does not change either. So the
+kernel needs no mask, and all its loads are contiguous. A chunk consists of whole documents; one program processes it.
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from torch.nn.functional import pad
 from evalkit.ragged import Ragged, offsets
 
 GRAIN = 128
-"""Rows to which every chunk is filled up: the largest tile."""
+"""Every chunk is filled up to a multiple of this number of rows, that of the largest tile."""
 CHUNK_ROWS = 4096
-"""Rows of a chunk, about: a program loads its 256 query vectors once per chunk, 6 % of what it loads in all."""
+"""Approximate rows of a chunk: a program loads its 256 query vectors once per chunk, 6 % of all that it loads."""
 LEAST_CHUNK_ROWS = 512
 """The same for small shards; below it, loading the query vectors would take as long as loading the documents."""
 CHUNKS_WANTED = 264
-"""Two programs for each of a Hopper GPU's 132 multiprocessors, even where one program holds all queries."""
+"""Two programs for each of a Hopper GPU's 132 multiprocessors, even if one program processes all queries."""
 QUERY_PIECE = 32
 """Vectors of a query piece: ColBERT's query length, and two 16-row slabs of a tensor-core instruction."""
 DIM_PARTS = 3
-"""Powers of two that a dim may be the sum of: 96 is 64 + 32, so it is never padded to 128."""
+"""Most powers of two whose sum is a dim: 96 is 64 + 32, so it is not padded to 128."""
 
 
 class Documents(NamedTuple):
@@ -46,7 +46,7 @@ class Documents(NamedTuple):
     piece: int
     """Rows of a piece."""
     total: int
-    """Documents in all."""
+    """Number of documents."""
 
 
 class Queries(NamedTuple):
@@ -56,17 +56,17 @@ class Queries(NamedTuple):
     first_Q: Tensor
     """Each query's first piece; on the CPU."""
     pieces_Q: Tensor
-    """How many pieces each query has; on the CPU."""
+    """The number of pieces of each query; on the CPU."""
 
 
 def document_pieces(documents: Ragged, *, piece: int) -> Documents:
-    """Lay packed documents out in pieces of 8, 16 or 32 rows, on the device where their vectors are."""
+    """Lay documents out in pieces of 8, 16 or 32 rows, on the device of their vectors."""
     device = documents.rows_XD.device
     lengths_N = documents.offsets_N.diff()
     pieces_N = (lengths_N + piece - 1) // piece
     ends_N = pieces_N.cumsum(0)
     begins_N = ends_N - pieces_N
-    # A document belongs to the chunk in whose stretch of CHUNK_ROWS it begins; a longer one makes its chunk longer.
+    # A document belongs to the chunk in whose CHUNK_ROWS rows it begins; a long document makes its chunk longer.
     stretch_N = begins_N * piece // chunk_rows(int(ends_N[-1]) * piece)
     first_N = torch.ones_like(stretch_N, dtype=torch.bool)
     first_N[1:] = stretch_N[1:] != stretch_N[:-1]
@@ -94,7 +94,7 @@ def document_pieces(documents: Ragged, *, piece: int) -> Documents:
 
 
 def chunk_rows(rows: int) -> int:
-    """Return the rows of a chunk for a shard of so many: fewer where the shard is small, to occupy the whole GPU.
+    """Return the rows of a chunk, given those of the shard; fewer for a small shard, so that it occupies the whole GPU.
 
     >>> chunk_rows(8_000_000), chunk_rows(600_000), chunk_rows(1_000)
     (4096, 2048, 512)
@@ -106,14 +106,14 @@ def chunk_rows(rows: int) -> int:
 
 
 def _rows(moved_N: Tensor, offsets_N: Tensor, count: int) -> Tensor:
-    """Return for each row of the layout the packed vector that it holds."""
+    """Return for each row of the layout the index of its vector."""
     row_R = torch.arange(count, device=moved_N.device)
     owner_R = torch.searchsorted(moved_N, row_R, right=True) - 1
     return torch.minimum(offsets_N[owner_R] + row_R - moved_N[owner_R], offsets_N[owner_R + 1] - 1)
 
 
 def query_pieces(queries: Ragged, *, multiple: int, device: torch.device, dtype: torch.dtype) -> Queries:
-    """Lay queries out in pieces [M, 32, D] of zero-filled vectors, M a multiple of `multiple`."""
+    """Lay queries out in pieces [M, 32, D], filled up with zero vectors; M is a multiple of `multiple`."""
     lengths_Q = queries.offsets_N.diff()
     pieces_Q = (lengths_Q + QUERY_PIECE - 1) // QUERY_PIECE
     first_Q = pieces_Q.cumsum(0) - pieces_Q
@@ -127,7 +127,7 @@ def query_pieces(queries: Ragged, *, multiple: int, device: torch.device, dtype:
 
 
 def query_sums(partial_MN: Tensor, queries: Queries) -> Tensor:
-    """Add up the pieces of each query [Q, N], in their order, so that the sum is the same every time."""
+    """Add the partial scores of each query's pieces [Q, N], in a fixed order, so that the sum is reproducible."""
     if bool((queries.pieces_Q == 1).all()):
         return partial_MN[: len(queries.pieces_Q)]
     device = partial_MN.device
@@ -139,9 +139,9 @@ def query_sums(partial_MN: Tensor, queries: Queries) -> Tensor:
 
 
 def dim_parts(dim: int) -> tuple[int, int, int]:
-    """Return the powers of two, 16 at least, that a dim is computed as; 0 where fewer than three are needed.
+    """Return the powers of two, each at least 16, whose sum is the computed dim; 0 if fewer than three are needed.
 
-    A dim that has no such sum is filled up with zeros to the next that has one, which changes no dot product.
+    Any other dim is filled up with zeros to the next dim with such a sum, which does not change dot products.
 
     >>> dim_parts(128), dim_parts(96), dim_parts(384), dim_parts(100)
     ((128, 0, 0), (64, 32, 0), (256, 128, 0), (64, 32, 16))
@@ -155,6 +155,6 @@ def dim_parts(dim: int) -> tuple[int, int, int]:
 
 
 def _widened(vectors_XD: Tensor) -> Tensor:
-    """Fill vectors up with zeros to the dim that the kernel computes."""
+    """Fill vectors up with zeros to the computed dim."""
     missing = sum(dim_parts(vectors_XD.shape[1])) - vectors_XD.shape[1]
     return pad(vectors_XD, (0, missing)) if missing else vectors_XD

@@ -1,4 +1,4 @@
-"""Launch the Triton kernel: how a program cuts its work, by what fits and by one timing where that pays.
+"""Launch the Triton kernel, and choose its tiling: one that fits and, if that pays, the fastest of a timing.
 
 Shapes: Q queries, N documents, M query pieces of L = 32 vectors, D dim.
 """
@@ -19,23 +19,23 @@ from evalkit.kernels.trouble import first_line, is_out_of_memory, say_once
 from evalkit.ragged import Ragged
 
 WORTH_TIMING = 1e13
-"""Operations, of all calls so far, from which timing the tilings pays: 30 ms of work against a second of compiling."""
+"""Operations of all calls so far from which timing the tilings pays off: it takes a second of compiling."""
 FEW_PIECES = 4
-"""Up to here a tiling of eight warps would score query pieces that are not there."""
+"""Up to this number of query pieces, some of eight warps would have no piece."""
 
 
 class Tiling(NamedTuple):
-    """How one program cuts its work."""
+    """How one program divides its work."""
 
     rows: int
     """Document rows of a tile."""
     warps: int
-    """Warps, and query pieces: each warp has one."""
+    """Number of warps and of query pieces: each warp has one piece."""
     stages: int
-    """Tiles that are loaded ahead, and the one at work."""
+    """Tiles in shared memory: the current one and those that are prefetched."""
 
     def shared_bytes(self, dim: int) -> int:
-        """Return the shared memory that queries and tiles take, with room for what the compiler adds."""
+        """Return the shared memory of queries and tiles, with a margin for what the compiler adds."""
         return 2 * dim * (QUERY_PIECE * self.warps + self.rows * self.stages) + 1024
 
 
@@ -47,17 +47,17 @@ TILINGS = (
     Tiling(64, 4, 3),
     Tiling(32, 4, 2),
 )
-"""In order of what is expected of them; where timing them does not pay, `expected` takes the first that suits.
+"""Sorted by expected speed; if timing does not pay off, `expected` returns the first suitable one.
 
-Three stages hide the copy of the next tile behind the products of the one at work; two hide less, but let two programs
-share a multiprocessor.
+With three stages, the copy of the next tile overlaps with the products of the current one. With two it overlaps less,
+but two programs can share a multiprocessor.
 """
 HOPPER_SHARED_BYTES = 232_448
-"""Shared memory that one program may have on compute capability 9.0."""
+"""Most shared memory of one program on compute capability 9.0."""
 
 
 def scores(queries: Ragged, documents: Documents, *, tiling: Tiling | None = None) -> Tensor:
-    """Return MaxSim scores [Q, N] in fp32 on the documents' device; `kernels.tensor_core_bound` bounds their error.
+    """Return MaxSim scores [Q, N] in fp32 on the documents' device; `maxsim.bounds` has the bound of their error.
 
     Queries are rounded to the documents' type, fp16 or bf16. `tiling` is chosen by `fastest` unless given.
     """
@@ -103,7 +103,7 @@ def launch(query_MLD: Tensor, documents: Documents, tiling: Tiling) -> Tensor:
 
 
 def tilings(dim: int, *, piece: int, shared_bytes: int = HOPPER_SHARED_BYTES) -> list[Tiling]:
-    """Return the tilings that a dim and a piece admit, the most promising first."""
+    """Return the tilings that are valid for a dim and a piece, the most promising first."""
     return [
         tiling
         for tiling in TILINGS
@@ -112,15 +112,15 @@ def tilings(dim: int, *, piece: int, shared_bytes: int = HOPPER_SHARED_BYTES) ->
 
 
 def fits(dim: int, device: torch.device, *, piece: int) -> bool:
-    """Tell whether any tiling fits the device's shared memory: on Hopper, up to 512 numbers a vector do."""
+    """Tell whether any tiling fits the device's shared memory: on Hopper, vectors of up to 512 numbers do."""
     return bool(tilings(dim, piece=piece, shared_bytes=shared_bytes_of(device)))
 
 
 def fastest(documents: Documents, *, query_count: int, worth_timing: float = WORTH_TIMING) -> Tiling:
-    """Return the tiling for some work: by one timing per process and kind of work, as soon as that pays.
+    """Return the tiling for some work. As soon as it pays off, tilings are timed once per process and kind of work.
 
-    `query_count` is that of query pieces. `worth_timing` counts the operations of all calls of this kind, so that a run
-    over many small shards times the tilings too.
+    `query_count` is the number of query pieces. `worth_timing` applies to the operations of all calls of this kind, so
+    that many small shards are enough too.
     """
     rows_RD = documents.rows_RD
     dim, device = rows_RD.shape[1], rows_RD.device
@@ -139,7 +139,7 @@ def fastest(documents: Documents, *, query_count: int, worth_timing: float = WOR
 
 
 def expected(fitting: Sequence[Tiling], *, query_count: int) -> Tiling:
-    """Return the first tiling whose warps all have a query piece, else the first of those with the fewest warps.
+    """Return the first tiling in which every warp has a query piece, else the first one with the fewest warps.
 
     >>> [expected(TILINGS, query_count=count).warps for count in (1, 4, 5, 256)]
     [4, 4, 8, 8]
@@ -155,7 +155,7 @@ _WORK: dict[_Kind, float] = {}
 
 @functools.cache
 def shared_bytes_of(device: torch.device) -> int:
-    """Return the shared memory that one program may have on a device; in the interpreter, on Hopper."""
+    """Return the most shared memory of one program on a device; in Triton's interpreter, that of Hopper."""
     if device.type != "cuda":
         return HOPPER_SHARED_BYTES
     properties: Any = torch.cuda.get_device_properties(device)  # the stubs lack this attribute
@@ -163,7 +163,7 @@ def shared_bytes_of(device: torch.device) -> int:
 
 
 def _timed(documents: Documents, query_count: int, fitting: Sequence[Tiling]) -> Tiling:
-    """Time tilings on some of the chunks, three times each, and return the fastest; one that cannot run is left out."""
+    """Time each tiling three times on some of the chunks and return the fastest; those that fail are left out."""
     dim, device = documents.rows_RD.shape[1], documents.rows_RD.device
     some = documents._replace(chunk_documents=documents.chunk_documents[: 32 * 1024 // max(query_count, 32)])
     count = -(-query_count // 8) * 8
@@ -178,7 +178,7 @@ def _timed(documents: Documents, query_count: int, fitting: Sequence[Tiling]) ->
                 launch(query_MLD, some, tiling)
             torch.cuda.synchronize(device)
             took = time.perf_counter() - started
-        except Exception as error:  # a compiler's failures have classes of their own
+        except Exception as error:  # compilers raise many kinds of errors
             if is_out_of_memory(error):
                 raise
             say_once(f"{tiling} cannot run here ({type(error).__name__}: {first_line(error)}): another is used")

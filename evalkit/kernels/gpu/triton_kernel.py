@@ -1,22 +1,23 @@
-"""MaxSim on the tensor cores of a GPU: one Triton kernel over documents and queries in pieces.
+"""MaxSim on the tensor cores of a GPU: one Triton kernel for documents and queries in pieces (see `pieces`).
 
 Shapes: Q queries, N documents, M query pieces of 32 vectors, D dim; in the kernel Y query vectors and T document rows
 of a tile, P pieces of a tile, S rows of a piece.
 
-One program holds G query pieces (128 or 256 query vectors) and runs over one chunk of whole documents, tile by tile. A
-tile's scores [Y, T] stay in registers. They are cut into pieces [Y, S], and an elementwise running maximum goes over
-the pieces of a document; only where a document ends is it reduced over S and summed over a query's 32 vectors. So a
-boundary may fall behind any piece, a tile may hold parts of several documents, and no score is masked. Query vectors
-are dealt to rows such that each warp has one query piece whole: the sum needs no other warp. Every output is written
-once, by one program, in one order: no atomics, and the same bits every time.
+One program loads G query pieces (128 or 256 query vectors) and processes one chunk of whole documents, tile by tile. A
+tile's scores [Y, T] stay in registers. They are split into pieces [Y, S], and an elementwise running maximum is taken
+over the pieces of a document. Where a document ends, it is reduced over S and summed over a query's 32 vectors. A
+document may therefore end after any piece, a tile may contain parts of several documents, and no score is masked. Query
+vectors are assigned to rows such that each warp has one whole query piece, so the sum stays inside a warp. Every output
+is written once, by one program, in a fixed order: there are no atomics, and results are reproducible to the bit.
 
 Arithmetic, for D = 128 on an H100 (132 multiprocessors, 4,096 fp16 operations a cycle each on tensor cores, 64 maxima
-a cycle): a score takes 2 * 128 / 4096 = 1/16 cycle of tensor core and 1/64 of maximum, so the maxima cost a quarter of
-the products' time when nothing overlaps (80 % of the GEMM rate), and a third or a half at D = 96 and 64; two programs
-on a multiprocessor overlap them. A document row of 256 bytes meets 256 query vectors, which is 256 operations for each
-byte from the second-level cache; programs of one chunk run side by side, so device memory is read about once per wave.
-Compiled for compute capability 9.0 the 256-by-64 tile takes 102 registers a thread, spills nothing, and fits twice on
-a multiprocessor. What share of the peak it reaches, scripts/gpu/search.py measures.
+a cycle): a score takes 2 * 128 / 4096 = 1/16 cycle of a tensor core and 1/64 cycle for the maximum. Without overlap
+the maxima take a quarter of the products' time (80 % of the GEMM rate), and a third or a half at D = 96 and 64; two
+programs on a multiprocessor overlap them. A document row of 256 bytes is used for 256 query vectors, which is 256
+operations per byte from the level-2 cache. Programs of one chunk run concurrently, so device memory is read about once
+per wave.
+Compiled for compute capability 9.0, the 256-by-64 tile takes 102 registers per thread, spills none, and fits twice on a
+multiprocessor. scripts/gpu/search.py measures which share of the peak it reaches.
 """
 
 import triton
@@ -31,7 +32,7 @@ def _halves(pieces_YSP):
 
 @triton.jit
 def _pieces(score_YT, rows: tl.constexpr, piece: tl.constexpr):
-    """Cut a tile's scores into pieces [Y, S, 1] in their order: halves are of even and odd pieces."""
+    """Split a tile's scores into pieces [Y, S, 1], in order."""
     pieces_YSP = tl.permute(tl.reshape(score_YT, [score_YT.shape[0], rows // piece, piece]), [0, 2, 1])
     if rows // piece == 2:
         p0, p1 = _halves(pieces_YSP)
@@ -53,7 +54,7 @@ def _pieces(score_YT, rows: tl.constexpr, piece: tl.constexpr):
         return (p0, p1, p2, p3, p4, p5, p6, p7)
 
 
-@triton.jit(do_not_specialize=["out_stride"])  # the documents of a shard: one variant serves them all
+@triton.jit(do_not_specialize=["out_stride"])  # the number of documents varies by shard: one variant serves all
 def maxsim(
     queries,
     documents,
@@ -72,7 +73,7 @@ def maxsim(
     warps: tl.constexpr,
     stages: tl.constexpr,
 ):
-    """Write the scores of `warps` query pieces against one chunk; `dim` is the sum of its three parts."""
+    """Write the scores of `warps` query pieces against one chunk; `dim` is the sum of the three parts."""
     first_piece = tl.program_id(0) * warps
     chunk = tl.program_id(1)
     # Rows 16w to 16w + 15 of each half of the tile belong to warp w: both halves of a query piece go to one warp.

@@ -1,1 +1,1 @@
-"""The architectures: transformers' own classes, and those that transformers lacks."""
+"""The architectures: classes of transformers, and those that transformers lacks."""

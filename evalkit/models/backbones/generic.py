@@ -1,8 +1,8 @@
-"""Any text model that transformers itself has, by the class that it gives to config.json's `model_type`.
+"""Any text model of transformers, by the class that belongs to config.json's `model_type`.
 
-transformers' own loader puts a checkpoint's tensors under the class's names, whatever head they were saved with and
-whatever they were called in older versions. What it would only warn of is refused here: a tensor that the class lacks
-would be random, and one of a layer that the class has not would be dropped.
+transformers' loader maps a checkpoint's tensors to the class's names, whatever head they were saved with and whatever
+their names in older versions. Two cases for which it only warns raise an error here: a missing tensor, which would be
+random, and a tensor of a layer that the class lacks, which would be dropped.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from evalkit.config.settings import EncoderConfig
 from evalkit.errors import ModelError
 
 POOLER = "pooler."
-"""No vector of a model here passes through the pooler: it may be missing, or be there and go."""
+"""No vector depends on the pooler, so it may be missing, and is removed otherwise."""
 COSMETIC = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
-"""What of config.json changes nothing that is computed in the run's own dtype."""
+"""Keys of config.json that do not change vectors, since the job sets the dtype."""
 
 
 def model_class(kind: str, *, origin: str) -> type[Any]:
-    """Return transformers' class for a `model_type`. Raises ModelError where it has none of its own."""
+    """Return transformers' class for a `model_type`. Raises ModelError if it has none."""
     from transformers import CONFIG_MAPPING, MODEL_MAPPING
 
     found: Any = MODEL_MAPPING.get(CONFIG_MAPPING[kind], None) if kind in CONFIG_MAPPING else None
@@ -44,16 +44,16 @@ def model_class(kind: str, *, origin: str) -> type[Any]:
 def load(
     tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str
 ) -> tuple[nn.Module, int]:
-    """Return the model with a checkpoint's tensors, every one of its own filled, and its hidden size.
+    """Return the model with all its tensors loaded from a checkpoint, and its hidden size.
 
-    Raises ModelError for missing tensors, tensors of layers that it has not, other shapes, or too few positions.
+    Raises ModelError for missing tensors, tensors of unknown layers, other shapes, or too few positions.
     """
     from transformers import CONFIG_MAPPING
 
     cls = model_class(str(config.architecture), origin=origin)
     try:
         shape = CONFIG_MAPPING[str(config.architecture)].from_dict(dict(values))
-    except Exception as error:  # each architecture refuses values in its own way
+    except Exception as error:  # each architecture raises other errors for invalid values
         msg = f"{origin}: config.json does not suit model_type {config.architecture!r}"
         raise ModelError(f"{msg} ({' '.join(str(error).split())}); fetch the file again") from error
     takes = inspect.signature(cls.__init__).parameters
@@ -92,7 +92,7 @@ def load(
 
 
 def learned_positions(module: nn.Module) -> int | None:
-    """Return how many positions a model has learned; None for one that computes them."""
+    """Return the number of learned positions; None for a model that computes positions."""
     for name, child in module.named_modules():
         if name.endswith("position_embeddings") and isinstance(child, nn.Embedding):
             pad = child.padding_idx
@@ -105,7 +105,7 @@ def _is_quantised(name: str, tensor: Tensor) -> bool:
 
 
 def _is_of_a_layer(name: str, module: nn.Module, cls: type[Any]) -> bool:
-    """Whether a tensor that the class has no place for belongs to a part that it has, rather than to another head."""
+    """Whether an unexpected tensor belongs to a part of the class, and not to some head."""
     own = name.removeprefix(f"{cls.base_model_prefix}.")
     if own.startswith(POOLER) or own.endswith((".position_ids", ".token_type_ids", "inv_freq")):
         return False
@@ -114,7 +114,7 @@ def _is_of_a_layer(name: str, module: nn.Module, cls: type[Any]) -> bool:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep transformers' table of missing tensors to ourselves: the error says it, and names the checkpoint."""
+    """Hide transformers' table of missing tensors: the error lists them and names the checkpoint."""
     from transformers.utils import logging as own
 
     library: Any = own

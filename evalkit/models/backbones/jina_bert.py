@@ -1,10 +1,10 @@
 """JinaBERT, which transformers lacks: BERT with symmetric ALiBi for positions and a GEGLU feed-forward.
 
 Shapes: B texts, T tokens, H hidden size, I inner size, A attention heads, K width of a head.
-Module names are the checkpoints' own keys, so that every tensor loads under the name it was saved with. Written from
-the architecture's description (arXiv 2310.19923) and its key layouts as other projects read them (second-hand: vLLM's,
-text-embeddings-inference's and llama.cpp's loaders); tests/parity/test_hub_checkpoints_parity.py holds all of them to a
-float64 implementation. Which layout a checkpoint has is seen from its keys: its config.json does not say.
+Modules are named like the checkpoints' keys, so that every tensor is loaded under its own name. The sources are the
+description of the architecture (arXiv 2310.19923) and, for the key layouts, the loaders of vLLM,
+text-embeddings-inference and llama.cpp. tests/parity/test_hub_checkpoints_parity.py compares all layouts with a float64
+implementation. A checkpoint's layout is recognised by its keys, because its config.json does not state it.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from evalkit.models.attention import Packing, packed_attention
 
 @dataclass(frozen=True, kw_only=True)
 class JinaBertConfig:
-    """The sizes that config.json gives."""
+    """The sizes in config.json."""
 
     vocab_size: int
     hidden_size: int
@@ -35,9 +35,9 @@ class JinaBertConfig:
     type_vocab_size: int
     pad_token_id: int
     qk_norm: bool = False
-    """Queries and keys are normalised before they are cut into heads."""
+    """Whether queries and keys are normalised before they are split into heads."""
     outer_norms: bool = False
-    """Attention and feed-forward are added and normalised by the layer, the attention a second time."""
+    """Whether the layer adds and normalises the outputs of attention (for a second time) and feed-forward."""
 
 
 def alibi_slopes(heads: int) -> list[float]:
@@ -132,7 +132,7 @@ class _GatedFeedForward(nn.Module):
 
 
 class _UpGatedFeedForward(nn.Module):
-    """The feed-forward of checkpoints with outer norms: the second half is the gate, not the first."""
+    """The feed-forward of checkpoints with outer norms: its gate is the second half, not the first."""
 
     def __init__(self, config: JinaBertConfig) -> None:
         super().__init__()
@@ -173,15 +173,15 @@ class _Encoder(nn.Module):
 
 @cache
 def _slopes(heads: int, device: torch.device) -> Tensor:
-    """Return ALiBi's slopes, brought to a device once: from unpinned memory the host waits for the device."""
+    """Return ALiBi's slopes, copied to a device only once: copying unpinned memory makes the host wait."""
     return torch.tensor(alibi_slopes(heads), device=device)
 
 
 class JinaBertModel(nn.Module):
-    """The encoder without its pooler; called as transformers' encoders are."""
+    """The encoder without its pooler, with the interface of transformers' encoders."""
 
     def __init__(self, config: JinaBertConfig) -> None:
-        """Make every weight, unfilled by training; the loader fills them from a checkpoint."""
+        """Allocate the weights; the loader fills them from a checkpoint."""
         super().__init__()
         self.config = config
         self.embeddings = _Embeddings(config)
@@ -192,7 +192,7 @@ class JinaBertModel(nn.Module):
     ) -> BaseModelOutput:
         """Return the hidden states [B, T, H]; where `attention_mask` [B, T] is 0, no token attends.
 
-        With `packing`, the one row of `input_ids` holds texts back to back, each attending to itself alone.
+        With `packing`, `input_ids` has one row of concatenated texts, each of which attends only to itself.
         """
         x_BTH = self.embeddings(input_ids)
         bias_BATT = self._bias(input_ids.shape[1] if packing is None else packing.longest_q, x_BTH)
@@ -203,7 +203,7 @@ class JinaBertModel(nn.Module):
         return BaseModelOutput(last_hidden_state=x_BTH)
 
     def _bias(self, length: int, like: Tensor) -> Tensor:
-        """Return ALiBi's penalties [1, A, T, T]: slope times distance, in both directions alike."""
+        """Return ALiBi's penalties [1, A, T, T]: slope times distance, the same in both directions."""
         position_T = torch.arange(length, device=like.device)
         distance_TT = (position_T[:, None] - position_T[None, :]).abs()
         slopes_A = _slopes(self.config.num_attention_heads, like.device)

@@ -1,7 +1,7 @@
-"""Build a transformer from a checkpoint's tensors, every one of them accounted for.
+"""Build a transformer from a checkpoint's tensors; every tensor must be used or knowingly left out.
 
-The class and its configuration are chosen here, never by the checkpoint: with the `model_type: xlm-roberta` of
-jina-colbert-v2's config.json an automatic class would build another network and leave its layers random.
+The config chooses the class, never the checkpoint: for the `model_type: xlm-roberta` of jina-colbert-v2's config.json,
+transformers' automatic class would build another network with random layers.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ ARCHITECTURE_KEYS = (
     "type_vocab_size",
     "pad_token_id",
 )
-"""What every backbone here reads from config.json; each adds its own."""
+"""The keys of config.json that every backbone reads; each backbone adds its own."""
 XMOD_KEYS = (
     "pre_norm",
     "adapter_reduction_factor",
@@ -51,14 +51,14 @@ OPTIONAL_KEYS = (
     *("bos_token_id", "eos_token_id", "hidden_act", "position_embedding_type", "feed_forward_type"),
     *("rotary_emb_base", "rotary_emb_interleaved", "rotary_emb_scale_base", "languages", *XMOD_KEYS),
 )
-"""What some backbones read beside; dims share a backbone only where all of these agree."""
+"""Further keys that some backbones read; dims share a backbone only if all of these are equal."""
 MODEL_TYPES: Mapping[str, tuple[str, ...]] = {
     "jina_embeddings_v3": ("xlm-roberta", "jina_embeddings_v3"),
     "bert": ("bert",),
     "jina_bert": ("bert", "jina_clip"),
     "xmod": ("xmod",),
 }
-"""The `model_type` of the config.json that each backbone reads."""
+"""The valid `model_type` in config.json for each backbone."""
 FIXED_VALUES: Mapping[str, Mapping[str, Any]] = {
     "jina_embeddings_v3": {
         "position_embedding_type": "rotary",
@@ -71,7 +71,7 @@ FIXED_VALUES: Mapping[str, Mapping[str, Any]] = {
     "xmod": {"position_embedding_type": "absolute"},
     "transformers": {},
 }
-"""What a backbone's class computes whatever config.json says of it: a checkpoint that asks for more is refused."""
+"""Fixed properties of a backbone's class; a checkpoint whose config.json states other values is refused."""
 COUNTS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("intermediate_size", "max_position_embeddings", "type_vocab_size"),
@@ -80,18 +80,18 @@ TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 MEASURES = ("layer_norm_eps", "adapter_reduction_factor")
 SWITCHES = ("pre_norm", "adapter_layer_norm", "adapter_reuse_layer_norm", "ln_before_adapter")
 MOST = 100_000_000
-"""More than any size of a model; what is built of larger ones would never be finished."""
+"""More than any valid size in config.json; building a model of a larger size would not end."""
 MOST_LAYERS = 1_000
 DEFAULT_ROPE_THETA = 10_000.0
-"""RoPE base where config.json has none: inferred (the original code's default), not published."""
+"""RoPE base if config.json has none: inferred from the default of the original code, not published."""
 
 
 ROPE_FREQUENCIES = ("rotary_emb.inv_freq", "rotary_emb.original_inv_freq")
-"""The native class's buffers of them."""
+"""The native class's buffers with RoPE's frequencies."""
 
 
 class Backbone(NamedTuple):
-    """A loaded transformer, and the facts of it that a result must record."""
+    """A loaded transformer, and its facts that a result records."""
 
     module: nn.Module
     hidden_size: int
@@ -99,22 +99,22 @@ class Backbone(NamedTuple):
 
 
 def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Read all tensors of the weights file. Raises ModelError when the file is damaged or cut short."""
+    """Read all tensors of the weights file. Raises ModelError if the file is damaged or truncated."""
     if PICKLE in checkpoint.checksums:
         return _read_pickle(checkpoint)
     path = checkpoint.folder / WEIGHTS
     try:
         with safe_open(str(path), framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
     except (SafetensorError, OSError) as error:
         msg = f"{path}: not a whole safetensors file ({error}); fetch the file again"
         raise ModelError(msg) from error
 
 
 def count_parameters(checkpoint: Checkpoint, *, adapter: str | None) -> int:
-    """Return how many floats the weights file holds, head included, and of XMOD's adapters those of one language.
+    """Return the number of floats in the weights file, including the head; of XMOD's adapters one language counts.
 
-    Of a safetensors file only the header is read. Raises ModelError when the file is damaged.
+    Of a safetensors file only the header is read. Raises ModelError if the file is damaged.
     """
     if PICKLE in checkpoint.checksums:
         sizes = {name: value.numel() for name, value in _read_pickle(checkpoint).items() if value.is_floating_point()}
@@ -122,7 +122,7 @@ def count_parameters(checkpoint: Checkpoint, *, adapter: str | None) -> int:
         path = checkpoint.folder / WEIGHTS
         try:
             with safe_open(str(path), framework="pt") as file:
-                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
+                slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)
                 sizes = {
                     name: math.prod(part.get_shape())
                     for name, part in slices.items()
@@ -151,7 +151,7 @@ def _read_pickle(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def build(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str) -> Backbone:
-    """Build the backbone that the config names from a checkpoint's tensors and the values of its config.json.
+    """Build the config's backbone from a checkpoint's tensors and the values of its config.json.
 
     Raises ModelError for another architecture, a missing value or tensors that do not fit.
     """
@@ -172,9 +172,9 @@ def build(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Enco
 
 @contextmanager
 def transformers_at_work() -> Iterator[None]:
-    """Turn the failure of a package that transformers imports on its own into one line.
+    """Raise the failure of a package that transformers imports as a ModelError of one line.
 
-    A torchvision or flash_attn that was built for another torch raises on import; no model here needs either.
+    A torchvision or flash_attn that was built for another torch fails on import; no model here needs them.
     """
     try:
         yield
@@ -190,7 +190,7 @@ def transformers_at_work() -> Iterator[None]:
 
 
 def check_model_type(values: Mapping[str, Any], config: EncoderConfig, *, origin: str) -> None:
-    """Refuse a checkpoint of another architecture than the config's backbone, by the name that it gives itself."""
+    """Raise ModelError if the `model_type` of a checkpoint's config.json does not belong to the config's backbone."""
     found = values.get("model_type")
     if config.backbone == "transformers":
         if found != config.architecture:
@@ -210,9 +210,9 @@ def check_model_type(values: Mapping[str, Any], config: EncoderConfig, *, origin
 def jina_embeddings_v3(
     tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str
 ) -> Backbone:
-    """Build transformers' native `jina_embeddings_v3` from the keys of jina-colbert-v2's repositories.
+    """Build transformers' native `jina_embeddings_v3` from the tensors of jina-colbert-v2's repositories.
 
-    The pooler is left out: no vector of a late-interaction model passes through it.
+    The pooler is left out: no vector of a late-interaction model depends on it.
     """
     from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 
@@ -243,18 +243,18 @@ _JINA_RENAMES = (
 
 
 def _native_names(name: str, tensor: Tensor, *, origin: str) -> Iterable[tuple[str, Tensor]]:
-    """Yield the native class's name for one checkpoint tensor; the fused Wqkv is cut into its rows [q; k; v]."""
+    """Yield a checkpoint tensor under the native class's name; the fused Wqkv is split into its rows [q; k; v]."""
     for pattern, replacement in _JINA_RENAMES:
         name = pattern.sub(replacement, name)
     if ".mixer.Wqkv." in name:
-        for part, piece in zip("qkv", _thirds(name, tensor, origin=origin), strict=True):
-            yield name.replace(".mixer.Wqkv.", f".self_attn.{part}_proj."), piece
+        for part, rows in zip("qkv", _thirds(name, tensor, origin=origin), strict=True):
+            yield name.replace(".mixer.Wqkv.", f".self_attn.{part}_proj."), rows
     else:
         yield name, tensor
 
 
 def _thirds(name: str, tensor: Tensor, *, origin: str) -> Tensor:
-    """Return the three parts of fused rows. Raises ModelError when they are not equal parts."""
+    """Split fused rows into three equal parts. Raises ModelError if that is not possible."""
     if tensor.ndim == 0 or len(tensor) % 3:
         msg = f"{origin}: mis-shaped {name} is {tuple(tensor.shape)}, wanted three equal parts [q; k; v]"
         raise ModelError(msg)
@@ -262,7 +262,7 @@ def _thirds(name: str, tensor: Tensor, *, origin: str) -> Tensor:
 
 
 def bert(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str) -> Backbone:
-    """Build BERT without its pooler; keys may carry the `bert.` prefix of a full model."""
+    """Build BERT without its pooler; keys may have the prefix `bert.` of a full model."""
     from transformers import BertConfig, BertModel
 
     native = BertConfig(**config_values(values, [*ARCHITECTURE_KEYS, "hidden_act"], origin=origin))
@@ -275,9 +275,9 @@ def bert(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Encod
 def jina_bert(
     tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str
 ) -> Backbone:
-    """Build evalkit's own JinaBERT without pooler and masked-language head, of which no vector here is made.
+    """Build evalkit's own JinaBERT without pooler and masked-language head, which no vector depends on.
 
-    Of jina-clip-v1 it is the text tower; its other tower is left out.
+    Of jina-clip-v1 only the text tower is built.
     """
     from evalkit.models.backbones.jina_bert import JinaBertConfig, JinaBertModel
 
@@ -309,7 +309,7 @@ _TEXT_TOWER_VALUES = {
     "position_embedding_type": "alibi",
     "feed_forward_type": "geglu",
 }
-"""What jina-clip-v1's own config.json leaves to that of jina-bert-flash-implementation; sizes are in the tensors."""
+"""Values that jina-clip-v1's config.json leaves to jina-bert-flash-implementation's; sizes follow from the tensors."""
 _TEXT_TOWER_RENAMES = (
     (re.compile(r"^emb_ln\."), "embeddings.LayerNorm."),
     (re.compile(r"^encoder\.layers\."), "encoder.layer."),
@@ -317,15 +317,15 @@ _TEXT_TOWER_RENAMES = (
     (re.compile(r"\.norm1\."), ".attention.output.LayerNorm."),
     (re.compile(r"\.norm2\."), ".mlp.layernorm."),
 )
-"""The way back from jina-bert-flash-implementation's convert_v2_weights.py, by which the tower got its names."""
+"""Undoes the renaming of jina-bert-flash-implementation's convert_v2_weights.py."""
 
 
 def _text_tower(
     tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, origin: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return jina-clip-v1's text tower under JinaBERT's own names, and its sizes.
+    """Return the tensors of jina-clip-v1's text tower under JinaBERT's names, and its sizes.
 
-    Raises ModelError when config.json asks for more of the tower than the mean of its hidden states.
+    Raises ModelError if config.json describes more than the mean of the tower's hidden states.
     """
     text = values.get("text_config") or {}
     asked = {"pooler_type": text.get("pooler_type"), "proj_type": text.get("proj_type")}
@@ -341,8 +341,8 @@ def _text_tower(
         for pattern, replacement in _TEXT_TOWER_RENAMES:
             name = pattern.sub(replacement, name)
         if ".mixer.Wqkv." in name:
-            for part, piece in zip(("query", "key", "value"), _thirds(name, tensor, origin=origin), strict=True):
-                renamed[name.replace(".mixer.Wqkv.", f".attention.self.{part}.")] = piece
+            for part, rows in zip(("query", "key", "value"), _thirds(name, tensor, origin=origin), strict=True):
+                renamed[name.replace(".mixer.Wqkv.", f".attention.self.{part}.")] = rows
         else:
             renamed[name] = tensor
     layers = {match[1] for name in renamed if (match := re.match(r"encoder\.layer\.(\d+)\.", name))}
@@ -363,7 +363,7 @@ def _text_tower(
 
 
 def xmod(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str) -> Backbone:
-    """Build XMOD with the one language adapter that the run uses; the other languages' adapters are left out."""
+    """Build XMOD with only the language adapter of the config."""
     from transformers import XmodConfig, XmodModel
 
     from evalkit.models.backbones.xmod import use_one_adapter
@@ -390,7 +390,7 @@ def xmod(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Encod
 def transformers_own(
     tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str
 ) -> Backbone:
-    """Build any other text model that transformers has, by its own loader; the head is loaded by hand."""
+    """Build any other text model of transformers with its loader; the head is loaded separately."""
     from evalkit.models.backbones import generic
 
     own = {name: tensor for name, tensor in tensors.items() if name != HEAD}
@@ -399,7 +399,7 @@ def transformers_own(
 
 
 def check_positions(config: EncoderConfig, positions: int, *, origin: str) -> None:
-    """Refuse texts that are longer than a model with learned positions has positions for."""
+    """Raise ModelError if max_tokens exceeds the number of positions of a model that learned them."""
     for side, rules in (("query", config.query), ("document", config.document)):
         if rules.max_tokens > positions:
             msg = f"{origin}: model.{side}.max_tokens={rules.max_tokens}, but the model has {positions} positions"
@@ -418,7 +418,7 @@ BACKBONES: Mapping[str, Callable[..., Backbone]] = {
 
 
 _OLD_NORM = re.compile(r"(LayerNorm|layer_norm)\.(gamma|beta)$")
-"""What TensorFlow calls the parts of a norm; transformers 5 reads such names, and saves some models under them."""
+"""TensorFlow's names of a norm's weight and bias; transformers 5 reads such names and saves some models with them."""
 
 
 def _new_norm(found: re.Match[str]) -> str:
@@ -426,19 +426,19 @@ def _new_norm(found: re.Match[str]) -> str:
 
 
 def _without(tensors: Mapping[str, Tensor], *, prefix: str, left_out: tuple[str, ...]) -> dict[str, Tensor]:
-    """Return the tensors under their names without a prefix, less the head, what is left out, and old constants."""
+    """Return tensors with a prefix removed from their names, without the head, `left_out` and old constants."""
     renamed = {_OLD_NORM.sub(_new_norm, name.removeprefix(prefix)): tensor for name, tensor in tensors.items()}
     renamed.pop(HEAD, None)
     return {
         name: tensor
         for name, tensor in renamed.items()
-        # position_ids is a constant 0, 1, 2, … that old exports saved beside the weights.
+        # position_ids is a constant 0, 1, 2, … that old exports saved with the weights.
         if not name.startswith(left_out) and not name.endswith(".position_ids")
     }
 
 
 def config_values(values: Mapping[str, Any], names: list[str], *, origin: str) -> dict[str, Any]:
-    """Return some values of a config.json. Raises ModelError that names those that are missing or impossible."""
+    """Return some values of a config.json. Raises ModelError that names missing or impossible values."""
     from transformers.activations import ACT2FN
 
     missing = [name for name in names if name not in values]
@@ -481,9 +481,9 @@ def filled(
     *,
     origin: str,
 ) -> nn.Module:
-    """Build the module and load every tensor into it. Raises ModelError that lists what does not fit."""
+    """Build a module and load every tensor. Raises ModelError that lists the tensors that do not fit."""
     if hasattr(config, "_attn_implementation"):
-        config._attn_implementation = "sdpa"  # noqa: SLF001 (the only way to choose it for a class built by hand)
+        config._attn_implementation = "sdpa"  # noqa: SLF001 (no public setting without from_pretrained)
     with torch.device("meta"):
         shapes = {name: tuple(tensor.shape) for name, tensor in make(config).state_dict().items()}
     missing = sorted(set(shapes) - set(tensors))
@@ -496,7 +496,7 @@ def filled(
     misshapen += [
         f"{name} is {str(tensors[name].dtype).removeprefix('torch.')}, wanted floating point"
         for name in sorted(set(shapes) & set(tensors))
-        if not tensors[name].is_floating_point()  # a quantised copy, whose scales nothing here would apply
+        if not tensors[name].is_floating_point()  # a quantised copy; nothing here applies its scales
     ]
     if problem := misfit(missing, unexpected, misshapen):
         msg = f"{origin}: the checkpoint does not fit {type(config).__name__}: {problem}"
@@ -507,7 +507,7 @@ def filled(
 
 
 def misfit(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
-    """Say which tensors do not fit; nothing where all do."""
+    """Describe the tensors that do not fit; "" if all do."""
     kinds = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshapen))
     return "; ".join(f"{label} {_few(names)}" for label, names in kinds if names)
 

@@ -1,7 +1,7 @@
-"""XMOD's output block for a model with one language adapter, as evalkit loads it.
+"""XMOD's output block for one language adapter.
 
-transformers' own picks each text's adapter by a mask over the batch, which copies all hidden states three times, and on
-a GPU has the host wait twice in every layer to learn how many texts the mask has.
+transformers' block selects each text's adapter with a mask over the batch. That copies all hidden states three times,
+and on a GPU the host waits twice per layer for the number of texts in the mask.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 
 class OneAdapterOutput(nn.Module):
-    """The block that ends a layer, with the weights, names and result of transformers' own."""
+    """The last block of a layer, with the same weights, names and result as in transformers."""
 
     def __init__(self, block: nn.Module) -> None:
-        """Take over the parts of a block that has one adapter."""
+        """Reuse the parts of a block with one adapter."""
         super().__init__()
         parts: Any = block
         self.dense, self.LayerNorm = parts.dense, parts.LayerNorm
@@ -28,7 +28,7 @@ class OneAdapterOutput(nn.Module):
         (self._adapter,) = self.adapter_modules
 
     def forward(self, inner: Tensor, residual: Tensor, lang_ids: Tensor) -> Tensor:
-        """Return the layer's hidden states [B, T, H] of its inner ones [B, T, I]; every text has the one adapter."""
+        """Return the layer's hidden states [B, T, H], given its inner ones [B, T, I]; all texts use the one adapter."""
         del lang_ids
         hidden_BTH: Tensor = self.dense(inner) + residual
         normed_BTH = self.get_submodule(self._norm)(hidden_BTH) if self._norm else hidden_BTH

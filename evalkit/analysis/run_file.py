@@ -1,0 +1,50 @@
+"""Score a TREC run file of any system under a dataset's rules."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+from evalkit import datasets
+from evalkit.config.settings import RunConfig
+from evalkit.errors import ScoreError
+from evalkit.ranking import drop_self, self_hits
+from evalkit.scoring import metrics
+from evalkit.storage import results, trec
+from evalkit.types import Dataset
+
+
+class ScoredFile(NamedTuple):
+    """The means of a run file, and the facts that a reader needs to trust them."""
+
+    dataset: Dataset
+    means: Mapping[str, float]
+    missing: int
+    """Judged queries that the run lacks; they score 0."""
+    self_hits: int
+    """Hits of the file whose document id is the query's id."""
+    dropped: int | None
+    """How many of these were dropped; None if the dataset's rule keeps them."""
+    warning: str | None
+    """A likely reason why the run's document ids do not match the judgements, if they do not."""
+
+
+def score_file(path: Path, config: RunConfig) -> ScoredFile:
+    """Score a run file by the config's dataset and metrics; no corpus is read.
+
+    Raises ScoreError if the file cannot be read, or if it contains no query that the dataset judges.
+    """
+    dataset = datasets.load(config.dataset, with_corpus=False)
+    run = results.read_run(path)
+    missing = sum(query.id not in run for query in dataset.queries)
+    if run and missing == len(dataset.queries):
+        got, wanted = next(iter(run)), dataset.queries[0].id
+        msg = f"{path}: got no query that {dataset.name} ({dataset.split}) judges, but {got!r} and so on"
+        raise ScoreError(f"{msg}, wanted {wanted!r} and so on; check dataset and dataset.split")
+    own, dropped = self_hits(run), None
+    if dataset.drop_self:
+        run, dropped = drop_self(run, depth=max((len(hits) for hits in run.values()), default=0))
+    warning = trec.unmatched(run, dataset.qrels)
+    means = metrics.score(run, dataset.qrels, config.metrics).means
+    return ScoredFile(dataset, means, missing, own, dropped, warning)

@@ -574,7 +574,7 @@ def report(
     epilog="Example, after evalkit run: "
     "evalkit score evalkit-results/runs/demo.test.demo-64.*/run.trec.gz dataset=demo model=demo dim=64"
 )
-def score(  # noqa: PLR0913 (each argument is an option of the command)
+def score(
     context: typer.Context,
     run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
     overrides: Annotated[

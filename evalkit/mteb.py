@@ -30,7 +30,7 @@ from evalkit.ragged import Ragged, ragged
 from evalkit.ranking import separate_ties
 from evalkit.run import environment, loaded
 from evalkit.run.background import limit_tokenizer, tokenizer_threads
-from evalkit.run.encode import encode
+from evalkit.run.encode import Encoding, encode
 from evalkit.run.search import to_run
 from evalkit.run.shard_step import bm25_score_step
 from evalkit.storage import keys
@@ -73,14 +73,13 @@ class Encoder:
         query = getattr(prompt_type, "value", prompt_type) == "query"
         tokenize = self.backbone.tokenize_queries if query else self.backbone.tokenize_documents
         engine = self.config.engine
-        found = encode(
-            [f"text {number}" for number in range(len(texts))],
-            tokenize(texts),
-            self.backbone,
+        encoding = Encoding(
             documents=not query,
             batch_tokens=environment.batch_tokens(engine.batch_tokens, self.backbone.device),
             storage=DTYPES[self.config.store.dtype],
-        )[self.dim].vectors
+        )
+        ids = [f"text {number}" for number in range(len(texts))]
+        found = encode(ids, tokenize(texts), self.backbone, encoding)[self.dim].vectors
         if not self.per_token:
             return found.rows_XD.float()
         return list(torch.split(found.rows_XD, found.lengths_N.tolist()))
@@ -210,9 +209,7 @@ def encoder(*words: str) -> Encoder | Bm25:
         torch.set_num_threads(engine.threads)
     limit_tokenizer(tokenizer_threads(engine.tokenizer_workers, device))
     found = checkpoints(model, [dim])
-    ((backbone, _),) = loaded.encoders(
-        model, found, device=device, attention=engine.attention, elementwise=engine.elementwise
-    )
+    ((backbone, _),) = loaded.encoders(model, found, device=device, engine=engine)
     similarity = "MAX_SIM" if model.pooling == "tokens" else "COSINE" if model.normalize else "DOT_PRODUCT"
     return Encoder(
         config=config,

@@ -22,7 +22,7 @@ from evalkit.models.encoder import DTYPES, Encoder, checkpoints, load_encoders
 from evalkit.ranking import floors, no_hits
 from evalkit.run import environment
 from evalkit.run.background import limit_tokenizer, tokenizer_threads
-from evalkit.run.encode import encode
+from evalkit.run.encode import Encoding, encode
 from evalkit.run.search import asked, search_shard
 from evalkit.run.shard_step import BM25_QUERY_BLOCK, bm25_score_step
 from evalkit.storage import shard_files
@@ -117,6 +117,7 @@ def probe(config: RunConfig, loader: Loader, *, limit_s: float = LIMIT_S) -> Pro
     if isinstance(config.model, Bm25Config):
         return _bm25(config.model, sample)
     limit_tokenizer(tokenizer_threads(config.engine.tokenizer_workers, device))
+    assert isinstance(config.model, EncoderConfig)  # nothing here runs another program
     made, load_s = loader.encoders(config, config.model, device)
     return _vectors(config, made, sample, device=device, limit_s=limit_s)._replace(load_s=load_s)
 
@@ -207,14 +208,12 @@ def _encode(config: RunConfig, encoder: Encoder, texts: Texts, *, documents: boo
     started = time.monotonic()
     words = [text.joined() if isinstance(text, Document) else text.text for text in texts]
     table = encoder.tokenize_documents(words) if documents else encoder.tokenize_queries(words)
-    found = encode(
-        [text.id for text in texts],
-        table,
-        encoder,
+    encoding = Encoding(
         documents=documents,
         batch_tokens=environment.batch_tokens(config.engine.batch_tokens, encoder.device),
         storage=DTYPES[config.store.dtype],
     )
+    found = encode([text.id for text in texts], table, encoder, encoding)
     if encoder.device.type == "cuda":
         torch.cuda.synchronize(encoder.device)
     return _Encoded(found, len(table.ids_X), time.monotonic() - started)

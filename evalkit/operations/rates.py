@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, Literal, NamedTuple
 
 from evalkit.config import compose
-from evalkit.config.settings import Bm25Config, DatasetConfig, EncoderConfig, ModelConfig, RunConfig
+from evalkit.config.settings import DatasetConfig, EncoderConfig, ModelConfig, RunConfig
 from evalkit.errors import ConfigError
 from evalkit.operations.cards import DEVICES, CardRates, Device, assumed_rates, card_rates
 from evalkit.operations.probe import Probed
@@ -101,7 +101,7 @@ def time(rate: Rate | str, amounts: Amounts, *, encode_part: float, search_part:
 def of_device(device: Device, config: RunConfig) -> Rate | str:
     """Return what a named device does: as measured on it (card.json), else as assumed for it."""
     model = config.model
-    if isinstance(model, Bm25Config):
+    if not isinstance(model, EncoderConfig):
         return UNKNOWN
     known = card_rates(config.results_dir, gpu=device.title, model=model.name)
     return _of_card(known or assumed_rates(device, model=model.name), model, measured=known is not None)

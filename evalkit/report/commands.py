@@ -85,8 +85,8 @@ def run_command(cell: CellScores, saved: Mapping[str, Any] | None, configs: Pack
         return command(cell.model, cell.dim, cell.dataset, configs)
     own = cell.dataset not in {one.get("name") for one in configs.datasets.values()}
     word = OWN_FOLDER if _section(saved, "dataset").get("path") else "ir-datasets"
-    words = command(cell.model, cell.dim, word if own else cell.dataset, configs)
-    return " ".join([words, *map(shlex.quote, _changed(cell, saved, configs))])
+    shortest = command(cell.model, cell.dim, word if own else cell.dataset, configs)
+    return " ".join([shortest, *map(shlex.quote, _changed(cell, saved, configs))])
 
 
 def _word(group: Mapping[str, Mapping[str, Any]], name: str) -> str:

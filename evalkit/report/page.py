@@ -216,10 +216,10 @@ def _leaderboard(material: Material, answer: boards.Answer) -> dict[str, Any]:
 
 def _filters(material: Material) -> dict[str, list[str]]:
     """Return what the page can be filtered by: every value that occurs, groups of them first."""
-    keys = {(one.score.system, one.score.dim, one.score.dataset) for one in material.judged}
-    keys |= {(cell.model, cell.dim, cell.dataset) for cell in (*material.cells, *material.theirs)}
+    places = {(one.score.system, one.score.dim, one.score.dataset) for one in material.judged}
+    places |= {(cell.model, cell.dim, cell.dataset) for cell in (*material.cells, *material.theirs)}
     labels: dict[str, set[int | None]] = {}
-    for system, dim, _ in keys:
+    for system, dim, _ in places:
         labels.setdefault(system, set()).add(dim)
     systems = []
     for system, dims in sorted(labels.items()):
@@ -229,7 +229,7 @@ def _filters(material: Material) -> dict[str, list[str]]:
             if len(dims) > 1
             else []
         )
-    datasets = {dataset for _, _, dataset in keys}
+    datasets = {dataset for _, _, dataset in places}
     families = {dataset.partition("/")[0] for dataset in datasets if "/" in dataset}
     languages = _languages(material)
     return {

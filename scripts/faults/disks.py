@@ -141,7 +141,7 @@ def at_write(number: int, act: Callable[[], None]) -> Callable[[], None]:
     return patch
 
 
-def judge(base: Base, trials: Trials, command: str, folder: Path, what: str, done: Done) -> None:  # noqa: PLR0913, PLR0917
+def judge(base: Base, trials: Trials, command: str, folder: Path, what: str, done: Done) -> None:
     """Count a run that was disturbed: whole, or refused in one line; and then the same bytes."""
     if done.code == 0:
         other = base.same(command, folder)

@@ -58,9 +58,7 @@ def fused(bench: Bench) -> None:
             bench.record("fused", "GPU busy over four small shards", share)
 
 
-def shards(  # noqa: PLR0913 (the sizes of one run)
-    bench: Bench, encoder: object, name: str, counts: list[int], queries: int, *, keep: str
-) -> float | None:
+def shards(bench: Bench, encoder: object, name: str, counts: list[int], queries: int, *, keep: str) -> float | None:
     """Run shards of so many passages; return the seconds from behind the queries' encoding to the last shard's end.
 
     What is still written then is counted apart: with more shards it would go beside the next one.

@@ -35,9 +35,7 @@ AT_ONCE = 6
 class Proof:
     """Commands and what came of them."""
 
-    def __init__(  # noqa: PLR0913 (keyword-only)
-        self, out: Path, *, work: Path, device: str, documents: int, carried: Path, limit_s: float
-    ) -> None:
+    def __init__(self, out: Path, *, work: Path, device: str, documents: int, carried: Path, limit_s: float) -> None:
         """Take where figures go and where runs are kept, and what the runs are made with."""
         self.out, self.work, self.device, self.documents, self.carried = out, work, device, documents, carried
         self.limit_s = limit_s

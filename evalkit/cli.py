@@ -330,7 +330,9 @@ def plan(
     ] = None,
     wide: Wide = False,
 ) -> None:
-    """Forecast what a run takes: tokens, time for 1, 8 and 64 workers, disk and memory, by dataset and in all.
+    """Forecast the time, disk and memory of a run.
+
+    The forecast has tokens, time for 1, 8 and 64 workers, disk and memory, by dataset and in all.
 
     Writes nothing, and loads no weights but for --probe. Of up to 24 cells each is shown with its state; --wide shows
     more.
@@ -595,7 +597,7 @@ def score(
         bool, typer.Option("--keep", help="with --mteb: keep it in the results folder, as a system of evalkit report")
     ] = False,
 ) -> None:
-    """Score a TREC run file of any system, or read what mteb measured.
+    """Score a TREC run file, or read what mteb measured.
 
     The dataset's judgements and rules are applied as for evalkit's own runs.
 

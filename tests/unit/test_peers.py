@@ -13,10 +13,11 @@ from peers.environments import PeerError
 from rich.console import Console
 from safetensors.numpy import save_file
 
+from evalkit.analysis import compare
 from evalkit.config.compose import compose
 from evalkit.config.settings import RunFileConfig
 from evalkit.errors import ConfigError, ScoreError
-from evalkit.report import commands
+from evalkit.report import build, commands
 from evalkit.run import filed
 from evalkit.storage import keys, results, trec
 from evalkit.texts import unusable_system
@@ -122,6 +123,13 @@ def test_a_job_leaves_a_run_a_sample_and_facts_and_its_run_is_a_system_of_its_ow
     assert said == "evalkit score run.trec.gz --system fake:tiny dataset=folder/data"
     again = file_run(out / "run.trec.gz", "fake:tiny", options(tmp_path, data))
     assert again.run_id == cell.run_id
+    assert compare.choose([cell], ["fake:tiny"]) == compare.choose([cell], ["fake:tiny:4"]) == [cell]
+
+    made = build.build(tmp_path / "results")
+    build.write(made, tmp_path / "report")
+    assert made.problems == ()
+    assert "fake:tiny" in (tmp_path / "report" / "site" / "index.html").read_text()
+    assert not [path for path in (tmp_path / "report").rglob("*") if ":" in path.name]
 
 
 def test_a_library_that_fails_half_way_is_told_by_its_stage_and_leaves_nothing_to_score(tmp_path, checkpoint):

@@ -13,7 +13,7 @@ from evalkit.operations.inventory import Entry
 from evalkit.operations.outlook import Outlook
 from evalkit.operations.rates import UNKNOWN
 from evalkit.report.grid import Column, Grid, Line
-from evalkit.report.rounding import ABSENT, count, dim, duration, grouped, size
+from evalkit.report.rounding import ABSENT, brief, count, dim, duration, grouped, size
 from evalkit.run.jobs import Job
 from evalkit.storage.keys import label
 from evalkit.storage.paths import free_bytes
@@ -57,16 +57,19 @@ def _places(cell: Planned) -> tuple[tuple[str, str], ...]:
 
 
 def outlook_table(cells: Sequence[Planned], *, device: Device | None = None) -> Grid:
-    """Return a line per dataset and one for all: tokens, device time, wall time by workers, disk and memory."""
+    """Return a line per dataset and one for all: tokens, work of one device, wall time by workers, disk, memory."""
     rows = outlook.by_dataset(cells, device=device)
     if len(rows) > 1:
         rows.append(outlook.in_all(cells, device=device))
     columns = (
-        *(Column("dataset", "name"), Column("tokens", "number"), Column("device time", "number")),
+        *(Column("dataset", "name"), Column("tokens", "number"), Column("work", "number")),
         *(Column("1 worker" if workers == 1 else f"on {workers}", "number") for workers in outlook.WORKERS),
         *(Column("disk", "number", moves=1), Column("memory", "number", moves=2)),
     )
-    return Grid(columns, [_outlook_line(row) for row in rows])
+    lines = [_outlook_line(row) for row in rows]
+    if len(rows) > 1 and len({line.cells[-1] for line in lines}) == 1:  # the line about memory says as much
+        columns, lines = columns[:-1], [Line(line.cells[:-1]) for line in lines]
+    return Grid(columns, lines)
 
 
 def _outlook_line(row: Outlook) -> Line:
@@ -74,8 +77,9 @@ def _outlook_line(row: Outlook) -> Line:
     tokens = ABSENT if row.tokens is None else short(row.tokens)
     if row.device_s == 0:
         walls = [duration(0.0)] * len(outlook.WORKERS)
-    mine = ABSENT if row.device_s is None else duration(row.device_s)
-    return Line((row.name, tokens, mine, *walls, size(row.disk_bytes), size(row.memory_bytes)))
+    work = ABSENT if row.device_s is None else duration(row.device_s)
+    sizes = (size(row.disk_bytes), size(row.memory_bytes))
+    return Line((row.name, *map(brief, (tokens, work, *walls, *sizes))))
 
 
 def plan_lines(cells: Sequence[Planned], *, device: Device | None = None) -> Iterator[str]:

@@ -114,16 +114,23 @@ def _bases(what: str, amounts: Sequence[tuple[Planned, Amount]]) -> Iterator[str
     for cell, amount in amounts:
         by_basis.setdefault(amount.basis, []).append(f"{system(cell)} on {cell.config.dataset.name}")
     for basis, cells in by_basis.items():
-        more = f" and {len(cells) - SHOWN} more" if len(cells) > SHOWN else ""
         said = f"{basis} here, on a device that has the weights and data" if basis == UNKNOWN else basis
-        yield f"{what} {said}: {', '.join(cells[:SHOWN])}{more}"
+        yield f"{what} {said}: {_some(cells)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def plan_problems(cells: Sequence[Planned], *, device: Device | None = None) -> list[str]:
     """Return a line for every cell that cannot run, and for every disk or memory that is too small."""
-    found = [
-        f"{system(cell)} on {cell.config.dataset.name}: {cell.problem}" for cell in cells if cell.problem is not None
-    ]
+    by_problem: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.problem is not None:
+            by_problem.setdefault(cell.problem, []).append(f"{system(cell)} on {cell.config.dataset.name}")
+    found = [f"{_some(names)}: {problem}" for problem, names in by_problem.items()]
     for folder, (wanted, _) in _disks(cells).items():
         if wanted > (free := free_bytes(folder)):
             found.append(

@@ -181,12 +181,19 @@ def hand_to_hydra(
     return found
 
 
+_told: list[str] = []
+"""Why something could not be fetched, and what to do, as it was said last: a sweep without a network says it once."""
+
+
 def _say_failed(combination: str, error: EvalkitError, complain: Callable[[str], None]) -> None:
     """Say which combination failed and why: a line, or three below it for what could not be fetched."""
     first, *rest = lines(error)
     if not combination:
         said = [first, *rest]
+    elif rest and rest == _told:
+        said = [f"{combination}: could not be fetched, for the same reason; {first}"]
     elif rest:
+        _told[:] = rest
         said = [f"{combination}: could not be fetched", *(f"  {line}" for line in (first, *rest))]
     else:
         said = [f"{combination}: {first}"]

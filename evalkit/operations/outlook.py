@@ -20,6 +20,8 @@ from evalkit.run import environment
 WORKERS: Final = (1, 8, 64)
 START_S: Final = 12.0
 """From the command to the first document, measured on two cores: imports, checkpoint, first use of each kernel."""
+EACH_S: Final = 3.0
+"""Of every pass: opening the dataset, scoring, writing the result; measured on two cores."""
 READ_BYTES_PER_S: Final = 42e6
 """JSON lines that one driver reads in a second, measured on two cores (results/bench/engines.json)."""
 HIT_BYTES: Final = 28
@@ -133,7 +135,7 @@ def _wall(one: _Pass, work_s: float, workers: int) -> float:
     surveyed = one.cells[0].shards is not None
     shards = one.cells[0].shards or _shards(one)
     turns = math.ceil(shards / min(workers, shards)) / shards
-    return max(work_s * turns, read_s if workers > 1 else 0.0) + (0.0 if surveyed else read_s)
+    return EACH_S + max(work_s * turns, read_s if workers > 1 else 0.0) + (0.0 if surveyed else read_s)
 
 
 def _text_bytes(one: _Pass) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -34,19 +35,27 @@ def listing(what: str, *, results_dir: Path, wide: bool = False) -> Grid:
         "datasets": lambda: _datasets(wide=wide),
         "analyzers": _analyzers,
         "engines": _engines,
+        "experiments": _experiments,
         "settings": _settings,
         "runs": lambda: terminal(rows(results.read_all(results_dir)), wide=wide),
     }
-    return made[what]() if what in made else _group(what.removesuffix("s"))
+    return made[what]() if what in made else _rerankers()
 
 
-def _group(group: str) -> Grid:
-    shown = {
-        "reranker": ("parameters", "max_tokens", "dtype", "licence"),
-        "experiment": (),
-    }[group]
+def _experiments() -> Grid:
+    """Return every experiment with what its file says of it: comments up to the command that runs it."""
     lines = []
-    for name, path in group_files(group).items():
+    for name, path in group_files("experiment").items():
+        comments = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
+        about = itertools.takewhile(lambda line: not line.startswith("evalkit "), comments)
+        lines.append(Line((name, " ".join(line for line in about if not line.startswith("@")))))
+    return Grid((Column("name", "name"), Column("what it is", "text")), lines)
+
+
+def _rerankers() -> Grid:
+    shown = ("parameters", "max_tokens", "dtype", "licence")
+    lines = []
+    for name, path in group_files("reranker").items():
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         lines.append(Line((name, *(_short(values.get(key)) for key in shown))))
     return Grid((Column("name", "name"), *(Column(key, moves=1) for key in shown)), lines)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -22,7 +23,7 @@ from evalkit.report.commands import Packaged
 from evalkit.scoring.mteb_results import MEASURED_BY
 from evalkit.scoring.published import CARD, AverageAudit
 from evalkit.scoring.reruns import Deviation
-from evalkit.storage import keys
+from evalkit.storage.keys import label
 from evalkit.storage.results import CellScores, QueryTable
 
 SYMBOLS = {"MATCH": "✓", "NEAR": "≈", "HIGHER": "▲", "LOWER": "▼", "PROTOCOL-DIFFERS": "≠", "NOT-RUN": "○"}
@@ -97,7 +98,8 @@ def render(material: Material) -> str:
     ours = standing.representative(material.cells)
     answer = boards.answer(material.judged)
     return _template().render(
-        label_of=keys.label,
+        label_of=label,
+        engine_line=engine_line,
         material=material,
         runs=sorted(material.cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0))),
         symbols=SYMBOLS,
@@ -174,6 +176,19 @@ def _elsewhere(judged: Sequence[Judged]) -> dict[tuple[str, int | None, str, str
     return found
 
 
+def engine_line(cell: CellScores) -> str:
+    """Return what made a run: its engine, how many workers and nodes, and the names of their devices."""
+    facts = cell.environment
+    if facts.get("engine", "local") == "local":
+        device = facts.get("device") or "cpu"
+        return f"engine local: one process on {facts.get('processor') or device if device == 'cpu' else device}"
+    devices = Counter(map(str, facts.get("worker_devices", ())))
+    named = ", ".join(f"{many} × {device}" for device, many in sorted(devices.items())) or "devices not recorded"
+    workers, nodes = facts.get("workers", "?"), facts.get("nodes", "?")
+    of_nodes = "one node" if nodes == 1 else f"{nodes} nodes"
+    return f"engine {facts['engine']}: {workers} worker{'' if workers == 1 else 's'} on {of_nodes}, {named}"
+
+
 def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
     """Return nested facts as lines: dotted name and text.
 
@@ -225,7 +240,7 @@ def _filters(material: Material) -> dict[str, list[str]]:
     for system, dims in sorted(labels.items()):
         systems += [system]
         systems += (
-            [keys.label(system, dim) for dim in sorted(dims - {None}, reverse=True, key=lambda dim: dim or 0)]
+            [label(system, dim) for dim in sorted(dims - {None}, reverse=True, key=lambda dim: dim or 0)]
             if len(dims) > 1
             else []
         )
@@ -282,7 +297,7 @@ def _measured_frontier(dataset: str, cells: Sequence[CellScores], per_query: Per
         queries = per_query.get(cell.run_id)
         known = queries is not None and cell.main_metric in queries.metrics
         interval = normal_interval(queries.column(cell.main_metric)) if queries is not None and known else None
-        name = keys.label(cell.model, cell.dim) if several else f"dim {cell.dim}"
+        name = label(cell.model, cell.dim) if several else f"dim {cell.dim}"
         points.append(plot.Point(x, cell.metrics[cell.main_metric], name, interval))
     series: dict[str, list[plot.Point]] = {}
     for cell, point in zip(ordered, _front(points), strict=True):
@@ -338,7 +353,7 @@ def _data(material: Material) -> Markup:
         packed_MQ = np.floor(table.value_QM.T * SCALE + 0.5).astype("<u2")
         place = lists.setdefault(table.queries, len(lists))
         runs[cell.run_id] = {
-            "system": keys.label(cell.model, cell.dim) + (DEVIATES if standing.departures(cell) else ""),
+            "system": label(cell.model, cell.dim) + (DEVIATES if standing.departures(cell) else ""),
             "dataset": cell.dataset,
             "main": cell.main_metric,
             "metrics": list(table.metrics),

@@ -13,7 +13,7 @@ from evalkit.operations.inventory import Entry
 from evalkit.operations.outlook import Outlook
 from evalkit.operations.rates import UNKNOWN
 from evalkit.report.grid import Column, Grid, Line
-from evalkit.report.rounding import ABSENT, count, dim, duration, grouped, size
+from evalkit.report.rounding import ABSENT, brief, count, dim, duration, grouped, size
 from evalkit.run.jobs import Job
 from evalkit.storage.keys import label
 from evalkit.storage.paths import free_bytes
@@ -57,16 +57,19 @@ def _places(cell: Planned) -> tuple[tuple[str, str], ...]:
 
 
 def outlook_table(cells: Sequence[Planned], *, device: Device | None = None) -> Grid:
-    """Return a line per dataset and one for all: tokens, device time, wall time by workers, disk and memory."""
+    """Return a line per dataset and one for all: tokens, work of one device, wall time by workers, disk, memory."""
     rows = outlook.by_dataset(cells, device=device)
     if len(rows) > 1:
         rows.append(outlook.in_all(cells, device=device))
     columns = (
-        *(Column("dataset", "name"), Column("tokens", "number"), Column("device time", "number")),
+        *(Column("dataset", "name"), Column("tokens", "number"), Column("work", "number")),
         *(Column("1 worker" if workers == 1 else f"on {workers}", "number") for workers in outlook.WORKERS),
         *(Column("disk", "number", moves=1), Column("memory", "number", moves=2)),
     )
-    return Grid(columns, [_outlook_line(row) for row in rows])
+    lines = [_outlook_line(row) for row in rows]
+    if len(rows) > 1 and len({line.cells[-1] for line in lines}) == 1:  # the line about memory says as much
+        columns, lines = columns[:-1], [Line(line.cells[:-1]) for line in lines]
+    return Grid(columns, lines)
 
 
 def _outlook_line(row: Outlook) -> Line:
@@ -74,8 +77,9 @@ def _outlook_line(row: Outlook) -> Line:
     tokens = ABSENT if row.tokens is None else short(row.tokens)
     if row.device_s == 0:
         walls = [duration(0.0)] * len(outlook.WORKERS)
-    mine = ABSENT if row.device_s is None else duration(row.device_s)
-    return Line((row.name, tokens, mine, *walls, size(row.disk_bytes), size(row.memory_bytes)))
+    work = ABSENT if row.device_s is None else duration(row.device_s)
+    sizes = (size(row.disk_bytes), size(row.memory_bytes))
+    return Line((row.name, *map(brief, (tokens, work, *walls, *sizes))))
 
 
 def plan_lines(cells: Sequence[Planned], *, device: Device | None = None) -> Iterator[str]:
@@ -110,16 +114,23 @@ def _bases(what: str, amounts: Sequence[tuple[Planned, Amount]]) -> Iterator[str
     for cell, amount in amounts:
         by_basis.setdefault(amount.basis, []).append(f"{system(cell)} on {cell.config.dataset.name}")
     for basis, cells in by_basis.items():
-        more = f" and {len(cells) - SHOWN} more" if len(cells) > SHOWN else ""
         said = f"{basis} here, on a device that has the weights and data" if basis == UNKNOWN else basis
-        yield f"{what} {said}: {', '.join(cells[:SHOWN])}{more}"
+        yield f"{what} {said}: {_some(cells)}"
+
+
+def _some(names: Sequence[str]) -> str:
+    """Return the first of some names, and how many more there are."""
+    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
+    return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def plan_problems(cells: Sequence[Planned], *, device: Device | None = None) -> list[str]:
     """Return a line for every cell that cannot run, and for every disk or memory that is too small."""
-    found = [
-        f"{system(cell)} on {cell.config.dataset.name}: {cell.problem}" for cell in cells if cell.problem is not None
-    ]
+    by_problem: dict[str, list[str]] = {}
+    for cell in cells:
+        if cell.problem is not None:
+            by_problem.setdefault(cell.problem, []).append(f"{system(cell)} on {cell.config.dataset.name}")
+    found = [f"{_some(names)}: {problem}" for problem, names in by_problem.items()]
     for folder, (wanted, _) in _disks(cells).items():
         if wanted > (free := free_bytes(folder)):
             found.append(

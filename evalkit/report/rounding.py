@@ -72,6 +72,20 @@ def size(size_bytes: float | None) -> str:
     return f"{count(size_bytes)} B"
 
 
+def brief(text: str) -> str:
+    """Return a number with its unit in six characters, for columns that compare: few decimals, and none of minutes.
+
+    >>> brief("24.3 min"), brief("1.2 h"), brief("1,234.5 GB"), brief("unknown")
+    ('24 min', '1.2 h', '1,235 GB', 'unknown')
+    """
+    number, _, unit = text.partition(" ")
+    try:
+        value = float(number.replace(",", ""))
+    except ValueError:
+        return text
+    return text if value < 10 and unit != "min" else f"{count(value)} {unit}"
+
+
 def duration(seconds: float | None) -> str:
     """Return a duration in seconds, minutes or hours.
 

@@ -30,6 +30,12 @@ class PlainConsole(Console):
         """Turn off markup, emoji names and highlighting."""
         super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
+    def print(self, *objects: Any, **settings: Any) -> None:
+        """Print as rich does; a line that is not to be wrapped is folded between words where this is a terminal."""
+        if self.is_terminal and settings.get("soft_wrap") and objects and isinstance(objects[0], str):
+            objects = (folded(objects[0], self.width), *objects[1:])
+        super().print(*objects, **settings)
+
     def render_str(self, text: str, **settings: Any) -> Text:
         """Return a text unchanged, except that control characters other than line breaks are made visible."""
         return super().render_str(_shown(text), **{**settings, "markup": False, "emoji": False})

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 from evalkit.config.compose import compose
-from evalkit.errors import StoreError
-from evalkit.operations import forecast
-from evalkit.operations.cards import card_rates
+from evalkit.errors import ConfigError, StoreError
+from evalkit.operations import forecast, rates
+from evalkit.operations.cards import HOST_TOKENS_PER_S, card_rates, device_named
 from evalkit.operations.forecast import Amount
+from evalkit.operations.rates import UNKNOWN, Time
 
 CARD = {"format": 1, "gpu": "NVIDIA H200", "model": "jina-colbert-v2", "tokens_per_s": 500_000}
 CARD |= {"search_flop_per_s": 3.2e14, "query_vectors": 32}
@@ -53,8 +54,26 @@ def test_a_forecast_without_a_run_goes_by_the_cards_rates_and_says_so(tmp_path, 
     config = dataclasses.replace(config, dataset=dataset)
     seen = forecast._Seen(config, torch.device("cuda"), None, "–", None, ())
     work = forecast._Work(None, Amount(1e7, "counted"), forecast._done([]), 1.0, 1.0)
-    found = forecast._seconds(seen, 128, work)
-    assert found.value == pytest.approx(20.0256)
-    assert found.basis.startswith("at 500,000 tokens/s, measured on NVIDIA H200 (")
+    found = forecast._time(seen, 128, work, Amount(None, "unknown"))
+    assert (found.encode_s, found.search_s) == (pytest.approx(20), pytest.approx(0.0256))
+    assert found.basis.startswith("at 500,000 vectors/s, measured on NVIDIA H200 (")
     monkeypatch.setattr(forecast.environment, "environment", lambda _: {"device": "cpu", "processor": "p"})
-    assert forecast._seconds(seen, 128, work) == Amount(None, forecast._unrated(seen.config, 128))
+    assert forecast._time(seen, 128, work, Amount(None, "unknown")) == Time(None, None, UNKNOWN)
+
+
+def test_a_named_device_is_assumed_and_says_so_until_it_was_measured(tmp_path):
+    """474 TFLOP/s over 24 · 12 · 1024² · 2 operations are 785,000 tokens/s; a small model is bound by its tokenizer."""
+    config = compose(["model=jina-colbert-v2", "dim=128", f"results_dir={tmp_path}"])
+    device = device_named("h200")
+    found = rates.of_device(device, config)
+    assert (found.unit, round(found.per_s)) == ("tokens", round(474e12 / (24 * 12 * 1024**2 * 2)))
+    assert found.basis.startswith("assumed for NVIDIA H200: 60 % of 790 TFLOP/s")
+    assert found.basis.endswith("not measured by us")
+    assert rates.of_device(device, compose(["model=colbertv2", "dim=128"])).per_s == HOST_TOKENS_PER_S
+    write(tmp_path)
+    assert rates.of_device(device, config).per_s == 500_000
+    assert "measured on NVIDIA H200" in rates.of_device(device, config).basis
+    for words in (["model=bm25"], ["model=demo", "dim=64"]):
+        assert rates.of_device(device, compose(words)) == rates.UNKNOWN
+    with pytest.raises(ConfigError, match="--device h2000: no rates are known for it; did you mean h200"):
+        device_named("h2000")

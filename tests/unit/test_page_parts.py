@@ -333,3 +333,16 @@ def test_a_place_among_documents_takes_two_bytes_until_there_are_too_many():
 
 def test_the_committed_page_stays_below_a_megabyte():
     assert (Path(__file__).parents[2] / "results" / "site" / "index.html").stat().st_size < 1_000_000
+
+
+def test_provenance_names_the_engine_its_workers_and_their_devices():
+    alone = cell(environment={"device": "NVIDIA L4", "processor": "Xeon"})
+    assert page.engine_line(alone) == "engine local: one process on NVIDIA L4"
+    assert page.engine_line(cell(environment={"processor": "Xeon"})) == "engine local: one process on Xeon"
+    facts = {"engine": "ray", "workers": 3, "nodes": 2, "worker_devices": ["NVIDIA L4", "NVIDIA H100", "NVIDIA L4"]}
+    assert page.engine_line(cell(environment=facts)) == (
+        "engine ray: 3 workers on 2 nodes, 1 × NVIDIA H100, 2 × NVIDIA L4"
+    )
+    assert page.engine_line(cell(environment={"engine": "ray"})) == (
+        "engine ray: ? workers on ? nodes, devices not recorded"
+    )

@@ -10,7 +10,7 @@ from report_material import cell, late, put
 
 from evalkit.config.compose import compose
 from evalkit.datasets.hub import HubCorpus
-from evalkit.report import build, verdicts
+from evalkit.report import build, table, verdicts
 from evalkit.report.card import JudgedMean, Waiver, judge_means
 from evalkit.report.sheets import markdown, means_sheet
 from evalkit.scoring.published import published_means
@@ -48,6 +48,22 @@ def test_thirteen_runs_of_one_protocol_have_a_mean_and_a_verdict() -> None:
 def test_a_part_of_the_sets_is_no_mean() -> None:
     found = judged(runs()[:12])
     assert (found.measured, found.verdict.label, len(found.cells)) == (None, "NOT-RUN", 12)
+
+
+def test_a_sweep_over_all_sets_ends_with_their_mean_and_its_verdict() -> None:
+    whole = runs(0.64)
+    (hakari, other) = [line for line in shown(whole) if "mean of nanobeir (13)" in line]
+    assert hakari.split()[:7] == ["jina-colbert-v2", "128", "mean", "of", "nanobeir", "(13)", "0.64000"]
+    assert hakari.split()[7:] == ["0.6513", "-0.0113", "LOWER", "hakari-bench"]
+    assert "0.6517  -0.0117  LOWER" in other
+    assert not [line for line in shown(whole[:12]) if "mean of" in line]
+    mine = [dataclasses.replace(one, model="mine") for one in whole]
+    (line,) = [line for line in shown(mine) if "mean of nanobeir (13)" in line]
+    assert line.split()[6:8] == ["0.64000", "–"]
+
+
+def shown(cells: list[CellScores]) -> list[str]:
+    return list(table.terminal(table.rows(cells), means=table.whole_means(cells)).lines())
 
 
 def test_runs_of_two_protocols_have_no_mean() -> None:

@@ -12,7 +12,7 @@ import yaml
 from evalkit import datasets
 from evalkit.bm25.analyzers import ANALYZERS, LUCENE_DEPARTURES
 from evalkit.config.compose import all_settings
-from evalkit.config.settings import CheckpointSource, DatasetConfig, configs_dir, from_mapping, group_files
+from evalkit.config.settings import LISTING, CheckpointSource, DatasetConfig, configs_dir, from_mapping, group_files
 from evalkit.errors import ConfigError, nearest
 from evalkit.models.checkpoint import on_disk
 from evalkit.operations.forecast import corpus_tokens
@@ -21,7 +21,7 @@ from evalkit.report.rounding import ABSENT, count, grouped
 from evalkit.report.table import rows, terminal
 from evalkit.storage import results
 
-LISTINGS = ("models", "datasets", "analyzers", "engines", "rerankers", "experiments", "settings", "runs")
+LISTINGS = ("models", "datasets", "analyzers", "engines", "searches", "rerankers", "experiments", "settings", "runs")
 
 
 def listing(what: str, *, results_dir: Path, wide: bool = False) -> Grid:
@@ -37,13 +37,14 @@ def listing(what: str, *, results_dir: Path, wide: bool = False) -> Grid:
         "settings": _settings,
         "runs": lambda: terminal(rows(results.read_all(results_dir)), wide=wide),
     }
-    return made[what]() if what in made else _group(what.removesuffix("s"))
+    return made[what]() if what in made else _group(next(group for group, name in LISTING.items() if name == what))
 
 
 def _group(group: str) -> Grid:
     shown = {
         "reranker": ("parameters", "max_tokens", "dtype", "licence"),
         "experiment": (),
+        "search": ("nbits", "n_ivf_probe", "n_full_scores", "kmeans_iterations", "seed"),
     }[group]
     lines = []
     for name, path in group_files(group).items():

@@ -21,7 +21,7 @@ from evalkit.report.card import CardTable, Judged, Leaderboard
 from evalkit.report.commands import Packaged
 from evalkit.scoring.published import CARD, AverageAudit
 from evalkit.scoring.reruns import Deviation
-from evalkit.storage.results import CellScores, QueryTable
+from evalkit.storage.results import CellScores, QueryTable, distinctions
 
 SYMBOLS = {"MATCH": "✓", "NEAR": "≈", "HIGHER": "▲", "LOWER": "▼", "PROTOCOL-DIFFERS": "≠", "NOT-RUN": "○"}
 MEANINGS = {
@@ -94,7 +94,11 @@ def render(material: Material) -> str:
     answer = boards.answer(material.judged)
     return _template().render(
         material=material,
-        runs=sorted(material.cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0))),
+        runs=sorted(
+            material.cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0), cell.search != "exact")
+        ),
+        losses=standing.index_losses(material.cells),
+        told_apart=distinctions(material.cells),
         symbols=SYMBOLS,
         meanings=MEANINGS,
         metrics=METRICS,
@@ -333,7 +337,8 @@ def _data(material: Material) -> Markup:
         place = lists.setdefault(table.queries, len(lists))
         runs[cell.run_id] = {
             "system": (cell.model if cell.dim is None else f"{cell.model} ({cell.dim})")
-            + (DEVIATES if standing.departures(cell) else ""),
+            + (DEVIATES if standing.departures(cell) else "")
+            + ("" if cell.search == "exact" else distinctions(material.cells)[cell.run_id]),
             "dataset": cell.dataset,
             "main": cell.main_metric,
             "metrics": list(table.metrics),

@@ -51,6 +51,8 @@ BESIDE = (RUN, QRELS, PER_QUERY, CONFIG, DROPPED)
 """Whose checksums scores.json records."""
 QRELS_CHECKSUM = "qrels_checksum"
 """Where `environment` names the judgements that a cell was scored with (`evalkit.run.identity.qrels_checksum`)."""
+INDEX = "index"
+"""Where `environment` has what an index cost, and which exact run stands beside it (search=plaid)."""
 BEING_SCORED = "being scored again"
 """What stands there while a finished cell's files are rewritten: no judgements have this checksum."""
 DATASET_PATH = "dataset.path"
@@ -88,6 +90,11 @@ class CellScores:
     def self_hits(self) -> int | None:
         """Hits whose id is the query's own, kept or dropped; None where the run did not count them."""
         return self.counts.get("dropped_self" if self.protocol.get("drop_self") else "kept_self")
+
+    @property
+    def search(self) -> str:
+        """How the documents were found: `exact`, or by which index."""
+        return str(self.protocol.get("search", "exact"))
 
 
 def write(scores: CellScores, results_dir: Path) -> Path:
@@ -380,12 +387,14 @@ def differing(claiming: Sequence[CellScores]) -> list[str]:
 
 def distinctions(cells: Iterable[CellScores]) -> dict[str, str]:
     """Return by run id what tells a run from the others of its cell, as ` (k1=0.8)`; nothing where it is alone."""
-    by_cell: dict[tuple[str, int | None, str], dict[str, CellScores]] = {}
+    by_cell: dict[tuple[str, int | None, str, str], dict[str, CellScores]] = {}
     for cell in cells:
-        by_cell.setdefault((cell.model, cell.dim, cell.dataset), {})[cell.run_id] = cell
+        by_cell.setdefault((cell.model, cell.dim, cell.dataset, cell.search), {})[cell.run_id] = cell
     found = {}
-    for alike in by_cell.values():
+    for (*_, search), alike in by_cell.items():
         names = differing(list(alike.values()))
+        if search != "exact":
+            names = ["search", *dict.fromkeys(["index.nbits", *names])]
         for run_id, cell in alike.items():
             known = _settings(cell)
             values = ", ".join(f"{name}={str(known.get(name))[:_SHOWN_CHARACTERS]}" for name in names)

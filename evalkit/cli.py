@@ -256,7 +256,7 @@ def run(
     done = list(dict.fromkeys(Path(path) for answer in answers for path in answer.get("scores", ())))
     lost = [each for answer in answers for each in answer.get("lacking", ())]
     if done:
-        from evalkit.report import table
+        from evalkit.report import indexes, table
         from evalkit.scoring import reruns
         from evalkit.storage import results
 
@@ -268,6 +268,8 @@ def run(
         lacking = [table.Lacking(**each) for each in lost]
         shown = table.rows(cells, deviations=deviations)
         _out.print(table.terminal(shown, lacking=lacking, means=table.whole_means(cells), wide=wide))
+        if (costs := indexes.index_table(cells, wide=wide)) is not None:
+            _out.print(costs)
     if failed or lost:
         what = "cells or combinations" if lost else "combinations"
         named = f" ({'; '.join(failed)})" if failed and all(failed) else ""
@@ -894,7 +896,7 @@ def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the comman
 
 
 @app.command(epilog="Example, after evalkit run: evalkit compare demo-128 demo-96 demo-64 --plot dims.svg")
-def compare(
+def compare(  # noqa: PLR0913 (each argument is an option of the command)
     run: Runs = None,
     *,
     results_dir: ResultsDir = None,
@@ -902,7 +904,19 @@ def compare(
     plot: Annotated[Path | None, typer.Option(help="write quality against storage here: .svg, .png or .pdf")] = None,
     precision: Annotated[
         bool,
-        typer.Option("--precision", help="search the stored embeddings again as fp16 and int8 (drawn by --plot too)"),
+        typer.Option("--precision", help="search the stored embeddings again in smaller forms (drawn by --plot too)"),
+    ] = False,
+    stored_as: Annotated[
+        str | None, typer.Option(help="with --precision: some of float32,float16,int8,int4,binary; by default all")
+    ] = None,
+    pool: Annotated[
+        str | None, typer.Option(help="with --precision: token pooling factors; by default 1,2,3,4, where 1 is none")
+    ] = None,
+    normalize_pooled: Annotated[
+        bool,
+        typer.Option(
+            "--normalize-pooled", help="give pooled vectors norm 1, as sentence-transformers; PyLate does not"
+        ),
     ] = False,
     wide: Wide = False,
 ) -> None:
@@ -912,7 +926,7 @@ def compare(
     comparisons of the table; the interval is from a paired bootstrap over queries.
     """
     from evalkit.analysis import compare
-    from evalkit.report import pareto, verbs
+    from evalkit.report import indexes, pareto, verbs
 
     results_dir = results_dir or default_results_dir()
     chosen = compare.choose(_finished(results_dir), run or [])
@@ -921,18 +935,42 @@ def compare(
         _out.print(verbs.comparison_table(comparisons, wide=wide))
         _say(verbs.family_line(comparisons))
     _out.print(verbs.costs_table(chosen))
+    if (costs := indexes.index_table(chosen, wide=wide)) is not None:
+        _out.print(costs)
     narrowed: dict[str, Sequence[Narrowed]] = {}
     if precision:
-        from evalkit.analysis import precision as widths
-        from evalkit.storage import results
-
-        for cell in chosen:
-            if cell.dim is not None:
-                config = results.saved_config(results_dir, cell)
-                narrowed[cell.run_id] = widths.measure(config, cell, results_dir, console=_err)
-                _out.print(verbs.precision_table(cell, narrowed[cell.run_id]))
+        narrowed = _frontier(chosen, results_dir, (stored_as, pool, normalize_pooled), wide=wide)
     if plot is not None:
         pareto.draw(chosen, plot, intervals=compare.intervals(chosen, results_dir), narrowed=narrowed)
+
+
+def _frontier(
+    chosen: Sequence[CellScores], results_dir: Path, forms: tuple[str | None, str | None, bool], *, wide: bool
+) -> dict[str, Sequence[Narrowed]]:
+    """Measure the stored embeddings of some runs in smaller forms, print a table per dataset, return them by run id."""
+    from evalkit.analysis import precision
+    from evalkit.report import verbs
+    from evalkit.storage import results
+
+    wanted = precision.chosen_forms(*forms[:2], normalized=forms[2])
+    by_dataset: dict[tuple[str, str], list[CellScores]] = {}
+    for cell in chosen:
+        if cell.dim is not None and cell.search == "exact":
+            by_dataset.setdefault((cell.dataset, cell.split), []).append(cell)
+    narrowed: dict[str, Sequence[Narrowed]] = {}
+    for cells in by_dataset.values():
+        measured = [
+            precision.measure(
+                results.saved_config(results_dir, cell), cell, results_dir, console=_err, base=cells[0], forms=wanted
+            )
+            for cell in cells
+        ]
+        here = dict(zip((cell.run_id for cell in cells), precision.corrected(measured), strict=True))
+        for line in verbs.frontier_lines(cells[0], normalized=wanted.normalized):
+            _say(line)
+        _out.print(verbs.frontier_table(cells, here, wide=wide))
+        narrowed |= here
+    return narrowed
 
 
 new = typer.Typer(

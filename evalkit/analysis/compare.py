@@ -61,6 +61,10 @@ def storage(cell: CellScores, *, bytes_per_value: int | None = None) -> Storage 
     """Return the size of a cell's vectors as stored, or at `bytes_per_value`; None for a system without vectors."""
     if cell.dim is None:
         return None
+    index = cell.environment.get(results.INDEX)
+    if isinstance(index, Mapping) and bytes_per_value is None:
+        vectors, size = cell.counts.get("document_vectors"), int(index["bytes"])
+        return Storage(round(size / vectors) if vectors else 0, size / cell.counts["documents"], size)
     width = bytes_per_value or (4 if cell.protocol.get("stored_dtype") == "float32" else 2)
     vectors, documents = cell.counts.get("document_vectors"), cell.counts.get("documents")
     if vectors is None or not documents:
@@ -207,7 +211,7 @@ def choose(cells: Iterable[CellScores], words: Sequence[str]) -> list[CellScores
     `model=NAME`, `dataset=NAME` and `dim=N` name no run: they narrow what the other words choose from. Within a word
     the greatest dim comes first. Raises ScoreError for a word that names none.
     """
-    known = sorted(cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0)))
+    known = sorted(cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0), cell.search != "exact"))
     if not known:
         msg = "got no finished run, wanted one or more; run one first, for example: evalkit run (or give --results-dir)"
         raise ScoreError(msg)
@@ -226,17 +230,22 @@ def choose(cells: Iterable[CellScores], words: Sequence[str]) -> list[CellScores
 
 
 def names(cell: CellScores, word: str) -> bool:
-    """Say whether a word names a run: the beginning of its id, its system (with or without dim), or its dataset."""
-    system = keys.system_label(cell.model, cell.dim)
-    return cell.run_id.startswith(word) or word in (cell.model, system, cell.dataset, _address(cell), str(cell.dim))
+    """Say whether a word names a run: the beginning of its id, its system (with or without dim), or its dataset.
+
+    A run by an index is a system of its own: `demo-128@plaid`.
+    """
+    by = "" if cell.search == "exact" else f"@{cell.search}"
+    systems = (cell.model, keys.system_label(cell.model, cell.dim), keys.label(cell.model, cell.dim), str(cell.dim))
+    return cell.run_id.startswith(word) or word == cell.dataset or word in [f"{system}{by}" for system in systems]
 
 
 def _address(cell: CellScores) -> str:
-    """Return what a user types for a run: its system, and behind a colon its dim.
+    """Return what a user types for a run: its system, behind a colon its dim, and behind an @ its index.
 
     The colon tells a dim from a number that is part of a system's name.
     """
-    return keys.label(cell.model, cell.dim)
+    named = keys.label(cell.model, cell.dim)
+    return named if cell.search == "exact" else f"{named}@{cell.search}"
 
 
 def _narrowed(cells: Sequence[CellScores], words: Sequence[str]) -> tuple[list[CellScores], list[str]]:

@@ -1,74 +1,125 @@
-"""The effect of a smaller storage type on quality, measured by searching stored shards; no document is encoded.
+"""Quality against storage, without an index: stored shards searched again in smaller forms; no document is encoded.
 
-Shapes: X vectors of a shard, concatenated; D dim.
+The protocol: the document vectors of a finished run are read from its store, pooled, narrowed and read back, and every
+query is searched exactly (MaxSim) against what was read back. The queries stay as they are. Every form is tested
+against the stored run of the greatest dim on the same queries.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from rich.console import Console
-from torch import Tensor
 
-from evalkit.analysis.compare import bootstrap_interval, paired_p, values_of
+from evalkit.analysis.compare import bootstrap_interval, holm, paired_p, values_of
+from evalkit.analysis.compressed import FACTORS, WIDTHS, Width, bytes_per_vector, narrowed, pooled
 from evalkit.config.settings import EncoderConfig, RunConfig
-from evalkit.errors import ConfigError, StoreError
+from evalkit.errors import ConfigError, ScoreError, StoreError, nearest
 from evalkit.models.encoder import load_encoders
-from evalkit.ranking import drop_self, floors, merge, no_hits
+from evalkit.ragged import Ragged, ragged
+from evalkit.ranking import Hits, drop_self, floors, merge, no_hits
 from evalkit.run import pipeline
-from evalkit.run.cells import plan
+from evalkit.run.cells import Cell, Task, plan
+from evalkit.run.progress import documents_bar
 from evalkit.run.search import search_shard, to_run
 from evalkit.run.shard_step import encode_queries
 from evalkit.scoring import metrics
 from evalkit.storage import shard_files
 from evalkit.storage.paths import store_dir
 from evalkit.storage.results import CellScores
+from evalkit.storage.shard_files import ShardVectors
 
-Width = Literal["float16", "int8"]
-WIDTHS: tuple[Width, ...] = ("float16", "int8")
-SCALE_BYTES = 2
-"""Each int8 vector has its own scale, one fp16 number."""
+SLICE_VECTORS = 131_072
+"""Vectors that are decoded at a time, which bounds the memory beside the stored shard."""
+LARGEST_FACTOR = 16
+
+
+class Forms(NamedTuple):
+    """In which forms to search again: every width with every pooling factor."""
+
+    widths: tuple[Width, ...] = WIDTHS
+    factors: tuple[int, ...] = FACTORS
+    normalized: bool = False
+    """Whether pooled vectors are given norm 1 again, as sentence-transformers does; PyLate does not."""
+
+
+ALL_FORMS = Forms()
 
 
 class Narrowed(NamedTuple):
-    """A run searched again with its document vectors rounded to a smaller type."""
+    """A run searched again with its document vectors in a smaller form."""
 
     width: Width
     bytes_per_vector: int
-    value: float
-    delta: float
-    """The difference from the stored run."""
-    interval: tuple[float, float]
+    value: float = math.nan
+    delta: float = math.nan
+    """The difference from the base run."""
+    interval: tuple[float, float] = (math.nan, math.nan)
     """The 95 % interval of a paired bootstrap of the difference."""
-    p: float
+    p: float = math.nan
     """The p-value of a two-sided paired t-test."""
+    factor: int = 1
+    """Pooling factor; 1 is not pooled."""
+    bytes_per_document: float | None = None
+    """The mean over documents, scales included."""
+    is_base: bool = False
+    """Whether it is the base run itself, searched again as it is stored."""
+    p_holm: float = 1.0
+    """`p` corrected by Holm's method over all forms of one table."""
 
 
-def narrowed(vectors_XD: Tensor, width: Width) -> Tensor:
-    """Return vectors [X, D] as they would be read back from storage of a width; int8 has one scale per vector.
+def chosen_forms(widths: str | None = None, factors: str | None = None, *, normalized: bool = False) -> Forms:
+    """Return the forms that comma-separated words name; None is all of them. Raises ConfigError.
 
-    >>> [round(value, 2) for value in narrowed(torch.tensor([[1.0, -0.5, 0.0]]), "int8")[0].tolist()]
-    [1.0, -0.5, 0.0]
+    >>> chosen_forms("int8,binary", "1,2")
+    Forms(widths=('int8', 'binary'), factors=(1, 2), normalized=False)
     """
-    if width == "float16":
-        return vectors_XD.half()
-    scale_X1 = (vectors_XD.float().abs().amax(dim=1, keepdim=True) / 127).clamp_min(torch.finfo(torch.float16).tiny)
-    rounded_XD = (vectors_XD.float() / scale_X1).round().clamp(-127, 127).to(torch.int8)
-    return rounded_XD.float() * scale_X1.half().float()
+    kinds: list[Width] = []
+    for word in (widths or ",".join(WIDTHS)).split(","):
+        found = next((width for width in WIDTHS if width == word.strip()), None)
+        if found is None:
+            msg = f"--stored-as {word.strip()!r} unknown; {nearest(word.strip(), WIDTHS)}"
+            raise ConfigError(msg)
+        kinds.append(found)
+    numbers = []
+    for word in (factors or ",".join(map(str, FACTORS))).split(","):
+        text = word.strip()
+        if not (text.isascii() and text.isdigit() and 1 <= int(text) <= LARGEST_FACTOR):
+            msg = f"--pool {text!r}: wanted whole numbers from 1 (not pooled) to {LARGEST_FACTOR}, as in --pool 1,2,4"
+            raise ConfigError(msg)
+        numbers.append(int(text))
+    return Forms(tuple(dict.fromkeys(kinds)), tuple(dict.fromkeys(numbers)), normalized)
 
 
-def measure(config: RunConfig, cell: CellScores, results_dir: Path, *, console: Console) -> list[Narrowed]:
-    """Search and score a run's stored embeddings at every width; the queries are encoded again, the documents are not.
+def measure(
+    config: RunConfig,
+    cell: CellScores,
+    results_dir: Path,
+    *,
+    console: Console,
+    base: CellScores | None = None,
+    forms: Forms = ALL_FORMS,
+) -> list[Narrowed]:
+    """Search and score a run's stored embeddings in every form; the queries are encoded again, the documents are not.
 
-    Raises ConfigError for a system without vectors, and StoreError if the embeddings are not stored or the settings no
-    longer give the run's id.
+    `base` is the run that each form is tested against; by default the run itself. float32 is left out where float16 is
+    stored.
+
+    Raises ConfigError for a system without vectors, ScoreError for a base of other queries, and StoreError if the
+    embeddings are not stored or the settings no longer give the run's id.
     """
-    model = config.model
+    model, base = config.model, base or cell
     if not isinstance(model, EncoderConfig) or cell.dim is None:
         msg = f"{cell.run_id}: {cell.model} stores no vectors; wanted a run of a model with dims (evalkit ls models)"
         raise ConfigError(msg)
+    if config.search.name != "exact":
+        msg = f"{cell.run_id}: found by search={config.search.name}; wanted an exact run to compress the vectors of"
+        raise ConfigError(f"{msg} (evalkit ls runs)")
     task = pipeline.prepare(config, console=console)
     (planned,) = (planned for planned in plan(task) if planned.dim == cell.dim)
     if planned.run_id != cell.run_id:
@@ -83,36 +134,113 @@ def measure(config: RunConfig, cell: CellScores, results_dir: Path, *, console: 
         elementwise=config.engine.elementwise,
     )
     queries = encode_queries(task, encoder)[cell.dim]
-    best = {width: no_hits() for width in WIDTHS}
-    folder = store_dir(config.cache_dir, planned.store_key)
-    for shard in task.survey.shards:
-        arrays = shard_files.load(folder, shard.checksum)
-        if arrays is None:
-            msg = f"{folder / shard.checksum}: the embeddings of this shard are not stored"
-            raise StoreError(f"{msg}; run the cell again with store.keep=embeddings and an empty results folder")
-        stored = shard_files.vectors_from_arrays(arrays)
-        for width in WIDTHS:
-            vectors = stored._replace(vectors=stored.vectors._replace(rows_XD=narrowed(stored.vectors.rows_XD, width)))
-            floor_Q = floors(best[width], queries=len(queries.ids), depth=task.depth)
-            found = search_shard(queries, vectors, depth=task.depth, floor_Q=floor_Q, device=task.device)
-            best[width] = merge([best[width], found], depth=task.depth)
-    before = values_of(cell, results_dir, cell.main_metric)
-    measured = []
-    for width in WIDTHS:
-        run = to_run(best[width], [query.id for query in task.dataset.queries])
-        if task.dataset.drop_self:
-            run, _ = drop_self(run, depth=config.search.depth)
-        scored = metrics.score(run, task.dataset.qrels, [cell.main_metric])
-        after = {query: values[cell.main_metric] for query, values in scored.per_query.items()}
-        differences = [after[query] - value for query, value in before.items()]
-        measured.append(
+    before = values_of(base, results_dir, cell.main_metric)
+    best, kept = _searched(task, planned, queries, forms)
+    return [
+        _judged(
             Narrowed(
                 width=width,
-                bytes_per_vector=cell.dim * 2 if width == "float16" else cell.dim + SCALE_BYTES,
-                value=scored.means[cell.main_metric],
-                delta=sum(differences) / len(differences),
-                interval=bootstrap_interval(differences),
-                p=paired_p(list(before.values()), [after[query] for query in before]),
-            )
+                bytes_per_vector=(size := bytes_per_vector(cell.dim, width)),
+                factor=factor,
+                bytes_per_document=size * kept[factor] / task.survey.documents,
+                is_base=cell.run_id == base.run_id and factor == 1 and width == config.store.dtype,
+            ),
+            before,
+            _scored(task, hits, cell.main_metric),
         )
-    return measured
+        for (factor, width), hits in best.items()
+    ]
+
+
+def _searched(
+    task: Task, planned: Cell, queries: ShardVectors, forms: Forms
+) -> tuple[dict[tuple[int, Width], Hits], dict[int, int]]:
+    """Return the best hits of every form, and the vectors at every factor; one shard is in memory at a time."""
+    widths = [width for width in forms.widths if width != "float32" or task.config.store.dtype == "float32"]
+    best = {(factor, width): no_hits() for factor in forms.factors for width in widths}
+    kept = dict.fromkeys(forms.factors, 0)
+    folder = store_dir(task.config.cache_dir, planned.store_key)
+    with documents_bar(task.console, f"{planned.run_id}: smaller forms", total=task.survey.documents) as advance:
+        for shard in task.survey.shards:
+            arrays = shard_files.load(folder, shard.checksum)
+            if arrays is None:
+                msg = f"{folder / shard.checksum}: the embeddings of this shard are not stored"
+                raise StoreError(f"{msg}; run the cell again with store.keep=embeddings and an empty results folder")
+            for some in _slices(shard_files.vectors_from_arrays(arrays)):
+                for factor, form in _pooled(some, forms):
+                    kept[factor] += len(form.vectors.rows_XD)
+                    for width in widths:
+                        read_back = form.vectors._replace(rows_XD=narrowed(form.vectors.rows_XD, width))
+                        found = search_shard(
+                            queries,
+                            form._replace(vectors=read_back),
+                            depth=task.depth,
+                            floor_Q=floors(best[factor, width], queries=len(queries.ids), depth=task.depth),
+                            device=task.device,
+                        )
+                        best[factor, width] = merge([best[factor, width], found], depth=task.depth)
+                advance(len(some.ids), 0)
+            advance.shard_done()
+    return best, kept
+
+
+def _scored(task: Task, hits: Hits, metric: str) -> dict[str, float]:
+    """Return a metric's values of a form's hits by query."""
+    run = to_run(hits, [query.id for query in task.dataset.queries])
+    if task.dataset.drop_self:
+        run, _ = drop_self(run, depth=task.config.search.depth)
+    scored = metrics.score(run, task.dataset.qrels, [metric])
+    return {query: values[metric] for query, values in scored.per_query.items()}
+
+
+def _judged(form: Narrowed, before: Mapping[str, float], after: Mapping[str, float]) -> Narrowed:
+    """Return a form with its value and its tests against the base run's values. Raises ScoreError for other queries."""
+    if after.keys() != before.keys():
+        differing = len(after.keys() ^ before.keys())
+        msg = f"{differing} queries are judged in the base run or here only, wanted the same judged queries"
+        raise ScoreError(f"{msg}; run both on the same copy of the dataset")
+    differences = [after[query] - value for query, value in before.items()]
+    return form._replace(
+        value=math.fsum(after.values()) / len(after),
+        delta=math.fsum(differences) / len(differences),
+        interval=bootstrap_interval(differences),
+        p=paired_p(list(before.values()), [after[query] for query in before]),
+    )
+
+
+def corrected(tables: Sequence[Sequence[Narrowed]]) -> list[list[Narrowed]]:
+    """Return the forms of some runs with their p-values corrected over all of them; the base is not tested."""
+    tested = [one.p for table in tables for one in table if not one.is_base]
+    found = iter(holm(tested))
+    return [[one if one.is_base else one._replace(p_holm=next(found)) for one in table] for table in tables]
+
+
+def _slices(stored: ShardVectors) -> Iterator[ShardVectors]:
+    """Yield a shard's documents in order, in slices of SLICE_VECTORS vectors, or one document where that has more."""
+    ends = stored.vectors.offsets_N.tolist()
+    begin = 0
+    while begin < len(stored.ids):
+        end = begin + 1
+        while end < len(stored.ids) and ends[end + 1] - ends[begin] <= SLICE_VECTORS:
+            end += 1
+        rows_XD = stored.vectors.rows_XD[ends[begin] : ends[end]]
+        offsets_N = stored.vectors.offsets_N[begin : end + 1] - ends[begin]
+        yield ShardVectors(stored.ids[begin:end], Ragged(rows_XD, offsets_N))
+        begin = end
+
+
+def _pooled(some: ShardVectors, forms: Forms) -> Iterator[tuple[int, ShardVectors]]:
+    """Yield documents at every pooling factor; what is not pooled keeps its stored type."""
+    factors = [factor for factor in forms.factors if factor > 1]
+    if 1 in forms.factors:
+        yield 1, some
+    if not factors:
+        return
+    ends = some.vectors.offsets_N.tolist()
+    documents = [
+        pooled(some.vectors.rows_XD[begin:end], factors, normalized=forms.normalized) for begin, end in pairwise(ends)
+    ]
+    for place, factor in enumerate(factors):
+        rows = [document[place] for document in documents]
+        lengths_N = torch.tensor([len(one) for one in rows], dtype=torch.int32)
+        yield factor, some._replace(vectors=ragged(torch.cat(rows), lengths_N))

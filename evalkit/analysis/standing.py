@@ -5,12 +5,13 @@ Every verdict, table, average and export uses these functions, so that a run is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from evalkit.models import weights
 from evalkit.scoring import published
 from evalkit.scoring.published import PublishedScore
+from evalkit.storage.results import INDEX
 
 if TYPE_CHECKING:
     from evalkit.storage.results import CellScores
@@ -23,12 +24,32 @@ def departures(cell: CellScores) -> tuple[str, ...]:
 
 def differing(cell: CellScores, score: PublishedScore) -> tuple[str, ...]:
     """Return all differences between a run and the conditions under which a score was published."""
-    return (*departures(cell), *published.differing(score, cell.protocol, cell.split, self_hits=cell.self_hits))
+    indexed = () if cell.search == "exact" or "search" in score.settings else (f"search is {cell.search}, not exact",)
+    return (
+        *departures(cell),
+        *indexed,
+        *published.differing(score, cell.protocol, cell.split, self_hits=cell.self_hits),
+    )
 
 
 def representative(cells: Iterable[CellScores]) -> tuple[CellScores, ...]:
-    """Return the runs that represent their system on their dataset: those without departures."""
-    return tuple(cell for cell in cells if not departures(cell))
+    """Return the runs that represent their system on their dataset: those without departures, searched exactly."""
+    return tuple(cell for cell in cells if not departures(cell) and cell.search == "exact")
+
+
+def index_losses(cells: Iterable[CellScores]) -> dict[str, float]:
+    """Return by run id what each run by an index loses of its main metric against the exact run of the same embeddings.
+
+    A run whose exact run is not among the cells has none.
+    """
+    known = {cell.run_id: cell for cell in cells}
+    losses = {}
+    for cell in known.values():
+        index = cell.environment.get(INDEX)
+        exact = known.get(str(index.get("exact_run"))) if isinstance(index, Mapping) else None
+        if cell.search != "exact" and exact is not None and cell.main_metric in exact.metrics:
+            losses[cell.run_id] = exact.metrics[cell.main_metric] - cell.metrics[cell.main_metric]
+    return losses
 
 
 def exportable(cells: Iterable[CellScores]) -> tuple[CellScores, ...]:

@@ -35,6 +35,7 @@ from evalkit import texts
 from evalkit.config.settings import (
     GIVEN,
     GROUPS,
+    LISTING,
     MODEL_KINDS,
     DatasetConfig,
     EngineConfig,
@@ -411,7 +412,7 @@ def _parsed(overrides: Sequence[str]) -> Iterator[tuple[str, Override]]:
             # Hydra's own patterns do not look into sub-folders such as dataset/beir.
             names = pattern.filter(list(group_names(override.key_or_group)))
             if not names:
-                msg = f"{word} matches no {override.key_or_group} (evalkit ls {override.key_or_group}s)"
+                msg = f"{word} matches no {override.key_or_group} (evalkit ls {LISTING[override.key_or_group]})"
                 raise ConfigError(msg)
             word = f"{key}={'choice({})'.format(','.join(names))}"
             override = parser.parse_override(word)
@@ -467,7 +468,7 @@ def _checked(word: str, override: Override, *, sweep: bool) -> str:
     if key in GROUPS:
         for name in _values(override):
             if name not in (None, *group_names(key)):
-                msg = f"{key} {str(name)!r} unknown; {_meant(str(name), group_names(key))} (evalkit ls {key}s)"
+                msg = f"{key} {str(name)!r} unknown; {_meant(str(name), group_names(key))} (evalkit ls {LISTING[key]})"
                 raise ConfigError(msg)
             _refuse_other_name(key, name)
         return word
@@ -564,7 +565,7 @@ def all_settings() -> dict[str, str]:
     """Return every setting of the command line and its type; groups come first."""
     folders = dict.fromkeys(("results_dir", "cache_dir"), "a folder")
     named = {
-        **{group: f"a name (evalkit ls {group}s)" for group in GROUPS},
+        **{group: f"a name (evalkit ls {LISTING[group]})" for group in GROUPS},
         "dim": "a number or a list",
         "metrics": LISTED,
         **folders,

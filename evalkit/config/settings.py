@@ -17,8 +17,10 @@ from evalkit.errors import ConfigError, nearest
 
 MOST_THREADS = 1024
 """Most threads: more than any machine has cores; with many more, native thread pools crash."""
-GROUPS = ("model", "dataset", "engine", "reranker", "experiment")
+GROUPS = ("model", "dataset", "engine", "search", "reranker", "experiment")
 """The config groups: each is a folder of YAML files, chosen by `group=name`."""
+LISTING = {group: "searches" if group == "search" else f"{group}s" for group in GROUPS}
+"""What `evalkit ls` calls the list of a group's names."""
 METRICS = ("ndcg@10", "mrr@10", "recall@100")
 """The metrics of every result. Others can be added; metrics are in neither store key nor run id."""
 METRIC = re.compile(r"(ndcg|ndcg_burges|map|mrr|recall|precision|hit_rate|f1|r-precision)(@([1-9][0-9]*))?(-l([1-9]))?")
@@ -334,15 +336,42 @@ class RerankerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """The settings of a search."""
+    """How documents are searched, and how many are kept."""
 
     depth: int
     """Documents kept per query; at least 100, which recall@100 needs."""
+    name: Literal["exact", "plaid"] = "exact"
+    """`exact` scores every document; `plaid` asks an index of the stored embeddings, and measures what that loses."""
+    nbits: int | None = None
+    """search=plaid: bits of a value of a residual: 1, 2, 4 or 8."""
+    n_ivf_probe: int | None = None
+    """search=plaid: clusters that each query token looks into."""
+    n_full_scores: int | None = None
+    """search=plaid: candidates that are left after the scores by centroids alone."""
+    kmeans_iterations: int | None = None
+    """search=plaid: of the clustering that gives the centroids."""
+    seed: int | None = None
+    """search=plaid: of the sample that is clustered and of the clustering."""
 
     def __post_init__(self) -> None:
         if self.depth < 100:
             msg = f"search.depth={self.depth}: wanted 100 or more, because recall@100 is reported"
             raise ConfigError(msg)
+        for key in INDEX_SETTINGS:
+            value = getattr(self, key)
+            if self.name == "exact" and value is not None:
+                raise ConfigError(f"search.{key}={value} is of search=plaid, and the search is exact; add search=plaid")
+            if self.name != "exact" and (value is None or value < (0 if key == "seed" else 1)):
+                raise ConfigError(f"search.{key}={value}: wanted a positive whole number, as search=plaid has it")
+        if self.nbits is not None and self.nbits not in (1, 2, 4, 8):
+            raise ConfigError(f"search.nbits={self.nbits}: wanted 1, 2, 4 or 8")
+        if self.n_full_scores is not None and self.n_full_scores < self.depth:
+            msg = f"search.n_full_scores={self.n_full_scores}: wanted no fewer than the {self.depth} documents kept"
+            raise ConfigError(f"{msg} per query (search.depth)")
+
+
+INDEX_SETTINGS = ("nbits", "n_ivf_probe", "n_full_scores", "kmeans_iterations", "seed")
+"""The settings of an index; a search without one has none of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

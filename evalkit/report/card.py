@@ -355,7 +355,7 @@ def _standing(
 def _unfaithful(cell: CellScores, table: CardTable | None, system: System) -> bool:
     """Whether a cell is known to differ from the card in protocol, weights or corpus."""
     found = table.cells.get((cell.dataset, system)) if table else None
-    return bool(standing.departures(cell)) or (found is not None and found.verdict.label == "PROTOCOL-DIFFERS")
+    return not standing.representative([cell]) or (found is not None and found.verdict.label == "PROTOCOL-DIFFERS")
 
 
 def read_waivers(results_dir: Path) -> tuple[Waiver, ...]:

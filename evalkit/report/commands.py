@@ -116,6 +116,10 @@ def _changed(cell: CellScores, saved: Mapping[str, Any], configs: Packaged) -> I
     else:
         kept = {name: value for name, value in of_dataset.items() if name not in FACTS | SOURCES}
         yield from _differences("dataset", flat(kept), flat(dataset))
+    search = _section(saved, "search")
+    if (name := search.get("name", "exact")) != "exact":
+        yield f"search={name}"
+        yield from _differences("search", _yaml(group_files("search")[str(name)]), search)
     for part in ("search", "store"):
         yield from _differences(part, flat(_section(configs.defaults, part)), flat(_section(saved, part)))
 

@@ -13,7 +13,7 @@ import yaml
 from evalkit import datasets
 from evalkit.bm25.analyzers import ANALYZERS, LUCENE_DEPARTURES
 from evalkit.config.compose import all_settings
-from evalkit.config.settings import CheckpointSource, DatasetConfig, configs_dir, from_mapping, group_files
+from evalkit.config.settings import LISTING, CheckpointSource, DatasetConfig, configs_dir, from_mapping, group_files
 from evalkit.errors import ConfigError, nearest
 from evalkit.models.checkpoint import on_disk
 from evalkit.operations.rates import corpus_tokens
@@ -22,7 +22,7 @@ from evalkit.report.rounding import ABSENT, count, grouped
 from evalkit.report.table import rows, terminal
 from evalkit.storage import results
 
-LISTINGS = ("models", "datasets", "analyzers", "engines", "rerankers", "experiments", "settings", "runs")
+LISTINGS = ("models", "datasets", "analyzers", "engines", "searches", "rerankers", "experiments", "settings", "runs")
 
 
 def listing(what: str, *, results_dir: Path, wide: bool = False) -> Grid:
@@ -39,7 +39,7 @@ def listing(what: str, *, results_dir: Path, wide: bool = False) -> Grid:
         "settings": _settings,
         "runs": lambda: terminal(rows(results.read_all(results_dir)), wide=wide),
     }
-    return made[what]() if what in made else _rerankers()
+    return made[what]() if what in made else _group(next(group for group, name in LISTING.items() if name == what))
 
 
 def _experiments() -> Grid:
@@ -52,10 +52,13 @@ def _experiments() -> Grid:
     return Grid((Column("name", "name"), Column("what it is", "text")), lines)
 
 
-def _rerankers() -> Grid:
-    shown = ("parameters", "max_tokens", "dtype", "licence")
+def _group(group: str) -> Grid:
+    shown = {
+        "reranker": ("parameters", "max_tokens", "dtype", "licence"),
+        "search": ("nbits", "n_ivf_probe", "n_full_scores", "kmeans_iterations", "seed"),
+    }[group]
     lines = []
-    for name, path in group_files("reranker").items():
+    for name, path in group_files(group).items():
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         lines.append(Line((name, *(_short(values.get(key)) for key in shown))))
     return Grid((Column("name", "name"), *(Column(key, moves=1) for key in shown)), lines)

@@ -24,7 +24,7 @@ from evalkit.scoring.mteb_results import MEASURED_BY
 from evalkit.scoring.published import CARD, AverageAudit
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage.keys import label
-from evalkit.storage.results import CellScores, QueryTable
+from evalkit.storage.results import CellScores, QueryTable, distinctions
 
 SYMBOLS = {"MATCH": "✓", "NEAR": "≈", "HIGHER": "▲", "LOWER": "▼", "PROTOCOL-DIFFERS": "≠", "NOT-RUN": "○"}
 MEANINGS = {
@@ -101,7 +101,11 @@ def render(material: Material) -> str:
         label_of=label,
         engine_line=engine_line,
         material=material,
-        runs=sorted(material.cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0))),
+        runs=sorted(
+            material.cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0), cell.search != "exact")
+        ),
+        losses=standing.index_losses(material.cells),
+        told_apart=distinctions(material.cells),
         symbols=SYMBOLS,
         meanings=MEANINGS,
         metrics=METRICS,
@@ -353,7 +357,9 @@ def _data(material: Material) -> Markup:
         packed_MQ = np.floor(table.value_QM.T * SCALE + 0.5).astype("<u2")
         place = lists.setdefault(table.queries, len(lists))
         runs[cell.run_id] = {
-            "system": label(cell.model, cell.dim) + (DEVIATES if standing.departures(cell) else ""),
+            "system": label(cell.model, cell.dim)
+            + (DEVIATES if standing.departures(cell) else "")
+            + ("" if cell.search == "exact" else distinctions(material.cells)[cell.run_id]),
             "dataset": cell.dataset,
             "main": cell.main_metric,
             "metrics": list(table.metrics),

@@ -28,6 +28,12 @@ PLACES = tuple((x, y) for y in (5, -12, 17, -24, 29, -36, 41, -48) for x in (6, 
 """Positions of a label relative to its point, in points to the right and up; the preferred ones first."""
 COLUMNS = 3
 """Panels side by side."""
+MOST_LABELS = 14
+"""Points of a panel that are all told apart by labels; more are told apart by shape and colour."""
+SHAPES = {"float32": "P", "float16": "o", "int8": "s", "int4": "^", "binary": "D"}
+"""The mark of each storage format."""
+SHADES = (INK, "#c8553d", "#4f8a4c", "#7b5ea7")
+"""The colours of pooling factors, the smallest first."""
 FORMATS = (".svg", ".png", ".pdf")
 
 
@@ -54,6 +60,8 @@ class Point(NamedTuple):
     label: str
     interval: tuple[float, float] | None
     """The 95 % confidence interval of the mean over queries."""
+    form: tuple[str, int] = ("", 1)
+    """The storage format and the pooling factor; empty and 1 if no other form was measured."""
 
 
 def points(
@@ -73,11 +81,16 @@ def points(
             continue
         name, here = keys.label(cell.model, cell.dim), found.setdefault(cell.dataset, [])
         quality = cell.metrics[cell.main_metric]
-        here.append(Point(size.per_passage / 1000, quality, name, intervals.get(cell.run_id)))
+        stored = str(cell.protocol.get("stored_dtype", "float16")) if narrowed.get(cell.run_id) else ""
+        here.append(Point(size.per_passage / 1000, quality, name, intervals.get(cell.run_id), (stored, 1)))
         for one in narrowed.get(cell.run_id, ()):
-            if one.bytes_per_vector != size.per_vector:
-                kilobytes = size.per_passage * one.bytes_per_vector / size.per_vector / 1000
-                here.append(Point(kilobytes, one.value, f"{name} {one.width}", None))
+            if one.bytes_per_vector == size.per_vector and one.factor == 1:
+                continue  # the run as it is stored
+            kilobytes = size.per_passage * one.bytes_per_vector / size.per_vector / 1000
+            if one.bytes_per_document is not None:
+                kilobytes = one.bytes_per_document / 1000
+            pooled = "" if one.factor == 1 else f" pool {one.factor}"
+            here.append(Point(kilobytes, one.value, f"{name} {one.width}{pooled}", None, (one.width, one.factor)))
     return dict(sorted(found.items()))
 
 
@@ -114,16 +127,65 @@ def label(axis: Axes, here: Sequence[Point]) -> list[Annotation]:
     return written
 
 
-def _legend(*, intervals: bool) -> list[Line2D]:
-    """Return the legend: filled and hollow marks and, if there are any, intervals."""
+def _legend(panels: Mapping[str, Sequence[Point]], *, intervals: bool) -> list[Line2D]:
+    """Return the legend: filled and hollow marks, intervals if any, and shapes and colours of many forms."""
     from matplotlib.lines import Line2D
 
     meanings = [
         Line2D([], [], color=INK, marker="o", label="no other is smaller and better"),
         Line2D([], [], color=INK, marker="o", linestyle="none", markerfacecolor="white", label="another is"),
     ]
-    bar = Line2D([], [], color=INK, alpha=0.35, marker="|", linestyle="none", label="95 % over queries")
-    return [*meanings, bar] if intervals else meanings
+    if intervals:
+        meanings.append(Line2D([], [], color=INK, alpha=0.35, marker="|", linestyle="none", label="95 % over queries"))
+    forms = {point.form for here in panels.values() if len(here) > MOST_LABELS for point in here}
+    factors = sorted({factor for _, factor in forms})
+    meanings += [
+        Line2D([], [], color=INK, marker=shape, linestyle="none", markerfacecolor="white", label=width)
+        for width, shape in SHAPES.items()
+        if width in {width for width, _ in forms}
+    ]
+    meanings += [
+        Line2D([], [], color=_shade(factor, factors), marker="o", linestyle="none", label=f"pool {factor}")
+        for factor in factors
+    ]
+    return meanings
+
+
+def _labelled(here: Sequence[Point]) -> list[Point]:
+    """Return points with the labels that are written: all, or of many only those of the runs as they are stored."""
+    return list(here) if len(here) <= MOST_LABELS else [point for point in here if point.interval is not None]
+
+
+def _shade(factor: int, factors: Sequence[int]) -> str:
+    return SHADES[factors.index(factor) % len(SHADES)]
+
+
+def _scatter_few(axis: Axes, here: Sequence[Point], best: Sequence[int]) -> None:
+    """Draw points that labels tell apart; a hundredth of NDCG looks like a hundredth."""
+    for place, point in enumerate(here):
+        axis.scatter(point.kilobytes, point.quality, edgecolors=INK, color=INK if place in best else "white", zorder=3)
+    axis.margins(0.1)
+    axis.set_xlim(left=0)
+    top = max(end for point in here for end in (point.quality, *(point.interval or ())))
+    axis.set_ylim(0, 1.12 * top or 1)
+
+
+def _scatter_many(axis: Axes, here: Sequence[Point], best: Sequence[int]) -> None:
+    """Draw points that shape and colour tell apart, storage in powers of two; the axis of quality shows its part."""
+    factors = sorted({point.form[1] for point in here})
+    for place, point in enumerate(here):
+        shade = _shade(point.form[1], factors)
+        axis.scatter(
+            point.kilobytes,
+            point.quality,
+            marker=SHAPES.get(point.form[0], "o"),
+            edgecolors=shade,
+            color=shade if place in best else "white",
+            zorder=3,
+        )
+    axis.set_xscale("log", base=2)
+    axis.xaxis.set_major_formatter("{x:g}")
+    axis.margins(0.1)
 
 
 def draw(
@@ -133,7 +195,10 @@ def draw(
     intervals: Mapping[str, tuple[float, float]] = {},
     narrowed: Mapping[str, Sequence[Narrowed]] = {},
 ) -> None:
-    """Write the plot with one panel per dataset; both axes start at zero. The same cells give the same bytes.
+    """Write the plot with one panel per dataset. The same cells give the same bytes.
+
+    Both axes start at zero, except in a panel with more than MOST_LABELS forms: its storage axis is in powers of two,
+    and shapes and colours replace labels.
 
     Raises ConfigError for an unknown format, ScoreError if no cell has counted its vectors.
     """
@@ -158,24 +223,17 @@ def draw(
         for axis, (dataset, here) in zip(axes.flat, panels.items(), strict=False):
             best = front([(point.kilobytes, point.quality) for point in here])
             axis.plot([here[place].kilobytes for place in best], [here[place].quality for place in best], color=INK)
-            for place, point in enumerate(here):
+            for point in here:
                 if point.interval is not None:
                     axis.vlines(point.kilobytes, *point.interval, color=INK, alpha=0.35)
-                axis.scatter(
-                    point.kilobytes, point.quality, edgecolors=INK, color=INK if place in best else "white", zorder=3
-                )
+            (_scatter_many if len(here) > MOST_LABELS else _scatter_few)(axis, here, best)
             axis.set(title=f"{dataset}: quality against storage", xlabel="kB per passage", ylabel=metric[dataset])
-            axis.margins(0.1)
-            axis.set_xlim(left=0)
-            top = max(end for point in here for end in (point.quality, *(point.interval or ())))
-            axis.set_ylim(0, 1.12 * top or 1)  # so that differences have their true proportion
             axis.grid(alpha=0.3)
-        figure.legend(
-            handles=_legend(intervals=bool(intervals)), loc="lower center", ncols=3, frameon=False, fontsize=8
-        )
-        figure.tight_layout(rect=(0, 0.08 / rows, 1, 1))
+        legend = _legend(panels, intervals=bool(intervals))
+        figure.legend(handles=legend, loc="lower center", ncols=3, frameon=False, fontsize=8)
+        figure.tight_layout(rect=(0, 0.08 * -(-len(legend) // 3) / rows * (0.7 if len(legend) > 3 else 1), 1, 1))
         for axis, here in zip(axes.flat, panels.values(), strict=False):
-            label(axis, here)
+            label(axis, _labelled(here))
         data = io.BytesIO()
         figure.savefig(
             data,

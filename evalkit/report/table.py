@@ -6,7 +6,7 @@ Scores have five decimals and differences four, as is customary in the field.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from evalkit.analysis import standing
@@ -36,7 +36,7 @@ def rows(cells: Iterable[CellScores], *, deviations: Sequence[Deviation] = ()) -
     """Pair each cell with the published scores of its main metric: the card's first, then those of other sources."""
     paired = []
     spread = {(found.system, found.dim, found.dataset, found.metric): found.value for found in deviations}
-    for cell in sorted(cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0))):
+    for cell in sorted(cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0), cell.search != "exact")):
         key = (cell.model, cell.dim, cell.dataset, cell.main_metric)
         found = published.find(*key)
         paired += [Row(cell, score, verdict_on(cell, score, deviation=spread.get(key, 0.0))) for score in found]
@@ -117,10 +117,12 @@ def terminal(
     value += [] if len(metrics) == 1 else [Column("value", "number")]
     others = [name for name in METRICS if metrics != {name}]
     groups = _groups(table_rows)
+    losses = standing.index_losses(row.cell for row in table_rows)
     columns = (
         *(Column("system", "name"), Column("dim", "number"), Column("dataset", "name"), *value),
         *(Column("published", "number"), Column("Δ", "number", moves=2), Column("verdict", moves=1)),
         Column("source", moves=4),
+        *([Column("index loss", "number")] if losses else []),
         *(Column(name, "number", moves=5, wide=True) for name in (*others, *(f"ndcg@10 {name}" for name in groups))),
         Column("run id", moves=6, wide=True),
     )
@@ -134,7 +136,8 @@ def terminal(
             delta = signed(cell.metrics[cell.main_metric] - row.published.value, 4)
             judged = [fixed(row.published.value, row.published.digits), delta, row.verdict.label, row.published.source]
             notes.append("; ".join(row.verdict.differs))
-        rest = [fixed(cell.metrics.get(name), 5) for name in others]
+        rest = [_loss(cell, losses)] if losses else []
+        rest += [fixed(cell.metrics.get(name), 5) for name in others]
         rest += [fixed(cell.groups.get(name, {}).get("ndcg@10"), 5) for name in groups]
         shown = [measured] if len(metrics) == 1 else [cell.main_metric, measured]
         cells = (cell.model, dim_of(cell.dim), cell.dataset, *shown, *judged, *rest, cell.run_id)
@@ -159,7 +162,12 @@ def terminal(
 
 
 def markdown(table_rows: Sequence[Row], *, columns: Collection[str] | None = None) -> str:
-    """Return the table as GitHub Markdown with all or the given columns. The same rows give the same bytes."""
+    """Return the table as GitHub Markdown with all or the given columns. The same rows give the same bytes.
+
+    Runs that searched an index are left out if `columns` lacks their index loss: without it they would pass for exact.
+    """
+    if columns is not None and "index loss" not in columns:
+        table_rows = [row for row in table_rows if row.cell.search == "exact"]
     header = _header(table_rows)
     kept = [place for place, name in enumerate(header) if columns is None or name in columns]
     lines = [header, ["---" if name in TEXT_COLUMNS else "--:" for name in header], *_lines(table_rows)]
@@ -185,6 +193,11 @@ def said(verdict: published.Verdict) -> str:
     return ": ".join([verdict.label, *filter(None, ["; ".join(verdict.differs)])])
 
 
+def _loss(cell: CellScores, losses: Mapping[str, float]) -> str:
+    """Return what a run by an index loses against the exact run; a dash for an exact run."""
+    return signed(losses[cell.run_id], 4) if cell.run_id in losses else ABSENT
+
+
 def _groups(table_rows: Sequence[Row]) -> list[str]:
     return sorted({name for row in table_rows for name in row.cell.groups})
 
@@ -196,12 +209,14 @@ def _metrics(table_rows: Sequence[Row]) -> list[str]:
 
 def _header(table_rows: Sequence[Row]) -> list[str]:
     groups = [f"ndcg@10 {name}" for name in _groups(table_rows)]
+    losses = ["index loss"] if standing.index_losses(row.cell for row in table_rows) else []
     return [
         "system",
         "dim",
         "dataset",
         *_metrics(table_rows),
         *groups,
+        *losses,
         "compared",
         "published",
         "Δ",
@@ -213,6 +228,7 @@ def _header(table_rows: Sequence[Row]) -> list[str]:
 def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
     lines, names = [], _groups(table_rows)
     told_apart = distinctions(row.cell for row in table_rows)
+    losses = standing.index_losses(row.cell for row in table_rows)
     for row in table_rows:
         cell = row.cell
         groups = [cell.groups.get(name, {}).get("ndcg@10") for name in names]
@@ -220,6 +236,7 @@ def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
         line = [cell.model + measured_by + told_apart[cell.run_id], dim_of(cell.dim), cell.dataset]
         line += [fixed(cell.metrics.get(name), 5) for name in _metrics(table_rows)]
         line += [fixed(value, 5) for value in groups]
+        line += [_loss(cell, losses)] if losses else []
         if row.published is None or row.verdict is None:
             line += [ABSENT] * 5
         else:

@@ -16,6 +16,7 @@ from evalkit.analysis.explain import Band, Contribution, PairView
 from evalkit.analysis.replay import Landing, OtherState, Replayed
 from evalkit.errors import ConfigError, EvalkitError
 from evalkit.report.grid import Column, Grid, Line, wrapped
+from evalkit.report.pareto import front
 from evalkit.report.rounding import ABSENT, dim, fixed, p_value, signed
 from evalkit.report.table import said
 from evalkit.scoring import published
@@ -241,19 +242,44 @@ def costs_table(cells: Sequence[CellScores]) -> Grid:
     return Grid(columns, lines)
 
 
-def precision_table(cell: CellScores, measured: Sequence[Narrowed]) -> Grid:
-    """Return a run's quality with its document vectors stored more narrowly."""
+def frontier_table(
+    cells: Sequence[CellScores], measured: Mapping[str, Sequence[Narrowed]], *, wide: bool = False
+) -> Grid:
+    """Return one dataset's runs in every form that was measured (by run id), with `*` where none is smaller and better.
+
+    Below the base run stands "base" for its p.
+    """
+    (metric,) = {cell.main_metric for cell in cells}
+    systems = {cell.model for cell in cells}
     columns = (
-        *(Column("system", "name"), Column("dim", "number"), Column("dataset", "name"), Column("stored as")),
-        *(Column("bytes / vector", "number"), Column(cell.main_metric, "number"), Column("Δ", "number")),
-        *(Column("95 % of Δ", moves=2), Column("p, uncorrected", "number", moves=1)),
+        *(Column("system", "name", wide=len(systems) == 1), Column("dim", "number"), Column("stored as")),
+        *(Column("pool", "number"), Column("bytes / vector", "number"), Column("bytes / passage", "number")),
+        *(Column(metric, "number"), Column("Δ", "number"), Column("95 % of Δ", moves=2, wide=True)),
+        *(Column("p (Holm)", "number"), Column("p", "number", moves=1, wide=True), Column("front")),
     )
+    forms = [(cell, one) for cell in cells for one in measured.get(cell.run_id, ())]
+    best = front([(one.bytes_per_document or 0.0, one.value) for _, one in forms])
     lines = []
-    for one in measured:
+    for place, (cell, one) in enumerate(forms):
         interval = f"{signed(one.interval[0], 4)} … {signed(one.interval[1], 4)}"
-        values = (one.width, str(one.bytes_per_vector), fixed(one.value, 5), signed(one.delta, 4))
-        lines.append(_named_line(cell, {}, (*values, interval, p_value(one.p))))
-    return Grid(columns, lines)
+        sizes = (str(one.bytes_per_vector), fixed(one.bytes_per_document, 0))
+        p = ("base", ABSENT) if one.is_base else (p_value(one.p_holm), p_value(one.p))
+        known = (cell.model, dim(cell.dim), one.width, str(one.factor), *sizes)
+        marks = (p[0], p[1], "*" if place in best else "")
+        lines.append(Line((*known, fixed(one.value, 5), signed(one.delta, 4), interval, *marks)))
+    return Grid(columns, lines, wide)
+
+
+def frontier_lines(base: CellScores, *, normalized: bool) -> list[str]:
+    """Say above a table of smaller forms what was measured, and against what."""
+    mean = "given norm 1 again (sentence-transformers)" if normalized else "left as it is (PyLate)"
+    return [
+        f"{base.dataset}: stored embeddings in smaller forms, searched exactly",
+        f"Δ and p: against {keys.system_label(base.model, base.dim)} as it is stored",
+        "pool: Ward clusters of a document's vectors behind the first,",
+        f"  each cluster's mean {mean}",
+        "front: no form is smaller and better",
+    ]
 
 
 def system(cell: CellScores) -> str:

@@ -10,11 +10,11 @@ from __future__ import annotations
 import dataclasses
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any, TypedDict
+from typing import Any, NotRequired, TypedDict
 
 import xxhash
 
-from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig, TextRules
+from evalkit.config.settings import INDEX_SETTINGS, Bm25Config, EncoderConfig, RunConfig, TextRules
 from evalkit.datasets.survey import CUT, Survey
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.storage.keys import key_of
@@ -22,6 +22,8 @@ from evalkit.types import Dataset, Qrels, Query
 
 SEARCH_RULES = 1
 """Increase it when a change of the search or the tie rule can change a run."""
+FAST_PLAID = "1.7.0.2110"
+"""The version of fast-plaid behind search=plaid, as scripts/plaid.py pins it."""
 ENCODING_RULES = 5
 """Increase it when a change of batching or arithmetic can change the last bits of a vector."""
 
@@ -102,6 +104,10 @@ class SearchFacts(TypedDict):
     depth: int
     drop_self: bool
     search_rules: int
+    search: NotRequired[str]
+    """`plaid`; an exact search has no such fact, so that run ids from before there was another stay."""
+    index: NotRequired[dict[str, Any]]
+    """The settings of the index and of its search."""
 
 
 def corpus_facts(survey: Survey, run: RunConfig) -> CorpusFacts:
@@ -127,12 +133,21 @@ def store_key_in(protocol: Mapping[str, Any]) -> str:
 
 def search_facts(dataset: Dataset, run: RunConfig) -> SearchFacts:
     """Return the checksum of the queries and the settings of the search."""
-    return {
+    facts: SearchFacts = {
         "queries": texts_checksum(dataset.queries),
         "depth": run.search.depth,
         "drop_self": dataset.drop_self,
         "search_rules": SEARCH_RULES,
     }
+    if run.search.name == "plaid":
+        settings = {name: getattr(run.search, name) for name in INDEX_SETTINGS}
+        facts |= {"search": "plaid", "index": {**settings, "library": f"fast-plaid {FAST_PLAID}"}}
+    return facts
+
+
+def exact_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the protocol of the exact run beside a run by an index."""
+    return {name: fact for name, fact in protocol.items() if name not in ("search", "index")}
 
 
 def texts_checksum(queries: Iterable[Query]) -> str:

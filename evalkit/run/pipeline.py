@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import reduce
 from operator import add
@@ -32,12 +32,12 @@ from evalkit.models import metadata, weights
 from evalkit.models.backbones.native import count_parameters
 from evalkit.models.encoder import obtainable
 from evalkit.ranking import Hits, drop_self, merge, no_hits, self_hits, separate_ties
-from evalkit.run import distributed, environment, loaded, scored
+from evalkit.run import distributed, environment, loaded, plaid, scored
 from evalkit.run.background import Merging, limit_tokenizer, tokenizer_threads
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.progress import documents_bar
 from evalkit.run.search import to_run
-from evalkit.run.shard_step import bm25_count_step, bm25_score_step, costs, vector_step
+from evalkit.run.shard_step import bm25_count_step, bm25_score_step, costs, encode_queries, vector_step
 from evalkit.scoring import metrics
 from evalkit.storage import keys, results, trec
 from evalkit.storage.paths import (
@@ -50,7 +50,7 @@ from evalkit.storage.paths import (
     write_whole,
 )
 from evalkit.storage.results import CellScores
-from evalkit.types import Dataset
+from evalkit.types import Dataset, Hit
 
 
 def run(
@@ -62,9 +62,20 @@ def run(
     searches every cell again and reuses the checkpointed shards. If `lacking` is given, a dim whose checkpoint cannot
     be obtained does not stop the others: it is added to `lacking` with the reason. If no dim is left, that raises.
 
+    With `search=plaid` the exact cells are computed first, so that the index loss can be stated.
+
     Raises subclasses of EvalkitError for errors that the user can fix; finished shards and cells are kept.
     """
     numba_folder.keep_in(config.cache_dir / "numba")
+    if config.search.name == "plaid":
+        plaid.check(config)
+        exact = run(plaid.exactly(config), console=console, force=force, lacking=lacking)
+        config = dataclasses.replace(config, dims=tuple(cell.dim for cell in exact))
+        return [*exact, *_run(config, console=console, force=force, lacking=None)]
+    return _run(config, console=console, force=force, lacking=lacking)
+
+
+def _run(config: RunConfig, *, console: Console, force: bool, lacking: dict[int, str] | None) -> list[CellScores]:
     task = prepare(config, console=console)
     task, cells = _planned(task, lacking)
     remove_left_over(_written_to(config, cells))
@@ -72,7 +83,9 @@ def run(
     for line in scored.earlier([scores for scores in done.values() if scores is not None], config.results_dir):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     unfinished = [cell for cell in cells if done[cell.run_id] is None]
-    if unfinished:
+    if unfinished and config.search.name == "plaid":
+        done |= _indexed(task, unfinished)
+    elif unfinished:
         make_folder(run_dir(config.results_dir, unfinished[0].run_id).parent)  # fails now rather than after hours
         started = time.monotonic()
         met: set[int] = set()
@@ -91,6 +104,25 @@ def run(
         for cell in unfinished:
             done[cell.run_id] = finish(task, cell, best[cell.run_id], search_s=wall_s, met_vectors=cell.dim in met)
     return [scores for scores in done.values() if scores is not None]
+
+
+def _indexed(task: Task, cells: Sequence[Cell]) -> dict[str, CellScores]:
+    """Search the stored embeddings of cells by an index, one after another; return their scores by run id."""
+    engine, model = task.config.engine, task.config.model
+    assert isinstance(model, EncoderConfig)
+    by_dim = {cell.dim: cell for cell in cells if cell.dim is not None}
+    found = {dim: cell.checkpoint for dim, cell in by_dim.items() if cell.checkpoint is not None}
+    done = {}
+    for encoder, _ in loaded.encoders(model, found, device=task.device, engine=engine):
+        for dim, queries in encode_queries(task, encoder).items():
+            cell = by_dim[dim]
+            started = time.monotonic()
+            line = f"{model.name} at dim {dim} on {task.dataset.name}: its stored embeddings are searched by fast-plaid"
+            task.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            indexed = plaid.search(task, cell, queries)
+            search_s = time.monotonic() - started
+            done[cell.run_id] = finish(task, cell, indexed.hits, search_s=search_s, met_vectors=False, indexed=indexed)
+    return done
 
 
 def _planned(task: Task, lacking: dict[int, str] | None) -> tuple[Task, list[Cell]]:
@@ -225,8 +257,19 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
     return best if model.ties == "trec_eval" else separate_ties(best)
 
 
-def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float, met_vectors: bool) -> CellScores:
-    """Write a cell's run file and scores; scores.json is written last and marks the cell as finished."""
+def finish(
+    task: Task,
+    cell: Cell,
+    hits: Hits,
+    *,
+    search_s: float,
+    met_vectors: bool,
+    indexed: plaid.Indexed | None = None,
+) -> CellScores:
+    """Write a cell's run file and scores; scores.json is written last and marks the cell as finished.
+
+    `indexed` holds the facts of an index, for a cell that searched one: its embeddings and weights are the exact run's.
+    """
     started = time.monotonic()
     config, dataset = task.config, task.dataset
     folder = run_dir(config.results_dir, cell.run_id)
@@ -241,7 +284,10 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float, met_vectors: 
     values = metrics.score(kept, dataset.qrels, config.metrics)
     write_whole(folder / results.PER_QUERY, results.per_query_table(values.per_query, config.metrics).encode())
     results.write_config(config, folder)
-    cost = {} if cell.dim is None else costs(task, cell)
+    exact = None if indexed is None else plaid.exact_cell(task, cell)
+    cost = {} if cell.dim is None else costs(task, exact or cell)
+    if indexed is not None:
+        cost["search_s"] = indexed.search_s
     vectors = {} if "vectors" not in cost else {"document_vectors": int(cost.pop("vectors"))}
     counted: dict[str, int] = {
         name: int(cost.pop(name))
@@ -295,7 +341,11 @@ def finish(task: Task, cell: Cell, hits: Hits, *, search_s: float, met_vectors: 
             **distributed.provenance(config),
             **scored.facts(task),
             scored.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
-            "checkpoint": _weights(config, cell, met_vectors=met_vectors),
+            **(
+                {"checkpoint": _weights(config, cell, met_vectors=met_vectors)}
+                if indexed is None or exact is None
+                else _beside_exact(config, exact, kept, indexed)
+            ),
         },
     )
     results.write(scores, config.results_dir)
@@ -307,6 +357,20 @@ def _never_found(task: Task) -> dict[str, int]:
     model, count = task.config.model, task.survey.title_only
     leaves_out = isinstance(model, Bm25Config) and "contents" not in model.fields and "text" in model.fields
     return {"title_only_documents": count} if leaves_out and count else {}
+
+
+def _beside_exact(
+    config: RunConfig, exact: Cell, run: Mapping[str, list[Hit]], indexed: plaid.Indexed
+) -> dict[str, Any]:
+    """Return what is recorded of an index beside the exact run: its cost, what both runs share, and the weights."""
+    path = run_dir(config.results_dir, exact.run_id)
+    known = results.read(path / results.SCORES)
+    results.require_unedited(config.results_dir, known, results.RUN)
+    shared = plaid.beside(run, results.read_run(path / results.RUN))
+    return {
+        "checkpoint": known.environment["checkpoint"],
+        results.INDEX: {**indexed.facts, "exact_run": exact.run_id, **shared},
+    }
 
 
 def _weights(config: RunConfig, cell: Cell, *, met_vectors: bool) -> dict[str, Any] | None:

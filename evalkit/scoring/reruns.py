@@ -82,7 +82,7 @@ def of(cell: CellScores, metric: str, deviations: Iterable[Deviation]) -> float:
 
 
 def _name(cell: CellScores) -> tuple[object, ...]:
-    return cell.model, cell.dim, cell.dataset, cell.split
+    return cell.model, cell.dim, cell.dataset, cell.split, cell.search
 
 
 def _deviations(runs: Sequence[CellScores]) -> list[Deviation]:

@@ -59,6 +59,11 @@ def topk_dir(cache_dir: Path, search_key: str) -> Path:
     return cache_dir / "topk" / search_key
 
 
+def index_dir(cache_dir: Path, key: str) -> Path:
+    """Name the folder of an index over the stored embeddings of one corpus."""
+    return cache_dir / "indexes" / key
+
+
 def default_results_dir() -> Path:
     """Return where finished runs are unless a command says otherwise, as `results_dir` of the config has it."""
     return Path(os.environ.get("EVALKIT_RESULTS") or "evalkit-results")

@@ -51,6 +51,8 @@ BESIDE = (RUN, QRELS, PER_QUERY, CONFIG, DROPPED)
 """The files whose checksums scores.json contains."""
 QRELS_CHECKSUM = "qrels_checksum"
 """The key in `environment` of the judgements' checksum (`evalkit.run.identity.qrels_checksum`)."""
+INDEX = "index"
+"""The key in `environment` of an index's cost and of the exact run that it is compared with (search=plaid)."""
 BEING_SCORED = "being scored again"
 """The value of this key while a finished cell's files are rewritten: no judgements have this checksum."""
 DATASET_PATH = "dataset.path"
@@ -88,6 +90,11 @@ class CellScores:
     def self_hits(self) -> int | None:
         """Hits whose document id is the query's id, kept or dropped; None if they were not counted."""
         return self.counts.get("dropped_self" if self.protocol.get("drop_self") else "kept_self")
+
+    @property
+    def search(self) -> str:
+        """How the documents were found: `exact`, or by which index."""
+        return str(self.protocol.get("search", "exact"))
 
 
 def write(scores: CellScores, results_dir: Path) -> Path:
@@ -394,12 +401,14 @@ def differing(claiming: Sequence[CellScores]) -> list[str]:
 
 def distinctions(cells: Iterable[CellScores]) -> dict[str, str]:
     """Return by run id the settings that distinguish a result from others of its cell, such as ` (k1=0.8)`, or ""."""
-    by_cell: dict[tuple[str, int | None, str], dict[str, CellScores]] = {}
+    by_cell: dict[tuple[str, int | None, str, str], dict[str, CellScores]] = {}
     for cell in cells:
-        by_cell.setdefault((cell.model, cell.dim, cell.dataset), {})[cell.run_id] = cell
+        by_cell.setdefault((cell.model, cell.dim, cell.dataset, cell.search), {})[cell.run_id] = cell
     found = {}
-    for alike in by_cell.values():
+    for (*_, search), alike in by_cell.items():
         names = differing(list(alike.values()))
+        if search != "exact":
+            names = ["search", *dict.fromkeys(["index.nbits", *names])]
         for run_id, cell in alike.items():
             known = _settings(cell)
             values = ", ".join(f"{name}={str(known.get(name))[:_SHOWN_CHARACTERS]}" for name in names)

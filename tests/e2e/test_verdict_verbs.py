@@ -127,11 +127,23 @@ def test_compare_shows_differences_costs_and_a_plot(finished):
 
 def test_precision_is_measured_on_the_stored_embeddings(finished):
     stored = {path: path.stat().st_mtime_ns for path in (finished / "cache" / "stores").rglob("*.safetensors")}
-    done = evalkit("compare", "demo-64", "--precision", cwd=finished)
+    words = ["--precision", "--stored-as", "float16,int8,binary", "--pool", "1,2", "--plot", "frontier.svg"]
+    done = evalkit("compare", "demo-128", "demo-64", *words, cwd=finished)
     assert done.returncode == 0, done.stderr
-    rows = {line.split()[3]: line.split() for line in done.stdout.splitlines() if "float16" in line or "int8" in line}
-    assert (rows["float16"][4], rows["int8"][4]) == ("128", "66")
-    assert rows["float16"][6] == "+0.0000"
+    table = done.stdout[done.stdout.index("stored embeddings in smaller forms") :]
+    lines = [line.split() for line in table.splitlines()]
+    rows = {tuple(line[:3]): line for line in lines if line[0] in ("128", "64")}
+    assert {name: row[3] for name, row in rows.items() if name[0] == "64"} == {
+        **{("64", "float16", pool): "128" for pool in "12"},
+        **{("64", "int8", pool): "66" for pool in "12"},
+        **{("64", "binary", pool): "8" for pool in "12"},
+    }
+    assert rows["128", "float16", "1"][6:8] == ["+0.0000", "base"]
+    assert len(rows) == 12
+    assert (finished / "frontier.svg").read_text(encoding="utf-8").count("demo-") >= 2
+    wrong = evalkit("compare", "demo-64", "--precision", "--pool", "0", cwd=finished)
+    assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
+    assert "--pool '0': wanted whole numbers from 1" in wrong.stderr
     assert {path: path.stat().st_mtime_ns for path in stored} == stored
 
 

@@ -1,0 +1,302 @@
+"""`search=plaid`: the stored embeddings searched by fast-plaid's index, beside the exact search of the same embeddings.
+
+fast-plaid wants a torch of its own, so it runs in another process, with the Python of an environment of its own
+(scripts/plaid.py). An index is built in a temporary folder and renamed when it is whole; its record says of which
+embeddings it is and how long it took.
+
+Shapes: Q queries, K documents kept per query.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+import xxhash
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+
+from evalkit.config.settings import EncoderConfig, RunConfig, SearchConfig
+from evalkit.errors import ConfigError, EngineError, StoreError
+from evalkit.ranking import Hits, best_of_shard, ranked_ids
+from evalkit.run import identity
+from evalkit.run.cells import Cell, Task
+from evalkit.storage import keys, seal, shard_files
+from evalkit.storage.paths import index_dir, make_folder, publish, store_dir, temporary, unwritable, write_whole
+from evalkit.storage.shard_files import ShardVectors
+from evalkit.types import Run
+
+ENVIRONMENT = "EVALKIT_PLAID"
+"""The environment variable that names the folder of fast-plaid's virtual environment."""
+RECORD = "index.json"
+OWN = (RECORD, "places.json")
+"""Files beside an index that are not the library's; they do not count towards its bytes."""
+CUTOFF = 10
+
+
+class Indexed(NamedTuple):
+    """What an index found, and what it cost."""
+
+    hits: Hits
+    facts: dict[str, Any]
+    """What the result records of the index."""
+    search_s: float
+
+
+class _Stored(NamedTuple):
+    """The stored embeddings of a corpus."""
+
+    paths: tuple[Path, ...]
+    ids: tuple[str, ...]
+    vectors: int
+    checksum: str
+    """Of all arrays, in the order of the shards."""
+
+
+def script() -> Path:
+    """Return scripts/plaid.py: of an installed wheel, else of the checkout."""
+    installed = Path(__file__).parents[1] / "_scripts" / "plaid.py"
+    return installed if installed.is_file() else Path(__file__).parents[2] / "scripts" / "plaid.py"
+
+
+def environment(cache_dir: Path) -> Path:
+    """Return the folder of fast-plaid's environment, whether it is there or not."""
+    chosen = os.environ.get(ENVIRONMENT)
+    return (Path(chosen).expanduser() if chosen else cache_dir / "environments" / "plaid").absolute()
+
+
+def check(config: RunConfig) -> None:
+    """Raise ConfigError for what `search=plaid` cannot be done with, before anything is encoded."""
+    model, nbits = config.model, config.search.nbits
+    if not isinstance(model, EncoderConfig) or model.pooling != "tokens":
+        msg = f"search=plaid: {model.name} has no token vectors to index"
+        raise ConfigError(f"{msg}; wanted a late-interaction model (evalkit ls models)")
+    if config.store.keep != "embeddings":
+        msg = f"search=plaid: got store.keep={config.store.keep}, wanted store.keep=embeddings"
+        raise ConfigError(f"{msg}: the index is built from what is stored")
+    assert nbits is not None
+    for dim in config.dims:
+        if dim is not None and dim * nbits % 8:
+            msg = f"search.nbits={nbits}: got dim {dim}, whose residuals fill no whole bytes"
+            raise ConfigError(f"{msg}; wanted dim x nbits to be a multiple of 8")
+    _python(config.cache_dir)
+
+
+def exactly(config: RunConfig) -> RunConfig:
+    """Return the config of the exact run beside one by an index."""
+    return dataclasses.replace(config, search=SearchConfig(depth=config.search.depth))
+
+
+def exact_cell(task: Task, cell: Cell) -> Cell:
+    """Return the cell of the exact run beside one by an index: the same embeddings and queries."""
+    protocol = identity.exact_protocol(cell.protocol)
+    model, dataset = task.config.model.name, task.dataset
+    run_id = keys.run_id(dataset.name, dataset.split, model, cell.dim, protocol)
+    return cell._replace(protocol=protocol, run_id=run_id, search_key=keys.key_of(protocol))
+
+
+def search(task: Task, cell: Cell, queries: ShardVectors) -> Indexed:
+    """Return what the index of a cell's stored embeddings finds for some queries; it is built where there is none.
+
+    Raises StoreError for embeddings that are not stored, or an index of other ones, and EngineError where the library
+    fails; nothing is left of an index that is not whole.
+    """
+    assert cell.dim is not None
+    stored = _stored(task, cell)
+    asked = cell.protocol["index"]
+    build = {name: asked[name] for name in ("nbits", "kmeans_iterations", "seed")}
+    wanted = {**build, "library": asked["library"], "dim": cell.dim, "embeddings": stored.checksum}
+    address = {**build, "library": asked["library"], "store": cell.store_key, "corpus": cell.protocol["corpus"]}
+    folder = index_dir(task.config.cache_dir, keys.key_of(address)).absolute()
+    record = _record(folder, wanted)
+    make_folder(folder.parent)
+    with tempfile.TemporaryDirectory(prefix=".search-", dir=folder.parent) as work:
+        place = folder if record is not None else temporary(folder)
+        save_file(
+            {
+                "vectors": queries.vectors.rows_XD.cpu().contiguous(),
+                "lengths": queries.vectors.lengths_N.to(torch.int32),
+            },
+            Path(work) / "queries.safetensors",
+        )
+        job = {
+            "library": identity.FAST_PLAID,
+            "index": str(place),
+            "shards": [str(path.absolute()) for path in stored.paths],
+            "queries": str(Path(work) / "queries.safetensors"),
+            "depth": min(task.depth, len(stored.ids)),
+            "threads": task.config.engine.threads,
+            "device": str(task.device),
+            "build": None if record is not None else build,
+            "search": {name: asked[name] for name in ("n_ivf_probe", "n_full_scores")},
+            "out": work,
+        }
+        try:
+            answer, hits = _asked(job, Path(work), task.config.cache_dir, stored, queries=len(queries.ids))
+            if record is None:
+                record = _kept(folder, place, {**wanted, **answer, "vectors": stored.vectors})
+        finally:
+            if place != folder:
+                shutil.rmtree(place, ignore_errors=True)
+    facts = {
+        "library": asked["library"],
+        "torch": answer["torch"],
+        "embeddings": stored.checksum,
+        "bytes": record["bytes"],
+        "build_s": round(record["build_s"], 3),
+        "queries_per_s": round(len(queries.ids) / max(answer["search_s"], 1e-9), 2),
+    }
+    found = best_of_shard(*hits, ranked_ids(stored.ids), depth=task.depth)
+    return Indexed(found, facts, answer["search_s"])
+
+
+def beside(run: Run, exact: Run) -> dict[str, float]:
+    """Return what a run by an index shares with the exact run, as means over the exact run's queries with hits.
+
+    `overlap@10`: the part of the exact first 10 that is among the index's first 10. `recall of exact 10`: the part of
+    them that the index returned at all, at whatever rank.
+
+    >>> from evalkit.types import Hit
+    >>> beside({"q": [Hit("a", 2.0), Hit("b", 1.0)]}, {"q": [Hit("a", 2.0), Hit("c", 1.0)]})
+    {'overlap@10': 0.5, 'recall of exact 10': 0.5}
+    """
+    overlaps, recalls = [], []
+    for query, hits in exact.items():
+        best = {hit.document_id for hit in hits[:CUTOFF]}
+        if best:
+            got = [hit.document_id for hit in run.get(query, [])]
+            overlaps.append(len(best.intersection(got[:CUTOFF])) / len(best))
+            recalls.append(len(best.intersection(got)) / len(best))
+    count = max(len(overlaps), 1)
+    return {"overlap@10": sum(overlaps) / count, "recall of exact 10": sum(recalls) / count}
+
+
+def _python(cache_dir: Path) -> Path:
+    folder = environment(cache_dir)
+    python = folder / "bin" / "python"
+    if not python.is_file():
+        msg = f"search=plaid: got no environment in {folder}, wanted one with fast-plaid {identity.FAST_PLAID}"
+        raise ConfigError(f"{msg}; make it: python {script()} make {folder} (or name another: {ENVIRONMENT}=DIR)")
+    return python
+
+
+def _stored(task: Task, cell: Cell) -> _Stored:
+    """Verify the stored embeddings of a corpus, a shard at a time, and return where they are."""
+    folder = store_dir(task.config.cache_dir, cell.store_key)
+    paths: list[Path] = []
+    ids: list[str] = []
+    vectors, digest = 0, xxhash.xxh3_128()
+    for shard in task.survey.shards:
+        arrays = shard_files.load(folder, shard.checksum)
+        if arrays is None:
+            msg = f"{folder / shard.checksum}: the embeddings of this shard are not stored, and search=plaid wants them"
+            raise StoreError(f"{msg}; run the cell again with an empty results_dir and cache_dir")
+        found = shard_files.vectors_from_arrays(arrays)
+        if (got := found.vectors.rows_XD.shape[1]) != cell.dim:
+            msg = f"{folder / shard.checksum}: got vectors of dim {got}, wanted {cell.dim}"
+            raise StoreError(f"{msg}; delete this folder and run the cell again")
+        digest.update(shard_files.read_manifest(folder, shard.checksum).checksum.encode())
+        paths.append(folder / f"{shard.checksum}.safetensors")
+        ids += found.ids
+        vectors += len(found.vectors.rows_XD)
+    return _Stored(tuple(paths), tuple(ids), vectors, digest.hexdigest())
+
+
+def _record(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
+    """Return the record of an index, or None where there is none. Raises StoreError for one of other embeddings."""
+    path = folder / RECORD
+    again = f"delete {folder} and run the same command again: it is built anew"
+    try:
+        found = seal.read(path.read_bytes())
+        size = int(found["bytes"])
+        float(found["build_s"])
+    except FileNotFoundError:
+        if folder.exists():
+            raise StoreError(
+                f"{folder}: got an index without its record {RECORD}, wanted a whole one; {again}"
+            ) from None
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise StoreError(f"{path}: not the record of an index ({error}); {again}") from error
+    for name, value in wanted.items():
+        if found.get(name) != value:
+            what = {"embeddings": "embeddings with checksum"}.get(name, name)
+            raise StoreError(f"{folder}: got an index of {what} {found.get(name)}, wanted {value}; {again}")
+    if (got := _bytes(folder)) != size:
+        raise StoreError(f"{folder}: got {got:,} bytes, wanted the {size:,} of its record; {again}")
+    return found
+
+
+def _kept(folder: Path, unfinished: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the record of an index that was built, and give the index its name."""
+    record = {**facts, "bytes": _bytes(unfinished)}
+    write_whole(unfinished / RECORD, json.dumps(seal.seal(record), indent=1).encode())
+    try:
+        publish(unfinished, folder)
+    except OSError as error:
+        raise unwritable(folder, error) from error
+    return record
+
+
+def _bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name not in OWN)
+
+
+def _asked(
+    job: Mapping[str, Any], work: Path, cache_dir: Path, stored: _Stored, *, queries: int
+) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Let the library do a job; return its answer, and its hits as places of queries, of documents, and scores."""
+    doing = "searching" if job["build"] is None else "building and searching"
+    kept = "" if job["build"] is None else "nothing of the index was kept: "
+    again = f"{kept}run the same command again, or make its environment anew: "
+    again += f"python {script()} make {environment(cache_dir)}"
+    write_whole(work / "job.json", json.dumps(job).encode())
+    done = subprocess.run(  # noqa: S603 (the Python of an environment that the user made)
+        [_python(cache_dir), script(), "run", work / "job.json"],
+        capture_output=True,
+        text=True,
+        errors="replace",
+        check=False,
+        stdin=subprocess.DEVNULL,
+    )
+    if done.returncode:
+        reason = _last_line(done.stderr) or _last_line(done.stdout) or "it said nothing"
+        raise EngineError(f"search=plaid: fast-plaid failed while {doing} (exit {done.returncode}: {reason}); {again}")
+    try:
+        answer = json.loads((work / "answer.json").read_bytes())
+        arrays = load_file(work / "hits.safetensors")
+        times = ("search_s",) if job["build"] is None else ("search_s", "build_s")
+        answer = {"torch": str(answer["torch"]), **{name: float(answer[name]) for name in times}}
+        hits = _hits(arrays["document"].numpy(), arrays["score"].numpy(), queries=queries, documents=len(stored.ids))
+    except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
+        raise EngineError(f"search=plaid: fast-plaid gave no usable answer while {doing} ({error}); {again}") from error
+    return answer, hits
+
+
+def _hits(
+    document_QK: np.ndarray, score_QK: np.ndarray, *, queries: int, documents: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return a matrix of hits as flat arrays; -1 is no document. Raises ValueError for hits that cannot be."""
+    if document_QK.shape != score_QK.shape or len(document_QK) != queries:
+        msg = f"hits of shapes {document_QK.shape} and {score_QK.shape}, wanted a row for each of {queries} queries"
+        raise ValueError(msg)
+    query_H, column_H = np.nonzero(document_QK >= 0)
+    document_H, score_H = document_QK[query_H, column_H], score_QK[query_H, column_H].astype(np.float32)
+    if (document_H >= documents).any() or not np.isfinite(score_H).all():
+        msg = f"a document beyond the {documents} of the corpus, or a score that is not a finite number"
+        raise ValueError(msg)
+    return query_H.astype(np.int32), document_H, score_H
+
+
+def _last_line(text: str) -> str:
+    lines: Sequence[str] = [line.strip() for line in text.splitlines() if line.strip()]
+    return lines[-1] if lines else ""

@@ -217,9 +217,7 @@ def minilm(proof: Proof, model: str) -> None:
         compare(proof, name, found, wanted, LIMITS[dtype])
         if model == "all-minilm-l6-v2" and found:
             apart = abs(found[0]["metrics"]["ndcg@10"] - PUBLISHED)
-            proof.record(
-                f"{name}, from the published {PUBLISHED}", round(apart, 5), sound=apart <= 5 * LIMITS["float32"]
-            )
+            proof.record(f"{name}, from the published {PUBLISHED}", round(apart, 5), sound=apart <= LIMITS[dtype])
 
 
 def warm() -> None:

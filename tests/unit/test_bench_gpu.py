@@ -12,7 +12,9 @@ import numpy as np
 import pytest
 import torch
 import triton_interpreter
+from checkpoints import write_bert_tokenizer
 from safetensors.torch import load_file, save_file
+from tokenizers import Tokenizer
 
 triton = pytest.importorskip("triton")
 
@@ -146,6 +148,15 @@ def test_weights_travel_without_the_rows_that_no_text_needs_and_arrive_whole(tmp
     whole = load_file(folder / "model.safetensors")
     assert sorted(whole) == [words, "other"]
     assert whole[words].tolist() == [[0, 0], [1, 2], [0, 0], [3, 4], [0, 0]]
+
+
+def test_rows_are_those_of_whole_texts_whatever_the_tokenizer_cuts_at(tmp_path):
+    write_bert_tokenizer(tmp_path / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    tokenizer.enable_truncation(2)
+    found = runpy.run_path(str(FOLDER / "carry.py"))["ids_of"](tokenizer, ["hello world the", "a"])
+    words = ["hello", "world", "the", "a", "[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    assert found == set(map(tokenizer.token_to_id, words))
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here")

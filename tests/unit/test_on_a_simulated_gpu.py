@@ -207,7 +207,7 @@ def test_a_run_whose_kernel_cannot_be_compiled_ends_in_the_same_ranking_and_says
     def broken(*_, **__):
         raise RuntimeError("PassManager::run failed")
 
-    words = ["model=demo", "dim=64", "dataset.demo.documents=80", "dataset.demo.queries=12"]
+    words = ["model=demo", "dim=64", "dataset.demo.documents=30", "dataset.demo.queries=5"]
     places = [f"results_dir={tmp_path / 'r'}", f"cache_dir={tmp_path / 'c'}"]
     monkeypatch.setattr(tensor_core, "launch", broken)
     monkeypatch.setattr(choice, "_GIVEN_UP", {})
@@ -222,7 +222,7 @@ def test_a_run_whose_kernel_cannot_be_compiled_ends_in_the_same_ranking_and_says
 
 @pytest.mark.parametrize(("keep", "dtype"), [("embeddings", "float32"), ("topk", "bfloat16")])
 def test_a_whole_run_ends_in_the_cpus_ranking(keep, dtype, tmp_path, monkeypatch, kernels):
-    words = ["model=demo", "dim=[128,64]", "dataset.demo.documents=80", "dataset.demo.queries=12"]
+    words = ["model=demo", "dim=[128,64]", "dataset.demo.documents=30", "dataset.demo.queries=5"]
 
     def run(device, *more):
         places = [f"results_dir={tmp_path / device / 'r'}", f"cache_dir={tmp_path / device / 'c'}"]

@@ -17,10 +17,10 @@ from evalkit.bm25 import lucene
 from evalkit.bm25.analyzers import ANALYZERS
 from evalkit.config import compose
 from evalkit.config.settings import Bm25Config, DatasetConfig, EncoderConfig, RunConfig
-from evalkit.datasets.survey import ContentHash
+from evalkit.datasets.survey import ContentHash, estimated_tokens
 from evalkit.kernels.cpu import memory
 from evalkit.models.encoder import DTYPES, Encoder, checkpoints, load_encoders
-from evalkit.ranking import floors, no_hits
+from evalkit.ranking import floors, merge_new, no_hits
 from evalkit.run import environment
 from evalkit.run.background import limit_tokenizer, tokenizer_threads
 from evalkit.run.encode import encode
@@ -202,16 +202,17 @@ def _vectors(
                 warm = _encode(config, encoder, order[:WARM], documents=True)
             order = order[: max(WARM, int(WARM * limit_s / max(warm.wall_s, 1e-9)))]
         queries = _encode(config, encoder, sample.queries, documents=False)
-        found = _encode(config, encoder, order, documents=True)
+        shards = [_encode(config, encoder, part, documents=True) for part in _parts(config, order, device)]
         queries_s += queries.wall_s * sample.times
-        tokens = found.tokens
+        tokens = sum(shard.tokens for shard in shards)
         read_s = sample.read_s * len(order) / len(sample.documents)
-        for dim, of_dim in found.vectors.items():
-            encode_s[dim] = found.wall_s + read_s
-            stored[dim] = sum(array.nbytes for array in shard_files.vectors_to_arrays(of_dim).values())
+        for dim in encoder.heads:
+            of_dim = [shard.vectors[dim] for shard in shards]
+            encode_s[dim] = sum(shard.wall_s for shard in shards) + read_s
+            arrays = [array for one in of_dim for array in shard_files.vectors_to_arrays(one).values()]
+            stored[dim] = sum(array.nbytes for array in arrays)
             search_s[dim] = sample.times * _search(config, queries.vectors[dim], of_dim, depth=depth, device=device)
-            vectors = len(of_dim.vectors.rows_XD)
-    memory.give_back()
+            vectors = sum(len(one.vectors.rows_XD) for one in of_dim)
     return Probed(
         dataset=sample.dataset.name,
         corpus_documents=sample.corpus_documents,
@@ -226,6 +227,14 @@ def _vectors(
         read_s=read_s,
         load_s=0.0,
     )
+
+
+def _parts(config: RunConfig, documents: Sequence[Document], device: torch.device) -> list[Sequence[Document]]:
+    """Cut documents into parts as large as the run's shards: small ones fill fewer batches, and take longer."""
+    budget, most = environment.shard_tokens(config, device), environment.max_document_tokens(config, device)
+    tokens_N = [estimated_tokens(document.joined(), max_document_tokens=most) for document in documents]
+    parts = max(1, round(sum(tokens_N) / budget))
+    return [documents[part::parts] for part in range(parts)]
 
 
 def _encode(config: RunConfig, encoder: Encoder, texts: Texts, *, documents: bool) -> _Encoded:
@@ -243,28 +252,29 @@ def _encode(config: RunConfig, encoder: Encoder, texts: Texts, *, documents: boo
     )
     if encoder.device.type == "cuda":
         torch.cuda.synchronize(encoder.device)
+    memory.give_back()
     return _Encoded(found, len(table.ids_X), time.monotonic() - started)
 
 
 def _search(
-    config: RunConfig, queries: ShardVectors, documents: ShardVectors, *, depth: int, device: torch.device
+    config: RunConfig, queries: ShardVectors, shards: Sequence[ShardVectors], *, depth: int, device: torch.device
 ) -> float:
-    """Return the seconds that a sample takes as a shard behind others, with the floors that those have set."""
+    """Return the seconds that the sample takes as shards behind another one: kernels are ready, floors are set."""
     ready = asked(queries, device)
-    wall_s, floor_Q = 0.0, floors(no_hits(), queries=len(queries.ids), depth=depth)
-    for _ in range(2):
+    wall_s, best = 0.0, no_hits()
+    for place, shard in enumerate([shards[0], *shards]):
         started = time.monotonic()
         hits = search_shard(
             ready,
-            documents,
+            shard,
             depth=depth,
-            floor_Q=floor_Q,
+            floor_Q=floors(best, queries=len(queries.ids), depth=depth),
             device=device,
             precision=config.engine.nominate,
             maxsim=config.engine.maxsim,
         )
-        wall_s = time.monotonic() - started
-        floor_Q = floors(hits, queries=len(queries.ids), depth=depth)
+        best = merge_new(best, hits, depth=depth) if place else hits
+        wall_s += time.monotonic() - started if place else 0.0
     return wall_s
 
 

@@ -18,9 +18,9 @@ from evalkit.operations.forecast import WIDTHS, Planned
 from evalkit.run import environment
 
 WORKERS: Final = (1, 8, 64)
-START_S: Final = 12.0
+START_S: Final = 8.0
 """From the command to the first document, measured on two cores: imports, checkpoint, first use of each kernel."""
-EACH_S: Final = 3.0
+EACH_S: Final = 2.0
 """Of every pass: opening the dataset, scoring, writing the result; measured on two cores."""
 READ_BYTES_PER_S: Final = 42e6
 """JSON lines that one driver reads in a second, measured on two cores (results/bench/engines.json)."""
@@ -132,6 +132,8 @@ def _work(one: _Pass) -> float | None:
 def _wall(one: _Pass, work_s: float, workers: int) -> float:
     """Return the seconds of a pass: the work in as many turns as its shards need, but no faster than it is read."""
     read_s = _text_bytes(one) / READ_BYTES_PER_S
+    if (probed := one.cells[0].probed) is not None and probed.dataset == one.config.dataset.name:
+        read_s = probed.read_s * (one.cells[0].documents or 0) / probed.documents
     surveyed = one.cells[0].shards is not None
     shards = one.cells[0].shards or _shards(one)
     turns = math.ceil(shards / min(workers, shards)) / shards

@@ -17,9 +17,10 @@ from evalkit.bm25 import lucene
 from evalkit.bm25.analyzers import ANALYZERS
 from evalkit.config import compose
 from evalkit.config.settings import Bm25Config, DatasetConfig, EncoderConfig, RunConfig
+from evalkit.datasets.survey import ContentHash, estimated_tokens
 from evalkit.kernels.cpu import memory
 from evalkit.models.encoder import DTYPES, Encoder, checkpoints, load_encoders
-from evalkit.ranking import floors, no_hits
+from evalkit.ranking import floors, merge_new, no_hits
 from evalkit.run import environment
 from evalkit.run.background import limit_tokenizer, tokenizer_threads
 from evalkit.run.encode import Encoding, encode
@@ -27,7 +28,7 @@ from evalkit.run.search import asked, search_shard
 from evalkit.run.shard_step import BM25_QUERY_BLOCK, bm25_score_step
 from evalkit.storage import shard_files
 from evalkit.storage.shard_files import ShardVectors
-from evalkit.types import Dataset, Document, Query
+from evalkit.types import Corpus, Dataset, Document, Query
 
 DOCUMENTS: Final = 1024
 PLACES: Final = 16
@@ -63,6 +64,8 @@ class Probed(NamedTuple):
     """Of all the queries that the dataset has, against the sample, by dim."""
     queries_s: float
     """Encoding all the queries that the dataset has."""
+    read_s: float
+    """Reading and hashing the sample's documents; it is part of `encode_s` too."""
     load_s: float
     """Reading the checkpoint and building the encoder."""
 
@@ -94,6 +97,7 @@ class _Sample(NamedTuple):
     corpus_documents: int
     documents: Sequence[Document]
     queries: Sequence[Query]
+    read_s: float
 
     @property
     def times(self) -> float:
@@ -111,9 +115,9 @@ def probe(config: RunConfig, loader: Loader, *, limit_s: float = LIMIT_S) -> Pro
         torch.set_num_threads(config.engine.threads)
     dataset = _dataset(config)
     total = _documents(config.dataset, dataset)
-    documents = [document for start, stop in places(total) for document in dataset.corpus.documents(start, stop)]
+    documents, read_s = _read(dataset.corpus, places(total))
     queries = dataset.queries[:: max(1, len(dataset.queries) // QUERIES)][:QUERIES]
-    sample = _Sample(dataset, total, documents, queries)
+    sample = _Sample(dataset, total, documents, queries, read_s)
     if isinstance(config.model, Bm25Config):
         return _bm25(config.model, sample)
     limit_tokenizer(tokenizer_threads(config.engine.tokenizer_workers, device))
@@ -153,6 +157,26 @@ def places(total: int) -> list[tuple[int, int]]:
     return [(int(step * place), int(step * place) + each) for place in range(PLACES)]
 
 
+def _read(corpus: Corpus, ranges: Sequence[tuple[int, int]]) -> tuple[list[Document], float]:
+    """Return the documents of some ranges, and the seconds of reading and hashing them, as a shard step does.
+
+    What lies before a range is passed over, which a run has no need to do: the clock starts at its first document.
+    """
+    found, content, read_s = [], ContentHash(), 0.0
+    for start, stop in ranges:
+        documents = iter(corpus.documents(start, stop))
+        first = next(documents, None)
+        if first is None:
+            continue
+        started = time.monotonic()
+        block = [first, *documents]
+        for document in block:
+            content.add(document)
+        read_s += time.monotonic() - started
+        found += block
+    return found, read_s
+
+
 Texts = Sequence[Document] | Sequence[Query]
 
 
@@ -171,7 +195,7 @@ def _vectors(
     search_s: dict[int | None, float] = {}
     stored: dict[int | None, int] = {}
     tokens = vectors = 0
-    queries_s = 0.0
+    queries_s = read_s = 0.0
     depth = config.search.depth + int(sample.dataset.drop_self)
     for encoder in made:
         if len(order) > WARM:
@@ -179,15 +203,17 @@ def _vectors(
                 warm = _encode(config, encoder, order[:WARM], documents=True)
             order = order[: max(WARM, int(WARM * limit_s / max(warm.wall_s, 1e-9)))]
         queries = _encode(config, encoder, sample.queries, documents=False)
-        found = _encode(config, encoder, order, documents=True)
+        shards = [_encode(config, encoder, part, documents=True) for part in _parts(config, order, device)]
         queries_s += queries.wall_s * sample.times
-        tokens = found.tokens
-        for dim, of_dim in found.vectors.items():
-            encode_s[dim] = found.wall_s
-            stored[dim] = sum(array.nbytes for array in shard_files.vectors_to_arrays(of_dim).values())
+        tokens = sum(shard.tokens for shard in shards)
+        read_s = sample.read_s * len(order) / len(sample.documents)
+        for dim in encoder.heads:
+            of_dim = [shard.vectors[dim] for shard in shards]
+            encode_s[dim] = sum(shard.wall_s for shard in shards) + read_s
+            arrays = [array for one in of_dim for array in shard_files.vectors_to_arrays(one).values()]
+            stored[dim] = sum(array.nbytes for array in arrays)
             search_s[dim] = sample.times * _search(config, queries.vectors[dim], of_dim, depth=depth, device=device)
-            vectors = len(of_dim.vectors.rows_XD)
-    memory.give_back()
+            vectors = sum(len(one.vectors.rows_XD) for one in of_dim)
     return Probed(
         dataset=sample.dataset.name,
         corpus_documents=sample.corpus_documents,
@@ -199,8 +225,17 @@ def _vectors(
         encode_s=encode_s,
         search_s=search_s,
         queries_s=queries_s,
+        read_s=read_s,
         load_s=0.0,
     )
+
+
+def _parts(config: RunConfig, documents: Sequence[Document], device: torch.device) -> list[Sequence[Document]]:
+    """Cut documents into parts as large as the run's shards: small ones fill fewer batches, and take longer."""
+    budget, most = environment.shard_tokens(config, device), environment.max_document_tokens(config, device)
+    tokens_N = [estimated_tokens(document.joined(), max_document_tokens=most) for document in documents]
+    parts = max(1, round(sum(tokens_N) / budget))
+    return [documents[part::parts] for part in range(parts)]
 
 
 def _encode(config: RunConfig, encoder: Encoder, texts: Texts, *, documents: bool) -> _Encoded:
@@ -216,28 +251,29 @@ def _encode(config: RunConfig, encoder: Encoder, texts: Texts, *, documents: boo
     found = encode([text.id for text in texts], table, encoder, encoding)
     if encoder.device.type == "cuda":
         torch.cuda.synchronize(encoder.device)
+    memory.give_back()
     return _Encoded(found, len(table.ids_X), time.monotonic() - started)
 
 
 def _search(
-    config: RunConfig, queries: ShardVectors, documents: ShardVectors, *, depth: int, device: torch.device
+    config: RunConfig, queries: ShardVectors, shards: Sequence[ShardVectors], *, depth: int, device: torch.device
 ) -> float:
-    """Return the seconds that a sample takes as a shard behind others, with the floors that those have set."""
+    """Return the seconds that the sample takes as shards behind another one: kernels are ready, floors are set."""
     ready = asked(queries, device)
-    wall_s, floor_Q = 0.0, floors(no_hits(), queries=len(queries.ids), depth=depth)
-    for _ in range(2):
+    wall_s, best = 0.0, no_hits()
+    for place, shard in enumerate([shards[0], *shards]):
         started = time.monotonic()
         hits = search_shard(
             ready,
-            documents,
+            shard,
             depth=depth,
-            floor_Q=floor_Q,
+            floor_Q=floors(best, queries=len(queries.ids), depth=depth),
             device=device,
             precision=config.engine.nominate,
             maxsim=config.engine.maxsim,
         )
-        wall_s = time.monotonic() - started
-        floor_Q = floors(hits, queries=len(queries.ids), depth=depth)
+        best = merge_new(best, hits, depth=depth) if place else hits
+        wall_s += time.monotonic() - started if place else 0.0
     return wall_s
 
 
@@ -265,8 +301,9 @@ def _bm25(model: Bm25Config, sample: _Sample) -> Probed:
         tokens=0,
         vectors=0,
         stored_bytes={},
-        encode_s={None: count_s},
+        encode_s={None: sample.read_s + count_s},
         search_s={None: score_s},
         queries_s=0.0,
+        read_s=sample.read_s,
         load_s=0.0,
     )

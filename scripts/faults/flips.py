@@ -39,7 +39,6 @@ KINDS: Mapping[str, Kind] = {
     "record of a failed run": Kind("c/jobs/*.json", ("status", "results_dir=r", "cache_dir=c")),
     "record of a fetch": Kind("c/fetched/dataset*.json", ("fetch", "--verify")),
 }
-LOCAL = ("explain", "bm25", "--results-dir", "r")
 
 
 def flip(path: Path, draw: random.Random) -> tuple[int, int]:
@@ -55,7 +54,8 @@ def made(base: Base, command: str) -> Path:
     """Make a finished run, the record of a failed one, and that of a fetch; every trial begins with a copy."""
     folder = new(base.folder, f"flips-{command}")
     words = base.words(command)
-    for each in (words, ["fetch", *words[1:]], [*words, "dataset.path=nowhere"]):
+    lost = [f"dataset.path={folder}/nowhere" if word.startswith("dataset.path=") else word for word in words]
+    for each in (words, ["fetch", *words[1:]], lost):
         forked(each, folder)
     return folder
 
@@ -80,7 +80,7 @@ def bits(base: Base, trials: Trials, draw: random.Random, *, name: str) -> None:
         if kind.words == RUN:
             shutil.rmtree(folder / "r", ignore_errors=True)
         done = forked(words, folder)
-        told = path.name in done.err + done.out or path.stem[:16] in done.err + done.out
+        told = path.name in done.err
         what = f"bit {bit} of byte {place} of {name}"
         if "Traceback" in done.err:
             trials.failed(f"{what}: a traceback", done)

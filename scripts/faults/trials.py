@@ -20,7 +20,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 POLL_S = 0.005
 LONGEST_S = 600.0
@@ -281,11 +281,13 @@ def forked(words: Sequence[str], folder: Path, *, before: Callable[[], None] | N
     return start(words, folder, before=before).wait()
 
 
-def each(trials: Trials, choices: Sequence[tuple[object, ...]], rounds: int = 1) -> Iterator[tuple[object, ...]]:
-    """Yield choices, all of them `rounds` times, until the time is over; say how many were left out."""
-    todo = [choice for _ in range(rounds) for choice in choices]
-    for place, choice in enumerate(todo):
+Choice = TypeVar("Choice")
+
+
+def each(trials: Trials, choices: Sequence[Choice]) -> Iterator[Choice]:
+    """Yield choices until the time is over; say how many were left out."""
+    for place, choice in enumerate(choices):
         if not trials.more():
-            trials.note = f"{len(todo) - place} of {len(todo)} trials left out: the time was over"
+            trials.note = f"{len(choices) - place} of {len(choices)} trials left out: the time was over"
             return
         yield choice

@@ -314,7 +314,7 @@ def test_text_that_is_not_utf8_in_a_parquet_file_is_one_line(tmp_path: Path) -> 
     path = tmp_path / "corpus.parquet"
     pq.write_table(pa.table({"_id": ["d1"], "text": texts}), path)
     message = refusal(lambda: list(HubCorpus("owner/small@0", (path,)).documents()))
-    assert message.startswith(f"{path} row 0: got damaged data after this row ('utf-8' codec can't decode byte 0xff")
+    assert message.startswith(f"{path} line 0: got damaged data after this row ('utf-8' codec can't decode byte 0xff")
 
 
 def test_a_relevance_out_of_range_is_refused(hub: Path) -> None:

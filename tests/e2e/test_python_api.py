@@ -136,7 +136,7 @@ def test_the_leaderboard_has_published_and_measured_means(folder: Path) -> None:
 def test_text_stays_text_in_a_frame_and_its_csv() -> None:
     rows = [("a,b", "", '"x"'), ("–", "0.10", "line\nbreak")]
     assert sheets.csv_text(("name", "value", "value"), rows) == (
-        'name,value,value\n"a,b",,"""x"""\n–,0.10,"line\nbreak"\n'
+        'name,value,value\n"a,b",,"""x"""\n–,0.10,line\\nbreak\n'
     )
     assert isinstance(frames.texts(("a",), []), pd.DataFrame)
     assert sheets.csv_text(("a", "b"), []) == "a,b\n"

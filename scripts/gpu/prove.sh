@@ -26,6 +26,7 @@ step() {  # step NAME LIMIT_S COMMAND...: run within a limit; a failure is noted
 }
 
 export PYTHONPATH="$PWD:$PWD/scripts:$site" PYTHONUNBUFFERED=1 HF_HUB_OFFLINE=1 TOKENIZERS_PARALLELISM=true
+export OMP_WAIT_POLICY=PASSIVE  # six processes at a time have more threads than there are cores: none may spin
 if [ -n "${REHEARSE:-}" ]; then
     device=cpu documents=1000 smoke=--smoke stretch=${STRETCH:-30}
 else
@@ -44,7 +45,9 @@ warming=$!
 step "ceilings and paths" "$(limit 38)" "$python" scripts/gpu/ceilings.py --out "$out" $smoke
 workers=()
 if [ $device = cuda ] && "$python" -c 'import xdist' 2>/dev/null; then workers=(-n 6); fi
-step "a: tests" "$(limit 110)" "$python" -m pytest -q -m gpu tests/gpu --durations=15 -p no:cacheprovider "${workers[@]}"
+# A warning that only a GPU's paths give is read in the log; it costs no test.
+step "a: tests" "$(limit 110)" "$python" -m pytest -q -m gpu tests/gpu -W default --durations=15 -p no:cacheprovider \
+    "${workers[@]}"
 wait "$warming" || cat "$work/warm.log"
 step "b: runs" "$(limit 105)" "$python" scripts/gpu/runs.py --out "$out" --device $device --documents $documents \
     --work "$work" --limit-s "$(limit 85)"

@@ -10,7 +10,7 @@ import gzip
 import re
 import zlib
 from collections.abc import Collection, Iterator
-from decimal import Decimal, InvalidOperation
+from decimal import Decimal
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
@@ -121,11 +121,10 @@ def grade_of(value: object) -> int | None:
         return None
     try:
         exact = Decimal(text)
-    except InvalidOperation:  # the exponent is too large for Decimal
+        whole = abs(exact) <= LARGEST_GRADE and exact == exact.to_integral_value()
+    except ArithmeticError:  # the exponent is too large for Decimal, to read or to reckon with
         return None
-    if abs(exact) > LARGEST_GRADE or exact != exact.to_integral_value():
-        return None
-    return int(exact)
+    return int(exact) if whole else None
 
 
 class Judgement(NamedTuple):

@@ -22,6 +22,10 @@ MOST_BITS = 64
 """Most bits of a whole number: larger ones are not counts, and cannot be compared with floats."""
 
 
+_YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
+"""What PyYAML's constructors raise: they convert what a tag promises without a look at it, as an empty `!!int`."""
+
+
 class UnreadableError(ValueError):
     """A file's content cannot be used; the text is the reason, without the file's name."""
 
@@ -70,7 +74,7 @@ def yaml_value(data: str | bytes) -> Any:
     try:
         text = data if isinstance(data, str) else data.decode()
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader that refuses more)
-    except (ValueError, yaml.YAMLError, RecursionError, TypeError, KeyError, AttributeError) as error:
+    except _YAML_ERRORS as error:
         raise _unreadable(error) from error
     return _checked(value)
 

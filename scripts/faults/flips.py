@@ -5,11 +5,12 @@ from __future__ import annotations
 import random
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple
 
-from trials import Base, Done, Trials, forked, new
+from trials import COMMANDS, Base, Done, Trials, forked, new
 
 
 class Kind(NamedTuple):
@@ -64,7 +65,12 @@ def bits(base: Base, trials: Trials, draw: random.Random, *, name: str) -> None:
     """Flip a bit of one kind of file, as often as the time allows: it is told, or nothing else is."""
     kind = KINDS[name]
     command = "vectors" if "embeddings" in name else "bm25"
+    if command not in COMMANDS:
+        trials.note = f"{command} was not among the systems"
+        return
+    seconds = trials.until - time.monotonic()
     whole = made(base, command)
+    trials.until = time.monotonic() + seconds  # of trials, without what precedes them
     if not list(whole.glob(kind.pattern)):
         trials.note = f"no {kind.pattern} is written"
         return

@@ -35,8 +35,9 @@ import kills  # noqa: E402
 import load  # noqa: E402
 import scrambled  # noqa: E402
 import together  # noqa: E402
-from trials import Base, Trials, base, imported  # noqa: E402
+from trials import COMMANDS, Base, Trials, base, imported  # noqa: E402
 
+SYSTEMS = tuple(COMMANDS)
 Attack = Callable[[Base, Trials, random.Random], None]
 KINDS: Mapping[str, Mapping[str, Attack]] = {
     "kills": {
@@ -61,20 +62,28 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default=",".join(KINDS), help=f"some of {','.join(KINDS)}")
+    parser.add_argument("--systems", default=",".join(COMMANDS), help=f"some of {','.join(COMMANDS)}")
     parser.add_argument("--minutes", type=float, default=30.0, help="for all together; load takes what it takes")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "faults")
     chosen = parser.parse_args()
     kinds = chosen.only.split(",")
     if unknown := [kind for kind in kinds if kind not in KINDS]:
         sys.exit(f"kind {unknown[0]!r} unknown; wanted some of {','.join(KINDS)}")
-    imported()
+    if unknown := [system for system in chosen.systems.split(",") if system not in COMMANDS]:
+        sys.exit(f"system {unknown[0]!r} unknown; wanted some of {','.join(COMMANDS)}")
+    for system in set(COMMANDS) - {*chosen.systems.split(",")}:
+        del COMMANDS[system]
     with TemporaryDirectory(prefix="faults-") as scratch:
-        made = base(Path(scratch), seed=chosen.seed)
+        made = Base(Path(scratch), Path(scratch), {})
+        if {*kinds} != {"scrambled"}:  # which runs no command
+            imported()
+            made = base(Path(scratch), seed=chosen.seed)
         found = []
         for kind in kinds:
             for name, attack in KINDS[kind].items():
                 seconds = 60 * chosen.minutes / len(kinds) / len(KINDS[kind])
                 command = f"run.py --seed {chosen.seed} --only {kind} --minutes {chosen.minutes / len(kinds):.3g}"
+                command += "" if len(COMMANDS) == len(SYSTEMS) else f" --systems {','.join(COMMANDS)}"
                 trials = Trials(name, command, time.monotonic() + seconds)
                 started = time.monotonic()
                 attack(made, trials, random.Random(f"{chosen.seed} {name}"))  # noqa: S311 (a seed that repeats)

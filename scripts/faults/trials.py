@@ -25,11 +25,11 @@ from typing import NamedTuple, TypeVar
 POLL_S = 0.005
 LONGEST_S = 600.0
 PLACES = ("results_dir=r", "cache_dir=c")
-COMMANDS: Mapping[str, tuple[str, ...]] = {
+COMMANDS: dict[str, tuple[str, ...]] = {
     "bm25": ("model=bm25", "store.shard_tokens=2000"),
     "vectors": ("model=demo", "dim=64", "store.shard_tokens=4000", "engine.threads=1"),
 }
-"""The two kinds of runs, on the small collection."""
+"""The two kinds of runs, on the small collection; `--systems` takes one out."""
 
 
 class Done(NamedTuple):

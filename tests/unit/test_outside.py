@@ -50,6 +50,7 @@ def test_json_that_cannot_be_used_is_one_reason(data, reason):
         (b"[" * 100_000, "brackets nested too deep"),
         (b"\xff", "can't decode byte 0xff"),
         (b"a: !!int x", "invalid literal for int"),
+        (b"a: !!int", "string index out of range"),
         (b"a: !!float x", "could not convert"),
         (b"a: !!timestamp x", "'NoneType' object has no attribute"),
         (b"a: !!python/object/apply:os.system [ls]", "could not determine a constructor"),

@@ -48,6 +48,12 @@ def arguments() -> argparse.ArgumentParser:
     verb.add_argument("which", choices=("minilm", "demo"))
     verb.add_argument("folder", type=Path)
     verb.set_defaults(do=checkpoint)
+    verb = verbs.add_parser("subset", help="write a small part of a dataset: the first queries and what they judge")
+    verb.add_argument("data", type=Path)
+    verb.add_argument("folder", type=Path)
+    verb.add_argument("--queries", type=int, required=True)
+    verb.add_argument("--documents", type=int, required=True, help="of the corpus' beginning, beside those judged")
+    verb.set_defaults(do=part)
     verb = verbs.add_parser("run", help="encode and search a dataset with a library")
     verb.add_argument("library", choices=environments.LIBRARIES)
     verb.add_argument("checkpoint", type=Path)
@@ -93,6 +99,13 @@ def checkpoint(chosen: argparse.Namespace) -> None:
 
     checkpoints.LAYOUTS[chosen.which](chosen.folder)
     print(chosen.folder)
+
+
+def part(chosen: argparse.Namespace) -> None:
+    """Write a part of a dataset and say what it holds."""
+    from peers import subset
+
+    print(subset.write_subset(chosen.data, chosen.folder, queries=chosen.queries, documents=chosen.documents))
 
 
 def run(chosen: argparse.Namespace) -> None:

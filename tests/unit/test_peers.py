@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from peers import environments, job, parity, retrieve
+from peers import environments, job, parity, retrieve, subset
 from peers.environments import PeerError
 from rich.console import Console
 from safetensors.numpy import save_file
@@ -166,6 +166,18 @@ def test_what_no_score_can_come_from_is_refused_in_one_line(tmp_path, checkpoint
     with pytest.raises(PeerError, match=f"^fake: .*{said}.*; nothing of it can be scored$"):
         run_fake(tmp_path, checkpoint, data, **changed)
     assert not (tmp_path / "out" / "peer.json").exists()
+
+
+def test_a_part_of_a_dataset_keeps_what_its_queries_judge(tmp_path):
+    data = write_folder(tmp_path / "data")
+    said = subset.write_subset(data, tmp_path / "part", queries=1, documents=2)
+    assert said.endswith("2 of 6 documents, 1 of 2 queries")
+    subset.write_subset(data, tmp_path / "part", queries=2, documents=1)
+    kept = [json.loads(line)["_id"] for line in (tmp_path / "part" / "corpus.jsonl").read_text().splitlines()]
+    assert kept == ["d0", "d2"]
+    (data / "queries.jsonl").write_text('{"_id": "q3", "text": "no"}\n')
+    with pytest.raises(PeerError, match=r"got no query that qrels/test.tsv judges"):
+        subset.write_subset(data, tmp_path / "part", queries=2, documents=1)
 
 
 def test_a_library_without_an_environment_says_how_to_make_one(tmp_path):

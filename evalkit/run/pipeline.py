@@ -25,7 +25,7 @@ from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
 from evalkit.datasets import learned
 from evalkit.datasets.survey import ShardRange, Survey, forget, survey
 from evalkit.engines.local import map_shards
-from evalkit.errors import ChangedError, ModelError
+from evalkit.errors import ChangedError, ConfigError, ModelError
 from evalkit.kernels.cpu import numba_folder
 from evalkit.maxsim import choice
 from evalkit.models import metadata, weights
@@ -69,6 +69,7 @@ def run(
     numba_folder.keep_in(config.cache_dir / "numba")
     if config.search.name == "plaid":
         plaid.check(config)
+        _require_index(config, console=console, force=force)
         exact = run(plaid.exactly(config), console=console, force=force, lacking=lacking)
         config = dataclasses.replace(config, dims=tuple(cell.dim for cell in exact))
         return [*exact, *_run(config, console=console, force=force, lacking=None)]
@@ -104,6 +105,16 @@ def _run(config: RunConfig, *, console: Console, force: bool, lacking: dict[int,
         for cell in unfinished:
             done[cell.run_id] = finish(task, cell, best[cell.run_id], search_s=wall_s, met_vectors=cell.dim in met)
     return [scores for scores in done.values() if scores is not None]
+
+
+def _require_index(config: RunConfig, *, console: Console, force: bool) -> None:
+    """Raise ConfigError where the index's library is missing and wanted: finished cells are read without it."""
+    try:
+        plaid.python(config.cache_dir)
+    except ConfigError:
+        task, cells = _planned(prepare(config, console=console), {})
+        if force or any(scored.finished(task, cell, config.metrics) is None for cell in cells):
+            raise
 
 
 def _indexed(task: Task, cells: Sequence[Cell]) -> dict[str, CellScores]:

@@ -31,7 +31,16 @@ from evalkit.ranking import Hits, best_of_shard, ranked_ids
 from evalkit.run import identity
 from evalkit.run.cells import Cell, Task
 from evalkit.storage import keys, seal, shard_files
-from evalkit.storage.paths import index_dir, make_folder, publish, store_dir, temporary, unwritable, write_whole
+from evalkit.storage.paths import (
+    index_dir,
+    make_folder,
+    publish,
+    remove_left_over,
+    store_dir,
+    temporary,
+    unwritable,
+    write_whole,
+)
 from evalkit.storage.shard_files import ShardVectors
 from evalkit.types import Run
 
@@ -88,7 +97,6 @@ def check(config: RunConfig) -> None:
         if dim is not None and dim * nbits % 8:
             msg = f"search.nbits={nbits}: got dim {dim}, whose residuals fill no whole bytes"
             raise ConfigError(f"{msg}; wanted dim x nbits to be a multiple of 8")
-    _python(config.cache_dir)
 
 
 def exactly(config: RunConfig) -> RunConfig:
@@ -119,8 +127,11 @@ def search(task: Task, cell: Cell, queries: ShardVectors) -> Indexed:
     folder = index_dir(task.config.cache_dir, keys.key_of(address)).absolute()
     record = _record(folder, wanted)
     make_folder(folder.parent)
-    with tempfile.TemporaryDirectory(prefix=".search-", dir=folder.parent) as work:
-        place = folder if record is not None else temporary(folder)
+    remove_left_over([folder.parent])
+    unfinished = temporary(folder)
+    suffix = temporary(Path("x")).name.removeprefix(".x")  # so that a killed process's folder is known as left over
+    with tempfile.TemporaryDirectory(prefix=".search-", suffix=suffix, dir=folder.parent) as work:
+        place = folder if record is not None else unfinished
         save_file(
             {
                 "vectors": queries.vectors.rows_XD.cpu().contiguous(),
@@ -145,8 +156,7 @@ def search(task: Task, cell: Cell, queries: ShardVectors) -> Indexed:
             if record is None:
                 record = _kept(folder, place, {**wanted, **answer, "vectors": stored.vectors})
         finally:
-            if place != folder:
-                shutil.rmtree(place, ignore_errors=True)
+            shutil.rmtree(unfinished, ignore_errors=True)
     facts = {
         "library": asked["library"],
         "torch": answer["torch"],
@@ -180,13 +190,14 @@ def beside(run: Run, exact: Run) -> dict[str, float]:
     return {"overlap@10": sum(overlaps) / count, "recall of exact 10": sum(recalls) / count}
 
 
-def _python(cache_dir: Path) -> Path:
+def python(cache_dir: Path) -> Path:
+    """Return the Python of fast-plaid's environment. Raises ConfigError, with the command that makes it."""
     folder = environment(cache_dir)
-    python = folder / "bin" / "python"
-    if not python.is_file():
+    found = folder / "bin" / "python"
+    if not found.is_file():
         msg = f"search=plaid: got no environment in {folder}, wanted one with fast-plaid {identity.FAST_PLAID}"
         raise ConfigError(f"{msg}; make it: python {script()} make {folder} (or name another: {ENVIRONMENT}=DIR)")
-    return python
+    return found
 
 
 def _stored(task: Task, cell: Cell) -> _Stored:
@@ -261,7 +272,7 @@ def _asked(
     again += f"python {script()} make {environment(cache_dir)}"
     write_whole(work / "job.json", json.dumps(job).encode())
     done = subprocess.run(  # noqa: S603 (the Python of an environment that the user made)
-        [_python(cache_dir), script(), "run", work / "job.json"],
+        [python(cache_dir), script(), "run", work / "job.json"],
         capture_output=True,
         text=True,
         errors="replace",

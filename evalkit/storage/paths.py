@@ -146,7 +146,7 @@ def _owner(pid: int) -> str:
 
 
 def remove_left_over(folders: Iterable[Path]) -> int:
-    """Remove the temporary files in some folders that killed processes left; return how many there were.
+    """Remove the temporary files and folders in some folders that killed processes left; return how many there were.
 
     Of processes of this machine it is known whether they live. A file of another machine goes after DAY_S seconds
     without a change: no write takes that long.
@@ -156,7 +156,7 @@ def remove_left_over(folders: Iterable[Path]) -> int:
         for path in folder.glob(".*.tmp"):
             with suppress(OSError):  # another process may be tidying up too
                 if _left_over(path):
-                    path.unlink()
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
                     removed += 1
     return removed
 

@@ -81,6 +81,10 @@ def checkpoint_source(given: str) -> CheckpointSource:
     return CheckpointSource(repo=repo, revision=revision or None)
 
 
+ASSUMED = ("language", "drop_self", "main_metric")
+"""What no file of a dataset says, so that a word of the command settles it."""
+
+
 def with_given(words: Sequence[str], *, say: Callable[[str], None]) -> tuple[list[str], Path | None]:
     """Return the words with folders and repositories replaced by names, and the folder of configs that has them.
 
@@ -99,6 +103,11 @@ def with_given(words: Sequence[str], *, say: Callable[[str], None]) -> tuple[lis
         names = [_made(group, value, words, configs, say) if _is_given(group, value) else value for value in values]
         changed.append(f"{group}={','.join(names)}")
     return changed, configs
+
+
+def _as_said(key: str, text: str) -> datasets.Fact:
+    """Return a fact of a dataset that a word of the command gives."""
+    return datasets.Fact(text == "true" if key == "drop_self" else text, "as you said")
 
 
 def _is_given(group: str, value: str) -> bool:
@@ -126,6 +135,8 @@ def _made(group: str, value: str, words: Sequence[str], configs: Path, say: Call
     else:
         split = next((word.partition("=")[2] for word in words if word.lstrip("+").startswith("dataset.split=")), None)
         facts = datasets.infer(Path(value), name=name, split=split)
+        given = (word.lstrip("+").removeprefix("dataset.").partition("=") for word in words if "dataset." in word)
+        facts |= {key: _as_said(key, text) for key, _, text in given if key in ASSUMED}
         text, lines = _dataset_text(facts), datasets.lines(facts)
     chosen = f"{GIVEN}/{name}"
     write_whole(configs / group / f"{chosen}.yaml", text.encode())

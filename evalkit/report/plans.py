@@ -97,7 +97,9 @@ def plan_lines(cells: Sequence[Planned], *, device: Device | None = None) -> Ite
         on_gpu = bool(whole.device_bytes)
         hours = (whole.device_s or 0.0) / 3600
         took = f"{hours:,.1f} {'GPU' if on_gpu else 'CPU'}-hours" if hours >= 0.1 else duration(whole.device_s)
-        yield f"forecast: {took} of work; with start and reading {each} workers{unknown}"
+        passes = {(cell.config.model.name, cell.config.dataset.name) for cell in left}
+        shared = "; dims of one model share the encoding" if len(passes) < len(left) else ""
+        yield f"forecast: {took} of work; with start and reading {each} workers{shared}{unknown}"
     for folder, (wanted, unsized) in _disks(cells).items():
         also = f", and {unsized} cells of unknown size" if unsized else ""
         free = free_bytes(folder)

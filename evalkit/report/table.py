@@ -118,11 +118,13 @@ def terminal(
     others = [name for name in METRICS if metrics != {name}]
     groups = _groups(table_rows)
     losses = standing.index_losses(row.cell for row in table_rows)
+    asked = [name for name in _metrics(table_rows) if name not in METRICS and metrics != {name}]
     columns = (
         *(Column("system", "name"), Column("dim", "number"), Column("dataset", "name"), *value),
         *(Column("published", "number"), Column("Δ", "number", moves=2), Column("verdict", moves=1)),
         Column("source", moves=4),
         *([Column("index loss", "number")] if losses else []),
+        *(Column(name, "number", moves=3) for name in asked),
         *(Column(name, "number", moves=5, wide=True) for name in (*others, *(f"ndcg@10 {name}" for name in groups))),
         Column("run id", moves=6, wide=True),
     )
@@ -137,7 +139,7 @@ def terminal(
             judged = [fixed(row.published.value, row.published.digits), delta, row.verdict.label, row.published.source]
             notes.append("; ".join(row.verdict.differs))
         rest = [_loss(cell, losses)] if losses else []
-        rest += [fixed(cell.metrics.get(name), 5) for name in others]
+        rest += [fixed(cell.metrics.get(name), 5) for name in (*asked, *others)]
         rest += [fixed(cell.groups.get(name, {}).get("ndcg@10"), 5) for name in groups]
         shown = [measured] if len(metrics) == 1 else [cell.main_metric, measured]
         cells = (cell.model, dim_of(cell.dim), cell.dataset, *shown, *judged, *rest, cell.run_id)
@@ -152,7 +154,7 @@ def terminal(
             judged = [fixed(against.score.value, against.score.digits), delta, said_of.label, against.score.source]
             notes = ["; ".join(said_of.differs)]
         shown = [measured] if len(metrics) == 1 else [mean.metric, measured]
-        nothing = [ABSENT] * (len(others) + len(groups) + 1)
+        nothing = [ABSENT] * (len(asked) + len(others) + len(groups) + 1)
         cells = (mean.system, dim_of(mean.dim), f"mean of {mean.collection}", *shown, *judged, *nothing)
         lines.append(Line(cells, tuple(filter(None, notes))))
     for one in lacking:

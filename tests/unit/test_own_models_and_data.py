@@ -297,6 +297,9 @@ def test_folders_in_place_of_names_are_read_and_what_was_read_is_said(tmp_path, 
     assert said[0] == "model check-point, made from ./check point"
     assert "  config.json: backbone bert, dtype float32" in said
     assert "  assumed, for no file says so: language unknown, drop_self false, main_metric ndcg@10" in said
+    _, said = named(["dataset=./my_data", "dataset.language=no", "dataset.drop_self=true"], monkeypatch)
+    assert any("language no (as you said), drop_self true (as you said)" in line for line in said)
+    assert "  assumed, for no file says so: main_metric ndcg@10" in said
     same = compose(["dataset=folder", f"dataset.path={tmp_path / 'my_data'}"]).dataset
     assert same.name == config.dataset.name  # one folder is one dataset, however it is named
 

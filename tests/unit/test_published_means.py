@@ -62,6 +62,14 @@ def test_a_sweep_over_all_sets_ends_with_their_mean_and_its_verdict() -> None:
     assert line.split()[6:8] == ["0.64000", "–"]
 
 
+def test_metrics_that_were_asked_for_are_shown() -> None:
+    one = cell()
+    asked = dataclasses.replace(one, metrics={**one.metrics, "map": 0.12345})
+    header, row, *_ = shown([asked])
+    assert header.split()[-1] == "map"
+    assert row.split()[-1] == "0.12345"
+
+
 def shown(cells: list[CellScores]) -> list[str]:
     return list(table.terminal(table.rows(cells), means=table.whole_means(cells)).lines())
 

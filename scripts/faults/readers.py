@@ -597,6 +597,7 @@ def _inferred_seeds() -> tuple[bytes, ...]:
     pylate = {"query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 32, "skiplist_words": ["."]}
     return (
         b"====".join([_dump(CONFIG), _dump(stanford)]),
+        b"====".join([_dump({**CONFIG, "model_type": "unknown"}), _dump(stanford)]),  # has transformers imported
         b"====".join([_dump(CONFIG), b"", _dump(pylate), _dump(dense), b"", _dump({"out_features": 8})]),
         b"====".join([_dump(CONFIG), b"", b"", _dump(modules), _dump({"pooling_mode_mean_tokens": True})]),
     )

@@ -278,7 +278,10 @@ def test_a_query_id_that_occurs_twice_is_named_with_both_lines(tmp_path: Path) -
         ("q1\td1\t1\nq1\td2\t1e400\n", " line 2: got relevance '1e400', wanted a whole number; repair the line"),
         (
             "q1\td1\t19999999999991e9999999999\n",
-            "got relevance '19999999999991e9999999999', wanted a whole number; repair",
+            (
+                " line 1: got relevance '19999999999991e9999999999', wanted a whole number; repair the line; a header "
+                "line must read query-id corpus-id score"
+            ),
         ),
         (
             f"q1\td1\t1\nq1\td2\t{'1' * 5000}\n",

@@ -79,8 +79,8 @@ def run_command(cell: CellScores, saved: Mapping[str, Any] | None, configs: Pack
     out because they do not change scores.
     """
     if "run_file" in cell.protocol:
-        words = ["evalkit", "score", "run.trec.gz", "--system", cell.model]
-        return shlex.join([*words, f"dataset={_word(configs.datasets, cell.dataset)}"])
+        score = ["evalkit", "score", "run.trec.gz", "--system", cell.model]
+        return shlex.join([*score, f"dataset={_word(configs.datasets, cell.dataset)}"])
     if saved is None:
         return command(cell.model, cell.dim, cell.dataset, configs)
     own = cell.dataset not in {one.get("name") for one in configs.datasets.values()}

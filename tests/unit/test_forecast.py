@@ -112,29 +112,31 @@ def test_documents_of_another_dataset_are_compared_by_their_tokens(tmp_path):
 
 
 def test_a_probe_measures_tokens_bytes_and_time_of_the_datasets_own_documents(tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "DOCUMENTS", 160)
-    config = compose(["model=demo", "dim=[128,64]", "dataset.demo.documents=2000", "dataset.demo.queries=20"])
+    monkeypatch.setattr(probe, "DOCUMENTS", 48)
+    monkeypatch.setattr(probe, "WARM", 16)
+    config = compose(["model=demo", "dim=[128,64]", "dataset.demo.documents=2000", "dataset.demo.queries=5"])
     config = dataclasses.replace(config, cache_dir=tmp_path / "cache", results_dir=tmp_path / "results")
     probed = probe.probe(config, probe.Loader())
-    assert (probed.dataset, probed.corpus_documents, probed.queries) == ("demo", 2000, 20)
-    assert probed.documents == 160
-    assert 160 * 60 < probed.vectors < probed.tokens < 160 * 300
+    assert (probed.dataset, probed.corpus_documents, probed.queries) == ("demo", 2000, 5)
+    assert probed.documents == 48
+    assert 48 * 60 < probed.vectors < probed.tokens < 48 * 300
     for dim in (128, 64):
         assert probed.stored_bytes[dim] > probed.vectors * dim * 2
         assert probed.encode_s[dim] > 0
     assert not list(tmp_path.iterdir())
     cells = forecast.look(config, [known()], probed=probed)
-    vectors = probed.vectors / 160 * 2000
+    vectors = probed.vectors / 48 * 2000
     assert [cell.vectors.value for cell in cells] == [pytest.approx(vectors)] * 2
-    assert [cell.stored_bytes for cell in cells] == [round(probed.stored_bytes[dim] / 160 * 2000) for dim in (128, 64)]
+    assert [cell.stored_bytes for cell in cells] == [round(probed.stored_bytes[dim] / 48 * 2000) for dim in (128, 64)]
     assert cells[0].seconds.value == pytest.approx(
-        2000 / 160 * (probed.encode_s[128] + probed.search_s[128]) + probed.queries_s
+        2000 / 48 * (probed.encode_s[128] + probed.search_s[128]) + probed.queries_s
     )
-    assert cells[0].seconds.basis.endswith("measured on 160 of its documents")
+    assert cells[0].seconds.basis.endswith("measured on 48 of its documents")
     assert "time at " in "\n".join(plans.plan_lines(cells))
 
 
-def test_a_probe_that_would_take_long_encodes_fewer_documents(tmp_path):
+def test_a_probe_that_would_take_long_encodes_fewer_documents(tmp_path, monkeypatch):
+    monkeypatch.setattr(probe, "WARM", 16)
     config = compose(["model=demo", "dim=64", "dataset.demo.queries=5", f"cache_dir={tmp_path}"])
     assert probe.probe(config, probe.Loader(), limit_s=0.0).documents == probe.WARM
 

@@ -150,7 +150,7 @@ def table(rows: list[dict[str, Any]], fuzz: dict[str, Any] | None) -> str:
         lines += [f"| {name} | 0 | not run yet | `run.py --only {kind}` | – |" for name in attacks if name not in known]
     lines += ["", f"Machine: {'; '.join(sorted({row['machine'] for row in rows}))}, shared with other work.", ""]
     broken = [f"- {row['fault']}: {line}" for row in rows for line in row["broken"]]
-    lines += ["## Not held", "", *(broken or ["Nothing."]), ""]
+    lines += ["## Not held", "", *(broken or ["Nothing of what was run."]), ""]
     if fuzz is not None:
         lines += [
             "## Fuzzing with atheris",

@@ -31,7 +31,8 @@ def rerank(  # noqa: PLR0913 (keyword-only behind the first three)
     """
     asked = [query for query in dataset.queries if query.id in run]
     wanted = {hit.document_id for query in asked for hit in run[query.id][:depth]}
-    content, texts = ContentHash(), {}
+    content = ContentHash()
+    texts: dict[str, str] = {}
     for document in dataset.corpus.documents():
         content.add(document)
         if document.id in wanted:

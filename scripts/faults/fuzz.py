@@ -59,7 +59,10 @@ def fuzz_all(chosen: argparse.Namespace) -> None:
     """Give each reader its share of the time in a process of its own; write the figures after each."""
     names = chosen.only.split(",") if chosen.only else list_readers()
     share = {name: 1.0 if chosen.only else SHARES.get(name, 1.0) for name in names}
-    with TemporaryDirectory() as scratch:
+    from readers import in_memory_folder
+
+    with TemporaryDirectory() as scratch, TemporaryDirectory(prefix="faults-", dir=in_memory_folder()) as held:
+        os.environ["FAULTS_SCRATCH"] = held  # libFuzzer ends its process at once, so that nobody tidies up there
         corpora = chosen.corpus or Path(scratch)
         for name in names:
             seconds = max(FEWEST_S, round(60 * chosen.minutes * share[name] / sum(share.values())))

@@ -91,10 +91,15 @@ def in_memory(path: str, read: Callable[[Path], object]) -> Callable[[bytes], ob
     return of
 
 
+def in_memory_folder() -> Path | None:
+    """Return a folder that is in memory, or None where the system has none: then temporary files go where they do."""
+    return MEMORY if os.access(MEMORY, os.W_OK) else None
+
+
 @cache
 def scratch() -> Path:
     """Return this process's folder, in memory where the system has such a place."""
-    folder = Path(mkdtemp(prefix="faults-", dir=MEMORY if os.access(MEMORY, os.W_OK) else None))
+    folder = Path(mkdtemp(prefix="faults-", dir=os.environ.get("FAULTS_SCRATCH") or in_memory_folder()))
     import atexit
 
     atexit.register(shutil.rmtree, folder, ignore_errors=True)

@@ -145,9 +145,12 @@ def table(rows: list[dict[str, Any]], fuzz: dict[str, Any] | None) -> str:
         note = f" ({row['note']})" if row["note"] else ""
         told = f"{outcome or 'not tried'}{note}"
         lines.append(f"| {row['fault']} | {row['tried']:,} | {told} | `{row['command']}` | {row['date']} |")
+    known = {row["fault"] for row in rows}
+    for kind, attacks in KINDS.items():
+        lines += [f"| {name} | 0 | not run yet | `run.py --only {kind}` | – |" for name in attacks if name not in known]
     lines += ["", f"Machine: {'; '.join(sorted({row['machine'] for row in rows}))}, shared with other work.", ""]
     broken = [f"- {row['fault']}: {line}" for row in rows for line in row["broken"]]
-    lines += ["## Not held", "", *(broken or ["Nothing."]), ""]
+    lines += ["## Not held", "", *(broken or ["Nothing of what was run."]), ""]
     if fuzz is not None:
         lines += [
             "## Fuzzing with atheris",

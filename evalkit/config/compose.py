@@ -57,7 +57,7 @@ from evalkit.errors import ConfigError, EvalkitError, lines, nearest
 log = logging.getLogger(__name__)
 
 SECTIONS: Mapping[str, tuple[type[Any], ...]] = {
-    "model": tuple(dict.fromkeys(MODEL_KINDS.values())),
+    "model": tuple(kind for kind in dict.fromkeys(MODEL_KINDS.values()) if kind is not RunFileConfig),
     "dataset": (DatasetConfig,),
     "engine": (EngineConfig,),
     "reranker": (RerankerConfig,),

@@ -240,7 +240,7 @@ def test_the_dims_that_can_still_run_are_named(tmp_path):
         d12=CheckpointSource(path=str(tmp_path / "absent")),
         d8=CheckpointSource(path=str(write_jina_checkpoint(tmp_path / "8", dim=8))),
     )
-    with pytest.raises(ModelError, match=r"model 'fixture' dim 12: .* can run: dim=16,8"):
+    with pytest.raises(ModelError, match=r"model fixture:12: .* can run: dim=16,8"):
         checkpoints(config, config.dims)
 
 

@@ -160,8 +160,8 @@ def test_a_narrower_storage_stands_beside_the_run_in_the_plot():
     found = pareto.points([run, cell()], intervals={run.run_id: (0.3, 0.4)}, narrowed={run.run_id: [same, int8]})
     assert found == {
         "beir/nfcorpus": [
-            (12.8, 0.346, "jina-colbert-v2-64", (0.3, 0.4), ("float16", 1)),
-            (6.6, 0.345, "jina-colbert-v2-64 int8", None, ("int8", 1)),
+            (12.8, 0.346, "jina-colbert-v2:64", (0.3, 0.4), ("float16", 1)),
+            (6.6, 0.345, "jina-colbert-v2:64 int8", None, ("int8", 1)),
         ]
     }
 

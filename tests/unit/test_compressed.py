@@ -173,7 +173,7 @@ def test_many_forms_are_told_apart_by_shape_and_colour_and_the_stored_run_by_nam
     ]
     here = pareto.points([run], intervals={run.run_id: (0.3, 0.4)}, narrowed={run.run_id: forms})["beir/nfcorpus"]
     assert [point.form for point in here[:3]] == [("float16", 1), ("int8", 1), ("int8", 2)]
-    assert [point.label for point in pareto._labelled(here)] == ["jina-colbert-v2-128"]
+    assert [point.label for point in pareto._labelled(here)] == ["jina-colbert-v2:128"]
     pareto.draw([run], tmp_path / "x.svg", intervals={run.run_id: (0.3, 0.4)}, narrowed={run.run_id: forms})
     written = (tmp_path / "x.svg").read_text(encoding="utf-8")
     assert [f"<!-- {name} -->" in written for name in ("binary", "pool 8", "float32")] == [True, True, False]

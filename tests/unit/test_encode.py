@@ -302,7 +302,7 @@ def test_a_vector_that_is_not_finite_names_its_text(tmp_path, name, documents, a
     bang = encoder.vocabulary.tokenizer.token_to_id("!")
     embedding = next(values for key, values in encoder.module.named_parameters() if "word_embeddings" in key)
     embedding[bang] = torch.inf
-    wanted = rf"text 'd6' has a vector that is not finite \(model {name}, dim \d+, \w+\); rerun with model.dtype="
+    wanted = rf"text 'd6' has a vector that is not finite \(model {name}:\d+, \w+\); rerun with model.dtype="
     with pytest.raises(ModelError, match=wanted):
         encoded(encoder, documents=documents, batch_tokens=100)
 

@@ -56,7 +56,7 @@ def test_a_named_system_gets_verdicts_that_name_the_other_release(tmp_path):
     shown = score(write(tmp_path, task="XQuADRetrieval", scores=entries), "model=all-minilm-l6-v2").splitlines()
     assert [line for line in shown if line.startswith("xquad")] == ["xquad/en (test)", "xquad/es (test)"]
     verdicts = [line for line in shown if "mteb 1.12.75" in line]
-    assert verdicts[0] == "ndcg@10\tMATCH (mteb 1.12.75 0.94357 for all-minilm-l6-v2 at dim 384, Δ +0.0000)"
+    assert verdicts[0] == "ndcg@10\tMATCH (mteb 1.12.75 0.94357 for all-minilm-l6-v2:384, Δ +0.0000)"
     assert verdicts[1].startswith("ndcg@10\tLOWER (mteb 1.12.75 0.63229")
 
 

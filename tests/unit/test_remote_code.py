@@ -142,7 +142,7 @@ def test_own_code_of_a_hub_checkpoint_at_no_named_commit_is_refused(hub, trace):
     publish(hub, "o/n", lambda folder: write_own(folder, trace=trace))
     for unpinned in (None, "main"):
         message = refusal(CheckpointSource(repo="o/n", revision=unpinned))
-        assert message.startswith("model 'colbertv2' dim 16: o/n: its code is in o/n, and nothing says at which commit")
+        assert message.startswith("model colbertv2:16: o/n: its code is in o/n, and nothing says at which commit")
         assert "model.checkpoints.DIM.revision=COMMIT (40 hex digits)" in message
     assert not trace.exists()
 

@@ -305,7 +305,7 @@ def test_a_replay_and_a_comparison_tell_the_other_weights(tmp_path):
     (landing,) = [one for one in landings if one.score.source == "card"]
     assert landing.verdict.label == "PROTOCOL-DIFFERS"
     assert landing.verdict.differs[0].startswith("weights are jinaai/jina-colbert-v2@4cf816e5 (model.safetensors xxh3")
-    assert (verbs.system(unproved()), verbs.system(late())) == ("jina-colbert-v2-128 (deviates)", "jina-colbert-v2-128")
+    assert (verbs.system(unproved()), verbs.system(late())) == ("jina-colbert-v2:128 (deviates)", "jina-colbert-v2:128")
 
 
 def test_a_run_is_exported_where_it_is_measured_as_one_of_its_publishers_did():

@@ -10,8 +10,10 @@ found: `hits.safetensors` (documents by their place in the corpus and scores, a 
 
 from __future__ import annotations
 
+import ctypes
 import importlib.metadata
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +29,12 @@ def make(folder: Path) -> None:
     venv.create(folder, with_pip=True, clear=True)
     subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", *PINNED], check=True)  # noqa: S603
     print(f"{folder}: {', '.join(PINNED)}")
+
+
+def end_with_parent() -> None:
+    """Ask Linux to end this process when evalkit ends, however it does."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def run(job: dict[str, Any]) -> None:
@@ -94,6 +102,7 @@ if __name__ == "__main__":
         case ["make", folder]:
             make(Path(folder))
         case ["run", path]:
+            end_with_parent()
             run(json.loads(Path(path).read_text(encoding="utf-8")))
         case _:
             sys.exit(str(__doc__))

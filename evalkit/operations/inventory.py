@@ -1,8 +1,8 @@
 """What lies in the cache, whether it is whole, and taking out of it what is not wanted; results are never touched.
 
 An entry is what can be removed by itself: embeddings of one model and dim that the same datasets use, the top-k of one
-search, one survey, the checksum of a corpus' first read, the record of a run that stopped, or what a killed process
-left half-written.
+search, an index over stored embeddings, one survey, the checksum of a corpus' first read, the record of a run that
+stopped, or what a killed process left half-written.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from evalkit.errors import StoreError, nearest
 from evalkit.operations import forecast
 from evalkit.run import identity, jobs
 from evalkit.storage import keys, seal, shard_files
-from evalkit.storage.paths import corpora_dir, file_checksum, store_dir, survey_file, topk_dir
+from evalkit.storage.paths import corpora_dir, file_checksum, index_dir, store_dir, survey_file, topk_dir
 from evalkit.storage.results import CellScores
 
 CHECKSUM = "checksum"
@@ -52,7 +52,7 @@ class Entry(NamedTuple):
     """One thing in the cache."""
 
     kind: str
-    """`embeddings`, `top-k`, `survey`, `checksum`, `job` or `leftover`."""
+    """`embeddings`, `top-k`, `index`, `survey`, `checksum`, `job` or `leftover`."""
     key: str
     runs: tuple[str, ...]
     """The ids of the runs that are known to use it, finished or not."""
@@ -79,6 +79,9 @@ def entries(cache_dir: Path, finished: Iterable[CellScores]) -> list[Entry]:
     for path in _files(corpora_dir(cache_dir), "*.json"):
         entry = _entry(CHECKSUM, path.stem, (), [path], ())
         found.append(entry._replace(datasets=(learned.dataset_of(path),)))
+    for folder in _folders(index_dir(cache_dir, "x").parent):
+        if not folder.name.startswith("."):
+            found.append(_entry("index", folder.name, (), _files(folder, "**/*"), ()))
     for job in jobs.known(cache_dir):
         planned = [] if job.config is None else [job.config.dataset.name]
         entry = _entry("job", job.path.stem, (), [job.path], ())
@@ -273,7 +276,7 @@ def remove(entries_: Sequence[Entry], cache_dir: Path) -> int:
     for entry in entries_:
         for path in entry.files:
             path.unlink(missing_ok=True)
-        for folder in {path.parent for path in entry.files}:
+        for folder in sorted({path.parent for path in entry.files}, reverse=True):  # what is inside before its folder
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
     return sum(entry.size_bytes for entry in entries_)

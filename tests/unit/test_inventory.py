@@ -6,9 +6,9 @@ from datetime import UTC, datetime
 import pytest
 
 from evalkit.errors import StoreError
-from evalkit.operations.inventory import Entry, chosen, entries
+from evalkit.operations.inventory import Entry, chosen, entries, remove
 from evalkit.storage import seal
-from evalkit.storage.paths import learned_file, write_whole
+from evalkit.storage.paths import index_dir, learned_file, write_whole
 
 
 def entry(kind, key, *datasets):
@@ -57,3 +57,13 @@ def test_what_a_first_read_left_is_listed(tmp_path):
 def test_a_dataset_names_what_it_alone_uses():
     assert chosen(FOUND, ["demo"], unused=False) == [FOUND[0], FOUND[2]]
     assert chosen(FOUND, ["demo", "beir-nq"], unused=False) == [FOUND[0], FOUND[1], FOUND[2]]
+
+
+def test_an_index_is_listed_and_removed_with_its_folders(tmp_path):
+    folder = index_dir(tmp_path, "ab12")
+    write_whole(folder / "record.json", b"{}")
+    write_whole(folder / "parts" / "codes.npy", b"1234")
+    (found,) = entries(tmp_path, ())
+    assert (found.kind, found.key, found.size_bytes) == ("index", "ab12", 6)
+    assert remove([found], tmp_path) == 6
+    assert not folder.exists()

@@ -79,9 +79,8 @@ def entries(cache_dir: Path, finished: Iterable[CellScores]) -> list[Entry]:
     for path in _files(corpora_dir(cache_dir), "*.json"):
         entry = _entry(CHECKSUM, path.stem, (), [path], ())
         found.append(entry._replace(datasets=(learned.dataset_of(path),)))
-    for folder in _folders(index_dir(cache_dir, "x").parent):
-        if not folder.name.startswith("."):
-            found.append(_entry("index", folder.name, (), _files(folder, "**/*"), ()))
+    indexes = [folder for folder in _folders(index_dir(cache_dir, "x").parent) if not folder.name.startswith(".")]
+    found += [_entry("index", folder.name, (), _files(folder, "**/*"), ()) for folder in indexes]
     for job in jobs.known(cache_dir):
         planned = [] if job.config is None else [job.config.dataset.name]
         entry = _entry("job", job.path.stem, (), [job.path], ())

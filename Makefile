@@ -23,7 +23,7 @@ lint: .venv/.dev
 	$(BIN)/mypy
 
 test: lint
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup
+	$(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 # The same versions, each file held against its checksum in requirements.lock; nothing is fetched without one.
 locked:

@@ -1,8 +1,10 @@
 """What holds for every test."""
 
+import fcntl
 import importlib.util
 import os
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -21,11 +23,15 @@ if not Path("/dev/nvidiactl").exists():
         triton_interpreter.mend()
 
 
-def pytest_collection_modifyitems(items):
-    """Keep a file's tests in one worker, for they share fixtures, and all tests that start Ray in one other."""
-    for item in items:
-        file = Path(item.fspath).name
-        item.add_marker(pytest.mark.xdist_group("ray" if file in STARTS_RAY else item.nodeid.split("::")[0]))
+@pytest.fixture(scope="module", autouse=True)
+def _one_file_at_a_time_starts_ray(request):
+    """Ray's tests look at shared memory and processes: workers of pytest-xdist take turns with them."""
+    if Path(request.node.fspath).name not in STARTS_RAY:
+        yield
+        return
+    with (Path(tempfile.gettempdir()) / f"evalkit-tests-ray-{os.getuid()}").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @pytest.fixture(autouse=True)

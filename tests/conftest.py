@@ -13,8 +13,11 @@ import triton_interpreter
 STARTS_RAY = {"test_ray_engine.py", "test_ray_signals.py", "test_slurm_script.py"}
 
 # Workers of pytest-xdist share the machine: each of them, and what it starts, computes with one thread.
+# They are given the size of a terminal, which they are not in.
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+    for size in ("COLUMNS", "LINES"):
+        os.environ.pop(size, None)
 
 # Without a GPU, Triton interprets its kernels. It reads this switch when it is first imported.
 if not Path("/dev/nvidiactl").exists():

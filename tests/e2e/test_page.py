@@ -149,7 +149,7 @@ def test_the_audit_the_problems_and_the_partial_averages_are_told(page):
     assert len(rows) == 12
     assert failing == {
         ("miracl", "jina-colbert-v2:128"): ["0.627", "0.6228", "✗ no", "miracl/id"],
-        ("miracl", "mdpr (768)"): ["0.427", "0.4184", "✗ no", "miracl/id"],
+        ("miracl", "mdpr:768"): ["0.427", "0.4184", "✗ no", "miracl/id"],
         ("mmarco", "bm25"): ["0.141", "0.1388", "✗ no", "mmarco/ar, or mmarco/zh"],
     }
     assert "1 of 13 run" in find(page, "#beir tfoot").text
@@ -355,7 +355,7 @@ def clipboard(page):
 def test_every_cell_s_command_is_copied_by_a_click(page, clipboard):
     find(page, "#all-cells summary").click()
     row = find(
-        page, '#cells tr[data-dataset="msmarco/dev-small|msmarco"][data-system="jina-colbert-v2|jina-colbert-v2 (96)"]'
+        page, '#cells tr[data-dataset="msmarco/dev-small|msmarco"][data-system="jina-colbert-v2|jina-colbert-v2:96"]'
     )
     row.find_element("css selector", ".copy").click()
     assert find(page, "#toast").text == "Copied: evalkit run model=jina-colbert-v2 dim=96 dataset=msmarco/dev-small"

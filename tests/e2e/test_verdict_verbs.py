@@ -122,7 +122,7 @@ def test_compare_shows_differences_costs_and_a_plot(finished):
     assert (costs["128"][0], costs["64"][0]) == ("256", "128")
     assert int(costs["128"][1]) == pytest.approx(2 * int(costs["64"][1]), abs=1)
     assert all(float(seconds) >= 0 for row in costs.values() for seconds in row[3:])
-    assert (finished / "dims.svg").read_text(encoding="utf-8").count("demo-") >= 2
+    assert (finished / "dims.svg").read_text(encoding="utf-8").count("demo:") >= 2
 
 
 def test_precision_is_measured_on_the_stored_embeddings(finished):
@@ -140,7 +140,7 @@ def test_precision_is_measured_on_the_stored_embeddings(finished):
     }
     assert rows["128", "float16", "1"][6:8] == ["+0.0000", "base"]
     assert len(rows) == 12
-    assert (finished / "frontier.svg").read_text(encoding="utf-8").count("demo-") >= 2
+    assert (finished / "frontier.svg").read_text(encoding="utf-8").count("demo:") >= 2
     wrong = evalkit("compare", "demo-64", "--precision", "--pool", "0", cwd=finished)
     assert (wrong.returncode, wrong.stderr.count("\n")) == (2, 1)
     assert "--pool '0': wanted whole numbers from 1" in wrong.stderr

@@ -65,7 +65,7 @@ def test_fused_elementwise_work_is_no_further_from_fp32_than_torchs_calls(name, 
     # The feed-forward goes in several slices, the last one partly full.
     monkeypatch.setattr(elementwise, "LEAST_ROWS", 100 if ON_GPU else 10)
     if not ON_GPU:  # on a CPU oneDNN's layers would take the place of those that are fused
-        monkeypatch.setattr(linear, "pack", lambda _module: None)
+        monkeypatch.setattr(linear, "use_onednn", lambda _module: None)
     wanted = vectors(loaded(name, tmp_path / "m", device=CPU, dtype="float32"), of=FEW)
     fused, of_torch = (
         loaded(name, tmp_path / "m", device=DEVICE, dtype=dtype, attention="sdpa", elementwise=one)

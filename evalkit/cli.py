@@ -620,7 +620,7 @@ def score(
         _read_mteb(run_file, overrides, keep=keep)
         return
     if not overrides or keep:
-        msg = "--keep is for --mteb; a run" if keep else "got no dataset, wanted"
+        msg = "--keep is for --mteb; a run file needs" if keep else "got no dataset, wanted"
         raise ConfigError(f"{msg} dataset=NAME, dataset.path=DIR, … (evalkit ls datasets)")
     config = compose.compose(overrides)
     if system is not None:

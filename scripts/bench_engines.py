@@ -39,7 +39,7 @@ def measure(chosen: argparse.Namespace, work: Path, conditions: dict[str, Any]) 
     found: dict[str, Any] = {"stage": "engines", "conditions": conditions}
     yield (found := {**found, "driver with null workers": null_workers(chosen.corpus)})
     yield (found := {**found, "workers": workers(chosen, work)})
-    for documents in (10_000, 100_000):
+    for documents in (10_000, 100_000, 1_000_000):
         known = found.get("driver's memory", [])
         yield (found := {**found, "driver's memory": [*known, null_memory(documents)]})
 

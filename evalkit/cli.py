@@ -442,6 +442,7 @@ def status(
     failed += [cell.problem for cell, _ in shown if cell.state == "damaged" and cell.problem]
     errors = [job for job in records if job.error and any(job is one for _, one in shown)]
     failed += [f"{job.process}: {job.error}" for job in errors]
+    failed += [job.error for job in unreadable if job.error]
     for problem in dict.fromkeys(failed):
         _complain(problem)
     if errors:
@@ -617,6 +618,9 @@ def score(
 
     overrides = _named(context, overrides or [])
     if mteb:
+        if system is not None:
+            msg = f"got --system {system} with --mteb, wanted one of them: a result of mteb names its own system"
+            raise ConfigError(f"{msg}; --mteb --keep keeps it")
         _read_mteb(run_file, overrides, keep=keep)
         return
     if not overrides or keep:

@@ -157,7 +157,9 @@ def serve(job: dict[str, Any]) -> None:
         best = pipeline.search(task, planned)
         seconds, cpu_s = time.perf_counter() - started, time.process_time() - cpu_before
         (hits,) = best.values()
-        digest = xxhash.xxh3_64_hexdigest(b"".join(part.tobytes() for part in hits))
+        digest = xxhash.xxh3_64_hexdigest(
+            b"".join([hits.query_H.tobytes(), b"\0".join(hits.id_H.tolist()), hits.score_H.tobytes()])
+        )
         shards = len(task.survey.shards)
         answer({"seconds": seconds, "run_checksum": digest, "shards": shards, "driver_busy": round(cpu_s / seconds, 3)})
     engine.close()
@@ -196,14 +198,13 @@ class NullStep(NamedTuple):
         """Return hits of made-up scores, by a generator of the shard's own."""
         import numpy as np
 
-        from evalkit.run.search import Hits
+        from evalkit.ranking import Hits, id_array
 
         random = np.random.default_rng(work.shard.index)
         each = max(1, self.depth // (1 + work.shard.index))
         query_H = np.repeat(np.arange(self.queries, dtype=np.int32), each)
-        id_H = np.array([identifier.encode() for identifier in work.ids])[
-            random.integers(0, len(work.ids), len(query_H))
-        ]
+        id_N = id_array([identifier.encode() for identifier in work.ids])
+        id_H = id_N[random.integers(0, len(work.ids), len(query_H))]
         return work.shard, Hits(query_H, id_H, random.random(len(query_H), dtype=np.float32))
 
     def settle(self, done: Any) -> Any:

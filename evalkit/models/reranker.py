@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from evalkit.config.settings import RerankerConfig
-from evalkit.errors import ModelError
+from evalkit.errors import ModelError, Tried
 from evalkit.models.backbones import native as backbones
 from evalkit.models.checkpoint import Checkpoint, refuse_changes, resolve
 from evalkit.models.encoder import DTYPES
@@ -90,7 +90,7 @@ def load_reranker(config: RerankerConfig, *, device: torch.device) -> Reranker:
     with backbones.transformers_at_work():
         from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 
-    checkpoint = resolve(config.checkpoint, allow_pickle=config.allow_pickle)
+    checkpoint = _resolved(config)
     values, origin = checkpoint.config(), checkpoint.origin
     if values.get("model_type") not in (None, "xlm-roberta"):
         msg = f"{origin}: config.json has model_type {values['model_type']!r}, wanted xlm-roberta for a re-ranker"
@@ -112,6 +112,27 @@ def load_reranker(config: RerankerConfig, *, device: torch.device) -> Reranker:
     )
     refuse_changes([checkpoint])
     return reranker
+
+
+_SETTINGS = (
+    ("model.checkpoints.DIM.", "reranker.checkpoint."),
+    ("model.allow_pickle", "reranker.allow_pickle"),
+    (", or choose other dims with dim=", ""),
+)
+"""The settings that errors of an encoder's checkpoint name, and those of a re-ranker's."""
+
+
+def _resolved(config: RerankerConfig) -> Checkpoint:
+    """Return the checkpoint; its errors name the re-ranker's settings. Raises ModelError."""
+    try:
+        return resolve(config.checkpoint, allow_pickle=config.allow_pickle)
+    except ModelError as error:
+        parts: tuple[str, ...] = error.tried or (str(error),)
+        for encoder, own in _SETTINGS:
+            parts = tuple(part.replace(encoder, own) for part in parts)
+        if error.tried is None:
+            raise ModelError(parts[0]) from error
+        raise ModelError.not_had(Tried(*parts)) from error
 
 
 def _native_names(tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:

@@ -1,12 +1,13 @@
 """What lies in the cache, whether it is whole, and taking out of it what is not wanted; results are never touched.
 
 An entry is what can be removed by itself: embeddings of one model and dim that the same datasets use, the top-k of one
-search, an index over stored embeddings, one survey, the checksum of a corpus' first read, the record of a run that
-stopped, or what a killed process left half-written.
+search, an index over stored embeddings, one survey, the checksum of a corpus' first read, the environment of another
+library, the record of a run that stopped, or what a killed process left half-written.
 """
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -17,11 +18,21 @@ from evalkit.errors import StoreError, nearest
 from evalkit.operations import forecast
 from evalkit.run import identity, jobs
 from evalkit.storage import keys, seal, shard_files
-from evalkit.storage.paths import corpora_dir, file_checksum, index_dir, store_dir, survey_file, topk_dir
+from evalkit.storage.paths import (
+    corpora_dir,
+    environments_dir,
+    file_checksum,
+    index_dir,
+    store_dir,
+    survey_file,
+    topk_dir,
+)
 from evalkit.storage.results import CellScores
 
 CHECKSUM = "checksum"
-"""The kind of entry that is removed by its key alone."""
+ENVIRONMENT = "environment"
+KEPT = (CHECKSUM, ENVIRONMENT, "job")
+"""The kinds that `--unused` leaves: no run is known to use them, and yet they are of use."""
 
 
 class User(NamedTuple):
@@ -52,7 +63,7 @@ class Entry(NamedTuple):
     """One thing in the cache."""
 
     kind: str
-    """`embeddings`, `top-k`, `index`, `survey`, `checksum`, `job` or `leftover`."""
+    """`embeddings`, `top-k`, `index`, `survey`, `checksum`, `environment`, `job` or `leftover`."""
     key: str
     runs: tuple[str, ...]
     """The ids of the runs that are known to use it, finished or not."""
@@ -81,6 +92,9 @@ def entries(cache_dir: Path, finished: Iterable[CellScores]) -> list[Entry]:
         found.append(entry._replace(datasets=(learned.dataset_of(path),)))
     indexes = [folder for folder in _folders(index_dir(cache_dir, "x").parent) if not folder.name.startswith(".")]
     found += [_entry("index", folder.name, (), _files(folder, "**/*"), ()) for folder in indexes]
+    for folder in _folders(environments_dir(cache_dir)):
+        inside = [path for path in _files(folder, "**/*") if not path.is_symlink()]
+        found.append(_entry(ENVIRONMENT, folder.name, (), inside, ()))
     for job in jobs.known(cache_dir):
         planned = [] if job.config is None else [job.config.dataset.name]
         entry = _entry("job", job.path.stem, (), [job.path], ())
@@ -257,7 +271,7 @@ def chosen(found: Sequence[Entry], words: Sequence[str], *, unused: bool) -> lis
         for entry in found
         if (entry.kind, entry.key) in keys
         or (entry.kind != CHECKSUM and entry.datasets and {*map(_plain, entry.datasets)} <= {*map(_plain, words)})
-        or (unused and not entry.runs and entry.kind not in ("job", CHECKSUM))
+        or (unused and not entry.runs and entry.kind not in KEPT)
     ]
 
 
@@ -273,6 +287,9 @@ def remove(entries_: Sequence[Entry], cache_dir: Path) -> int:
         msg = f"{cache_dir}: {working[0].process} is at work here since {working[0].started}; nothing was removed"
         raise StoreError(f"{msg}: wait for it or stop it (evalkit status)")
     for entry in entries_:
+        if entry.kind == ENVIRONMENT:
+            shutil.rmtree(environments_dir(cache_dir) / entry.key)
+            continue
         for path in entry.files:
             path.unlink(missing_ok=True)
         for folder in sorted({path.parent for path in entry.files}, reverse=True):  # what is inside before its folder

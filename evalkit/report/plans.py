@@ -207,7 +207,7 @@ def status_table(
         lines.append(Line((*named, shards, who, cell.run_id or ABSENT)))
     for job in unreadable:
         who = f"{job.process}, {job.path.name}"
-        lines.append(Line(("running" if job.running else "stopped", *[ABSENT] * 4, who, ABSENT)))
+        lines.append(Line(("running" if job.running else "damaged", *[ABSENT] * 4, who, ABSENT)))
     return Grid(columns, lines, wide)
 
 

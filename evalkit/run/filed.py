@@ -19,12 +19,9 @@ from rich.console import Console
 
 from evalkit.config.settings import RunConfig, RunFileConfig
 from evalkit.errors import ScoreError
-from evalkit.ranking import drop_self, self_hits
-from evalkit.run import environment, identity, pipeline, scored
+from evalkit.run import environment, identity, pipeline, ranked, scored
 from evalkit.run.cells import Task
-from evalkit.scoring import metrics
 from evalkit.storage import keys, outside, results, trec
-from evalkit.storage.paths import make_folder, run_dir, write_whole
 from evalkit.storage.results import CellScores
 from evalkit.types import Hit, Run
 
@@ -48,9 +45,6 @@ def file_run(run_file: Path, system: str, config: RunConfig, *, console: Console
     _refuse_other_dataset(run_file, found, facts, task)
     started = time.monotonic()
     judged = {query.id: found[query.id] for query in task.dataset.queries if query.id in found}
-    cut = task.depth
-    ranked = {query: hits[:cut] for query, hits in judged.items()}
-    kept, dropped = drop_self(ranked, depth=config.search.depth) if task.dataset.drop_self else (ranked, 0)
     protocol = {
         "run_file": _checksum(judged),
         **_settings(facts),
@@ -58,17 +52,7 @@ def file_run(run_file: Path, system: str, config: RunConfig, *, console: Console
         **identity.search_facts(task.dataset, task.config),
     }
     run_id = keys.run_id(task.dataset.name, task.dataset.split, system, dim, protocol)
-    folder = run_dir(config.results_dir, run_id)
-    make_folder(folder)
-    results.begin_scoring(config.results_dir, run_id)
-    trec.write_run(kept, folder / results.RUN, tag=run_id)
-    trec.write_qrels(task.dataset.qrels, folder / results.QRELS)
-    if dropped:
-        own = {query: [hit for hit in hits if hit.document_id == query] for query, hits in ranked.items()}
-        trec.write_run(own, folder / results.DROPPED, tag=run_id)
-    values = metrics.score(kept, task.dataset.qrels, config.metrics)
-    write_whole(folder / results.PER_QUERY, results.per_query_table(values.per_query, config.metrics).encode())
-    results.write_config(task.config, folder)
+    written = ranked.write_files(task, run_id, {query: hits[: task.depth] for query, hits in judged.items()})
     vectors = {} if "document_vectors" not in facts else {"document_vectors": int(facts["document_vectors"])}
     scores = CellScores(
         run_id=run_id,
@@ -78,18 +62,9 @@ def file_run(run_file: Path, system: str, config: RunConfig, *, console: Console
         split=task.dataset.split,
         language=task.dataset.language,
         main_metric=task.dataset.main_metric,
-        metrics=values.means,
-        groups=scored.group_means(task, values),
-        counts={
-            "documents": task.survey.documents,
-            "empty_documents": task.survey.empty_documents,
-            "queries": len(task.dataset.queries),
-            "judgements": sum(map(len, task.dataset.qrels.values())),
-            **({"missing_documents": len(task.survey.missing)} if task.survey.missing else {}),
-            "dropped_self": dropped,
-            **({} if task.dataset.drop_self else {"kept_self": self_hits(kept)}),
-            **vectors,
-        },
+        metrics=written.values.means,
+        groups=scored.group_means(task, written.values),
+        counts={**ranked.counts(task, written), **vectors},
         deviations=task.deviations,
         protocol=protocol,
         wall_s={**_seconds(facts), "score": round(time.monotonic() - started, 3)},

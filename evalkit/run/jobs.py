@@ -40,6 +40,8 @@ WORKERS = ".workers"
 CLAIM = ".claim"
 """Suffix of the file that a driver with workers keeps locked for each of its cells."""
 HEARTBEAT_S = 15.0
+REASON = 200
+"""Most characters that are shown of what is wrong with a record."""
 DEAD_AFTER_S = 120.0
 """Several heartbeats: a file system can be slow, and a native call can hold the GIL for a while."""
 
@@ -56,7 +58,7 @@ class Job(NamedTuple):
     """Host name and process id."""
     started: str
     error: str | None
-    """The error message that it ended with, if any."""
+    """The error message that it ended with, or what is wrong with its record, if any."""
 
     def workers(self) -> list[Mapping[str, Any]]:
         """Return the state of each worker, as written by `record_workers`; empty for a job without workers."""
@@ -226,21 +228,30 @@ def _read(path: Path) -> Job | None:
             data, touched = file.read(), os.fstat(file.fileno()).st_mtime
     except FileNotFoundError:  # deleted meanwhile: its job succeeded
         return None
-    except OSError:
-        return Job(path, None, running=False, process="unknown", started="", error=None)
+    except OSError as failure:
+        return Job(path, None, running=False, process="unknown", started="", error=_unreadable(path, failure))
     held = _is_held(refused)
     try:
         facts = seal.read(data)
         config = config_of(facts["config"])
         process, started, error = str(facts["process"]), str(facts["started"]), facts["error"]
         job = Job(path, config, held, process, started, None if error is None else str(error))
-    except (ValueError, KeyError, TypeError, AttributeError):  # ConfigError is a ValueError
-        return Job(path, None, held, "unknown", "", None)
+    except (ValueError, KeyError, TypeError, AttributeError) as failure:  # ConfigError is a ValueError
+        return Job(path, None, held, "unknown", "", None if held else _unreadable(path, failure))
     if held or job.error or facts.get("ended"):
         return job
     # A lock that is free is a proof only where there was one, on the machine that took it.
     exact = refused is None and facts.get("locked", True) and process.partition(" ")[0] == socket.gethostname()
     return job if exact else job._replace(running=_now(path.parent) - touched < DEAD_AFTER_S)
+
+
+def _unreadable(path: Path, error: Exception) -> str:
+    """Return what is wrong with the record of a job that is not running."""
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+    else:
+        reason = f"got no field {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:REASON]
+    return f"{path}: this record of a run cannot be read: {reason}; evalkit status --forget removes it"
 
 
 def _now(folder: Path) -> float:

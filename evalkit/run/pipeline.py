@@ -31,15 +31,14 @@ from evalkit.maxsim import choice
 from evalkit.models import metadata, weights
 from evalkit.models.backbones.native import count_parameters
 from evalkit.models.encoder import obtainable
-from evalkit.ranking import Hits, drop_self, merge, no_hits, self_hits, separate_ties
-from evalkit.run import distributed, environment, loaded, plaid, scored
+from evalkit.ranking import Hits, merge, no_hits, separate_ties
+from evalkit.run import distributed, environment, loaded, plaid, ranked, scored
 from evalkit.run.background import Merging, limit_tokenizer, tokenizer_threads
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.progress import documents_bar
 from evalkit.run.search import to_run
 from evalkit.run.shard_step import bm25_count_step, bm25_score_step, costs, encode_queries, vector_step
-from evalkit.scoring import metrics
-from evalkit.storage import keys, results, trec
+from evalkit.storage import keys, results
 from evalkit.storage.paths import (
     make_folder,
     remove_left_over,
@@ -47,7 +46,6 @@ from evalkit.storage.paths import (
     store_dir,
     survey_file,
     topk_dir,
-    write_whole,
 )
 from evalkit.storage.results import CellScores
 from evalkit.types import Dataset, Hit
@@ -283,18 +281,7 @@ def finish(
     """
     started = time.monotonic()
     config, dataset = task.config, task.dataset
-    folder = run_dir(config.results_dir, cell.run_id)
-    ranked = to_run(hits, [query.id for query in dataset.queries])
-    kept, dropped = drop_self(ranked, depth=config.search.depth) if dataset.drop_self else (ranked, 0)
-    results.begin_scoring(config.results_dir, cell.run_id)
-    trec.write_run(kept, folder / results.RUN, tag=cell.run_id)
-    trec.write_qrels(dataset.qrels, folder / results.QRELS)
-    if dropped:  # what `evalkit replay` needs to put them back
-        own = {query: [hit for hit in hits if hit.document_id == query] for query, hits in ranked.items()}
-        trec.write_run(own, folder / results.DROPPED, tag=cell.run_id)
-    values = metrics.score(kept, dataset.qrels, config.metrics)
-    write_whole(folder / results.PER_QUERY, results.per_query_table(values.per_query, config.metrics).encode())
-    results.write_config(config, folder)
+    written = ranked.write_files(task, cell.run_id, to_run(hits, [query.id for query in dataset.queries]))
     exact = None if indexed is None else plaid.exact_cell(task, cell)
     cost = {} if cell.dim is None else costs(task, exact or cell)
     if indexed is not None:
@@ -324,17 +311,11 @@ def finish(
         split=dataset.split,
         language=dataset.language,
         main_metric=dataset.main_metric,
-        metrics=values.means,
-        groups=scored.group_means(task, values),
+        metrics=written.values.means,
+        groups=scored.group_means(task, written.values),
         counts={
-            "documents": task.survey.documents,
-            "empty_documents": task.survey.empty_documents,
+            **ranked.counts(task, written),
             **_never_found(task),
-            "queries": len(dataset.queries),
-            "judgements": sum(len(judged) for judged in dataset.qrels.values()),
-            **({"missing_documents": len(task.survey.missing)} if task.survey.missing else {}),
-            "dropped_self": dropped,
-            **({} if dataset.drop_self else {"kept_self": self_hits(kept)}),
             "shards": len(task.survey.shards),
             **vectors,
             **counted,
@@ -355,7 +336,7 @@ def finish(
             **(
                 {"checkpoint": _weights(config, cell, met_vectors=met_vectors)}
                 if indexed is None or exact is None
-                else _beside_exact(config, exact, kept, indexed)
+                else _beside_exact(config, exact, written.run, indexed)
             ),
         },
     )

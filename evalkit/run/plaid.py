@@ -32,6 +32,7 @@ from evalkit.run import identity
 from evalkit.run.cells import Cell, Task
 from evalkit.storage import keys, seal, shard_files
 from evalkit.storage.paths import (
+    environments_dir,
     index_dir,
     make_folder,
     publish,
@@ -80,7 +81,7 @@ def script() -> Path:
 def environment(cache_dir: Path) -> Path:
     """Return the folder of fast-plaid's environment, whether it is there or not."""
     chosen = os.environ.get(ENVIRONMENT)
-    return (Path(chosen).expanduser() if chosen else cache_dir / "environments" / "plaid").absolute()
+    return (Path(chosen).expanduser() if chosen else environments_dir(cache_dir) / "plaid").absolute()
 
 
 def check(config: RunConfig) -> None:

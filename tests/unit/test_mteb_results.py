@@ -164,3 +164,9 @@ def test_score_without_a_dataset_and_keep_without_mteb_are_refused(tmp_path):
         done = CliRunner().invoke(app, ["score", str(tmp_path / "run.trec"), *words])
         assert isinstance(done.exception, EvalkitError)
         assert message in str(done.exception)
+
+
+def test_a_result_of_mteb_has_no_other_name(tmp_path):
+    done = CliRunner().invoke(app, ["score", str(tmp_path / "Task.json"), "--mteb", "--system", "mine"])
+    assert isinstance(done.exception, EvalkitError)
+    assert "got --system mine with --mteb, wanted one of them" in str(done.exception)

@@ -147,6 +147,9 @@ def test_a_probe_of_bm25_reads_the_dataset_alone(tmp_path):
     assert (probed.documents, probed.vectors) == (300, 0)
     (found,) = forecast.look(config, [], probed=probed)
     assert found.seconds.value == pytest.approx(probed.encode_s[None] + probed.search_s[None])
+    # No checkpoint is read and no kernel compiled before its first document; reading for the survey comes on top.
+    started = outlook.BM25_START_S + outlook.EACH_S
+    assert outlook.in_all([found]).wall_s[1] == pytest.approx(started + found.seconds.value + probed.read_s)
 
 
 # ---- in all and by dataset

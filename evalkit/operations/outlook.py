@@ -25,7 +25,7 @@ BM25_START_S: Final = 4.0
 EACH_S: Final = 2.0
 """Of every pass: opening the dataset, scoring, writing the result; measured on two cores."""
 READ_BYTES_PER_S: Final = 42e6
-"""JSON lines that one driver reads in a second, measured on two cores (results/bench/engines.json)."""
+"""JSON lines that one driver reads in a second beside other work; alone, 89 MB/s (results/bench/engines.json)."""
 HIT_BYTES: Final = 28
 """A stored hit: query, id, where the id ends, score."""
 PROCESS_BYTES: Final = 0.7e9

@@ -366,12 +366,60 @@ def shown(words: Sequence[str]) -> list[str]:
 
 
 def write(folder: Path, figures: dict[str, Any]) -> None:
-    """Add figures to `proofs.json`: one entry for each command."""
+    """Add figures to `proofs.json`, one entry for each command, and write the table of all of them."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "proofs.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
     known = [one for one in known if one["command"] != figures["command"]] + [figures]
     path.write_text(json.dumps(known, indent=2) + "\n", encoding="utf-8")
+    (folder / "README.md").write_text(table(known), encoding="utf-8")
+
+
+HEAD = """# Workers change no byte
+
+What `scripts/cluster/prove.py` found. A row is identical where run file and per-query values of two workers have the
+bytes of one process. Nodes: `one` is Ray as evalkit starts it; `two` are two raylets on one machine; in `namespaces` each
+raylet has a network namespace of its own, so that what is between them crosses a network. `proofs.json` has the rest.
+
+## Two workers beside one process
+
+| collection | nodes | shards | one process, s | two workers, s | over the network, MB | identical | left over | date |
+| --- | --- | --: | --: | --: | --: | --- | --- | --- |
+"""
+KILLS = """
+## Killed at random moments
+
+The same command is started again until it ends. Left over: processes and shared memory after the last run.
+
+| victim | collection | nodes | kills | runs | shards done again | identical | left over | date |
+| --- | --- | --- | --: | --: | --: | --- | --- | --- |
+"""
+
+
+def table(known: Sequence[Mapping[str, Any]]) -> str:
+    """Return README.md: a line for each command.
+
+    >>> table([]).count("| --- |")
+    4
+    """
+    alike, killed = [], []
+    for one in known:
+        left = f"{one['processes left']}, {one['shared memory left']}"
+        same = "yes" if one["identical"] else "NO"
+        if one["proof"] == "identity":
+            wire = one["MB that crossed the network"]
+            seconds = (one["one process, s"], one["two workers, s"], "–" if wire is None else wire)
+            cells = (one["collection"], one["nodes"], one["shards"], *seconds, same, left, one["date"])
+            alike.append(cells)
+        else:
+            again = one["shards said to be done again"]
+            nodes_of = "two" if one["victim"] == "raylet" else "one"
+            counts = (one["kills"], one["runs finished"], again)
+            killed.append((one["victim"], one["collection"], nodes_of, *counts, same, left, one["date"]))
+    lines = [["| " + " | ".join(map(str, cells)) + " |" for cells in rows] for rows in (alike, killed)]
+    commands = [f"    {one['command']}" for one in known]
+    text = HEAD + "\n".join([*lines[0], ""]) + KILLS + "\n".join([*lines[1], ""])
+    return text + "\n## Commands\n\n" + "\n".join([*commands, ""])
 
 
 if __name__ == "__main__":

@@ -378,8 +378,9 @@ def write(folder: Path, figures: dict[str, Any]) -> None:
 HEAD = """# Workers change no byte
 
 What `scripts/cluster/prove.py` found. A row is identical where run file and per-query values of two workers have the
-bytes of one process. Nodes: `one` is Ray as evalkit starts it; `two` are two raylets on one machine; in `namespaces` each
-raylet has a network namespace of its own, so that what is between them crosses a network. `proofs.json` has the rest.
+bytes of one process. Nodes: `one` is Ray as evalkit starts it; `two` are two raylets on one machine; in `namespaces`
+each raylet has a network namespace of its own, so that what is between them crosses a network. `proofs.json` has the
+rest.
 
 ## Two workers beside one process
 

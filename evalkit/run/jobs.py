@@ -29,7 +29,7 @@ from typing import IO, Any, NamedTuple
 
 from evalkit.config.settings import RunConfig
 from evalkit.errors import EngineError, EvalkitError, StoreError
-from evalkit.storage import seal
+from evalkit.storage import outside, seal
 from evalkit.storage.keys import key_of
 from evalkit.storage.paths import make_folder, unwritable, write_whole
 from evalkit.storage.results import config_of, plain
@@ -63,8 +63,8 @@ class Job(NamedTuple):
     def workers(self) -> list[Mapping[str, Any]]:
         """Return the state of each worker, as written by `record_workers`; empty for a job without workers."""
         try:
-            found = json.loads(self.path.with_suffix(WORKERS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = outside.read_json(self.path.with_suffix(WORKERS))
+        except outside.UnreadableError:
             return []
         return [worker for worker in found if isinstance(worker, dict)] if isinstance(found, list) else []
 

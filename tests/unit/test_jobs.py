@@ -159,7 +159,7 @@ def test_a_record_that_cannot_be_read_is_named_with_its_reason(config):
         ("[]", "got a list, wanted a JSON object"),
         ("[" * 100_000, "brackets nested too deep"),
         ("\xff", "'utf-8' codec can't decode byte 0xff"),
-        ('"\\ud800"', "a JSON object"),
+        ('"\\ud800"', "got half a surrogate pair"),
         ("1" * 5000, "digits"),
         ('{"config": {}, "process": "p", "started": "s", "error": null}', "got no xxh3_128, wanted the checksum"),
         (json.dumps(seal.seal({"process": "p"})), "got no field 'config'"),
@@ -221,3 +221,11 @@ def test_workers_are_shown_while_their_run_is_at_work_and_go_with_it(config):
         assert [line.cells for line in table.rows] == [("0", "node (process 1)", "cpu", "idle", "3", "1")]
     assert job.workers() == []
     assert plans.workers_table([job]) is None
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"[" * 100_000, b"{}", b"[3, null]"])
+def test_workers_whose_file_is_damaged_are_not_shown(config, data):
+    with jobs.recorded(config):
+        (job,) = jobs.known(config.cache_dir)
+        job.path.with_suffix(jobs.WORKERS).write_bytes(data)
+        assert job.workers() == []

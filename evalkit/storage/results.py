@@ -163,9 +163,7 @@ def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
             return  # the rest needs fields of the right types
     if path.parent.name != values["run_id"]:
         undecoded = os.fsencode(path.parent.name) == values["run_id"].encode()  # a locale of ASCII alone
-        remedy = (
-            "set PYTHONUTF8=1, for this locale reads no such names" if undecoded else "give the folder its name back"
-        )
+        remedy = "set PYTHONUTF8=1, which reads such names" if undecoded else "give the folder its name back"
         yield f"run_id is {values['run_id']!r}, wanted its folder's name; {remedy}"
     yield from _unusable_names(values)
     named = [("", "metrics"), ("count of ", "counts"), ("seconds of ", "wall_s")]

@@ -94,17 +94,23 @@ def recorded(config: RunConfig) -> Iterator[None]:
         try:
             with _beating(path):
                 yield
-        except EvalkitError as error:
-            _write(path, {**facts, "error": str(error)})
-            raise
-        except BaseException:
-            _write(path, {**facts, "ended": True})  # a heartbeat that has just been seen must not outlive its process
+        except BaseException as error:
+            told = _told(error)
+            # A heartbeat that has just been seen must not outlive its process.
+            _write(path, {**facts, **({"ended": True} if told is None else {"error": told})})
             raise
         finally:
             _own.pop(key, None)
             path.with_suffix(WORKERS).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         _supersede(path, key)
+
+
+def _told(error: BaseException) -> str | None:
+    """Return the reason that a failed run ends with on the terminal, or None if it was stopped."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error) if isinstance(error, EvalkitError) else None
 
 
 _numbers = itertools.count(1)

@@ -43,6 +43,13 @@ def test_a_failed_run_keeps_its_record_with_the_error(config):
     assert (job.running, job.error) == (False, "got this, wanted that")
 
 
+def test_a_run_that_met_a_path_it_cannot_use_has_failed_and_was_not_stopped(config):
+    with pytest.raises(OSError, match="File name too long"):
+        fail(config, OSError(errno.ENAMETOOLONG, "File name too long", "/data/x"))
+    (job,) = jobs.known(config.cache_dir)
+    assert (job.running, job.error) == (False, "/data/x: File name too long")
+
+
 def test_only_what_failed_and_is_not_at_work_again_is_forgotten(config):
     with pytest.raises(ScoreError):
         fail(config, ScoreError("got this, wanted that"))

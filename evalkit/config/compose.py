@@ -22,7 +22,6 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import hydra
-import yaml
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -32,6 +31,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from evalkit import texts
+from evalkit.config.files import settings_in
 from evalkit.config.settings import (
     GIVEN,
     GROUPS,
@@ -301,7 +301,7 @@ def _sweeps_of(word: str) -> list[str]:
 
 
 def _listed_sweeps(experiment: str) -> list[str]:
-    values = yaml.safe_load(group_files("experiment")[experiment].read_text(encoding="utf-8")) or {}
+    values = settings_in(group_files("experiment")[experiment], "experiment")
     return [str(sweep) for sweep in values.get("sweeps", ())]
 
 
@@ -496,14 +496,7 @@ def _refuse_other_name(group: str, name: str | None) -> None:
     path = group_files(group)[name]
     if path.is_relative_to(configs_dir()):
         return
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        msg = f"{path}: not YAML ({' '.join(str(error).split())}); wanted the settings of a {group}"
-        raise ConfigError(msg) from error
-    if not isinstance(values, dict):
-        msg = f"{path}: got a {type(values).__name__}, wanted the settings of a {group}, such as name: {name}"
-        raise ConfigError(msg)
+    values = settings_in(path, group)
     if values.get("name") != name.removeprefix(f"{GIVEN}/"):
         msg = f"{path}: got name {values.get('name')!r}, wanted {name!r}, as the file is called; rename one of the two"
         raise ConfigError(msg)

@@ -160,7 +160,7 @@ def qrels_file(folder: Path, split: str) -> Path:
         wanted = f"{split}.tsv or {split}.tsv.gz in it"
         got = f"no judgements among {', '.join(files[:5])}" if files else "no judgements at all"
         raise bad(folder / "qrels", None, got, wanted, "check dataset.path")
-    got = f"no split {split!r} among {', '.join(sorted(splits))}"
+    got = f"no split {split!r} among {', '.join(map(repr, sorted(splits)))}"
     wanted = f"{split}.tsv or {split}.tsv.gz in it"
     raise bad(folder / "qrels", None, got, wanted, f"{nearest(split, splits)} (dataset.split)")
 

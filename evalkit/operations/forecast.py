@@ -164,16 +164,22 @@ def _look(
         if task is not None and device is not None and task.survey.documents and here:
             try:
                 (cell,) = plan(task._replace(config=dataclasses.replace(task.config, dims=(dim,))))
-            except EvalkitError as error:
-                why = why or str(error)
+            except (EvalkitError, OSError) as error:
+                why = why or _reason(error)
         found.append(_planned(seen, dim, cell, checkpoint=checkpoint, problem=why))
     return found
 
 
+def _reason(error: EvalkitError | OSError) -> str:
+    """Return an error's line; a folder that may not be entered and a name that no file system takes are OSErrors."""
+    return str(error) if isinstance(error, EvalkitError) else f"{error.filename}: {error.strerror}"
+
+
 def _opened(config: RunConfig, device: torch.device, *, offline: bool) -> tuple[Task | None, str, str | None]:
     """Return a config's dataset with its cached survey, where it is from, and why it cannot be had."""
-    name = datasets.on_disk(config.dataset)
+    name = None
     try:
+        name = datasets.on_disk(config.dataset)
         if name is None:
             return None, *_absent(config, offline=offline)
         dataset = datasets.load(dataclasses.replace(config.dataset, sources=(name,)))
@@ -185,8 +191,8 @@ def _opened(config: RunConfig, device: torch.device, *, offline: bool) -> tuple[
                 dataset, surveyed, config.dataset, learned=learned.recall(config.cache_dir, dataset, config.dataset)
             )
         )
-    except EvalkitError as error:
-        return None, name or "–", str(error)
+    except (EvalkitError, OSError) as error:
+        return None, name or "–", _reason(error)
     nothing = Survey(0, "", (), 0, ())
     cut = environment.resolved(config, device)
     return Task(cut, dataset, surveyed or nothing, deviations, device, Console(quiet=True)), f"on disk: {name}", None
@@ -253,7 +259,11 @@ def _checkpoint(config: RunConfig, dim: int | None, *, offline: bool) -> tuple[s
         return "none needed", None
     origin = config.model.checkpoints[str(dim)]
     name = origin.path or origin.package or f"{origin.repo}@{(origin.revision or 'main')[:8]}"
-    if on_disk(origin):
+    try:
+        there = on_disk(origin)
+    except OSError as error:
+        return "–", _reason(error)
+    if there:
         return f"on disk: {name}", None
     if origin.path is not None or origin.repo is None:
         return (

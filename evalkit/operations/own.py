@@ -16,6 +16,7 @@ from typing import Any, Final, NamedTuple
 
 import yaml
 
+from evalkit.config.files import settings_in
 from evalkit.config.settings import (
     GIVEN,
     CheckpointSource,
@@ -162,7 +163,7 @@ def _refuse_taken(group: str, name: str, value: str, place: CheckpointSource | N
     """Refuse a default name that a config has: its results would pass for that system's or dataset's."""
     if name not in group_names(group):
         return
-    own: Any = yaml.safe_load(group_files(group)[name].read_text(encoding="utf-8"))
+    own: Any = settings_in(group_files(group)[name], group)
     same = place is not None and any(
         source.get("repo") == place.repo for source in (own.get("checkpoints") or {}).values() if place.repo
     )

@@ -6,13 +6,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
 from evalkit.analysis import collected, standing
 from evalkit.errors import ScoreError
 from evalkit.report import card, commands, evidence, exports, hits, page, rounding, sheets, table
 from evalkit.scoring import mteb_results, published, reruns
-from evalkit.storage import paths, results
+from evalkit.storage import outside, paths, results
 from evalkit.storage.results import CellScores
 
 EXPORTS = ("mteb", "model-index", "eval_results")
@@ -203,11 +201,9 @@ def _details(
 
 def _saved(results_dir: Path, cell: CellScores) -> dict[str, Any] | None:
     """Return the settings that a cell was computed with; None if its config.yaml is missing or damaged."""
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
     try:
-        text = (paths.run_dir(results_dir, cell.run_id) / results.CONFIG).read_text(encoding="utf-8")
-        values = yaml.load(text, Loader=loader)  # noqa: S506 (a SafeLoader either way)
-    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        values = outside.read_yaml(paths.run_dir(results_dir, cell.run_id) / results.CONFIG)
+    except outside.UnreadableError:
         return None
     return values if isinstance(values, dict) else None
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 
-import yaml
-
+from evalkit.config.files import settings_in
 from evalkit.config.settings import configs_dir, group_files
 from evalkit.scoring.mteb_results import Wanted
 from evalkit.storage.results import CellScores, flat
@@ -48,16 +46,11 @@ class Packaged(NamedTuple):
 
 def packaged() -> Packaged:
     """Read the packaged configs and those in the user's own config folders."""
-    return Packaged(_group("model"), _group("dataset"), _yaml(configs_dir() / "config.yaml"))
+    return Packaged(_group("model"), _group("dataset"), settings_in(configs_dir() / "config.yaml", "run"))
 
 
 def _group(group: str) -> dict[str, Mapping[str, Any]]:
-    return {name: _yaml(path) for name, path in group_files(group).items()}
-
-
-def _yaml(path: Path) -> dict[str, Any]:
-    loader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-    return dict(yaml.load(path.read_text(encoding="utf-8"), Loader=loader))  # noqa: S506 (a SafeLoader either way)
+    return {name: settings_in(path, group) for name, path in group_files(group).items()}
 
 
 def command(system: str, dim: int | None, dataset: str, configs: Packaged) -> str:
@@ -119,7 +112,7 @@ def _changed(cell: CellScores, saved: Mapping[str, Any], configs: Packaged) -> I
     search = _section(saved, "search")
     if (name := search.get("name", "exact")) != "exact":
         yield f"search={name}"
-        yield from _differences("search", _yaml(group_files("search")[str(name)]), search)
+        yield from _differences("search", settings_in(group_files("search")[str(name)], "search"), search)
     for part in ("search", "store"):
         yield from _differences(part, flat(_section(configs.defaults, part)), flat(_section(saved, part)))
 

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
-
-import yaml
 
 from evalkit import datasets
 from evalkit.bm25.analyzers import ANALYZERS, LUCENE_DEPARTURES
 from evalkit.config.compose import all_settings
+from evalkit.config.files import settings_in, used
 from evalkit.config.settings import LISTING, CheckpointSource, DatasetConfig, configs_dir, from_mapping, group_files
 from evalkit.errors import ConfigError, nearest
 from evalkit.models.checkpoint import on_disk
@@ -59,7 +58,7 @@ def _group(group: str) -> Grid:
     }[group]
     lines = []
     for name, path in group_files(group).items():
-        values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+        values = settings_in(path, group)
         lines.append(Line((name, *(_short(values.get(key)) for key in shown))))
     return Grid((Column("name", "name"), *(Column(key, moves=1) for key in shown)), lines)
 
@@ -75,22 +74,27 @@ def _models(*, wide: bool) -> Grid:
     )
     lines = []
     for name, path in group_files("model").items():
-        values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
-        found: dict[int, dict[str, Any]] = values.get("checkpoints", {})
-        sources = [CheckpointSource(**source) for source in found.values()]
-        cells = (
-            ", ".join(map(str, found)),
-            f"{grouped(values['parameters'] / 1e6, 1)} M" if values.get("parameters") else "",
-            _on_disk(sources),
-            _length(values.get("query")),
-            _length(values.get("document")),
-            values.get("dtype"),
-            ", ".join(_revision(source) for source in sources),
-            values.get("licence"),
-            _config(path),
-        )
-        lines.append(Line((name, values["kind"], *(cell or ABSENT for cell in cells))))
+        values = settings_in(path, "model")
+        with used(path, "model"):
+            lines.append(_model(name, path, values))
     return Grid(columns, lines, wide)
+
+
+def _model(name: str, path: Path, values: Mapping[str, Any]) -> Line:
+    found: dict[int, dict[str, Any]] = values.get("checkpoints", {})
+    sources = [CheckpointSource(**source) for source in found.values()]
+    cells = (
+        ", ".join(map(str, found)),
+        f"{grouped(values['parameters'] / 1e6, 1)} M" if values.get("parameters") else "",
+        _on_disk(sources),
+        _length(values.get("query")),
+        _length(values.get("document")),
+        values.get("dtype"),
+        ", ".join(_revision(source) for source in sources),
+        values.get("licence"),
+        _config(path),
+    )
+    return Line((name, values["kind"], *(cell or ABSENT for cell in cells)))
 
 
 def _on_disk(sources: Sequence[CheckpointSource]) -> str:
@@ -109,20 +113,24 @@ def _datasets(*, wide: bool) -> Grid:
     )
     lines = []
     for name, path in group_files("dataset").items():
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        if values["sources"] == ["folder"] and not values.get("path"):
-            known = (values["language"], values["main_metric"], ABSENT, "wants dataset.path", ABSENT, _config(path))
-            lines.append(Line((name, ABSENT, ABSENT, *known)))
-            continue
-        config: DatasetConfig = from_mapping(DatasetConfig, values, where="dataset")
-        documents = config.counts.documents or (config.demo.documents if config.demo else None)
-        queries = config.counts.queries or (config.demo.queries if config.demo else None)
-        tokens = ABSENT
-        if documents and config.mean_characters:
-            tokens = _millions(corpus_tokens(documents, config.mean_characters, config.language))
-        what = (name, _short(documents), _short(queries), config.language, config.main_metric, tokens)
-        lines.append(Line((*what, datasets.on_disk(config) or "no", config.licence or ABSENT, _config(path))))
+        values = settings_in(path, "dataset")
+        with used(path, "dataset"):
+            lines.append(_dataset(name, path, values))
     return Grid(columns, lines, wide)
+
+
+def _dataset(name: str, path: Path, values: Mapping[str, Any]) -> Line:
+    if values["sources"] == ["folder"] and not values.get("path"):
+        known = (values["language"], values["main_metric"], ABSENT, "wants dataset.path", ABSENT, _config(path))
+        return Line((name, ABSENT, ABSENT, *known))
+    config: DatasetConfig = from_mapping(DatasetConfig, values, where="dataset")
+    documents = config.counts.documents or (config.demo.documents if config.demo else None)
+    queries = config.counts.queries or (config.demo.queries if config.demo else None)
+    tokens = ABSENT
+    if documents and config.mean_characters:
+        tokens = _millions(corpus_tokens(documents, config.mean_characters, config.language))
+    what = (name, _short(documents), _short(queries), config.language, config.main_metric, tokens)
+    return Line((*what, datasets.on_disk(config) or "no", config.licence or ABSENT, _config(path)))
 
 
 def _millions(tokens: float) -> str:
@@ -148,14 +156,13 @@ def _engines() -> Grid:
     )
     lines = []
     for name, path in group_files("engine").items():
-        text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
+        values = settings_in(path, "engine")
         there = name != "ray" or importlib.util.find_spec("ray") is not None
         cells = (
             *(_short(values.get(key)) for key in ("device", "batch_tokens")),
             "one process" if name == "local" else _short(values.get("workers")).replace(ABSENT, "all"),
             "yes" if there else f"no: pip install 'evalkit[{name}]'",
-            text.partition("\n")[0].removeprefix("# "),
+            path.read_text(encoding="utf-8").partition("\n")[0].removeprefix("# "),
         )
         lines.append(Line((name, *cells)))
     return Grid(columns, lines)

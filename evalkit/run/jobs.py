@@ -29,7 +29,7 @@ from typing import IO, Any, NamedTuple
 
 from evalkit.config.settings import RunConfig
 from evalkit.errors import EngineError, EvalkitError, StoreError
-from evalkit.storage import seal
+from evalkit.storage import outside, seal
 from evalkit.storage.keys import key_of
 from evalkit.storage.paths import make_folder, unwritable, write_whole
 from evalkit.storage.results import config_of, plain
@@ -63,8 +63,8 @@ class Job(NamedTuple):
     def workers(self) -> list[Mapping[str, Any]]:
         """Return the state of each worker, as written by `record_workers`; empty for a job without workers."""
         try:
-            found = json.loads(self.path.with_suffix(WORKERS).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            found = outside.read_json(self.path.with_suffix(WORKERS))
+        except outside.UnreadableError:
             return []
         return [worker for worker in found if isinstance(worker, dict)] if isinstance(found, list) else []
 
@@ -94,17 +94,23 @@ def recorded(config: RunConfig) -> Iterator[None]:
         try:
             with _beating(path):
                 yield
-        except EvalkitError as error:
-            _write(path, {**facts, "error": str(error)})
-            raise
-        except BaseException:
-            _write(path, {**facts, "ended": True})  # a heartbeat that has just been seen must not outlive its process
+        except BaseException as error:
+            told = _told(error)
+            # A heartbeat that has just been seen must not outlive its process.
+            _write(path, {**facts, **({"ended": True} if told is None else {"error": told})})
             raise
         finally:
             _own.pop(key, None)
             path.with_suffix(WORKERS).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         _supersede(path, key)
+
+
+def _told(error: BaseException) -> str | None:
+    """Return the reason that a failed run ends with on the terminal, or None if it was stopped."""
+    if isinstance(error, OSError) and error.filename is not None:
+        return f"{os.fsdecode(error.filename)}: {error.strerror}"
+    return str(error) if isinstance(error, EvalkitError) else None
 
 
 _numbers = itertools.count(1)

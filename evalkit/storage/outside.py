@@ -13,17 +13,13 @@ from typing import Any, NoReturn
 
 import yaml
 
-REASON_CHARACTERS = 200
-"""Most characters of a parser's message that are quoted: some parsers quote the input."""
+from evalkit.config.files import YAML_ERRORS, Loader, reason
+
 DEEPEST = 100
 """Most nested lists and mappings; no file of evalkit has ten."""
 
 MOST_BITS = 64
 """Most bits of a whole number: larger ones are not counts, and cannot be compared with floats."""
-
-
-_YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
-"""What PyYAML's constructors raise: they convert what a tag promises without a look at it, as an empty `!!int`."""
 
 
 class UnreadableError(ValueError):
@@ -74,7 +70,7 @@ def yaml_value(data: str | bytes) -> Any:
     try:
         text = data if isinstance(data, str) else data.decode()
         value = yaml.load(text, Loader=_Loader)  # noqa: S506 (a SafeLoader that refuses more)
-    except _YAML_ERRORS as error:
+    except YAML_ERRORS as error:
         raise _unreadable(error) from error
     return _checked(value)
 
@@ -84,7 +80,7 @@ def read_yaml(path: Path) -> Any:
     return yaml_value(_bytes(path))
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(Loader):
     """YAML without aliases: evalkit writes none, and nested ones can grow without bound."""
 
     def compose_node(self, parent: Any, index: Any) -> Any:
@@ -102,8 +98,7 @@ def _bytes(path: Path) -> bytes:
 
 
 def _unreadable(error: Exception) -> UnreadableError:
-    reason = "brackets nested too deep" if isinstance(error, RecursionError) else " ".join(str(error).split())
-    return UnreadableError(reason[:REASON_CHARACTERS])
+    return UnreadableError(reason(error))
 
 
 def _no_value(_constant: str) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -161,7 +162,9 @@ def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name} is {values[name]!r}, wanted {' or '.join(JSON_NAMES[kind] for kind in kinds)}; {again}"
             return  # the rest needs fields of the right types
     if path.parent.name != values["run_id"]:
-        yield f"run_id is {values['run_id']!r}, wanted its folder's name; give the folder its name back"
+        undecoded = os.fsencode(path.parent.name) == values["run_id"].encode()  # a locale of ASCII alone
+        remedy = "set PYTHONUTF8=1, which reads such names" if undecoded else "give the folder its name back"
+        yield f"run_id is {values['run_id']!r}, wanted its folder's name; {remedy}"
     yield from _unusable_names(values)
     named = [("", "metrics"), ("count of ", "counts"), ("seconds of ", "wall_s")]
     parts = [(where, values[name]) for where, name in named]

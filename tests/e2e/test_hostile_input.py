@@ -119,6 +119,13 @@ def test_an_output_of_ascii_alone_shows_other_characters_escaped(folder, verb):
         assert done.stdout.isascii()
 
 
+def test_a_locale_that_cannot_read_a_runs_name_is_told_so(tmp_path):
+    dataset(tmp_path / "größe")
+    assert evalkit("run", "model=bm25", "dataset=folder", "dataset.path=größe", *PLACES, cwd=tmp_path).returncode == 0
+    done = evalkit("report", "--results-dir", "r", cwd=tmp_path, PYTHONUTF8="0", PYTHONCOERCECLOCALE="0", LC_ALL="C")
+    assert "wanted its folder's name; set PYTHONUTF8=1, which reads such names" in one_line(done, 1)
+
+
 def test_a_working_folder_that_is_gone_is_told(tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()

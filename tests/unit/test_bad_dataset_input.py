@@ -353,9 +353,17 @@ def test_a_missing_split_is_named_with_the_nearest(tmp_path: Path) -> None:
     folder = small_folder(tmp_path)
     (folder / "qrels" / "train.tsv.gz").write_bytes(gzip.compress(b"q1\td1\t1\n"))
     assert refusal(lambda: datasets.load(config(folder, split="tests"))) == (
-        f"{folder / 'qrels'}: got no split 'tests' among test, train, wanted tests.tsv or tests.tsv.gz in it; "
+        f"{folder / 'qrels'}: got no split 'tests' among 'test', 'train', wanted tests.tsv or tests.tsv.gz in it; "
         "did you mean test? (dataset.split)"
     )
+
+
+def test_a_split_that_only_looks_like_the_one_asked_for_is_shown_in_quotes(tmp_path: Path) -> None:
+    """A white space or another letter at its end would not be seen."""
+    folder = small_folder(tmp_path)
+    (folder / "qrels" / "test.tsv").rename(folder / "qrels" / "test\u00a0.tsv")
+    message = refusal(lambda: datasets.load(config(folder)))
+    assert message.startswith(f"{folder / 'qrels'}: got no split 'test' among 'test\\xa0', wanted test.tsv or")
 
 
 def test_a_folder_without_judgements_is_named(tmp_path: Path) -> None:

@@ -58,6 +58,17 @@ def test_a_folder_that_is_not_surveyed_has_no_counts_of_another_folder(tmp_path)
     assert found.vectors.basis == "unknown until a run has surveyed the corpus"
 
 
+@pytest.mark.parametrize("setting", ["dataset.path", "model.checkpoints.64.path"])
+def test_a_folder_that_no_file_system_takes_is_a_reason_and_no_error(tmp_path, setting):
+    """A record of such a run is looked at by every list of the cache."""
+    place = f"{tmp_path}/{'n' * 300}"
+    words = [f"{setting}={place}", *(["dataset=folder"] if setting == "dataset.path" else [])]
+    found = planned(tmp_path, *words, runs=[])
+    assert found.state == "cannot run"
+    assert found.problem.startswith(place)
+    assert found.problem.endswith(": File name too long")
+
+
 def test_times_that_are_not_known_say_once_what_would_tell_them(tmp_path):
     found = [planned(tmp_path, f"dataset.demo.documents={size}", runs=[]) for size in (100, 200)]
     assert [cell.seconds.value for cell in found] == [None, None]

@@ -43,6 +43,13 @@ def test_a_failed_run_keeps_its_record_with_the_error(config):
     assert (job.running, job.error) == (False, "got this, wanted that")
 
 
+def test_a_run_that_met_a_path_it_cannot_use_has_failed_and_was_not_stopped(config):
+    with pytest.raises(OSError, match="File name too long"):
+        fail(config, OSError(errno.ENAMETOOLONG, "File name too long", "/data/x"))
+    (job,) = jobs.known(config.cache_dir)
+    assert (job.running, job.error) == (False, "/data/x: File name too long")
+
+
 def test_only_what_failed_and_is_not_at_work_again_is_forgotten(config):
     with pytest.raises(ScoreError):
         fail(config, ScoreError("got this, wanted that"))
@@ -159,7 +166,7 @@ def test_a_record_that_cannot_be_read_is_named_with_its_reason(config):
         ("[]", "got a list, wanted a JSON object"),
         ("[" * 100_000, "brackets nested too deep"),
         ("\xff", "'utf-8' codec can't decode byte 0xff"),
-        ('"\\ud800"', "a JSON object"),
+        ('"\\ud800"', "got half a surrogate pair"),
         ("1" * 5000, "digits"),
         ('{"config": {}, "process": "p", "started": "s", "error": null}', "got no xxh3_128, wanted the checksum"),
         (json.dumps(seal.seal({"process": "p"})), "got no field 'config'"),
@@ -221,3 +228,11 @@ def test_workers_are_shown_while_their_run_is_at_work_and_go_with_it(config):
         assert [line.cells for line in table.rows] == [("0", "node (process 1)", "cpu", "idle", "3", "1")]
     assert job.workers() == []
     assert plans.workers_table([job]) is None
+
+
+@pytest.mark.parametrize("data", [b"\xff", b"[" * 100_000, b"{}", b"[3, null]"])
+def test_workers_whose_file_is_damaged_are_not_shown(config, data):
+    with jobs.recorded(config):
+        (job,) = jobs.known(config.cache_dir)
+        job.path.with_suffix(jobs.WORKERS).write_bytes(data)
+        assert job.workers() == []

@@ -11,6 +11,7 @@ from evalkit.config.compose import combinations, compose
 from evalkit.config.settings import CONFIGS, configs_dir, group_files, group_names
 from evalkit.errors import ConfigError
 from evalkit.operations import forecast
+from evalkit.report.listing import listing
 
 
 def write(folder: Path, group: str, name: str, like: str, **changed: object) -> Path:
@@ -72,6 +73,8 @@ def test_a_name_that_evalkit_has_too_is_refused_with_both_files(own):
         ("kind: bm25\n", r"mine\.yaml: got name None, wanted 'mine'"),
         ("- a\n", r"mine\.yaml: got a list, wanted the settings of a model, such as name: mine"),
         ("name: [\n", r"mine\.yaml: not YAML \(.*\); wanted the settings of a model"),
+        ("name: !!int x\n", r"mine\.yaml: not YAML \(invalid literal for int.*\); wanted the settings of a model"),
+        ("[" * 100_000, r"mine\.yaml: not YAML \(brackets nested too deep\); wanted the settings of a model"),
     ],
 )
 def test_a_config_that_is_not_what_its_file_says_is_refused(own, text, message):
@@ -79,6 +82,26 @@ def test_a_config_that_is_not_what_its_file_says_is_refused(own, text, message):
     (own / "model" / "mine.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ConfigError, match=message) as caught:
         compose(["model=mine"])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("group", ["model", "dataset"])
+@pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"\xff", "not YAML ('utf-8' codec can't decode byte 0xff"),
+        (b"a: !!int x", "not YAML (invalid literal for int"),
+        (b"[" * 100_000, "not YAML (brackets nested too deep)"),
+        (b"", "got a NoneType, wanted the settings of a"),
+        (b'{"facts": []}', "not the settings of a"),
+    ],
+)
+def test_a_list_names_a_config_that_is_none_in_one_line(own, group, data, message):
+    (own / group).mkdir()
+    (own / group / "mine.yaml").write_bytes(data)
+    with pytest.raises(ConfigError) as caught:
+        listing(f"{group}s", results_dir=own)
+    assert str(caught.value).startswith(f"{own / group / 'mine.yaml'}: {message}")
     assert "\n" not in str(caught.value)
 
 

@@ -303,6 +303,14 @@ def test_the_page_names_the_command_of_a_run_by_its_own_settings(tmp_path):
     assert "<code>evalkit run model=jina-colbert-v2 dim=96 dataset=msmarco/dev-small</code>" in made
 
 
+@pytest.mark.parametrize("data", [b"\xff", b"a: !!int x", b"[" * 100_000])
+def test_a_run_whose_settings_are_damaged_has_the_command_of_its_cell(tmp_path, data):
+    put(tmp_path, run := cell())
+    (tmp_path / "runs" / run.run_id / results.CONFIG).write_bytes(data)
+    made = build.build(tmp_path).files["site/index.html"].decode()
+    assert "<code>evalkit run model=bm25 dataset=beir/nfcorpus</code>" in made
+
+
 @pytest.mark.parametrize("theme", ["light", "dark"])
 def test_every_shade_of_the_heatmap_is_read_at_wcag_aa(tmp_path, theme):
     put(tmp_path, cell())

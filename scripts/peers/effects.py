@@ -19,6 +19,8 @@ from peers.environments import PeerError
 from peers.job import FACTS
 
 METRIC = "ndcg@10"
+STORED = {("store.dtype=float32",): "stored embeddings (evalkit rounds them to fp16, the library keeps fp32)"}
+"""A difference that no sample of vectors shows: they are compared before they are stored."""
 OWN = "evalkit.json"
 """What evalkit itself took on a checkpoint and a dataset, beside its runs."""
 
@@ -34,7 +36,9 @@ def measure(out: Path, checkpoint: Path, words: Sequence[str], work: Path) -> li
         raise PeerError(msg)
     report: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     facts: dict[str, Any] = json.loads((out / FACTS).read_text(encoding="utf-8"))
-    by_words = {tuple(one["words"]): f"{one['name']} ({one['side']})" for one in report["differences"] if one["words"]}
+    by_words = STORED | {
+        tuple(one["words"]): f"{one['name']} ({one['side']})" for one in report["differences"] if one["words"]
+    }
     base = score(checkpoint, words, (), work)
     found: list[dict[str, Any]] = [{"what": "evalkit", "words": [], METRIC: base, "delta": 0.0}]
     for changed, what in by_words.items():

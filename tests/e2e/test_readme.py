@@ -64,6 +64,12 @@ def test_the_readmes_stay_short():
     } == {}
 
 
+def test_the_pictures_of_the_readmes_are_there_and_the_timings_stand_in_the_first():
+    pictures = {name: re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text) for name, text in READMES.items()}
+    assert "results/bench/bench.png" in pictures[""]
+    assert [path for name, paths in pictures.items() for path in paths if not (ROOT / name / path).is_file()] == []
+
+
 def test_every_folder_of_the_readmes_tree_exists():
     tree = README.split("## The tree")[1].split("```")[1]
     names = re.findall(r"([a-z0-9_]+/)", tree)

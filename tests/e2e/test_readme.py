@@ -52,6 +52,14 @@ def test_a_command_of_the_readme_is_valid_word_for_word(command):
         assert all(flag in listed for flag in flags)
 
 
+def test_no_word_of_a_command_is_a_pattern_to_zsh():
+    """zsh stops at an unquoted word in which brackets, braces or stars match no file."""
+    shown = [line.partition(" #")[0] for text in READMES.values() for line in text.splitlines()]
+    commands = [line for line in shown if line.startswith("evalkit ")]
+    assert len(commands) > len(COMMANDS)
+    assert [line for line in commands if re.search(r"[\[\](){}*?]", re.sub(r"'[^']*'", "", line))] == []
+
+
 def test_make_has_the_readmes_two_targets():
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     assert {"demo", "test"} <= set(targets)

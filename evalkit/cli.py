@@ -21,7 +21,7 @@ from evalkit.report.terminal import complain as _complain
 from evalkit.report.terminal import say as _say
 from evalkit.storage import keys
 from evalkit.storage.paths import default_results_dir
-from evalkit.texts import told
+from evalkit.texts import counted, told
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -423,7 +423,7 @@ def status(
     caches = list(dict.fromkeys(config.cache_dir for config in chosen))
     if forget:
         forgotten = sum(jobs.forget(jobs.known(folder)) for folder in caches)
-        _say(f"forgot {forgotten} runs that failed")
+        _say(f"forgot {counted(forgotten, 'run')} that failed")
     records = [job for folder in caches for job in jobs.known(folder)]
     if any(word.startswith("results_dir=") for word in words):
         wanted = {config.results_dir.absolute() for config in chosen}
@@ -436,7 +436,10 @@ def status(
     done = {cell.run_id for cell in finished}
     shown = [(cell, job) for cell, job in cells if cell.run_id is None or cell.run_id not in done]
     unreadable = [job for job in records if everything and job.config is None]
-    _out.print(plans.status_table(finished, shown, unreadable, wide=wide))
+    if finished or shown or unreadable:
+        _out.print(plans.status_table(finished, shown, unreadable, wide=wide))
+    elif not failed:
+        _say(f"no finished, running, stopped or failed run{_in_results(words)}; evalkit run makes one")
     if (workers := plans.workers_table(records)) is not None:
         _out.print(workers)
     failed += [cell.problem for cell, _ in shown if cell.state == "damaged" and cell.problem]
@@ -446,9 +449,16 @@ def status(
     for problem in dict.fromkeys(failed):
         _complain(problem)
     if errors:
-        _complain(f"{len(errors)} runs failed: run them again, or take them off this list with evalkit status --forget")
+        remedy = "run again what failed, or take it off this list with evalkit status --forget"
+        _complain(f"{counted(len(errors), 'run')} failed: {remedy}")
     if failed:
         raise typer.Exit(1)
+
+
+def _in_results(words: Sequence[str]) -> str:
+    """Say which results folder the words name."""
+    named = [word.partition("=")[2] for word in words if word.startswith("results_dir=")]
+    return f" in {named[-1] if named else default_results_dir()}"
 
 
 cache = _Verbs(
@@ -483,7 +493,8 @@ def cache_verify(cache_dir: CacheDir = None) -> None:
     from evalkit.report import rounding
 
     checked = inventory.verify(inventory.entries(_cache_dir(cache_dir), ()))
-    _say(f"{checked.whole} shards whole ({rounding.size(checked.bytes_read)}), {checked.unfinished} unfinished")
+    whole = f"{counted(checked.whole, 'shard')} whole"
+    _say(f"{whole} ({rounding.size(checked.bytes_read)}), {checked.unfinished} unfinished")
     for line in checked.damaged:
         _complain(line)
     if checked.damaged:
@@ -551,10 +562,12 @@ def report(
     check: Annotated[  # noqa: FBT002 (a flag)
         bool, typer.Option("--check", help="write nothing; fail when a file drifted or a cell is HIGHER or LOWER")
     ] = False,
+    *,
+    wide: Wide = False,
 ) -> None:
     """Write the card's tables, the exports and the page.
 
-    Prints a Markdown table of every finished run.
+    Prints a table of every finished run; to a file or a pipe it goes as Markdown, with every column.
 
     A run that cannot be read is named on stderr and fails the command; the rest is written nevertheless.
     """
@@ -566,7 +579,10 @@ def report(
     found = [*made.problems, *((*made.unwaived, *build.drifted(made, out or results_dir)) if check else ())]
     if not made.rows:
         raise ScoreError("; ".join([*found, _nothing(results_dir)]))
-    terminal.write(table.markdown(made.rows))
+    if sys.stdout.isatty():
+        _out.print(table.terminal(made.rows, wide=wide))
+    else:
+        terminal.write(table.markdown(made.rows))
     if not check:
         build.write(made, out or results_dir)
     for line in found:

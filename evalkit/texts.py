@@ -83,6 +83,15 @@ def _escaped(character: str) -> str:
     return character.encode("unicode_escape", errors="surrogatepass").decode()
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    >>> counted(1, "run"), counted(2, "run"), counted(1200, "cell")
+    ('1 run', '2 runs', '1,200 cells')
+    """
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def told(text: str) -> str:
     r"""Return a message as one printable line without secrets.
 

@@ -209,7 +209,8 @@ def choose(cells: Iterable[CellScores], words: Sequence[str]) -> list[CellScores
     """Return the runs that each word names: a run id, its beginning, a system, its dim, or a dataset; all for no words.
 
     `model=NAME`, `dataset=NAME` and `dim=N` name no run: they narrow what the other words choose from. Within a word
-    the greatest dim comes first. Raises ScoreError for a word that names none.
+    the greatest dim comes first. A name that a system shares with a dataset is the system's. Raises ScoreError for a
+    word that names none.
     """
     known = sorted(cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0), cell.search != "exact"))
     if not known:
@@ -225,7 +226,8 @@ def choose(cells: Iterable[CellScores], words: Sequence[str]) -> list[CellScores
                 f"run {word!r} unknown; {nearest(word, [*labels, *(cell.dataset for cell in known)])} (evalkit ls runs)"
             )
             raise ScoreError(msg)
-        chosen |= {cell.run_id: cell for cell in named}
+        of_system = [cell for cell in named if cell.model == word]
+        chosen |= {cell.run_id: cell for cell in of_system or named}
     return list(chosen.values())
 
 

@@ -15,11 +15,12 @@ from rich.console import Console
 
 from evalkit import datasets
 from evalkit.config import compose
-from evalkit.config.settings import EncoderConfig, RunConfig
+from evalkit.config.settings import EncoderConfig, ModelConfig, RunConfig
 from evalkit.datasets import learned
 from evalkit.datasets.irds import IrdsCorpus
 from evalkit.datasets.survey import Survey, survey
 from evalkit.errors import ConfigError, EvalkitError
+from evalkit.models import weights
 from evalkit.models.checkpoint import on_disk
 from evalkit.operations import rates
 from evalkit.operations.cards import Device
@@ -102,7 +103,13 @@ def look(
     """
     offline = bool(huggingface_hub.constants.HF_HUB_OFFLINE)
     with network_off():
-        return _look(config, tuple(known), offline=offline, probed=probed, elsewhere=elsewhere)
+        return _look(
+            config,
+            tuple(run for run in known if _of_one_size(run, config.model)),
+            offline=offline,
+            probed=probed,
+            elsewhere=elsewhere,
+        )
 
 
 class _Seen(NamedTuple):
@@ -426,6 +433,17 @@ def _time(seen: _Seen, dim: int | None, work: _Work, tokens: Amount) -> Time:
     else:
         found = rates.of_runs(seen.known, config, dim, environment.environment(None if dim is None else seen.device))
     return rates.time(found, amounts, encode_part=min(work.left, work.unstored), search_part=work.left)
+
+
+def _of_one_size(run: CellScores, model: ModelConfig) -> bool:
+    """Whether a run's weights, where they are recorded, are as large as those that this system's config names."""
+    recorded = run.environment.get("checkpoint")
+    count = recorded.get("parameters") if isinstance(recorded, Mapping) else None
+    if run.model != model.name or not isinstance(model, EncoderConfig) or not (model.parameters and count):
+        return True
+    if weights.declared_otherwise(model.name, run.dim, model.checkpoints.get(str(run.dim))):
+        return True
+    return bool(abs(count - model.parameters) <= weights.PARAMETERS_RTOL * model.parameters)
 
 
 def _same_lengths(run: CellScores, model: EncoderConfig) -> bool:

@@ -70,17 +70,17 @@ def _models(*, wide: bool) -> Grid:
         Column("on disk"),
         *(Column(name, moves=3, wide=True) for name in ("query tokens", "document tokens", "dtype", "revision")),
         Column("licence", moves=2, wide=True),
-        Column("config", moves=4, wide=True),
+        Column("config", moves=4, wide=not _own("model")),
     )
     lines = []
     for name, path in group_files("model").items():
         values = settings_in(path, "model")
         with used(path, "model"):
-            lines.append(_model(name, path, values))
+            lines.append(_model(name, values, _config(path, wide=wide)))
     return Grid(columns, lines, wide)
 
 
-def _model(name: str, path: Path, values: Mapping[str, Any]) -> Line:
+def _model(name: str, values: Mapping[str, Any], config: str) -> Line:
     found: dict[int, dict[str, Any]] = values.get("checkpoints", {})
     sources = [CheckpointSource(**source) for source in found.values()]
     cells = (
@@ -92,7 +92,7 @@ def _model(name: str, path: Path, values: Mapping[str, Any]) -> Line:
         values.get("dtype"),
         ", ".join(_revision(source) for source in sources),
         values.get("licence"),
-        _config(path),
+        config,
     )
     return Line((name, values["kind"], *(cell or ABSENT for cell in cells)))
 
@@ -109,19 +109,19 @@ def _datasets(*, wide: bool) -> Grid:
         *(Column("name", "name"), Column("documents", "number"), Column("queries", "number")),
         *(Column("language", moves=2), Column("metric", moves=3), Column("tokens, about", "number", moves=1)),
         *(Column("on disk"), Column("licence", moves=4, wide=True)),
-        Column("config", moves=5, wide=True),
+        Column("config", moves=5, wide=not _own("dataset")),
     )
     lines = []
     for name, path in group_files("dataset").items():
         values = settings_in(path, "dataset")
         with used(path, "dataset"):
-            lines.append(_dataset(name, path, values))
+            lines.append(_dataset(name, values, _config(path, wide=wide)))
     return Grid(columns, lines, wide)
 
 
-def _dataset(name: str, path: Path, values: Mapping[str, Any]) -> Line:
+def _dataset(name: str, values: Mapping[str, Any], where: str) -> Line:
     if values["sources"] == ["folder"] and not values.get("path"):
-        known = (values["language"], values["main_metric"], ABSENT, "wants dataset.path", ABSENT, _config(path))
+        known = (values["language"], values["main_metric"], ABSENT, "wants dataset.path", ABSENT, where)
         return Line((name, ABSENT, ABSENT, *known))
     config: DatasetConfig = from_mapping(DatasetConfig, values, where="dataset")
     documents = config.counts.documents or (config.demo.documents if config.demo else None)
@@ -130,7 +130,7 @@ def _dataset(name: str, path: Path, values: Mapping[str, Any]) -> Line:
     if documents and config.mean_characters:
         tokens = _millions(corpus_tokens(documents, config.mean_characters, config.language))
     what = (name, _short(documents), _short(queries), config.language, config.main_metric, tokens)
-    return Line((*what, datasets.on_disk(config) or "no", config.licence or ABSENT, _config(path)))
+    return Line((*what, datasets.on_disk(config) or "no", config.licence or ABSENT, where))
 
 
 def _millions(tokens: float) -> str:
@@ -143,9 +143,16 @@ def _analyzers() -> Grid:
     return Grid(columns, [Line((name, LUCENE_DEPARTURES[name] or "none")) for name in ANALYZERS])
 
 
-def _config(path: Path) -> str:
-    """Say where a config comes from: evalkit itself, or the user's own folder."""
-    return "evalkit" if path.is_relative_to(configs_dir()) else str(path)
+def _own(group: str) -> bool:
+    """Whether the user has configs of this group beside evalkit's; then their files are always listed."""
+    return any(not path.is_relative_to(configs_dir()) for path in group_files(group).values())
+
+
+def _config(path: Path, *, wide: bool) -> str:
+    """Say where a config comes from: the user's own file, or evalkit itself, which goes without saying unless asked."""
+    if path.is_relative_to(configs_dir()):
+        return "evalkit" if wide else ABSENT
+    return str(path)
 
 
 def _engines() -> Grid:

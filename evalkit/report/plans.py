@@ -18,6 +18,7 @@ from evalkit.run.jobs import Job
 from evalkit.storage.keys import label
 from evalkit.storage.paths import free_bytes
 from evalkit.storage.results import CellScores
+from evalkit.texts import counted
 
 SHOWN = 3
 """Cells named where a line holds for many."""
@@ -89,7 +90,7 @@ def plan_lines(cells: Sequence[Planned], *, device: Device | None = None) -> Ite
     left = [cell for cell in cells if cell.state != "finished"]
     yield from _bases("time", [(cell, cell.seconds) for cell in left])
     states = Counter(cell.state for cell in cells)
-    yield f"{len(cells)} cells: {', '.join(f'{many} {state}' for state, many in states.items())}"
+    yield f"{counted(len(cells), 'cell')}: {', '.join(f'{many} {state}' for state, many in states.items())}"
     whole = outlook.in_all(cells, device=device)
     if whole.wall_s:
         unknown = f"; {whole.untimed} cells of unknown time are not in it" if whole.untimed else ""
@@ -101,7 +102,7 @@ def plan_lines(cells: Sequence[Planned], *, device: Device | None = None) -> Ite
         shared = "; dims of one model share the encoding" if len(passes) < len(left) else ""
         yield f"forecast: {took} of work; with start and reading {each} workers{shared}{unknown}"
     for folder, (wanted, unsized) in _disks(cells).items():
-        also = f", and {unsized} cells of unknown size" if unsized else ""
+        also = f", and {counted(unsized, 'cell')} of unknown size" if unsized else ""
         free = free_bytes(folder)
         much = "; store.keep=topk writes none of them" if wanted > free * MUCH else ""
         yield f"disk: {size(wanted)} of embeddings to write{also}{much}; {size(free)} free in {folder}"

@@ -22,6 +22,9 @@ from rich.text import Text
 from evalkit.report.grid import terminal_width
 from evalkit.texts import printable, told
 
+TAB = 12
+"""The columns of a terminal that a metric's name takes; a pipe gets a tab."""
+
 
 class PlainConsole(Console):
     """A console that interprets nothing in a text."""
@@ -47,8 +50,8 @@ def out() -> PlainConsole:
 
 
 def say(line: str) -> None:
-    """Print a line to standard output; a terminal narrower than it gets it in several, broken between words."""
-    write(f"{folded(line, terminal_width()) if sys.stdout.isatty() else line}\n")
+    """Print a line to standard output; a terminal gets values below each other, and a long line in several."""
+    write(f"{folded(line.expandtabs(TAB), terminal_width()) if sys.stdout.isatty() else line}\n")
 
 
 def folded(line: str, width: int) -> str:

@@ -1,9 +1,12 @@
 """The commands as a user types them: what they print, what they leave, how they fail."""
 
+import contextlib
 import json
 import os
+import pty
 import subprocess
 import sys
+import termios
 from pathlib import Path
 
 import pytest
@@ -114,6 +117,36 @@ def test_report_prints_markdown_of_what_is_finished(finished):
     assert done.returncode == 0
     assert done.stdout.startswith("| system | dim | dataset |")
     assert done.stdout.count("\n") == 2 + 4
+
+
+def on_a_terminal(*words: str, cwd: Path, columns: int = 80) -> list[str]:
+    """Return the lines that a command prints to a terminal."""
+    ours, theirs = pty.openpty()
+    termios.tcsetwinsize(theirs, (40, columns))
+    environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
+    shown = bytearray()
+    with subprocess.Popen([sys.executable, "-m", "evalkit", *words], stdout=theirs, env=environment, cwd=cwd):
+        os.close(theirs)
+        with contextlib.suppress(OSError):  # how a terminal says that its last user has gone
+            while piece := os.read(ours, 1 << 16):
+                shown += piece
+    os.close(ours)
+    return shown.decode().splitlines()
+
+
+def test_report_and_score_fit_a_terminal(finished):
+    folder, _ = finished
+    lines = on_a_terminal("report", "--results-dir", f"{folder}/results", cwd=folder)
+    assert [line.split()[:3] for line in lines[1:]] == [
+        *(["bm25", "–", "demo"], ["demo", "128", "demo"], ["demo", "96", "demo"], ["demo", "64", "demo"])
+    ]
+    wide = on_a_terminal("report", "--wide", "--results-dir", f"{folder}/results", cwd=folder, columns=60)
+    assert "recall@100" in "".join(wide)
+    assert max(map(len, [*lines, *wide])) <= 80
+    assert max(map(len, wide)) <= 60
+    path = next((folder / "results" / "runs").glob("demo.test.demo-64.*/run.trec.gz"))
+    scored = on_a_terminal("score", str(path), "dataset=demo", *SMALL, *places(folder), cwd=folder)
+    assert len({line.rindex(" ") for line in scored if "@" in line}) == 1
 
 
 def test_score_gives_a_saved_run_its_own_scores(finished):

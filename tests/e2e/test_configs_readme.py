@@ -60,6 +60,22 @@ def test_a_reader_adds_a_model_and_a_dataset_by_the_readme_alone(tmp_path, monke
     assert bm25.protocol["analyzer"] == "spanish"
 
 
+def test_a_dataset_of_the_lines_that_the_readme_shows_is_read(tmp_path, monkeypatch):
+    lines = README.split("```\n{")[1].split("```")[0].splitlines()
+    document, query, judgement = "{" + lines[0], *lines[1:]
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "my_data" / "qrels").mkdir(parents=True)
+    (tmp_path / "my_data" / "corpus.jsonl").write_text(document, encoding="utf-8")
+    (tmp_path / "my_data" / "queries.jsonl").write_text(query, encoding="utf-8")
+    for header in ("query-id\tcorpus-id\tscore\n", ""):
+        (tmp_path / "my_data" / "qrels" / "test.tsv").write_text(f"{header}{judgement}\n", encoding="utf-8")
+        words = ["model=bm25", "dataset=./my_data", "dataset.language=es", "cache_dir=cache"]
+        done = CliRunner().invoke(app, ["run", *words, f"results_dir=results-{len(header)}"])
+        assert done.exit_code == 0, done.output
+        (found,) = results.read_all(tmp_path / f"results-{len(header)}")
+        assert found.metrics["ndcg@10"] == 1.0
+
+
 def test_the_files_that_the_readme_names_are_where_it_says(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv(CONFIGS, str(tmp_path / "mine"))

@@ -52,6 +52,14 @@ def test_a_command_of_the_readme_is_valid_word_for_word(command):
         assert all(flag in listed for flag in flags)
 
 
+def test_no_word_of_a_command_is_a_pattern_to_zsh():
+    """zsh stops at an unquoted word in which brackets, braces or stars match no file."""
+    shown = [line.partition(" #")[0] for text in READMES.values() for line in text.splitlines()]
+    commands = [line for line in shown if line.startswith("evalkit ")]
+    assert len(commands) > len(COMMANDS)
+    assert [line for line in commands if re.search(r"[\[\](){}*?]", re.sub(r"'[^']*'", "", line))] == []
+
+
 def test_make_has_the_readmes_two_targets():
     targets = re.findall(r"^(\w+):", (ROOT / "Makefile").read_text("utf-8"), re.MULTILINE)
     assert {"demo", "test"} <= set(targets)
@@ -62,6 +70,12 @@ def test_the_readmes_stay_short():
     assert {
         name: len(text.splitlines()) for name, text in READMES.items() if name and len(text.splitlines()) > 70
     } == {}
+
+
+def test_the_pictures_of_the_readmes_are_there_and_the_timings_stand_in_the_first():
+    pictures = {name: re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text) for name, text in READMES.items()}
+    assert "results/bench/bench.png" in pictures[""]
+    assert [path for name, paths in pictures.items() for path in paths if not (ROOT / name / path).is_file()] == []
 
 
 def test_every_folder_of_the_readmes_tree_exists():

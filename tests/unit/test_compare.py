@@ -125,6 +125,12 @@ def test_runs_are_chosen_by_id_system_or_dataset():
         compare.one(known, "jina-colbert-v2")
 
 
+def test_a_name_that_a_system_shares_with_a_dataset_is_the_systems():
+    known = [cell(dataset="demo"), cell(model="demo", dim=64, dataset="demo")]
+    assert [one.model for one in compare.choose(known, ["demo"])] == ["demo"]
+    assert [one.model for one in compare.choose(known, ["dataset=demo"])] == ["bm25", "demo"]
+
+
 def test_storage_is_counted_in_bytes_of_what_is_stored():
     assert compare.storage(late(dim=96)) == (192, 19200.0, 192000)
     assert compare.storage(cell()) is None

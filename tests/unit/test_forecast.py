@@ -44,6 +44,16 @@ def test_a_run_that_cut_its_documents_elsewhere_is_no_basis(tmp_path):
     assert found.vectors.value is None
 
 
+def test_a_run_of_weights_of_another_size_is_no_basis(tmp_path):
+    """The demo's weights were run under the name of jina-colbert-v2, and its forecast was made from that run."""
+    own = compose(["model=demo"]).model.parameters
+    as_run = [known(environment={"checkpoint": {"parameters": count}}) for count in (own, own * 100)]
+    assert [planned(tmp_path, "dataset.demo.documents=20000", runs=[run]).vectors.value for run in as_run] == [
+        2_000_000,
+        None,
+    ]
+
+
 def test_a_folder_that_is_not_surveyed_has_no_counts_of_another_folder(tmp_path):
     folder = tmp_path / "own"
     (folder / "qrels").mkdir(parents=True)

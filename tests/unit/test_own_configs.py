@@ -149,3 +149,10 @@ def test_a_dataset_of_the_users_own_is_listed_with_its_counts(own, tmp_path):
     row = next(line.split() for line in output.splitlines() if line.startswith("tickets"))
     assert row[:3] == ["tickets", "12", "3"]
     assert str(path).startswith(row[-1][:12]) or row[-1] in str(path)
+
+
+def test_a_config_of_the_users_own_is_listed_with_its_file_without_being_asked(own):
+    paths = {write(own, "model", "mine", "bm25"), write(own, "dataset", "tickets", "demo")}
+    listed = "".join(CliRunner().invoke(app, ["ls", what]).output for what in ("models", "datasets"))
+    assert {path for path in paths if str(path) in listed} == paths
+    assert "evalkit" not in listed.replace(str(own), "")

@@ -226,7 +226,7 @@ def _stored(task: Task, cell: Cell) -> _Stored:
 def _record(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
     """Return the record of an index, or None where there is none. Raises StoreError for one of other embeddings."""
     path = folder / RECORD
-    again = f"delete {folder} and run the same command again: it is built anew"
+    again = f"delete {folder} and run the same command again: it is built again"
     try:
         found = seal.read(path.read_bytes())
         size = int(found["bytes"])
@@ -269,7 +269,7 @@ def _asked(
     """Let the library do a job; return its answer, and its hits as places of queries, of documents, and scores."""
     doing = "searching" if job["build"] is None else "building and searching"
     kept = "" if job["build"] is None else "nothing of the index was kept: "
-    again = f"{kept}run the same command again, or make its environment anew: "
+    again = f"{kept}run the same command again, or make its environment again: "
     again += f"python {script()} make {environment(cache_dir)}"
     write_whole(work / "job.json", json.dumps(job).encode())
     done = subprocess.run(  # noqa: S603 (the Python of an environment that the user made)

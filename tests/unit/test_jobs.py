@@ -159,7 +159,7 @@ def test_a_record_that_cannot_be_read_is_named_with_its_reason(config):
         ("[]", "got a list, wanted a JSON object"),
         ("[" * 100_000, "brackets nested too deep"),
         ("\xff", "'utf-8' codec can't decode byte 0xff"),
-        ('"\\ud800"', "a JSON object"),
+        ('"\\ud800"', "half a surrogate pair"),
         ("1" * 5000, "digits"),
         ('{"config": {}, "process": "p", "started": "s", "error": null}', "got no xxh3_128, wanted the checksum"),
         (json.dumps(seal.seal({"process": "p"})), "got no field 'config'"),

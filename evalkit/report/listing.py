@@ -1,4 +1,4 @@
-"""The tables of `evalkit ls`: what can be run, and what has been run."""
+"""The tables of `evalkit ls`: models, datasets, settings and other names, and finished cells."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ LISTINGS = ("models", "datasets", "analyzers", "engines", "searches", "rerankers
 
 
 def listing(what: str, *, results_dir: Path, wide: bool = False) -> Grid:
-    """Return the list that `evalkit ls WHAT` prints. Raises ConfigError when there is no such list."""
+    """Return the table that `evalkit ls WHAT` prints. Raises ConfigError for an unknown list."""
     if what not in LISTINGS:
         msg = f"ls {what!r} unknown; {nearest(what, LISTINGS)}"
         raise ConfigError(msg)
@@ -43,7 +43,7 @@ def listing(what: str, *, results_dir: Path, wide: bool = False) -> Grid:
 
 
 def _experiments() -> Grid:
-    """Return every experiment with what its file says of it: comments up to the command that runs it."""
+    """Return every experiment with its description: the comments at the top of its file, up to the command."""
     lines = []
     for name, path in group_files("experiment").items():
         comments = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
@@ -94,7 +94,7 @@ def _models(*, wide: bool) -> Grid:
 
 
 def _on_disk(sources: Sequence[CheckpointSource]) -> str:
-    """Say for each checkpoint whether it is on disk; one word if all have the same status."""
+    """Return for each checkpoint whether it is on disk; one word if all have the same status."""
     found = ["yes" if on_disk(source) else "no" for source in sources]
     return found[0] if len(set(found)) == 1 else ", ".join(found)
 
@@ -136,7 +136,7 @@ def _analyzers() -> Grid:
 
 
 def _config(path: Path) -> str:
-    """Say where a config comes from: evalkit itself, or the user's own folder."""
+    """Return where a config comes from: "evalkit", or the path of the user's own file."""
     return "evalkit" if path.is_relative_to(configs_dir()) else str(path)
 
 

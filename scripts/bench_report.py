@@ -32,13 +32,13 @@ from evalkit.storage import keys, results, trec
 from evalkit.types import Hit
 
 
-def datasets() -> list[dict[str, object]]:
+def datasets() -> list[dict[str, Any]]:
     """Return the config of every dataset with a known number of queries."""
     texts = (path.read_text(encoding="utf-8") for path in sorted((configs_dir() / "dataset").rglob("*.yaml")))
     return [values for text in texts if (values := yaml.safe_load(text)).get("counts", {}).get("queries")]
 
 
-def cells(wanted: int) -> list[tuple[str, int | None, dict[str, object]]]:
+def cells(wanted: int) -> list[tuple[str, int | None, dict[str, Any]]]:
     """Return `wanted` triples (system, dim, dataset): the published ones, then invented systems."""
     known = {str(values["name"]): values for values in datasets()}
     pairs = dict.fromkeys((score.system, score.dim, score.dataset) for score in published.published_scores())
@@ -74,10 +74,10 @@ def published_checkpoint(system: str, dim: int | None) -> dict[str, Any] | None:
     }
 
 
-def invent(folder: Path, system: str, dim: int | None, dataset: dict[str, object], seed: int) -> None:
+def invent(folder: Path, system: str, dim: int | None, dataset: dict[str, Any], seed: int) -> None:
     """Write one run with random scores below `folder`."""
     name, split = str(dataset["name"]), str(dataset["split"])
-    queries, means, table = values(int(dataset["counts"]["queries"]))  # type: ignore[index]
+    queries, means, table = values(int(dataset["counts"]["queries"]))
     protocol = {"corpus": dataset.get("checksum"), "drop_self": dataset["drop_self"], "stored_dtype": "float16"}
     checkpoint = published_checkpoint(system, dim)
     protocol |= {"seed": seed, **({} if checkpoint is None else {"checkpoint": checkpoint["checksums"]})}
@@ -130,7 +130,7 @@ def main() -> None:
             json.dumps(
                 {
                     "runs": len(invented),
-                    "queries": sum(int(dataset["counts"]["queries"]) for _, _, dataset in invented),  # type: ignore[index]
+                    "queries": sum(int(dataset["counts"]["queries"]) for _, _, dataset in invented),
                     "seconds": seconds,
                     "user_s": user_s,
                     "same_bytes": len(digests) == 1,

@@ -34,7 +34,7 @@ def task(collection: Collection) -> Any:
     split = mteb_results.split_of(collection.name, collection.split)
     tag = exports.LANGUAGES.get(collection.language, "eng-Latn")
 
-    class FromEvalkit(AbsTaskRetrieval):  # type: ignore[misc]
+    class FromEvalkit(AbsTaskRetrieval):  # type: ignore[misc]  # mteb has no types
         metadata = TaskMetadata(
             name=name,
             description=f"evalkit's {collection.name}",

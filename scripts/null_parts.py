@@ -165,7 +165,7 @@ def no_kernel(*, hits: int) -> Iterator[None]:
         return query_H, ((step_Q + torch.arange(many) * (documents // many)) % documents).flatten()
 
     before = choice.bind, search._nominate  # noqa: SLF001 (what a kernel would do)
-    choice.bind, search._nominate = bind, nominate  # type: ignore[assignment]  # noqa: SLF001
+    choice.bind, search._nominate = bind, nominate  # type: ignore[assignment]  # noqa: SLF001 (as above)
     try:
         yield
     finally:

@@ -37,7 +37,7 @@ def main(out: Path) -> None:
             arrays[f"pooled_{place}_{factor}"] = pooled.numpy()
     facts = {name: importlib.metadata.version(name) for name in ("pylate", "torch", "scipy", "numpy")}
     arrays["facts"] = np.frombuffer(json.dumps(facts).encode(), dtype=np.uint8)
-    np.savez_compressed(out, **arrays)  # type: ignore[arg-type]
+    np.savez_compressed(out, **arrays)  # type: ignore[arg-type]  # the stubs take the names for allow_pickle
 
 
 if __name__ == "__main__":

@@ -334,7 +334,7 @@ def train(encoder: Encoder, *, steps: int, seed: int) -> None:
         scores = encoder.scores(queries, passages)
         loss = torch.stack([graded_loss(scores[dim]) for dim in DIMS]).sum()
         optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        loss.backward()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         running += float(loss.detach()) / len(DIMS)

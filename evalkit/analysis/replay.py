@@ -225,7 +225,7 @@ def candidates(material: Material, metric: str) -> list[Rules]:
         tuple(texts) if can_differ[name] else (getattr(own, name),) for name, texts in OPTIONS.items()
     ]
     cutoffs = (own.cutoff, *(cutoff for cutoff in CUTOFFS if cutoff <= (material.depth or cutoff)))
-    found = [Rules(*parts) for parts in itertools.product(*values, dict.fromkeys(cutoffs))]  # type: ignore[arg-type] # of each field its own type, in the fields' order
+    found = [Rules._make(parts) for parts in itertools.product(*values, dict.fromkeys(cutoffs))]
     few = [rules for rules in found if len(rules.differing(own)) <= MOST_CHANGES]
     return sorted(few, key=lambda rules: len(rules.differing(own)))
 

@@ -66,7 +66,7 @@ class FolderCorpus:
                 _text(file, number, "text", fields.get("text")),
             )
         if start == 0 and stop != 0 and not number:
-            raise bad(file, None, "no document", "at least one", "get the file anew")
+            raise bad(file, None, "no document", "at least one", "get the file again")
 
     def where(self, index: int) -> str:
         """Return the file and the line of a document."""

@@ -151,7 +151,7 @@ def _beside(left: Document | None, right: Document | None) -> str:
 
 def _disagreement(one: Dataset, other: Dataset, got: str) -> DatasetError:
     sources = f"{one.source} and {other.source} disagree"
-    remedy = "get both anew, or choose one with dataset.sources"
+    remedy = "get both again, or choose one with dataset.sources"
     return DatasetError(f"dataset {one.name}: {sources}; got {got}, wanted the same from both; {remedy}")
 
 

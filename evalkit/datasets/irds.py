@@ -177,7 +177,7 @@ def load_ir_datasets(config: DatasetConfig) -> Dataset:
         raise _damaged(identifier, "a query id twice", "every id once")
     if not queries:
         msg = f"dataset {config.name}: got no query with a judgement from ir_datasets id {identifier!r}"
-        raise DatasetError(f"{msg}, wanted at least one; delete its files under IR_DATASETS_HOME and get them anew")
+        raise DatasetError(f"{msg}, wanted at least one; delete its files under IR_DATASETS_HOME and get them again")
     return dataset
 
 
@@ -210,7 +210,7 @@ def _document(record: Any) -> Document:
 
 
 def _damaged(identifier: str, got: str, wanted: str) -> DatasetError:
-    remedy = f"delete its files under {_home()} and get them anew"
+    remedy = f"delete its files under {_home()} and get them again"
     return DatasetError(f"ir_datasets id {identifier!r}: got {got}, wanted {wanted}; {remedy}")
 
 

@@ -1,7 +1,7 @@
-"""What a device does in a second, for forecasts before any run: measured on it, or assumed and marked as assumed.
+"""Rates of GPUs and CPUs, for forecasts without a measurement here: measured on that device, or marked as assumed.
 
-A GPU's own figures are in results/bench/gpu/CARD/card.json, which scripts/gpu/summary.py writes from what was measured
-on it. Until then a named device has the rates of DEVICES, whose `basis` says where they come from.
+Measured rates of a GPU are in results/bench/gpu/CARD/card.json, which scripts/gpu/summary.py writes. Without such a
+file, a device has the rates of DEVICES; its `basis` says where they come from.
 """
 
 from __future__ import annotations
@@ -14,8 +14,7 @@ from typing import Final, NamedTuple
 from evalkit.errors import ConfigError, StoreError, nearest
 
 FORMAT = 1
-"""Version of the file; a file of another version is refused."""
-
+"""Version of card.json. A file of another version is refused."""
 
 FLOP_PER_TOKEN: Final[Mapping[str, float]] = {
     "jina-colbert-v2": 24 * 12 * 1024**2 * 2,
@@ -24,23 +23,26 @@ FLOP_PER_TOKEN: Final[Mapping[str, float]] = {
     "mdpr": 12 * 12 * 768**2 * 2,
     "colbert-xm": 12 * (12 * 768**2 + 2 * 768 * 384) * 2,
 }
-"""Twice the weights of a model's layers: what the products of a token take. Attention adds a few per cent at 300."""
+"""Floating-point operations of the linear layers per token: two per weight. At 300 tokens attention adds a few
+per cent."""
 QUERY_VECTORS: Final = 32
 HOST_TOKENS_PER_S: Final = 1.4e6
-"""What four cores of the host tokenise, measured by others: no GPU is assumed to encode faster."""
+"""Tokens per second that four host cores tokenise, measured by others. No GPU is assumed to encode faster."""
 
 
 class Device(NamedTuple):
-    """A device by its short name: what it is assumed to do."""
+    """The assumed rates of a device."""
 
     title: str
     matches: str
-    """A part of the name that torch has for it."""
+    """A part of the name by which torch knows it; empty for a CPU."""
     flop_per_s: float
-    """Of encoding."""
+    """Operations per second of encoding."""
     search_flop_per_s: float
+    """Operations per second of exact search."""
     memory_bytes: float
     basis: str
+    """Where the rates come from."""
 
 
 ASSUMED: Final = "not measured by us"
@@ -62,12 +64,12 @@ DEVICES: Final[Mapping[str, Device]] = {
         "212 GFLOP/s in fp32, measured on two cores of a Xeon with random weights (results/bench)",
     ),
 }
-"""Devices that a forecast can be asked for by name. Products in bf16 on the GPUs; search is exact MaxSim, of which
-others measured 117 to 189 TFLOP/s on an H100 and the rest is in proportion."""
+"""The devices that `evalkit plan --device` accepts. GPUs encode in bf16. Search is exact MaxSim: others measured 117 to
+189 TFLOP/s on an H100, and the other GPUs are scaled in proportion."""
 
 
 def device_named(name: str) -> Device:
-    """Return a device by its short name. Raises ConfigError for any other."""
+    """Return a device by its short name. Raises ConfigError for an unknown name."""
     if name not in DEVICES:
         msg = f"--device {name}: no rates are known for it; {nearest(name, DEVICES)}, or --probe on the device itself"
         raise ConfigError(msg)
@@ -75,7 +77,7 @@ def device_named(name: str) -> Device:
 
 
 def assumed_rates(device: Device, *, model: str) -> CardRates | None:
-    """Return what a device is assumed to do with a model, or None for one whose products are not known."""
+    """Return the assumed rates of a device for a model, or None for a model whose FLOP per token are not known."""
     flop = FLOP_PER_TOKEN.get(model)
     if flop is None:
         return None
@@ -84,23 +86,23 @@ def assumed_rates(device: Device, *, model: str) -> CardRates | None:
 
 
 class CardRates(NamedTuple):
-    """A card's rates for one model."""
+    """The rates of a device for one model, measured or assumed."""
 
     gpu: str
     tokens_per_s: float
-    """Tokens of passages that the model encodes."""
+    """Tokens of passages that the model encodes per second."""
     search_flop_per_s: float
-    """Useful operations of exact search: 2 · query vectors · document vectors · dim."""
+    """Operations per second of exact search, counted as 2 · query vectors · document vectors · dim."""
     query_vectors: int
-    """Vectors of a query in that measurement."""
+    """Vectors per query in that measurement."""
     source: str
-    """The file, or what the rates are assumed from, for people to look at."""
+    """The file of the measurement, or what the rates are assumed from."""
 
 
 def card_rates(results_dir: Path, *, gpu: str, model: str) -> CardRates | None:
-    """Return the rates that were measured on a card for a model, or None where there are none.
+    """Return the rates that were measured on a GPU for a model, or None if there are none.
 
-    Raises StoreError for a file that is damaged or of another version.
+    Raises StoreError for a file that is damaged or has another version.
     """
     for path in sorted((results_dir / "bench" / "gpu").glob("*/card.json")):
         try:

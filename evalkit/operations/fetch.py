@@ -1,8 +1,8 @@
-"""Bring a selection's models and datasets to disk ahead of time, prove that they are there, and move them elsewhere.
+"""Download the models and datasets of a selection ahead of time, verify them offline, and bundle them for other hosts.
 
-A selection is made of the words of `evalkit run`, several values each (`dataset=beir/fiqa,beir/nq`). Files stay where
-the libraries that fetched them keep them (HF_HOME, IR_DATASETS_HOME): these libraries resume downloads and check what
-they got, and whatever else uses them finds the same copy. evalkit's own checksums of all of it are kept beside.
+A selection consists of the words of `evalkit run`, with several values each (`dataset=beir/fiqa,beir/nq`). Files stay
+where the libraries that download them keep them (HF_HOME, IR_DATASETS_HOME). These libraries resume downloads and check
+them, and other programs find the same copy. evalkit records checksums of its own in the cache.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ from evalkit.texts import printable
 from evalkit.types import Dataset
 
 LEARNED: Final = "evalkit"
-"""The folder in a bundle of the checksums that corpora had when they were first read whole."""
+"""The folder in a bundle that has the checksums of corpora, as first read completely."""
 _MANIFEST: Final = "evalkit-bundle.json"
 _FORMAT: Final = 1
 _BLOCK_BYTES: Final = 1 << 20
@@ -61,12 +61,13 @@ _EXTENSIONS: Final = (
     *(tarfile.XHDTYPE, tarfile.XGLTYPE, tarfile.SOLARIS_XHDTYPE),
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 )
-"""Headers whose content tarfile reads whole: long names and the like."""
+"""Headers whose content tarfile reads into memory completely, for example long names."""
 _LARGEST_EXTENSION: Final = 1 << 16
 _LARGEST_MANIFEST: Final = 1 << 26
 _LONGEST_PART: Final = 200
 _LONGEST_NAME: Final = 1000
 _LATEST: Final = 1 << 33
+"""The latest time of a member, in seconds since 1970: in the year 2242."""
 _READ_ERRORS: Final = (
     *(tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError),
 )
@@ -78,22 +79,22 @@ class Fetched(NamedTuple):
     name: str
     source: str
     checksums: Mapping[str, str]
-    """What it is by content: of a dataset its corpus, of a model each of its files."""
+    """The checksum of a dataset's corpus, or of each file of a model."""
     files: tuple[Path, ...]
-    """What would have to be moved; empty for what belongs to an installed package or to the user."""
+    """The files that a bundle must contain; empty for an installed package and for a folder of the user's."""
     notes: tuple[str, ...] = ()
-    """What `--verify` has to say of it."""
+    """The lines that `--verify` prints about it."""
 
 
 def selection(words: Sequence[str]) -> list[RunConfig]:
-    """Return the config of every combination of the words' values. Raises ConfigError for a wrong word."""
+    """Return a config for each combination of the words' values. Raises ConfigError for a wrong word."""
     return [compose(combination) for combination in combinations(words)]
 
 
 def fetch(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:
-    """Bring every model and dataset of a selection to disk and record its checksums; what is there is only checked.
+    """Download every model and dataset of a selection and record its checksums. Files on disk are only checked.
 
-    Raises EvalkitError subclasses when something cannot be had or is not what its config says.
+    Raises EvalkitError subclasses for files that cannot be obtained or differ from their config.
     """
     found = [_model(config) for config in _once(configs, "model")]
     found += [
@@ -108,16 +109,16 @@ def fetch(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:
 
 
 def verify(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:
-    """Read every model and dataset of a selection whole with the network off, and compare it with what was fetched.
+    """Read every model and dataset of a selection completely, without network, and compare checksums with the fetch.
 
-    Sources that are on disk beside the one used must hold the same. The notes of a dataset are accepted deviations, its
-    integrity report and what was compared; a note says where no fetch was recorded to compare with.
-    Raises EvalkitError subclasses for what is missing, damaged, changed or in disagreement.
+    If further sources of a dataset are on disk, their content must be the same. A dataset's notes are its accepted
+    deviations, its integrity report, and the sources that were compared. A note says if no fetch was recorded.
+    Raises EvalkitError subclasses for what is missing, damaged, changed, or differs between sources.
     """
     with network_off(), tempfile.TemporaryDirectory() as scratch:
         found = [_model(config) for config in _once(configs, "model")]
         for config in _once(configs, "dataset"):
-            # A cached survey would be believed without reading the corpus, hence the scratch folder.
+            # A survey in the cache would be used without reading the corpus, hence an empty cache folder.
             task = pipeline.prepare(replace(config, cache_dir=Path(scratch)), console=console)
             report = (*integrity(task.dataset).lines(), *_compared(config, task.dataset))
             found.append(_dataset(task, cache_dir=config.cache_dir)._replace(notes=(*task.deviations, *report)))
@@ -125,7 +126,7 @@ def verify(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:
 
 
 def _as_fetched(found: Fetched, cache_dir: Path) -> Fetched:
-    """Return what was found, with a note where no record tells what was fetched. Raises StoreError for a change."""
+    """Compare what was found with its fetch record; add a note if there is none. Raises StoreError for a change."""
     path = fetched_file(cache_dir, found.name)
     if not path.is_file():
         return found._replace(
@@ -150,11 +151,11 @@ def _as_fetched(found: Fetched, cache_dir: Path) -> Fetched:
 
 
 def write_bundle(found: Sequence[Fetched], path: Path, *, cache_dir: Path) -> int:
-    """Write one tar file of everything that a selection needs, whole or not at all; return its size in bytes.
+    """Write a tar file of everything that a selection needs, atomically; return its size in bytes.
 
-    It holds plain files only, links resolved, under `huggingface/`, `ir_datasets/` and `evalkit/` (the checksums of
-    corpora that were read whole here), and first a manifest of their checksums. Raises StoreError when there is nothing
-    to move.
+    It begins with a manifest of checksums. Its plain files (links are resolved) lie under `huggingface/`,
+    `ir_datasets/` and `evalkit/`, the checksums of corpora that were read completely here. Raises StoreError if there
+    is nothing to move, or if the file cannot be written.
     """
     names = {_bundled_name(file, cache_dir): file for each in found for file in each.files}
     if not names:
@@ -183,14 +184,14 @@ def write_bundle(found: Sequence[Fetched], path: Path, *, cache_dir: Path) -> in
 
 
 def unpack_bundle(path: Path, *, cache_dir: Path) -> int:
-    """Put a bundle's files where the libraries look for them (HF_HOME, IR_DATASETS_HOME); return how many.
+    """Extract a bundle's files to where the libraries look for them (HF_HOME, IR_DATASETS_HOME); return their number.
 
-    The checksums that corpora had where the bundle was made go to the cache, where they are what this machine's first
-    read is held against; one that this machine has otherwise is refused.
+    The recorded checksums of corpora go to the cache. This machine's first read of a corpus must agree with them; a
+    bundle that contradicts a checksum recorded here is refused.
 
-    Every member must be a plain file that the manifest lists, with its size and checksum; a file that is there already
-    with the right content stays. Sizes and the room on the disks are compared before anything is written. Raises
-    StoreError for anything else, and then leaves only whole files behind.
+    Every member must be a plain file that the manifest lists, with its size and checksum. A file that is on disk with
+    the right content stays. Free space is checked before anything is written. Raises StoreError for any other bundle;
+    files that were extracted before the error are complete.
     """
     done = 0
     try:
@@ -234,7 +235,7 @@ class _Facts(NamedTuple):
 
 
 def _manifest(archive: tarfile.TarFile, path: Path, cache_dir: Path) -> dict[str, _Facts]:
-    """Return the manifest at an archive's beginning. Raises StoreError for another file and for full disks."""
+    """Return the manifest at an archive's beginning. Raises StoreError if it is invalid or the disks lack space."""
     first = archive.next()
     stream = archive.extractfile(first) if first and first.name == _MANIFEST and first.isreg() else None
     if first is None or stream is None:
@@ -265,11 +266,11 @@ def _manifest(archive: tarfile.TarFile, path: Path, cache_dir: Path) -> dict[str
 
 
 class _Member(tarfile.TarInfo):
-    """A member of an archive that nobody need trust: no sparse file, no header that fills the memory."""
+    """A member of an untrusted archive. Sparse files and headers that would fill the memory are refused."""
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> Self:
-        """Look at a header before tarfile acts on it: it reads what follows into memory, however much that is."""
+        """Check a header before tarfile parses it: tarfile reads an extension's content into memory, at any size."""
         file: Any = archive.fileobj
         place = file.tell()
         block = file.read(_TAR_BLOCK)
@@ -284,7 +285,7 @@ class _Member(tarfile.TarInfo):
 
 
 def _refuse_header(kind: bytes, size: int, file: Any) -> None:
-    """Raise ReadError for a header that no bundle has; `file` stands behind it."""
+    """Raise ReadError for a header that no bundle has. `file` is positioned after the header."""
     if size < 0:
         msg = f"a member of {size} bytes"
     elif kind == tarfile.GNUTYPE_SPARSE:
@@ -299,7 +300,7 @@ def _refuse_header(kind: bytes, size: int, file: Any) -> None:
 
 
 def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
-    """Return a member that tells nothing of who made the bundle."""
+    """Return a member without the name and id of the user who made the bundle."""
     member.uid = member.gid = 0
     member.uname = member.gname = ""
     return member
@@ -307,7 +308,7 @@ def _anonymous(member: tarfile.TarInfo) -> tarfile.TarInfo:
 
 def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path, wanted: str, path: Path) -> None:
     stream = archive.extractfile(member)
-    assert stream is not None  # a plain file, which _unbundled_path saw to
+    assert stream is not None  # _unbundled_path has refused everything but plain files
     digest = xxhash.xxh3_128()
     unfinished = temporary(target)
     try:
@@ -322,7 +323,7 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path, wa
             os.fsync(file.fileno())
         if digest.hexdigest() != wanted:
             raise _unusable(path, f"member {member.name!r} with checksum {digest.hexdigest()}", wanted)
-        os.utime(unfinished, (member.mtime, member.mtime))  # ir-datasets' corpora are known by size and time
+        os.utime(unfinished, (member.mtime, member.mtime))  # the fingerprint of ir-datasets' files has size and time
         publish(unfinished, target)
     except OSError as error:
         msg = f"{target}: could not be written ({error.strerror}); free the place or the disk and unpack again"
@@ -333,7 +334,7 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path, wa
 
 
 def _refuse_other_checksum(path: Path, member: tarfile.TarInfo, target: Path, wanted: str) -> None:
-    """Raise StoreError where this machine's first read of a corpus was another than that of the bundle's machine."""
+    """Raise StoreError if the checksum of a corpus' first read here differs from that in the bundle."""
     if target.is_file() and file_checksum(target) != wanted:
         msg = f"{member.name!r}, by which a corpus was another than {target} says of its first read here"
         raise StoreError(
@@ -342,7 +343,7 @@ def _refuse_other_checksum(path: Path, member: tarfile.TarInfo, target: Path, wa
 
 
 def _homes(cache_dir: Path) -> dict[str, Path]:
-    """Return the folders that a bundle's files belong under."""
+    """Return the folder on this machine for each top-level folder of a bundle."""
     import huggingface_hub.constants
     import ir_datasets
 
@@ -363,7 +364,7 @@ def _bundled_name(file: Path, cache_dir: Path) -> str:
 
 
 def _unbundled_path(path: Path, member: tarfile.TarInfo, cache_dir: Path) -> Path:
-    """Return where a member belongs. Raises StoreError for a link, a device, and any name that leads elsewhere."""
+    """Return the path of a member on this machine. Raises StoreError for a link, a device, and an unsafe name."""
     name = PurePosixPath(member.name)
     if not member.isreg():
         kind = "a link" if member.issym() or member.islnk() else "no plain file"
@@ -378,7 +379,7 @@ def _unbundled_path(path: Path, member: tarfile.TarInfo, cache_dir: Path) -> Pat
 
 
 def _check_name(path: Path, name: str) -> None:
-    """Raise StoreError for a name that no file system takes, or that would hide itself on a terminal."""
+    """Raise StoreError for a name that is too long for a file system, or that has control characters."""
     long = any(len(os.fsencode(part)) > _LONGEST_PART for part in name.split("/"))
     if long or len(name) > _LONGEST_NAME or printable(name) != name:
         shown = f"a member called {name[:_LONGEST_PART]!r}"
@@ -386,7 +387,7 @@ def _check_name(path: Path, name: str) -> None:
 
 
 def _unusable(path: Path, got: str, wanted: str) -> StoreError:
-    return StoreError(f"{path}: got {got}, wanted {wanted}; make or copy the bundle anew")
+    return StoreError(f"{path}: got {got}, wanted {wanted}; make or copy the bundle again")
 
 
 def _once(configs: Sequence[RunConfig], part: str) -> list[RunConfig]:
@@ -420,9 +421,9 @@ def _model(config: RunConfig) -> Fetched:
 
 
 def _stored_files(checkpoint: Checkpoint) -> list[Path]:
-    """Return a hub checkpoint's files and the name of its commit; a package's or a folder's files are not moved.
+    """Return the files of a Hub checkpoint and the file that names its commit. A package and a folder have none.
 
-    Code that it takes from another repository is moved with it.
+    Code that the checkpoint imports from another repository is included.
     """
     folders = [] if checkpoint.revision is None else [checkpoint.folder]
     if checkpoint.code_repository is not None:
@@ -445,9 +446,9 @@ def _dataset(task: Task, *, cache_dir: Path) -> Fetched:
 
 
 def _compared(config: RunConfig, used: Dataset) -> Iterator[str]:
-    """Compare the dataset with what each further source has on disk; yield a line for each.
+    """Compare the dataset with each further source on disk; yield a line for each.
 
-    Counts are not asserted of these: `agree` names what differs. Raises DatasetError for a difference.
+    Counts of further sources are not checked against the config. Raises DatasetError for a difference.
     """
     for name in datasets.source_names(config.dataset):
         one = replace(config.dataset, sources=(name,), verify=False)

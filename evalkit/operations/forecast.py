@@ -1,6 +1,6 @@
-"""What a run would do, before it does it: cells and their state, shards, bytes and seconds. Writes and fetches nothing.
+"""Forecast a job: its cells with their state, shards, bytes and seconds. Writes and fetches nothing.
 
-No weights are loaded. A number that nothing on this machine tells is None, never a guess.
+No weights are loaded. A number without a source on this machine is None, never a guess.
 """
 
 from __future__ import annotations
@@ -39,46 +39,48 @@ WIDTHS = {"float16": 2, "float32": 4}
 
 
 class Amount(NamedTuple):
-    """A number with where it comes from; no number where nothing here tells it."""
+    """A number and its source. The number is None if nothing on this machine gives one."""
 
     value: float | None
     basis: str
 
 
 class Planned(NamedTuple):
-    """One cell of a selection, as far as it can be known without doing it."""
+    """One cell of a selection, with everything that is known before it is computed."""
 
     config: RunConfig
     dim: int | None
     run_id: str | None
-    """None until the corpus was surveyed and the checkpoint is on disk: content decides it."""
+    """None until the corpus is surveyed and the checkpoint is on disk, because the id depends on their content."""
     state: str
     """`finished`, `started`, `to do`, `damaged` or `cannot run`."""
     problem: str | None
-    """Why it cannot run, or what is damaged."""
+    """Why the cell cannot run, or what is damaged."""
     source: str
+    """Where the dataset is or would come from, for printing."""
     checkpoint: str
+    """Where the weights are or would come from, for printing."""
     documents: int | None
     shards: int | None
     done: int
     """Shards whose top-k (BM25: counts) are on disk."""
     tokens: Amount
-    """Of the documents as the model reads them, special tokens aside."""
+    """Tokens of the documents as the model reads them, without special tokens."""
     vectors: Amount
     stored_bytes: int | None
-    """Embeddings of the whole corpus; 0 where none are kept."""
+    """Bytes of the whole corpus' embeddings; 0 if they are not kept."""
     missing_bytes: int | None
-    """Of these, what is not on disk yet."""
+    """The part of `stored_bytes` that is not on disk yet."""
     seconds: Amount
-    """What is left, for a cell by itself: dims that share a backbone share the encoding."""
+    """Seconds that are left if this cell is computed alone. Dims that share a backbone share the encoding."""
     cell: Cell | None = None
     search_s: float = 0.0
-    """The part of `seconds` that is search, which every dim has for itself."""
+    """The part of `seconds` that is search, which dims do not share."""
     probed: Probed | None = None
 
 
 def combinations(words: Sequence[str]) -> Iterator[tuple[tuple[str, ...], RunConfig | ConfigError]]:
-    """Yield every combination of words that give several values each, with its config or why there is none.
+    """Yield every combination of the words' values, with its config or the error that it gives.
 
     Raises ConfigError for a name that is wrong in every combination.
     """
@@ -96,10 +98,9 @@ def look(
     probed: Probed | None = None,
     elsewhere: Device | None = None,
 ) -> list[Planned]:
-    """Return every cell of a config with its state.
+    """Return every cell of a config with its state and forecast.
 
-    `known` are finished runs, whose rates make the forecast; a probe of this dataset or a device that is named takes
-    their place.
+    The rates come from `elsewhere`, a named device; else from `probed`, a probe; else from `known`, finished cells.
     """
     offline = bool(huggingface_hub.constants.HF_HUB_OFFLINE)
     with network_off():
@@ -113,22 +114,23 @@ def look(
 
 
 class _Seen(NamedTuple):
-    """What there is of a config's dataset, and the finished runs."""
+    """Everything that the forecast of one config's cells is made from."""
 
     config: RunConfig
     device: torch.device | None
-    """None where the device that is asked for is not here."""
+    """None if this machine does not have the requested device."""
     task: Task | None
-    """With an empty survey where none is cached."""
+    """The opened dataset; its survey is empty if none is cached. None if the dataset is not on disk."""
     source: str
     problem: str | None
     known: Sequence[CellScores]
+    """The finished cells."""
     probed: Probed | None = None
     elsewhere: Device | None = None
 
 
 class _Done(NamedTuple):
-    """What the shards of a cell that are on disk hold and took; BM25's count no vectors."""
+    """Totals over the cell's shards that are on disk. BM25's shards have no vectors."""
 
     shards: int = 0
     documents: int = 0
@@ -138,15 +140,15 @@ class _Done(NamedTuple):
 
 
 class _Work(NamedTuple):
-    """What of a cell is still to be done."""
+    """The work of a cell, done and left."""
 
     documents: int | None
     vectors: Amount
     done: _Done
     left: float
-    """The part of the shards that has no top-k yet."""
+    """The fraction of the shards that have no top-k yet."""
     unstored: float
-    """The part of the shards that has no embeddings yet."""
+    """The fraction of the shards that have no embeddings yet."""
 
 
 def _look(
@@ -183,7 +185,7 @@ def _reason(error: EvalkitError | OSError) -> str:
 
 
 def _opened(config: RunConfig, device: torch.device, *, offline: bool) -> tuple[Task | None, str, str | None]:
-    """Return a config's dataset with its cached survey, where it is from, and why it cannot be had."""
+    """Return a config's dataset with its cached survey, its source, and the reason if it is not available."""
     name = None
     try:
         name = datasets.on_disk(config.dataset)
@@ -206,7 +208,7 @@ def _opened(config: RunConfig, device: torch.device, *, offline: bool) -> tuple[
 
 
 def _absent(config: RunConfig, *, offline: bool) -> tuple[str, str | None]:
-    """Say where a dataset that is not on disk would come from, or why it cannot."""
+    """Return where a missing dataset would be fetched from, and the reason if it cannot be fetched."""
     names = [name for name in datasets.source_names(config.dataset) if name in ("ir_datasets", "hub", "mirror")]
     if config.dataset.path is not None:
         return "–", f"dataset.path={config.dataset.path}: got no folder there, wanted one in BEIR's format"
@@ -216,12 +218,12 @@ def _absent(config: RunConfig, *, offline: bool) -> tuple[str, str | None]:
 
 
 class _NotSurveyedError(Exception):
-    """Raised in place of the pass over a corpus that `survey` starts where it has none cached."""
+    """Raised instead of reading the corpus, when `survey` finds no cached survey."""
 
 
 @dataclasses.dataclass(frozen=True)
 class _Unread:
-    """A corpus that is not read: only a survey that is already cached can be had of it."""
+    """A corpus that refuses to be read, so that `survey` can only return a cached survey."""
 
     corpus: Corpus
 
@@ -238,11 +240,11 @@ class _Unread:
 def _cached_survey(config: RunConfig, dataset: Dataset, device: torch.device) -> Survey | None:
     inner = getattr(dataset.corpus, "corpus", dataset.corpus)
     if isinstance(inner, IrdsCorpus) and not _built(inner):
-        return None  # its fingerprint would build a document store first
+        return None  # taking its fingerprint would build a document store first
     try:
         return survey(
             _Unread(dataset.corpus),
-            shard_tokens=environment.shard_tokens(config, device),  # as `pipeline.prepare` asks for it
+            shard_tokens=environment.shard_tokens(config, device),  # the arguments that `pipeline.prepare` passes
             max_document_tokens=environment.max_document_tokens(config, device),
             cache_dir=config.cache_dir,
             name=dataset.name,
@@ -253,7 +255,7 @@ def _cached_survey(config: RunConfig, dataset: Dataset, device: torch.device) ->
 
 
 def _built(corpus: IrdsCorpus) -> bool:
-    """Whether a collection's fingerprint can be taken without building anything."""
+    """Whether a collection's fingerprint can be taken without building a document store."""
     import ir_datasets
 
     collection: Any = ir_datasets.load(corpus.dataset_id)
@@ -261,7 +263,7 @@ def _built(corpus: IrdsCorpus) -> bool:
 
 
 def _checkpoint(config: RunConfig, dim: int | None, *, offline: bool) -> tuple[str, str | None]:
-    """Say where a dim's weights are or would come from, and why they cannot be had."""
+    """Return where a dim's weights are or would be fetched from, and the reason if they are not available."""
     if not isinstance(config.model, EncoderConfig) or dim is None:
         return "none needed", None
     origin = config.model.checkpoints[str(dim)]
@@ -340,7 +342,10 @@ def _done(manifests: Sequence[Mapping[str, Any]]) -> _Done:
 
 
 def _documents(seen: _Seen) -> int | None:
-    """Return how many documents a corpus has: surveyed, else as its config says, unless it need not be that corpus."""
+    """Return the number of documents in a corpus: surveyed, stated in its config, or counted by the probe.
+
+    With `dataset.verify=false` a folder may hold another corpus than the config describes, so its count is not used.
+    """
     config, task = seen.config, seen.task
     surveyed = task.survey.documents if task is not None else 0
     demo = config.dataset.demo
@@ -355,7 +360,7 @@ def _of_its_own(seen: _Seen) -> bool:
 
 
 def _vectors(seen: _Seen, dim: int | None, documents: int | None, cell: Cell | None, done: _Done) -> Amount:
-    """Return how many vectors the corpus has: one a document, or about one a token."""
+    """Return the number of vectors in the corpus: one per document, or about one per token."""
     config, model = seen.config, seen.config.model
     if not isinstance(model, EncoderConfig) or dim is None:
         return Amount(None, "none")
@@ -379,7 +384,7 @@ def _vectors(seen: _Seen, dim: int | None, documents: int | None, cell: Cell | N
     elif documents and _of_its_own(seen) and (probed := seen.probed) is not None:
         found = Amount(probed.vectors * documents / probed.documents, _measured(probed))
     elif documents and alike and (config.dataset.counts.documents or config.dataset.demo is not None):
-        # Of two folders with one name nothing is known to be alike; a named corpus has texts of one kind.
+        # Two folders with the same name may have nothing in common. A named corpus has texts of one kind.
         each = alike[0].counts["document_vectors"] / alike[0].counts["documents"]
         found = Amount(each * documents, f"estimated from {each:,.0f} a document in {alike[0].run_id}")
     return found
@@ -390,7 +395,7 @@ def _measured(probed: Probed) -> str:
 
 
 def _tokens(seen: _Seen, documents: int | None) -> Amount:
-    """Return about how many tokens a corpus has: a survey counts none, so a probe or the dataset's config tells."""
+    """Estimate the tokens of a corpus from a probe or the dataset's config, because a survey does not count them."""
     if not documents:
         return Amount(None, "unknown until a run has surveyed the corpus")
     if _of_its_own(seen) and (probed := seen.probed) is not None and probed.tokens:
@@ -412,7 +417,7 @@ def _bytes(seen: _Seen, dim: int | None, vectors: Amount) -> int | None:
 
 
 def _time(seen: _Seen, dim: int | None, work: _Work, tokens: Amount) -> Time:
-    """Return the time that is left, at the rates that fit best."""
+    """Return the time that is left, from the best source of a rate."""
     if not work.left:
         return Time(0.0, 0.0, "nothing left")
     config, task = seen.config, seen.task
@@ -422,7 +427,7 @@ def _time(seen: _Seen, dim: int | None, work: _Work, tokens: Amount) -> Time:
         found = rates.of_device(seen.elsewhere, config)
     elif seen.probed is not None:
         found = rates.of_probe(seen.probed, config, dim, own=_of_its_own(seen))
-    elif work.done.encode_s > 0 and work.vectors.value is not None:  # the cell's own shards tell best
+    elif work.done.encode_s > 0 and work.vectors.value is not None:  # the cell's own shards are the best source
         done = work.done
         found = rates.Rate(
             "vectors",
@@ -447,14 +452,14 @@ def _of_one_size(run: CellScores, model: ModelConfig) -> bool:
 
 
 def _same_lengths(run: CellScores, model: EncoderConfig) -> bool:
-    """Whether a run's documents gave as many vectors as they would now: cut at the same length, by one skiplist."""
+    """Whether a cell's documents had as many vectors as they would have now: same maximum length, same skiplist."""
     rules = run.protocol.get("document")
     lengths = rules.get("max_tokens") if isinstance(rules, Mapping) else None
     return lengths == model.document.max_tokens and run.protocol.get("skiplist") == model.skiplist
 
 
 def with_jobs(cells: Iterable[Planned], records: Sequence[Job]) -> list[tuple[Planned, Job | None]]:
-    """Return each cell once, with the record of the run that is at work on it, or was before it stopped."""
+    """Return each cell once, with the record of the job that computes it now, or did before it stopped."""
     owners: dict[tuple[object, ...], Job] = {}
     for job in records:
         if job.config is not None:
@@ -467,7 +472,7 @@ def with_jobs(cells: Iterable[Planned], records: Sequence[Job]) -> list[tuple[Pl
 
 
 def _settings(config: RunConfig, dim: int | None) -> tuple[object, ...]:
-    """Return what tells a cell from others before its run id is known."""
+    """Return a key that identifies a cell before its run id is known."""
     absolute = jobs.absolute(config)
     one = dataclasses.replace(absolute, dims=(dim,))
     return dim, config.model.name, config.dataset.name, keys.key_of({"config": results.plain(one)})

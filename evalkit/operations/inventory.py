@@ -1,8 +1,8 @@
-"""What lies in the cache, whether it is whole, and taking out of it what is not wanted; results are never touched.
+"""List the cache, verify it, and remove entries from it. Results are never touched.
 
 An entry is what can be removed by itself: embeddings of one model and dim that the same datasets use, the top-k of one
 search, an index over stored embeddings, one survey, the checksum of a corpus' first read, the environment of another
-library, the record of a run that stopped, or what a killed process left half-written.
+library, the record of a stopped job, or the temporary files of killed processes.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from evalkit.storage.results import CellScores
 CHECKSUM = "checksum"
 ENVIRONMENT = "environment"
 KEPT = (CHECKSUM, ENVIRONMENT, "job")
-"""The kinds that `--unused` leaves: no run is known to use them, and yet they are of use."""
+"""The kinds that `--unused` keeps: no cell refers to them, but they are needed later."""
 
 
 class User(NamedTuple):
-    """A run that is finished, at work or stopped, with the names of what it uses in the cache."""
+    """A cell that is finished, running or stopped, with the keys of what it uses in the cache."""
 
     run_id: str
     dataset: str
@@ -46,16 +46,16 @@ class User(NamedTuple):
 
 
 class Shard(NamedTuple):
-    """A shard's manifest and its arrays, either of which may be missing."""
+    """A shard's manifest and its arrays. Either file may be missing."""
 
     manifest: Path
     arrays: Path
     facts: Mapping[str, Any]
-    """What the manifest says; empty where there is none that can be believed."""
+    """The content of the manifest; empty if it is missing or damaged."""
 
     @property
     def files(self) -> tuple[Path, ...]:
-        """The files that are there, the manifest first: without it a shard does not count as finished."""
+        """The existing files. The manifest is deleted first, because a shard without one does not count as finished."""
         return tuple(path for path in (self.manifest, self.arrays) if path.is_file())
 
 
@@ -66,18 +66,21 @@ class Entry(NamedTuple):
     """`embeddings`, `top-k`, `index`, `survey`, `checksum`, `environment`, `job` or `leftover`."""
     key: str
     runs: tuple[str, ...]
-    """The ids of the runs that are known to use it, finished or not."""
+    """The ids of the cells that are known to use it, finished or not."""
     datasets: tuple[str, ...]
     shards: tuple[Shard, ...]
     files: tuple[Path, ...]
-    """In the order in which they may be deleted."""
+    """The files in the order in which to delete them."""
     size_bytes: int
     used: datetime
-    """When a file of it was last read or written, as far as the file system records reading."""
+    """When one of its files was last read or written, as far as the file system records reads."""
 
 
 def entries(cache_dir: Path, finished: Iterable[CellScores]) -> list[Entry]:
-    """Return everything in a cache, largest first; what uses it is told by `finished` runs and by records of others."""
+    """Return every entry of a cache, largest first.
+
+    Its users are taken from the `finished` cells and from the records of running and stopped jobs.
+    """
     users = _users(cache_dir, finished)
     searches = {folder.name: _shards(folder) for folder in _folders(topk_dir(cache_dir, "x").parent)}
     found = [*_embeddings(cache_dir, searches, users)]
@@ -119,7 +122,7 @@ def _user(run_id: str, dataset: str, protocol: Mapping[str, Any]) -> User:
 
 
 def _embeddings(cache_dir: Path, searches: Mapping[str, Sequence[Shard]], users: Sequence[User]) -> Iterator[Entry]:
-    """Yield a model's stored shards by the datasets that use them: whose top-k name them, and who wrote them."""
+    """Yield a model's stored shards, grouped by the cells that use them: those whose top-k name them or wrote them."""
     by_search = {user.search_key: user for user in users}
     named: dict[tuple[str, str], set[str]] = {}
     for key, shards in searches.items():
@@ -134,13 +137,13 @@ def _embeddings(cache_dir: Path, searches: Mapping[str, Sequence[Shard]], users:
             using |= {str(shard.facts["run_id"])} if "run_id" in shard.facts else set()
             groups.setdefault(tuple(sorted(using)), []).append(shard)
         if len(groups) == 2 and () in groups:
-            # What a killed process left without a manifest does not say whose it is; here all others are of one user.
+            # Arrays without a manifest do not name a user. All other shards have the same users, so these have too.
             unsigned = groups.pop(())
             next(iter(groups.values())).extend(unsigned)
         for runs, members in groups.items():
             known = [by_run[run] for run in runs if run in by_run]
             files = [path for shard in members for path in shard.files]
-            # A run that is not known here still tells its dataset, as run ids spell it.
+            # The id of an unknown cell still begins with its dataset, as run ids spell it.
             names = [by_run[run].dataset if run in by_run else run.split(".")[0] for run in runs]
             entry = _entry("embeddings", folder.name, members, files, known)
             yield entry._replace(datasets=tuple(dict.fromkeys(names)))
@@ -183,7 +186,7 @@ def _facts(folder: Path, name: str) -> Mapping[str, Any]:
 
 
 def _surveyed(path: Path) -> str:
-    """Return the checksum of the corpus that a cached survey is of."""
+    """Return the checksum of the corpus that a cached survey describes; empty if it is damaged."""
     try:
         found = seal.parse(path.read_bytes()).get("survey")
     except (OSError, ValueError):
@@ -192,18 +195,19 @@ def _surveyed(path: Path) -> str:
 
 
 class Checked(NamedTuple):
-    """What came out of reading every shard."""
+    """The result of reading every shard."""
 
     whole: int
+    """Shards that are complete and undamaged."""
     bytes_read: int
     damaged: tuple[str, ...]
-    """A line for each shard whose content is not what its manifest says."""
+    """A line for each shard whose content differs from its manifest."""
     unfinished: int
-    """Shards whose manifest was not written: their run was killed, and writes them again."""
+    """Shards without a manifest: the job that wrote them was killed, and the next one writes them again."""
 
 
 def verify(found: Iterable[Entry]) -> Checked:
-    """Read every shard of some entries and compare it with its manifest, and the manifest with its own checksum."""
+    """Read every shard of some entries; compare it with its manifest, and the manifest with its own checksum."""
     whole = unfinished = read = 0
     damaged = []
     for shard in (shard for entry in found for shard in entry.shards):
@@ -218,18 +222,18 @@ def verify(found: Iterable[Entry]) -> Checked:
         if problem is None:
             whole += 1
         else:
-            damaged.append(f"{problem}; the run that needs it makes it anew, or remove it: evalkit cache rm")
+            damaged.append(f"{problem}; the next job that needs it writes it again, or remove it: evalkit cache rm")
     return Checked(whole, read, tuple(damaged), unfinished)
 
 
 def _problem(shard: Shard) -> str | None:
-    """Say what is wrong with a shard, or None. Raises OSError for files that cannot be read."""
+    """Return what is wrong with a shard, or None. Raises OSError for files that cannot be read."""
     try:
         wanted = _checksum(shard)
         if not shard.arrays.is_file():
             return f"{shard.arrays}: is not there, though its manifest is"
         got = file_checksum(shard.arrays)
-        if got != wanted and got != (wanted := _checksum(shard)):  # it may just have been written again
+        if got != wanted and got != (wanted := _checksum(shard)):  # a job may have replaced it in between
             return f"{shard.arrays}: got checksum {got}, wanted {wanted} as its manifest says"
     except StoreError as error:
         return str(error)
@@ -241,11 +245,11 @@ def _checksum(shard: Shard) -> str:
 
 
 def chosen(found: Sequence[Entry], words: Sequence[str], *, unused: bool) -> list[Entry]:
-    """Return the entries that words name, by key, its beginning, or dataset; `unused` adds those that no run uses.
+    """Return the entries that words name. `unused` adds those that no cell uses.
 
-    Embeddings that several datasets use are named only when each of these is. The checksum of a corpus' first read is
-    named by its key alone: without it the next copy is believed unseen. Raises StoreError for a word that names
-    nothing, or that is the beginning of several keys: what is removed must be clear.
+    A word is a key, the beginning of one, or a dataset. Embeddings that several datasets use are chosen only if all of
+    these are named. The checksum of a corpus' first read is chosen by its key only, because without it any other copy
+    would be accepted. Raises StoreError for a word that names nothing, and for the beginning of several keys.
     """
     known = sorted({*(entry.key for entry in found), *(name for entry in found for name in entry.datasets)})
     keys: set[tuple[str, str]] = set()
@@ -276,12 +280,12 @@ def chosen(found: Sequence[Entry], words: Sequence[str], *, unused: bool) -> lis
 
 
 def _plain(dataset: str) -> str:
-    """Return a dataset's name as run ids have it."""
+    """Return a dataset's name as run ids spell it."""
     return dataset.replace("/", "-")
 
 
 def remove(entries_: Sequence[Entry], cache_dir: Path) -> int:
-    """Delete entries and return their bytes. Raises StoreError while a run is at work in this cache."""
+    """Delete entries and return their bytes. Raises StoreError while a job uses this cache."""
     working = [job for job in jobs.known(cache_dir) if job.running]
     if working:
         msg = f"{cache_dir}: {working[0].process} is at work here since {working[0].started}; nothing was removed"
@@ -292,7 +296,7 @@ def remove(entries_: Sequence[Entry], cache_dir: Path) -> int:
             continue
         for path in entry.files:
             path.unlink(missing_ok=True)
-        for folder in sorted({path.parent for path in entry.files}, reverse=True):  # what is inside before its folder
+        for folder in sorted({path.parent for path in entry.files}, reverse=True):  # inner folders first
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
     return sum(entry.size_bytes for entry in entries_)

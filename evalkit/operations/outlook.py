@@ -1,6 +1,6 @@
-"""What a selection takes in all and by dataset: tokens, device time, wall time by number of workers, disk and memory.
+"""The total needs of a selection, overall and by dataset: tokens, device time, wall time by workers, disk and memory.
 
-A pass is one model on one dataset: its dims share the encoding, as they do in a run where their backbones are equal.
+A pass is one model on one dataset. Its dims are forecast to share the encoding, as dims with identical backbones do.
 """
 
 from __future__ import annotations
@@ -19,43 +19,44 @@ from evalkit.run import environment
 
 WORKERS: Final = (1, 8, 64)
 START_S: Final = 8.0
-"""From the command to the first document, measured on two cores: imports, checkpoint, first use of each kernel."""
+"""Time from the command to the first document, measured on two cores: imports, checkpoint, first use of each kernel."""
 BM25_START_S: Final = 4.0
 """The same without a checkpoint and without compiled kernels: imports alone."""
 EACH_S: Final = 2.0
-"""Of every pass: opening the dataset, scoring, writing the result; measured on two cores."""
+"""Time per pass to open the dataset, score, and write the result; measured on two cores."""
 READ_BYTES_PER_S: Final = 42e6
-"""JSON lines that one driver reads in a second beside other work; alone, 89 MB/s (results/bench/engines.json)."""
+"""Bytes of JSON lines that a driver reads per second beside other work; 89 MB/s alone (results/bench/engines.json)."""
 HIT_BYTES: Final = 28
-"""A stored hit: query, id, where the id ends, score."""
+"""Bytes of a stored hit: query, id, end offset of the id, score."""
 PROCESS_BYTES: Final = 0.7e9
-"""A process without weights and documents, measured (results/bench/memory.json)."""
+"""Memory of a process without weights and documents, measured (results/bench/memory.json)."""
 BEHIND: Final = {"cpu": 2, "cuda": 3}
-"""Shards whose vectors a process holds at once: the one at work, and those that wait for the disk."""
+"""Shards whose vectors a process holds at once: the current one, and those that are being written."""
 SURVEY_BYTES_PER_TOKEN: Final = 2
-"""How the survey estimates tokens, and so where shards end."""
+"""The survey's estimate of a token's length, which decides where shards end."""
 ON_CPU: Final = "cpu"
 
 
 class Outlook(NamedTuple):
-    """One dataset, or all of them."""
+    """The needs of one dataset, or of all of them."""
 
     name: str
     tokens: float | None
-    """That models encode, over all passes; None where no pass tells."""
+    """Tokens that models encode, over all passes; None if no pass has an estimate."""
     device_s: float | None
-    """Encoding and search of one device, without starting and reading."""
+    """Time of encoding and search on one device, without starting and reading."""
     wall_s: Mapping[int, float]
-    """By number of workers; empty where nothing is known."""
+    """Wall time by number of workers; empty if no time is known."""
     disk_bytes: float | None
-    """To write: embeddings and top-k."""
+    """Bytes of embeddings and top-k still to be written."""
     memory_bytes: float | None
-    """Of a worker's host memory, the most of any pass."""
+    """Host memory of a worker, the maximum over all passes."""
     device_bytes: float | None
-    """Of a worker's GPU memory, the most of any pass; 0 on a CPU."""
+    """GPU memory of a worker, the maximum over all passes; 0 on a CPU."""
     untimed: int
-    """Cells whose time is not known and not in the sums."""
+    """Cells whose time is unknown and missing from the sums."""
     unsized: int
+    """Cells whose size is unknown and missing from the sums."""
 
 
 class _Pass(NamedTuple):
@@ -73,14 +74,14 @@ class _Pass(NamedTuple):
 
 
 def by_dataset(cells: Iterable[Planned], *, device: Device | None = None) -> list[Outlook]:
-    """Return an outlook for each dataset, in the order in which they come."""
+    """Return an outlook for each dataset, in the order in which they first occur."""
     passes = _passes(cells, device)
     names = list(dict.fromkeys(one.config.dataset.name for one in passes))
     return [_joined(name, [one for one in passes if one.config.dataset.name == name]) for name in names]
 
 
 def in_all(cells: Iterable[Planned], *, device: Device | None = None) -> Outlook:
-    """Return the outlook of everything."""
+    """Return the outlook of all cells together."""
     return _joined("all", _passes(cells, device))
 
 
@@ -123,7 +124,7 @@ def _joined(name: str, passes: Sequence[_Pass]) -> Outlook:
 
 
 def _work(one: _Pass) -> float | None:
-    """Return the seconds of one device: the encoding once, the search of every dim."""
+    """Return the seconds on one device: the encoding once, plus the search of every dim."""
     totals = [cell.seconds.value for cell in one.cells]
     known = [total for total in totals if total is not None]
     if len(known) < len(totals):
@@ -133,7 +134,7 @@ def _work(one: _Pass) -> float | None:
 
 
 def _wall(one: _Pass, work_s: float, workers: int) -> float:
-    """Return the seconds of a pass: the work in as many turns as its shards need, but no faster than it is read."""
+    """Return the seconds of a pass. The shards are spread over the workers; reading by one driver may take longer."""
     read_s = _text_bytes(one) / READ_BYTES_PER_S
     if (probed := one.cells[0].probed) is not None and probed.dataset == one.config.dataset.name:
         read_s = probed.read_s * (one.cells[0].documents or 0) / probed.documents
@@ -153,7 +154,7 @@ def _text_bytes(one: _Pass) -> float:
 
 
 def _shards(one: _Pass) -> int:
-    """Estimate the shards of a corpus that is not surveyed, as a survey would cut them."""
+    """Estimate the number of shards of a corpus without a survey, by the survey's rule."""
     documents = one.cells[0].documents or 0
     budget = _shard_tokens(one)
     longest = one.config.model.document.max_tokens if isinstance(one.config.model, EncoderConfig) else budget
@@ -166,7 +167,7 @@ def _shard_tokens(one: _Pass) -> int:
 
 
 def _disk(one: _Pass) -> float | None:
-    """Return the bytes to write: embeddings, and of the top-k what reaches it in a random order of shards."""
+    """Return the bytes to write: embeddings, and the hits that enter a top-k if the shards are in random order."""
     if all(cell.state == "finished" for cell in one.cells):
         return 0.0
     known = [cell.missing_bytes for cell in one.cells if cell.missing_bytes is not None]
@@ -178,7 +179,7 @@ def _disk(one: _Pass) -> float | None:
 
 
 def _memory(one: _Pass) -> tuple[float, float]:
-    """Return about how many bytes of the host and of a GPU a worker needs at most."""
+    """Estimate the most bytes that a worker needs on the host and on a GPU."""
     model = one.config.model
     if not isinstance(model, EncoderConfig):
         return PROCESS_BYTES, 0.0
@@ -195,12 +196,12 @@ def _memory(one: _Pass) -> tuple[float, float]:
 
 
 def host_bytes() -> float:
-    """Return the memory of this machine."""
+    """Return the memory of this machine in bytes."""
     return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 def gpu_bytes(device: Device | None) -> float | None:
-    """Return the memory of the GPU that is named or here, or None where there is none."""
+    """Return the memory in bytes of the named device, or of this machine's GPU. None if there is no GPU."""
     if device is not None:
         return device.memory_bytes if device.matches else None
     return float(torch.cuda.get_device_properties(0).total_memory) if torch.cuda.is_available() else None

@@ -1,7 +1,7 @@
-"""Models and datasets of the user's own: a config written from what a checkpoint or a folder says of itself.
+"""Write configs for models and datasets of the user's own, from the facts in a checkpoint or a folder.
 
 `evalkit new` keeps the config in a file. A folder or a repository in place of a name (`model=./checkpoint`) makes the
-same config for one command, and says first what was read and what was assumed.
+same config for one command, and prints first which facts were read and which were assumed.
 """
 
 from __future__ import annotations
@@ -32,21 +32,24 @@ from evalkit.errors import ConfigError
 from evalkit.storage.paths import write_whole
 
 PATH: Final = re.compile(r"(\.{1,2}|~[^/]*)?/.*|\.{1,2}|~")
-"""What is a path by its looks; a name of a config never begins so."""
+"""A word that must be a path, because no config's name begins like this."""
 REPOSITORY: Final = re.compile(r"[\w.-]+/[\w.-]+")
 NAME: Final = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)*")
-"""A name that can stand in a file's name, on the command line and in a table."""
+"""A name that is valid in a file name, on the command line and in a table."""
 
 
 class Written(NamedTuple):
-    """A config that was made: the file, and what was read and assumed."""
+    """A new config: its file, and the lines that say which facts were read or assumed."""
 
     path: Path
     lines: tuple[str, ...]
 
 
 def new_model(name: str, source: str, folder: Path) -> Written:
-    """Write `model/NAME.yaml` in a folder of configs from a checkpoint's own files. Raises EvalkitError subclasses."""
+    """Write `model/NAME.yaml` in a folder of configs from a checkpoint's own files.
+
+    Raises ConfigError for a name that is invalid or taken, and other EvalkitError subclasses for unusable files.
+    """
     path = _place("model", name, folder)
     text, lines = _model_text(name, checkpoint_source(source))
     write_whole(path, text.encode())
@@ -58,7 +61,7 @@ def new_dataset(
 ) -> Written:
     """Write `dataset/NAME.yaml` in a folder of configs from a BEIR-format folder, after a pass over its documents.
 
-    Raises EvalkitError subclasses.
+    Raises ConfigError for a name that is invalid or taken, and other EvalkitError subclasses for unusable data.
     """
     path = _place("dataset", name, folder)
     facts = datasets.infer(Path(source), name=name, language=language, split=split)
@@ -68,9 +71,9 @@ def new_dataset(
 
 
 def checkpoint_source(given: str) -> CheckpointSource:
-    """Return a checkpoint's place: a folder where it is one or looks like one, else a hub repository, `@COMMIT` or not.
+    """Parse the source of a checkpoint: an existing folder, else a Hub repository OWNER/NAME or OWNER/NAME@COMMIT.
 
-    Raises ConfigError for what is neither.
+    Raises ConfigError for anything else.
     """
     folder = Path(given).expanduser()
     if folder.is_dir():
@@ -83,14 +86,14 @@ def checkpoint_source(given: str) -> CheckpointSource:
 
 
 ASSUMED = ("language", "drop_self", "main_metric")
-"""What no file of a dataset says, so that a word of the command settles it."""
+"""Settings that no file of a dataset states, and that a word of the command may give."""
 
 
 def with_given(words: Sequence[str], *, say: Callable[[str], None]) -> tuple[list[str], Path | None]:
-    """Return the words with folders and repositories replaced by names, and the folder of configs that has them.
+    """Replace folders and repositories among the words by names; return the words and a folder with their configs.
 
-    `say` is called with what was read and assumed for each, before anything runs. Without any, the folder is None.
-    Raises EvalkitError subclasses for what cannot be read.
+    `say` is called with each fact that was read or assumed. The folder is None if the words have only names. Raises
+    EvalkitError subclasses for a folder or repository that cannot be read.
     """
     configs: Path | None = None
     changed: list[str] = []
@@ -107,7 +110,7 @@ def with_given(words: Sequence[str], *, say: Callable[[str], None]) -> tuple[lis
 
 
 def _as_said(key: str, text: str) -> datasets.Fact:
-    """Return a fact of a dataset that a word of the command gives."""
+    """Return a fact of a dataset that a word of the command states."""
     return datasets.Fact(text == "true" if key == "drop_self" else text, "as you said")
 
 
@@ -123,7 +126,7 @@ def _is_given(group: str, value: str) -> bool:
 
 
 def _made(group: str, value: str, words: Sequence[str], configs: Path, say: Callable[[str], None]) -> str:
-    """Make a config for one command and return the name that chooses it."""
+    """Write a config for one command and return the name that selects it."""
     said = next((word.partition("=")[2] for word in words if word.lstrip("+").startswith(f"{group}.name=")), None)
     place = None if group == "dataset" else checkpoint_source(value)
     repo = None if place is None else place.repo
@@ -148,9 +151,9 @@ def _made(group: str, value: str, words: Sequence[str], configs: Path, say: Call
 
 
 def _default_name(group: str, value: str) -> str:
-    """Return a folder's own name, without what a file name or the command line cannot hold.
+    """Return a folder's name, without characters that are invalid in a file name or on the command line.
 
-    A dataset is called as `dataset=folder` calls it, so that both are one dataset.
+    A dataset gets the name that `dataset=folder` gives it, so that both are the same dataset.
     """
     if group == "dataset":
         return folder_name(value)
@@ -160,7 +163,7 @@ def _default_name(group: str, value: str) -> str:
 
 
 def _refuse_taken(group: str, name: str, value: str, place: CheckpointSource | None) -> None:
-    """Refuse a default name that a config has: its results would pass for that system's or dataset's."""
+    """Raise ConfigError if a config has the default name already, because results of the two would be mixed up."""
     if name not in group_names(group):
         return
     own: Any = settings_in(group_files(group)[name], group)
@@ -196,7 +199,7 @@ def _place(group: str, name: str, folder: Path) -> Path:
 
 
 def _model_text(name: str, source: CheckpointSource) -> tuple[str, list[str]]:
-    """Return a model's YAML, every fact with its source, and what was read and assumed. Raises EvalkitError."""
+    """Return a model's YAML with the source of every fact, and the lines to print. Raises EvalkitError subclasses."""
     from evalkit.models.infer import infer
 
     found = infer(source, name=name)
@@ -205,7 +208,7 @@ def _model_text(name: str, source: CheckpointSource) -> tuple[str, list[str]]:
         {"name": (name, ""), **{key: (fact.value, fact.source or "assumed") for key, fact in found.facts.items()}},
     )
     values = {key: value for key, value in found.values().items() if key != "adapter"}
-    from_mapping(EncoderConfig, values, where="model")  # what was read must be a config, or it is of no use
+    from_mapping(EncoderConfig, values, where="model")  # fails now if the facts are no valid config
     return text, found.lines()
 
 
@@ -219,7 +222,7 @@ def _dataset_text(facts: Mapping[str, datasets.Fact]) -> str:
 
 
 def _yaml(title: str, settings: Mapping[str, tuple[Any, str]]) -> str:
-    """Return settings as YAML, a line each with its source behind it; checkpoints have a line for each dim."""
+    """Return settings as YAML, one per line with its source as a comment; checkpoints have a line for each dim."""
     lines = [f"# {title}"]
     for key, (value, note) in settings.items():
         comment = f"  # {' '.join(note.split())}" if note else ""

@@ -1,4 +1,4 @@
-"""What a system does in a second on this device, measured: about a thousand documents encoded and searched for real.
+"""Measure the speed of a system on this device: encode and search about a thousand documents.
 
 Nothing is written: no survey, no shard, no result.
 """
@@ -32,49 +32,52 @@ from evalkit.types import Corpus, Dataset, Document, Query
 
 DOCUMENTS: Final = 1024
 PLACES: Final = 16
-"""Runs of consecutive documents that the sample consists of, evenly apart: a corpus may be sorted."""
+"""Blocks of consecutive documents in the sample, evenly spaced, because a corpus may be sorted."""
 SPREAD: Final = 100_000
-"""Documents from the beginning that the sample is taken from at most: a file of lines is read up to its last one."""
+"""The sample is taken from this many first documents: a file of lines must be read up to the last of the sample."""
 QUERIES: Final = 256
 LIMIT_S: Final = 40.0
-"""Where the sample would take longer to encode, fewer documents are."""
+"""Fewer documents are encoded if the whole sample would take longer than this."""
 DEPTH: Final = 100
 WARM: Final = 64
-"""Documents that are encoded before the clock starts: native libraries prepare for shapes that they have not met."""
+"""Documents that are encoded before the measurement, because native libraries prepare for each new shape."""
 
 
 class Probed(NamedTuple):
-    """What the sample of a dataset held, and what it took."""
+    """The sizes and times of a dataset's sample."""
 
     dataset: str
-    """The dataset's name; the demo's where the dataset itself is not on disk."""
+    """The dataset's name, or the demo's if the dataset is not on disk."""
     corpus_documents: int
-    """Documents of the whole corpus: counted, or as the dataset's config states them."""
+    """Documents of the whole corpus, counted or as stated in the dataset's config."""
     queries: int
+    """Queries of the whole dataset."""
     documents: int
-    """Of the sample."""
+    """Documents of the sample."""
     tokens: int
-    """As the tokenizer gives them, markers included; 0 for BM25."""
+    """Token ids of the sample, with markers; 0 for BM25."""
     vectors: int
+    """Token embeddings of the sample."""
     stored_bytes: Mapping[int | None, int]
-    """Of the sample's embeddings, by dim."""
+    """Bytes of the sample's embeddings, by dim."""
     encode_s: Mapping[int | None, float]
-    """Tokenising and encoding, by dim: of the whole pass for dims that share a backbone. BM25: counting terms."""
+    """Seconds of tokenising and encoding, by dim. Dims that share a backbone have the time of their shared pass. For
+    BM25, seconds of counting terms."""
     search_s: Mapping[int | None, float]
-    """Of all the queries that the dataset has, against the sample, by dim."""
+    """Seconds of searching the sample with all queries of the dataset, by dim."""
     queries_s: float
-    """Encoding all the queries that the dataset has."""
+    """Seconds of encoding all queries of the dataset."""
     read_s: float
-    """Reading and hashing the sample's documents; it is part of `encode_s` too."""
+    """Seconds of reading and hashing the sample's documents; `encode_s` includes them."""
     load_s: float
-    """Reading the checkpoint and building the encoder."""
+    """Seconds of reading the checkpoint and building the encoder."""
 
 
 class Loader:
-    """Keeps the model that was loaded last, for the next dataset."""
+    """Keeps the last loaded model for the next dataset."""
 
     def __init__(self) -> None:
-        """Hold nothing."""
+        """Start without a model."""
         self._held: tuple[object, list[Encoder], float] | None = None
 
     def encoders(self, config: RunConfig, model: EncoderConfig, device: torch.device) -> tuple[list[Encoder], float]:
@@ -101,14 +104,15 @@ class _Sample(NamedTuple):
 
     @property
     def times(self) -> float:
-        """How many times as many queries the dataset has."""
+        """The dataset's queries divided by the sample's."""
         return len(self.dataset.queries) / len(self.queries)
 
 
 def probe(config: RunConfig, loader: Loader, *, limit_s: float = LIMIT_S) -> Probed:
-    """Encode and search a sample of a config's dataset, or of the demo where the dataset is not on disk.
+    """Encode and search a sample of a config's dataset, or of the demo if the dataset is not on disk.
 
-    Raises EvalkitError where the device, the checkpoint or the documents cannot be had.
+    The sample is reduced if encoding it would take longer than `limit_s` seconds. Raises EvalkitError if the device,
+    the checkpoint or the documents are not available.
     """
     device = environment.choose_device(config.engine.device)
     if config.engine.threads is not None:
@@ -127,14 +131,14 @@ def probe(config: RunConfig, loader: Loader, *, limit_s: float = LIMIT_S) -> Pro
 
 
 def _dataset(config: RunConfig) -> Dataset:
-    """Return the dataset where it is on disk; for a model with weights the demo in its place."""
+    """Return the dataset; for a model with weights, the demo if the dataset is not on disk."""
     if datasets.on_disk(config.dataset) is not None or isinstance(config.model, Bm25Config):
         return datasets.load(config.dataset)
     return datasets.load(compose.compose(["model=bm25", "dataset=demo"]).dataset)
 
 
 def _documents(config: DatasetConfig, dataset: Dataset) -> int:
-    """Return how many documents a corpus has: as its config states them, else counted."""
+    """Return the number of documents in a corpus, as stated in its config, else counted."""
     stated = config.counts.documents if config.verify or config.path is None else None
     if config.demo is not None:
         stated = config.demo.documents
@@ -144,7 +148,7 @@ def _documents(config: DatasetConfig, dataset: Dataset) -> int:
 
 
 def places(total: int) -> list[tuple[int, int]]:
-    """Return where the sample's documents are: runs of consecutive ones, evenly apart.
+    """Return the index ranges of the sample's documents in a corpus of `total` documents, evenly spaced.
 
     >>> places(100)
     [(0, 100)]
@@ -158,9 +162,9 @@ def places(total: int) -> list[tuple[int, int]]:
 
 
 def _read(corpus: Corpus, ranges: Sequence[tuple[int, int]]) -> tuple[list[Document], float]:
-    """Return the documents of some ranges, and the seconds of reading and hashing them, as a shard step does.
+    """Return the documents of some index ranges, and the seconds of reading and hashing them as a shard step does.
 
-    What lies before a range is passed over, which a run has no need to do: the clock starts at its first document.
+    Skipping to the beginning of a range is not timed, because a job does not skip documents.
     """
     found, content, read_s = [], ContentHash(), 0.0
     for start, stop in ranges:
@@ -189,7 +193,7 @@ class _Encoded(NamedTuple):
 def _vectors(
     config: RunConfig, made: Sequence[Encoder], sample: _Sample, *, device: torch.device, limit_s: float
 ) -> Probed:
-    # In another order, so that whatever part of them there is time for is spread over the corpus again.
+    # Shuffled, so that the part that fits the time limit is spread over the corpus.
     order = [sample.documents[place] for place in np.random.default_rng(0).permutation(len(sample.documents)).tolist()]
     encode_s: dict[int | None, float] = {}
     search_s: dict[int | None, float] = {}
@@ -231,7 +235,7 @@ def _vectors(
 
 
 def _parts(config: RunConfig, documents: Sequence[Document], device: torch.device) -> list[Sequence[Document]]:
-    """Cut documents into parts as large as the run's shards: small ones fill fewer batches, and take longer."""
+    """Split documents into parts as large as the job's shards. Smaller parts would fill fewer batches and be slower."""
     budget, most = environment.shard_tokens(config, device), environment.max_document_tokens(config, device)
     tokens_N = [estimated_tokens(document.joined(), max_document_tokens=most) for document in documents]
     parts = max(1, round(sum(tokens_N) / budget))
@@ -239,7 +243,7 @@ def _parts(config: RunConfig, documents: Sequence[Document], device: torch.devic
 
 
 def _encode(config: RunConfig, encoder: Encoder, texts: Texts, *, documents: bool) -> _Encoded:
-    """Tokenise and encode some texts at the encoder's dims, as a shard step does."""
+    """Tokenise and encode texts at the encoder's dims, as a shard step does."""
     started = time.monotonic()
     words = [text.joined() if isinstance(text, Document) else text.text for text in texts]
     table = encoder.tokenize_documents(words) if documents else encoder.tokenize_queries(words)
@@ -258,7 +262,7 @@ def _encode(config: RunConfig, encoder: Encoder, texts: Texts, *, documents: boo
 def _search(
     config: RunConfig, queries: ShardVectors, shards: Sequence[ShardVectors], *, depth: int, device: torch.device
 ) -> float:
-    """Return the seconds that the sample takes as shards behind another one: kernels are ready, floors are set."""
+    """Return the seconds of searching the sample's shards after a first shard, which prepares kernels and floors."""
     ready = asked(queries, device)
     wall_s, best = 0.0, no_hits()
     for place, shard in enumerate([shards[0], *shards]):

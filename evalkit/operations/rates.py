@@ -1,8 +1,8 @@
-"""How fast a system is on a device, and how that is known: a basis that fits, or no number.
+"""The speed of a system on a device, and where it is known from. Without a source that fits there is no number.
 
-A rate fits where it is of this system, dtype and device: measured by a probe, by runs of this machine, by the shards
-that are done, or assumed for a device that is named. Documents of another dataset have another length, so a rate in
-documents holds for the dataset alone that it was measured with; across datasets tokens are compared.
+A source fits if it is of this system, dtype and device: a probe, finished cells of this machine, finished shards of
+this cell, or the assumed rates of a named device. Documents differ in length between datasets. So a rate in documents
+per second holds only for the dataset with which it was measured; other datasets use tokens per second.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ from evalkit.operations.probe import Probed
 from evalkit.storage.results import CellScores
 
 CHARACTERS_PER_TOKEN: Final[Mapping[str, float]] = {"ja": 1.6, "ko": 2.0, "zh": 1.6}
-"""About how many characters a token of a multilingual subword vocabulary covers; 4 in alphabetic scripts."""
+"""Approximate characters per token of a multilingual subword vocabulary; 4 in alphabetic scripts."""
 NO_LIMIT: Final = 1 << 62
-"""The most tokens that BM25 reads of a document."""
+"""The maximum length of a document for BM25, in tokens: there is none."""
 MACHINE: Final = ("processor", "processors", "device", "threads", "instruction_set")
-"""What of a run's environment must be as here for its times to hold here."""
+"""The facts of a cell's environment that must be the same here for its times to hold here."""
 UNKNOWN: Final = "unknown: run with --probe"
 UNSIZED: Final = "unknown, for the size is"
 
 
 class Amounts(NamedTuple):
-    """What a cell has of each kind; None where that is not known."""
+    """The size of a cell in each unit of a rate; None if unknown."""
 
     documents: float | None
     vectors: float | None
@@ -38,19 +38,20 @@ class Amounts(NamedTuple):
 
 
 class Rate(NamedTuple):
-    """What a device does in a second."""
+    """The speed of a device."""
 
     unit: Literal["documents", "vectors", "tokens"]
     per_s: float
+    """Units encoded per second."""
     products_per_s: float | None
-    """Of search: queries × document vectors × dim."""
+    """Speed of search, as queries × document vectors × dim per second."""
     basis: str
     fixed_s: float = 0.0
-    """What a run takes once: encoding the queries, and preparing the kernels in the first shard."""
+    """Seconds that a job takes once: encoding the queries, and preparing the kernels in the first shard."""
 
 
 class Time(NamedTuple):
-    """What a cell takes by itself."""
+    """The seconds that a cell takes if it is computed alone."""
 
     encode_s: float | None
     search_s: float | None
@@ -58,12 +59,12 @@ class Time(NamedTuple):
 
     @property
     def total_s(self) -> float | None:
-        """Encoding and search, or None where it is not known."""
+        """Encoding plus search, or None if either is unknown."""
         return None if self.encode_s is None or self.search_s is None else self.encode_s + self.search_s
 
 
 def corpus_tokens(documents: int, mean_characters: int, language: str, *, max_document_tokens: int = 300) -> float:
-    """Estimate the tokens of a corpus from the mean length of its documents.
+    """Estimate the tokens of a corpus from the mean length of its documents in characters.
 
     >>> corpus_tokens(1000, 400, "en")
     100000.0
@@ -72,7 +73,7 @@ def corpus_tokens(documents: int, mean_characters: int, language: str, *, max_do
 
 
 def tokens_of(dataset: DatasetConfig, model: ModelConfig, documents: int) -> float | None:
-    """Return about how many tokens a model reads of so many documents, or None where no mean length is stated."""
+    """Estimate the tokens that a model reads of a number of documents; None if the config states no mean length."""
     if not dataset.mean_characters:
         return None
     most = model.document.max_tokens if isinstance(model, EncoderConfig) else NO_LIMIT
@@ -80,7 +81,9 @@ def tokens_of(dataset: DatasetConfig, model: ModelConfig, documents: int) -> flo
 
 
 def time(rate: Rate | str, amounts: Amounts, *, encode_part: float, search_part: float) -> Time:
-    """Return what a part of the encoding and of the search takes at a rate; a text says why there is none.
+    """Return the time of a fraction of the encoding and a fraction of the search at a rate.
+
+    `rate` may be a text that says why there is no rate; it becomes the basis of an unknown time.
 
     >>> time(Rate("vectors", 100.0, 6400.0, "b"), Amounts(1, 1000, None, 2, 64), encode_part=1, search_part=0.5)
     Time(encode_s=10.0, search_s=10.0, basis='at 100 vectors/s, b')
@@ -99,7 +102,7 @@ def time(rate: Rate | str, amounts: Amounts, *, encode_part: float, search_part:
 
 
 def of_device(device: Device, config: RunConfig) -> Rate | str:
-    """Return what a named device does: as measured on it (card.json), else as assumed for it."""
+    """Return the rate of a named device: measured (card.json), else assumed. A text says why there is none."""
     model = config.model
     if not isinstance(model, EncoderConfig):
         return UNKNOWN
@@ -116,7 +119,7 @@ def _of_card(card: CardRates | None, model: EncoderConfig, *, measured: bool) ->
 
 
 def of_probe(probed: Probed, config: RunConfig, dim: int | None, *, own: bool) -> Rate | str:
-    """Return what a probe measured: of this dataset's own documents, or of others by their tokens."""
+    """Return the rate that a probe measured. `own` says whether it read documents of this dataset."""
     if dim not in probed.encode_s:
         return UNKNOWN
     basis = f"measured on {probed.documents:,} {'of its' if own else f'of the {probed.dataset} dataset’s'} documents"
@@ -131,7 +134,7 @@ def of_probe(probed: Probed, config: RunConfig, dim: int | None, *, own: bool) -
 
 
 def of_runs(known: Sequence[CellScores], config: RunConfig, dim: int | None, here: Mapping[str, Any]) -> Rate | str:
-    """Return the rate of earlier runs of this system here: of this dataset where there are any, else by tokens."""
+    """Return the rate of finished cells of this system on this machine: on this dataset if any, else by tokens."""
     runs = [
         run
         for run in known
@@ -167,7 +170,7 @@ def _of_bm25(own: Sequence[CellScores], others: Sequence[CellScores], model: Mod
 
 
 def _of_this_device(config: RunConfig, device: str) -> Rate | str:
-    """Return the rate of the GPU that is here, where a card of its name is known."""
+    """Return the rate of this machine's GPU, if rates are known for its name."""
     model = config.model
     assert isinstance(model, EncoderConfig)
     measured = card_rates(config.results_dir, gpu=device, model=model.name)
@@ -180,7 +183,7 @@ def _of_this_device(config: RunConfig, device: str) -> Rate | str:
 
 
 def _encoded(run: CellScores) -> bool:
-    """Whether a run's time tells a rate: some of it was encoded for it, none before."""
+    """Whether a cell's times give a rate: all of its shards were encoded for it."""
     return run.wall_s.get("encode", 0) > 0 and "search" in run.wall_s and "document_vectors" in run.counts
 
 
@@ -191,15 +194,15 @@ def _amount(run: CellScores, unit: str, model: ModelConfig) -> float | None:
         return run.counts["documents"]
     try:
         dataset = compose.compose(["model=bm25", f"dataset={run.dataset}"]).dataset
-    except ConfigError:  # a folder of the user's, of which no mean length is stated
+    except ConfigError:  # a folder of the user's, for which no mean length is stated
         return None
     return tokens_of(dataset, model, run.counts["documents"])
 
 
 def _first(run: CellScores) -> tuple[float, float]:
-    """Return the part of a run's shards that the slowest search was, and its seconds: kernels are prepared in it.
+    """Return the fraction of shards and the seconds of a cell's slowest search, which includes preparing the kernels.
 
-    Of a run of few shards it would be most of the time, and no rate.
+    In a cell with few shards it is most of the time, so rates exclude it.
     """
     shards = run.counts.get("shards", 1)
     slowest_s = run.wall_s.get("slowest_search")
@@ -211,7 +214,7 @@ def _products(run: CellScores) -> float:
 
 
 def _rate(pairs: Sequence[tuple[float | None, float]]) -> float | None:
-    """Return amount per second over several runs, or None where nothing took time."""
+    """Return the amount per second over several cells, or None if no time was measured."""
     known = [(amount, seconds) for amount, seconds in pairs if amount and seconds > 0]
     if not known:
         return None

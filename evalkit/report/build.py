@@ -148,7 +148,7 @@ def drifted(report: Report, out: Path) -> tuple[str, ...]:
 
 
 def _stale(report: Report, out: Path) -> list[str]:
-    """Return the exports below an output folder that belong to no run any more; other files are left alone."""
+    """Return the exports below an output folder whose cells no longer exist."""
     exported = [path for name in EXPORTS for path in sorted((out / "tables" / name).rglob("*.*"))]
     names = [str(path.relative_to(out)) for path in exported if path.is_file()]
     return [name for name in names if name not in report.files]

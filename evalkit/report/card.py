@@ -27,9 +27,7 @@ TITLES = {
 }
 """The card's tables, in the card's order."""
 FAMILIES = {"xquad": "XQuAD", "nanobeir": "NanoBEIR"}
-"""Titles of families of datasets that are not simply the first part of the name."""
-
-
+"""Titles of families of datasets whose title differs from the first part of the name."""
 SHOWN = 200
 """Characters of an invalid entry that are quoted in messages."""
 
@@ -181,7 +179,8 @@ def verdict_on(cell: CellScores | None, score: PublishedScore, *, deviation: flo
 ONE_PROTOCOL_BUT = frozenset(
     ("corpus", "queries", "attention", "elementwise", "batch_tokens", "shard_tokens", "cut", "heads", "encoding_rules")
 )
-"""Settings that may differ within one protocol: the dataset, and those that change only last bits of vectors."""
+"""Settings that may differ within one protocol: those of the dataset, and those that change only the last bits of
+vectors."""
 
 
 def judge_means(cells: Iterable[CellScores], *, waivers: Sequence[Waiver] = ()) -> tuple[JudgedMean, ...]:

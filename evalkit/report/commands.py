@@ -36,7 +36,7 @@ class Packaged(NamedTuple):
         return _word(self.datasets, dataset)
 
     def wanted(self) -> list[Wanted]:
-        """Return every dataset with a name of its own, for which a result of mteb's may be."""
+        """Return the datasets that mteb may have results for: those whose config has all fields of `Wanted`."""
         return [
             Wanted(*(str(one[name]) for name in Wanted._fields))
             for one in self.datasets.values()

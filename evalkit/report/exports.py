@@ -1,4 +1,4 @@
-"""Measured scores in other projects' forms: MTEB's result JSON, Hugging Face's `model-index` and `.eval_results`."""
+"""Measured scores in other projects' formats: MTEB's result JSON, Hugging Face's `model-index` and `.eval_results`."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from evalkit.storage import keys
 from evalkit.storage.results import CellScores
 
 PLAIN = re.compile(r"[A-Za-z](?:[\w@./-]|:(?=\w)| (?=\w))*", re.ASCII)
-"""Texts that mean themselves in YAML without quotes."""
+"""Texts that YAML reads as themselves without quotes, unless they are in RESERVED."""
 RESERVED = frozenset({"true", "false", "null", "yes", "no", "on", "off", "y", "n"})
 MTEB_VERSION = "2.0.0"
-"""The release whose result schema is followed; its reader wants to be told."""
+"""The release of mteb whose result schema is written; its reader needs the version."""
 BENCHMARKS = "mteb/"
-"""Whose repositories on the Hub are registered as benchmarks, each with the tasks of its eval.yaml."""
+"""The owner of the Hub repositories that are registered as benchmarks; the tasks are in their eval.yaml."""
 MAIN = "ndcg@10"
-"""The main score of every one of these tasks, MS MARCO among them, whose main metric on the card is MRR@10."""
+"""The main score of all these tasks, also of MS MARCO, whose main metric on the card is MRR@10."""
 LANGUAGES = {
     "ar": "ara-Arab",
     "bn": "ben-Beng",
@@ -45,13 +45,14 @@ LANGUAGES = {
     "yo": "yor-Latn",
     "zh": "zho-Hans",
 }
-"""Tags as MTEB's MIRACLRetrieval has them; mMARCO's Italian, Dutch, Portuguese and Vietnamese as its other tasks."""
+"""MTEB's language tags. Its MIRACLRetrieval has most of them; Italian, Dutch, Portuguese and Vietnamese are from its
+other tasks."""
 TAGS = {"xquad/ar": "arb-Arab"}
-"""Where a task of MTEB's has another tag for a language."""
+"""The datasets whose MTEB task has another tag for its language."""
 
 
 def main_metric_of(cell: CellScores) -> str:
-    """Return the metric that MTEB's reader takes `main_score` for; of a task that is none of its own, the dataset's."""
+    """Return the metric to export as `main_score`: that of MTEB's task, else the dataset's own."""
     own = cell.dataset in TASKS or cell.dataset.partition("/")[0] in ("miracl", "xquad")
     return MAIN if own and MAIN in cell.metrics else cell.main_metric
 
@@ -97,12 +98,12 @@ def _corpus(cell: CellScores) -> str:
 
 
 def model_name(cell: CellScores) -> str:
-    """Return a system's name with its dim, as a folder can be called."""
+    """Return a system's name with its dim, in a form that is valid as a folder name."""
     return keys.system_label(cell.model.replace("/", "__").replace(":", "__"), cell.dim)
 
 
 def revision(cell: CellScores) -> str:
-    """Return the checkpoint's revision where it has one."""
+    """Return the checkpoint's revision, or "no_revision_available"."""
     checkpoint = cell.environment.get("checkpoint")
     known = checkpoint.get("revision") if isinstance(checkpoint, Mapping) else None
     return str(known or "no_revision_available")
@@ -121,12 +122,12 @@ def model_index(cells: Sequence[CellScores]) -> dict[str, str]:
 
 
 def benchmark_of(dataset: str, hub: Mapping[str, Any] | None) -> str | None:
-    """Return the repository of the Hub that is a dataset's benchmark, None where MTEB has none; `hub` is its config's.
+    """Return the Hub repository of a dataset's benchmark, or None if MTEB has none; `hub` is from the dataset's config.
 
     >>> benchmark_of("beir/fiqa", {"repo": "mteb/fiqa"}), benchmark_of("demo", None)
     ('mteb/fiqa', None)
     """
-    if dataset.startswith("nanobeir/") and dataset in TASKS:  # our copies are others' repositories
+    if dataset.startswith("nanobeir/") and dataset in TASKS:  # the config reads a copy in another repository
         return f"{BENCHMARKS}{TASKS[dataset]}"
     repo = str((hub or {}).get("repo", ""))
     return repo if repo.startswith(BENCHMARKS) else None
@@ -135,9 +136,9 @@ def benchmark_of(dataset: str, hub: Mapping[str, Any] | None) -> str | None:
 def eval_results(cells: Sequence[CellScores], hubs: Mapping[str, Mapping[str, Any] | None]) -> dict[str, str]:
     """Return Hugging Face's evaluation results by path, `MODEL/TASK.yaml`, for a model repository's `.eval_results/`.
 
-    Only systems with weights have one, and only datasets that are a benchmark of the Hub, whose `eval.yaml` names the
-    task: MTEB's, with its task ids and its scale from 0 to 100. `hubs` has the Hub copy of each dataset, by its config.
-    The revision stands there where the run read that very copy.
+    There is one for each system with weights and each dataset that is registered on the Hub as a benchmark of MTEB.
+    Task ids and the scale from 0 to 100 are MTEB's. `hubs` has the Hub copy of each dataset, from its config. The
+    revision is included if the cell was computed from that copy.
     """
     from huggingface_hub import EvalResultEntry, eval_result_entries_to_yaml
 
@@ -165,7 +166,7 @@ def eval_results(cells: Sequence[CellScores], hubs: Mapping[str, Mapping[str, An
 
 
 def _block(value: Any, indent: str) -> Iterator[str]:
-    """Yield a mapping or list as lines of YAML; PyYAML takes two seconds over the whole card.
+    """Yield a mapping or list as lines of YAML. PyYAML would take two seconds for the whole card.
 
     >>> "|".join(_block({"a": [{"b": "x: y", "c": 0.1}]}, ""))
     'a:|- b: "x: y"|  c: 0.1'
@@ -188,7 +189,7 @@ def _block(value: Any, indent: str) -> Iterator[str]:
 
 
 def _scalar(value: Any) -> str:
-    """Return a scalar as YAML; a text that YAML could take for something else in quotes, as JSON has them.
+    """Return a scalar as YAML. A text that YAML could read as another type is quoted as in JSON.
 
     >>> [_scalar(value) for value in ("ndcg@10", "no", "1e3", 0.5, "xxh3:0")]
     ['ndcg@10', '"no"', '"1e3"', '0.5', 'xxh3:0']

@@ -1,4 +1,4 @@
-"""What an index costs: runs with `search=plaid` beside the exact runs of the same stored embeddings."""
+"""The cost and loss of an index: cells with `search=plaid`, compared with exact cells of the same stored embeddings."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ PARAMETERS = ("n_ivf_probe", "n_full_scores", "kmeans_iterations", "seed", "libr
 
 
 def index_table(cells: Iterable[CellScores], *, wide: bool = False) -> Grid | None:
-    """Return every run by an index with its parameters, cost and loss; None where there is none among the cells.
+    """Return a table of the cells that searched an index: parameters, cost and loss. None if no cell did.
 
-    The index loss is the exact run's main metric minus this run's. It is a dash where the exact run is not among the
-    cells.
+    The index loss is the exact cell's main metric minus this cell's. It is a dash if the exact cell is not among the
+    given cells.
     """
     known = list({cell.run_id: cell for cell in cells}.values())
     losses = standing.index_losses(known)

@@ -1,4 +1,4 @@
-"""The tables of `evalkit ls`: what can be run, and what has been run."""
+"""The tables of `evalkit ls`: models, datasets, settings and other names, and finished cells."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LISTINGS = ("models", "datasets", "analyzers", "engines", "searches", "rerankers
 
 
 def listing(what: str, *, results_dir: Path, wide: bool = False) -> Grid:
-    """Return the list that `evalkit ls WHAT` prints. Raises ConfigError when there is no such list."""
+    """Return the table that `evalkit ls WHAT` prints. Raises ConfigError for an unknown list."""
     if what not in LISTINGS:
         msg = f"ls {what!r} unknown; {nearest(what, LISTINGS)}"
         raise ConfigError(msg)
@@ -42,7 +42,7 @@ def listing(what: str, *, results_dir: Path, wide: bool = False) -> Grid:
 
 
 def _experiments() -> Grid:
-    """Return every experiment with what its file says of it: comments up to the command that runs it."""
+    """Return every experiment with its description: the comments at the top of its file, up to the command."""
     lines = []
     for name, path in group_files("experiment").items():
         comments = [line[2:] for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("# ")]
@@ -98,7 +98,7 @@ def _model(name: str, values: Mapping[str, Any], config: str) -> Line:
 
 
 def _on_disk(sources: Sequence[CheckpointSource]) -> str:
-    """Say for each checkpoint whether it is on disk; one word if all have the same status."""
+    """Return for each checkpoint whether it is on disk; one word if all have the same status."""
     found = ["yes" if on_disk(source) else "no" for source in sources]
     return found[0] if len(set(found)) == 1 else ", ".join(found)
 

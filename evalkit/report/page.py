@@ -1,4 +1,4 @@
-"""The page: one HTML file without any request to elsewhere, made from the same values as the tables."""
+"""The page: one self-contained HTML file, made from the same values as the tables."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ MEANINGS = {
     "NOT-RUN": "not measured here",
 }
 DEVIATES = f" {SYMBOLS['PROTOCOL-DIFFERS']}"
-"""What marks a run that may not stand for its system wherever its name alone would say that it does."""
+"""The mark after the name of a cell that may not stand for its system."""
 SCALE = 10_000
 """Values by query have four decimals on the page."""
 ORIGINS = {"run": "card’s own", "quoted": "quoted"}
@@ -49,28 +49,29 @@ LINKS = {
 }
 """Where each source publishes its scores."""
 FEW = 3
-"""So many measured cells are named in the answer; of more it gives the count."""
+"""Up to this many measured cells are named in the answer; otherwise it has only their number."""
 SHARES = ((1.005, "up"), (0.995, "k0"), (0.99, "k1"), (0.97, "k2"), (0.95, "k3"), (0.0, "k4"))
-"""The shades of the heatmap: the least share of each, and its class."""
+"""The shades of the heatmap: the least ratio of each, and its CSS class."""
 NO_PLACE = 0xFF_FFFF
-"""Stands for no document in the page's lists of hits; of it as many bytes as a place there takes."""
+"""The index for "no document" in the page's lists of hits. As many of its low bytes are used as an
+index has."""
 NO_GRADE = 255
-"""Stands for a document without a judgement."""
+"""The grade of a document without a judgement."""
 
 PerQuery = Mapping[str, QueryTable]
 """Run id → each query's values."""
 
 
 class Detail(NamedTuple):
-    """What a run's files say beyond its scores."""
+    """The facts about a cell that are in its files but not in its scores."""
 
     command: str
-    """The command that repeats the run."""
+    """The command that computes the cell again."""
     tokens: bool
     """Whether it has token vectors, so that `evalkit explain` can show a pair token by token."""
     hits: Mapping[str, hits.Found]
     texts: Mapping[str, str]
-    """The queries' texts, where they can be had from the results and the package alone."""
+    """The queries' texts, if the results and the package contain them."""
 
 
 class Material(NamedTuple):
@@ -85,12 +86,12 @@ class Material(NamedTuple):
     problems: Sequence[str]
     deviations: Sequence[Deviation] = ()
     judged_runs: Sequence[Judged] = ()
-    """Every run with what was published for its cell, those among them that may not stand for their system."""
+    """Every cell with its published scores, including cells that may not stand for their system."""
     configs: Packaged = Packaged({}, {}, {})
     details: Mapping[str, Detail] = {}
-    """Run id → what only its files say."""
+    """Run id → details."""
     theirs: Sequence[CellScores] = ()
-    """What mteb measured: means without a ranking."""
+    """Scores that mteb measured: means without a run."""
 
 
 def render(material: Material) -> str:
@@ -162,7 +163,7 @@ def _template() -> Template:
 
 
 def _by_run(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
-    """Return what was published for each run, by run id."""
+    """Return the published scores of each cell, by run id."""
     found: dict[str, list[Judged]] = {}
     for one in judged:
         if one.cell is not None and one.measured is not None:
@@ -171,7 +172,7 @@ def _by_run(judged: Sequence[Judged]) -> dict[str, list[Judged]]:
 
 
 def _elsewhere(judged: Sequence[Judged]) -> dict[tuple[str, int | None, str, str], list[Judged]]:
-    """Return what other sources published, by system, dim, dataset and metric."""
+    """Return the scores that other sources published, by system, dim, dataset and metric."""
     found: dict[tuple[str, int | None, str, str], list[Judged]] = {}
     for one in judged:
         if one.score.source != CARD:
@@ -181,7 +182,7 @@ def _elsewhere(judged: Sequence[Judged]) -> dict[tuple[str, int | None, str, str
 
 
 def engine_line(cell: CellScores) -> str:
-    """Return what made a run: its engine, how many workers and nodes, and the names of their devices."""
+    """Return the engine that computed a cell, the number of workers and nodes, and the names of their devices."""
     facts = cell.environment
     if facts.get("engine", "local") == "local":
         device = facts.get("device") or "cpu"
@@ -211,7 +212,7 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
 
 
 def shade(share: float) -> str:
-    """Return the class of a share of the greatest dim's quality.
+    """Return the CSS class for a ratio to the largest dim's quality.
 
     >>> shade(1.0), shade(0.989), shade(1.02)
     ('k0', 'k2', 'up')
@@ -220,7 +221,7 @@ def shade(share: float) -> str:
 
 
 def _leaderboard(material: Material, answer: boards.Answer) -> dict[str, Any]:
-    """Return the card's collections and, of the systems, those with a mean on one of them."""
+    """Return the card's collections, and the systems that have a mean on one of them."""
     means = boards.means(material.leaderboard, answer.cells)
     collections = [one for one in material.leaderboard.collections if (one.name in {name for _, name in means})]
     systems = [
@@ -234,7 +235,7 @@ def _leaderboard(material: Material, answer: boards.Answer) -> dict[str, Any]:
 
 
 def _filters(material: Material) -> dict[str, list[str]]:
-    """Return what the page can be filtered by: every value that occurs, groups of them first."""
+    """Return the values of the page's filters; groups come before their members."""
     places = {(one.score.system, one.score.dim, one.score.dataset) for one in material.judged}
     places |= {(cell.model, cell.dim, cell.dataset) for cell in (*material.cells, *material.theirs)}
     labels: dict[str, set[int | None]] = {}
@@ -260,14 +261,14 @@ def _filters(material: Material) -> dict[str, list[str]]:
 
 
 def _languages(material: Material) -> dict[str, str]:
-    """Return each dataset's language: as its runs say, else as its config does, else nothing."""
+    """Return each dataset's language: from its cells, else from its config, else ""."""
     known = {str(one.get("name")): str(one.get("language", "")) for one in material.configs.datasets.values()}
     found = {one.score.dataset: known.get(one.score.dataset, "") for one in material.judged}
     return found | {cell.dataset: cell.language for cell in (*material.theirs, *material.cells)}
 
 
 def _frontiers(material: Material, ours: Sequence[CellScores]) -> list[plot.Plot]:
-    """Return the card's published dims, and each dataset on which two systems with vectors were measured."""
+    """Return a panel of the card's published dims, and one per dataset with two measured systems with vectors."""
     panels = []
     for table in material.tables:
         if table.name == "matryoshka":
@@ -313,13 +314,13 @@ def _measured_frontier(dataset: str, cells: Sequence[CellScores], per_query: Per
 
 
 def _front(points: Sequence[plot.Point]) -> list[plot.Point]:
-    """Mark the points that no other beats in both storage and quality."""
+    """Mark the Pareto-optimal points in storage and quality."""
     best = pareto.front([(point.x, point.y) for point in points])
     return [point._replace(best=place in best) for place, point in enumerate(points)]
 
 
 def _paired(material: Material, ours: Sequence[CellScores]) -> list[plot.Differences]:
-    """Return, for each system at several dims of one dataset, what every smaller dim loses, query by query."""
+    """Return a panel of paired differences to the largest dim, for each system with several dims on one dataset."""
     by_system: dict[tuple[str, str, str], list[CellScores]] = {}
     for cell in ours:
         table = material.per_query.get(cell.run_id)
@@ -341,11 +342,11 @@ def _paired(material: Material, ours: Sequence[CellScores]) -> list[plot.Differe
 
 
 def _data(material: Material) -> Markup:
-    """Return what the page's script reads: each run's values by query and its first hits, as packed whole numbers.
+    """Return the data of the page's script: each cell's values by query and its first hits, as packed whole numbers.
 
-    Values are 1/SCALE in 16 bits. Runs on the same queries share one list of ids, runs on one dataset one list of
-    documents, and a run is unpacked when it is opened, so that the page of a whole card stays one that a browser opens
-    at once. No text in it can end the script element.
+    Values are in units of 1/SCALE, in 16 bits. Cells with the same queries share one list of ids, and cells on one
+    dataset share one list of documents. The script unpacks a cell when it is opened, so that the page of a whole card
+    still opens quickly. No text in the data can end the script element.
     """
     lists: dict[tuple[str, ...], int] = {}
     documents: dict[str, dict[str, int]] = {}
@@ -372,7 +373,7 @@ def _data(material: Material) -> Markup:
                 runs[cell.run_id]["hits"] = _packed_hits(table, detail, documents.setdefault(cell.dataset, {}))
             if detail.texts:
                 texts[str(place)] = [detail.texts.get(query, "") for query in table.queries]
-    for cell in material.cells:  # when every document of a dataset is known, so is how many bytes its place takes
+    for cell in material.cells:  # the bytes per index are known only after all documents of a dataset are
         if (packed := runs.get(cell.run_id, {}).get("hits")) is not None:
             packed["documents"] = _base64(_in_bytes(packed["documents"], _width(documents[cell.dataset])))
     data = {
@@ -388,10 +389,10 @@ def _data(material: Material) -> Markup:
 
 
 def _packed_hits(table: QueryTable, detail: Detail, documents: dict[str, int]) -> dict[str, Any]:
-    """Return a run's hits: for each of some queries its place in the list, and its documents' places and grades.
+    """Return a cell's hits: for each shown query its index, and the indices and grades of its documents.
 
-    `documents` is the dataset's list of documents so far, by id; new ones are added. The lowest grade is told apart
-    from none; a grade below 0 counts as 0.
+    `documents` maps the dataset's document ids so far to indices; new ids are added. A grade of 0 is distinguished from
+    no judgement; a grade below 0 counts as 0.
     """
     places = {query: place for place, query in enumerate(table.queries)}
     shown = [(places[query], found) for query, found in detail.hits.items()]
@@ -414,12 +415,12 @@ def _packed_hits(table: QueryTable, detail: Detail, documents: dict[str, int]) -
 
 
 def _width(documents: Mapping[str, int]) -> int:
-    """Return how many bytes a place among documents takes, with one value left over for no document."""
+    """Return the number of bytes of a document's index, with one value reserved for "no document"."""
     return 2 if len(documents) < NO_PLACE >> 8 else 3
 
 
 def _in_bytes(place_QK: np.ndarray, width: int) -> np.ndarray:
-    """Return the low bytes of whole numbers: no page shows 16 million documents."""
+    """Return the low bytes of whole numbers. They are enough, because no page shows 16 million documents."""
     return np.ascontiguousarray(place_QK.view("u1").reshape(*place_QK.shape, 4)[..., :width])
 
 

@@ -29,7 +29,7 @@ PLACES = tuple((x, y) for y in (5, -12, 17, -24, 29, -36, 41, -48) for x in (6, 
 COLUMNS = 3
 """Panels side by side."""
 MOST_LABELS = 14
-"""Points of a panel that are all told apart by labels; more are told apart by shape and colour."""
+"""Up to this many points of a panel have labels; more are distinguished by shape and colour."""
 SHAPES = {"float32": "P", "float16": "o", "int8": "s", "int4": "^", "binary": "D"}
 """The mark of each storage format."""
 SHADES = (INK, "#c8553d", "#4f8a4c", "#7b5ea7")
@@ -70,7 +70,7 @@ def points(
     intervals: Mapping[str, tuple[float, float]],
     narrowed: Mapping[str, Sequence[Narrowed]],
 ) -> dict[str, list[Point]]:
-    """Return what is to be drawn by dataset: runs that counted their vectors, and their narrower storage if measured.
+    """Return the points to draw, by dataset: cells with a number of vectors, and their smaller forms if measured.
 
     `intervals` and `narrowed` are by run id.
     """
@@ -85,7 +85,7 @@ def points(
         here.append(Point(size.per_passage / 1000, quality, name, intervals.get(cell.run_id), (stored, 1)))
         for one in narrowed.get(cell.run_id, ()):
             if one.bytes_per_vector == size.per_vector and one.factor == 1:
-                continue  # the run as it is stored
+                continue  # the form in which the cell is stored
             kilobytes = size.per_passage * one.bytes_per_vector / size.per_vector / 1000
             if one.bytes_per_document is not None:
                 kilobytes = one.bytes_per_document / 1000
@@ -152,7 +152,7 @@ def _legend(panels: Mapping[str, Sequence[Point]], *, intervals: bool) -> list[L
 
 
 def _labelled(here: Sequence[Point]) -> list[Point]:
-    """Return points with the labels that are written: all, or of many only those of the runs as they are stored."""
+    """Return the points that get a label: all, or if they are too many, those of the cells as they are stored."""
     return list(here) if len(here) <= MOST_LABELS else [point for point in here if point.interval is not None]
 
 
@@ -161,7 +161,7 @@ def _shade(factor: int, factors: Sequence[int]) -> str:
 
 
 def _scatter_few(axis: Axes, here: Sequence[Point], best: Sequence[int]) -> None:
-    """Draw points that labels tell apart; a hundredth of NDCG looks like a hundredth."""
+    """Draw points that labels distinguish. The axis of quality begins at zero, so differences keep their proportion."""
     for place, point in enumerate(here):
         axis.scatter(point.kilobytes, point.quality, edgecolors=INK, color=INK if place in best else "white", zorder=3)
     axis.margins(0.1)
@@ -171,7 +171,7 @@ def _scatter_few(axis: Axes, here: Sequence[Point], best: Sequence[int]) -> None
 
 
 def _scatter_many(axis: Axes, here: Sequence[Point], best: Sequence[int]) -> None:
-    """Draw points that shape and colour tell apart, storage in powers of two; the axis of quality shows its part."""
+    """Draw points that shape and colour distinguish. Storage is in powers of two, and quality is zoomed in."""
     factors = sorted({point.form[1] for point in here})
     for place, point in enumerate(here):
         shade = _shade(point.form[1], factors)

@@ -1,4 +1,4 @@
-"""What `plan` and `status` print, as tables and lines for a terminal."""
+"""The output of `plan`, `status` and `cache`, as tables and lines for a terminal."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from evalkit.storage.results import CellScores
 from evalkit.texts import counted
 
 SHOWN = 3
-"""Cells named where a line holds for many."""
+"""The maximum number of cells named in a line that holds for many."""
 MUCH = 0.1
-"""The part of the free disk from which on a plan says how to keep no embeddings."""
+"""If embeddings take more than this fraction of the free disk, a plan mentions store.keep=topk."""
 MOST_CELLS = 24
-"""Cells up to which a plan names each; of a larger selection it shows the datasets, and the cells with `--wide`."""
+"""A plan lists up to this many cells; of a larger selection it lists only datasets, unless `--wide` is given."""
 NAMED = (Column("system", "name"), Column("dim", "number"), Column("dataset", "name"))
 
 
 def plan_table(cells: Sequence[Planned], *, wide: bool = False) -> Grid:
-    """Return a line per cell: its state, what is left, and what that will take; `wide` adds its size and its run id.
+    """Return a row per cell: its state, and the shards, bytes and time that are left; `wide` adds sizes and run id.
 
-    What is still to be fetched, and why a cell cannot run, stands below its line.
+    Below the row are the files still to be fetched, and the reason if the cell cannot run.
     """
     columns = (
         *(*NAMED, Column("state"), Column("shards", "number", moves=1)),
@@ -58,7 +58,7 @@ def _places(cell: Planned) -> tuple[tuple[str, str], ...]:
 
 
 def outlook_table(cells: Sequence[Planned], *, device: Device | None = None) -> Grid:
-    """Return a line per dataset and one for all: tokens, work of one device, wall time by workers, disk, memory."""
+    """Return a row per dataset and a total: tokens, time on one device, wall time by workers, disk, memory."""
     rows = outlook.by_dataset(cells, device=device)
     if len(rows) > 1:
         rows.append(outlook.in_all(cells, device=device))
@@ -68,7 +68,7 @@ def outlook_table(cells: Sequence[Planned], *, device: Device | None = None) -> 
         *(Column("disk", "number", moves=1), Column("memory", "number", moves=2)),
     )
     lines = [_outlook_line(row) for row in rows]
-    if len(rows) > 1 and len({line.cells[-1] for line in lines}) == 1:  # the line about memory says as much
+    if len(rows) > 1 and len({line.cells[-1] for line in lines}) == 1:  # the line about memory has the same number
         columns, lines = columns[:-1], [Line(line.cells[:-1]) for line in lines]
     return Grid(columns, lines)
 
@@ -84,7 +84,7 @@ def _outlook_line(row: Outlook) -> Line:
 
 
 def plan_lines(cells: Sequence[Planned], *, device: Device | None = None) -> Iterator[str]:
-    """Yield where the numbers come from, and what all of it takes."""
+    """Yield lines with the source of each kind of number, and with the total time, disk and memory."""
     yield from _bases("tokens", [(cell, cell.tokens) for cell in cells])
     yield from _bases("vectors", [(cell, cell.vectors) for cell in cells if cell.dim is not None])
     left = [cell for cell in cells if cell.state != "finished"]
@@ -112,7 +112,7 @@ def plan_lines(cells: Sequence[Planned], *, device: Device | None = None) -> Ite
 
 
 def _bases(what: str, amounts: Sequence[tuple[Planned, Amount]]) -> Iterator[str]:
-    """Yield a line for each way in which a kind of number came about, with the cells that it holds for."""
+    """Yield a line for each source of a kind of number, with the cells for which it was used."""
     by_basis: dict[str, list[str]] = {}
     for cell, amount in amounts:
         by_basis.setdefault(amount.basis, []).append(f"{system(cell)} on {cell.config.dataset.name}")
@@ -122,13 +122,13 @@ def _bases(what: str, amounts: Sequence[tuple[Planned, Amount]]) -> Iterator[str
 
 
 def _some(names: Sequence[str]) -> str:
-    """Return the first of some names, and how many more there are."""
+    """Return the first names, and the number of further ones."""
     more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
     return f"{', '.join(names[:SHOWN])}{more}"
 
 
 def plan_problems(cells: Sequence[Planned], *, device: Device | None = None) -> list[str]:
-    """Return a line for every cell that cannot run, and for every disk or memory that is too small."""
+    """Return a line for every reason why cells cannot run, and for every disk or memory that is too small."""
     by_problem: dict[str, list[str]] = {}
     for cell in cells:
         if cell.problem is not None:
@@ -145,7 +145,7 @@ def plan_problems(cells: Sequence[Planned], *, device: Device | None = None) -> 
 
 
 def _fewer(cells: Sequence[Planned], free: float) -> str:
-    """Name the settings that store less, where what they leave would fit."""
+    """Return the settings with which less is stored, if the rest would fit the free space."""
     if any(cell.config.store.dtype == "float32" for cell in cells):
         return "store.dtype=float16, which halves them, "
     kept: dict[tuple[str, str], Planned] = {}
@@ -175,7 +175,7 @@ def _memory_problems(cells: Sequence[Planned], device: Device | None) -> list[st
 
 
 def _disks(cells: Sequence[Planned]) -> Mapping[Path, tuple[int, int]]:
-    """Return per cache folder the bytes to be written, and of how many cells these are not known."""
+    """Return for each cache folder the bytes to be written, and the number of cells of unknown size."""
     disks: dict[Path, tuple[int, int]] = {}
     for cell in cells:
         wanted, unsized = disks.get(cell.config.cache_dir, (0, 0))
@@ -191,7 +191,7 @@ def status_table(
     *,
     wide: bool = False,
 ) -> Grid:
-    """Return a line per cell: finished, or how many of its shards are done and who is at work on it."""
+    """Return a row per cell: its state, finished shards, and for an unfinished cell its job's process."""
     columns = (
         *(Column("state"), *NAMED, Column("shards", "number")),
         *(Column("process", moves=1), Column("run id", moves=2, wide=True)),
@@ -213,7 +213,7 @@ def status_table(
 
 
 def workers_table(records: Sequence[Job]) -> Grid | None:
-    """Return a line per worker of the runs that are at work with workers, or None where there is none."""
+    """Return a row for each worker of the running jobs, or None if there are no workers."""
     columns = (
         *(Column("worker", "number"), Column("where", "text"), Column("device", moves=1), Column("state", "text")),
         *(Column("shards done", "number"), Column("ended", "number", moves=2)),
@@ -233,14 +233,14 @@ def system(cell: Planned) -> str:
 
 
 def state(cell: Planned, job: Job | None) -> str:
-    """Return the state of a cell in one word, given who works on it."""
+    """Return the state of a cell in one word, given its job."""
     if cell.state in ("finished", "damaged") or job is None:
         return cell.state
     return "running" if job.running else "failed" if job.error else "stopped"
 
 
 def cache_table(entries: Sequence[Entry], *, wide: bool = False) -> Grid:
-    """Return a line per cache entry, as they come; `wide` names every run that uses it."""
+    """Return a row per cache entry, in the given order; `wide` names every cell that uses it."""
     columns = (
         *(Column("kind"), Column("key"), Column("dataset", "text"), Column("shards", "number", moves=3)),
         *(Column("size", "number", moves=1), Column("last use", moves=2), Column("used by", moves=4)),
@@ -256,7 +256,7 @@ def cache_table(entries: Sequence[Entry], *, wide: bool = False) -> Grid:
 
 
 def about(amount: Amount) -> str:
-    """Return a number; one that was not counted is about so many.
+    """Return a number in groups of three digits, with ≈ if it was estimated.
 
     >>> about(Amount(1234.5, "estimated from …")), about(Amount(1200, "counted by …")), about(Amount(None, ""))
     ('≈ 1,235', '1,200', '–')

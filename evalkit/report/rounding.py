@@ -73,7 +73,7 @@ def size(size_bytes: float | None) -> str:
 
 
 def brief(text: str) -> str:
-    """Return a number with its unit in six characters, for columns that compare: few decimals, and none of minutes.
+    """Shorten a number with a unit for narrow columns: no decimals for minutes and for values from 10 on.
 
     >>> brief("24.3 min"), brief("1.2 h"), brief("1,234.5 GB"), brief("unknown")
     ('24 min', '1.2 h', '1,235 GB', 'unknown')

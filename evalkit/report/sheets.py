@@ -88,7 +88,7 @@ def card_sheet(table: CardTable) -> Sheet:
 
 
 def origin(table: CardTable, system: System) -> str:
-    """Say whether the card's authors measured a column or quoted it."""
+    """Return whether the card's authors measured a column ("run") or "quoted" it."""
     return next(found.score.origin for (_, of), found in table.cells.items() if of == system)
 
 
@@ -124,7 +124,7 @@ def _why(found: Judged) -> str:
 def leaderboard_sheet(board: Leaderboard, theirs: Sequence[CellScores] = ()) -> Sheet:
     """Return the leaderboard: a row per system, published and measured mean of each collection.
 
-    `theirs` are the cells that other software measured: the notes name its release for each.
+    `theirs` are the cells that mteb measured. The notes name its release for each of them.
     """
     header = ["system"]
     notes: list[str] = []
@@ -252,7 +252,7 @@ def _line(cells: Sequence[str]) -> str:
 
 
 def latex(sheet: Sheet) -> str:
-    """Return a sheet as a LaTeX table that wants the booktabs package."""
+    """Return a sheet as a LaTeX table that needs the booktabs package."""
     frame = frames.texts([_tex(name) for name in sheet.header], [[_tex(cell) for cell in row] for row in sheet.rows])
     caption = f"{_tex(sheet.title)}. {_tex(' '.join(sheet.notes))}"
     columns = f"l{'r' * (len(sheet.header) - 1)}"

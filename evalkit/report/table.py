@@ -55,23 +55,20 @@ class Lacking(NamedTuple):
 
 
 class Mean(NamedTuple):
-    """A system's mean over a collection that was measured whole, beside one published mean of it, or beside none."""
+    """A system's mean over a completely measured collection, with one published mean of it if there is any."""
 
     system: str
     dim: int | None
     collection: str
-    """With the number of its datasets."""
+    """Its name and, in parentheses, its number of datasets."""
     metric: str
     value: float | None
-    """None where the runs were made under several protocols."""
+    """None if the cells have different protocols."""
     judged: JudgedMean | None
 
 
 def whole_means(cells: Sequence[CellScores]) -> list[Mean]:
-    """Return the means over the collections that have published means, of each system with all of their datasets.
-
-    A part of a collection has no mean.
-    """
+    """Return the means over the collections that have published means, for each system with all of their datasets."""
     judged = [one for one in judge_means(cells) if len(one.cells) == len(one.mean.datasets)]
     found = [
         Mean(
@@ -108,9 +105,8 @@ def terminal(
 ) -> Grid:
     """Return the table for a terminal: the main metric and its verdict; `wide` adds the other metrics and the groups.
 
-    Means over whole collections stand below their cells.
-
-    What makes a verdict PROTOCOL-DIFFERS stands below its row, and so do the settings that tell runs of one cell apart.
+    Means over whole collections follow after the cells. The settings that make a verdict PROTOCOL-DIFFERS are printed
+    below its row, and so are the settings that distinguish results of the same cell.
     """
     metrics = {row.cell.main_metric for row in table_rows}
     value = [Column(next(iter(metrics)), "number")] if len(metrics) == 1 else [Column("metric", moves=3)]
@@ -166,7 +162,7 @@ def terminal(
 def markdown(table_rows: Sequence[Row], *, columns: Collection[str] | None = None) -> str:
     """Return the table as GitHub Markdown with all or the given columns. The same rows give the same bytes.
 
-    Runs that searched an index are left out if `columns` lacks their index loss: without it they would pass for exact.
+    Cells that searched an index are left out if `columns` lacks the index loss, because they would look exact.
     """
     if columns is not None and "index loss" not in columns:
         table_rows = [row for row in table_rows if row.cell.search == "exact"]
@@ -196,7 +192,7 @@ def said(verdict: published.Verdict) -> str:
 
 
 def _loss(cell: CellScores, losses: Mapping[str, float]) -> str:
-    """Return what a run by an index loses against the exact run; a dash for an exact run."""
+    """Return the index loss of a cell; a dash for an exact one."""
     return signed(losses[cell.run_id], 4) if cell.run_id in losses else ABSENT
 
 

@@ -34,7 +34,7 @@ class PlainConsole(Console):
         super().__init__(stderr=stderr, width=width, markup=False, emoji=False, highlight=False)
 
     def print(self, *objects: Any, **settings: Any) -> None:
-        """Print as rich does; a line that is not to be wrapped is folded between words where this is a terminal."""
+        """Print as rich does. On a terminal, a line with `soft_wrap` is broken between words."""
         if self.is_terminal and settings.get("soft_wrap") and objects and isinstance(objects[0], str):
             objects = (folded(objects[0], self.width), *objects[1:])
         super().print(*objects, **settings)
@@ -55,7 +55,7 @@ def say(line: str) -> None:
 
 
 def folded(line: str, width: int) -> str:
-    """Return a line in several of at most so many columns, those behind the first indented; no word is broken.
+    """Break a line between words into lines of at most `width` columns; lines after the first are indented.
 
     >>> print(folded("time unknown: run with --probe", 20))
     time unknown: run
@@ -83,7 +83,7 @@ def _shown(text: str) -> str:
 
 
 def complain(message: str) -> None:
-    """Print a message to standard error as one line without secrets, folded where that is a terminal."""
+    """Print a message to standard error as one line without secrets; on a terminal it is broken between words."""
     line = f"evalkit: {told(message)}"
     width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 0
     sys.stderr.write(f"{folded(line, width) if width else line}\n")

@@ -1,4 +1,4 @@
-"""What `replay`, `explain` and `compare` print, as tables for a terminal."""
+"""The output of `replay`, `explain` and `compare`, as tables for a terminal."""
 
 from __future__ import annotations
 
@@ -105,7 +105,7 @@ def replayed_table(replayed: Sequence[Replayed], metric: str) -> Grid:
 
 
 def landing_lines(landings: Sequence[Landing]) -> list[str]:
-    """Say for each published score which rules reproduce it."""
+    """Return a line for each published score that names the rules that reproduce it."""
     lines = []
     for landing in landings:
         score = landing.score
@@ -214,7 +214,7 @@ def _named_line(cell: CellScores, told_apart: Mapping[str, str], cells: Sequence
 
 
 def family_line(comparisons: Sequence[Comparison]) -> str:
-    """Say over which comparisons the p-values were corrected."""
+    """Return the line that says over how many comparisons the p-values were corrected."""
     count = len(comparisons)
     return (
         f"p (Holm): corrected over {'the one comparison' if count == 1 else f'all {count} comparisons'} of this table"
@@ -245,9 +245,9 @@ def costs_table(cells: Sequence[CellScores]) -> Grid:
 def frontier_table(
     cells: Sequence[CellScores], measured: Mapping[str, Sequence[Narrowed]], *, wide: bool = False
 ) -> Grid:
-    """Return one dataset's runs in every form that was measured (by run id), with `*` where none is smaller and better.
+    """Return one dataset's cells in every measured form (by run id); `*` marks the Pareto-optimal forms.
 
-    Below the base run stands "base" for its p.
+    The base cell has "base" in place of a p-value.
     """
     (metric,) = {cell.main_metric for cell in cells}
     systems = {cell.model for cell in cells}
@@ -271,18 +271,18 @@ def frontier_table(
 
 
 def frontier_lines(base: CellScores, *, normalized: bool) -> list[str]:
-    """Say above a table of smaller forms what was measured, and against what."""
+    """Return the lines above a table of smaller forms: what was measured, and what it is compared with."""
     mean = "given norm 1 again (sentence-transformers)" if normalized else "left as it is (PyLate)"
     return [
         f"{base.dataset}: stored embeddings in smaller forms, searched exactly",
         f"Δ and p: against {keys.system_label(base.model, base.dim)} as it is stored",
-        "pool: Ward clusters of a document's vectors behind the first,",
+        "pool: Ward clusters of a document's vectors after the first,",
         f"  each cluster's mean {mean}",
         "front: no form is smaller and better",
     ]
 
 
 def system(cell: CellScores) -> str:
-    """Return a system's name with its dim; a run that may not stand for that system is marked."""
+    """Return a system's name with its dim; a cell that may not stand for that system is marked."""
     name = keys.label(cell.model, cell.dim)
     return f"{name} (deviates)" if standing.departures(cell) else name

@@ -1,7 +1,7 @@
 """Background threads: while the model encodes a shard, one prepares the next shard and one writes the previous one.
 
 Threads are used instead of processes because the tokenizers' Rust code and disk I/O release the GIL, nothing is copied
-between processes, and a killed run leaves no orphaned process.
+between processes, and a killed job leaves no orphaned process.
 """
 
 from __future__ import annotations
@@ -198,6 +198,6 @@ class Writer:
         except StoreError as failure:
             if error is None:
                 raise
-            log.warning("%s", failure)  # the error that ended the run is propagating, and this one must not replace it
+            log.warning("%s", failure)  # the error that ended the job is propagating, and this one must not replace it
         finally:
             self._pool.shutdown(wait=True)

@@ -106,7 +106,7 @@ def findings_of(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Findi
 def with_published_head(encoder: Encoder, found: Mapping[int, Checkpoint]) -> tuple[Encoder, Mapping[int, Checkpoint]]:
     """Add the head that vectors are published for, if it is on disk and belongs to the loaded backbone.
 
-    So a job at another dim is compared with the published vectors too. It reads one more file.
+    With it, a job at another dim is compared with the published vectors too, at the price of reading one more file.
     """
     published, config = _published_of(encoder), encoder.config
     if published is None or published.dim in encoder.heads:
@@ -207,7 +207,7 @@ def _sides(encoder: Encoder) -> Iterator[tuple[str, Sequence[Tokens], bool]]:
 
 
 def vocabulary_rows(encoder: Encoder) -> int:
-    """Return the rows of the embedding matrix; a stand-in for the published model has another number."""
+    """Return the number of rows of the embedding matrix; a stand-in for the published model has another one."""
     return embedding_rows(encoder.module)
 
 
@@ -419,7 +419,7 @@ def _dtype(encoder: Encoder, *, reload: Reload) -> Iterator[Finding]:
     """Compare the vectors in the job's dtype with those in fp32."""
     config = encoder.config
     if config.dtype == "float32":
-        yield Finding("the run's dtype against fp32", "ok", "the run's dtype is float32")
+        yield Finding("the job's dtype against fp32", "ok", "the job's dtype is float32")
         return
     exact = reload(replace(config, dtype="float32"))
     for side, texts, documents in _sides(encoder):
@@ -430,7 +430,7 @@ def _dtype(encoder: Encoder, *, reload: Reload) -> Iterator[Finding]:
             worst = max(worst, float((1 - cosines).max()))
         limit = DTYPE_COSINE[config.dtype]
         measured = f"{config.dtype}: 1 − cosine at most {worst:.1e}, wanted {limit:.0e} or less"
-        yield _judged(f"{side} in the run's dtype against fp32", worst <= limit, measured, "dtype: model.dtype=float32")
+        yield _judged(f"{side} in the job's dtype against fp32", worst <= limit, measured, "dtype: model.dtype=float32")
 
 
 def _published(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Iterator[Finding]:
@@ -522,5 +522,5 @@ def _dims(encoder: Encoder) -> str:
     return ", ".join(map(str, encoder.heads))
 
 
-def _judged(question: str, good: bool, measured: str, cause: str) -> Finding:  # noqa: FBT001 (a row's own column)
+def _judged(question: str, good: bool, measured: str, cause: str) -> Finding:  # noqa: FBT001 (a column of the finding)
     return Finding(question, "ok", measured) if good else Finding(question, "FAILED", measured, cause)

@@ -73,7 +73,8 @@ def plan(task: Task) -> list[Cell]:
         if isinstance(model, Bm25Config):
             system = identity.bm25_facts(model)
         else:
-            assert dim is not None and isinstance(model, EncoderConfig)  # config admits None for BM25 only  # noqa: PT018
+            assert isinstance(model, EncoderConfig)
+            assert dim is not None  # the config accepts None for BM25 only
             system = identity.vector_facts(
                 model,
                 config,

@@ -180,7 +180,7 @@ class VectorsStep:
             for dim, cell in cells.items():
                 if cell.search_key in found:
                     arrays, facts = found[cell.search_key]
-                else:  # an earlier run left it in a cache that this node sees and the driver does not
+                else:  # an earlier job left it in a cache that this node sees and the driver does not
                     folder = topk_dir(step.task.config.cache_dir, cell.search_key)
                     arrays = shard_files.load(folder, work.shard.checksum) or {}
                     facts = shard_files.finished(folder, work.shard.checksum) or {}
@@ -319,7 +319,7 @@ def _unseen(_documents: int, _tokens: int) -> None:
 def search_vectors(
     task: Task, cells: Sequence[Cell], model: EncoderConfig, *, met_vectors: set[int]
 ) -> dict[str, Hits]:
-    """Let workers encode and search all shards. Return each cell's best hits, by run id.
+    """Encode and search all shards on workers. Return each cell's best hits, by run id.
 
     Dims whose published vectors were reproduced are added to `met_vectors`. Raises EngineError if shards failed twice,
     after all other shards are finished.
@@ -367,7 +367,7 @@ class _Search(NamedTuple):
                 self.advance.shard_done()
 
     def send_out(self, missing: Mapping[ShardRange, tuple[int, ...]]) -> None:
-        """Let workers encode and search shards at the given dims."""
+        """Encode and search shards at the given dims on workers."""
         task, config = self.task, self.config
         pool = engine.pool(resources(config, task.device))
         with _token(config) as token:
@@ -409,7 +409,7 @@ class _Search(NamedTuple):
 
 
 def count_terms(task: Task, cell: Cell, terms: lucene.QueryTerms) -> None:
-    """Let workers count the queries' terms in every shard without counts on disk; checkpoint the counts."""
+    """Count the queries' terms on workers, in every shard without counts on disk; checkpoint the counts."""
     config, model = jobs.absolute(task.config), task.config.model
     assert isinstance(model, Bm25Config)
     folder = topk_dir(config.cache_dir, cell.search_key)
@@ -444,7 +444,7 @@ def count_terms(task: Task, cell: Cell, terms: lucene.QueryTerms) -> None:
 def resources(config: RunConfig, device: torch.device) -> engine.Resources:
     """Return the number of workers, GPUs and CPUs that a config asks for."""
     settings, shard_tokens = config.engine, config.store.shard_tokens
-    assert shard_tokens != "auto"  # `environment.resolved` has made a number of it
+    assert shard_tokens != "auto"  # `environment.resolved` has replaced it by a number
     return engine.Resources(
         address=settings.address,
         workers=settings.workers,

@@ -113,14 +113,14 @@ def say_halved(tokens: int, reason: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoding:
-    """The settings of one call of `encode`: the texts' side, batch size, dtype and place of vectors, callbacks."""
+    """The settings of one call of `encode`: kind of texts, batch size, dtype and device of vectors, callbacks."""
 
     documents: bool
     """Whether the texts are documents: their punctuation tokens are dropped where the model has a skiplist."""
     batch_tokens: int
-    """Tokens of a batch at most, padding included."""
+    """The maximum tokens of a batch, padding included."""
     storage: torch.dtype
-    """The dtype that vectors are rounded to, once; what is searched is what is stored."""
+    """The dtype to which vectors are rounded, once: search uses the same vectors as the store."""
     resident: bool = False
     """Whether vectors stay on the encoder's device; otherwise they are copied to the host."""
     on_batch: Callable[[int, int], None] = lambda _texts, _tokens: None
@@ -134,9 +134,9 @@ def encode(
 ) -> dict[int, ShardVectors]:
     """Encode tokenised texts. Return their vectors for each dim of the encoder, in the order of the texts.
 
-    Texts with identical token ids are encoded once. A batch that does not fit memory is halved, and later batches are
-    as small. Raises ModelError that names the text when a vector is not finite; DeviceError when a single text does
-    not fit memory, or the device fails.
+    Texts with identical token ids are encoded once. A batch that does not fit memory is halved, and so are later ones
+    of that size. Raises ModelError that names the text if a vector is not finite. Raises DeviceError if a single text
+    does not fit memory or the device fails.
     """
     memory.keep_between_batches()
     table = TokenTable.of(texts)
@@ -381,7 +381,7 @@ def _halves(batch: BatchRows) -> list[BatchRows]:
 
 
 BatchVectors: TypeAlias = Mapping[int, tuple[Tensor, Tensor]]
-"""For each dim the vectors of a batch, concatenated [X, D], and how many each text has [B]."""
+"""For each dim the vectors of a batch, concatenated [X, D], and the number of vectors of each text [B]."""
 
 
 class _InFlight(NamedTuple):
@@ -389,12 +389,12 @@ class _InFlight(NamedTuple):
 
     batch: BatchRows
     copies: BatchVectors
-    """The vectors on their way to the host; empty where they stay on the device."""
+    """The vectors that are being copied to the host; empty if they stay on the device."""
     landed: torch.cuda.Event | None
-    """Recorded after the copy; None where nothing is asynchronous."""
+    """Recorded after the copy; None on a CPU, where copies are synchronous."""
 
     def wait(self) -> None:
-        """Return once the vectors are there: the only point at which the host waits for the device."""
+        """Wait until the vectors are computed and copied. Nowhere else does the host wait for the device."""
         if self.landed is not None:
             self.landed.synchronize()
 
@@ -451,7 +451,7 @@ def device_errors(device: torch.device) -> Iterator[None]:
 
 
 def _counts(table: TokenTable, encoder: Encoder, *, documents: bool) -> np.ndarray:
-    """Return how many vectors each text will have [N]; its token ids alone decide that."""
+    """Return the number of vectors of each text [N], which depends on its token ids only."""
     if encoder.config.pooling != "tokens":
         return np.ones(len(table), dtype=np.int64)
     kept_X = encoder.kept(table, skip_punctuation=documents)

@@ -50,9 +50,9 @@ def instruction_set(device: torch.device) -> str | None:
 
 
 def arithmetic(config: RunConfig, device: torch.device) -> str | None:
-    """Return what moves the last bits of a vector besides what the store key hashes: instructions, attention kernel.
+    """Return what changes the last bits of a vector and is not in the store key: instructions and attention kernel.
 
-    None on a GPU, where the key says which attention runs.
+    None on a GPU, where the store key has the attention path.
     """
     units = instruction_set(device)
     if units is None or "attention_kernel_given_up" not in given_up(config, device):
@@ -137,7 +137,7 @@ def _version(package: str) -> str | None:
 
 
 def _processor() -> str:
-    """Return the name of the processor, if the system has it."""
+    """Return the name of the processor, if the system states it."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

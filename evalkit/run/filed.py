@@ -1,7 +1,7 @@
-"""A run file of another program, filed as a cell of a system of its own, so that every table and test can read it.
+"""File the run file of another program as a finished cell of its own system, for tables and comparisons.
 
-Beside the run file may lie `peer.json`, which `scripts/peer.py run` leaves: the library's versions and settings, its
-seconds and its peak memory. What it says of the run file is checked.
+`scripts/peer.py run` writes a `peer.json` beside its run file: the library's versions and settings, times and peak
+memory. If there is one, it is checked against the run file and recorded in the result.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ from evalkit.storage.results import CellScores
 from evalkit.types import Hit, Run
 
 FACTS = "peer.json"
-"""What a peer says of its run file, beside it."""
+"""The file beside a run file with the facts of the program that wrote it."""
 COUNTS = ("documents", "queries")
 
 
 def file_run(run_file: Path, system: str, config: RunConfig, *, console: Console) -> CellScores:
     """Score a run file under a dataset's rules and write the finished cell of a system called `system`.
 
-    Raises ScoreError for a run that is not of the dataset, and for a `peer.json` that is not of the run file; then
-    nothing is written. Raises ConfigError for a name that cannot be a system's.
+    Raises ScoreError, before anything is written, if the run belongs to another dataset or the `peer.json` to another
+    run file. Raises ConfigError for an invalid system name.
     """
     model = RunFileConfig(kind="run_file", name=system)
     facts = read_facts(run_file)
@@ -81,9 +81,9 @@ def file_run(run_file: Path, system: str, config: RunConfig, *, console: Console
 
 
 def read_facts(run_file: Path) -> dict[str, Any]:
-    """Return what `peer.json` beside a run file says; nothing where there is none.
+    """Return the content of the `peer.json` beside a run file; empty if there is none.
 
-    Raises ScoreError where it cannot be read, or was written for another run file.
+    Raises ScoreError if it cannot be read or was written for another run file.
     """
     path = run_file.with_name(FACTS)
     if not path.is_file():
@@ -108,7 +108,7 @@ def read_facts(run_file: Path) -> dict[str, Any]:
 
 
 def _refuse_other_dataset(run_file: Path, found: Run, facts: Mapping[str, Any], task: Task) -> None:
-    """Raise ScoreError unless a run can be of the dataset: its queries, its documents, and the counts of its facts."""
+    """Raise ScoreError if queries, documents or the counts in `facts` show that a run belongs to another dataset."""
     dataset = task.dataset
     where, remedy = f"{run_file}: got", "check that the run is of this dataset and split"
     known = {query.id for query in dataset.queries}
@@ -129,12 +129,12 @@ def _refuse_other_dataset(run_file: Path, found: Run, facts: Mapping[str, Any], 
     for document in dataset.corpus.documents():
         retrieved.discard(document.id)
     if retrieved:
-        msg = f"{where} {len(retrieved):,} documents that {dataset.name} has not ({min(retrieved)!r} and so on)"
+        msg = f"{where} {len(retrieved):,} documents that are not in {dataset.name} ({min(retrieved)!r} and so on)"
         raise ScoreError(f"{msg}, wanted its own only; {remedy}")
 
 
 def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the settings that decide the peer's scores, as far as it says them."""
+    """Return the settings that decide the peer's scores, as far as its facts have them."""
     names = ("library", "search", "versions", "settings", "checkpoint")
     return {"made_by": {name: facts[name] for name in names if name in facts}} if facts else {}
 
@@ -150,7 +150,7 @@ def _seconds(facts: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _checksum(run: Mapping[str, list[Hit]]) -> str:
-    """Return a checksum of a run's hits, which does not depend on the order of queries or on how numbers are spelt."""
+    """Return a checksum of a run's hits that is independent of the order of queries and the format of numbers."""
     digest = xxhash.xxh3_128()
     for query in sorted(run):
         for hit in run[query]:

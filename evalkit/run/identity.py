@@ -1,4 +1,4 @@
-"""The identity of results: the store key of document vectors and the facts behind a run id.
+"""The identity of results: the store key of document vectors, and the facts that a run id hashes.
 
 The store key hashes every setting that changes a document's vector, but no texts. The run id also covers the corpus,
 its shard boundaries, the queries and the search settings. Metrics, cutoffs and tables are in neither, so scoring again
@@ -23,14 +23,14 @@ from evalkit.types import Dataset, Qrels, Query
 SEARCH_RULES = 1
 """Increase it when a change of the search or the tie rule can change a run."""
 FAST_PLAID = "1.7.0.2110"
-"""The version of fast-plaid behind search=plaid, as scripts/plaid.py pins it."""
+"""The version of fast-plaid that search=plaid uses; scripts/plaid.py pins it."""
 ENCODING_RULES = 5
 """Increase it when a change of batching or arithmetic can change the last bits of a vector."""
 
 
 def vector_facts(  # noqa: PLR0913 (one argument for each source of a fact in the store key)
     config: EncoderConfig,
-    run: RunConfig,
+    job: RunConfig,
     checkpoint: Checkpoint,
     dim: int,
     *,
@@ -62,7 +62,7 @@ def vector_facts(  # noqa: PLR0913 (one argument for each source of a fact in th
         **({"elementwise": "triton"} if fused else {}),
         "batch_tokens": batch_tokens,
         "encoding_rules": ENCODING_RULES,
-        "stored_dtype": run.store.dtype,
+        "stored_dtype": job.store.dtype,
     }
 
 
@@ -105,15 +105,15 @@ class SearchFacts(TypedDict):
     drop_self: bool
     search_rules: int
     search: NotRequired[str]
-    """`plaid`; an exact search has no such fact, so that run ids from before there was another stay."""
+    """`plaid`. An exact search has no such fact, so that the ids of older exact cells stay the same."""
     index: NotRequired[dict[str, Any]]
     """The settings of the index and of its search."""
 
 
-def corpus_facts(survey: Survey, run: RunConfig) -> CorpusFacts:
+def corpus_facts(survey: Survey, job: RunConfig) -> CorpusFacts:
     """Return a corpus's checksum and its division into shards."""
-    assert run.store.shard_tokens != "auto"  # `environment.resolved` has made a number of it
-    return {"corpus": survey.checksum, "shard_tokens": run.store.shard_tokens, "cut": CUT}
+    assert job.store.shard_tokens != "auto"  # `environment.resolved` has replaced it by a number
+    return {"corpus": survey.checksum, "shard_tokens": job.store.shard_tokens, "cut": CUT}
 
 
 def store_key(system: Mapping[str, Any]) -> str:
@@ -131,22 +131,22 @@ def store_key_in(protocol: Mapping[str, Any]) -> str:
     return store_key({name: fact for name, fact in protocol.items() if name not in others})
 
 
-def search_facts(dataset: Dataset, run: RunConfig) -> SearchFacts:
+def search_facts(dataset: Dataset, job: RunConfig) -> SearchFacts:
     """Return the checksum of the queries and the settings of the search."""
     facts: SearchFacts = {
         "queries": texts_checksum(dataset.queries),
-        "depth": run.search.depth,
+        "depth": job.search.depth,
         "drop_self": dataset.drop_self,
         "search_rules": SEARCH_RULES,
     }
-    if run.search.name == "plaid":
-        settings = {name: getattr(run.search, name) for name in INDEX_SETTINGS}
+    if job.search.name == "plaid":
+        settings = {name: getattr(job.search, name) for name in INDEX_SETTINGS}
         facts |= {"search": "plaid", "index": {**settings, "library": f"fast-plaid {FAST_PLAID}"}}
     return facts
 
 
 def exact_protocol(protocol: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the protocol of the exact run beside a run by an index."""
+    """Return the protocol of the exact cell with the same embeddings, given the protocol of a cell with an index."""
     return {name: fact for name, fact in protocol.items() if name not in ("search", "index")}
 
 

@@ -41,7 +41,7 @@ CLAIM = ".claim"
 """Suffix of the file that a driver with workers keeps locked for each of its cells."""
 HEARTBEAT_S = 15.0
 REASON = 200
-"""Most characters that are shown of what is wrong with a record."""
+"""The maximum length of the reason why a record is damaged, in characters."""
 DEAD_AFTER_S = 120.0
 """Several heartbeats: a file system can be slow, and a native call can hold the GIL for a while."""
 
@@ -153,10 +153,10 @@ def _beating(path: Path) -> Iterator[None]:
 
 
 def _supersede(own: Path, key: str) -> None:
-    """Remove the records of stopped or failed jobs with the same config: this job replaces them."""
+    """Remove the records of stopped or failed jobs with the same config, because this job replaces them."""
     for path in [*own.parent.glob(f"{key}.*.json"), own.parent / f"{key}.json"]:
         job = None if path == own else _read(path)
-        if job is not None and job.config is not None and not job.running:  # without a config: it may be being written
+        if job is not None and job.config is not None and not job.running:  # no config: it may be half-written
             path.unlink(missing_ok=True)
             path.with_suffix(WORKERS).unlink(missing_ok=True)
 
@@ -164,7 +164,7 @@ def _supersede(own: Path, key: str) -> None:
 def record_workers(config: RunConfig, workers: Sequence[Mapping[str, Any]]) -> None:
     """Write the state of a job's workers beside its record. Errors are ignored: a full disk must not stop a job."""
     path = _own.get(_key(config))
-    if path is None:  # a run without a record
+    if path is None:  # a job without a record
         return
     with suppress(OSError, StoreError):
         write_whole(path.with_suffix(WORKERS), json.dumps(list(workers), ensure_ascii=False).encode())
@@ -246,7 +246,7 @@ def _read(path: Path) -> Job | None:
         return Job(path, None, held, "unknown", "", None if held else _unreadable(path, failure))
     if held or job.error or facts.get("ended"):
         return job
-    # A lock that is free is a proof only where there was one, on the machine that took it.
+    # A free lock proves that the process ended only if it had locked the record, and on the same machine.
     exact = refused is None and facts.get("locked", True) and process.partition(" ")[0] == socket.gethostname()
     return job if exact else job._replace(running=_now(path.parent) - touched < DEAD_AFTER_S)
 
@@ -257,11 +257,11 @@ def _unreadable(path: Path, error: Exception) -> str:
         reason = error.strerror or str(error)
     else:
         reason = f"got no field {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:REASON]
-    return f"{path}: this record of a run cannot be read: {reason}; evalkit status --forget removes it"
+    return f"{path}: this record of a job cannot be read: {reason}; evalkit status --forget removes it"
 
 
 def _now(folder: Path) -> float:
-    """Return the time by the clock that sets modification times in a folder, which may be a file server's."""
+    """Return the time of the clock that sets modification times in a folder. It may be the clock of a file server."""
     try:
         with tempfile.NamedTemporaryFile(dir=folder, prefix=".clock.", suffix=".tmp") as file:
             return os.fstat(file.fileno()).st_mtime
@@ -276,7 +276,7 @@ def _write(path: Path, facts: dict[str, Any]) -> None:
 
 
 def absolute(config: RunConfig) -> RunConfig:
-    """Return a config with absolute paths, which means the same in every working folder."""
+    """Return a config with absolute paths, so that it has the same meaning in every working folder."""
     dataset = config.dataset
     if dataset.path is not None:
         dataset = dataclasses.replace(dataset, path=str(Path(dataset.path).absolute()))

@@ -1,4 +1,4 @@
-"""Keeps the loaded model from one cell of a sweep to the next, so that only another model is read from disk."""
+"""Keeps the loaded model from one cell of a sweep to the next, so that the same model is not loaded twice."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ class _Held(NamedTuple):
 
 
 _held: list[_Held] | None = None
-"""The model that is kept, at most one; None until `keep` is called: then no model outlives its job."""
+"""The kept model, at most one. None until `keep` is called; until then models are freed at the end of their job."""
 
 
 def keep() -> None:
-    """From now on keep the model that was loaded last, until another model is loaded or the process ends."""
+    """From now on keep the last loaded model, until another model is loaded or the process ends."""
     global _held  # noqa: PLW0603 (all cells of a process share its memory and its device)
     if _held is None:
         _held = []
@@ -53,9 +53,9 @@ def kept() -> Iterator[None]:
 def encoders(
     model: EncoderConfig, found: Mapping[int, Checkpoint], *, device: torch.device, engine: EngineConfig
 ) -> list[Loaded]:
-    """Return the encoders of a model: the kept ones if they are the same, otherwise newly loaded and past the canary.
+    """Return the encoders of a model: the kept ones if they are the same, else newly loaded ones that pass the canary.
 
-    Raises ModelError, as `load_encoders` and `canary` do.
+    Raises ModelError if a checkpoint cannot be loaded or the model fails the canary.
     """
     kernels = {"attention": engine.attention, "elementwise": engine.elementwise}
     key = key_of(_facts(model, found, device) | kernels)

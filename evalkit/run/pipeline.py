@@ -90,7 +90,7 @@ def _run(config: RunConfig, *, console: Console, force: bool, lacking: dict[int,
         met: set[int] = set()
         try:
             best = search(task, unfinished, met_vectors=met)
-        except ChangedError:  # the next run must not believe this survey
+        except ChangedError:  # the next job must not use this survey
             forget(
                 task.dataset.corpus,
                 shard_tokens=environment.shard_tokens(config, task.device),
@@ -106,7 +106,7 @@ def _run(config: RunConfig, *, console: Console, force: bool, lacking: dict[int,
 
 
 def _require_index(config: RunConfig, *, console: Console, force: bool) -> None:
-    """Raise ConfigError where the index's library is missing and wanted: finished cells are read without it."""
+    """Raise ConfigError if the index's library is missing and a cell needs it. Reading finished cells does not."""
     try:
         plaid.python(config.cache_dir)
     except ConfigError:
@@ -116,7 +116,7 @@ def _require_index(config: RunConfig, *, console: Console, force: bool) -> None:
 
 
 def _indexed(task: Task, cells: Sequence[Cell]) -> dict[str, CellScores]:
-    """Search the stored embeddings of cells by an index, one after another; return their scores by run id."""
+    """Search the stored embeddings of cells with an index, one cell after another; return their scores by run id."""
     engine, model = task.config.engine, task.config.model
     assert isinstance(model, EncoderConfig)
     by_dim = {cell.dim: cell for cell in cells if cell.dim is not None}
@@ -161,7 +161,10 @@ def _written_to(config: RunConfig, cells: Sequence[Cell]) -> Iterator[Path]:
 
 
 def prepare(config: RunConfig, *, console: Console) -> Task:
-    """Open the dataset and survey its corpus: counts, checksum, duplicate ids, shard boundaries."""
+    """Open the dataset and survey its corpus: counts, checksum, duplicate ids, shard boundaries.
+
+    Raises ConfigError for a device or kernel that is not available, and DatasetError for unusable data.
+    """
     device = environment.choose_device(config.engine.device)
     choice.require(config.engine.maxsim, device, precision=config.engine.nominate)
     config = environment.resolved(config, device)
@@ -196,14 +199,18 @@ def search(task: Task, cells: Sequence[Cell], *, met_vectors: set[int] | None = 
     if isinstance(task.config.model, Bm25Config):
         (cell,) = cells
         return {cell.run_id: search_bm25(task, cell, task.config.model)}
-    assert isinstance(task.config.model, EncoderConfig)  # nothing runs a run file
+    assert isinstance(task.config.model, EncoderConfig)  # a system known by its run file only is never searched
     return search_vectors(task, cells, task.config.model, met_vectors=met_vectors)
 
 
 def search_vectors(
     task: Task, cells: Sequence[Cell], model: EncoderConfig, *, met_vectors: set[int] | None = None
 ) -> dict[str, Hits]:
-    """Encode and search every shard; dims with identical backbones share one pass over the corpus."""
+    """Encode and search every shard; return each cell's best hits, by run id.
+
+    Dims with identical backbones share one pass over the corpus. Dims whose published vectors the loaded model
+    reproduced are added to `met_vectors`.
+    """
     engine, met = task.config.engine, set() if met_vectors is None else met_vectors
     if engine.threads is not None:
         torch.set_num_threads(engine.threads)
@@ -231,7 +238,10 @@ def search_vectors(
 
 
 def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
-    """Count the queries' terms in every shard, then score every shard with the whole corpus' statistics."""
+    """Count the queries' terms in every shard, then score every shard with the whole corpus' statistics.
+
+    Returns the best hits over all shards.
+    """
     lucene.check_settings(model)
     analyzer = ANALYZERS[model.analyzer]()
     if task.dataset.language == "unknown":
@@ -277,7 +287,8 @@ def finish(
 ) -> CellScores:
     """Write a cell's run file and scores; scores.json is written last and marks the cell as finished.
 
-    `indexed` holds the facts of an index, for a cell that searched one: its embeddings and weights are the exact run's.
+    `search_s` is the wall time of encoding and search, in seconds. `indexed` has the facts of an index, for a cell that
+    searched one. Such a cell has the embeddings and weights of its exact cell.
     """
     started = time.monotonic()
     config, dataset = task.config, task.dataset
@@ -345,7 +356,10 @@ def finish(
 
 
 def _never_found(task: Task) -> dict[str, int]:
-    """Return how many documents BM25 leaves out because they have a title alone, as Anserini does; nothing for none."""
+    """Return the number of documents that BM25 does not index because they have only a title; empty if there are none.
+
+    Anserini does not index them either.
+    """
     model, count = task.config.model, task.survey.title_only
     leaves_out = isinstance(model, Bm25Config) and "contents" not in model.fields and "text" in model.fields
     return {"title_only_documents": count} if leaves_out and count else {}
@@ -354,7 +368,7 @@ def _never_found(task: Task) -> dict[str, int]:
 def _beside_exact(
     config: RunConfig, exact: Cell, run: Mapping[str, list[Hit]], indexed: plaid.Indexed
 ) -> dict[str, Any]:
-    """Return what is recorded of an index beside the exact run: its cost, what both runs share, and the weights."""
+    """Return the facts of an index search: its cost, the overlap with the exact cell's run, and the weights."""
     path = run_dir(config.results_dir, exact.run_id)
     known = results.read(path / results.SCORES)
     results.require_unedited(config.results_dir, known, results.RUN)

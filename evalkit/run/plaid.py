@@ -1,8 +1,8 @@
-"""`search=plaid`: the stored embeddings searched by fast-plaid's index, beside the exact search of the same embeddings.
+"""`search=plaid`: search the stored embeddings with a fast-plaid index, after the exact search of the same embeddings.
 
-fast-plaid wants a torch of its own, so it runs in another process, with the Python of an environment of its own
-(scripts/plaid.py). An index is built in a temporary folder and renamed when it is whole; its record says of which
-embeddings it is and how long it took.
+fast-plaid needs another version of torch, so it runs in a separate process with an environment of its own
+(scripts/plaid.py). An index is built in a temporary folder and renamed when it is complete. Its record has the checksum
+of the embeddings and the time that building took.
 
 Shapes: Q queries, K documents kept per query.
 """
@@ -49,16 +49,17 @@ ENVIRONMENT = "EVALKIT_PLAID"
 """The environment variable that names the folder of fast-plaid's virtual environment."""
 RECORD = "index.json"
 OWN = (RECORD, "places.json")
-"""Files beside an index that are not the library's; they do not count towards its bytes."""
+"""Files in an index's folder that evalkit wrote; they do not count towards its size."""
 CUTOFF = 10
+"""The cutoff at which the hits of index and exact search are compared."""
 
 
 class Indexed(NamedTuple):
-    """What an index found, and what it cost."""
+    """The hits of an index search, and its cost."""
 
     hits: Hits
     facts: dict[str, Any]
-    """What the result records of the index."""
+    """The facts of the index that the result records."""
     search_s: float
 
 
@@ -69,23 +70,23 @@ class _Stored(NamedTuple):
     ids: tuple[str, ...]
     vectors: int
     checksum: str
-    """Of all arrays, in the order of the shards."""
+    """The checksum over all arrays, in the order of the shards."""
 
 
 def script() -> Path:
-    """Return scripts/plaid.py: of an installed wheel, else of the checkout."""
+    """Return the path of scripts/plaid.py in an installed wheel, else in the checkout."""
     installed = Path(__file__).parents[1] / "_scripts" / "plaid.py"
     return installed if installed.is_file() else Path(__file__).parents[2] / "scripts" / "plaid.py"
 
 
 def environment(cache_dir: Path) -> Path:
-    """Return the folder of fast-plaid's environment, whether it is there or not."""
+    """Return the folder of fast-plaid's environment, whether or not it exists."""
     chosen = os.environ.get(ENVIRONMENT)
     return (Path(chosen).expanduser() if chosen else environments_dir(cache_dir) / "plaid").absolute()
 
 
 def check(config: RunConfig) -> None:
-    """Raise ConfigError for what `search=plaid` cannot be done with, before anything is encoded."""
+    """Raise ConfigError if a config cannot be combined with `search=plaid`, before anything is encoded."""
     model, nbits = config.model, config.search.nbits
     if not isinstance(model, EncoderConfig) or model.pooling != "tokens":
         msg = f"search=plaid: {model.name} has no token vectors to index"
@@ -101,12 +102,12 @@ def check(config: RunConfig) -> None:
 
 
 def exactly(config: RunConfig) -> RunConfig:
-    """Return the config of the exact run beside one by an index."""
+    """Return the config of the exact search of the same embeddings, given a config with an index."""
     return dataclasses.replace(config, search=SearchConfig(depth=config.search.depth))
 
 
 def exact_cell(task: Task, cell: Cell) -> Cell:
-    """Return the cell of the exact run beside one by an index: the same embeddings and queries."""
+    """Return the exact cell with the same embeddings and queries, given a cell with an index."""
     protocol = identity.exact_protocol(cell.protocol)
     model, dataset = task.config.model.name, task.dataset
     run_id = keys.run_id(dataset.name, dataset.split, model, cell.dim, protocol)
@@ -114,10 +115,10 @@ def exact_cell(task: Task, cell: Cell) -> Cell:
 
 
 def search(task: Task, cell: Cell, queries: ShardVectors) -> Indexed:
-    """Return what the index of a cell's stored embeddings finds for some queries; it is built where there is none.
+    """Search the index of a cell's stored embeddings with queries; build the index if there is none.
 
-    Raises StoreError for embeddings that are not stored, or an index of other ones, and EngineError where the library
-    fails; nothing is left of an index that is not whole.
+    Raises StoreError if embeddings are missing or the index was built from others. Raises EngineError if the library
+    fails. An incomplete index is deleted.
     """
     assert cell.dim is not None
     stored = _stored(task, cell)
@@ -130,7 +131,7 @@ def search(task: Task, cell: Cell, queries: ShardVectors) -> Indexed:
     make_folder(folder.parent)
     remove_left_over([folder.parent])
     unfinished = temporary(folder)
-    suffix = temporary(Path("x")).name.removeprefix(".x")  # so that a killed process's folder is known as left over
+    suffix = temporary(Path("x")).name.removeprefix(".x")  # so that `remove_left_over` finds a killed process's folder
     with tempfile.TemporaryDirectory(prefix=".search-", suffix=suffix, dir=folder.parent) as work:
         place = folder if record is not None else unfinished
         save_file(
@@ -171,10 +172,10 @@ def search(task: Task, cell: Cell, queries: ShardVectors) -> Indexed:
 
 
 def beside(run: Run, exact: Run) -> dict[str, float]:
-    """Return what a run by an index shares with the exact run, as means over the exact run's queries with hits.
+    """Compare the run of an index with the exact run; return means over the queries with hits in the exact run.
 
-    `overlap@10`: the part of the exact first 10 that is among the index's first 10. `recall of exact 10`: the part of
-    them that the index returned at all, at whatever rank.
+    `overlap@10` is the fraction of the exact first 10 hits that are among the index's first 10. `recall of exact 10` is
+    the fraction of them that the index returned at any rank.
 
     >>> from evalkit.types import Hit
     >>> beside({"q": [Hit("a", 2.0), Hit("b", 1.0)]}, {"q": [Hit("a", 2.0), Hit("c", 1.0)]})
@@ -192,7 +193,7 @@ def beside(run: Run, exact: Run) -> dict[str, float]:
 
 
 def python(cache_dir: Path) -> Path:
-    """Return the Python of fast-plaid's environment. Raises ConfigError, with the command that makes it."""
+    """Return the Python of fast-plaid's environment. Raises ConfigError that names the command to create it."""
     folder = environment(cache_dir)
     found = folder / "bin" / "python"
     if not found.is_file():
@@ -202,7 +203,7 @@ def python(cache_dir: Path) -> Path:
 
 
 def _stored(task: Task, cell: Cell) -> _Stored:
-    """Verify the stored embeddings of a corpus, a shard at a time, and return where they are."""
+    """Verify the stored embeddings of a corpus, one shard at a time; return their paths, ids and checksum."""
     folder = store_dir(task.config.cache_dir, cell.store_key)
     paths: list[Path] = []
     ids: list[str] = []
@@ -224,9 +225,9 @@ def _stored(task: Task, cell: Cell) -> _Stored:
 
 
 def _record(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
-    """Return the record of an index, or None where there is none. Raises StoreError for one of other embeddings."""
+    """Return the record of an index, or None if there is no index. Raises StoreError if it has other embeddings."""
     path = folder / RECORD
-    again = f"delete {folder} and run the same command again: it is built anew"
+    again = f"delete {folder} and run the same command again: it is built again"
     try:
         found = seal.read(path.read_bytes())
         size = int(found["bytes"])
@@ -249,7 +250,7 @@ def _record(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def _kept(folder: Path, unfinished: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """Write the record of an index that was built, and give the index its name."""
+    """Write the record of a new index and rename the index to its final folder."""
     record = {**facts, "bytes": _bytes(unfinished)}
     write_whole(unfinished / RECORD, json.dumps(seal.seal(record), indent=1).encode())
     try:
@@ -266,10 +267,10 @@ def _bytes(folder: Path) -> int:
 def _asked(
     job: Mapping[str, Any], work: Path, cache_dir: Path, stored: _Stored, *, queries: int
 ) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-    """Let the library do a job; return its answer, and its hits as places of queries, of documents, and scores."""
+    """Run the library on a request. Return its answer and its hits: query indices, document indices, scores."""
     doing = "searching" if job["build"] is None else "building and searching"
     kept = "" if job["build"] is None else "nothing of the index was kept: "
-    again = f"{kept}run the same command again, or make its environment anew: "
+    again = f"{kept}run the same command again, or make its environment again: "
     again += f"python {script()} make {environment(cache_dir)}"
     write_whole(work / "job.json", json.dumps(job).encode())
     done = subprocess.run(  # noqa: S603 (the Python of an environment that the user made)
@@ -297,7 +298,7 @@ def _asked(
 def _hits(
     document_QK: np.ndarray, score_QK: np.ndarray, *, queries: int, documents: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return a matrix of hits as flat arrays; -1 is no document. Raises ValueError for hits that cannot be."""
+    """Return a matrix of hits as flat arrays; -1 means no document. Raises ValueError for invalid hits."""
     if document_QK.shape != score_QK.shape or len(document_QK) != queries:
         msg = f"hits of shapes {document_QK.shape} and {score_QK.shape}, wanted a row for each of {queries} queries"
         raise ValueError(msg)

@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 Advance = Callable[[int, int], None]
-"""`advance(documents, tokens)` adds what was finished since the last call."""
+"""`advance(documents, tokens)` adds the documents and tokens that were finished since the last call."""
 
 LINE_S = 30.0
 """Seconds between two lines without a terminal."""
@@ -28,7 +28,7 @@ class Counted:
         self._show, self._started = show, time.monotonic()
 
     def __call__(self, documents: int, tokens: int) -> None:
-        """Count what was finished since the last call."""
+        """Add the documents and tokens that were finished since the last call."""
         self.documents += documents
         self.tokens += tokens
         self._show(self)

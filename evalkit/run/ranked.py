@@ -25,8 +25,8 @@ class Ranked(NamedTuple):
 def write_files(task: Task, run_id: str, hits: Mapping[str, Sequence[Hit]]) -> Ranked:
     """Apply the dataset's self-id rule to hits by query id; write run file, judgements, per-query values and config.
 
-    The hits that the rule leaves out are kept in a file of their own: `evalkit replay` can put them back. An earlier
-    scores.json is removed first, because it would describe other files.
+    The hits that the rule drops are kept in a separate file, so that `evalkit replay` can put them back. An earlier
+    scores.json is removed first, because it describes the files that are replaced.
     """
     config, dataset = task.config, task.dataset
     folder = run_dir(config.results_dir, run_id)
@@ -46,7 +46,7 @@ def write_files(task: Task, run_id: str, hits: Mapping[str, Sequence[Hit]]) -> R
 
 
 def counts(task: Task, ranked: Ranked) -> dict[str, int]:
-    """Return how many documents, queries and judgements a cell has, and how many hits its self-id rule concerns."""
+    """Return the numbers of documents, queries and judgements of a cell, and of hits whose id is the query's own."""
     survey, dataset = task.survey, task.dataset
     return {
         "documents": survey.documents,

@@ -13,7 +13,7 @@ from evalkit.run.progress import Advance
 from evalkit.types import Dataset, Hit, Run
 
 
-def rerank(  # noqa: PLR0913 (keyword-only behind the first three)
+def rerank(  # noqa: PLR0913 (keyword-only after the first three)
     run: Run,
     dataset: Dataset,
     reranker: Reranker,
@@ -25,9 +25,9 @@ def rerank(  # noqa: PLR0913 (keyword-only behind the first three)
 ) -> dict[str, list[Hit]]:
     """Return each judged query's first `depth` hits in the re-ranker's order; hits beyond `depth` are left out.
 
-    The corpus is read once, and only the documents of the run are held. `corpus` is the checksum of the corpus that the
-    run was made over, where that is known. Raises ScoreError for another corpus, and for a document of the run that the
-    corpus has not.
+    The corpus is read once, and only the documents of the run are kept in memory. `corpus` is the checksum of the
+    corpus that the run was made with, if known. Raises ScoreError if the corpus has another checksum or lacks a
+    document of the run.
     """
     asked = [query for query in dataset.queries if query.id in run]
     wanted = {hit.document_id for query in asked for hit in run[query.id][:depth]}

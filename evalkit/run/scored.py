@@ -146,7 +146,7 @@ def _judged_with(task: Task, scores: CellScores) -> str | None:
 
 
 def _same_groups(task: Task, scores: CellScores) -> bool:
-    """Tell whether the recorded group means equal those of the current groups, computed from the per-query values."""
+    """Whether the recorded group means are those of the current groups, computed from the per-query values."""
     groups = task.dataset.query_groups
     if not groups and not scores.groups:
         return True

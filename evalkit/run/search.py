@@ -47,7 +47,7 @@ def asked(queries: ShardVectors, device: torch.device) -> Asked:
     return Asked(queries._replace(vectors=queries.vectors._replace(rows_XD=rows_XD)), norms)
 
 
-def search_shard(  # noqa: PLR0913 (two sides, and keyword-only options that `_Options` collects at once)
+def search_shard(  # noqa: PLR0913 (two positional arguments; the options are keyword-only and become `_Options`)
     queries: ShardVectors | Asked,
     shard: ShardVectors,
     *,
@@ -161,7 +161,7 @@ def best_of(score_QN: np.ndarray, ids: Ids, *, depth: int, first_query: int, tie
 
 
 def hits_to_arrays(hits: Hits) -> dict[str, Tensor]:
-    """Return hits as named arrays for a checkpoint; ids become their concatenated bytes and the ends of each."""
+    """Return hits as named arrays for a checkpoint. Ids are stored as concatenated bytes and the end offset of each."""
     ids = hits.id_H.tolist()
     data = np.frombuffer(b"".join(ids), dtype=np.uint8)
     return {

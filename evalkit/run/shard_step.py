@@ -41,13 +41,13 @@ from evalkit.storage.shard_files import ShardVectors
 log = logging.getLogger(__name__)
 
 BEHIND = 2
-"""Shards that may wait for the disk while a GPU encodes the next one; each takes 2 GB of memory per dim."""
+"""Encoded shards that may wait to be written while a GPU encodes the next one; each takes 2 GB of memory per dim."""
 BM25_QUERY_BLOCK = 64
 """Queries scored at a time: bounds the score matrix [block, N], N documents of a shard."""
 
 
 def stay(task: Task) -> bool:
-    """Whether a shard's vectors stay on the GPU: it searches them, and `store.keep=topk` writes none of them."""
+    """Whether a shard's vectors stay on the GPU: true if the GPU searches them and `store.keep=topk` writes none."""
     return task.config.store.keep == "topk" and task.device.type == "cuda"
 
 
@@ -83,8 +83,8 @@ class VectorStep:
     encoder: Encoder
     cells: Mapping[int, Cell]
     floor_of: Callable[[Cell], np.ndarray]
-    """The score [Q] that a cell's further hits must reach. It only saves work: a document below it cannot enter the
-    run, whatever the order of the shards."""
+    """Returns the score [Q] that further hits of a cell must reach. It only saves work: in any order of the shards, a
+    document below it cannot enter the run."""
     advance: Advance
     queries: Mapping[int, Asked]
     budget: _Budget
@@ -178,7 +178,7 @@ class VectorStep:
     def _encoded(self, shard: ShardRange, dims: Sequence[int]) -> _Fresh:
         """Encode a shard and queue its vectors for writing. Return them by dim, with the seconds of encoding."""
         if self.task.device.type == "cpu":
-            # Compared with encoding on a CPU a write takes no time, and two shards would take twice the memory.
+            # On a CPU a write is short compared with encoding, and holding two shards would take twice the memory.
             self.writer.wait()
         started = time.monotonic()
         texts = self.tokenized.take(shard)
@@ -299,7 +299,7 @@ def _search_stream(device: torch.device) -> AbstractContextManager[object]:
 
 
 class _Budget:
-    """Most tokens of a batch: the configured number until a batch does not fit memory. Logged once, and recorded."""
+    """The maximum tokens of a batch. It falls if a batch does not fit memory, which is logged once and recorded."""
 
     def __init__(self, tokens: int) -> None:
         self.tokens = tokens
@@ -387,12 +387,11 @@ def bm25_score_step(
 def costs(task: Task, cell: Cell) -> dict[str, float]:
     """Return the costs of a cell's shards, summed over their manifests: vectors, encode_s, search_s.
 
-    `slowest_search_s` is that of one shard, in which kernels were prepared: a forecast counts it once.
-
-    Dims that shared a pass over the corpus each have the time of the whole pass. A shard that another run had encoded
-    has that run's time, and is counted in `reused_shards`. Where a batch did not fit memory, `fitted_batch_tokens` is
-    the smallest budget that a shard was left with. `shards_without_costs` counts the shards whose manifest is gone or
-    lacks one of the three; a sum that such a shard has no part in is left out.
+    `slowest_search_s` is the longest search of one shard. It includes preparing the kernels, so a forecast counts it
+    once. Dims that shared a pass over the corpus each have the time of the whole pass. A shard that was encoded for
+    another cell has the time of that cell, and is counted in `reused_shards`. If a batch did not fit memory,
+    `fitted_batch_tokens` is the smallest limit that a shard ended with. `shards_without_costs` counts the shards whose
+    manifest is missing or lacks a cost; sums to which such a shard cannot contribute are left out.
     """
     folder = topk_dir(task.config.cache_dir, cell.search_key)
     found = [shard_files.finished(folder, shard.checksum) or {} for shard in task.survey.shards]
@@ -419,7 +418,7 @@ def _encoding(facts: Mapping[str, Any] | None, cell: Cell) -> dict[str, float]:
 
 @cache
 def say_other_units(stored: str | None, here: str | None) -> None:
-    """Say once that stored vectors were computed otherwise than this process would compute them."""
+    """Log once that stored vectors were computed with other instructions or kernels than this process uses."""
     if stored is not None and here is not None and stored != here:
         log.warning(
             "stored vectors were computed with %s, this process has %s: last bits of vectors can differ "

@@ -11,10 +11,10 @@ from evalkit.storage.results import CellScores
 
 
 def run(*words: str) -> tuple[CellScores, ...]:
-    """Run every cell that the words name, as `evalkit run` does, and return them finished, in the words' order.
+    """Compute every cell that the words name, as `evalkit run` does; return the finished cells in the words' order.
 
-    Words that give several values are a sweep, as with `-m`. Cells that are finished already are read and not run.
-    Raises EvalkitError for the first cell that fails; those before it are finished.
+    Words with several values are a sweep, as with `-m`. Finished cells are read and not computed again. Raises
+    EvalkitError for the first cell that fails; the cells before it are finished.
     """
     cells: list[CellScores] = []
     try:

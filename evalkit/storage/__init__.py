@@ -1,1 +1,1 @@
-"""Files on disk: paths, atomic writes, shard files, TREC runs, results, the Hub's cache."""
+"""Files on disk: paths, atomic writes, shard files, TREC files, results, the Hub's cache."""

@@ -59,10 +59,10 @@ def read_lines(path: Path, bad: Bad) -> Iterator[tuple[int, bytes]]:
                     yield number, line
     except EOFError as error:
         got = "the end of a truncated gzip file after this line"
-        raise bad(path, number, got, "a whole file", "get the file anew") from error
+        raise bad(path, number, got, "a whole file", "get the file again") from error
     except (gzip.BadGzipFile, zlib.error) as error:
         got = f"damaged gzip data after this line ({error})"
-        raise bad(path, number, got, "a whole file", "get the file anew") from error
+        raise bad(path, number, got, "a whole file", "get the file again") from error
     except OSError as error:
         remedy = "check its path and its permissions"
         raise bad(path, None, str(error.strerror), "a readable file", remedy) from error
@@ -181,7 +181,7 @@ def read_qrels(path: Path, bad: Bad, *, forms: Collection[int] = (3, 4)) -> dict
             got += f"which has grade {first} on line {before.line}"
             raise bad(path, number, got, "one grade for a pair", "remove one of the lines")
     if not qrels:
-        raise bad(path, None, "no judgement", "at least one", "get the file anew")
+        raise bad(path, None, "no judgement", "at least one", "get the file again")
     return qrels
 
 

@@ -38,7 +38,7 @@ def snapshot(
     whole: Callable[[Path], bool],
     repo_type: RepoType = "model",
 ) -> Path:
-    """Return the folder of a commit with the files of these patterns; missing files are downloaded.
+    """Return the folder of a commit in the cache, after downloading the missing files that match `patterns`.
 
     No request is made if `revision` is a commit and `whole` returns true for its folder: a file is linked there only
     when it is complete. A partial download is resumed, also by a later process. Progress is shown on a terminal.
@@ -51,13 +51,13 @@ def snapshot(
         if kept.is_dir() and whole(kept):
             return kept
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.utils import tqdm  # type: ignore[attr-defined]  # its lazy exports have no types
+    from huggingface_hub.utils.tqdm import tqdm
 
     class Silent(tqdm):
         """Turns off the library's own bar, which counts files; most of them exist by then."""
 
         def __init__(self, *arguments: Any, **settings: Any) -> None:
-            super().__init__(*arguments, **{**settings, "disable": True})  # type: ignore[no-untyped-call]  # as above
+            super().__init__(*arguments, **{**settings, "disable": True})  # type: ignore[no-untyped-call]  # tqdm has no types
 
     wanted: dict[str, Any] = {
         "repo_type": repo_type,

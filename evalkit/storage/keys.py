@@ -30,7 +30,7 @@ def run_id(dataset: str, split: str, model: str, dim: int | None, facts: Mapping
 
 
 def system_label(model: str, dim: int | None) -> str:
-    """Return the name of a system at a dim, as run ids and files have it; people read `label`.
+    """Return the name of a system at a dim as run ids and file names spell it. For people see `label`.
 
     >>> system_label("demo", 64), system_label("bm25", None)
     ('demo-64', 'bm25')
@@ -39,7 +39,7 @@ def system_label(model: str, dim: int | None) -> str:
 
 
 def label(model: str, *dims: int | None) -> str:
-    """Return how people read a system at its dims, and how a command takes it: the colon parts a dim from a name.
+    """Return the name of a system at its dims for people, which commands accept too: a colon separates the dims.
 
     >>> label("demo", 64), label("demo", 128, 64), label("bm25", None), label("bm25")
     ('demo:64', 'demo:128,64', 'bm25', 'bm25')

@@ -1,4 +1,4 @@
-"""No network: switched off for this process, or met and told in few words."""
+"""Switch the network off for this process, and shorten the errors of failed connections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def reason(error: BaseException, *, most: int) -> str:
-    """Return why something could not be fetched, in at most so many characters: the library's own words are a page.
+    """Return why a download failed, in at most `most` characters. The library's own message can fill a page.
 
     >>> reason(OSError("(host='a.org', port=443): Max retries … Failed to resolve 'a.org'"), most=200)
     'OSError: no network, a.org could not be resolved'
@@ -29,24 +29,27 @@ def reason(error: BaseException, *, most: int) -> str:
 
 @contextmanager
 def network_off() -> Iterator[None]:
-    """Make every connection and name look-up of this process raise OSError, and set the Hub's client offline."""
+    """Make every connection and name look-up of this process raise OSError, and put the Hub's client offline."""
     import huggingface_hub.constants as hub
 
     def refused(*_arguments: Any, **_settings: Any) -> Any:
         msg = "the network is off while evalkit verifies"
         raise OSError(msg)
 
-    before = socket.socket.connect, socket.socket.connect_ex, socket.getaddrinfo, hub.HF_HUB_OFFLINE
-    # Methods of a class from outside are replaced, which mypy rightly reports and this needs.
-    socket.socket.connect = socket.socket.connect_ex = refused  # type: ignore[method-assign]
-    socket.getaddrinfo = refused
-    hub.HF_HUB_OFFLINE = True
+    replaced: list[tuple[Any, str, Any]] = [
+        (socket.socket, "connect", refused),
+        (socket.socket, "connect_ex", refused),
+        (socket, "getaddrinfo", refused),
+        (hub, "HF_HUB_OFFLINE", True),
+    ]
+    before = [(owner, name, getattr(owner, name)) for owner, name, _ in replaced]
+    _set(replaced)
     try:
         yield
     finally:
-        (
-            socket.socket.connect,  # type: ignore[method-assign]
-            socket.socket.connect_ex,  # type: ignore[method-assign]
-            socket.getaddrinfo,
-            hub.HF_HUB_OFFLINE,
-        ) = before
+        _set(before)
+
+
+def _set(attributes: list[tuple[Any, str, Any]]) -> None:
+    for owner, name, value in attributes:
+        setattr(owner, name, value)

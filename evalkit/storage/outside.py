@@ -16,8 +16,7 @@ import yaml
 from evalkit.config.files import YAML_ERRORS, Loader, reason
 
 DEEPEST = 100
-"""Most nested lists and mappings; no file of evalkit has ten."""
-
+"""The maximum depth of nested lists and mappings; no file of evalkit reaches ten."""
 MOST_BITS = 64
 """Most bits of a whole number: larger ones are not counts, and cannot be compared with floats."""
 
@@ -27,9 +26,9 @@ class UnreadableError(ValueError):
 
 
 def json_value(data: str | bytes, *, constants: bool = False) -> Any:
-    """Return what a JSON text says. Raises UnreadableError for NaN, half surrogate pairs and deep nesting too.
+    """Parse a JSON text. Raises UnreadableError, also for NaN, half surrogate pairs and deep nesting.
 
-    `constants` takes NaN and infinities, which Python writes and JSON has not, for null.
+    With `constants`, NaN and infinities become null; Python writes them although JSON does not have them.
 
     >>> json_value('{"a": [1, null]}')
     {'a': [1, None]}
@@ -43,7 +42,7 @@ def json_value(data: str | bytes, *, constants: bool = False) -> Any:
 
 
 def json_object(data: str | bytes, *, constants: bool = False) -> dict[str, Any]:
-    """Return the object that a JSON text is. Raises UnreadableError for anything else."""
+    """Parse a JSON text that is an object. Raises UnreadableError for anything else."""
     value = json_value(data, constants=constants)
     if not isinstance(value, dict):
         msg = f"got {_name(value)}, wanted a JSON object"
@@ -52,12 +51,12 @@ def json_object(data: str | bytes, *, constants: bool = False) -> dict[str, Any]
 
 
 def read_json(path: Path) -> Any:
-    """Return the JSON value in a file. Raises UnreadableError."""
+    """Parse a JSON file. Raises UnreadableError, also if the file cannot be read."""
     return json_value(_bytes(path))
 
 
 def read_json_object(path: Path, *, constants: bool = False) -> dict[str, Any]:
-    """Return the JSON object in a file. Raises UnreadableError, also where the file cannot be read."""
+    """Parse a JSON file that has an object. Raises UnreadableError, also if the file cannot be read."""
     return json_object(_bytes(path), constants=constants)
 
 

@@ -1,4 +1,8 @@
-"""Every file and folder name that evalkit writes, once, and the one way to write a file that is whole or absent."""
+"""The names of all files and folders that evalkit writes, and the function that writes a file atomically.
+
+Two folders hold them. `results_dir` has finished cells. `cache_dir` has what can be computed or fetched again: shards,
+top-k, surveys, indexes, and records of jobs.
+"""
 
 from __future__ import annotations
 
@@ -18,17 +22,17 @@ import xxhash
 from evalkit.errors import StoreError
 
 LONGEST_KEPT: Final = 120
-"""Bytes of a name that are kept in that of its temporary file."""
+"""Names up to this many bytes are kept in the name of their temporary file; longer ones are shortened."""
 DAY_S: Final = 86_400
 
 
 def survey_file(cache_dir: Path, key: str) -> Path:
-    """Name the file of the counts, checksum and shard cuts of a corpus."""
+    """Return the file with the counts, checksum and shard boundaries of a corpus."""
     return cache_dir / "surveys" / f"{key}.json"
 
 
 def fetched_file(cache_dir: Path, name: str) -> Path:
-    """Name the file of the checksums of a model or dataset that was fetched ahead of time.
+    """Return the file with the checksums of a model or dataset that was fetched ahead of time.
 
     >>> fetched_file(Path("cache"), "dataset beir/fiqa test").name
     'dataset-beir-fiqa-test.json'
@@ -37,30 +41,30 @@ def fetched_file(cache_dir: Path, name: str) -> Path:
 
 
 def corpora_dir(cache_dir: Path) -> Path:
-    """Name the folder of the checksums that corpora had when they were first read whole."""
+    """Return the folder with the checksums of corpora, as first read completely."""
     return cache_dir / "corpora"
 
 
 def learned_file(cache_dir: Path, name: str, key: str) -> Path:
-    """Name the file of the checksum that a dataset's corpus had when it was first read whole."""
+    """Return the file with the checksum of a dataset's corpus, as first read completely."""
     return corpora_dir(cache_dir) / f"{name.replace('/', '-')}.{key}.json"
 
 
 def store_dir(cache_dir: Path, store_key: str) -> Path:
-    """Name the folder of the checkpointed embeddings under one model and dim, of whatever corpus.
+    """Return the folder of the embeddings of one model at one dim, for shards of any corpus.
 
-    A shard's files are named by its checksum, here and among the top-k: `ShardRange.checksum`.
+    Here and in `topk_dir` the files of a shard are named by its checksum, `ShardRange.checksum`.
     """
     return cache_dir / "stores" / store_key
 
 
 def topk_dir(cache_dir: Path, search_key: str) -> Path:
-    """Name the folder of the checkpointed top-k of each shard for one set of queries."""
+    """Return the folder of the top-k of each shard, for one cell's queries and search settings."""
     return cache_dir / "topk" / search_key
 
 
 def environments_dir(cache_dir: Path) -> Path:
-    """Return the folder of virtual environments that other libraries run in.
+    """Return the folder of the virtual environments of other libraries.
 
     >>> environments_dir(Path("cache")).as_posix()
     'cache/environments'
@@ -69,26 +73,26 @@ def environments_dir(cache_dir: Path) -> Path:
 
 
 def index_dir(cache_dir: Path, key: str) -> Path:
-    """Name the folder of an index over the stored embeddings of one corpus."""
+    """Return the folder of an index over the stored embeddings of one corpus."""
     return cache_dir / "indexes" / key
 
 
 def default_results_dir() -> Path:
-    """Return where finished runs are unless a command says otherwise, as `results_dir` of the config has it."""
+    """Return the default folder of finished cells, the same as the config's default of `results_dir`."""
     return Path(os.environ.get("EVALKIT_RESULTS") or "evalkit-results")
 
 
 def run_dir(results_dir: Path, run_id: str) -> Path:
-    """Name the folder of everything that one finished cell leaves."""
+    """Return the folder of one cell's result files."""
     return results_dir / "runs" / run_id
 
 
 MTEB = "mteb"
-"""Where a results folder keeps what was read from results of mteb's."""
+"""The subfolder of a results folder for scores that mteb measured."""
 
 
 def mteb_file(results_dir: Path, model: str, revision: str, dataset: str) -> Path:
-    """Name the record of a mean that mteb measured, laid out as mteb's own results.
+    """Return the record of a mean that mteb measured. Folders are laid out like mteb's own results.
 
     >>> mteb_file(Path("r"), "org/name", "abc", "beir/fiqa").as_posix()
     'r/mteb/org__name/abc/beir-fiqa.json'
@@ -97,7 +101,7 @@ def mteb_file(results_dir: Path, model: str, revision: str, dataset: str) -> Pat
 
 
 def below(folder: Path, name: str) -> Path:
-    """Return the path of a file below a folder. Raises StoreError for a name that leads elsewhere."""
+    """Return the path of a file below a folder. Raises StoreError for a name that would be outside it."""
     parts = PurePosixPath(name).parts
     if not parts or PurePosixPath(name).is_absolute() or ".." in parts or "\0" in name:
         msg = f"{name!r}: wanted a name of a file below {folder}; nothing was written there"
@@ -106,7 +110,7 @@ def below(folder: Path, name: str) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder and those above it where they are not there. Raises StoreError."""
+    """Create a folder and its parents if they do not exist. Raises StoreError if that fails."""
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -114,9 +118,9 @@ def make_folder(path: Path) -> None:
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file so that after any fault it is either the whole new content or what was there before.
+    """Write a file atomically: after any fault it has either the whole new content or the previous one.
 
-    Raises StoreError where it cannot be written: no space, no permission, no folder.
+    The content is written to a temporary file, synced and renamed. Raises StoreError if that fails.
     """
     make_folder(path.parent)
     unfinished = temporary(path)
@@ -134,7 +138,7 @@ def write_whole(path: Path, data: bytes) -> None:
 
 
 def unwritable(path: Path, error: Exception) -> StoreError:
-    """Return the error that says why a file could not be written, that nothing is lost, and what to do."""
+    """Return a StoreError that says why a file could not be written and what to do."""
     reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
     return StoreError(
         f"{path}: could not be written ({reason}); finished shards are kept: free disk space, "
@@ -143,9 +147,9 @@ def unwritable(path: Path, error: Exception) -> StoreError:
 
 
 def temporary(path: Path) -> Path:
-    """Name what will be renamed to a path: of this process alone, also among machines that share a file system."""
+    """Return the temporary name of a path. Host name and process id make it unique on a shared file system too."""
     name = path.name
-    if len(os.fsencode(name)) > LONGEST_KEPT:  # with its additions it would be longer than a name may be
+    if len(os.fsencode(name)) > LONGEST_KEPT:  # with the suffix it would exceed the file system's limit
         name = f"{name[:16]}-{zlib.crc32(os.fsencode(name)):08x}"
     return path.with_name(f".{name}{_owner(os.getpid())}")
 
@@ -155,10 +159,10 @@ def _owner(pid: int) -> str:
 
 
 def remove_left_over(folders: Iterable[Path]) -> int:
-    """Remove the temporary files and folders in some folders that killed processes left; return how many there were.
+    """Remove the temporary files and folders of killed processes from some folders; return how many were removed.
 
-    Of processes of this machine it is known whether they live. A file of another machine goes after DAY_S seconds
-    without a change: no write takes that long.
+    On this machine, a temporary file is removed if its process has ended. A file of another machine is removed after
+    DAY_S seconds without a change, because no write takes that long.
     """
     removed = 0
     for folder in folders:
@@ -179,21 +183,21 @@ def _left_over(path: Path) -> bool:
             os.kill(int(pid), 0)
         except (ProcessLookupError, OverflowError):
             return True
-        except PermissionError:  # somebody else's process lives
+        except PermissionError:  # the process exists and belongs to another user
             return False
         return False
     return time.time() - path.stat().st_mtime > DAY_S
 
 
 def free_bytes(folder: Path) -> int:
-    """Return the free bytes of the disk that a folder is or would be on."""
+    """Return the free bytes of the file system of a folder, which need not exist."""
     while not folder.exists():
         folder = folder.parent
     return shutil.disk_usage(folder).free
 
 
 def publish(unfinished: Path, path: Path) -> None:
-    """Rename a fully written, synced file into place and sync the folder, so that the name survives a power cut."""
+    """Rename a completely written and synced file, and sync the folder, so that the rename survives a power failure."""
     unfinished.replace(path)
     folder = os.open(path.parent, os.O_RDONLY)
     try:
@@ -203,7 +207,7 @@ def publish(unfinished: Path, path: Path) -> None:
 
 
 def file_checksum(path: Path, *, beside: hashlib._Hash | None = None) -> str:
-    """Return xxh3-128 of a file's bytes, read in 1 MiB blocks; a digest `beside` it takes the same bytes in."""
+    """Return the xxh3-128 of a file. A second digest, `beside`, is updated with the same bytes in the same pass."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(1 << 20):

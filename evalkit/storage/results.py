@@ -1,7 +1,7 @@
-"""One finished cell on disk: `scores.json`, written last, so that its existence means completion.
+"""The files of a finished cell: the run, judgements, values by query, config, and `scores.json`, which is written last.
 
-It contains a checksum of its own content, and the checksums of the files in its folder when it was written. Files that
-were damaged or edited afterwards are refused by name.
+So a cell is finished if its scores.json exists. That file contains a checksum of its own content, and the checksums of
+the other files in the folder. Files that were damaged or edited afterwards are refused by name.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ class CellScores:
 
     @property
     def search(self) -> str:
-        """How the documents were found: `exact`, or by which index."""
+        """The search: `exact`, or the name of an index."""
         return str(self.protocol.get("search", "exact"))
 
 
@@ -254,9 +254,9 @@ def read_run(path: Path) -> dict[str, list[Hit]]:
 
 
 def corpus_of(path: Path) -> str | None:
-    """Return the checksum of the corpus that one of evalkit's own run files was made over; None for any other file.
+    """Return the checksum of the corpus of one of evalkit's own run files; None for any other file.
 
-    Raises ScoreError for a scores.json beside it that cannot be believed.
+    Raises ScoreError if the scores.json beside it is damaged or edited.
     """
     beside = path.parent / SCORES
     if path.name not in (RUN, DROPPED) or not beside.is_file():
@@ -315,8 +315,8 @@ def config_of(values: Mapping[str, Any], *, dataset_path: Path | None = None) ->
 def write_config(config: RunConfig, folder: Path, *, scored_again: bool = False) -> None:
     """Write a cell's settings to its folder, and this machine's paths to a separate file.
 
-    So the settings mean the same on every machine and reveal nothing about this one. `scored_again` keeps the existing
-    settings, except the dataset and the metrics.
+    The settings therefore have the same meaning on every machine and reveal nothing about this one. `scored_again`
+    keeps the existing settings, except the dataset and the metrics.
     """
     values = plain(config)
     local = {name: _taken(values, name) for name in _path_settings(values)}
@@ -446,7 +446,7 @@ class QueryTable(NamedTuple):
 def read_per_query(path: Path) -> QueryTable:
     """Read a per_query.tsv. Raises ScoreError for a damaged file.
 
-    Arrow parses it in one block: a report of the whole card reads 1.5 million lines of numbers.
+    Arrow parses it in one block, because a report of the whole card reads 1.5 million lines of numbers.
     """
     from pyarrow import BufferReader, csv
 
@@ -467,7 +467,7 @@ def read_per_query(path: Path) -> QueryTable:
         queries = _texts(table.num_rows, offsets.to_pybytes(), texts.to_pybytes())
         if not queries:
             raise ValueError("no query")  # noqa: TRY301 (reported below with the others)
-        usable_QM = (value_QM >= 0) & (value_QM <= 1)  # nor is NaN
+        usable_QM = (value_QM >= 0) & (value_QM <= 1)  # false for NaN too
         if not usable_QM.all():
             place = int(np.flatnonzero(~usable_QM.all(axis=1))[0])
             msg = f"{value_QM[place].tolist()} on line {place + 2}, wanted numbers from 0 to 1"

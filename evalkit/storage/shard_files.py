@@ -1,9 +1,9 @@
-"""Shards on disk: written whole, checksummed, verified on reading, never trusted because a file merely exists.
+"""Shard files: written atomically and verified by checksum on reading.
 
-A shard is two files: NAME.safetensors with the arrays, and NAME.json, the manifest, which is written last. NAME is the
-checksum of the shard's ids and texts, so that its files are found for any corpus that contains them. A shard without
-manifest is not finished. If the manifest's own checksum or that of the arrays does not match, the shard is damaged:
-that is logged, and the shard is computed again.
+A checkpoint of a shard has two files: NAME.safetensors has the arrays, and NAME.json, the manifest, is written last.
+One folder has the shard's embeddings, another its top-k. NAME is the checksum of the shard's ids and texts, so corpora
+that contain the same shard share its files. A shard without manifest is not finished. If the checksum of the manifest
+or of the arrays does not match, the shard is damaged: this is logged, and the shard is computed again.
 """
 
 from __future__ import annotations
@@ -37,17 +37,18 @@ A manifest of version 1 had no checksum of its own, so that wrong times and coun
 
 
 class Manifest(NamedTuple):
-    """A shard's manifest whose checksum matches."""
+    """The verified content of a shard's manifest."""
 
     size_bytes: int
-    """Of the arrays' file."""
+    """The size of the arrays' file."""
     checksum: str
-    """Of the arrays' file."""
+    """The checksum of the arrays' file."""
     facts: Mapping[str, Any]
+    """The position in the corpus, the identity of the cell, times and counts."""
 
 
 class ShardVectors(NamedTuple):
-    """The vectors of texts and the texts' ids."""
+    """The ids and the vectors of texts: rows [X, D] with N + 1 offsets."""
 
     ids: tuple[str, ...]
     vectors: Ragged
@@ -121,7 +122,7 @@ def _write(path: Path, arrays: Mapping[str, Tensor]) -> str:
 
 
 def finished(folder: Path, name: str) -> Mapping[str, Any] | None:
-    """Return the facts of a shard whose files have the right sizes, or None. This is cheap: no array is read."""
+    """Return the facts of a shard, or None if it is unfinished. Only sizes are compared, so no array is read."""
     found = _whole(folder, name)
     return None if found is None else found.facts
 
@@ -189,7 +190,7 @@ def _reason(error: Exception) -> str:
 
 
 def vectors_to_arrays(shard: ShardVectors) -> dict[str, Tensor]:
-    """Return a shard as named arrays; ids as one UTF-8 JSON list, because ids have any length."""
+    """Return a shard as named arrays. Ids become a JSON list in UTF-8, because their length varies."""
     return {
         "ids": pack_text(shard.ids),
         "lengths": shard.vectors.lengths_N.to(torch.int32),

@@ -21,7 +21,7 @@ QRELS_COLUMNS = 4
 
 
 class EmptyRunError(ScoreError):
-    """A run file without lines: of a system that found nothing, or truncated."""
+    """A run file has no lines, because the system found nothing or the file was truncated."""
 
 
 def write_run(run: Run, path: Path, *, tag: str) -> None:
@@ -120,7 +120,7 @@ SPELLINGS: Mapping[str, Callable[[str], str]] = {
 
 
 def _alike(found: set[str], grades: Mapping[str, int], spelling: Callable[[str], str]) -> list[tuple[str, str]]:
-    """Return the pairs of an unjudged and a judged id that one spelling makes equal."""
+    """Return the pairs of an unjudged and a judged id that are identical under a spelling rule."""
     judged = {spelling(document): document for document in sorted(grades.keys() - found)}
     return [(got, judged[spelling(got)]) for got in sorted(found - grades.keys()) if spelling(got) in judged]
 

@@ -12,6 +12,8 @@ from null_parts import cells_of, random_texts, task_of
 from peers.random_encoder import encoder_of
 from shared import Bench, busy_share, joules, run_section
 
+from evalkit.models.encoder import Encoder
+
 DIMS = (128, 96, 64)
 PASSAGES = 1_000_000
 """A slice of MS MARCO's size class; fewer where the budget says so, which at the rate aimed at it always does."""
@@ -58,7 +60,7 @@ def fused(bench: Bench) -> None:
             bench.record("fused", "GPU busy over four small shards", share)
 
 
-def shards(bench: Bench, encoder: object, name: str, counts: list[int], queries: int, *, keep: str) -> float | None:
+def shards(bench: Bench, encoder: Encoder, name: str, counts: list[int], queries: int, *, keep: str) -> float | None:
     """Run shards of so many passages; return the seconds from behind the queries' encoding to the last shard's end.
 
     What is still written then is counted apart: with more shards it would go beside the next one.
@@ -74,7 +76,7 @@ def shards(bench: Bench, encoder: object, name: str, counts: list[int], queries:
     task = task_of(folder, device=bench.device, lengths_by_shard=lengths, queries=queries, words=words)
     cells = cells_of(DIMS)
     best = {cell.run_id: no_hits() for cell in cells.values()}
-    model = random_texts(encoder, lengths)  # type: ignore[arg-type]
+    model = random_texts(encoder, lengths)
     try:
         with bench.attempt("fused", name), vector_step(task, model, cells, best, lambda *_: None) as step:
             bench.synchronize()

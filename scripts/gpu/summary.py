@@ -40,7 +40,7 @@ def read(folder: Path) -> dict[str, Any]:
     return figures
 
 
-def measured(figures: dict[str, Any]) -> Iterator[tuple[str, object]]:
+def measured(figures: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """Yield what was measured for each target; None where it was not reached."""
     searches = {
         name.removeprefix("search "): values
@@ -87,7 +87,7 @@ def rates(figures: dict[str, Any]) -> dict[str, Any] | None:
     """Return what `evalkit plan` reads of a card (evalkit/operations/cards.py), where all of it was measured on one."""
     machine = figures.get("machine", {})
     wanted = dict(measured(figures))
-    search = list((wanted["search d=128 TFLOP/s, 256 queries"] or {}).values())  # type: ignore[attr-defined]
+    search = list((wanted["search d=128 TFLOP/s, 256 queries"] or {}).values())
     if "gpu" not in machine or not search or wanted["encoding tokens/s"] is None:
         return None
     return {

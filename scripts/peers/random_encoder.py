@@ -81,7 +81,7 @@ def encoder_of(  # noqa: PLR0913 (keyword-only)
         config=config,
         module=module,
         heads={dim: head.to(dtype) for dim, head in heads.items()},
-        vocabulary=Vocabulary(tokenizer=None, first=0, last=2, pad=1, mask=3, size=vocabulary),  # type: ignore[arg-type]
+        vocabulary=Vocabulary(tokenizer=None, first=0, last=2, pad=1, mask=3, size=vocabulary),  # type: ignore[arg-type]  # no text is read
         skipped=torch.zeros(0, dtype=torch.int64),
         device=device,
         dtype=dtype,

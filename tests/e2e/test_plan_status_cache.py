@@ -200,7 +200,7 @@ def test_a_damaged_record_of_a_failed_run_is_told_until_it_is_forgotten(tmp_path
     done = evalkit("status", *PLACES, cwd=tmp_path)
     assert done.returncode == 1
     assert rows(done.stdout, "damaged")[0][0] == "damaged"
-    assert f"{path.name}: this record of a run cannot be read: " in done.stderr
+    assert f"{path.name}: this record of a job cannot be read: " in done.stderr
     assert evalkit("status", "--forget", *PLACES, cwd=tmp_path).returncode == 0
     assert not path.exists()
 

@@ -173,7 +173,7 @@ def test_a_record_of_a_run_is_the_same_or_named_as_damaged(bit):
     if found != job:
         assert (found.config, found.path) == (None, job.path)
         assert found.error is not None
-        assert "this record of a run cannot be read" in found.error
+        assert "this record of a job cannot be read" in found.error
     job.path.write_bytes(data)
 
 

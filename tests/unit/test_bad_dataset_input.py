@@ -181,7 +181,7 @@ def test_a_truncated_gzip_file_is_named_with_the_last_line_that_could_be_read(tm
     start, _, rest = message.partition(": ")
     assert start.startswith(f"{path} line ")
     assert int(start.rpartition(" ")[2]) > 1000
-    assert rest == "got the end of a truncated gzip file after this line, wanted a whole file; get the file anew"
+    assert rest == "got the end of a truncated gzip file after this line, wanted a whole file; get the file again"
 
 
 def test_a_gzip_file_that_is_none_is_named(tmp_path: Path) -> None:
@@ -190,7 +190,7 @@ def test_a_gzip_file_that_is_none_is_named(tmp_path: Path) -> None:
     path.write_text(GOOD_LINE, encoding="utf-8")
     assert refusal(lambda: list(FolderCorpus(tmp_path).documents())) == (
         f"{path} line 0: got damaged gzip data after this line (Not a gzipped file (b'{{\"')), wanted a whole file; "
-        "get the file anew"
+        "get the file again"
     )
 
 
@@ -258,7 +258,7 @@ def test_a_query_id_that_occurs_twice_is_named_with_both_lines(tmp_path: Path) -
                 "for a pair; remove one of the lines"
             ),
         ),
-        ("query-id\tcorpus-id\tscore\n", ": got no judgement, wanted at least one; get the file anew"),
+        ("query-id\tcorpus-id\tscore\n", ": got no judgement, wanted at least one; get the file again"),
         (
             "q1\td1\t1\nq1\tFoo\u00a0Bar\t1\n",
             (
@@ -495,7 +495,7 @@ def test_a_document_id_that_occurs_twice_is_refused_with_both_lines(tmp_path: Pa
 def test_a_corpus_of_blank_lines_is_empty(tmp_path: Path) -> None:
     """An empty file, one of newlines and a gzipped one alike: the file is named."""
     folder = small_folder(tmp_path / "data")
-    complaint = "got no document, wanted at least one; get the file anew"
+    complaint = "got no document, wanted at least one; get the file again"
     for text in ("\n\n", ""):
         (folder / "corpus.jsonl").write_text(text, encoding="utf-8")
         message = refusal(lambda: surveyed(load_folder(config(folder)), tmp_path))

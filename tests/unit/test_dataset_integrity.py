@@ -130,7 +130,7 @@ def test_sources_that_disagree_are_named_with_the_first_difference(change: dict[
     message = str(caught.value)
     assert message.startswith("dataset small: one and two disagree; ")
     assert complaint in message
-    assert message.endswith("; get both anew, or choose one with dataset.sources")
+    assert message.endswith("; get both again, or choose one with dataset.sources")
 
 
 def folder(tmp_path: Path) -> Path:

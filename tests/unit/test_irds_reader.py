@@ -471,7 +471,7 @@ def test_queries_and_judgements_are_held_to_the_folders_rules(
     found: dict[str, Any], case: str, language: str, complaint: str
 ) -> None:
     """The package itself lets the last of two grades win, and an empty query through."""
-    remedy = f"delete its files under {found['home']} and get them anew"
+    remedy = f"delete its files under {found['home']} and get them again"
     assert found["refusals"][case] == f"ir_datasets id 'miracl/{language}/dev': got {complaint}; {remedy}"
 
 
@@ -488,5 +488,5 @@ def test_no_query_with_a_judgement_is_refused(found: dict[str, Any]) -> None:
     """There would be no mean to take."""
     assert found["refusals"]["unjudged"] == (
         "dataset small: got no query with a judgement from ir_datasets id 'beir/nq', wanted at least one; "
-        "delete its files under IR_DATASETS_HOME and get them anew"
+        "delete its files under IR_DATASETS_HOME and get them again"
     )

@@ -166,7 +166,7 @@ def test_a_record_that_cannot_be_read_is_named_with_its_reason(config):
         ("[]", "got a list, wanted a JSON object"),
         ("[" * 100_000, "brackets nested too deep"),
         ("\xff", "'utf-8' codec can't decode byte 0xff"),
-        ('"\\ud800"', "got half a surrogate pair"),
+        ('"\\ud800"', "half a surrogate pair"),
         ("1" * 5000, "digits"),
         ('{"config": {}, "process": "p", "started": "s", "error": null}', "got no xxh3_128, wanted the checksum"),
         (json.dumps(seal.seal({"process": "p"})), "got no field 'config'"),
@@ -175,7 +175,7 @@ def test_a_record_that_cannot_be_read_is_named_with_its_reason(config):
         (job,) = jobs.known(config.cache_dir)
         assert (job.config, job.running) == (None, False)
         assert job.error is not None
-        assert job.error.startswith(f"{path}: this record of a run cannot be read: ")
+        assert job.error.startswith(f"{path}: this record of a job cannot be read: ")
         assert job.error.endswith("; evalkit status --forget removes it")
         assert reason in job.error
     assert jobs.forget(jobs.known(config.cache_dir)) == 1
@@ -190,7 +190,7 @@ def test_a_record_that_was_edited_is_named(config):
     (job,) = jobs.known(config.cache_dir)
     assert job.config is None
     assert job.error is not None
-    assert f"{path}: this record of a run cannot be read: its content has checksum " in job.error
+    assert f"{path}: this record of a job cannot be read: its content has checksum " in job.error
 
 
 def test_a_record_that_is_being_written_is_no_damage(config):

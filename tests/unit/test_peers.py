@@ -205,7 +205,10 @@ def write_run(path, hits):
     [
         ([("x1", "d0", 1.0)], "got no query that folder/data .test. judges, but 'x1'"),
         ([("q1", "e7", 1.0), ("q2", "e8", 1.0)], "no document id of the run is judged"),
-        ([("q1", "d0", 1.0), ("q1", "MED-1", 0.5)], r"got 1 documents that folder/data has not \('MED-1' and so on\)"),
+        (
+            [("q1", "d0", 1.0), ("q1", "MED-1", 0.5)],
+            r"got 1 documents that are not in folder/data \('MED-1' and so on\)",
+        ),
     ],
 )
 def test_a_run_file_of_another_dataset_is_refused_in_one_line(tmp_path, hits, said):

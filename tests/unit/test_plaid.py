@@ -310,7 +310,7 @@ def changed(record, **facts):
         ({"embeddings": "0" * 32}, "got an index of embeddings with checksum 0{32}, wanted [0-9a-f]{32}; delete "),
         (
             {"dim": 128},
-            "got an index of dim 128, wanted 64; delete .* and run the same command again: it is built anew",
+            "got an index of dim 128, wanted 64; delete .* and run the same command again: it is built again",
         ),
         ({"nbits": 8}, "got an index of nbits 8, wanted 4; delete "),
         ({"bytes": 17}, "got 4,000 bytes, wanted the 17 of its record; delete "),

@@ -237,8 +237,8 @@ def attention(query_BTAK, key_BTAK, value_BTAK, length_B, attended_B, scale, out
                         _logits_of_one(query_TK, row, panel_PKY, panel, begin_Y, logit_RY, largest_RY)
                 keys = panels * COLUMNS
                 for more in range(rows):
-                    # mypy counts the typing argument, which numba passes first.
-                    share_R[more] = 1 / _exponentials(logit_RY, more, keys, largest_RY)  # type: ignore[call-arg]
+                    # numba passes the function's first argument, the typing context, which mypy counts.
+                    share_R[more] = 1 / _exponentials(logit_RY, more, keys, largest_RY)  # type: ignore[call-arg]  # see above
                 place = ((text * longest + row) * heads + a) * head
                 for column in range(0, head, COLUMNS):
                     if rows == ROWS:

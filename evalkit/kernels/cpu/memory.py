@@ -20,7 +20,7 @@ _CACHED_SHAPES = 32
 def keep_between_batches() -> None:
     """Make the allocator keep the memory that a batch frees; do nothing where the C library lacks `mallopt`.
 
-    By default glibc maps every large tensor anew, and each page faults at its first access: 100 MB of page faults per
+    By default glibc maps every large tensor again, and each page faults at its first access: 100 MB of page faults per
     batch, a tenth of MiniLM's time on a CPU.
     """
     library = _glibc()

@@ -1,13 +1,16 @@
-"""Print the import graph of the package by rooms: `python scripts/layout.py [TREE]` (the checkout by default).
+"""Print the import graph of the package by rooms: `python scripts/layout.py [TREE]` (this checkout by default).
 
 A room is a folder of `evalkit/` or a module directly in it. Imports must point down the ORDER below; a room may not
 import another one of its own line. TREE may be any other checkout, so that two versions can be compared.
+
+The output has the rooms by level, with the number of files of each. An arrow is an import between two rooms, in however
+many files. A circle is a pair of rooms that import each other.
 """
 
 from __future__ import annotations
 
+import argparse
 import ast
-import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -96,7 +99,11 @@ def levels(tree: Path) -> dict[str, int]:
 
 def main() -> None:
     """Print rooms by level, the counts, and what points the wrong way."""
-    tree = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(__file__).resolve().parents[1]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("tree", nargs="?", type=Path, default=Path(__file__).resolve().parents[1], metavar="TREE")
+    tree = parser.parse_args().tree
+    if not modules(tree):
+        parser.error(f"{tree}: got no {PACKAGE}/*.py, wanted the root of a checkout")
     by_level = levels(tree)
     between = arrows(tree)
     files = [room(module) for module in modules(tree)]

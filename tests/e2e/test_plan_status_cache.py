@@ -158,7 +158,7 @@ def test_status_and_cache_beside_a_run_after_its_kill_and_after_its_end(tmp_path
     assert int(row[4]) == 2 < int(row[6])
     assert str(process.pid) in beside.stdout
     assert refused.returncode == 1
-    assert "is at work here since" in refused.stderr
+    assert "uses this cache since" in refused.stderr
     after = evalkit("status", *PLACES, cwd=tmp_path)
     assert [row[:4] for row in rows(after.stdout, "stopped")] == [["stopped", "demo", "64", "demo"]]
     assert after.returncode == 0
@@ -176,7 +176,7 @@ def test_a_run_that_failed_is_told_with_its_error(tmp_path):
     assert done.returncode == 1
     assert rows(done.stdout, "failed")[0][:2] == ["failed", "bm25"]
     assert "nothing at this path" in done.stderr
-    assert "1 runs failed: run them again, or take them off this list with evalkit status --forget" in done.stderr
+    assert "1 jobs failed: run them again, or remove them from this list with evalkit status --forget" in done.stderr
 
 
 def test_a_run_that_failed_is_forgotten_when_asked_and_status_is_content(finished, tmp_path):
@@ -184,7 +184,7 @@ def test_a_run_that_failed_is_forgotten_when_asked_and_status_is_content(finishe
     assert evalkit("run", "dataset=folder", "dataset.path=nowhere", "model=bm25", *places, cwd=tmp_path).returncode == 1
     forgotten = evalkit("status", "--forget", *places, cwd=tmp_path)
     assert forgotten.returncode == 0, forgotten.stderr
-    assert "forgot 1 runs that failed" in forgotten.stdout
+    assert "removed 1 records of failed jobs" in forgotten.stdout
     assert rows(forgotten.stdout, "failed") == []
     assert len(rows(forgotten.stdout, "finished")) == 3
     assert evalkit("status", *places, cwd=tmp_path).returncode == 0

@@ -200,9 +200,9 @@ def _named(context: typer.Context, words: Sequence[str]) -> list[str]:
     return named
 
 
-Wide = Annotated[bool, typer.Option("--wide", help="show every column; those that do not fit stand below their row")]
+Wide = Annotated[bool, typer.Option("--wide", help="show every column; those that do not fit are below their row")]
 ResultsDir = Annotated[
-    Path | None, typer.Option(help="where finished runs are; by default evalkit-results (EVALKIT_RESULTS)")
+    Path | None, typer.Option(help="the folder of finished cells; by default evalkit-results (EVALKIT_RESULTS)")
 ]
 Run = Annotated[
     str,
@@ -212,7 +212,7 @@ Runs = Annotated[
     list[str] | None,
     typer.Argument(
         help="runs, the base first: SYSTEM, SYSTEM:DIM, a dim, a dataset, an id; model=, dataset=, dim= narrow the "
-        "choice; none: all runs",
+        "choice; by default all",
         autocompletion=_run_names,
     ),
 ]
@@ -227,7 +227,7 @@ HYDRA_FLAGS = ("-m", "--multirun", "--cfg", "-c", "--info", "-i", "--resolve", "
 def run(
     context: typer.Context,
     *,
-    force: Annotated[bool, typer.Option("--force", help="search finished cells again, over cached shards")] = False,
+    force: Annotated[bool, typer.Option("--force", help="search finished cells again, with cached shards")] = False,
     wide: Wide = False,
 ) -> None:
     """Run a model on a dataset and print its scores.
@@ -280,7 +280,7 @@ def run(
 def _run_one(config: RunConfig, *, force: bool) -> dict[str, Any]:
     """Run one config; return the scores.json of its cells, and the cells without weights, as plain JSON values.
 
-    A launcher calls it by name, in any process.
+    Hydra's launchers import this function by its name, possibly in another process.
     """
     _begin(config)
     from evalkit.run import jobs, loaded, pipeline
@@ -304,7 +304,7 @@ def _run_one(config: RunConfig, *, force: bool) -> dict[str, Any]:
 
 
 def _begin(config: RunConfig) -> None:
-    """Say at once what is being run: the libraries that do it take seconds to load, and say much of their own."""
+    """Print what is being run before loading libraries, which takes seconds, and silence the libraries' messages."""
     if not _err.is_terminal:
         _err.print(
             f"{keys.label(config.model.name, *config.dims)} on {config.dataset.name}: loading",
@@ -325,22 +325,22 @@ def plan(
     *,
     probe: Annotated[
         bool,
-        typer.Option("--probe", help="encode and search about a thousand documents of each dataset here, to measure"),
+        typer.Option("--probe", help="measure the speed here with about a thousand documents of each dataset"),
     ] = False,
     device: Annotated[
-        str | None, typer.Option(help="forecast for a device that is not here: h200, h100, a100, l4, two-cores")
+        str | None, typer.Option(help="forecast for another device than this one: h200, h100, a100, l4, two-cores")
     ] = None,
     wide: Wide = False,
 ) -> None:
     """Forecast the time, disk and memory of a run.
 
-    The forecast has tokens, time for 1, 8 and 64 workers, disk and memory, by dataset and in all.
+    The forecast has tokens, time for 1, 8 and 64 workers, disk and memory, for each dataset and overall.
 
-    Writes nothing, and loads no weights but for --probe. Of up to 24 cells each is shown with its state; --wide shows
-    more.
+    Nothing is written, and only --probe loads weights. Up to 24 cells are listed with their state; --wide lists all
+    cells and more columns.
 
-    The words are those of run; several values per word make a sweep, with -m or without. Fails when a cell cannot run
-    or does not fit.
+    The words are those of run. Several values per word make a sweep, with or without -m. Fails if a cell cannot run or
+    does not fit.
     """
     from evalkit.operations import forecast
     from evalkit.operations.cards import device_named
@@ -377,7 +377,7 @@ def plan(
 
 
 def _probing(*, say: Callable[[str], None]) -> Callable[[RunConfig], Probed | None]:
-    """Return what probes a config, and says why one cannot be probed; a model stays loaded for the next dataset."""
+    """Return a function that probes a config, or prints why that fails; a model stays loaded for the next dataset."""
     from evalkit.operations.probe import Loader, probe
 
     loader = Loader()
@@ -397,17 +397,19 @@ def status(
     context: typer.Context,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="a selection, as for plan; none: everything", autocompletion=_words),
+        typer.Argument(help="a selection, as for plan; by default everything", autocompletion=_words),
     ] = None,
     *,
-    forget: Annotated[bool, typer.Option("--forget", help="first forget the runs that failed; shards stay")] = False,
+    forget: Annotated[
+        bool, typer.Option("--forget", help="first remove the records of failed jobs; their shards stay")
+    ] = False,
     wide: Wide = False,
 ) -> None:
     """Show finished, running, stopped and failed cells.
 
-    Counts finished shards and names damaged results. Other processes are not disturbed.
+    Finished shards are counted and damaged results are named. Running jobs are not disturbed.
 
-    Exits with 1 while something has failed or is damaged. A failed run stays listed until it succeeds or is forgotten.
+    Exits with 1 if a job failed or a result is damaged. A failed job is listed until it succeeds or --forget is given.
     """
     from evalkit.config import compose
     from evalkit.operations import forecast
@@ -487,7 +489,7 @@ def cache_ls(cache_dir: CacheDir = None, results_dir: ResultsDir = None, *, wide
 def cache_verify(cache_dir: CacheDir = None) -> None:
     """Read every shard and compare its checksum.
 
-    Fails if a shard is not what its manifest says.
+    Fails if a shard differs from its manifest.
     """
     from evalkit.operations import inventory
     from evalkit.report import rounding
@@ -506,7 +508,7 @@ def cache_rm(
     names: Annotated[list[str] | None, typer.Argument(help="keys, their beginnings, or datasets")] = None,
     *,
     unused: Annotated[
-        bool, typer.Option("--unused", help="also what no finished, stopped or working run uses")
+        bool, typer.Option("--unused", help="also remove what no finished, running or stopped cell uses")
     ] = False,
     yes: Annotated[bool, typer.Option("--yes", help="do not ask")] = False,
     cache_dir: CacheDir = None,
@@ -514,7 +516,7 @@ def cache_rm(
 ) -> None:
     """Remove entries from the cache, after asking.
 
-    Results are never removed; runs compute again what they need.
+    Results are never removed. Later jobs compute again what they need.
     """
     from evalkit.errors import ConfigError
     from evalkit.operations import inventory
@@ -559,17 +561,20 @@ def list_names(
 def report(
     results_dir: ResultsDir = None,
     out: Annotated[Path | None, typer.Option(help="where tables/ and site/ go; by default the results folder")] = None,
-    check: Annotated[  # noqa: FBT002 (a flag)
-        bool, typer.Option("--check", help="write nothing; fail when a file drifted or a cell is HIGHER or LOWER")
-    ] = False,
     *,
+    check: Annotated[
+        bool,
+        typer.Option(
+            "--check", help="write nothing; fail if a file differs from the results, or a cell is HIGHER or LOWER"
+        ),
+    ] = False,
     wide: Wide = False,
 ) -> None:
     """Write the card's tables, the exports and the page.
 
-    Prints a table of every finished run; to a file or a pipe it goes as Markdown, with every column.
+    Prints a table of every finished cell; to a file or a pipe it goes as Markdown, with every column.
 
-    A run that cannot be read is named on stderr and fails the command; the rest is written nevertheless.
+    A cell that cannot be read is named on stderr, and the command fails after writing the rest.
     """
     from evalkit.errors import ScoreError
     from evalkit.report import build, table
@@ -601,31 +606,31 @@ def score(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="which dataset: dataset=NAME, dataset.path=DIR, …; whose run: model=NAME, dim=N", autocompletion=_words
+            help="the dataset: dataset=NAME, dataset.path=DIR, …; the system: model=NAME, dim=N", autocompletion=_words
         ),
     ] = None,
     *,
     system: Annotated[
         str | None,
-        typer.Option(help="file the run as a system of this name (pylate:jina-colbert-v2), for compare and report"),
+        typer.Option(help="keep the run as a system of this name (pylate:jina-colbert-v2), for compare and report"),
     ] = None,
     mteb: Annotated[
         bool, typer.Option("--mteb", help="the file is a result that mteb wrote: MODEL/REVISION/TASK.json")
     ] = False,
     keep: Annotated[
-        bool, typer.Option("--keep", help="with --mteb: keep it in the results folder, as a system of evalkit report")
+        bool, typer.Option("--keep", help="with --mteb: keep it in the results folder, for evalkit report")
     ] = False,
 ) -> None:
     """Score a TREC run file, or read what mteb measured.
 
     The dataset's judgements and rules are applied as for evalkit's own runs.
 
-    With --system NAME the scores become a finished run in the results folder, as if evalkit had run that system; what
-    scripts/peer.py left beside the run file (versions, settings, seconds) is kept with it.
+    With --system NAME the scores become a finished cell in the results folder, as if evalkit had run that system. The
+    facts that scripts/peer.py wrote beside the run file (versions, settings, seconds) are kept with it.
 
-    With model=NAME (and dim=N) the published scores of that system follow, each with its verdict. The run's own
-    settings are those that you declare, for example model.query.max_tokens=32: one that differs from what was published
-    is the verdict.
+    With model=NAME (and dim=N) the published scores of that system follow, each with its verdict. Declare the settings
+    of the run as words, for example model.query.max_tokens=32. If one differs from the published setting, the verdict
+    is PROTOCOL-DIFFERS.
     """
     from evalkit.analysis.run_file import score_file
     from evalkit.config import compose
@@ -663,13 +668,13 @@ def score(
 
 
 def _declared(overrides: Sequence[str]) -> tuple[bool, list[str]]:
-    """Return whether a run's system is named, and which settings of it are declared."""
+    """Return whether the words name the run's system, and the settings of it that they declare."""
     words = [word.lstrip("+").partition("=")[0] for word in overrides]
     return "model" in words, [word.removeprefix("model.") for word in words if word.startswith("model.")]
 
 
 def _read_mteb(path: Path, overrides: Sequence[str], *, keep: bool) -> None:
-    """Print what mteb measured, with the release that did, and the verdicts where the system is named."""
+    """Print the scores that mteb measured, its release, and, if the system is named, the verdicts."""
     from evalkit.config import compose
     from evalkit.report import commands, rounding, verdicts
     from evalkit.scoring import mteb_results
@@ -697,7 +702,7 @@ def _read_mteb(path: Path, overrides: Sequence[str], *, keep: bool) -> None:
 
 
 def _file(run_file: Path, system: str, config: RunConfig, overrides: Sequence[str]) -> None:
-    """File a run as a system of its own and print its scores. Raises ConfigError where a model is named beside it."""
+    """File a run as a system of its own and print its scores. Raises ConfigError if the words also name a model."""
     from evalkit.report import rounding
     from evalkit.run import filed
 
@@ -724,7 +729,7 @@ def rerank(
         typer.Argument(help="reranker=NAME, dataset=NAME, dataset.path=DIR, engine.device=…", autocompletion=_words),
     ],
     out: Annotated[Path, typer.Option(help="where the re-ranked run goes; gzipped when it ends in .gz")],
-    depth: Annotated[int, typer.Option(help="documents per query to score again; the rest are left out", min=1)] = 100,
+    depth: Annotated[int, typer.Option(help="documents per query to score again; others are left out", min=1)] = 100,
 ) -> None:
     """Score the first documents of a run with a re-ranker.
 
@@ -778,14 +783,15 @@ def check(
     context: typer.Context,
     overrides: Annotated[
         list[str],
-        typer.Argument(help="which model: model=NAME, dim=…, model.dtype=…, engine.device=…", autocompletion=_words),
+        typer.Argument(help="the model: model=NAME, dim=…, model.dtype=…, engine.device=…", autocompletion=_words),
     ],
 ) -> None:
     """Check that a loaded model behaves as it should.
 
-    Asks about token ids, markers, masks, norms, padding, dtype and published vectors: errors there waste hours.
+    The questions are about token ids, markers, masks, norms, padding, dtype and published vectors. A wrong model would
+    waste hours of encoding.
 
-    Every question prints its answer. A failed one names its likeliest cause, and the command exits with 1.
+    The answer to every question is printed. If one fails, its likeliest cause is named, and the command exits with 1.
     """
     from evalkit.config import compose
     from evalkit.run import canary
@@ -811,18 +817,22 @@ def check(
 def fetch(
     context: typer.Context,
     *,
-    verify: Annotated[bool, typer.Option("--verify", help="fetch nothing; read it all with the network off")] = False,
-    bundle: Annotated[Path | None, typer.Option(help="also write everything into this tar file, to be moved")] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="fetch nothing; read everything with the network off")
+    ] = False,
+    bundle: Annotated[
+        Path | None, typer.Option(help="also write everything to this tar file, for another machine")
+    ] = None,
     unpack: Annotated[
-        Path | None, typer.Option(help="first put a bundle's files into HF_HOME, IR_DATASETS_HOME")
+        Path | None, typer.Option(help="first extract this bundle into HF_HOME and IR_DATASETS_HOME")
     ] = None,
 ) -> None:
     """Download models and datasets ahead of time.
 
-    The words are those of run, with several values each: model=a,b dataset=x,y.
+    The words are those of run. Each may have several values: model=a,b dataset=x,y.
 
     Interrupted downloads are resumed. --verify proves that the selection runs with the network off, compares checksums
-    with those of the fetch, and reports duplicate texts, empty texts and ids of both a query and a document.
+    with those of the fetch, and reports duplicate texts, empty texts, and ids that both a query and a document have.
     """
     from evalkit.operations import fetch as fetching
 
@@ -850,7 +860,7 @@ def replay(
 ) -> None:
     """Score a saved run again under other scoring rules.
 
-    Names the rules that reproduce a published number.
+    The rules that reproduce a published number are named.
 
     If the dataset is on disk, its other splits are tried too, for the queries that they judge.
     """
@@ -887,21 +897,22 @@ def replay(
 
 
 @app.command(epilog="Example, after evalkit run: evalkit explain demo:64 --against demo:128")
-def explain(  # noqa: PLR0913, PLR0917 (each argument is an option of the command)
+def explain(  # noqa: PLR0913 (each argument is an option of the command)
     run: Run,
+    *,
     results_dir: ResultsDir = None,
     against: Annotated[str | None, typer.Option(help="another run; by default the published mean")] = None,
     top: Annotated[int, typer.Option(min=1, help="queries to show")] = 10,
     query: Annotated[str | None, typer.Option(help="with --document: show this pair token by token")] = None,
     document: Annotated[str | None, typer.Option(help="with --query: show this pair token by token")] = None,
     dataset_path: Annotated[Path | None, typer.Option(help="where the dataset is now, if it moved")] = None,
-    texts: Annotated[bool, typer.Option(help="read the texts too, to find what was truncated")] = True,  # noqa: FBT002 (a flag)
+    texts: Annotated[bool, typer.Option(help="read the texts too, to find what was truncated")] = True,
 ) -> None:
     """Show which queries cause a difference.
 
-    With --against, queries are ranked by their contribution to the difference of two runs. A published mean says
-    nothing about single queries; without --against the distribution is shown, and the queries that score 0. Remarks
-    name truncated texts and missing documents. With --query and --document: MaxSim of that pair, token by token.
+    With --against, queries are ranked by their contribution to the difference of two runs. Without it, the distribution
+    of scores is shown, and the queries that score 0, because a published mean says nothing about single queries.
+    Remarks name truncated texts and missing documents. --query and --document show MaxSim of that pair, token by token.
     """
     from evalkit.analysis import compare
     from evalkit.report import verbs
@@ -1007,7 +1018,7 @@ NewDir = Annotated[
 
 @new.command(name="model", epilog="Example: evalkit new model house-colbert --from ./checkpoint")
 def new_model(
-    name: Annotated[str, typer.Argument(help="what model= shall call it")],
+    name: Annotated[str, typer.Argument(help="the name to use with model=")],
     source: Annotated[str, typer.Option("--from", help="the checkpoint's folder, or OWNER/NAME[@COMMIT] on the hub")],
     to: NewDir = None,
 ) -> None:
@@ -1022,20 +1033,20 @@ def new_model(
 
 @new.command(name="dataset", epilog="Example: evalkit new dataset tickets --from ./my_data --language es")
 def new_dataset(
-    name: Annotated[str, typer.Argument(help="what dataset= shall call it")],
+    name: Annotated[str, typer.Argument(help="the name to use with dataset=")],
     source: Annotated[str, typer.Option("--from", help="a BEIR-format folder")],
     language: Annotated[
-        str | None, typer.Option(help="its language's code, as en, es or zh, which BM25's analyzer follows")
+        str | None, typer.Option(help="its language's code, as en, es or zh, which chooses BM25's analyzer")
     ] = None,
     split: Annotated[
-        str | None, typer.Option(help="which qrels/SPLIT.tsv; by default test, dev or what is there")
+        str | None, typer.Option(help="the split of qrels/SPLIT.tsv; by default test, else dev, else an existing one")
     ] = None,
     to: NewDir = None,
     cache_dir: CacheDir = None,
 ) -> None:
     """Write dataset/NAME.yaml after a pass over the data: counts, checksum, lengths, split and ids.
 
-    Without --language you are asked for it on a terminal; elsewhere it stays unknown, and a line says so.
+    Without --language, the language is asked for on a terminal. Otherwise it stays unknown, and a message says so.
     """
     from evalkit.operations import own
 
@@ -1086,7 +1097,7 @@ def audit() -> None:
 
 
 def _nothing(results_dir: Path) -> str:
-    """Return the message that a folder has no finished run, and what to do."""
+    """Return the message that a folder has no finished cell, and what to do."""
     own = "; for the project's own published runs: --results-dir results"
     there = results_dir != Path("results") and Path("results", "published").is_dir()
     return f"no finished run under {results_dir}; run one first, for example: evalkit run{own if there else ''}"

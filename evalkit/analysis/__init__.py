@@ -1,1 +1,1 @@
-"""What a finished run says beyond its scores: comparisons, other rules, single queries, narrower storage."""
+"""Analyses of finished cells: comparisons, other scoring rules, single queries, smaller storage."""

@@ -1,4 +1,4 @@
-"""The runs of a results folder that can enter the tables, and the reasons why others cannot."""
+"""The cells of a results folder that can enter the tables, and the reasons why others cannot."""
 
 from __future__ import annotations
 
@@ -13,23 +13,23 @@ from evalkit.storage.results import CellScores, differing, readable
 
 
 class Collected(NamedTuple):
-    """The cells for the tables, and a message for every run that was left out or marked as deviating."""
+    """The cells for the tables, and a message for every cell that was left out or marked as deviating."""
 
     cells: tuple[CellScores, ...]
     problems: tuple[str, ...]
 
 
 def collect(results_dir: Path, *, checksums: Mapping[str, str]) -> Collected:
-    """Read every readable run of a results folder.
+    """Read every readable result of a results folder.
 
-    `checksums` maps datasets to the checksums of their corpora. A damaged run is left out. If several runs claim the
-    same cell, all of them are left out, because none has precedence. A run on another corpus is kept and marked as a
-    deviation from the protocol.
+    `checksums` maps datasets to the checksums of their corpora. A damaged result is left out. If several results claim
+    the same cell, all of them are left out, because none has precedence. A result on another corpus is kept and marked
+    as a deviation from the protocol.
     """
     found, unreadable = readable(results_dir)
     cells, problems = _with_corpora_checked(found, checksums, unreadable)
     claims: dict[tuple[str, int | None, str], list[CellScores]] = {}
-    # A run with other weights or on another dataset does not claim the cell, so it does not compete with other runs.
+    # A result with other weights or on another dataset does not claim the cell, so it does not compete with others.
     representative = set(map(id, standing.representative(cells)))
     kept = [cell for cell in cells if id(cell) not in representative]
     for cell in cells:
@@ -52,7 +52,7 @@ def collect(results_dir: Path, *, checksums: Mapping[str, str]) -> Collected:
 def _with_corpora_checked(
     cells: Sequence[CellScores], checksums: Mapping[str, str], problems: Sequence[str]
 ) -> tuple[list[CellScores], list[str]]:
-    """Mark runs on another corpus than the dataset's; if its checksum is unknown, mark runs on differing corpora."""
+    """Mark results on another corpus than the dataset's; if its checksum is unknown, those on differing corpora."""
     corpora: dict[str, set[str]] = {}
     for cell in cells:
         corpora.setdefault(cell.dataset, set()).add(str(cell.protocol.get("corpus")))

@@ -22,7 +22,7 @@ from evalkit.storage.results import CellScores
 RESAMPLES = 2000
 SEED = 0
 SHOWN = 4
-"""How many runs a message names."""
+"""The maximum number of runs that a message names."""
 CHUNK = 200
 """Resamples drawn at once, to bound the size of the matrix [B, Q] of drawn positions."""
 
@@ -206,7 +206,7 @@ def intervals(cells: Iterable[CellScores], results_dir: Path) -> dict[str, tuple
 
 
 def choose(cells: Iterable[CellScores], words: Sequence[str]) -> list[CellScores]:
-    """Return the runs that each word names: a run id, its beginning, a system, its dim, or a dataset; all for no words.
+    """Return the cells that each word names; without words, all.
 
     `model=NAME`, `dataset=NAME` and `dim=N` name no run: they narrow what the other words choose from. Within a word
     the greatest dim comes first. A name that a system shares with a dataset is the system's. Raises ScoreError for a
@@ -232,9 +232,9 @@ def choose(cells: Iterable[CellScores], words: Sequence[str]) -> list[CellScores
 
 
 def names(cell: CellScores, word: str) -> bool:
-    """Say whether a word names a run: the beginning of its id, its system (with or without dim), or its dataset.
+    """Whether a word names a cell: the beginning of its id, its system (with or without dim), or its dataset.
 
-    A run by an index is a system of its own: `demo-128@plaid`.
+    A cell that searched an index counts as a system of its own, as in `demo-128@plaid`.
     """
     by = "" if cell.search == "exact" else f"@{cell.search}"
     systems = (cell.model, keys.system_label(cell.model, cell.dim), keys.label(cell.model, cell.dim), str(cell.dim))
@@ -242,16 +242,16 @@ def names(cell: CellScores, word: str) -> bool:
 
 
 def _address(cell: CellScores) -> str:
-    """Return what a user types for a run: its system, behind a colon its dim, and behind an @ its index.
+    """Return the name that a user types for a cell: SYSTEM, SYSTEM:DIM or SYSTEM:DIM@INDEX.
 
-    The colon tells a dim from a number that is part of a system's name.
+    The colon distinguishes a dim from a number that is part of a system's name.
     """
     named = keys.label(cell.model, cell.dim)
     return named if cell.search == "exact" else f"{named}@{cell.search}"
 
 
 def _narrowed(cells: Sequence[CellScores], words: Sequence[str]) -> tuple[list[CellScores], list[str]]:
-    """Return the runs that model=, dataset= and dim= leave, and the other words. Raises ScoreError for none."""
+    """Filter cells by model=, dataset= and dim=; return them and the other words. Raises ScoreError if none is left."""
     kept, rest = list(cells), []
     for word in words:
         key, equals, value = word.partition("=")

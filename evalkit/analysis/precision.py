@@ -1,8 +1,8 @@
-"""Quality against storage, without an index: stored shards searched again in smaller forms; no document is encoded.
+"""Measure quality against storage without an index: search stored embeddings in smaller forms. No document is encoded.
 
-The protocol: the document vectors of a finished run are read from its store, pooled, narrowed and read back, and every
-query is searched exactly (MaxSim) against what was read back. The queries stay as they are. Every form is tested
-against the stored run of the greatest dim on the same queries.
+The document vectors of a finished cell are read from its store, pooled, rounded to the smaller form, and searched with
+exact MaxSim. The query vectors are unchanged. Every form is tested against the cell of the greatest dim, as stored, on
+the same queries.
 """
 
 from __future__ import annotations
@@ -35,24 +35,24 @@ from evalkit.storage.results import CellScores
 from evalkit.storage.shard_files import ShardVectors
 
 SLICE_VECTORS = 131_072
-"""Vectors that are decoded at a time, which bounds the memory beside the stored shard."""
+"""Vectors that are converted at a time, to bound the memory used besides the stored shard."""
 LARGEST_FACTOR = 16
 
 
 class Forms(NamedTuple):
-    """In which forms to search again: every width with every pooling factor."""
+    """The forms to measure: every width with every pooling factor."""
 
     widths: tuple[Width, ...] = WIDTHS
     factors: tuple[int, ...] = FACTORS
     normalized: bool = False
-    """Whether pooled vectors are given norm 1 again, as sentence-transformers does; PyLate does not."""
+    """Whether pooled vectors are normalised again, as sentence-transformers does; PyLate does not."""
 
 
 ALL_FORMS = Forms()
 
 
 class Narrowed(NamedTuple):
-    """A run searched again with its document vectors in a smaller form."""
+    """A cell searched again with its document vectors in a smaller form."""
 
     width: Width
     bytes_per_vector: int
@@ -68,13 +68,13 @@ class Narrowed(NamedTuple):
     bytes_per_document: float | None = None
     """The mean over documents, scales included."""
     is_base: bool = False
-    """Whether it is the base run itself, searched again as it is stored."""
+    """Whether it is the base cell itself, searched again as stored."""
     p_holm: float = 1.0
     """`p` corrected by Holm's method over all forms of one table."""
 
 
 def chosen_forms(widths: str | None = None, factors: str | None = None, *, normalized: bool = False) -> Forms:
-    """Return the forms that comma-separated words name; None is all of them. Raises ConfigError.
+    """Parse comma-separated widths and pooling factors; None means all. Raises ConfigError for an invalid one.
 
     >>> chosen_forms("int8,binary", "1,2")
     Forms(widths=('int8', 'binary'), factors=(1, 2), normalized=False)
@@ -105,13 +105,13 @@ def measure(
     base: CellScores | None = None,
     forms: Forms = ALL_FORMS,
 ) -> list[Narrowed]:
-    """Search and score a run's stored embeddings in every form; the queries are encoded again, the documents are not.
+    """Search and score a cell's stored embeddings in every form; queries are encoded again, documents are not.
 
-    `base` is the run that each form is tested against; by default the run itself. float32 is left out where float16 is
+    `base` is the cell that each form is tested against, by default the cell itself. float32 is left out if float16 is
     stored.
 
-    Raises ConfigError for a system without vectors, ScoreError for a base of other queries, and StoreError if the
-    embeddings are not stored or the settings no longer give the run's id.
+    Raises ConfigError for a system without vectors, ScoreError if `base` has other queries, and StoreError if the
+    embeddings are not stored or the settings no longer give the cell's run id.
     """
     model, base = config.model, base or cell
     if not isinstance(model, EncoderConfig) or cell.dim is None:
@@ -155,7 +155,7 @@ def measure(
 def _searched(
     task: Task, planned: Cell, queries: ShardVectors, forms: Forms
 ) -> tuple[dict[tuple[int, Width], Hits], dict[int, int]]:
-    """Return the best hits of every form, and the vectors at every factor; one shard is in memory at a time."""
+    """Return the best hits of every form, and the number of vectors at every factor, one shard at a time."""
     widths = [width for width in forms.widths if width != "float32" or task.config.store.dtype == "float32"]
     best = {(factor, width): no_hits() for factor in forms.factors for width in widths}
     kept = dict.fromkeys(forms.factors, 0)
@@ -194,7 +194,7 @@ def _scored(task: Task, hits: Hits, metric: str) -> dict[str, float]:
 
 
 def _judged(form: Narrowed, before: Mapping[str, float], after: Mapping[str, float]) -> Narrowed:
-    """Return a form with its value and its tests against the base run's values. Raises ScoreError for other queries."""
+    """Return a form with its value and its tests against the base values. Raises ScoreError if the queries differ."""
     if after.keys() != before.keys():
         differing = len(after.keys() ^ before.keys())
         msg = f"{differing} queries are judged in the base run or here only, wanted the same judged queries"
@@ -209,14 +209,14 @@ def _judged(form: Narrowed, before: Mapping[str, float], after: Mapping[str, flo
 
 
 def corrected(tables: Sequence[Sequence[Narrowed]]) -> list[list[Narrowed]]:
-    """Return the forms of some runs with their p-values corrected over all of them; the base is not tested."""
+    """Return the forms of several cells with p-values corrected over all of them; the base is not tested."""
     tested = [one.p for table in tables for one in table if not one.is_base]
     found = iter(holm(tested))
     return [[one if one.is_base else one._replace(p_holm=next(found)) for one in table] for table in tables]
 
 
 def _slices(stored: ShardVectors) -> Iterator[ShardVectors]:
-    """Yield a shard's documents in order, in slices of SLICE_VECTORS vectors, or one document where that has more."""
+    """Yield a shard's documents in order, in slices of at most SLICE_VECTORS vectors, or of one longer document."""
     ends = stored.vectors.offsets_N.tolist()
     begin = 0
     while begin < len(stored.ids):
@@ -230,7 +230,7 @@ def _slices(stored: ShardVectors) -> Iterator[ShardVectors]:
 
 
 def _pooled(some: ShardVectors, forms: Forms) -> Iterator[tuple[int, ShardVectors]]:
-    """Yield documents at every pooling factor; what is not pooled keeps its stored type."""
+    """Yield documents at every pooling factor; with factor 1 they keep their stored dtype."""
     factors = [factor for factor in forms.factors if factor > 1]
     if 1 in forms.factors:
         yield 1, some

@@ -48,7 +48,7 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
 """The values of each rule, with their descriptions; the cutoff is a number."""
 CUTOFFS = (5, 20, 100)
 MOST_CHANGES = 2
-"""Most rules that are changed together: more changes would give any number by chance."""
+"""The maximum number of rules changed together, because more changes would reproduce any number by chance."""
 
 
 class Rules(NamedTuple):

@@ -1,6 +1,6 @@
-"""Whether a run represents its system as published.
+"""Decide whether a cell represents its system as published.
 
-Every verdict, table, average and export uses these functions, so that a run is treated in the same way everywhere.
+Every verdict, table, average and export uses these functions, so that a cell is treated in the same way everywhere.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ if TYPE_CHECKING:
 
 
 def departures(cell: CellScores) -> tuple[str, ...]:
-    """Return the deviations because of which a run is not a run of the system and dataset that it is named after."""
+    """Return the deviations of a cell from the system and the dataset that it is named after."""
     return (*cell.deviations, *weights.differing(cell))
 
 
 def differing(cell: CellScores, score: PublishedScore) -> tuple[str, ...]:
-    """Return all differences between a run and the conditions under which a score was published."""
+    """Return all differences between a cell and the conditions under which a score was published."""
     indexed = () if cell.search == "exact" or "search" in score.settings else (f"search is {cell.search}, not exact",)
     return (
         *departures(cell),
@@ -33,14 +33,15 @@ def differing(cell: CellScores, score: PublishedScore) -> tuple[str, ...]:
 
 
 def representative(cells: Iterable[CellScores]) -> tuple[CellScores, ...]:
-    """Return the runs that represent their system on their dataset: those without departures, searched exactly."""
+    """Return the cells that represent their system on their dataset: those without departures, searched exactly."""
     return tuple(cell for cell in cells if not departures(cell) and cell.search == "exact")
 
 
 def index_losses(cells: Iterable[CellScores]) -> dict[str, float]:
-    """Return by run id what each run by an index loses of its main metric against the exact run of the same embeddings.
+    """Return the index loss of each cell that searched an index, by run id.
 
-    A run whose exact run is not among the cells has none.
+    It is the main metric of the exact cell with the same embeddings minus that of the cell. A cell is left out if its
+    exact cell is not among the given ones.
     """
     known = {cell.run_id: cell for cell in cells}
     losses = {}
@@ -53,10 +54,10 @@ def index_losses(cells: Iterable[CellScores]) -> dict[str, float]:
 
 
 def exportable(cells: Iterable[CellScores]) -> tuple[CellScores, ...]:
-    """Return the runs whose scores may be exported under their system's name.
+    """Return the cells whose scores may be exported under their system's name.
 
-    A run that differs from the conditions of every published score does not measure any of them, so it is left out. If
-    no score is published for a run, it only must have no departures.
+    A cell that differs from the conditions of every published score does not measure any of them, so it is left out. If
+    no score is published for a cell, it only must have no departures.
     """
     return tuple(cell for cell in representative(cells) if _as_someone_published(cell))
 

@@ -243,7 +243,7 @@ def _checksum_deviation(
 
 
 def _missing(config: DatasetConfig, dataset: Dataset, missing: frozenset[str]) -> _Deviation:
-    """Return the deviation that the judged documents missing from the corpus are not those of the published one."""
+    """Return the deviation that the number of judged documents missing from the corpus is not the published one."""
     known = config.counts.missing
     wanted = f"{known} as published" if known else "every judged document in it"
     first = ""

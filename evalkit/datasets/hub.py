@@ -282,7 +282,9 @@ def _read_qrels(files: Sequence[Path]) -> dict[str, dict[str, int]]:
 def _rows(
     path: Path, skip: int, *, needed: Sequence[str], optional: Sequence[str] = (), ids: Sequence[str] = ()
 ) -> tuple[int, Iterator[tuple[int, Mapping[str, Any]]]]:
-    """Skip up to `skip` rows without decoding them. Return how many, and the other rows, numbered from 1.
+    """Skip up to `skip` rows without decoding them. Return the number of skipped rows, and the others with numbers.
+
+    Rows are numbered from 1.
 
     With `ids`, the first of these columns that exists is the row's `id`.
     """

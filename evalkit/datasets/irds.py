@@ -68,7 +68,7 @@ class IrdsCorpus:
             return tuple(path for path in sorted((home / family / name).rglob("*")) if path.is_file())
         with _explained(self.dataset_id):
             documents = _document_files(dataset, fetch=True)
-            # dev/small's queries are picked out of dev's where they have no file of their own.
+            # If dev/small has no queries file of its own, its queries are a subset of dev's file.
             asked = dataset if hasattr(dataset, "queries_path") else _dataset(self.dataset_id.removesuffix("/small"))
             others = [Path(asked.queries_path()), Path(dataset.qrels_path())]
         version = home / family / "irds_version.txt"
@@ -205,7 +205,7 @@ def _document(record: Any) -> Document:
     identifier, title, text = record.doc_id, getattr(record, "title", None) or "", record.text
     if not isinstance(text, str) or not isinstance(identifier, str) or not is_identifier(identifier):
         msg = f"document {identifier!r} with text {text!r:.60}, wanted an id without white space and text"
-        raise ValueError(msg)  # told by _explained
+        raise ValueError(msg)  # becomes a DatasetError in _explained
     return Document(identifier, title, text)
 
 

@@ -44,13 +44,13 @@ def recall(cache_dir: Path, dataset: Dataset, config: DatasetConfig) -> Learned 
 
 
 def remembered_in(cache_dir: Path, dataset: Dataset, config: DatasetConfig) -> tuple[Path, ...]:
-    """Return the file that remembers a dataset's first whole read, where there is one; for bundles."""
+    """Return the file with the checksum of a dataset's first complete read, if there is one; for bundles."""
     path = _path(cache_dir, dataset, config)
     return (path,) if path is not None and path.is_file() else ()
 
 
 def dataset_of(path: Path) -> str:
-    """Return the name of the dataset that a file of this module remembers, or nothing where it is damaged."""
+    """Return the name of the dataset that a file of this module belongs to, or "" if the file is damaged."""
     try:
         return str(seal.read(path.read_bytes())["dataset"])
     except (OSError, ValueError, KeyError):

@@ -145,7 +145,10 @@ def tensor_core_bound(
 
 
 def _exact_largest_norm(vectors_XD: Tensor, *, to: torch.dtype | None = None, less: torch.dtype | None = None) -> float:
-    """Return the largest float64 norm of the vectors, of the vectors rounded `to` a type, or of the error of that."""
+    """Return the largest float64 norm of the vectors, of the vectors rounded `to` a type, or of their rounding errors.
+
+    The rounding errors are the vectors `less` their values in that type.
+    """
     largest = 0.0
     for begin in range(0, len(vectors_XD), _NORM_ROWS):
         piece_XD = vectors_XD[begin : begin + _NORM_ROWS]

@@ -32,7 +32,7 @@ SHORT_LENGTH = 48
 SHORTEST_LENGTH = 4
 """Mean length below which `auto` does not use the Triton kernel: most rows would be repetitions."""
 ELEMENT_LIMIT = 1 << 30
-"""Most numbers in one call of late-interaction-kernels, which counts them in 32 bits."""
+"""The maximum of numbers in one call of late-interaction-kernels, which counts them in 32 bits."""
 
 
 class Kernel(NamedTuple):

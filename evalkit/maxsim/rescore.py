@@ -20,7 +20,7 @@ BATCH_NUMBERS = {"cpu": 1 << 26, "cuda": 1 << 30}
 On a GPU 8 GiB take 7 ms at 3 TB/s, a hundred times what launching a batch costs. A batch that does not fit is halved.
 """
 _FITTING: dict[torch.device, int] = {}
-"""What was found to fit a device where that is less."""
+"""The batch size that was found to fit a device's memory, if it is less."""
 
 
 def exact_scores(
@@ -73,7 +73,7 @@ def exact_scores(
 
 
 def _attempt(score: Callable[[slice], None], batch: slice) -> str:
-    """Score a batch of pairs. Return why it does not fit memory, empty where it does.
+    """Score a batch of pairs. Return the reason if it does not fit memory, else "".
 
     Only the error's text is returned: the error itself holds the batch's tensors, whose memory the next attempt needs.
     """
@@ -87,7 +87,10 @@ def _attempt(score: Callable[[slice], None], batch: slice) -> str:
 
 
 def _batch_end(numbers_H: np.ndarray, begin: int, most: int) -> int:
-    """Return the end of the batch of pairs, in order of length, whose padded size is within `most`; one at least."""
+    """Return the end of the longest batch of pairs, sorted by length, whose padded size is at most `most` numbers.
+
+    A batch has at least one pair.
+    """
     too_large_H = np.arange(1, len(numbers_H) - begin + 1) * numbers_H[begin:] > most
     return begin + max(1, int(too_large_H.argmax())) if too_large_H.any() else len(numbers_H)
 

@@ -288,7 +288,7 @@ def remove(entries_: Sequence[Entry], cache_dir: Path) -> int:
     """Delete entries and return their bytes. Raises StoreError while a job uses this cache."""
     working = [job for job in jobs.known(cache_dir) if job.running]
     if working:
-        msg = f"{cache_dir}: {working[0].process} is at work here since {working[0].started}; nothing was removed"
+        msg = f"{cache_dir}: {working[0].process} uses this cache since {working[0].started}; nothing was removed"
         raise StoreError(f"{msg}: wait for it or stop it (evalkit status)")
     for entry in entries_:
         if entry.kind == ENVIRONMENT:

@@ -1,4 +1,11 @@
-"""One evaluation: its cells, the shard step, encoding, search, and the pipeline that connects them."""
+"""One evaluation: its cells, the shard step, encoding, search, and the pipeline that connects them.
+
+Read `pipeline` first. It opens the dataset (a `cells.Task`), plans its cells (`cells`, `identity`), and applies the
+step of `shard_step` to every shard: tokenise and `encode` its documents, `search` them, checkpoint both (`background`
+has the threads). `ranked` writes a cell's files, and `scored` reuses finished cells. `canary` and `loaded` guard and
+keep the model. `distributed` runs the step on workers, `plaid` adds an index search, `rerank` and `filed` take run
+files of other programs. `jobs` records what runs, and `progress` shows it.
+"""
 
 from __future__ import annotations
 

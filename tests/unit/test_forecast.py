@@ -55,7 +55,7 @@ def test_a_folder_that_is_not_surveyed_has_no_counts_of_another_folder(tmp_path)
     name = planned(tmp_path, *words, runs=[]).config.dataset.name
     found = planned(tmp_path, *words, runs=[known(dataset=name)])
     assert (found.documents, found.vectors.value, found.missing_bytes) == (None, None, None)
-    assert found.vectors.basis == "unknown until a run has surveyed the corpus"
+    assert found.vectors.basis == "unknown until a job has surveyed the corpus"
 
 
 def test_times_that_are_not_known_say_once_what_would_tell_them(tmp_path):

@@ -1,6 +1,6 @@
 """mteb's names of datasets and metrics, and results that mteb made, read as systems of their own (`mteb:NAME`).
 
-mteb leaves `MODEL/REVISION/TASK.json` with `model_meta.json` beside it. Such a file has means alone, no ranking, so a
+mteb writes `MODEL/REVISION/TASK.json` and a `model_meta.json` beside it. Such a file has only means, no run, so a
 system of its kind stands in tables and boards, and nothing is compared query by query. The release that measured it is
 kept with the figures: mteb changed its tie rule of MRR (#5136) and its bm25s (#4405) in 2026.
 """

@@ -560,7 +560,9 @@ def list_names(
 @app.command(epilog="Example, after evalkit run: evalkit report > table.md")
 def report(
     results_dir: ResultsDir = None,
-    out: Annotated[Path | None, typer.Option(help="where tables/ and site/ go; by default the results folder")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="the folder for tables/ and site/; by default the results folder")
+    ] = None,
     *,
     check: Annotated[
         bool,
@@ -728,7 +730,7 @@ def rerank(
         list[str],
         typer.Argument(help="reranker=NAME, dataset=NAME, dataset.path=DIR, engine.device=…", autocompletion=_words),
     ],
-    out: Annotated[Path, typer.Option(help="where the re-ranked run goes; gzipped when it ends in .gz")],
+    out: Annotated[Path, typer.Option(help="the file for the re-ranked run; gzipped if its name ends in .gz")],
     depth: Annotated[int, typer.Option(help="documents per query to score again; others are left out", min=1)] = 100,
 ) -> None:
     """Score the first documents of a run with a re-ranker.
@@ -1087,7 +1089,7 @@ def _told(made: Written, then: str) -> None:
 def audit() -> None:
     """Recompute the averages that the card states.
 
-    If one does not follow from its rows, say what explains it.
+    If one does not follow from its rows, the rows whose omission would explain it are named.
     """
     from evalkit.report import audit
 

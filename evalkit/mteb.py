@@ -143,7 +143,7 @@ class Encoder:
 
 @dataclass(kw_only=True)
 class Bm25:
-    """BM25 as mteb's `SearchProtocol` wants it: it has no vectors, so that it searches by itself."""
+    """BM25 as a `SearchProtocol` of mteb: because it has no vectors, it does the search itself."""
 
     config: RunConfig
     mteb_model_meta: Any

@@ -17,9 +17,9 @@ Width: TypeAlias = Literal["float32", "float16", "int8", "int4", "binary"]
 """How a value is stored. The documents are compressed, the queries are not."""
 WIDTHS: tuple[Width, ...] = get_args(Width)
 FACTORS = (1, 2, 3, 4)
-"""Pooling factors: a document keeps one vector of so many. 1 is not pooled."""
+"""Pooling factors: a document keeps one vector out of this many. 1 means no pooling."""
 PROTECTED = 1
-"""First vectors of a document that pooling leaves as they are, in PyLate and in sentence-transformers."""
+"""The number of first vectors of a document that pooling does not change, in PyLate and in sentence-transformers."""
 SCALE_BYTES = 2
 """Each int8 or int4 vector has its own scale, one fp16 number."""
 LEVELS = {"int8": 127, "int4": 7}
@@ -63,7 +63,7 @@ def narrowed(vectors_XD: Tensor, width: Width) -> Tensor:
 
 
 def pooled_count(vectors: int, factor: int) -> int:
-    """Return how many vectors pooling leaves of a document: the protected ones, and a `factor`-th of the others.
+    """Return the number of a document's vectors after pooling: the protected ones, and 1/`factor` of the others.
 
     Ties between clusters can leave fewer.
 

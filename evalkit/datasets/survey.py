@@ -5,8 +5,8 @@ keeps eight bytes per document in memory. The result is cached in a small file u
 pass runs once.
 
 Shard boundaries are content-defined: a shard may begin at a document whose id has a low enough hash. An added, removed
-or edited document therefore changes its own shard and seldom the next one. Two corpora with long runs of documents in
-common (FEVER and Climate-FEVER) share most of their shards.
+or edited document therefore changes its own shard and seldom the next one. Two corpora with long stretches of common
+documents (FEVER and Climate-FEVER) share most of their shards.
 
 A corpus can change after its survey, so `read_shard` hashes the documents again.
 """
@@ -148,7 +148,7 @@ def read_shard(corpus: Corpus, shard: ShardRange, *, name: str) -> Iterator[Docu
         got = "other content" if count == shard.stop - shard.start else f"{count:,} documents"
         msg = (
             f"dataset {name}: got {got} for documents {shard.start + 1:,} to {shard.stop:,} (shard {shard.index + 1}), "
-            "wanted what the survey read: the corpus changed during the run or its survey is out of date"
+            "wanted what the survey read: the corpus changed during the job or its survey is out of date"
         )
         raise ChangedError(f"{msg}; nothing of this shard was stored: leave the corpus alone and run the command again")
 

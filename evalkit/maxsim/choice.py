@@ -25,12 +25,12 @@ KernelName = Literal["simd", "packed", "triton", "late-interaction-kernels"]
 MODULES: Mapping[str, str] = {"triton": "triton", "late-interaction-kernels": "late_interaction_kernels"}
 """The module that each optional kernel needs."""
 PIECE = 16
-"""Rows of a document's piece in the Triton kernel."""
+"""Rows of a piece in the Triton kernel. A document is divided into pieces; the last one repeats a row to fill up."""
 SHORT_PIECE = 8
-"""The same for documents with fewer than SHORT_LENGTH vectors on average: fewer rows of a tile are repetitions."""
+"""Rows of a piece for documents of fewer than SHORT_LENGTH vectors on average, so that fewer rows are repeated."""
 SHORT_LENGTH = 48
 SHORTEST_LENGTH = 4
-"""Mean length below which `auto` does not use the Triton kernel: most rows would be repetitions."""
+"""The mean length below which `auto` does not use the Triton kernel, because most rows would be repeated ones."""
 ELEMENT_LIMIT = 1 << 30
 """The maximum of numbers in one call of late-interaction-kernels, which counts them in 32 bits."""
 

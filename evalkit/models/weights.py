@@ -1,4 +1,4 @@
-"""Proof that a run used the weights with which its system's scores were published.
+"""Proof that a cell used the weights with which its system's scores were published.
 
 The packaged config of a system (configs/model/SYSTEM.yaml) names its published weights at each dim. Other weights given
 on the command line do not change this reference; they are reported as a difference.
@@ -85,7 +85,7 @@ def record(system: str, dim: int, checkpoint: Checkpoint, *, parameters: int, me
 
 
 def differing(cell: CellScores) -> tuple[str, ...]:
-    """Return a line if a run's weights are not proved to be the published ones of its system, otherwise nothing.
+    """Return a line if a cell's weights are not proved to be the published ones of its system, otherwise nothing.
 
     A run from before proofs were recorded must have the checksums of the packaged config.
     """
@@ -149,7 +149,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _shown(recorded: Mapping[str, Any], checksums: Mapping[str, Any]) -> str:
-    """Describe a run's weights: their origin and the first digits of their checksum."""
+    """Describe a cell's weights: their origin and the first digits of their checksum."""
     origin, revision = recorded.get("origin"), recorded.get("revision")
     name = str(origin or "unknown") + (f"@{str(revision)[:_SHOWN_DIGITS]}" if revision else "")
     files = [f"{file} xxh3 {str(checksums[file])[:_SHOWN_DIGITS]}…" for file in FILES if file in checksums]

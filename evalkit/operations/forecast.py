@@ -397,7 +397,7 @@ def _measured(probed: Probed) -> str:
 def _tokens(seen: _Seen, documents: int | None) -> Amount:
     """Estimate the tokens of a corpus from a probe or the dataset's config, because a survey does not count them."""
     if not documents:
-        return Amount(None, "unknown until a run has surveyed the corpus")
+        return Amount(None, "unknown until a job has surveyed the corpus")
     if _of_its_own(seen) and (probed := seen.probed) is not None and probed.tokens:
         return Amount(probed.tokens * documents / probed.documents, _measured(probed))
     tokens = rates.tokens_of(seen.config.dataset, seen.config.model, documents)

@@ -95,6 +95,7 @@ class CorpusFacts(TypedDict):
     corpus: str
     shard_tokens: int
     cut: str
+    """The rule for shard boundaries, `evalkit.datasets.survey.CUT`."""
 
 
 class SearchFacts(TypedDict):

@@ -172,7 +172,10 @@ def record_workers(config: RunConfig, workers: Sequence[Mapping[str, Any]]) -> N
 
 @contextmanager
 def claimed(config: RunConfig, run_ids: Iterable[str]) -> Iterator[None]:
-    """Lock cells while the context lasts. Raises EngineError that names the process that has locked one of them."""
+    """Lock cells while the context lasts, so that no two drivers with workers compute the same cell.
+
+    Raises EngineError that names the process that has locked one of them.
+    """
     folder = config.cache_dir / FOLDER
     with ExitStack() as held:
         for run_id in sorted(run_ids):

@@ -312,7 +312,7 @@ def finish(
             soft_wrap=True,
         )
     if reused := counted.get("reused_shards"):
-        line = f"{reused:,} of {len(task.survey.shards):,} shards had been encoded before, for another run"
+        line = f"{reused:,} of {len(task.survey.shards):,} shards had been encoded before, for another cell"
         task.console.print(f"{cell.run_id}: {line}", highlight=False, markup=False, soft_wrap=True)
     scores = CellScores(
         run_id=cell.run_id,

@@ -59,6 +59,7 @@ def search_shard(  # noqa: PLR0913 (two positional arguments; the options are ke
 ) -> Hits:
     """Return the exact best `depth` documents of a shard for every query, leaving out those below the query's floor.
 
+    `floor_Q` [Q] is each query's floor: the depth-th best score of earlier shards, or -inf (`evalkit.ranking.floors`).
     `precision` and `maxsim` choose how documents are nominated; they do not change the hits. If memory runs out, blocks
     of queries are halved, then the shard; this does not change the hits either. Raises DeviceError if one document
     does not fit memory.

@@ -1,6 +1,6 @@
 """mteb's names of datasets and metrics, and results that mteb made, read as systems of their own (`mteb:NAME`).
 
-mteb leaves `MODEL/REVISION/TASK.json` with `model_meta.json` beside it. Such a file has means alone, no ranking, so a
+mteb writes `MODEL/REVISION/TASK.json` and a `model_meta.json` beside it. Such a file has only means, no run, so a
 system of its kind stands in tables and boards, and nothing is compared query by query. The release that measured it is
 kept with the figures: mteb changed its tie rule of MRR (#5136) and its bm25s (#4405) in 2026.
 """
@@ -279,7 +279,7 @@ def kept(results_dir: Path) -> tuple[tuple[CellScores, ...], tuple[str, ...]]:
             values = seal.read(path.read_bytes())
             if (version := values.get("schema_version")) != SCHEMA:
                 msg = f"its schema_version is {version!r}, this evalkit reads {SCHEMA}"
-                raise ValueError(msg)  # noqa: TRY301 (told below with the others)
+                raise ValueError(msg)  # noqa: TRY301 (reported below with the others)
             one = _cell(values)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append(f"{path}: was damaged or edited ({error}); read mteb's result again (evalkit score --mteb)")

@@ -41,7 +41,7 @@ def fetched_file(cache_dir: Path, name: str) -> Path:
 
 
 def corpora_dir(cache_dir: Path) -> Path:
-    """Return the folder with the checksums of corpora, as first read completely."""
+    """Return the folder with the checksums of corpora, as first read completely (`evalkit.datasets.learned`)."""
     return cache_dir / "corpora"
 
 

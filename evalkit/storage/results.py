@@ -82,7 +82,9 @@ class CellScores:
     protocol: Mapping[str, Any]
     """Every setting and checksum that decides the scores."""
     wall_s: Mapping[str, float]
+    """Seconds by stage."""
     environment: Mapping[str, Any]
+    """Facts that do not decide the scores: versions, device, the dataset's source, the origin of the weights."""
     schema_version: int = SCHEMA
     files: Mapping[str, str] = field(default_factory=dict, compare=False)
     """The checksum of each other file of the cell when scores.json was written; `write` computes them."""

@@ -101,7 +101,7 @@ def test_a_corpus_replaced_under_a_run_stops_it_and_leaves_nothing(
         run(config)
     assert str(caught.value) == (
         "dataset folder/foxes: got other content for documents 1 to 3 (shard 1), wanted what the survey read: the "
-        "corpus changed during the run or its survey is out of date; nothing of this shard was stored: leave the "
+        "corpus changed during the job or its survey is out of date; nothing of this shard was stored: leave the "
         "corpus alone and run the command again"
     )
     assert not files(tmp_path / "cache", "*.safetensors")

@@ -65,7 +65,7 @@ def test_a_folder_that_is_not_surveyed_has_no_counts_of_another_folder(tmp_path)
     name = planned(tmp_path, *words, runs=[]).config.dataset.name
     found = planned(tmp_path, *words, runs=[known(dataset=name)])
     assert (found.documents, found.vectors.value, found.missing_bytes) == (None, None, None)
-    assert found.vectors.basis == "unknown until a run has surveyed the corpus"
+    assert found.vectors.basis == "unknown until a job has surveyed the corpus"
 
 
 @pytest.mark.parametrize("setting", ["dataset.path", "model.checkpoints.64.path"])

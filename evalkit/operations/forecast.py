@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import huggingface_hub.constants
 import torch
@@ -440,6 +440,11 @@ def _time(seen: _Seen, dim: int | None, work: _Work, tokens: Amount) -> Time:
     return rates.time(found, amounts, encode_part=min(work.left, work.unstored), search_part=work.left)
 
 
+OTHER_SIZE_RTOL: Final = 0.1
+"""Relative difference of parameter counts above which weights are of another size: the head of a small model, which
+depends on the dim, is a few percent of it."""
+
+
 def _of_one_size(run: CellScores, model: ModelConfig) -> bool:
     """Whether a run's weights, where they are recorded, are as large as those that this system's config names."""
     recorded = run.environment.get("checkpoint")
@@ -448,7 +453,7 @@ def _of_one_size(run: CellScores, model: ModelConfig) -> bool:
         return True
     if weights.declared_otherwise(model.name, run.dim, model.checkpoints.get(str(run.dim))):
         return True
-    return bool(abs(count - model.parameters) <= weights.PARAMETERS_RTOL * model.parameters)
+    return bool(abs(count - model.parameters) <= OTHER_SIZE_RTOL * model.parameters)
 
 
 def _same_lengths(run: CellScores, model: EncoderConfig) -> bool:

@@ -129,6 +129,7 @@ def main() -> None:
             if given.only in command:
                 text, code = run(command, cwd=folder, environment=environment, columns=given.columns)
                 text = text.replace(str(folder), "~/work").replace(str(given.nfcorpus.absolute()), "DIR")
+                text = text.replace(f"{TREE}/", "").replace(f"{socket.gethostname()} ", "host ")
                 shown.append(f"$ {command}\n{text.rstrip()}\n" + (f"(exit code {code})\n" if code else ""))
                 print(f"{code} {command}", flush=True)
     given.out.write_text("\n".join(shown), encoding="utf-8")

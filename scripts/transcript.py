@@ -16,6 +16,7 @@ import re
 import select
 import shlex
 import shutil
+import socket
 import struct
 import subprocess
 import sys

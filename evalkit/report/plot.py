@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from markupsafe import Markup
@@ -96,7 +96,7 @@ def svg(plot: Plot) -> Markup:
     best = sorted({(point.x, point.y) for point in points if point.best})
     path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in best)
     parts.append(Markup('<polyline class="frontier" points="{}"/>').format(path))
-    places = _label_places([(x(point.x), y(point.y), len(point.label) * LETTER) for point in points])
+    places = _label_places([(x(point.x), *_reach(y, point), len(point.label) * LETTER) for point in points])
     for number, series in enumerate(plot.series):
         parts.append(Markup('<g class="series s{}">').format(number % 4))
         for point in series.points:
@@ -163,17 +163,24 @@ def _text(x: float, y: float, text: str, *, anchor: str = "middle", kind: str = 
     return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(kind, x, y, anchor, text)
 
 
-def _label_places(points: Sequence[tuple[float, float, float]]) -> list[tuple[float, float, str]]:
-    """Return x, y and anchor of each label: above its point, or lower if it would cover another label.
+def _reach(y: Callable[[float], float], point: Point) -> tuple[float, float]:
+    """Return the top and the bottom of a point's marker and interval bar, as drawn; y maps a value to its place."""
+    low, high = point.interval or (point.y, point.y)
+    return min(y(high), y(point.y) - 5), max(y(low), y(point.y) + 5)
 
-    A point is its x, its y and the width of its label.
+
+def _label_places(points: Sequence[tuple[float, float, float, float]]) -> list[tuple[float, float, str]]:
+    """Return x, y and anchor of each label: above its point and bar, or below if it would cover another label.
+
+    A point is its x, its top and bottom (see `_reach`) and the width of its label.
     """
-    taken: list[tuple[float, float, float, float]] = [(x - 5, y - 5, x + 5, y + 5) for x, y, _ in points]
+    taken: list[tuple[float, float, float, float]] = [(x - 5, top, x + 5, bottom) for x, top, bottom, _ in points]
     found = []
-    for x, y, width in points:
+    for x, top, bottom, width in points:
         anchor = "end" if x + width / 2 > WIDTH else "start" if x - width / 2 < LEFT else "middle"
         left = {"end": x - width, "start": x, "middle": x - width / 2}[anchor]
-        downs = [place for place in (y - 9, y + 19, y - 23, y + 33, y - 37, y + 47, y + 61, y + 75) if place > TOP / 2]
+        places = (top - 4, bottom + 14, top - 18, bottom + 28, top - 32, bottom + 42, bottom + 56, bottom + 70)
+        downs = [place for place in places if place > TOP / 2]
         boxes = [(left, down - 10, left + width, down + 2) for down in downs]
         free = [place for place, box in enumerate(boxes) if not any(_cover(box, other) for other in taken)]
         chosen = free[0] if free else 0

@@ -273,13 +273,17 @@ def test_a_point_that_another_beats_is_hollow():
 
 
 def test_labels_of_close_points_do_not_cover_each_other():
-    points = [(200.0, 50.0, 60.0), (210.0, 50.0, 60.0), (220.0, 51.0, 60.0)]
+    points = [(200.0, 45.0, 55.0, 60.0), (210.0, 45.0, 55.0, 60.0), (220.0, 46.0, 56.0, 60.0)]
     places = plot._label_places(points)
     assert len({y for _, y, _ in places}) == 3
-    assert [anchor for _, _, anchor in plot._label_places([(455.0, 50.0, 60.0), (60.0, 50.0, 60.0)])] == [
-        "end",
-        "start",
-    ]
+    edges = plot._label_places([(455.0, 45.0, 55.0, 60.0), (60.0, 45.0, 55.0, 60.0)])
+    assert [anchor for _, _, anchor in edges] == ["end", "start"]
+
+
+def test_a_label_stands_above_its_point_s_interval():
+    drawn = panel(plot.Point(100, 0.3, "a", interval=(0.2, 0.4)))
+    top = min(float(end) for end in re.search(r'class="bar"[^>]*y1="([\d.]+)" y2="([\d.]+)"', drawn).groups())
+    assert float(re.search(r'y="([\d.]+)"[^>]*>a</text>', drawn)[1]) < top
 
 
 def test_differences_lie_about_zero_and_reach_a_fiftieth_at_least():

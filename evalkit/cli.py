@@ -583,9 +583,9 @@ def report(
 
     results_dir = results_dir or default_results_dir()
     made = build.build(results_dir)
-    found = [*made.problems, *((*made.unwaived, *build.drifted(made, out or results_dir)) if check else ())]
     if not made.rows:
-        raise ScoreError("; ".join([*found, _nothing(results_dir)]))
+        raise ScoreError("; ".join([*made.problems, _nothing(results_dir)]))
+    found = [*made.problems, *((*made.unwaived, *build.drifted(made, out or results_dir)) if check else ())]
     if sys.stdout.isatty():
         _out.print(table.terminal(made.rows, wide=wide))
     else:

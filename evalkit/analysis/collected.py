@@ -29,7 +29,7 @@ def collect(results_dir: Path, *, checksums: Mapping[str, str]) -> Collected:
     found, unreadable = readable(results_dir)
     cells, problems = _with_corpora_checked(found, checksums, unreadable)
     claims: dict[tuple[str, int | None, str], list[CellScores]] = {}
-    # A result with other weights or on another dataset does not claim the cell, so it does not compete with others.
+    # A result with other weights, another dataset or an edited protocol does not compete for the cell.
     representative = set(map(id, standing.representative(cells)))
     kept = [cell for cell in cells if id(cell) not in representative]
     for cell in cells:
@@ -44,7 +44,7 @@ def collect(results_dir: Path, *, checksums: Mapping[str, str]) -> Collected:
         problems.append(
             f"{keys.label(model, dim)} on {dataset}: {len(claiming)} runs claim this cell, {names} "
             f"(they differ in {settings}); "
-            "neither is tabled: move all but one out of the results folder, or, if they are re-runs, below reruns/"
+            "none of them is tabled: move all but one out of the results folder, or, if they are re-runs, below reruns/"
         )
     return Collected(tuple(sorted(kept, key=lambda cell: cell.run_id)), tuple(problems))
 

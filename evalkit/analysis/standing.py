@@ -33,8 +33,14 @@ def differing(cell: CellScores, score: PublishedScore) -> tuple[str, ...]:
 
 
 def representative(cells: Iterable[CellScores]) -> tuple[CellScores, ...]:
-    """Return the cells that represent their system on their dataset: those without departures, searched exactly."""
-    return tuple(cell for cell in cells if not departures(cell) and cell.search == "exact")
+    """Return the cells that measure their system as published: the only ones in the card's tables, means and exports.
+
+    Such a cell has no departures, was searched exactly, and has the known settings of at least one score that is
+    published for it. If none is published, its settings do not matter.
+    """
+    return tuple(
+        cell for cell in cells if not departures(cell) and cell.search == "exact" and _as_someone_published(cell)
+    )
 
 
 def index_losses(cells: Iterable[CellScores]) -> dict[str, float]:
@@ -51,15 +57,6 @@ def index_losses(cells: Iterable[CellScores]) -> dict[str, float]:
         if cell.search != "exact" and exact is not None and cell.main_metric in exact.metrics:
             losses[cell.run_id] = exact.metrics[cell.main_metric] - cell.metrics[cell.main_metric]
     return losses
-
-
-def exportable(cells: Iterable[CellScores]) -> tuple[CellScores, ...]:
-    """Return the cells whose scores may be exported under their system's name.
-
-    A cell that differs from the conditions of every published score does not measure any of them, so it is left out. If
-    no score is published for a cell, it only must have no departures.
-    """
-    return tuple(cell for cell in representative(cells) if _as_someone_published(cell))
 
 
 def _as_someone_published(cell: CellScores) -> bool:

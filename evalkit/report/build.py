@@ -66,11 +66,10 @@ def build(results_dir: Path) -> Report:
         files[f"tables/{sheet.name}.md"] = sheets.markdown(sheet)
         files[f"tables/{sheet.name}.csv"] = sheets.csv_sheet(sheet)
         files[f"tables/{sheet.name}.tex"] = sheets.latex(sheet)
-    exported = standing.exportable(found.cells)
-    files |= {f"tables/mteb/{name}": text for name, text in exports.mteb_files(exported).items()}
-    files |= {f"tables/model-index/{name}": text for name, text in exports.model_index(exported).items()}
+    files |= {f"tables/mteb/{name}": text for name, text in exports.mteb_files(ours).items()}
+    files |= {f"tables/model-index/{name}": text for name, text in exports.model_index(ours).items()}
     hubs = {str(one.get("name")): one.get("hub") for one in configs.datasets.values()}
-    files |= {f"tables/eval_results/{name}": text for name, text in exports.eval_results(exported, hubs).items()}
+    files |= {f"tables/eval_results/{name}": text for name, text in exports.eval_results(ours, hubs).items()}
     files["site/index.html"] = page.render(
         page.Material(
             cells=found.cells,

@@ -127,8 +127,8 @@ def judge(
 ) -> tuple[Judged, ...]:
     """Return every published score of every source with its verdict.
 
-    A cell counts only if it may stand for the system: a score for which there are only cells with other weights or a
-    deviating dataset is NOT-RUN.
+    A cell counts only if it represents its system (`standing.representative`); a score whose cells all have other
+    weights, a deviating dataset or an edited protocol is NOT-RUN.
     """
     by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in standing.representative(cells)}
     pairs = ((score, by_cell.get((score.system, score.dim, score.dataset))) for score in published.published_scores())
@@ -138,7 +138,7 @@ def judge(
 def judge_runs(
     cells: Iterable[CellScores], *, waivers: Sequence[Waiver] = (), deviations: Sequence[Deviation] = ()
 ) -> tuple[Judged, ...]:
-    """Return the scores published for every cell's system and dataset, even if it may not stand for the system."""
+    """Return the scores published for every cell's system and dataset, even if it does not represent the system."""
     by_cell: dict[tuple[str, int | None, str], list[PublishedScore]] = {}
     for score in published.published_scores():
         by_cell.setdefault((score.system, score.dim, score.dataset), []).append(score)

@@ -197,7 +197,7 @@ def test_a_run_by_an_index_is_no_run_of_the_card(tmp_path):
         environment={**exact.environment, "index": index},
     )
     assert standing.representative([exact, indexed]) == (exact,)
-    assert standing.exportable([indexed]) == ()
+    assert standing.representative([indexed]) == ()
     (row,) = (one for one in table.rows([indexed]) if one.published.source == "card")
     assert row.verdict.label == "PROTOCOL-DIFFERS"
     assert "search is plaid, not exact" in row.verdict.differs

@@ -320,7 +320,7 @@ def damage_value(folder):
 
 
 def damage_twins(folder):
-    put(folder, late(query_tokens=16))
+    put(folder, late(protocol={**late().protocol, "stored_dtype": "float32"}))
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,18 @@ def test_one_bad_run_is_one_clear_line_and_the_rest_is_reported(folder, damage, 
 def test_two_runs_that_claim_a_cell_are_told_apart_by_their_settings(folder):
     damage_twins(folder)
     (problem,) = build.build(folder).problems
-    assert "(they differ in query.max_tokens)" in problem
+    assert "(they differ in stored_dtype)" in problem
+
+
+def test_a_run_with_an_edited_protocol_takes_no_cell_from_the_run_with_the_published_one(folder):
+    put(folder, late(query_tokens=16))
+    made = build.build(folder)
+    assert made.problems == ()
+    ours = [row for row in made.rows if row.cell.dim == 128 and row.published.source == "card"]
+    assert {row.cell.protocol["query"]["max_tokens"]: row.verdict.label for row in ours} == {
+        32: "MATCH",
+        16: "PROTOCOL-DIFFERS",
+    }
 
 
 def test_another_corpus_is_a_deviation_not_a_result(tmp_path):

@@ -18,6 +18,7 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
+from evalkit.config import files
 from evalkit.errors import ScoreError
 
 NEAR = 0.001
@@ -135,7 +136,7 @@ def _tables(directory: Path) -> tuple[dict[str, Any], ...]:
     return tuple(_read(path) for path in paths)
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's where PyYAML has it
+class _Loader(files.Loader):
     """YAML without repeated keys: they raise an error, while PyYAML keeps the last one."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 (PyYAML's own signature)
@@ -144,7 +145,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         if len(mapping) != len(node.value):
             names = [self.construct_object(name) for name, _ in node.value]
             twice = next(name for place, name in enumerate(names) if name in names[:place])
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"got key {twice!r} twice", node.start_mark)
         return mapping
 
 
@@ -170,9 +171,9 @@ def _read(path: Path) -> dict[str, Any]:
         for mean in values.get("means", []):
             itemgetter("name", "system", "dim", "origin", "value", "over")(mean)
             mean.get("settings", {}).items()
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        msg = f"{path}: not a table of published scores ({type(error).__name__}: {reason}); repair the file"
+    except files.YAML_ERRORS as error:
+        problem = f"{type(error).__name__}: {files.reason(error)}"
+        msg = f"{path}: not a table of published scores ({problem}); repair the file"
         raise ScoreError(msg) from error
     for mistake in _mistakes(values):
         msg = f"{path}: {mistake}; repair the file"

@@ -93,7 +93,7 @@ def _cache_folder() -> str:
         return chosen
     home = os.path.expanduser("~")  # noqa: PTH111 (Path.home fails where no home is known, in words of its own)
     if home == "~":
-        raise ConfigError("cache_dir: got neither EVALKIT_CACHE nor a home folder; set cache_dir=DIR or EVALKIT_CACHE")
+        raise ConfigError("got neither EVALKIT_CACHE nor a home folder; set cache_dir=DIR or EVALKIT_CACHE")
     return f"{home}/.cache/evalkit"
 
 
@@ -319,11 +319,11 @@ def _validated(composed: DictConfig) -> RunConfig:
     try:
         values = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
+        setting = f"{error.full_key}: " if error.full_key else ""
         if own := _own_error(error):
-            raise own from error
-        hint = "an environment variable is written ${oc.env:NAME}"
-        msg = f"{error.full_key}: {_first_line(error)}; {hint}" if error.full_key else _first_line(error)
-        raise ConfigError(msg) from error
+            raise ConfigError(f"{setting}{own}") from error
+        hint = "; an environment variable is written ${oc.env:NAME}" if setting else ""
+        raise ConfigError(f"{setting}{_first_line(error)}{hint}") from error
     assert isinstance(values, dict)
     _refuse_secrets(values)
     config = run_config({str(key): value for key, value in values.items()})
@@ -351,13 +351,17 @@ def _refuse_secrets(values: Mapping[Any, Any], prefix: str = "") -> None:
 
 
 def _environment(name: str, *default: str) -> str:
-    """Resolve `${oc.env:NAME}` and `${oc.env:NAME,default}` for names that cannot hold secrets."""
+    """Resolve `${oc.env:NAME}` and `${oc.env:NAME,default}` for names that cannot hold secrets.
+
+    Raises ConfigError for any other name, and for a variable that is not set and has no default. `_validated` puts the
+    setting's name before the message.
+    """
     if not name.startswith("EVALKIT_") and name not in READABLE:
-        msg = f"${{oc.env:{name}}}: this variable may not be read into settings, which are written to files"
+        msg = f"got ${{oc.env:{name}}}, a variable that may not be read into settings, which are written to files"
         raise ConfigError(f"{msg}; wanted EVALKIT_… or one of {', '.join(READABLE)}")
     found = os.environ.get(name)
     if found is None and not default:
-        msg = f"${{oc.env:{name}}}: the environment has no {name}; set it, or give the value itself"
+        msg = f"got ${{oc.env:{name}}}, but {name} is not set; set it, or give the value itself"
         raise ConfigError(msg)
     return found if found is not None else str(default[0])
 

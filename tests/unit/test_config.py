@@ -222,9 +222,16 @@ def test_only_harmless_variables_are_read_into_settings(monkeypatch):
     monkeypatch.setenv("MY_SECRET", "hunter-2-hunter")
     assert compose(["dataset.licence='${oc.env:EVALKIT_LICENCE}'"]).dataset.licence == "MIT"
     assert compose(["dataset.licence='${oc.env:EVALKIT_NONE,none}'"]).dataset.licence == "none"
-    with pytest.raises(ConfigError, match=r"\${oc.env:MY_SECRET}: this variable may not be read into settings"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^dataset\.licence: got \${oc.env:MY_SECRET}, a variable that may not be read into settings",
+    ):
         compose(["dataset.licence='${oc.env:MY_SECRET}'"])
-    with pytest.raises(ConfigError, match=r"\${oc.env:EVALKIT_NONE}: the environment has no EVALKIT_NONE; set it"):
+    with pytest.raises(ConfigError, match=r"^results_dir: got \${oc.env:MY_SECRET}, a variable that may not be read"):
+        compose(["results_dir=${oc.env:MY_SECRET}/a"])
+    with pytest.raises(
+        ConfigError, match=r"^dataset\.licence: got \${oc.env:EVALKIT_NONE}, but EVALKIT_NONE is not set; set it"
+    ):
         compose(["dataset.licence='${oc.env:EVALKIT_NONE}'"])
 
 

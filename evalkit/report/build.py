@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalkit.analysis import collected, standing
+from evalkit.analysis import collected, comparability
 from evalkit.errors import ScoreError
 from evalkit.report import card, commands, evidence, exports, hits, page, rounding, sheets, table
 from evalkit.scoring import mteb_results, published, reruns
@@ -36,7 +36,7 @@ def build(results_dir: Path) -> Report:
     found = collected.collect(results_dir, checksums=_checksums(configs))
     waivers = card.read_waivers(results_dir)
     found, per_query = _with_queries(results_dir, found)
-    ours = standing.representative(found.cells)
+    ours = comparability.representative(found.cells)
     deviations, odd_reruns = reruns.measure(ours, results_dir)
     judged = card.judge(ours, waivers=waivers, deviations=deviations)
     means = card.judge_means(ours, waivers=waivers)
@@ -66,7 +66,7 @@ def build(results_dir: Path) -> Report:
         files[f"tables/{sheet.name}.md"] = sheets.markdown(sheet)
         files[f"tables/{sheet.name}.csv"] = sheets.csv_sheet(sheet)
         files[f"tables/{sheet.name}.tex"] = sheets.latex(sheet)
-    exported = standing.exportable(found.cells)
+    exported = comparability.exportable(found.cells)
     files |= {f"tables/mteb/{name}": text for name, text in exports.mteb_files(exported).items()}
     files |= {f"tables/model-index/{name}": text for name, text in exports.model_index(exported).items()}
     hubs = {str(one.get("name")): one.get("hub") for one in configs.datasets.values()}
@@ -108,7 +108,7 @@ def leaderboard(results_dir: Path) -> card.Leaderboard:
     Raises ScoreError for bad waivers.
     """
     found = collected.collect(results_dir, checksums=_checksums(commands.packaged()))
-    ours = standing.representative(_with_queries(results_dir, found)[0].cells)
+    ours = comparability.representative(_with_queries(results_dir, found)[0].cells)
     deviations, _ = reruns.measure(ours, results_dir)
     judged = card.judge(ours, waivers=card.read_waivers(results_dir), deviations=deviations)
     return card.leaderboard(card.card_tables(judged), (*ours, *mteb_results.kept(results_dir)[0]))

@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from evalkit.analysis import standing
+from evalkit.analysis import comparability
 from evalkit.config.settings import METRICS
 from evalkit.report.card import JudgedMean, judge_means, verdict_on
 from evalkit.report.grid import Column, Grid, Line
@@ -82,7 +82,7 @@ def whole_means(cells: Sequence[CellScores]) -> list[Mean]:
         for one in judged
     ]
     known = {(mean.system, mean.dim, mean.collection) for mean in found}
-    by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in standing.representative(cells)}
+    by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in comparability.representative(cells)}
     collections = {(mean.score.dataset, mean.datasets, mean.score.metric) for mean in published.published_means()}
     for model, dim in dict.fromkeys((cell.model, cell.dim) for cell in cells):
         for name, datasets, metric in sorted(collections):
@@ -113,7 +113,7 @@ def terminal(
     value += [] if len(metrics) == 1 else [Column("value", "number")]
     others = [name for name in METRICS if metrics != {name}]
     groups = _groups(table_rows)
-    losses = standing.index_losses(row.cell for row in table_rows)
+    losses = comparability.index_losses(row.cell for row in table_rows)
     asked = [name for name in _metrics(table_rows) if name not in METRICS and metrics != {name}]
     columns = (
         *(Column("system", "name"), Column("dim", "number"), Column("dataset", "name"), *value),
@@ -207,7 +207,7 @@ def _metrics(table_rows: Sequence[Row]) -> list[str]:
 
 def _header(table_rows: Sequence[Row]) -> list[str]:
     groups = [f"ndcg@10 {name}" for name in _groups(table_rows)]
-    losses = ["index loss"] if standing.index_losses(row.cell for row in table_rows) else []
+    losses = ["index loss"] if comparability.index_losses(row.cell for row in table_rows) else []
     return [
         "system",
         "dim",
@@ -226,7 +226,7 @@ def _header(table_rows: Sequence[Row]) -> list[str]:
 def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
     lines, names = [], _groups(table_rows)
     told_apart = distinctions(row.cell for row in table_rows)
-    losses = standing.index_losses(row.cell for row in table_rows)
+    losses = comparability.index_losses(row.cell for row in table_rows)
     for row in table_rows:
         cell = row.cell
         groups = [cell.groups.get(name, {}).get("ndcg@10") for name in names]

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 
 import evalkit.analysis.explain
-from evalkit.analysis import replay, standing
+from evalkit.analysis import comparability, replay
 from evalkit.analysis.compare import Comparison, storage, values_of
 from evalkit.analysis.explain import Band, Contribution, PairView
-from evalkit.analysis.replay import Landing, OtherState, Replayed
+from evalkit.analysis.replay import OtherState, Replayed, Reproduction
 from evalkit.errors import ConfigError, EvalkitError
 from evalkit.report.grid import Column, Grid, Line, wrapped
 from evalkit.report.pareto import front
@@ -104,16 +104,16 @@ def replayed_table(replayed: Sequence[Replayed], metric: str) -> Grid:
     return Grid(columns, lines)
 
 
-def landing_lines(landings: Sequence[Landing]) -> list[str]:
+def reproduction_lines(reproductions: Sequence[Reproduction]) -> list[str]:
     """Return a line for each published score that names the rules that reproduce it."""
     lines = []
-    for landing in landings:
-        score = landing.score
-        rules = " or ".join("; ".join(entry.changed) or "the run's own rules" for entry in landing.reached_by)
+    for reproduction in reproductions:
+        score = reproduction.score
+        rules = " or ".join("; ".join(entry.changed) or "the run's own rules" for entry in reproduction.reproduced_by)
         reached = f"reached with {rules}" if rules else "reached by none of these rules"
         slip = f" (known: {score.slip})" if score.slip else ""
         value = fixed(score.value, score.digits)
-        lines.append(f"{score.source} {score.metric} {value}: {said(landing.verdict)}; {reached}{slip}")
+        lines.append(f"{score.source} {score.metric} {value}: {said(reproduction.verdict)}; {reached}{slip}")
     return lines or ["nothing is published for this cell"]
 
 
@@ -121,7 +121,7 @@ def state_lines(states: Sequence[OtherState], metric: str) -> list[str]:
     """Name the states of the model's repository that a replay cannot try, and the scores measured in them."""
     return [
         f"no rule of scoring: {one.variant.words}; {one.variant.because}; "
-        + ("run it with that setting" if one.run is None else f"{one.run.run_id} has {_value(one.run, metric)}")
+        + ("run it with that setting" if one.cell is None else f"{one.cell.run_id} has {_value(one.cell, metric)}")
         for one in states
     ]
 
@@ -208,7 +208,7 @@ def _only(metrics: set[str]) -> str:
 
 def _named_line(cell: CellScores, told_apart: Mapping[str, str], cells: Sequence[str]) -> Line:
     """Return a row that begins with system, dim and dataset; distinguishing settings are printed below it."""
-    departs = standing.departures(cell)
+    departs = comparability.departures(cell)
     notes = (told_apart.get(cell.run_id, "").strip(" ()"), f"deviates: {'; '.join(departs)}" if departs else "")
     return Line((cell.model, dim(cell.dim), cell.dataset, *cells), tuple(filter(None, notes)))
 
@@ -285,4 +285,4 @@ def frontier_lines(base: CellScores, *, normalized: bool) -> list[str]:
 def system(cell: CellScores) -> str:
     """Return a system's name with its dim; a cell that may not stand for that system is marked."""
     name = keys.label(cell.model, cell.dim)
-    return f"{name} (deviates)" if standing.departures(cell) else name
+    return f"{name} (deviates)" if comparability.departures(cell) else name

@@ -177,7 +177,7 @@ def test_a_run_that_failed_is_told_with_its_error(tmp_path):
     assert done.returncode == 1
     assert rows(done.stdout, "failed")[0][:2] == ["failed", "bm25"]
     assert "nothing at this path" in done.stderr
-    assert "1 run failed: run again what failed, or take it off this list with evalkit status --forget" in done.stderr
+    assert "1 job failed: run it again, or remove it from this list with evalkit status --forget" in done.stderr
 
 
 def test_a_run_that_failed_is_forgotten_when_asked_and_status_is_content(finished, tmp_path):
@@ -185,7 +185,7 @@ def test_a_run_that_failed_is_forgotten_when_asked_and_status_is_content(finishe
     assert evalkit("run", "dataset=folder", "dataset.path=nowhere", "model=bm25", *places, cwd=tmp_path).returncode == 1
     forgotten = evalkit("status", "--forget", *places, cwd=tmp_path)
     assert forgotten.returncode == 0, forgotten.stderr
-    assert "forgot 1 run that failed" in forgotten.stdout
+    assert "forgot 1 failed job" in forgotten.stdout
     assert rows(forgotten.stdout, "failed") == []
     assert len(rows(forgotten.stdout, "finished")) == 3
     assert evalkit("status", *places, cwd=tmp_path).returncode == 0
@@ -208,7 +208,7 @@ def test_a_damaged_record_of_a_failed_run_is_told_until_it_is_forgotten(tmp_path
 def test_status_says_so_where_nothing_was_run(tmp_path):
     done = evalkit("status", *PLACES, cwd=tmp_path)
     assert done.returncode == 0
-    assert done.stdout.startswith("no finished, running, stopped or failed run in results;")
+    assert done.stdout.startswith("no finished, running, stopped or failed cell in results;")
 
 
 def test_a_damaged_result_is_told_by_status(finished, tmp_path):

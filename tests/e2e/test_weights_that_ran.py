@@ -175,5 +175,5 @@ def test_an_edited_protocol_is_refused_by_the_report_and_by_the_run_itself(run, 
     with pytest.raises(EvalkitError, match="one of them was changed since the run; delete it and run the cell again"):
         run("model=bm25", "model.k1=1.5")
     done = CliRunner().invoke(app, ["report", "--results-dir", str(tmp_path / "results")])
-    assert "no finished run under" in str(done.exception)
+    assert "no finished cell under" in str(done.exception)
     assert str(path) in str(done.exception)

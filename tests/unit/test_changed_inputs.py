@@ -386,7 +386,7 @@ def test_a_kill_while_scoring_again_leaves_no_scores_to_believe(
         with pytest.raises(KeyboardInterrupt):
             run(config)
     interrupted = results.read(folder / results.SCORES)
-    with pytest.raises(ScoreError, match=r"got a run whose scoring was interrupted, .*; run the cell again"):
+    with pytest.raises(ScoreError, match=r"got a cell whose scoring was interrupted, .*; run the cell again"):
         replay.load(tmp_path / "results", interrupted)
     write_qrels(foxes, relevant)
     cell, said = run(config)

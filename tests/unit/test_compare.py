@@ -119,7 +119,7 @@ def test_runs_are_chosen_by_id_system_or_dataset():
     assert [one.model for one in compare.choose(known, ["bm25", "jina-colbert-v2-64"])] == ["bm25", "jina-colbert-v2"]
     assert len(compare.choose(known, [])) == len(compare.choose(known, ["beir/nfcorpus"])) == 4
     assert compare.one(known, "jina-colbert-v2-96").dim == 96
-    with pytest.raises(ScoreError, match=r"run 'bm26' unknown; .*evalkit ls runs"):
+    with pytest.raises(ScoreError, match=r"cell 'bm26' unknown; .*evalkit ls runs"):
         compare.choose(known, ["bm26"])
     with pytest.raises(ScoreError, match="run 'jina-colbert-v2' names 3: "):
         compare.one(known, "jina-colbert-v2")
@@ -221,7 +221,7 @@ def test_a_normal_interval_is_near_the_bootstraps():
 
 def test_where_nothing_was_run_yet_the_command_to_run_is_named(tmp_path):
     for words in ([], ["demo-64"]):
-        with pytest.raises(ScoreError, match=r"^got no finished run, .* run one first, for example: evalkit run "):
+        with pytest.raises(ScoreError, match=r"^got no finished cell; run one first, for example: evalkit run "):
             compare.choose([], words)
 
 

@@ -339,7 +339,7 @@ def damage_twins(folder):
             damage_value,
             "per_query.tsv: got a mean ndcg@10 of 0.346, wanted the 0.9 of scores.json; the run is left out",
         ),
-        (damage_twins, "jina-colbert-v2:128 on beir/nfcorpus: 2 runs claim this cell"),
+        (damage_twins, "jina-colbert-v2:128 on beir/nfcorpus: 2 results claim this cell"),
     ],
 )
 def test_one_bad_run_is_one_clear_line_and_the_rest_is_reported(folder, damage, message):
@@ -537,7 +537,7 @@ def test_a_table_of_queries_comes_back_as_it_was_written(tmp_path):
 def test_an_empty_results_folder_is_refused(tmp_path):
     done = CliRunner().invoke(app, ["report", "--results-dir", str(tmp_path)])
     assert isinstance(done.exception, EvalkitError)
-    assert "no finished run under" in str(done.exception)
+    assert "no finished cell under" in str(done.exception)
 
 
 def test_the_model_index_is_one_that_hugging_face_reads(folder):

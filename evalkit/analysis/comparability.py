@@ -1,4 +1,4 @@
-"""Decide whether a cell represents its system as published.
+"""Decide whether a cell can be compared with published scores of its system.
 
 Every verdict, table, average and export uses these functions, so that a cell is treated in the same way everywhere.
 """
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def departures(cell: CellScores) -> tuple[str, ...]:
-    """Return the deviations of a cell from the system and the dataset that it is named after."""
+    """Return the ways in which a cell departs from the system and the dataset that it is named after.
+
+    These are its deviations from the dataset, and weights other than the published ones.
+    """
     return (*cell.deviations, *weights.differing(cell))
 
 
@@ -40,8 +43,8 @@ def representative(cells: Iterable[CellScores]) -> tuple[CellScores, ...]:
 def index_losses(cells: Iterable[CellScores]) -> dict[str, float]:
     """Return the index loss of each cell that searched an index, by run id.
 
-    It is the main metric of the exact cell with the same embeddings minus that of the cell. A cell is left out if its
-    exact cell is not among the given ones.
+    The loss is the main metric of the exact cell with the same embeddings minus that of the cell. A cell is left out if
+    its exact cell is not among the given ones.
     """
     known = {cell.run_id: cell for cell in cells}
     losses = {}
@@ -56,12 +59,12 @@ def index_losses(cells: Iterable[CellScores]) -> dict[str, float]:
 def exportable(cells: Iterable[CellScores]) -> tuple[CellScores, ...]:
     """Return the cells whose scores may be exported under their system's name.
 
-    A cell that differs from the conditions of every published score does not measure any of them, so it is left out. If
-    no score is published for a cell, it only must have no departures.
+    A representative cell with published scores is exported if it meets the conditions of at least one of them. A
+    representative cell without published scores is always exported.
     """
-    return tuple(cell for cell in representative(cells) if _as_someone_published(cell))
+    return tuple(cell for cell in representative(cells) if _as_published(cell))
 
 
-def _as_someone_published(cell: CellScores) -> bool:
+def _as_published(cell: CellScores) -> bool:
     scores = [score for metric in cell.metrics for score in published.find(cell.model, cell.dim, cell.dataset, metric)]
     return not scores or any(not differing(cell, score) for score in scores)

@@ -913,7 +913,8 @@ def explain(  # noqa: PLR0913 (each argument is an option of the command)
 
     With --against, queries are ranked by their contribution to the difference of two cells. Without it, the
     distribution of scores is shown, and the queries that score 0, because a published mean says nothing about single
-    queries. Remarks name truncated texts and missing documents. --query and --document show MaxSim of that pair, token by token.
+    queries. Remarks name truncated texts and missing documents. --query and --document show MaxSim of that pair, token
+    by token.
     """
     from evalkit.analysis import compare
     from evalkit.report import verbs

@@ -14,7 +14,7 @@ from evalkit.storage import outside, paths, results
 from evalkit.storage.results import CellScores
 
 EXPORTS = ("mteb", "model-index", "eval_results")
-"""Folders of tables/ whose files are deleted when their run is gone."""
+"""Folders of tables/ whose files are deleted when their cell is gone."""
 
 
 class Report(NamedTuple):
@@ -53,7 +53,7 @@ def build(results_dir: Path) -> Report:
         if waiver not in used
     ]
     rows = tuple(table.rows((*found.cells, *theirs), deviations=deviations))
-    runs = "# Measured runs\n\n" + table.markdown(rows)
+    runs = "# Measured cells\n\n" + table.markdown(rows)
     files: dict[str, str] = {
         "tables/runs.md": runs,
         "tables/runs.csv": sheets.csv_text(
@@ -171,7 +171,7 @@ def _with_queries(results_dir: Path, found: collected.Collected) -> tuple[collec
             cells.append(cell)
             continue
         if wrong := results.disagreement(cell, queries):
-            problems.append(f"{path}: {wrong}; the run is left out: run the cell again")
+            problems.append(f"{path}: {wrong}; the cell is left out: run it again")
             continue
         lines, borne_out = evidence.hold(results_dir, cell, queries)
         problems += lines

@@ -106,7 +106,7 @@ def render(material: Material) -> str:
             material.cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0), cell.search != "exact")
         ),
         losses=comparability.index_losses(material.cells),
-        told_apart=distinctions(material.cells),
+        distinguished=distinctions(material.cells),
         symbols=SYMBOLS,
         meanings=MEANINGS,
         metrics=METRICS,

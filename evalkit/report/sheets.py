@@ -209,7 +209,9 @@ def reruns_sheet(deviations: Sequence[Deviation]) -> Sheet:
         )
         for one in sorted(deviations, key=lambda one: (one.dataset, one.system, -(one.dim or 0)))
     ]
-    notes = ("Each cell's tabled run and the runs of it below reruns/; a cell that is not here was run once.",)
+    notes = (
+        "Each cell's result in the tables and its re-runs below reruns/; a cell that is not here was computed once.",
+    )
     return Sheet("reruns", "Re-runs", header, tuple(rows), notes)
 
 

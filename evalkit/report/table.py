@@ -124,12 +124,12 @@ def terminal(
         *(Column(name, "number", moves=5, wide=True) for name in (*others, *(f"ndcg@10 {name}" for name in groups))),
         Column("run id", moves=6, wide=True),
     )
-    told_apart = distinctions(row.cell for row in table_rows)
+    distinguished = distinctions(row.cell for row in table_rows)
     lines = []
     for row in table_rows:
         cell = row.cell
         measured = fixed(cell.metrics.get(cell.main_metric), 5)
-        judged, notes = [ABSENT] * 4, [told_apart[cell.run_id].strip(" ()")]
+        judged, notes = [ABSENT] * 4, [distinguished[cell.run_id].strip(" ()")]
         if row.published is not None and row.verdict is not None:
             delta = signed(cell.metrics[cell.main_metric] - row.published.value, 4)
             judged = [fixed(row.published.value, row.published.digits), delta, row.verdict.label, row.published.source]
@@ -225,13 +225,13 @@ def _header(table_rows: Sequence[Row]) -> list[str]:
 
 def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
     lines, names = [], _groups(table_rows)
-    told_apart = distinctions(row.cell for row in table_rows)
+    distinguished = distinctions(row.cell for row in table_rows)
     losses = comparability.index_losses(row.cell for row in table_rows)
     for row in table_rows:
         cell = row.cell
         groups = [cell.groups.get(name, {}).get("ndcg@10") for name in names]
         measured_by = f" ({cell.environment[MEASURED_BY]})" if MEASURED_BY in cell.environment else ""
-        line = [cell.model + measured_by + told_apart[cell.run_id], dim_of(cell.dim), cell.dataset]
+        line = [cell.model + measured_by + distinguished[cell.run_id], dim_of(cell.dim), cell.dataset]
         line += [fixed(cell.metrics.get(name), 5) for name in _metrics(table_rows)]
         line += [fixed(value, 5) for value in groups]
         line += [_loss(cell, losses)] if losses else []

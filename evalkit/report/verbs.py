@@ -187,18 +187,18 @@ def comparison_table(comparisons: Sequence[Comparison], *, wide: bool = False) -
         *(Column("p", "number", moves=4, wide=True), Column("+/-", moves=5, wide=True)),
         Column("run id", moves=6, wide=True),
     )
-    told_apart = results.distinctions(cell for one in comparisons for cell in (one.base, one.other))
+    distinguished = results.distinctions(cell for one in comparisons for cell in (one.base, one.other))
     lines, bases = [], set()
     for one in comparisons:
         if one.base.run_id not in bases:
             bases.add(one.base.run_id)
             value = fixed(one.base.metrics[one.metric], 5)
             judged = ("base", *[ABSENT] * 4, one.base.run_id)
-            lines.append(_named_line(one.base, told_apart, (one.metric, value, *judged)))
+            lines.append(_named_line(one.base, distinguished, (one.metric, value, *judged)))
         value, (low, high) = fixed(one.other.metrics[one.metric], 5), one.interval
         tests = (f"{signed(low, 4)} … {signed(high, 4)}", p_value(one.p_holm), p_value(one.p))
         judged = (signed(one.delta, 4), *tests, f"{one.wins}/{one.losses}", one.other.run_id)
-        lines.append(_named_line(one.other, told_apart, (one.metric, value, *judged)))
+        lines.append(_named_line(one.other, distinguished, (one.metric, value, *judged)))
     return Grid(columns, lines, wide)
 
 
@@ -206,10 +206,10 @@ def _only(metrics: set[str]) -> str:
     return next(iter(metrics)) if len(metrics) == 1 else ""
 
 
-def _named_line(cell: CellScores, told_apart: Mapping[str, str], cells: Sequence[str]) -> Line:
+def _named_line(cell: CellScores, distinguished: Mapping[str, str], cells: Sequence[str]) -> Line:
     """Return a row that begins with system, dim and dataset; distinguishing settings are printed below it."""
     departs = comparability.departures(cell)
-    notes = (told_apart.get(cell.run_id, "").strip(" ()"), f"deviates: {'; '.join(departs)}" if departs else "")
+    notes = (distinguished.get(cell.run_id, "").strip(" ()"), f"deviates: {'; '.join(departs)}" if departs else "")
     return Line((cell.model, dim(cell.dim), cell.dataset, *cells), tuple(filter(None, notes)))
 
 
@@ -228,7 +228,7 @@ def costs_table(cells: Sequence[CellScores]) -> Grid:
         *(Column("bytes / vector", "number"), Column("bytes / passage", "number"), Column("corpus MB", "number")),
         *(Column("encode s", "number", moves=1), Column("search s", "number", moves=2)),
     )
-    told_apart = results.distinctions(cells)
+    distinguished = results.distinctions(cells)
     lines = []
     for cell in cells:
         size = storage(cell)
@@ -238,7 +238,7 @@ def costs_table(cells: Sequence[CellScores]) -> Grid:
             fixed(None if size is None else size.per_passage, 0),
         )
         took = (fixed(cell.wall_s.get("encode"), 2), fixed(cell.wall_s.get("search"), 2))
-        lines.append(_named_line(cell, told_apart, (*stored, fixed(corpus, 2), *took)))
+        lines.append(_named_line(cell, distinguished, (*stored, fixed(corpus, 2), *took)))
     return Grid(columns, lines)
 
 

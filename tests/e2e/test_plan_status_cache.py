@@ -77,7 +77,7 @@ def test_plan_knows_what_is_finished_and_forecasts_the_rest_from_it(finished):
     assert row[-1] == scores["run_id"]
     assert "vectors counted by demo.test.demo-" in done.stdout
     assert "time at " in done.stdout
-    assert "over 2 runs here: demo:96 on demo" in done.stdout
+    assert "over 2 cells here: demo:96 on demo" in done.stdout
     assert "4 cells: 3 finished, 1 to do" in done.stdout
 
 
@@ -232,7 +232,7 @@ def test_the_cache_is_listed_verified_and_emptied_by_name(finished, tmp_path):
     # Two dims of embeddings; their top-k and BM25's counts; the survey for the model and the one for BM25.
     assert sorted(kinds) == ["embeddings"] * 2 + ["survey"] * 2 + ["top-k"] * 3
     assert "demo.test.demo-64." in listed.stdout
-    assert "no known run" not in listed.stdout
+    assert "no known cell" not in listed.stdout
     whole = evalkit("cache", "verify", "--cache-dir", cache, cwd=tmp_path)
     assert whole.returncode == 0
     assert whole.stdout.endswith("0 unfinished\n")

@@ -194,7 +194,7 @@ def test_labels_of_points_that_lie_close_cover_neither_each_other_nor_a_point():
 def test_a_plot_needs_vectors_and_a_known_format(tmp_path):
     with pytest.raises(ConfigError, match=r"got format '\.gif', wanted one of \.svg, \.png, \.pdf"):
         pareto.draw(cells(), tmp_path / "plot.gif")
-    with pytest.raises(ScoreError, match="no run among these counted its vectors"):
+    with pytest.raises(ScoreError, match="got no cell with a count of its vectors"):
         pareto.draw([cell()], tmp_path / "plot.svg")
 
 

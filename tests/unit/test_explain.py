@@ -173,7 +173,7 @@ def test_settings_that_cannot_be_read_are_one_clear_line(tmp_path):
     for text in ("[", "5", "model: 5\n"):
         path.write_text(text, encoding="utf-8")
         results.write(cell(), tmp_path)
-        with pytest.raises(ConfigError, match=r"config\.yaml: not the settings of a run"):
+        with pytest.raises(ConfigError, match=r"config\.yaml: not the settings of a cell"):
             results.saved_config(tmp_path, cell())
 
 

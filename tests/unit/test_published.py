@@ -180,7 +180,7 @@ def test_a_file_that_is_no_table_is_one_clear_line(tmp_path, text):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("digits: 3", "digits: three", "got digits 'three', wanted the count of decimals printed"),
+        ("digits: 3", "digits: three", "got digits 'three', wanted the number of printed decimals"),
         (
             "0.396",
             "true",

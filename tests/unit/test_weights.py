@@ -295,7 +295,7 @@ def test_a_rerun_of_other_weights_measures_no_deviation(tmp_path):
     put(tmp_path, unproved())
     put(tmp_path / "reruns" / "again", unproved())
     (problem,) = build.build(tmp_path).problems
-    assert "got no run of this cell in the tables" in problem
+    assert "got a cell that is not in the tables" in problem
 
 
 def test_a_replay_and_a_comparison_tell_the_other_weights(tmp_path):
@@ -343,7 +343,7 @@ def test_an_edited_run_is_named_by_its_file_and_left_out(tmp_path, changes):
     assert done.exit_code == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"evalkit: {path}: run_id is {late(query_tokens=16).run_id}, wanted ")
-    assert "stated here: one of them was changed since the run; delete it and run the cell again" in line
+    assert "stated here: one of them was changed since the cell was computed; delete it and run the cell again" in line
     assert "jina" not in done.stdout
     assert not list((tmp_path / "tables").rglob("*jina*"))
 

@@ -625,7 +625,7 @@ def test_costs_that_are_lost_are_said(foxes: Path, tmp_path: Path, monkeypatch: 
 def test_a_path_without_a_dataset_is_a_folder_and_never_the_demo(foxes: Path) -> None:
     config = compose(["model=bm25", f"dataset.path={foxes}"]).dataset
     assert (config.name, config.sources, config.demo) == ("folder/foxes", ("folder",), None)
-    with pytest.raises(ConfigError, match=r"'demo' is generated and read from no folder: got dataset\.path=.*=folder"):
+    with pytest.raises(ConfigError, match=r"'demo' is generated, not read from a folder: got dataset\.path=.*=folder"):
         compose(["model=bm25", "dataset=demo", f"dataset.path={foxes}"])
 
 

@@ -95,4 +95,4 @@ def test_one_combination_of_an_experiment_needs_no_flag():
 def test_an_experiment_that_is_a_sweep_wants_the_flag():
     with pytest.raises(ConfigError) as caught:
         compose.compose(["experiment=quick", "model=bm25"])
-    assert str(caught.value) == "experiment=quick is a sweep; add -m to run each of its cells"
+    assert str(caught.value) == "experiment=quick is a sweep; add -m to run its combinations"

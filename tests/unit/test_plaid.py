@@ -240,13 +240,13 @@ def test_a_finished_run_by_an_index_is_read_without_the_library(finished, monkey
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("search.nbits=2",), "search.nbits=2 is of search=plaid, and the search is exact; add search=plaid"),
+        (("search.nbits=2",), "search.nbits=2 is a setting of search=plaid, got search=exact; add search=plaid"),
         (("search=plaid", "search.nbits=3"), "search.nbits=3: wanted 1, 2, 4 or 8"),
-        (("search=plaid", "search.n_ivf_probe=0"), "search.n_ivf_probe=0: wanted a positive whole number"),
-        (("search=plaid", "search.seed=null"), "search.seed=None: wanted a positive whole number"),
+        (("search=plaid", "search.n_ivf_probe=0"), "search.n_ivf_probe=0: wanted a whole number from 1 on"),
+        (("search=plaid", "search.seed=null"), "search.seed=None: wanted a whole number from 0 on"),
         (
             ("search=plaid", "search.n_full_scores=50"),
-            "search.n_full_scores=50: wanted no fewer than the 100 documents",
+            "search.n_full_scores=50: wanted at least the 100 documents",
         ),
         (("search=plait",), r"search 'plait' unknown; did you mean plaid\? \(evalkit ls searches\)"),
     ],

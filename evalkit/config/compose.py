@@ -335,9 +335,7 @@ def _validated(composed: DictConfig) -> RunConfig:
     config = run_config({str(key): value for key, value in values.items()})
     if isinstance(config.model, RunFileConfig):
         msg = f"model {config.model.name!r}: got a system that only has a run file, wanted a model to run"
-        raise ConfigError(
-            f"{msg}; evalkit score RUN_FILE --system {config.model.name} keeps the scores of its run file"
-        )
+        raise ConfigError(f"{msg}; evalkit score RUN_FILE --system {config.model.name} scores it")
     return config
 
 

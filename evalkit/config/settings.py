@@ -364,13 +364,11 @@ class SearchConfig:
         for key in INDEX_SETTINGS:
             value = getattr(self, key)
             if self.name == "exact" and value is not None:
-                raise ConfigError(
-                    f"search.{key}={value} is a setting of search=plaid, got search=exact; add search=plaid"
-                )
-            if self.name != "exact" and (value is None or value < (0 if key == "seed" else 1)):
-                raise ConfigError(
-                    f"search.{key}={value}: wanted {'0 or more' if key == 'seed' else '1 or more'} for search=plaid"
-                )
+                msg = f"search.{key}={value} is a setting of search=plaid, got search=exact"
+                raise ConfigError(f"{msg}; add search=plaid")
+            least = 0 if key == "seed" else 1
+            if self.name != "exact" and (value is None or value < least):
+                raise ConfigError(f"search.{key}={value}: wanted a whole number from {least} on for search={self.name}")
         if self.nbits is not None and self.nbits not in (1, 2, 4, 8):
             raise ConfigError(f"search.nbits={self.nbits}: wanted 1, 2, 4 or 8")
         if self.n_full_scores is not None and self.n_full_scores < self.depth:

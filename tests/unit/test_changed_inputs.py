@@ -562,8 +562,8 @@ def test_a_second_read_of_a_collection_is_held_against_the_first(collected: Path
     with pytest.raises(DeviationError) as caught:
         run(collected_config(tmp_path))
     assert str(caught.value).endswith(
-        f"from ir_datasets 0.5.11 own/foxes, wanted {first.protocol['corpus']}, which the first whole read had, so "
-        f"some id, title or text differs, or their order; repair the data, delete {kept} if that first copy was the "
+        f"from ir_datasets 0.5.11 own/foxes, wanted {first.protocol['corpus']}, which the first complete read had, so "
+        f"some id, title or text differs, or their order; repair the data, delete {kept} if the first copy was the "
         "wrong one, or accept and record the deviation with dataset.verify=false"
     )
     accepted = run(collected_config(tmp_path, "dataset.verify=false"))[0]

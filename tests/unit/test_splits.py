@@ -93,7 +93,7 @@ def test_a_damaged_split_costs_only_itself(folder, config, material):
 
 def test_a_dataset_that_moved_says_how_to_name_it(config):
     moved = dataclasses.replace(config, path="gone")
-    with pytest.raises(DatasetError, match=r"dataset\.path=gone: not on disk; give the folder that it is in now by"):
+    with pytest.raises(DatasetError, match=r"dataset\.path=gone: not on disk; give its present folder by"):
         splits.others(moved, {"q1"})
 
 

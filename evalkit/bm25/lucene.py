@@ -63,7 +63,7 @@ class ShardCounts:
     """V, the size of the vocabulary that the term ids index."""
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
-        """Return the counts as named numeric arrays for a file; ids become UTF-8 bytes and the end of each id in them."""
+        """Return the counts as named numeric arrays for a file; ids become UTF-8 bytes and each id's end in them."""
         encoded = [document_id.encode() for document_id in self.document_ids]
         arrays: dict[str, npt.NDArray[np.generic]] = {
             "terms": np.array([self.terms], dtype=np.int64),

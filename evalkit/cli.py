@@ -21,7 +21,7 @@ from evalkit.report.terminal import complain as _complain
 from evalkit.report.terminal import say as _say
 from evalkit.storage import keys
 from evalkit.storage.paths import default_results_dir
-from evalkit.texts import counted, told
+from evalkit.texts import counted, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -1136,7 +1136,7 @@ def _record(*arguments: Any, **settings: Any) -> logging.LogRecord:
     """Return a log record of any library as one printable line without secrets."""
     record = logging.LogRecord(*arguments, **settings)
     with suppress(TypeError, ValueError):  # an error in the library's format string
-        record.msg, record.args = told(record.getMessage()), ()
+        record.msg, record.args = one_line(record.getMessage()), ()
     return record
 
 

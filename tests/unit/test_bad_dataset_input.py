@@ -512,7 +512,7 @@ def test_judgements_that_find_nothing_relevant_are_refused_or_recorded(tmp_path:
     path = folder / "qrels" / "test.tsv"
     path.write_text("q1\td1\t0\nq1\td2\t-1\n", encoding="utf-8")
     deviation = (
-        f"dataset small: got 2 judgements without a relevance above 0 in {path}, wanted at least one, for every "
+        f"dataset small: got 2 judgements without a relevance above 0 in {path}, wanted at least one: every "
         "metric would be 0"
     )
     assert refusal(lambda: datasets.load(config(folder))) == deviation + ACCEPT

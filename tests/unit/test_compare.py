@@ -121,7 +121,7 @@ def test_runs_are_chosen_by_id_system_or_dataset():
     assert compare.one(known, "jina-colbert-v2-96").dim == 96
     with pytest.raises(ScoreError, match=r"cell 'bm26' unknown; .*evalkit ls runs"):
         compare.choose(known, ["bm26"])
-    with pytest.raises(ScoreError, match="run 'jina-colbert-v2' names 3: "):
+    with pytest.raises(ScoreError, match="cell 'jina-colbert-v2' names 3: "):
         compare.one(known, "jina-colbert-v2")
 
 

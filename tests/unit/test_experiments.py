@@ -70,7 +70,7 @@ def test_an_experiment_keeps_its_other_settings_beside_a_sweep():
 
 
 def test_experiments_that_are_sweeps_by_themselves_are_run_one_by_one():
-    with pytest.raises(ConfigError, match=r"experiment=quick,load: got 2 experiments, of which one is a sweep by its"):
+    with pytest.raises(ConfigError, match=r"experiment=quick,load: got 2 experiments, of which one lists sweeps"):
         compose.combinations(["experiment=quick,load"])
 
 

@@ -123,8 +123,8 @@ def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = Non
         msg = f"{dropped_path}: got no such file, wanted the {cell.self_hits} hits that the self-id rule dropped"
         raise ScoreError(f"{msg}; restore it, or delete the cell's {results.SCORES} and run the cell again")
     dropped = results.read_run(dropped_path) if dropped_path.is_file() else {}
-    whole = {query: ranking.rank_hits([*kept.get(query, []), *dropped.get(query, [])]) for query in {**kept, **dropped}}
-    return Material(cell, whole, qrels, cell.protocol.get("depth"))
+    run = {query: ranking.rank_hits([*kept.get(query, []), *dropped.get(query, [])]) for query in {**kept, **dropped}}
+    return Material(cell, run, qrels, cell.protocol.get("depth"))
 
 
 def _refuse_other_qrels(cell: CellScores, qrels: Qrels, *, where: str) -> None:

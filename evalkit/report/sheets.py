@@ -147,7 +147,7 @@ def leaderboard_sheet(board: Leaderboard, theirs: Sequence[CellScores] = ()) -> 
                 measured = f"{len(standing.measured_on)} of {len(collection.datasets)}"
             row += [fixed(standing.published, CARD_DIGITS), measured]
         rows.append(tuple(row))
-    notes.append("A measured mean stands only where every one of its datasets was measured under the protocol.")
+    notes.append("A measured mean is shown only if all of its datasets were measured under the protocol.")
     notes += [f"{one.model} on {one.dataset}: measured by {one.environment[MEASURED_BY]}." for one in theirs]
     return Sheet("leaderboard", "Leaderboard", tuple(header), tuple(rows), tuple(notes), long_names)
 

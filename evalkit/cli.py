@@ -21,7 +21,7 @@ from evalkit.report.terminal import complain as _complain
 from evalkit.report.terminal import say as _say
 from evalkit.storage import keys
 from evalkit.storage.paths import default_results_dir
-from evalkit.texts import counted, told
+from evalkit.texts import counted, one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -36,10 +36,10 @@ CONFIG_DIR = "--config-dir"
 
 
 class _Group(TyperGroup):
-    """The group of all verbs; the options that they share may stand before or after the verb."""
+    """The group of all verbs; the options that they share may be given before or after the verb."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Read the shared options first, wherever they stand before a `--`."""
+        """Read the shared options first, wherever they are given before a `--`."""
         end = args.index("--") if "--" in args else len(args)
         front, rest = [], []
         words = iter(args[:end])
@@ -206,13 +206,13 @@ ResultsDir = Annotated[
 ]
 Run = Annotated[
     str,
-    typer.Argument(help="a run: SYSTEM:DIM, or its id or the beginning of it", autocompletion=_run_names),
+    typer.Argument(help="a finished cell: SYSTEM:DIM, or its run id or the beginning of it", autocompletion=_run_names),
 ]
 Runs = Annotated[
     list[str] | None,
     typer.Argument(
-        help="runs, the base first: SYSTEM, SYSTEM:DIM, a dim, a dataset, an id; model=, dataset=, dim= narrow the "
-        "choice; by default all",
+        help="finished cells, the base first: SYSTEM, SYSTEM:DIM, a dim, a dataset, a run id; model=, dataset=, dim= "
+        "narrow the choice; by default all",
         autocompletion=_run_names,
     ),
 ]
@@ -332,7 +332,7 @@ def plan(
     ] = None,
     wide: Wide = False,
 ) -> None:
-    """Forecast the time, disk and memory of a run.
+    """Forecast the time, disk and memory of a job.
 
     The forecast has tokens, time for 1, 8 and 64 workers, disk and memory, for each dataset and overall.
 
@@ -425,7 +425,7 @@ def status(
     caches = list(dict.fromkeys(config.cache_dir for config in chosen))
     if forget:
         forgotten = sum(jobs.forget(jobs.known(folder)) for folder in caches)
-        _say(f"forgot {counted(forgotten, 'run')} that failed")
+        _say(f"forgot {counted(forgotten, 'failed job')}")
     records = [job for folder in caches for job in jobs.known(folder)]
     if any(word.startswith("results_dir=") for word in words):
         wanted = {config.results_dir.absolute() for config in chosen}
@@ -441,7 +441,7 @@ def status(
     if finished or shown or unreadable:
         _out.print(plans.status_table(finished, shown, unreadable, wide=wide))
     elif not failed:
-        _say(f"no finished, running, stopped or failed run{_in_results(words)}; evalkit run makes one")
+        _say(f"no finished, running, stopped or failed cell{_in_results(words)}; evalkit run computes one")
     if (workers := plans.workers_table(records)) is not None:
         _out.print(workers)
     failed += [cell.problem for cell, _ in shown if cell.state == "damaged" and cell.problem]
@@ -451,8 +451,9 @@ def status(
     for problem in dict.fromkeys(failed):
         _complain(problem)
     if errors:
-        remedy = "run again what failed, or take it off this list with evalkit status --forget"
-        _complain(f"{counted(len(errors), 'run')} failed: {remedy}")
+        them = "it" if len(errors) == 1 else "them"
+        remedy = f"run {them} again, or remove {them} from this list with evalkit status --forget"
+        _complain(f"{counted(len(errors), 'job')} failed: {remedy}")
     if failed:
         raise typer.Exit(1)
 
@@ -475,7 +476,7 @@ CacheDir = Annotated[Path | None, typer.Option(help="the cache; by default that 
 
 @cache.command(name="ls", epilog="Example: evalkit cache ls")
 def cache_ls(cache_dir: CacheDir = None, results_dir: ResultsDir = None, *, wide: Wide = False) -> None:
-    """List the content of the cache and the runs that use it."""
+    """List the content of the cache and the cells that use it."""
     from evalkit.operations import inventory
     from evalkit.report import plans, rounding
 
@@ -528,7 +529,7 @@ def cache_rm(
         msg = "got nothing to remove, wanted keys, datasets or --unused (evalkit cache ls)"
         raise ConfigError(msg)
     if unused and not finished:
-        msg = f"no finished run under {results_dir}, so all would count as unused; name the results with --results-dir"
+        msg = f"no finished cell under {results_dir}, so all would count as unused; name the results with --results-dir"
         raise ConfigError(msg)
     found = inventory.chosen(inventory.entries(folder, finished), names or [], unused=unused)
     _out.print(plans.cache_table(found))
@@ -548,7 +549,7 @@ def list_names(
     *,
     wide: Wide = False,
 ) -> None:
-    """List models, datasets, settings or finished runs."""
+    """List models, datasets, settings or finished cells (runs)."""
     from evalkit.report import listing
 
     results_dir = results_dir or default_results_dir()
@@ -628,7 +629,7 @@ def score(
     The dataset's judgements and rules are applied as for evalkit's own runs.
 
     With --system NAME the scores become a finished cell in the results folder, as if evalkit had run that system. The
-    facts that scripts/peer.py wrote beside the run file (versions, settings, seconds) are kept with it.
+    facts that scripts/peer.py wrote next to the run file (versions, settings, seconds) are kept with it.
 
     With model=NAME (and dim=N) the published scores of that system follow, each with its verdict. Declare the settings
     of the run as words, for example model.query.max_tokens=32. If one differs from the published setting, the verdict
@@ -709,9 +710,7 @@ def _file(run_file: Path, system: str, config: RunConfig, overrides: Sequence[st
     from evalkit.run import filed
 
     if named := next((word for word in overrides if word.lstrip("+").startswith(("model=", "model.", "dim="))), None):
-        msg = (
-            f"got {named} beside --system {system}, wanted one of them: --system files the run under a name of its own"
-        )
+        msg = f"got {named} with --system {system}, wanted one of them: --system files the run under a name of its own"
         raise ConfigError(msg)
     cell = filed.file_run(run_file, system, config, console=_err)
     for name, value in cell.metrics.items():
@@ -890,7 +889,7 @@ def replay(
     deviation = reruns.of(cell, name, reruns.measure([cell], results_dir)[0])
     for line in (
         *replay.disjoint(material, others),
-        *verbs.landing_lines(replay.landings(material, replayed, name, deviation=deviation)),
+        *verbs.reproduction_lines(replay.reproductions(material, replayed, name, deviation=deviation)),
         *verbs.state_lines(replay.other_states(cell, cells), name),
     ):
         _say(line)
@@ -903,7 +902,7 @@ def explain(  # noqa: PLR0913 (each argument is an option of the command)
     run: Run,
     *,
     results_dir: ResultsDir = None,
-    against: Annotated[str | None, typer.Option(help="another run; by default the published mean")] = None,
+    against: Annotated[str | None, typer.Option(help="another finished cell; by default the published mean")] = None,
     top: Annotated[int, typer.Option(min=1, help="queries to show")] = 10,
     query: Annotated[str | None, typer.Option(help="with --document: show this pair token by token")] = None,
     document: Annotated[str | None, typer.Option(help="with --query: show this pair token by token")] = None,
@@ -912,9 +911,10 @@ def explain(  # noqa: PLR0913 (each argument is an option of the command)
 ) -> None:
     """Show which queries cause a difference.
 
-    With --against, queries are ranked by their contribution to the difference of two runs. Without it, the distribution
-    of scores is shown, and the queries that score 0, because a published mean says nothing about single queries.
-    Remarks name truncated texts and missing documents. --query and --document show MaxSim of that pair, token by token.
+    With --against, queries are ranked by their contribution to the difference of two cells. Without it, the
+    distribution of scores is shown, and the queries that score 0, because a published mean says nothing about single
+    queries. Remarks name truncated texts and missing documents. --query and --document show MaxSim of that pair, token
+    by token.
     """
     from evalkit.analysis import compare
     from evalkit.report import verbs
@@ -953,9 +953,9 @@ def compare(  # noqa: PLR0913 (each argument is an option of the command)
     ] = False,
     wide: Wide = False,
 ) -> None:
-    """Compare runs: paired tests, storage and time.
+    """Compare finished cells: paired tests, storage and time.
 
-    The first run of each dataset is the base. p is that of a paired t-test, corrected by Holm's method over all
+    The first cell of each dataset is the base. p is that of a paired t-test, corrected by Holm's method over all
     comparisons of the table; the interval is from a paired bootstrap over queries.
     """
     from evalkit.analysis import compare
@@ -980,7 +980,7 @@ def compare(  # noqa: PLR0913 (each argument is an option of the command)
 def _frontier(
     chosen: Sequence[CellScores], results_dir: Path, forms: tuple[str | None, str | None, bool], *, wide: bool
 ) -> dict[str, Sequence[Narrowed]]:
-    """Measure the stored embeddings of some runs in smaller forms, print a table per dataset, return them by run id."""
+    """Measure cells' stored embeddings in smaller forms, print a table per dataset, and return the forms by run id."""
     from evalkit.analysis import precision
     from evalkit.report import verbs
     from evalkit.storage import results
@@ -1030,7 +1030,7 @@ def new_model(
     """
     from evalkit.operations import own
 
-    _told(own.new_model(name, source, _configs_to(to)), f"evalkit check model={name}")
+    _say_written(own.new_model(name, source, _configs_to(to)), f"evalkit check model={name}")
 
 
 @new.command(name="dataset", epilog="Example: evalkit new dataset tickets --from ./my_data --language es")
@@ -1057,7 +1057,7 @@ def new_dataset(
     made = own.new_dataset(
         name, source, _configs_to(to), language=language, split=split, cache_dir=_cache_dir(cache_dir)
     )
-    _told(made, f"evalkit run model=bm25 dataset={name}")
+    _say_written(made, f"evalkit run model=bm25 dataset={name}")
     if language is None:
         _complain(
             "language unknown: BM25 will analyse the texts as English; "
@@ -1072,7 +1072,7 @@ def _configs_to(asked: Path | None) -> Path:
     return asked or next(iter(own_configs_dirs()), Path("configs"))
 
 
-def _told(made: Written, then: str) -> None:
+def _say_written(made: Written, then: str) -> None:
     """Print the written file, the settings that were read or assumed, and the command that tries it."""
     from evalkit.config.settings import configs_dir, own_configs_dirs
 
@@ -1100,9 +1100,9 @@ def audit() -> None:
 
 def _nothing(results_dir: Path) -> str:
     """Return the message that a folder has no finished cell, and what to do."""
-    own = "; for the project's own published runs: --results-dir results"
+    own = "; for the project's own published results: --results-dir results"
     there = results_dir != Path("results") and Path("results", "published").is_dir()
-    return f"no finished run under {results_dir}; run one first, for example: evalkit run{own if there else ''}"
+    return f"no finished cell under {results_dir}; run one first, for example: evalkit run{own if there else ''}"
 
 
 def _cells(results_dir: Path) -> list[CellScores]:
@@ -1136,7 +1136,7 @@ def _record(*arguments: Any, **settings: Any) -> logging.LogRecord:
     """Return a log record of any library as one printable line without secrets."""
     record = logging.LogRecord(*arguments, **settings)
     with suppress(TypeError, ValueError):  # an error in the library's format string
-        record.msg, record.args = told(record.getMessage()), ()
+        record.msg, record.args = one_line(record.getMessage()), ()
     return record
 
 

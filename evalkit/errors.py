@@ -39,7 +39,7 @@ class EvalkitError(ValueError):
 
     def __init__(self, message: str = "") -> None:
         """Make the message one printable line without secrets."""
-        super().__init__(texts.told(message))
+        super().__init__(texts.one_line(message))
 
 
 class ConfigError(EvalkitError):

@@ -1,7 +1,7 @@
 """Rules for text from outside, before it becomes the name of a file, a line on a terminal or a message.
 
 Names are checked when they are read (`unusable_name`), printed text is escaped (`printable`), and every message passes
-`told`, which removes secrets and line breaks.
+`one_line`, which removes secrets and line breaks.
 """
 
 from __future__ import annotations
@@ -92,10 +92,10 @@ def counted(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
-def told(text: str) -> str:
+def one_line(text: str) -> str:
     r"""Return a message as one printable line without secrets.
 
-    >>> told("http://me:secret@hub/x: no\n  answer")
+    >>> one_line("http://me:secret@hub/x: no\n  answer")
     'http://***@hub/x: no answer'
     """
     return printable(without_secrets(_LINE_BREAKS.sub(" ", text)))

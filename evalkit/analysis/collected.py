@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from evalkit.analysis import standing
+from evalkit.analysis import comparability
 from evalkit.storage import keys
 from evalkit.storage.results import CellScores, differing, readable
 
@@ -22,15 +22,15 @@ class Collected(NamedTuple):
 def collect(results_dir: Path, *, checksums: Mapping[str, str]) -> Collected:
     """Read every readable result of a results folder.
 
-    `checksums` maps datasets to the checksums of their corpora. A damaged result is left out. If several results claim
-    the same cell, all of them are left out, because none has precedence. A result on another corpus is kept and marked
-    as a deviation from the protocol.
+    `checksums` maps datasets to the published checksums of their corpora. A damaged result is left out. If several
+    results claim the same cell, all of them are left out, because none has precedence. A result on another corpus is
+    kept, and the other corpus is added to its deviations.
     """
     found, unreadable = readable(results_dir)
     cells, problems = _with_corpora_checked(found, checksums, unreadable)
     claims: dict[tuple[str, int | None, str], list[CellScores]] = {}
     # A result with other weights, another dataset or an edited protocol does not compete for the cell.
-    representative = set(map(id, standing.representative(cells)))
+    representative = set(map(id, comparability.representative(cells)))
     kept = [cell for cell in cells if id(cell) not in representative]
     for cell in cells:
         if id(cell) in representative:
@@ -39,12 +39,12 @@ def collect(results_dir: Path, *, checksums: Mapping[str, str]) -> Collected:
         if len(claiming) == 1:
             kept += claiming
             continue
-        names = " and ".join(cell.run_id for cell in claiming)
+        named = " and ".join(cell.run_id for cell in claiming)
         settings = ", ".join(differing(claiming)) or "nothing"
         problems.append(
-            f"{keys.label(model, dim)} on {dataset}: {len(claiming)} runs claim this cell, {names} "
+            f"{keys.label(model, dim)} on {dataset}: {len(claiming)} results claim this cell, {named} "
             f"(they differ in {settings}); "
-            "none of them is tabled: move all but one out of the results folder, or, if they are re-runs, below reruns/"
+            "none is tabled: move all but one out of the results folder, or, if they are re-runs, below reruns/"
         )
     return Collected(tuple(sorted(kept, key=lambda cell: cell.run_id)), tuple(problems))
 
@@ -62,10 +62,10 @@ def _with_corpora_checked(
         if wanted is not None and got != wanted:
             why = f"corpus checksum is {got}, {cell.dataset} has {wanted}"
         elif wanted is None and len(corpora[cell.dataset]) > 1:
-            why = f"corpus checksum is {got}, other runs on {cell.dataset} have another"
+            why = f"corpus checksum is {got}, other results on {cell.dataset} have another"
         else:
             checked.append(cell)
             continue
-        found.append(f"{cell.run_id}: {why}; run it again on the same copy")
+        found.append(f"{cell.run_id}: {why}; run the cell again on the same copy of the dataset")
         checked.append(dataclasses.replace(cell, deviations=(*cell.deviations, why)))
     return checked, found

@@ -1,4 +1,4 @@
-"""Comparison of runs: paired differences with their sampling error, and the storage and search cost of each dim.
+"""Comparison of finished cells: paired differences with their sampling error, and the storage cost of each dim.
 
 Sampling error answers "is dim 64 worse than 128?". It does not answer "did we reproduce the card?".
 
@@ -22,7 +22,7 @@ from evalkit.storage.results import CellScores
 RESAMPLES = 2000
 SEED = 0
 SHOWN = 4
-"""The maximum number of runs that a message names."""
+"""The maximum number of cells that a message names."""
 CHUNK = 200
 """Resamples drawn at once, to bound the size of the matrix [B, Q] of drawn positions."""
 
@@ -32,26 +32,26 @@ class Storage(NamedTuple):
 
     per_vector: int
     per_passage: float | None
-    """The mean over passages; None if the run did not count its vectors."""
+    """The mean over passages; None if the cell's vectors were not counted."""
     corpus: int | None
-    """The whole corpus; None if the run did not count its vectors."""
+    """The whole corpus; None if the cell's vectors were not counted."""
 
 
 class Comparison(NamedTuple):
-    """The difference between a run and a base run on the same queries of one dataset."""
+    """The difference between a cell and a base cell on the same queries of one dataset."""
 
     dataset: str
     metric: str
     base: CellScores
     other: CellScores
     delta: float
-    """The mean over queries of the other run's value minus the base run's."""
+    """The mean over queries of the other cell's value minus the base cell's."""
     interval: tuple[float, float]
     """The 95 % interval of a paired bootstrap of the difference."""
     p: float
     """The p-value of a two-sided paired t-test."""
     p_holm: float
-    """`p` corrected by Holm's method over all comparisons of one call: every dataset, system and dim."""
+    """`p` corrected by Holm's method over all comparisons that one call of `compare` returns."""
     queries: int
     wins: int
     losses: int
@@ -91,7 +91,7 @@ def bootstrap_interval(values: Sequence[float]) -> tuple[float, float]:
 def normal_interval(values: Sequence[float] | np.ndarray) -> tuple[float, float]:
     """Return the 95 % interval of a mean: the mean plus and minus 1.96 standard errors.
 
-    It is much cheaper than a bootstrap, and agrees with it for the hundreds of queries of a run.
+    It is much cheaper than a bootstrap, and agrees with it for the hundreds of queries of a dataset.
 
     >>> [round(end, 3) for end in normal_interval([0.0, 1.0, 0.0, 1.0])]
     [-0.066, 1.066]
@@ -118,7 +118,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def paired_p(base: Sequence[float], other: Sequence[float]) -> float:
-    """Return the p-value of a two-sided paired t-test; 1 for runs that never differ and for a single query.
+    """Return the p-value of a two-sided paired t-test; 1 for values that never differ and for a single query.
 
     >>> paired_p([0.1, 0.2], [0.1, 0.2])
     1.0
@@ -134,10 +134,10 @@ def paired_p(base: Sequence[float], other: Sequence[float]) -> float:
 
 
 def compare(cells: Sequence[CellScores], results_dir: Path, *, metric: str | None = None) -> list[Comparison]:
-    """Compare every run with the first run on its dataset; `choose` puts the greatest dim first.
+    """Compare every cell with the first cell on its dataset; `choose` puts the greatest dim first.
 
-    `metric` is the dataset's main metric unless given. Raises ScoreError if no two runs share a dataset, if a run was
-    not scored with the metric, if two runs have different judged queries, or if a run's per-query values are damaged.
+    `metric` is the dataset's main metric unless given. Raises ScoreError if no two cells share a dataset, if a cell was
+    not scored with the metric, if two cells have different judged queries, or if per-query values are damaged.
     """
     by_dataset: dict[tuple[str, str], list[CellScores]] = {}
     for cell in cells:
@@ -152,7 +152,7 @@ def compare(cells: Sequence[CellScores], results_dir: Path, *, metric: str | Non
     if not found:
         shown = ", ".join(f"{_address(cell)} on {cell.dataset}" for cell in cells[:SHOWN]) or "none"
         more = f" and {len(cells) - SHOWN} more" if len(cells) > SHOWN else ""
-        msg = f"got runs {shown}{more}; wanted two or more on one dataset (evalkit ls runs)"
+        msg = f"got cells {shown}{more}; wanted two or more on one dataset (evalkit ls runs)"
         raise ScoreError(msg)
     corrected = holm([one.p for one in found])
     return [one._replace(p_holm=p) for one, p in zip(found, corrected, strict=True)]
@@ -189,7 +189,7 @@ def _compared(
 
 
 def values_of(cell: CellScores, results_dir: Path, metric: str) -> dict[str, float]:
-    """Return a run's values of a metric by query. Raises ScoreError if it was not measured or the table was edited."""
+    """Return a cell's values of a metric by query. Raises ScoreError if it was not measured or the table was edited."""
     results.require_unedited(results_dir, cell, results.PER_QUERY)
     table = results.read_per_query(run_dir(results_dir, cell.run_id) / results.PER_QUERY)
     if metric not in table.metrics:
@@ -199,22 +199,22 @@ def values_of(cell: CellScores, results_dir: Path, metric: str) -> dict[str, flo
 
 
 def intervals(cells: Iterable[CellScores], results_dir: Path) -> dict[str, tuple[float, float]]:
-    """Return by run id the 95 % interval of the run's main metric over its queries."""
+    """Return by run id the 95 % interval of each cell's main metric over its queries."""
     return {
         cell.run_id: normal_interval(list(values_of(cell, results_dir, cell.main_metric).values())) for cell in cells
     }
 
 
 def choose(cells: Iterable[CellScores], words: Sequence[str]) -> list[CellScores]:
-    """Return the cells that each word names; without words, all.
+    """Return the cells that each word names (see `names`), in the order of the words; without words, all.
 
-    `model=NAME`, `dataset=NAME` and `dim=N` name no run: they narrow what the other words choose from. Within a word
-    the greatest dim comes first. A name that a system shares with a dataset is the system's. Raises ScoreError for a
-    word that names none.
+    `model=NAME`, `dataset=NAME` and `dim=N` narrow the cells that the other words choose from. Among the cells of one
+    word the greatest dim comes first. A word that is both a system and a dataset means the system. Raises ScoreError if
+    there are no cells, and for a word that names none.
     """
     known = sorted(cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0), cell.search != "exact"))
     if not known:
-        msg = "got no finished run, wanted one or more; run one first, for example: evalkit run (or give --results-dir)"
+        msg = "got no finished cell; run one first, for example: evalkit run (or give --results-dir)"
         raise ScoreError(msg)
     known, words = _narrowed(known, words)
     chosen: dict[str, CellScores] = {}
@@ -222,9 +222,8 @@ def choose(cells: Iterable[CellScores], words: Sequence[str]) -> list[CellScores
         named = [cell for cell in known if names(cell, word)]
         if not named:
             labels = [_address(cell) for cell in known]
-            msg = (
-                f"run {word!r} unknown; {nearest(word, [*labels, *(cell.dataset for cell in known)])} (evalkit ls runs)"
-            )
+            valid = [*labels, *(cell.dataset for cell in known)]
+            msg = f"cell {word!r} unknown; {nearest(word, valid)} (evalkit ls runs)"
             raise ScoreError(msg)
         of_system = [cell for cell in named if cell.model == word]
         chosen |= {cell.run_id: cell for cell in of_system or named}
@@ -232,7 +231,7 @@ def choose(cells: Iterable[CellScores], words: Sequence[str]) -> list[CellScores
 
 
 def names(cell: CellScores, word: str) -> bool:
-    """Whether a word names a cell: the beginning of its id, its system (with or without dim), or its dataset.
+    """Whether a word names a cell: the beginning of its run id, its system (with or without dim), or its dataset.
 
     A cell that searched an index counts as a system of its own, as in `demo-128@plaid`.
     """
@@ -262,27 +261,27 @@ def _narrowed(cells: Sequence[CellScores], words: Sequence[str]) -> tuple[list[C
         left = [cell for cell in kept if str(getattr(cell, key)) in wanted]
         if not left:
             have = sorted({str(getattr(cell, key)) for cell in kept if getattr(cell, key) is not None})
-            msg = f"{word}: no finished run has it; {nearest(value, have)} (evalkit ls runs)"
+            msg = f"{word}: no finished cell has it; {nearest(value, have)} (evalkit ls runs)"
             raise ScoreError(msg)
         kept = left
     return kept, rest
 
 
 def one(cells: Iterable[CellScores], word: str) -> CellScores:
-    """Return the only run that a word matches, as in `choose`. Raises ScoreError if it matches none or several."""
+    """Return the only cell that a word names, as in `choose`. Raises ScoreError if it names none or several."""
     chosen = choose(cells, [word])
     exact = [cell for cell in chosen if cell.run_id == word]
     if len(exact or chosen) != 1:
-        told_apart = results.distinctions(chosen)
-        shown = [f"{_address(cell)} on {cell.dataset}{told_apart[cell.run_id]}" for cell in chosen[:SHOWN]]
+        distinction = results.distinctions(chosen)
+        shown = [f"{_address(cell)} on {cell.dataset}{distinction[cell.run_id]}" for cell in chosen[:SHOWN]]
         more = f" and {len(chosen) - SHOWN} more" if len(chosen) > SHOWN else ""
-        msg = f"run {word!r} names {len(chosen)}: {', '.join(shown)}{more}; wanted one (evalkit ls runs --wide has ids)"
-        raise ScoreError(msg)
+        msg = f"cell {word!r} names {len(chosen)}: {', '.join(shown)}{more}; wanted one"
+        raise ScoreError(f"{msg} (evalkit ls runs --wide has ids)")
     return (exact or chosen)[0]
 
 
 def measured(cell: CellScores, metric: str | None) -> str:
-    """Return a metric's name; None means the main metric. Raises ScoreError if the run was not scored with it."""
+    """Return a metric's name; None means the main metric. Raises ScoreError if the cell was not scored with it."""
     name = metric or cell.main_metric
     if name not in cell.metrics:
         msg = f"{cell.run_id}: metric {name!r} was not measured; {nearest(name, cell.metrics)}"

@@ -1,6 +1,7 @@
 """Smaller forms of stored document vectors: fewer bits for each value, and fewer vectors for each document.
 
-Shapes: T vectors of a document, X vectors of several documents, D dim.
+Shapes: T vectors of a document, P protected ones among them, K clusters of the others, X vectors of several documents,
+D dim.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ import torch
 from torch import Tensor
 
 Width: TypeAlias = Literal["float32", "float16", "int8", "int4", "binary"]
-"""How a value is stored. The documents are compressed, the queries are not."""
+"""How a value of a document vector is stored; query vectors keep their dtype."""
 WIDTHS: tuple[Width, ...] = get_args(Width)
 FACTORS = (1, 2, 3, 4)
-"""Pooling factors: a document keeps one vector out of this many. 1 means no pooling."""
+"""Pooling factors: a document keeps about 1/factor of its vectors. 1 means no pooling."""
 PROTECTED = 1
 """The number of first vectors of a document that pooling does not change, in PyLate and in sentence-transformers."""
 SCALE_BYTES = 2
@@ -38,10 +39,10 @@ def bytes_per_vector(dim: int, width: Width) -> int:
 
 
 def narrowed(vectors_XD: Tensor, width: Width) -> Tensor:
-    """Return vectors [X, D] as they would be read back from storage of a width.
+    """Return vectors [X, D] after a round trip through storage of a width: fp16 for float16, otherwise fp32.
 
-    int8 and int4 have one scale per vector, its greatest value divided by 127 or 7. binary keeps the signs (0 counts as
-    negative, as in sentence-transformers' `quantize_embeddings`) and reads them back as a vector of norm 1.
+    int8 and int4 have one scale per vector: its greatest absolute value divided by 127 or 7. binary keeps the signs (0
+    counts as negative, as in sentence-transformers' `quantize_embeddings`) and reads them back as a vector of norm 1.
 
     >>> [round(value, 2) for value in narrowed(torch.tensor([[1.0, -0.5, 0.0]]), "int8")[0].tolist()]
     [1.0, -0.5, 0.0]
@@ -65,7 +66,7 @@ def narrowed(vectors_XD: Tensor, width: Width) -> Tensor:
 def pooled_count(vectors: int, factor: int) -> int:
     """Return the number of a document's vectors after pooling: the protected ones, and 1/`factor` of the others.
 
-    Ties between clusters can leave fewer.
+    If clusters are equally far apart, `pooled` can return fewer.
 
     >>> [pooled_count(11, factor) for factor in FACTORS], pooled_count(1, 4), pooled_count(3, 4)
     ([11, 6, 4, 3], 1, 2)
@@ -75,7 +76,7 @@ def pooled_count(vectors: int, factor: int) -> int:
 
 
 def pooled(rows_TD: Tensor, factors: Sequence[int], *, normalized: bool = False) -> list[Tensor]:
-    """Return a document's vectors [T, D] after hierarchical token pooling, for each factor.
+    """Return a document's vectors [T, D] after hierarchical token pooling, one tensor for each factor, in fp32.
 
     The algorithm is PyLate's `pool_embeddings_hierarchical` and sentence-transformers' `HierarchicalTokenPooling`:
     Ward linkage on cosine distances, cut into T // factor clusters, each replaced by its mean; the first vector is
@@ -86,7 +87,7 @@ def pooled(rows_TD: Tensor, factors: Sequence[int], *, normalized: bool = False)
     from scipy.spatial.distance import squareform
 
     rows_TD = rows_TD.float()
-    head_PD, rest_TD = rows_TD[:PROTECTED], rows_TD[PROTECTED:]
+    protected_PD, rest_TD = rows_TD[:PROTECTED], rows_TD[PROTECTED:]
     tree: np.ndarray | None = None
     found = []
     for factor in factors:
@@ -99,6 +100,6 @@ def pooled(rows_TD: Tensor, factors: Sequence[int], *, normalized: bool = False)
             _, cluster_T = np.unique(labels, return_inverse=True)
             size_K = torch.from_numpy(np.bincount(cluster_T))
             sum_KD = torch.zeros(len(size_K), rows_TD.shape[1]).index_add_(0, torch.from_numpy(cluster_T), rest_TD)
-            kept_TD = torch.cat([head_PD, sum_KD / size_K.unsqueeze(1)])
+            kept_TD = torch.cat([protected_PD, sum_KD / size_K.unsqueeze(1)])
         found.append(torch.nn.functional.normalize(kept_TD, dim=1) if normalized else kept_TD)
     return found

@@ -1,4 +1,4 @@
-"""Explain a run's score: the queries that cause a difference, remarks on each, and one pair token by token.
+"""Explain a cell's score: the queries that cause a difference, remarks on each, and one pair token by token.
 
 Shapes: L query tokens, T document tokens, D dim.
 """
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from evalkit.types import Dataset
 
 CUTOFF = 10
+"""Ranks in which unjudged documents are counted."""
 
 
 class Contribution(NamedTuple):
@@ -29,8 +30,11 @@ class Contribution(NamedTuple):
     query: str
     value: float
     against: float
+    """The value it is compared with."""
     part: float
+    """(value - against) / number of queries."""
     flags: tuple[str, ...]
+    """Remarks on the query's hits, judgements and texts."""
 
 
 class TokenMatch(NamedTuple):
@@ -51,6 +55,7 @@ class PairView(NamedTuple):
     """The score in the run; None if the run does not contain the document."""
     matches: tuple[TokenMatch, ...]
     query_cut: bool
+    """Whether the model truncates the query."""
     document_cut: bool
 
 
@@ -59,7 +64,7 @@ def contributions(
 ) -> list[Contribution]:
     """Return every query's contribution to Δ, the largest first, with remarks on its hits and judgements.
 
-    `against` is a published mean, which every query is compared with, or another run's values by query.
+    `against` is a published mean, which every query is compared with, or another cell's values by query.
     """
     found = []
     for query, value in values.items():
@@ -95,7 +100,8 @@ def distribution(values: Mapping[str, float]) -> list[Band]:
 def lowest(material: Material, values: Mapping[str, float], against: float, *, most: int) -> list[Contribution]:
     """Return the queries that score 0, or the lowest ones if none does, with remarks on each.
 
-    A published mean says nothing about single queries: contributions to the difference would only rank the values.
+    `against` is a published mean. It says nothing about single queries: contributions to the difference would only
+    rank the values.
     """
     ranked = sorted(values, key=lambda query: (values[query], query))
     zero = [query for query in ranked if values[query] == 0]
@@ -192,7 +198,7 @@ def _vocabulary(config: RunConfig, cell: CellScores) -> Vocabulary | None:
 
 
 def is_cut(config: RunConfig, vocabulary: Vocabulary, text: str, *, side: str) -> bool:
-    """Tell whether the model truncates a text."""
+    """Return whether the model truncates a text; `side` is `query` or `document`."""
     assert isinstance(config.model, EncoderConfig)
     rules = config.model.query if side == "query" else config.model.document
     room = rules.max_tokens - len(vocabulary.markers(rules)) - len(vocabulary.begin) - len(vocabulary.end)
@@ -201,10 +207,14 @@ def is_cut(config: RunConfig, vocabulary: Vocabulary, text: str, *, side: str) -
 
 
 def pair(config: RunConfig, material: Material, query: str, document: str) -> PairView:
-    """Encode one query and one document; return the matching tokens. Raises EvalkitError if one does not exist."""
+    """Encode one query and one document; return the matching tokens.
+
+    Raises ConfigError for a model without token vectors, DatasetError if the query or the document does not exist, and
+    ChangedError if corpus or queries are not those of the run.
+    """
     if not isinstance(config.model, EncoderConfig) or config.model.kind != "late_interaction":
-        msg = f"{material.cell.run_id}: {config.model.name} has no token vectors; wanted a late-interaction run"
-        raise ConfigError(f"{msg} (evalkit ls models)")
+        msg = f"{material.cell.run_id}: {config.model.name} has no token vectors"
+        raise ConfigError(f"{msg}; wanted a cell of a late-interaction model (evalkit ls models)")
     from evalkit import datasets
 
     if query not in material.qrels:
@@ -213,9 +223,10 @@ def pair(config: RunConfig, material: Material, query: str, document: str) -> Pa
     dataset, found = datasets.load_read(config.dataset, lambda dataset: _documents(dataset, {document}, material.cell))
     texts = {one.id: one.text for one in dataset.queries}
     if document not in found:
-        msg = f"document {document!r} is not in the corpus of {dataset.name}; take one of the run's, for example"
         hits = material.run.get(query, [])
-        raise DatasetError(f"{msg} {hits[0].document_id if hits else 'of another query'}")
+        example = f", such as {hits[0].document_id}" if hits else ""
+        msg = f"document {document!r} is not in the corpus of {dataset.name}; wanted a document of it{example}"
+        raise DatasetError(msg)
     in_run = [hit.score for hit in material.run.get(query, []) if hit.document_id == document]
     matches, cut = _match(config, material.cell, texts[query], found[document])
     return PairView(
@@ -232,7 +243,10 @@ def pair(config: RunConfig, material: Material, query: str, document: str) -> Pa
 def _match(
     config: RunConfig, cell: CellScores, query: str, document: str
 ) -> tuple[list[TokenMatch], tuple[bool, bool]]:
-    """Return every query token's best document token, from vectors rounded as in the store."""
+    """Return every query token's best document token, and whether query and document are truncated.
+
+    Vectors are rounded as in the store.
+    """
     from evalkit.models.encoder import DTYPES, checkpoints, load_encoders
     from evalkit.run.encode import Encoding, encode
     from evalkit.run.environment import batch_tokens, choose_device

@@ -1,8 +1,8 @@
-"""Measure quality against storage without an index: search stored embeddings in smaller forms. No document is encoded.
+"""Measure quality against storage without an index: search stored embeddings in smaller forms.
 
-The document vectors of a finished cell are read from its store, pooled, rounded to the smaller form, and searched with
-exact MaxSim. The query vectors are unchanged. Every form is tested against the cell of the greatest dim, as stored, on
-the same queries.
+A form is a pooling factor with a width of the values. The document vectors of a finished cell are read from its store,
+pooled, rounded to the width, and searched with exact MaxSim; no document is encoded. The query vectors are unchanged.
+Every form is tested against a base cell, as stored, on the same queries.
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ from evalkit.storage.shard_files import ShardVectors
 SLICE_VECTORS = 131_072
 """Vectors that are converted at a time, to bound the memory used besides the stored shard."""
 LARGEST_FACTOR = 16
+"""The largest valid pooling factor."""
 
 
 class Forms(NamedTuple):
@@ -52,19 +53,19 @@ ALL_FORMS = Forms()
 
 
 class Narrowed(NamedTuple):
-    """A cell searched again with its document vectors in a smaller form."""
+    """A cell searched again with its document vectors in one form; NaN until it is scored."""
 
     width: Width
     bytes_per_vector: int
     value: float = math.nan
     delta: float = math.nan
-    """The difference from the base run."""
+    """The difference from the base cell."""
     interval: tuple[float, float] = (math.nan, math.nan)
     """The 95 % interval of a paired bootstrap of the difference."""
     p: float = math.nan
     """The p-value of a two-sided paired t-test."""
     factor: int = 1
-    """Pooling factor; 1 is not pooled."""
+    """Pooling factor; 1 means no pooling."""
     bytes_per_document: float | None = None
     """The mean over documents, scales included."""
     is_base: bool = False
@@ -115,10 +116,10 @@ def measure(
     """
     model, base = config.model, base or cell
     if not isinstance(model, EncoderConfig) or cell.dim is None:
-        msg = f"{cell.run_id}: {cell.model} stores no vectors; wanted a run of a model with dims (evalkit ls models)"
+        msg = f"{cell.run_id}: {cell.model} stores no vectors; wanted a cell of a model with dims (evalkit ls models)"
         raise ConfigError(msg)
     if config.search.name != "exact":
-        msg = f"{cell.run_id}: found by search={config.search.name}; wanted an exact run to compress the vectors of"
+        msg = f"{cell.run_id}: searched with search={config.search.name}; wanted a cell with search=exact"
         raise ConfigError(f"{msg} (evalkit ls runs)")
     task = pipeline.prepare(config, console=console)
     (planned,) = (planned for planned in plan(task) if planned.dim == cell.dim)
@@ -155,7 +156,10 @@ def measure(
 def _searched(
     task: Task, planned: Cell, queries: ShardVectors, forms: Forms
 ) -> tuple[dict[tuple[int, Width], Hits], dict[int, int]]:
-    """Return the best hits of every form, and the number of vectors at every factor, one shard at a time."""
+    """Search all shards in every form. Return the best hits by form, and the number of vectors by factor.
+
+    Raises StoreError if a shard's embeddings are not stored.
+    """
     widths = [width for width in forms.widths if width != "float32" or task.config.store.dtype == "float32"]
     best = {(factor, width): no_hits() for factor in forms.factors for width in widths}
     kept = dict.fromkeys(forms.factors, 0)
@@ -185,7 +189,7 @@ def _searched(
 
 
 def _scored(task: Task, hits: Hits, metric: str) -> dict[str, float]:
-    """Return a metric's values of a form's hits by query."""
+    """Return a metric's value of every query, from a form's hits under the dataset's rules."""
     run = to_run(hits, [query.id for query in task.dataset.queries])
     if task.dataset.drop_self:
         run, _ = drop_self(run, depth=task.config.search.depth)
@@ -197,7 +201,7 @@ def _judged(form: Narrowed, before: Mapping[str, float], after: Mapping[str, flo
     """Return a form with its value and its tests against the base values. Raises ScoreError if the queries differ."""
     if after.keys() != before.keys():
         differing = len(after.keys() ^ before.keys())
-        msg = f"{differing} queries are judged in the base run or here only, wanted the same judged queries"
+        msg = f"{differing} queries are judged in the base cell or here only, wanted the same judged queries"
         raise ScoreError(f"{msg}; run both on the same copy of the dataset")
     differences = [after[query] - value for query, value in before.items()]
     return form._replace(
@@ -209,7 +213,7 @@ def _judged(form: Narrowed, before: Mapping[str, float], after: Mapping[str, flo
 
 
 def corrected(tables: Sequence[Sequence[Narrowed]]) -> list[list[Narrowed]]:
-    """Return the forms of several cells with p-values corrected over all of them; the base is not tested."""
+    """Return each cell's forms with `p_holm`, corrected over the forms of all cells; the base cell is not tested."""
     tested = [one.p for table in tables for one in table if not one.is_base]
     found = iter(holm(tested))
     return [[one if one.is_base else one._replace(p_holm=next(found)) for one in table] for table in tables]
@@ -217,14 +221,14 @@ def corrected(tables: Sequence[Sequence[Narrowed]]) -> list[list[Narrowed]]:
 
 def _slices(stored: ShardVectors) -> Iterator[ShardVectors]:
     """Yield a shard's documents in order, in slices of at most SLICE_VECTORS vectors, or of one longer document."""
-    ends = stored.vectors.offsets_N.tolist()
+    offsets = stored.vectors.offsets_N.tolist()
     begin = 0
     while begin < len(stored.ids):
         end = begin + 1
-        while end < len(stored.ids) and ends[end + 1] - ends[begin] <= SLICE_VECTORS:
+        while end < len(stored.ids) and offsets[end + 1] - offsets[begin] <= SLICE_VECTORS:
             end += 1
-        rows_XD = stored.vectors.rows_XD[ends[begin] : ends[end]]
-        offsets_N = stored.vectors.offsets_N[begin : end + 1] - ends[begin]
+        rows_XD = stored.vectors.rows_XD[offsets[begin] : offsets[end]]
+        offsets_N = stored.vectors.offsets_N[begin : end + 1] - offsets[begin]
         yield ShardVectors(stored.ids[begin:end], Ragged(rows_XD, offsets_N))
         begin = end
 
@@ -236,9 +240,10 @@ def _pooled(some: ShardVectors, forms: Forms) -> Iterator[tuple[int, ShardVector
         yield 1, some
     if not factors:
         return
-    ends = some.vectors.offsets_N.tolist()
+    offsets = some.vectors.offsets_N.tolist()
     documents = [
-        pooled(some.vectors.rows_XD[begin:end], factors, normalized=forms.normalized) for begin, end in pairwise(ends)
+        pooled(some.vectors.rows_XD[begin:end], factors, normalized=forms.normalized)
+        for begin, end in pairwise(offsets)
     ]
     for place, factor in enumerate(factors):
         rows = [document[place] for document in documents]

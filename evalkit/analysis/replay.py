@@ -1,4 +1,4 @@
-"""Score a saved run under other common rules, to find which of them give the published number.
+"""Score a saved run under other common rules, to find those that reproduce the published number.
 
 The result depends only on the run's folder: its hits, the hits that the self-id rule dropped, and its judgements.
 """
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from evalkit import ranking
-from evalkit.analysis import standing
+from evalkit.analysis import comparability
 from evalkit.errors import DatasetError, EvalkitError, ScoreError
 from evalkit.models import metadata
 from evalkit.models.metadata import Variant
@@ -47,12 +47,13 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
 }
 """The values of each rule, with their descriptions; the cutoff is a number."""
 CUTOFFS = (5, 20, 100)
+"""The cutoffs that are tried besides the metric's own."""
 MOST_CHANGES = 2
 """The maximum number of rules changed together, because more changes would reproduce any number by chance."""
 
 
 class Rules(NamedTuple):
-    """One way to score a run."""
+    """One way to score a run; OPTIONS has the values of each rule."""
 
     self_ids: str
     ties: str
@@ -80,13 +81,13 @@ class Replayed(NamedTuple):
     """The number of queries; None for a subset whose size the run did not record."""
 
 
-class Landing(NamedTuple):
-    """A published score and the rule sets that give it, those with the fewest changes first."""
+class Reproduction(NamedTuple):
+    """A published score and the rule sets with the fewest changes that give it."""
 
     score: PublishedScore
     verdict: Verdict
     """The verdict under the run's own rules."""
-    reached_by: tuple[Replayed, ...]
+    reproduced_by: tuple[Replayed, ...]
 
 
 class Material(NamedTuple):
@@ -94,21 +95,22 @@ class Material(NamedTuple):
 
     cell: CellScores
     run: Run
-    """The run with the hits that the self-id rule had dropped."""
+    """The run, including the hits that the self-id rule dropped."""
     qrels: Qrels
     depth: int | None
+    """Documents kept per query; None if it was not recorded."""
 
 
 def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> Material:
-    """Read the files of a finished run; judgements that it does not contain are read from the dataset.
+    """Read the run and the judgements of a finished cell; judgements without a copy in the results are the dataset's.
 
-    Raises ScoreError if a file is missing, damaged or edited, and if the judgements are not those that the run was
-    scored with.
+    `dataset_path` is the dataset's folder if it moved. Raises ScoreError if a file is missing, damaged or edited, and
+    if the judgements are not those that the run was scored with.
     """
     folder = paths.run_dir(results_dir, cell.run_id)
     qrels_path, dropped_path = folder / results.QRELS, folder / results.DROPPED
     if cell.environment.get(results.QRELS_CHECKSUM) == results.BEING_SCORED:
-        msg = f"{cell.run_id}: got a run whose scoring was interrupted, wanted a finished one; run the cell again"
+        msg = f"{cell.run_id}: got a cell whose scoring was interrupted, wanted a finished one; run the cell again"
         raise ScoreError(msg)
     results.require_unedited(results_dir, cell, results.RUN, results.QRELS, results.DROPPED)
     if qrels_path.is_file():
@@ -118,15 +120,15 @@ def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = Non
     _refuse_other_qrels(cell, qrels, where=str(qrels_path) if qrels_path.is_file() else cell.dataset)
     kept = results.read_run(folder / results.RUN)
     if cell.self_hits and cell.protocol.get("drop_self") and not dropped_path.is_file():
-        msg = f"{dropped_path}: is not there, wanted the {cell.self_hits} hits that the self-id rule took out"
-        raise ScoreError(f"{msg}; restore it, or delete the run's {results.SCORES} and run the cell again")
+        msg = f"{dropped_path}: got no such file, wanted the {cell.self_hits} hits that the self-id rule dropped"
+        raise ScoreError(f"{msg}; restore it, or delete the cell's {results.SCORES} and run the cell again")
     dropped = results.read_run(dropped_path) if dropped_path.is_file() else {}
-    whole = {query: ranking.rank_hits([*kept.get(query, []), *dropped.get(query, [])]) for query in {**kept, **dropped}}
-    return Material(cell, whole, qrels, cell.protocol.get("depth"))
+    run = {query: ranking.rank_hits([*kept.get(query, []), *dropped.get(query, [])]) for query in {**kept, **dropped}}
+    return Material(cell, run, qrels, cell.protocol.get("depth"))
 
 
 def _refuse_other_qrels(cell: CellScores, qrels: Qrels, *, where: str) -> None:
-    """Raise ScoreError unless judgements have the checksum that the run recorded; older runs recorded none."""
+    """Raise ScoreError unless judgements have the checksum that the cell recorded; older cells recorded none."""
     recorded, checksum = cell.environment.get(results.QRELS_CHECKSUM), identity.qrels_checksum(qrels)
     if recorded in (None, checksum):
         return
@@ -138,7 +140,7 @@ def _dataset_qrels(results_dir: Path, cell: CellScores, dataset_path: Path | Non
     """Return the dataset's judgements, for datasets whose licence forbids a copy in the results (nfcorpus)."""
     from evalkit import datasets
 
-    wanted = f"{cell.run_id}: got no {results.QRELS}, wanted the judgements beside the run or its dataset on disk"
+    wanted = f"{cell.run_id}: got no {results.QRELS}, wanted that file or the cell's dataset on disk"
     try:
         config = results.saved_config(results_dir, cell, dataset_path=dataset_path).dataset
         if datasets.on_disk(config) is None:
@@ -150,9 +152,7 @@ def _dataset_qrels(results_dir: Path, cell: CellScores, dataset_path: Path | Non
         raise ScoreError(msg) from error
     got, scored = sum(map(len, qrels.values())), cell.counts.get("judgements")
     if got != scored:
-        msg = (
-            f"{cell.run_id}: got {got} judgements from {cell.dataset}, wanted the {scored} that the run was scored with"
-        )
+        msg = f"{cell.run_id}: got {got} judgements from {cell.dataset}, wanted the {scored} of its scores"
         raise ScoreError(f"{msg}; give the same copy of the dataset by --dataset-path")
     return qrels
 
@@ -168,25 +168,25 @@ def _cutoff(metric: str) -> int:
 
 
 def score(material: Material, rules: Rules, metric: str) -> Replayed:
-    """Return a run's mean under given rules. Raises ScoreError if no query is left."""
+    """Return a run's mean of a metric under given rules. Raises ScoreError if they leave no query."""
     own = own_rules(material, metric)
     qrels = {
         query: grades
         for query, grades in material.qrels.items()
         if rules.queries == "all" or any(grade > 0 for grade in grades.values())
     }
-    ruled = {
+    ranked = {
         query: _ranked(query, material.run.get(query, []), grades, rules, material.depth)
         for query, grades in qrels.items()
     }
     if rules.missing == "skip":
-        qrels = {query: grades for query, grades in qrels.items() if ruled[query]}
+        qrels = {query: grades for query, grades in qrels.items() if ranked[query]}
     if not qrels:
-        msg = f"{material.cell.run_id}: no query is left with {', '.join(rules.differing(own))}; wanted at least one"
+        msg = f"{material.cell.run_id}: {', '.join(rules.differing(own))}: got no query, wanted at least one"
         raise ScoreError(f"{msg}; check the run's judgements")
     name = metric.partition("@")[0] + ("_burges" if rules.gain == "exponential" else "")
     cut = f"{name}@{rules.cutoff}"
-    return Replayed(rules.differing(own), metrics.score(ruled, qrels, [cut]).means[cut], len(qrels))
+    return Replayed(rules.differing(own), metrics.score(ranked, qrels, [cut]).means[cut], len(qrels))
 
 
 def _ranked(query: str, hits: Sequence[Hit], grades: Mapping[str, int], rules: Rules, depth: int | None) -> list[Hit]:
@@ -208,7 +208,10 @@ def _ranked(query: str, hits: Sequence[Hit], grades: Mapping[str, int], rules: R
 
 
 def candidates(material: Material, metric: str) -> list[Rules]:
-    """Return the rule sets with few changes that can change this run's score; its own rules come first."""
+    """Return the rule sets that can change this run's score, the run's own first.
+
+    Each differs from the run's own rules in at most MOST_CHANGES, and only in rules that matter to its hits and grades.
+    """
     own = own_rules(material, metric)
     grades = [list(judged.values()) for judged in material.qrels.values()]
     can_differ = {
@@ -231,9 +234,10 @@ def candidates(material: Material, metric: str) -> list[Rules]:
 
 
 def replay(material: Material, metric: str) -> list[Replayed]:
-    """Score a run under its own rules and every single change; pairs of changes follow if no single change is enough.
+    """Score a run under its own rules and under every single change.
 
-    The recorded means over named groups of queries count as single changes.
+    If single changes do not reproduce every published score, pairs of changes follow. The recorded means over named
+    groups of queries count as single changes.
     """
     groups = [
         Replayed((f"only the queries of {name}",), means[metric], None)
@@ -244,7 +248,7 @@ def replay(material: Material, metric: str) -> list[Replayed]:
     for changes, members in itertools.groupby(
         candidates(material, metric), key=lambda rules: len(rules.differing(own_rules(material, metric)))
     ):
-        if changes == MOST_CHANGES and all(landing.reached_by for landing in landings(material, found, metric)):
+        if changes == MOST_CHANGES and all(one.reproduced_by for one in reproductions(material, found, metric)):
             break
         found += [score(material, rules, metric) for rules in members]
         found += groups if changes == 1 else []
@@ -281,47 +285,50 @@ def disjoint(material: Material, others: Sequence[OtherSplit]) -> list[str]:
     """Return a line for every split that judges none of the run's queries."""
     return [
         f"split {other.name}: none of its {other.judged:,} judged queries is among the run's {len(asked(material)):,}; "
-        f"only a run of its own can be scored by it (dataset.split={other.name})"
+        f"only a run of that split's queries can be scored by it (dataset.split={other.name})"
         for other in others
         if not other.qrels
     ]
 
 
-def landings(material: Material, replayed: Sequence[Replayed], metric: str, *, deviation: float = 0.0) -> list[Landing]:
+def reproductions(
+    material: Material, replayed: Sequence[Replayed], metric: str, *, deviation: float = 0.0
+) -> list[Reproduction]:
     """Return each published score of the cell with the simplest rule sets that give it at its printed digits.
 
-    `deviation` is that of the cell's re-runs, which the verdict on the run's own value allows for.
+    The first entry of `replayed` has the run's own rules; the verdict is on its value. `deviation` is the cell's
+    measured deviation between re-runs, which the verdict allows for.
     """
     found = []
     cell = material.cell
     for one in published.find(cell.model, cell.dim, cell.dataset, metric):
-        landing = [entry for entry in replayed if published.rounded(entry.value, one.digits) == one.value]
-        fewest = min((len(entry.changed) for entry in landing), default=0)
+        equal = [entry for entry in replayed if published.rounded(entry.value, one.digits) == one.value]
+        fewest = min((len(entry.changed) for entry in equal), default=0)
         verdict = published.verdict(
             replayed[0].value,
             one,
             deviation=deviation,
             declared_loss=one.index_loss,
-            differs=standing.differing(cell, one),
+            differs=comparability.differing(cell, one),
         )
-        found.append(Landing(one, verdict, tuple(entry for entry in landing if len(entry.changed) == fewest)))
+        found.append(Reproduction(one, verdict, tuple(entry for entry in equal if len(entry.changed) == fewest)))
     return found
 
 
 class OtherState(NamedTuple):
-    """Another state of the model's repository, and the run that was computed in that state, if there is one."""
+    """Another state of the model's repository, and the cell that was computed in that state, if there is one."""
 
     variant: Variant
-    run: CellScores | None
+    cell: CellScores | None
 
 
 def other_states(cell: CellScores, cells: Sequence[CellScores]) -> list[OtherState]:
-    """Return the known variants of a run's model; they change vectors, so no scoring rule can replace them."""
-    alike = [one for one in cells if (one.model, one.dim, one.dataset) == (cell.model, cell.dim, cell.dataset)]
+    """Return the known variants of a cell's model; they change vectors, so no scoring rule can replace them."""
+    same_system = [one for one in cells if (one.model, one.dim, one.dataset) == (cell.model, cell.dim, cell.dataset)]
     found = []
     for variant in metadata.variants(cell.model):
         if _setting_of(cell, variant.setting) != variant.value:
-            made = (one for one in alike if _setting_of(one, variant.setting) == variant.value)
+            made = (one for one in same_system if _setting_of(one, variant.setting) == variant.value)
             found.append(OtherState(variant, next(made, None)))
     return found
 

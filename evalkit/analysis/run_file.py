@@ -16,7 +16,7 @@ from evalkit.types import Dataset
 
 
 class ScoredFile(NamedTuple):
-    """The means of a run file, and the facts that a reader needs to trust them."""
+    """The means of a run file, and what to know about them: missing queries, self-hits, unmatched ids."""
 
     dataset: Dataset
     means: Mapping[str, float]
@@ -33,7 +33,8 @@ class ScoredFile(NamedTuple):
 def score_file(path: Path, config: RunConfig) -> ScoredFile:
     """Score a run file by the config's dataset and metrics; no corpus is read.
 
-    Raises ScoreError if the file cannot be read, or if it contains no query that the dataset judges.
+    Raises ScoreError if the file cannot be read, or if it contains no query that the dataset judges, and DatasetError
+    if the dataset cannot be obtained.
     """
     dataset = datasets.load(config.dataset, with_corpus=False)
     run = results.read_run(path)

@@ -1,4 +1,4 @@
-"""Text analysis: turn a text into the terms that BM25 counts, as Lucene does where that can be reproduced.
+"""Text analysis: turn a text into the terms that BM25 counts, as Lucene does if Python libraries can reproduce it.
 
 The English chain is that of Lucene's `EnglishAnalyzer`, which is Anserini's default: `StandardTokenizer` →
 `EnglishPossessiveFilter` → `LowerCaseFilter` → `StopFilter` → `PorterStemFilter`. Every step is a pure function.
@@ -37,9 +37,10 @@ STOP_WORDS = frozenset(
 _WINDOW = 1 << 16
 """Characters searched at a time; few texts are longer."""
 _WINDOW_MARGIN = 1 << 10
-"""More than a token has, with what it looks ahead to: a match that ends before the margin does not depend on it."""
+"""Characters at the end of a window: more than the longest token and its look-ahead. A match that ends before the
+margin is the same with any text after the window."""
 _CACHED_CHUNKS = 1 << 17
-"""Cache size in distinct whitespace-delimited strings: they cover most running text (Zipf) in a few tens of MB."""
+"""Cache size in distinct whitespace-delimited strings. It takes a few tens of MB and covers most of a text (Zipf)."""
 
 # The character classes of UAX #29 (https://unicode.org/reports/tr29/, table 3) that Lucene's grammar uses.
 # `_IGNORED` is rule WB4, `X (Extend | Format | ZWJ)* → X`. Emoji modifiers are excluded because Lucene uses Unicode 9,
@@ -110,13 +111,13 @@ def tokenize(text: str) -> list[str]:
     tokens: list[str] = []
     position = 0
     while position < len(text):
-        # The expression keeps a kilobyte for each character of one match: a long text is searched a window at a time.
+        # The expression takes a kilobyte of memory per character of a match, so long texts are searched in windows.
         end = min(position + _WINDOW, len(text))
         match = _TOKEN.search(text, position, end)
         if end < len(text) and (match is None or match.end() > end - _WINDOW_MARGIN):
-            # What reaches the margin could look otherwise with more text: it is searched again from its beginning.
+            # With more text, a match that reaches the margin could be another one: search again from its beginning.
             begin = end - _WINDOW_MARGIN if match is None else match.start()
-            if begin == position:  # it fills the window: Lucene cuts such a token and goes on at the cut
+            if begin == position:  # the match fills the window; Lucene splits such a token and resumes after the split
                 pieces, begin = _split_long(text, begin, end - _WINDOW_MARGIN, end)
                 tokens.extend(pieces)
             position = begin
@@ -132,9 +133,9 @@ def tokenize(text: str) -> list[str]:
 
 
 def _split_long(text: str, start: int, last: int, stop: int) -> tuple[list[str], int]:
-    """Cut an overlong match that begins at `start` and ends at `stop`, as Lucene's buffer of `MAX_TOKEN_LENGTH` does.
+    """Split an overlong match from `start` to `stop` as Lucene's buffer of `MAX_TOKEN_LENGTH` does.
 
-    Return the pieces that begin before `last`, and where the next one begins.
+    Return the tokens that begin before `last`, and the position where the next one begins.
     """
     pieces: list[str] = []
     while start < last:
@@ -230,7 +231,7 @@ _STEP_4 = ("ement", "ance", "ence", "able", "ible", "ment", "ant", "ent", "ion",
 
 
 def _form(word: str) -> str:
-    """Map a word's letters to c (consonant) and v (vowel); y counts as a vowel after a consonant.
+    """Return a word with every letter replaced by c (consonant) or v (vowel); y is a vowel after a consonant.
 
     `_form(stem).count("vc")` is Porter's measure m, the number of vowel-consonant sequences.
     """
@@ -320,9 +321,9 @@ def english() -> Analyzer:
         chunks = _CHUNK.findall(text)
         if len(text) <= _WINDOW:
             return list(chain.from_iterable(map(terms_of, chunks)))
-        # A chunk that fills megabytes is not remembered.
-        of = (terms_of if len(chunk) <= _WINDOW else terms_of.__wrapped__ for chunk in chunks)
-        return list(chain.from_iterable(each(chunk) for each, chunk in zip(of, chunks, strict=True)))
+        # Chunks of megabytes bypass the cache.
+        functions = (terms_of if len(chunk) <= _WINDOW else terms_of.__wrapped__ for chunk in chunks)
+        return list(chain.from_iterable(function(chunk) for function, chunk in zip(functions, chunks, strict=True)))
 
     return analyze
 
@@ -431,7 +432,7 @@ _OWN: Mapping[str, Callable[[], Analyzer]] = {
 ANALYZERS: Mapping[str, Callable[[], Analyzer]] = MappingProxyType(
     {**_OWN, **{name: partial(snowball, name) for name in get_args(AnalyzerName) if name not in _OWN}}
 )
-"""The function that builds each analyzer of a BM25 config; those without one here are Snowball stemmers."""
+"""The function that builds each analyzer; names that are not in `_OWN` are PyStemmer's names of Snowball stemmers."""
 
 _NO_STOP_WORDS = "Lucene also drops its stop words"
 _LIGHT = "Lucene uses its own lighter stemmer, which no Python library has, and drops stop words"
@@ -458,4 +459,4 @@ LUCENE_DEPARTURES: Mapping[str, str] = MappingProxyType(
         "bm25s": "not a Lucene analyzer: the one of MTEB's baseline",
     }
 )
-"""How each analyzer departs from the one that Anserini uses for the language; with a departure, scores differ."""
+"""How each analyzer differs from the one that Anserini uses for the language; with a difference, scores differ."""

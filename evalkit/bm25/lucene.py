@@ -1,7 +1,7 @@
 """Lucene's BM25, reproduced exactly in two passes over shards: count query terms, then score with corpus statistics.
 
-The queries are known before the first document is read, so a shard counts query terms only. The sum of the shards'
-`Statistics` equals the statistics of one index over the whole corpus; with it every shard can be scored on its own.
+The queries are known before the first document is read, so only query terms are counted. The sum of the shards'
+`Statistics` equals the statistics of one index over the whole corpus; with that sum, shards are scored independently.
 
 Shapes: Q queries, N documents of a shard, V distinct query terms, P postings (a term in a document) of a shard.
 """
@@ -46,14 +46,16 @@ class FieldCounts(NamedTuple):
     document_P: npt.NDArray[np.int32]
     """The document's position in the shard."""
     term_P: npt.NDArray[np.int32]
+    """The term id."""
     frequency_P: npt.NDArray[np.int32]
+    """Occurrences of the term in the document's field."""
     length_N: npt.NDArray[np.int32]
-    """Terms in each document's field, including terms of no query; stop words are not counted."""
+    """Terms in each document's field, including those that no query has; stop words are not counted."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ShardCounts:
-    """The counts that BM25 needs from a shard's documents; the size depends on the shard, not on the corpus."""
+    """The counts that BM25 needs from a shard's documents; their size is proportional to the shard."""
 
     document_ids: tuple[str, ...]
     fields: Mapping[str, FieldCounts]
@@ -61,7 +63,7 @@ class ShardCounts:
     """V, the size of the vocabulary that the term ids index."""
 
     def to_arrays(self) -> dict[str, npt.NDArray[np.generic]]:
-        """Return the counts as named numeric arrays for a file; ids become UTF-8 bytes and each id's end position."""
+        """Return the counts as named numeric arrays for a file; ids become UTF-8 bytes and each id's end in them."""
         encoded = [document_id.encode() for document_id in self.document_ids]
         arrays: dict[str, npt.NDArray[np.generic]] = {
             "terms": np.array([self.terms], dtype=np.int64),
@@ -243,8 +245,8 @@ def score_block(
     """Score a block of `QueryTerms.queries` against a shard: float32 [Q, N], -inf for documents not retrieved.
 
     Lucene retrieves only documents that share a term with the query. With `unmatched: fill` the other documents get
-    score 0 and are ranked after them, as when mteb calls bm25s, which takes the best k of all documents. The working
-    memory is 13 bytes per query and document; callers bound it by the number of queries in a block.
+    score 0, as in mteb's use of bm25s, which takes the best k of all documents. The working memory is 13 bytes per
+    query and document; callers limit it by the number of queries in a block.
 
     A term that a query repeats is one clause, boosted by its occurrences (Anserini's `BagOfWordsQueryGenerator`).
     Clauses of all fields are added in float64 and the sum is rounded to float32 once, as in Lucene's disjunctions.

@@ -1,6 +1,6 @@
 """Turn command-line overrides into a validated config; every name is checked before Hydra composes anything.
 
-Hydra's own messages name its internals; these name what the user typed and what is nearest to it.
+Hydra's own messages name its internals; these name the word that the user typed and the nearest valid ones.
 """
 
 from __future__ import annotations
@@ -73,16 +73,17 @@ READABLE = (
     *("HOME", "USER", "LOGNAME", "HOSTNAME", "TMPDIR", "SCRATCH", "XDG_CACHE_HOME", "XDG_DATA_HOME"),
     *("HF_HOME", "IR_DATASETS_HOME", "SLURM_JOB_ID", "SLURM_TMPDIR"),
 )
-"""Besides EVALKIT_…, the environment variables that settings may read."""
+"""The environment variables that settings may read, besides EVALKIT_…."""
 
-NAMED_VALUES = re.compile(r"model\.(checkpoints(\.\w+)?|(query|document)\.max_tokens|k1|b|fields|analyzer|adapter)")
+REPLACED_MAPS = re.compile(r"model\.(checkpoints(\.\w+)?|(query|document)\.max_tokens|k1|b|fields|analyzer|adapter)")
 """Settings that map names (a dim, a dataset, a language) to values: `{…}` replaces the map and does not extend it."""
 CHECKPOINT_PLACE = re.compile(r"(model\.checkpoints\.\w+)\.(package|repo)")
-"""The place of a checkpoint; a place that would be tried before it is removed."""
+"""The place of a checkpoint. If one is given, places that are tried before it are removed."""
 
 LISTS = ("dim", "metrics")
 """Settings for which several values are a list: `dim=128,64` is not a sweep."""
-LISTED = "names as ranx has them, added to the three of every result: metrics=[map,recall@50]"
+LISTED = "ranx's names, added to the three of every result: metrics=[map,recall@50]"
+"""The description of `metrics` in `evalkit ls settings`."""
 SWEEP_FLAGS = ("-m", "--multirun")
 SHOW_FLAGS = ("--cfg", "-c", "--info", "-i")
 
@@ -91,9 +92,9 @@ def _cache_folder() -> str:
     """Return the default of `cache_dir`. Without HOME, the home folder is read from the user database."""
     if chosen := os.environ.get("EVALKIT_CACHE"):
         return chosen
-    home = os.path.expanduser("~")  # noqa: PTH111 (Path.home fails where no home is known, in words of its own)
+    home = os.path.expanduser("~")  # noqa: PTH111 (if there is no home, Path.home raises RuntimeError)
     if home == "~":
-        raise ConfigError("cache_dir: got neither EVALKIT_CACHE nor a home folder; set cache_dir=DIR or EVALKIT_CACHE")
+        raise ConfigError("got neither EVALKIT_CACHE nor a home folder; set cache_dir=DIR or EVALKIT_CACHE")
     return f"{home}/.cache/evalkit"
 
 
@@ -101,10 +102,13 @@ OmegaConf.register_new_resolver("cache_folder", _cache_folder, replace=True)
 
 
 def compose(overrides: Sequence[str]) -> RunConfig:
-    """Return the config of one job. Raises ConfigError for an unknown name, key or value, or for several values."""
+    """Return the config of one combination of settings. Raises ConfigError for an unknown name, key or value.
+
+    Raises ConfigError also if a word has several values: a sweep needs `-m`.
+    """
     blocks = expanded(overrides)
     if blocks[0] != list(overrides) and len(combinations(overrides)) > 1:
-        msg = f"{' '.join(word for word in overrides if _sweeps_of(word))} is a sweep; add -m to run each of its cells"
+        msg = f"{' '.join(word for word in overrides if _sweeps_of(word))} is a sweep; add -m to run its combinations"
         raise ConfigError(msg)
     checked = check_overrides(blocks[0], sweep=False)
     GlobalHydra.instance().clear()
@@ -120,10 +124,11 @@ class Outcome(NamedTuple):
     """The outcome of one combination of a sweep."""
 
     combination: str
-    """The words that had several values; empty if none had."""
+    """The combination's words among those that have several values; empty if there are none."""
     done: Mapping[str, Any]
-    """The job's result; empty if it failed."""
+    """The return value of `run`; empty if it failed."""
     error: str | None
+    """The message of the error that stopped it; None if it succeeded."""
 
 
 def hand_to_hydra(
@@ -136,17 +141,18 @@ def hand_to_hydra(
 ) -> list[Outcome]:
     """Let Hydra run a sweep or show a config: `-m`, `--cfg job`, launcher and sweeper plugins.
 
-    `run` is called once for every combination, and `complain` at once with a line for each that a user's mistake
-    stops: one bad combination must not cost the rest. `make_folder` makes the folder where Hydra keeps its record of a
-    sweep, and `write` the file that says what a combination came to. A launcher may call `run`, `complain` and `write`
-    in other processes, so they are functions of a module. Raises ConfigError before anything runs when a name is
-    wrong, and after a config was shown that could not be run.
+    `run` is called once for every combination. If it raises EvalkitError, `complain` is called with the message at
+    once, and the other combinations still run. `make_folder` creates the folder for Hydra's record of a sweep, and
+    `write` writes the file with a combination's outcome. A launcher may call `run`, `complain` and `write` in other
+    processes, so they must be importable by name.
+
+    Raises ConfigError before anything runs if a name is wrong, and after showing a config that could not be run.
     """
     words = [word for word in arguments if _is_override(word)]
     rest = [word for word in arguments if not _is_override(word)]
     sweep, shown = (any(word in flags for word in rest) for flags in (SWEEP_FLAGS, SHOW_FLAGS))
     if sweep and shown:
-        msg = f"got {' '.join(rest)}, wanted one of them: a sweep's configs are shown one by one (also: evalkit plan)"
+        msg = f"got {' '.join(rest)}, wanted one of them: a config is shown for one combination (also: evalkit plan)"
         raise ConfigError(msg)
     if not sweep and any(_sweeps_of(word) for word in words):
         compose(words)
@@ -171,7 +177,7 @@ def hand_to_hydra(
             except SystemExit:
                 if not sweep or launcher == "basic":
                     raise
-                complain(f"hydra/launcher={launcher} lost a job; see its own lines above, or its logs under {folder}")
+                complain(f"hydra/launcher={launcher} failed; see its messages above, or its logs under {folder}")
             finally:
                 sys.argv = before
         found = [_read_outcome(path) for path in sorted(Path(outcomes).rglob("*.json"))]
@@ -182,19 +188,19 @@ def hand_to_hydra(
     return found
 
 
-_told: list[str] = []
-"""Why something could not be fetched, and what to do, as it was said last: a sweep without a network says it once."""
+_last_reason: list[str] = []
+"""The last printed reason and remedy for a failed download; a sweep without a network prints them only once."""
 
 
 def _say_failed(combination: str, error: EvalkitError, complain: Callable[[str], None]) -> None:
-    """Say which combination failed and why: a line, or three below it for what could not be fetched."""
+    """Call `complain` with the combination that failed and the reason: one line, or four for a failed download."""
     first, *rest = lines(error)
     if not combination:
         said = [first, *rest]
-    elif rest and rest == _told:
+    elif rest and rest == _last_reason:
         said = [f"{combination}: could not be fetched, for the same reason; {first}"]
     elif rest:
-        _told[:] = rest
+        _last_reason[:] = rest
         said = [f"{combination}: could not be fetched", *(f"  {line}" for line in (first, *rest))]
     else:
         said = [f"{combination}: {first}"]
@@ -221,7 +227,7 @@ def _job(
         except EvalkitError as error:
             failure = str(error)
             _say_failed(combination, error, complain)
-        number = int(HydraConfig.get().job.num) if swept else 0
+        number = int(HydraConfig.get().job.num) if swept else 0  # Hydra counts the combinations of a sweep
         facts = {"combination": combination, "done": done, "error": failure}
         write(outcomes / f"{number:06}.json", json.dumps(facts).encode())
 
@@ -255,7 +261,7 @@ def _launcher(words: Sequence[str]) -> str:
 
 
 def combinations(overrides: Sequence[str]) -> list[tuple[str, ...]]:
-    """Return every combination of the words' values. Raises ConfigError for an invalid word.
+    """Return every combination of the words' values, as words. Raises ConfigError for an invalid word.
 
     >>> combinations(["model=demo,bm25", "dim=128,64"])
     [('model=demo', 'dim=128,64'), ('model=bm25', 'dim=128,64')]
@@ -273,16 +279,16 @@ def combinations(overrides: Sequence[str]) -> list[tuple[str, ...]]:
 
 
 def expanded(words: Sequence[str]) -> list[list[str]]:
-    """Return the sweeps that words mean: those that an experiment lists, else the words themselves.
+    """Return the lists of words to run: one for each sweep that an experiment lists, else the given words.
 
-    A given word replaces the same setting in the experiment's sweeps. Raises ConfigError for several experiments of
-    which one lists sweeps.
+    A given word replaces the same setting in the experiment's sweeps. Raises ConfigError for several experiments if
+    one of them lists sweeps.
     """
     sweeps = [sweep for word in words for sweep in _sweeps_of(word)]
     if not sweeps:
         return [list(words)]
     given = {word.lstrip("+").partition("=")[0] for word in words}
-    rest = [word for word in words if not _sweeps_of(word)]  # an experiment that lists sweeps holds nothing else
+    rest = [word for word in words if not _sweeps_of(word)]  # an experiment that lists sweeps has no other settings
     found = [[*(word for word in sweep.split() if word.partition("=")[0] not in given), *rest] for sweep in sweeps]
     return [block for place, block in enumerate(found) if block not in found[:place]]
 
@@ -295,7 +301,7 @@ def _sweeps_of(word: str) -> list[str]:
     names = value.split(",")
     found = [sweep for name in names if name in group_names("experiment") for sweep in _listed_sweeps(name)]
     if found and len(names) > 1:
-        msg = f"{word}: got {len(names)} experiments, of which one is a sweep by itself; run each with a command"
+        msg = f"{word}: got {len(names)} experiments, of which one lists sweeps; run each by its own command"
         raise ConfigError(msg)
     return found
 
@@ -319,22 +325,22 @@ def _validated(composed: DictConfig) -> RunConfig:
     try:
         values = OmegaConf.to_container(composed, resolve=True)
     except OmegaConfBaseException as error:
+        setting = f"{error.full_key}: " if error.full_key else ""
         if own := _own_error(error):
-            raise own from error
-        hint = "an environment variable is written ${oc.env:NAME}"
-        msg = f"{error.full_key}: {_first_line(error)}; {hint}" if error.full_key else _first_line(error)
-        raise ConfigError(msg) from error
+            raise ConfigError(f"{setting}{own}") from error
+        hint = "; an environment variable is written ${oc.env:NAME}" if setting else ""
+        raise ConfigError(f"{setting}{_first_line(error)}{hint}") from error
     assert isinstance(values, dict)
     _refuse_secrets(values)
     config = run_config({str(key): value for key, value in values.items()})
     if isinstance(config.model, RunFileConfig):
-        msg = f"model {config.model.name!r}: got a run_file, which another program ran, wanted a model to run"
-        raise ConfigError(f"{msg}; evalkit score RUN --system {config.model.name} files its run")
+        msg = f"model {config.model.name!r}: got a system that only has a run file, wanted a model to run"
+        raise ConfigError(f"{msg}; evalkit score RUN_FILE --system {config.model.name} scores it")
     return config
 
 
 def _own_error(error: BaseException | None) -> ConfigError | None:
-    """Return evalkit's own error among the causes of an error of OmegaConf, or None."""
+    """Return the ConfigError among an error and its causes, or None."""
     while error is not None and not isinstance(error, ConfigError):
         error = error.__cause__ or error.__context__
     return error
@@ -351,13 +357,17 @@ def _refuse_secrets(values: Mapping[Any, Any], prefix: str = "") -> None:
 
 
 def _environment(name: str, *default: str) -> str:
-    """Resolve `${oc.env:NAME}` and `${oc.env:NAME,default}` for names that cannot hold secrets."""
+    """Resolve `${oc.env:NAME}` and `${oc.env:NAME,default}` for names that cannot hold secrets.
+
+    Raises ConfigError for any other name, and for a variable that is not set and has no default. `_validated` puts the
+    setting's name before the message.
+    """
     if not name.startswith("EVALKIT_") and name not in READABLE:
-        msg = f"${{oc.env:{name}}}: this variable may not be read into settings, which are written to files"
+        msg = f"got ${{oc.env:{name}}}, a variable that may not be read into settings, which are written to files"
         raise ConfigError(f"{msg}; wanted EVALKIT_… or one of {', '.join(READABLE)}")
     found = os.environ.get(name)
     if found is None and not default:
-        msg = f"${{oc.env:{name}}}: the environment has no {name}; set it, or give the value itself"
+        msg = f"got ${{oc.env:{name}}}, but {name} is not set; set it, or give the value itself"
         raise ConfigError(msg)
     return found if found is not None else str(default[0])
 
@@ -368,9 +378,10 @@ OmegaConf.register_new_resolver("oc.env", _environment, replace=True)
 def check_overrides(overrides: Sequence[str], *, sweep: bool) -> list[str]:
     """Check every group, name and key of overrides, and return them as Hydra needs them.
 
-    A setting that a YAML file leaves to its default may be given like any other. `dim=128,64` means the list, in sweeps
-    too: dims that share a backbone then share one pass over the corpus. `dataset.path` without a dataset means
-    `dataset=folder`, because the default, the demo, is not read from a folder. Raises ConfigError.
+    A setting that no YAML file mentions may be given like any other. `dim=128,64` means the list, in sweeps too: dims
+    that share a backbone then share one pass over the corpus. `dataset.path` without a dataset means `dataset=folder`,
+    because the default, the demo, is not read from a folder. Raises ConfigError for an invalid word, and without
+    `sweep` for a word of several values.
     """
     parsed = list(_parsed(overrides))
     checked = [
@@ -390,7 +401,10 @@ def _say_folder() -> None:
 
 
 def _parsed(overrides: Sequence[str]) -> Iterator[tuple[str, Override]]:
-    """Yield every word in Hydra's grammar with its parsed override; paths are quoted, patterns of names expanded."""
+    """Yield every word in Hydra's grammar with its parsed override; quote paths, and expand patterns of names.
+
+    Raises ConfigError for a word that is not an override, contains a secret, or is a pattern that matches no name.
+    """
     parser = OverridesParser.create()
     for typed in overrides:
         _refuse_unusable(typed)
@@ -406,7 +420,7 @@ def _parsed(overrides: Sequence[str]) -> Iterator[tuple[str, Override]]:
             override = parser.parse_override(word)
             pattern: Any = override.value()
         except HydraException as error:
-            msg = f"got {typed!r}, wanted setting=value as Hydra's grammar has it"
+            msg = f"got {typed!r}, wanted setting=value in Hydra's grammar"
             raise ConfigError(f"{msg} ({_first_line(error)}); quote the value: {key}='\"…\"'") from error
         if isinstance(pattern, Glob) and override.key_or_group in GROUPS:
             # Hydra's own patterns do not look into sub-folders such as dataset/beir.
@@ -445,16 +459,17 @@ def _path_quoted(key: str, text: str) -> str:
 
 
 def _quoted(text: str) -> str:
-    """Quote for Hydra's grammar, in which a backslash escapes a quote and, before one, itself."""
+    """Quote for Hydra's grammar: a backslash escapes a quote, and a backslash that precedes a quote."""
     return "'{}'".format(re.sub(r"(\\*)('|$)", lambda match: match[1] * 2 + ("\\'" if match[2] else ""), text))
 
 
 def _checked(word: str, override: Override, *, sweep: bool) -> str:
+    """Return a word as Hydra needs it. Raises ConfigError for an unknown name or key, or for several values."""
     key, text = override.key_or_group, word.partition("=")[2]
     if key.split(".")[0].split("/")[0] == "hydra":
         return word
     if override.is_delete():
-        msg = f"got {word!r}, wanted setting=value; no setting can be taken out"
+        msg = f"got {word!r}, wanted setting=value; settings cannot be removed"
         raise ConfigError(msg)
     if key in LISTS and override.is_choice_sweep():
         # Several lists are one list: dim=[128,96],[64] means all three dims, each once.
@@ -480,9 +495,9 @@ def _checked(word: str, override: Override, *, sweep: bool) -> str:
 
 
 def _emptied(override: Override) -> list[str]:
-    """Return the overrides that remove what a word replaces: Hydra merges mappings and would keep it."""
+    """Return the overrides that first remove the values that a word replaces; Hydra would merge old and new ones."""
     key = override.key_or_group
-    if NAMED_VALUES.fullmatch(key) and isinstance(override.value(), dict):
+    if REPLACED_MAPS.fullmatch(key) and isinstance(override.value(), dict):
         return [f"++{key}=null"]
     if place := CHECKPOINT_PLACE.fullmatch(key):
         return [f"++{place[1]}.{other}=null" for other in ("path", "package") if other != place[2]]
@@ -490,7 +505,7 @@ def _emptied(override: Override) -> list[str]:
 
 
 def _refuse_other_name(group: str, name: str | None) -> None:
-    """Raise ConfigError for a user's config whose name differs from its file's: results would have that name."""
+    """Raise ConfigError for a user's config whose `name` is not its file's name: results would have another name."""
     if name is None or group not in ("model", "dataset") or not own_configs_dirs():
         return
     path = group_files(group)[name]
@@ -498,7 +513,7 @@ def _refuse_other_name(group: str, name: str | None) -> None:
         return
     values = settings_in(path, group)
     if values.get("name") != name.removeprefix(f"{GIVEN}/"):
-        msg = f"{path}: got name {values.get('name')!r}, wanted {name!r}, as the file is called; rename one of the two"
+        msg = f"{path}: got name {values.get('name')!r}, wanted {name!r}, the name of the file; rename one of the two"
         raise ConfigError(msg)
 
 
@@ -516,11 +531,11 @@ MEANT: Mapping[str, tuple[str, ...]] = {
     "top_k": ("search.depth",),
     "wide": ("--wide",),
 }
-"""Other names by which people know a setting."""
+"""Common other names of settings, with evalkit's names."""
 
 
 def _meant(name: str, valid: Iterable[str]) -> str:
-    """Return the likeliest meaning of a word: a synonym, a name that contains it as a part, or a similar spelling.
+    """Return a clause with likely meanings of a word: a synonym, names that contain it as a part, or similar ones.
 
     >>> _meant("msmarco", ["mmarco/zh", "msmarco/dev-small"]), _meant("batch_size", [])
     ('did you mean msmarco/dev-small?', 'did you mean engine.batch_tokens?')
@@ -532,11 +547,11 @@ def _meant(name: str, valid: Iterable[str]) -> str:
 
 
 MOST_MEANT = 3
-"""Most names that a message offers for a shared part."""
+"""Most names with a shared part that a message lists."""
 
 
 def completions(incomplete: str, *, whole: bool = True) -> list[str]:
-    """Return the completions of a word; with `whole` False only the part after its `=`."""
+    """Return the completions of a word, such as `model=demo`; without `whole`, only the part after the `=`."""
     key, equals, value = incomplete.partition("=")
     if not equals:
         first = [f"{name}=" for name in (*GROUPS, "dim", "results_dir", "cache_dir")]
@@ -555,7 +570,7 @@ def _values(override: Override) -> list[Any]:
 
 
 def all_settings() -> dict[str, str]:
-    """Return every setting of the command line and its type; groups come first."""
+    """Return every setting of the command line with a description of its type; groups come first."""
     folders = dict.fromkeys(("results_dir", "cache_dir"), "a folder")
     named = {
         **{group: f"a name (evalkit ls {LISTING[group]})" for group in GROUPS},

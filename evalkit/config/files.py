@@ -1,4 +1,4 @@
-"""Config files as they are on disk, before Hydra: the user's own may hold anything, and are refused in one line."""
+"""Config files as plain values, read without Hydra. Files of a user can have any content; errors are one line."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from yaml.composer import Composer
 from evalkit.errors import ConfigError, EvalkitError
 
 YAML_ERRORS = (yaml.YAMLError, ValueError, TypeError, AttributeError, LookupError, ArithmeticError, RecursionError)
-"""What PyYAML's constructors raise: they convert what a tag promises without a look at it, as an empty `!!int`."""
+"""Errors of PyYAML. Its constructors convert a tagged value unchecked: an empty `!!int` raises IndexError."""
 REASON_CHARACTERS = 200
 """Most characters of a parser's message that are quoted: some parsers quote the input."""
 
@@ -21,16 +21,16 @@ _Scanner: Any = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 
 class Loader(Composer, _Scanner):  # type: ignore[misc] # libyaml's where PyYAML has it
-    """A safe loader that reads with libyaml and nests in Python: deep nesting in libyaml would end the process."""
+    """A safe loader: libyaml parses, Python composes the nodes. libyaml's own composer crashes on deep nesting."""
 
     def __init__(self, stream: Any) -> None:
-        """Read a text."""
+        """Parse a text or an open file."""
         _Scanner.__init__(self, stream)
         Composer.__init__(self)
 
 
 def reason(error: Exception) -> str:
-    r"""Return a parser's reason in one short line.
+    r"""Return a parser's message as one line of at most REASON_CHARACTERS.
 
     >>> reason(ValueError("got this,\n  wanted that")), reason(RecursionError())
     ('got this, wanted that', 'brackets nested too deep')
@@ -40,7 +40,7 @@ def reason(error: Exception) -> str:
 
 
 def settings_in(path: Path, group: str) -> dict[str, Any]:
-    """Return what a config file of a group says. Raises ConfigError if it is no mapping."""
+    """Return the settings in a config file of a group. Raises ConfigError if it cannot be read or is not a mapping."""
     wanted = f"the settings of {_one(group)}"
     try:
         values = yaml.load(path.read_text(encoding="utf-8"), Loader=Loader)  # noqa: S506 (a SafeLoader)
@@ -60,7 +60,7 @@ def _one(group: str) -> str:
 
 @contextmanager
 def used(path: Path, group: str) -> Iterator[None]:
-    """Turn what is missing or of another kind among a file's settings into a ConfigError that names the file."""
+    """Turn errors about a file's settings (missing, or of a wrong type) into a ConfigError that names the file."""
     try:
         yield
     except EvalkitError as error:

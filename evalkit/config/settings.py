@@ -1,4 +1,4 @@
-"""Build frozen, validated dataclasses from a Hydra config; no other room sees a `DictConfig`."""
+"""Build frozen, validated dataclasses from a Hydra config; only `config` uses `DictConfig`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ MOST_THREADS = 1024
 GROUPS = ("model", "dataset", "engine", "search", "reranker", "experiment")
 """The config groups: each is a folder of YAML files, chosen by `group=name`."""
 LISTING = {group: "searches" if group == "search" else f"{group}s" for group in GROUPS}
-"""What `evalkit ls` calls the list of a group's names."""
+"""The word after `evalkit ls` that lists the names of each group."""
 METRICS = ("ndcg@10", "mrr@10", "recall@100")
 """The metrics of every result. Others can be added; metrics are in neither store key nor run id."""
 METRIC = re.compile(r"(ndcg|ndcg_burges|map|mrr|recall|precision|hit_rate|f1|r-precision)(@([1-9][0-9]*))?(-l([1-9]))?")
@@ -98,7 +98,7 @@ class DatasetConfig:
     demo: DemoSize | None = None
     counts: Counts = Counts()
     checksum: str | None = None
-    """XXH3 of the corpus's ids, titles and texts in order; None until a complete copy was read."""
+    """XXH3 of the corpus's ids, titles and texts in order; None if no complete copy has been read yet."""
     mean_characters: int | None = None
     """Mean number of characters of a document's title and text according to MTEB; used only for forecasts."""
     verify: bool = True
@@ -116,7 +116,7 @@ class DatasetConfig:
             msg = f"dataset {self.name!r} is read from a BEIR-format folder: got no path, wanted dataset.path=DIR"
             raise ConfigError(msg)
         if self.demo is not None and self.path is not None:
-            msg = f"dataset {self.name!r} is generated and read from no folder: got dataset.path={self.path}"
+            msg = f"dataset {self.name!r} is generated, not read from a folder: got dataset.path={self.path}"
             raise ConfigError(f"{msg}; for a folder of your own choose dataset=folder")
 
 
@@ -132,9 +132,10 @@ class CheckpointSource:
     code_revision: str | None = None
     """The commit of the other repository that `auto_map` takes its code from, for `model.trust_remote_code=true`."""
     checksums: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    """XXH3-128 of the files of the published weights, by name, if they were read; verdicts depend on them.
+    """XXH3-128 of the published weights' files, by file name; empty if they were never read.
 
-    Only those of the packaged config are compared: checksums from the command line prove nothing.
+    Verdicts depend on them: with other weights, a cell deviates. Only the checksums of the packaged config are
+    compared, because checksums from the command line prove nothing.
     """
 
     def __post_init__(self) -> None:
@@ -150,12 +151,12 @@ class TextRules:
     max_tokens: int
     """Most token ids of a text, including special tokens and marker; longer texts are truncated.
 
-    A config file may give one length per dataset (`{default: 32, beir/arguana: 300}`); here it is that of the dataset.
+    A config file may give one length per dataset (`{default: 32, beir/arguana: 300}`); this is the dataset's.
     """
     marker: str | None = None
     """A token inserted after the first special token, or several separated by spaces."""
     expansion: bool = False
-    """Fill up to `max_tokens` with mask tokens, whose vectors are scored like any other's."""
+    """Whether to fill up to `max_tokens` with mask tokens, whose vectors are scored like the others."""
     attend_to_expansion: bool = False
     """Whether the other tokens attend to the mask tokens."""
     prompt: str = ""
@@ -176,18 +177,18 @@ class EncoderConfig:
     backbone: Literal["jina_embeddings_v3", "bert", "jina_bert", "xmod", "transformers"]
     """`transformers` is any text model of transformers, named by `architecture`."""
     checkpoints: Mapping[str, CheckpointSource]
-    """Checkpoint by dim, as text (`"128"`); a model without a head has one entry, its hidden size."""
+    """Checkpoint by dim, as text (`"128"`); for a model without a head, the one dim is its hidden size."""
     query: TextRules
     document: TextRules
     head: Literal["linear", "dense", "none"]
     """`linear`: project hidden states by the checkpoint's `linear.weight`; `none`: hidden states as they are.
 
-    `dense`: by the Dense modules that the checkpoint's modules.json names, as PyLate and sentence-transformers save.
+    `dense`: project them by the Dense modules in the checkpoint's modules.json (PyLate, sentence-transformers).
     """
     pooling: Literal["tokens", "mean", "cls"]
     """`tokens` keeps one vector per token; the others compute one vector per text."""
     normalize: bool
-    """L2-normalise every vector, so that a dot product is a cosine."""
+    """Whether to L2-normalise every vector, so that a dot product is a cosine."""
     skiplist: Literal["stanford", "pylate", "none"]
     """Which punctuation tokens of a document are dropped after encoding; the two libraries differ."""
     dtype: Literal["float32", "bfloat16", "float16"]
@@ -198,7 +199,7 @@ class EncoderConfig:
     rope_theta: Literal["checkpoint"] | float = "checkpoint"
     """RoPE base: `checkpoint` takes `rotary_emb_base` from config.json, else 10000 (inferred, not published)."""
     adapter: str | None = None
-    """XMOD's language adapter. A config file gives one per language; here it is that of the dataset's language."""
+    """XMOD's language adapter. A config file gives one per language; this is the one for the dataset's language."""
     allow_pickle: bool = False
     """Whether to read `pytorch_model.bin` (tensors only) if a checkpoint has no safetensors file."""
     trust_remote_code: bool = False
@@ -264,8 +265,10 @@ class Bm25Config:
     k1: float
     b: float
     fields: tuple[Literal["title", "text", "contents"], ...]
-    """`contents` is title and text joined by a space; fields are indexed separately and their scores added."""
-    """A config may give k1, b and fields per dataset or family of datasets, and the analyzer per language."""
+    """`contents` is title and text joined by a space; fields are indexed separately and their scores added.
+
+    A config file may give k1, b and fields per dataset or family of datasets, and the analyzer per language.
+    """
     analyzer: AnalyzerName
     lengths: Literal["lucene", "exact"] = "lucene"
     """`lucene` rounds a document's length as Lucene's index does, to one byte; `exact` does not, as in bm25s."""
@@ -287,11 +290,11 @@ class Bm25Config:
 
 @dataclass(frozen=True, kw_only=True)
 class RunFileConfig:
-    """A system that another program ran: of it there is a run file, which `evalkit score --system` files."""
+    """A system of which only a run file exists, written by another program; `evalkit score --system` scores it."""
 
     kind: Literal["run_file"]
     name: str
-    """By custom `LIBRARY:SYSTEM`, for example `pylate:jina-colbert-v2`."""
+    """By convention `LIBRARY:SYSTEM`, for example `pylate:jina-colbert-v2`."""
 
     def __post_init__(self) -> None:
         if problem := texts.unusable_system(self.name):
@@ -300,7 +303,7 @@ class RunFileConfig:
 
     @property
     def dims(self) -> tuple[int, ...]:
-        """Return no dims: whoever ran it chose one."""
+        """Empty: a run file does not have a dim."""
         return ()
 
 
@@ -311,6 +314,7 @@ MODEL_KINDS: Mapping[str, type[EncoderConfig | Bm25Config | RunFileConfig]] = {
     "bm25": Bm25Config,
     "run_file": RunFileConfig,
 }
+"""The dataclass of each `model.kind`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -336,22 +340,22 @@ class RerankerConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SearchConfig:
-    """How documents are searched, and how many are kept."""
+    """The kind of search, its parameters, and the depth."""
 
     depth: int
     """Documents kept per query; at least 100, which recall@100 needs."""
     name: Literal["exact", "plaid"] = "exact"
-    """`exact` scores every document; `plaid` asks an index of the stored embeddings, and measures what that loses."""
+    """`exact` scores every document; `plaid` searches an index of the stored embeddings and measures its loss."""
     nbits: int | None = None
-    """search=plaid: bits of a value of a residual: 1, 2, 4 or 8."""
+    """search=plaid: bits per value of a residual: 1, 2, 4 or 8."""
     n_ivf_probe: int | None = None
-    """search=plaid: clusters that each query token looks into."""
+    """search=plaid: clusters that are probed per query token."""
     n_full_scores: int | None = None
-    """search=plaid: candidates that are left after the scores by centroids alone."""
+    """search=plaid: candidates that are kept after scoring with centroids only."""
     kmeans_iterations: int | None = None
-    """search=plaid: of the clustering that gives the centroids."""
+    """search=plaid: iterations of the k-means clustering that computes the centroids."""
     seed: int | None = None
-    """search=plaid: of the sample that is clustered and of the clustering."""
+    """search=plaid: seed of the sample that is clustered, and of the clustering."""
 
     def __post_init__(self) -> None:
         if self.depth < 100:
@@ -360,30 +364,34 @@ class SearchConfig:
         for key in INDEX_SETTINGS:
             value = getattr(self, key)
             if self.name == "exact" and value is not None:
-                raise ConfigError(f"search.{key}={value} is of search=plaid, and the search is exact; add search=plaid")
-            if self.name != "exact" and (value is None or value < (0 if key == "seed" else 1)):
-                raise ConfigError(f"search.{key}={value}: wanted a positive whole number, as search=plaid has it")
+                msg = f"search.{key}={value} is a setting of search=plaid, got search=exact"
+                raise ConfigError(f"{msg}; add search=plaid")
+            least = 0 if key == "seed" else 1
+            if self.name != "exact" and (value is None or value < least):
+                raise ConfigError(f"search.{key}={value}: wanted a whole number from {least} on for search={self.name}")
         if self.nbits is not None and self.nbits not in (1, 2, 4, 8):
             raise ConfigError(f"search.nbits={self.nbits}: wanted 1, 2, 4 or 8")
         if self.n_full_scores is not None and self.n_full_scores < self.depth:
-            msg = f"search.n_full_scores={self.n_full_scores}: wanted no fewer than the {self.depth} documents kept"
+            msg = f"search.n_full_scores={self.n_full_scores}: wanted at least the {self.depth} documents kept"
             raise ConfigError(f"{msg} per query (search.depth)")
 
 
 INDEX_SETTINGS = ("nbits", "n_ivf_probe", "n_full_scores", "kmeans_iterations", "seed")
-"""The settings of an index; a search without one has none of them."""
+"""The settings of an index; they are None with `search=exact`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class StoreConfig:
-    """The settings of a shard's checkpoints."""
+    """What is stored of a shard, in which dtype, and how large shards are."""
 
     keep: Literal["embeddings", "topk"]
-    """`embeddings` keeps token embeddings for later runs; `topk` drops them once the shard is searched."""
+    """`embeddings` keeps token embeddings for later jobs; `topk` drops them once the shard is searched."""
     dtype: Literal["float16", "float32"]
     shard_tokens: Literal["auto"] | int
-    """Most tokens of a shard, by an upper estimate from the bytes of the text; `auto` depends on the device
-    (`evalkit.run.environment.shard_tokens`)."""
+    """Most tokens of a shard, estimated from the bytes of the text (`evalkit.datasets.survey.estimated_tokens`).
+
+    `auto` depends on the device (`evalkit.run.environment.shard_tokens`).
+    """
 
     def __post_init__(self) -> None:
         if self.shard_tokens != "auto" and not 1_000 <= self.shard_tokens <= 64_000_000:
@@ -392,11 +400,11 @@ class StoreConfig:
 
 
 Attention: TypeAlias = Literal["auto", "sdpa", "varlen", "flash"]
-"""Attention of padded texts (`sdpa`: torch's kernel or, on a CPU in fp32, evalkit's) or packed (`varlen`, `flash`)."""
+"""Attention over padded texts (`sdpa`: torch's kernel, or evalkit's for fp32 on CPUs) or packed (`varlen`, `flash`)."""
 
 
 Elementwise: TypeAlias = Literal["auto", "torch", "triton"]
-"""RoPE, residuals and their norms are computed by torch's own calls, or by Triton kernels in one pass over memory."""
+"""What computes RoPE, and residuals with their norms: torch's own calls, or Triton kernels in one pass over memory."""
 
 
 MaxsimKernel: TypeAlias = Literal["auto", "simd", "packed", "triton", "late-interaction-kernels"]
@@ -404,7 +412,7 @@ MaxsimKernel: TypeAlias = Literal["auto", "simd", "packed", "triton", "late-inte
 
 
 Nomination: TypeAlias = Literal["auto", "float32", "int16", "bfloat16"]
-"""Precision of the products that nominate: `auto` is `int16` on CPUs with AVX-512 VNNI, which takes half the time."""
+"""Precision of the products that nominate documents. `auto` is `int16` on CPUs with AVX-512 VNNI: half the time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -460,10 +468,8 @@ class EngineConfig:
                 raise ConfigError(msg)
         for key in ("workers", "address", "cpus_per_worker"):
             if self.name != "ray" and getattr(self, key) is not None:
-                msg = (
-                    f"engine.{key}={getattr(self, key)} is of engine=ray, and the engine is {self.name}; add engine=ray"
-                )
-                raise ConfigError(msg)
+                msg = f"engine.{key}={getattr(self, key)} is a setting of engine=ray, got engine={self.name}"
+                raise ConfigError(f"{msg}; add engine=ray")
         if self.address is not None and self.address != "auto" and not self.address.rpartition(":")[2].isdigit():
             msg = f"engine.address={self.address}: wanted auto or HOST:PORT, for example 10.0.0.1:6379"
             raise ConfigError(msg)
@@ -471,7 +477,7 @@ class EngineConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """One `evalkit run`: a model at one or more dims, on one dataset."""
+    """The settings of a job without a sweep: a model at one or more dims, on one dataset."""
 
     model: ModelConfig
     dataset: DatasetConfig
@@ -483,7 +489,7 @@ class RunConfig:
     results_dir: Path
     cache_dir: Path
     metrics: tuple[str, ...] = METRICS
-    """The metrics, METRICS first, by ranx's names: `map`, `recall@50`, `ndcg@10`."""
+    """The metrics by ranx's names (`map`, `recall@50`); METRICS come first."""
     reranker: RerankerConfig | None = None
     """The re-ranker of `evalkit rerank`; `evalkit run` ignores it."""
 
@@ -602,8 +608,8 @@ def selected_metrics(selector: object, *, depth: int) -> tuple[str, ...]:
             msg = f"metric {str(name)!r} unknown; {nearest(str(name).partition('@')[0], known)}, each with a cutoff"
             raise ConfigError(f"{msg} (recall@50) or without (map), and -l2 where only grades from 2 on are relevant")
         if found[3] is not None and int(found[3]) > depth:
-            msg = f"metric {name}: got a cutoff beyond the {depth} documents that are kept per query"
-            raise ConfigError(f"{msg}, wanted no more than that; search.depth={found[3]} keeps as many")
+            msg = f"metric {name}: got a cutoff above the {depth} documents that are kept per query, wanted at most"
+            raise ConfigError(f"{msg} {depth}; search.depth={found[3]} keeps enough")
     return tuple(dict.fromkeys((*METRICS, *map(str, asked))))
 
 
@@ -651,13 +657,16 @@ def _paths_at_home(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _for_dataset(model: Mapping[str, Any], dataset: DatasetConfig) -> dict[str, Any]:
-    """Return a model's values; those given per dataset or language are replaced by the value for this dataset."""
+    """Return a model's values, with the value for this dataset in place of values per dataset or language.
+
+    Raises ConfigError if values per dataset lack a `default`, and for a language without an adapter.
+    """
     chosen = dict(model)
     for side in ("query", "document"):
         rules = chosen.get(side)
         if isinstance(rules, Mapping) and isinstance(lengths := rules.get("max_tokens"), Mapping):
             if "default" not in lengths:
-                msg = f"model.{side}.max_tokens={dict(lengths)}: wanted a default beside the lengths per dataset"
+                msg = f"model.{side}.max_tokens={dict(lengths)}: wanted a `default` too, for the other datasets"
                 raise ConfigError(msg)
             chosen[side] = {**rules, "max_tokens": lengths.get(dataset.name, lengths["default"])}
     for name, of in (
@@ -668,7 +677,7 @@ def _for_dataset(model: Mapping[str, Any], dataset: DatasetConfig) -> dict[str, 
     ):
         if isinstance(values := chosen.get(name), Mapping):
             if "default" not in values:
-                msg = f"model.{name}={dict(values)}: wanted a default beside the values per dataset"
+                msg = f"model.{name}={dict(values)}: wanted a `default` too, for all others"
                 raise ConfigError(msg)
             chosen[name] = values.get(of, values.get(of.partition("/")[0], values["default"]))
     if isinstance(adapters := chosen.get("adapter"), Mapping):
@@ -744,7 +753,7 @@ def _typed(value: object, hint: Any, *, where: str) -> Any:
 
 
 def _one_of(value: object, options: tuple[Any, ...], hint: Any, *, where: str) -> Any:
-    """Return `value` as the first type that accepts it; a group of settings is checked by the type that is a group."""
+    """Return `value` as the first type that accepts it; a mapping is checked by the first dataclass."""
     for option in options:
         if isinstance(value, Mapping) and dataclasses.is_dataclass(option):
             return _typed(value, option, where=where)

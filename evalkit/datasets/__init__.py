@@ -50,7 +50,7 @@ SOURCES: Final[Mapping[str, Callable[[DatasetConfig], Dataset]]] = {
     "mirror": _load_mirror,
     "demo": _load_demo,
 }
-"""The function that loads a dataset, by the source's name in `dataset.sources`."""
+"""The function that loads a dataset from each source of `dataset.sources`."""
 
 
 def load(config: DatasetConfig, *, with_corpus: bool = True) -> Dataset:
@@ -58,9 +58,9 @@ def load(config: DatasetConfig, *, with_corpus: bool = True) -> Dataset:
 
     A folder given by `config.path` is the only source. Otherwise `config.sources` are tried in order, and a failure is
     logged with its reason. With `with_corpus`, a source also fails if its documents can be neither found nor fetched;
-    scoring a run file needs no documents. Everything that needs no corpus is verified: that all judged queries exist,
-    the grades, and the published numbers of queries and judgements. A source that can be read but deviates raises:
-    trying the next one would hide the difference.
+    scoring a run file needs no documents. The parts that need no corpus are verified: all judged queries exist, grades
+    are valid, and the numbers of queries and judgements are the published ones. A source that can be read but deviates
+    raises an error, because trying the next one would hide the difference.
 
     Raises:
         DatasetError: The dataset cannot be obtained or read, or (unless `config.verify` is false) deviates.
@@ -71,23 +71,23 @@ def load(config: DatasetConfig, *, with_corpus: bool = True) -> Dataset:
 
 
 def load_read(config: DatasetConfig, read: Callable[[Dataset], Read]) -> tuple[Dataset, Read]:
-    """Load a dataset as `load` does, from the first source whose documents `read` can read; also return its result.
+    """Load a dataset as `load` does, and call `read` with it; return the dataset and the result of `read`.
 
-    If `read` finds the documents of a source damaged, the next source is tried.
+    If `read` raises DatasetError because the documents of a source are damaged, the next source is tried.
 
     Raises:
-        DatasetError: As `load` does, and if `read` refuses the documents of the last source.
+        DatasetError: As `load` does, and if `read` raises it for the last source.
 
     """
     names = source_names(config)
     reasons: list[DatasetError] = []
-    untold: dict[SourceName, DatasetError] = {}
+    unlogged: dict[SourceName, DatasetError] = {}
     for name in names:
         try:
             dataset = SOURCES[name](config)
-            for gone, reason in untold.items():  # if every source fails, the error names the reasons
-                log.warning("dataset %s: source %s failed, the next one is tried: %s", config.name, gone, reason)
-            untold.clear()
+            for failed, reason in unlogged.items():  # if every source fails, the error names the reasons
+                log.warning("dataset %s: source %s failed, the next one is tried: %s", config.name, failed, reason)
+            unlogged.clear()
             if config.template == "text":
                 dataset = dataclasses.replace(dataset, corpus=TitlelessCorpus(dataset.corpus))
             _accept(config, dataset, _deviations(config, dataset, None))
@@ -96,7 +96,7 @@ def load_read(config: DatasetConfig, read: Callable[[Dataset], Read]) -> tuple[D
             raise
         except DatasetError as error:
             reasons.append(error)
-            untold[name] = error
+            unlogged[name] = error
     if len(reasons) == 1:
         raise reasons[0]
     tried = [error.tried for error in reasons if error.tried is not None]
@@ -123,7 +123,7 @@ class TitlelessCorpus:
         return (document._replace(title="") for document in self.corpus.documents(start, stop))
 
     def where(self, index: int) -> str:
-        """Return the document's place in the corpus."""
+        """Return the place of the document at this index, for messages."""
         return self.corpus.where(index)
 
 
@@ -135,14 +135,14 @@ def source_names(config: DatasetConfig) -> tuple[SourceName, ...]:
 def on_disk(config: DatasetConfig) -> SourceName | None:
     """Return the first source that has all documents on disk, or None. Nothing is fetched or read."""
     for name in source_names(config):
-        there = {
+        found = {
             "folder": config.path is not None and Path(config.path).is_dir(),
             "ir_datasets": config.ir_datasets_id is not None and irds.stored(config.ir_datasets_id),
             "hub": config.hub is not None and hub.stored(config.hub, config.split),
             "mirror": config.mirror is not None and hub.stored(config.mirror, config.split),
             "demo": True,
         }
-        if there[name]:
+        if found[name]:
             return name
     return None
 
@@ -155,9 +155,10 @@ def judged_ids(dataset: Dataset) -> frozenset[str]:
 def deviations(
     dataset: Dataset, survey: Survey, config: DatasetConfig, *, learned: Learned | None = None
 ) -> tuple[str, ...]:
-    """Return the deviations of a dataset from its published counts, and its contradictions, one line each.
+    """Return a line for each deviation of a dataset from its published counts and checksum, and for each contradiction.
 
-    `learned` is the checksum of the corpus's first read; it applies if the config has no checksum.
+    Contradictions are, for example, judgements of unknown queries. `learned` is the checksum of the corpus's first
+    complete read; it is used if the config has no checksum.
 
     Raises:
         DatasetError: There is a deviation and `config.verify` is true; with false, deviations are only returned.
@@ -169,10 +170,11 @@ def deviations(
 class _Deviation(NamedTuple):
     text: str
     remedy: str = ""
-    """A remedy for this deviation, besides the remedies for all."""
+    """A remedy for this deviation, in addition to those that apply to every deviation."""
 
 
 def _accept(config: DatasetConfig, dataset: Dataset, deviations: Iterator[_Deviation]) -> tuple[str, ...]:
+    """Return the texts of deviations. Raises DeviationError for the first one if `config.verify` is true."""
     used = dataset.source.partition(" ")[0]
     others = ",".join(name for name in source_names(config) if name != used)
     found = []
@@ -200,7 +202,7 @@ def _deviations(
     if not any(grade > 0 for judged in dataset.qrels.values() for grade in judged.values()):
         got = f"{sum(map(len, dataset.qrels.values())):,} judgements without a relevance above 0"
         file = f" in {qrels_file(Path(config.path), dataset.split)}" if config.path else ""
-        yield _Deviation(f"dataset {dataset.name}: got {got}{file}, wanted at least one, for every metric would be 0")
+        yield _Deviation(f"dataset {dataset.name}: got {got}{file}, wanted at least one: every metric would be 0")
     if survey and len(survey.missing) != config.counts.missing:
         yield _missing(config, dataset, frozenset(survey.missing))
     for query_id, judged in dataset.qrels.items():
@@ -234,12 +236,12 @@ def _checksum_deviation(
     if wanted is None or survey.checksum == wanted:
         return
     got = f"dataset {dataset.name}: got a corpus of checksum {survey.checksum} from {dataset.source}, wanted {wanted}"
-    so = "so some id, title or text differs, or their order"
+    meaning = "so some id, title or text differs, or their order"
     if config.checksum or learned is None:
-        yield _Deviation(f"{got}, {so}")
+        yield _Deviation(f"{got}, {meaning}")
     else:
-        remedy = f"delete {learned.path} if that first copy was the wrong one"
-        yield _Deviation(f"{got}, which the first whole read had, {so}", remedy)
+        remedy = f"delete {learned.path} if the first copy was the wrong one"
+        yield _Deviation(f"{got}, which the first complete read had, {meaning}", remedy)
 
 
 def _missing(config: DatasetConfig, dataset: Dataset, missing: frozenset[str]) -> _Deviation:
@@ -255,11 +257,11 @@ def _missing(config: DatasetConfig, dataset: Dataset, missing: frozenset[str]) -
             if document_id in missing
         )
         first = f" (the first is {document_id!r}, {_where(config, dataset, query_id, document_id)})"
-    so = "lacks these too" if missing else "has them all"
+    condition = "lacks these too" if missing else "has them all"
     return _Deviation(
         f"dataset {dataset.name}: got judgements of {len(missing)} documents that the corpus from {dataset.source} "
         f"lacks{first}, wanted {wanted}",
-        f"set dataset.counts.missing={len(missing)} if the published corpus {so}",
+        f"set dataset.counts.missing={len(missing)} if the published corpus {condition}",
     )
 
 

@@ -49,6 +49,7 @@ GENERATOR_VERSION: Final = 1
 """Increase it when a code change alters any document or query, so that old fingerprints no longer match."""
 
 _PHRASES: Final = Path(__file__).with_name("demo_phrases.toml")
+"""The sentences of passages and queries, by language and kind."""
 
 # A syllable is a consonant with a, i or u; Arabic script distinguishes no other vowels.
 # One row per consonant: Latin, Cyrillic, Arabic, Devanagari, and the Chinese characters of its three syllables.
@@ -77,7 +78,9 @@ _CONSONANTS: Final = (
 SYLLABLES: Final = 3 * len(_CONSONANTS)
 _NAMES_PER_REGION: Final = 1 + ENTITIES_PER_REGION
 _LEFT: Final = SYLLABLES * SYLLABLES
+"""Values of a name's left half: its first two syllables."""
 _RIGHT: Final = SYLLABLES * SYLLABLES // 2
+"""Values of a name's right half: its third syllable, and a pair of syllables of which a partition has one."""
 MAX_DOCUMENTS: Final = _LEFT * _RIGHT // _NAMES_PER_REGION * DOCUMENTS_PER_REGION
 """The largest collection for which one partition has enough names: 16.6 million documents."""
 
@@ -101,7 +104,7 @@ SPELLINGS: Final[Mapping[Language, tuple[str, ...]]] = _spellings()
 
 
 def spell(name: Name, language: Language, *, words: Literal[1, 2] = 1) -> str:
-    """Spell a name in a language's script, as one word or, for people, as two.
+    """Spell a name in a language's script, as one word, or as two for people.
 
     >>> spell((0, 10, 29, 36), "en"), spell((0, 10, 29, 36), "ru", words=2), spell((0, 10, 29, 36), "zh")
     ('Bafimura', 'Бафи Мура', '巴菲穆喇')
@@ -132,8 +135,11 @@ def _mix(*values: int) -> int:
 @dataclass(frozen=True)
 class _Attribute:
     states: tuple[str, ...]
+    """Sentences of passages that state the value."""
     asks: str
+    """The query that names the entity and asks for the value."""
     finds: str
+    """The query that gives region and value and asks for the name."""
     values: tuple[tuple[str, str], ...]
     """Pairs (wording in passages, wording in queries)."""
 
@@ -195,7 +201,7 @@ class _Region(NamedTuple):
     spelled: str
     spelled_entities: tuple[str, ...]
     values: tuple[tuple[int, ...], ...]
-    """The index of the value by entity of the region and attribute."""
+    """For each entity of the region and each of its attributes, the index of the value."""
 
 
 @dataclass(frozen=True)
@@ -281,13 +287,13 @@ class DemoCorpus:
         values: list[tuple[int, ...]] = []
         for member, kind in enumerate(KINDS):
             chosen = []
-            twin = KINDS.index(kind)
+            first = KINDS.index(kind)  # the region's first entity of this kind; a second one gets other values
             for attribute in range(ATTRIBUTES_PER_KIND):
-                if twin == member:
+                if first == member:
                     draw, value = divmod(draw, VALUES_PER_ATTRIBUTE)
                 else:
                     draw, step = divmod(draw, VALUES_PER_ATTRIBUTE - 1)
-                    value = (values[twin][attribute] + 1 + step) % VALUES_PER_ATTRIBUTE
+                    value = (values[first][attribute] + 1 + step) % VALUES_PER_ATTRIBUTE
                 chosen.append(value)
             values.append(tuple(chosen))
         return _Region(
@@ -329,8 +335,8 @@ class DemoCorpus:
             value = attribute.values[region.values[member][slot]][0]
             sentences.append(attribute.states[(draw >> 3) & 1].replace("{v}", value))
         rest = kind.filler[lead:] + wording.general
-        draw, turn = divmod(draw >> 4, len(rest))
-        rest = rest[turn:] + rest[:turn]
+        draw, shift = divmod(draw >> 4, len(rest))
+        rest = rest[shift:] + rest[:shift]
         # Of 20 passages, 2 are short, 15 have three to six more sentences, and 3 have all of them, some of these
         # repeated with other names.
         if length > 16:
@@ -388,7 +394,7 @@ def load_demo(
         draw, named = divmod(draw, 2)
         fact = Fact(begin + offset, attribute, named=bool(named))
         language = corpus.language(fact.entity)
-        # Of each two queries one is cross-lingual. Which one is drawn, so that it does not correlate with the kind.
+        # In each pair of queries one is cross-lingual. A draw decides which, so that it does not depend on the kind.
         group = ("same-language", "cross-lingual")[(number + _mix(size.seed, 8, number // 2)) % 2]
         if group == "cross-lingual":
             others = [other for other in LANGUAGES if other != language]

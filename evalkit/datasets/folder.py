@@ -4,9 +4,9 @@
     queries.jsonl      {"_id": "q1", "text": "…"}                  a line per query; may hold queries of other splits
     qrels/<split>.tsv  query-id <tab> corpus-id <tab> score        see `read_qrels`
 
-Files are UTF-8. A byte order mark, CRLF line ends and blank lines are accepted. Anything else raises an error that
-names file and line, what was found, what was wanted and what to do. If a file exists plain and gzipped, the plain one
-is read.
+Files are UTF-8. A byte order mark, CRLF line ends and blank lines are accepted. Any other departure raises an error
+that names the file, the line, what was found, what was wanted and what to do. If a file exists both plain and gzipped,
+the plain one is read.
 """
 
 from __future__ import annotations
@@ -175,12 +175,15 @@ def judgement_line(folder: Path, split: str, query_id: str, document_id: str) ->
 
 
 def _data_file(folder: Path, name: str) -> Path:
-    """Return `name` or `name`.gz in a dataset folder. Raises DatasetError that says what is there instead."""
+    """Return the path of `name` or `name`.gz in a dataset folder.
+
+    Raises DatasetError if neither exists; the message names what the folder contains.
+    """
     remedy = "check dataset.path"
     if not folder.exists():
         raise bad(folder, None, "nothing at this path", "a BEIR-format folder", remedy)
     if not folder.is_dir():
-        remedy = f"give the folder that holds it: dataset.path={folder.parent}"
+        remedy = f"give the folder that contains it: dataset.path={folder.parent}"
         raise bad(folder, None, "a file", "a BEIR-format folder", remedy)
     for path in (folder / name, folder / f"{name}.gz"):
         if path.is_file():
@@ -190,12 +193,12 @@ def _data_file(folder: Path, name: str) -> Path:
 
 
 def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
-    """Yield every non-blank line with its number, counted from 1. Raises DatasetError if the file cannot be read."""
+    """Yield (line number from 1, line) of every non-blank line. Raises DatasetError if the file cannot be read."""
     return columns.read_lines(path, bad)
 
 
 def json_object(path: Path, number: int, line: bytes) -> dict[str, Any]:
-    """Parse a line as a JSON object. Raises DatasetError if it is none."""
+    """Parse a line as a JSON object. Raises DatasetError for anything else."""
     text = columns.decode(path, number, line, bad).rstrip()
     try:
         value = json.loads(text)
@@ -203,7 +206,7 @@ def json_object(path: Path, number: int, line: bytes) -> dict[str, Any]:
         got = f"malformed JSON ({error.msg} at column {error.colno})"
         raise bad(path, number, got, "one JSON object on the line", "repair or remove the line") from error
     except (ValueError, RecursionError) as error:  # a number of too many digits, brackets too deep
-        got = f"JSON that Python does not read ({error})"
+        got = f"JSON that Python cannot read ({error})"
         raise bad(path, number, got, "one JSON object on the line", "repair or remove the line") from error
     if not isinstance(value, dict):
         got = f"JSON that is not an object, {shown(value)}"
@@ -222,7 +225,7 @@ def _entry(path: Path, number: int, line: bytes) -> dict[str, Any]:
 
 
 def _identifier(path: Path, number: int, value: object) -> str:
-    """Return an id if it is valid in run files and qrels, whose columns are separated by white space; else raise."""
+    """Return a valid id. Raises DatasetError for white space, which separates the columns of run files and qrels."""
     identifier = _text(path, number, "_id", value)
     if not columns.is_identifier(identifier):
         wanted = "an id without NUL" if "\0" in identifier else "an id without white space"
@@ -231,7 +234,7 @@ def _identifier(path: Path, number: int, value: object) -> str:
 
 
 def _text(path: Path, number: int, key: str, value: object) -> str:
-    """Return a text if UTF-8 can encode it: JSON's escapes can produce half a surrogate pair, which it cannot."""
+    """Return a text. Raises DatasetError if UTF-8 cannot encode it: JSON's escapes can give half a surrogate pair."""
     if not isinstance(value, str):
         raise bad(path, number, f"{key} {shown(value)}", "text in quotes", "repair the line")
     try:
@@ -244,7 +247,7 @@ def _text(path: Path, number: int, key: str, value: object) -> str:
 
 
 def shown(value: object) -> str:
-    """Return a value as it is quoted in messages, shortened if it is long."""
+    """Return the repr of a value for messages, shortened if it is long."""
     return columns.cut(repr(value))
 
 

@@ -46,9 +46,11 @@ from evalkit.types import Dataset, Document, Query
 _BATCH_ROWS: Final = 1024
 """Rows of a Parquet file decoded at a time. A stream holds these and the pages of a row group in memory."""
 _IDS: Final = ("_id", "id", "docid", "query_id")
+"""Names of the column with the id; the first one that exists is read."""
 _NUMBERED: Final = re.compile(r"-\d{5}-of-(\d{5})\.")
-"""File names of a numbered set contain the number of files, so that a missing file is noticed."""
+"""The part of a numbered file's name with the number of files, which shows whether one is missing."""
 _REASON_CHARACTERS: Final = 200
+"""Most characters of the Hub's own message that are quoted."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +71,7 @@ class HubCorpus:
     def fingerprint(self) -> str:
         """Return a hash of the origin and of the files' names, sizes and modification times.
 
-        The cache addresses files by content, but nothing verifies that after the download.
+        The cache names files by content, but nothing verifies the content after the download.
 
         Raises:
             DatasetError: A file no longer exists.
@@ -160,13 +162,13 @@ def load_hub(config: DatasetConfig) -> Dataset:
 
 
 def _snapshot(copy: HubCopy, patterns: Sequence[str]) -> Path:
-    """Return the folder of a commit; fetch the missing files of these patterns."""
+    """Return the folder of a commit; fetch the missing files of these patterns. Raises DatasetError if that fails."""
     try:
         return snapshot(
             copy.repo,
             revision=copy.revision,
             patterns=patterns,
-            whole=lambda folder: _whole(folder, patterns, copy),
+            whole=lambda folder: _complete(folder, patterns, copy),
             repo_type="dataset",
         )
     except (OSError, ValueError, RuntimeError) as error:  # the Hub's own errors are kinds of these
@@ -181,7 +183,10 @@ def qrels_splits(copy: HubCopy) -> tuple[str, ...]:
 
 
 def _patterns(folder: Path, name: str, split: str) -> list[str]:
-    """Return the path patterns of a config's files, for its only split or for `split`."""
+    """Return the path patterns of a config's files, for its only split or for `split`.
+
+    Raises DatasetError if the config or the split is not listed.
+    """
     splits = _splits(folder, name)
     if len(splits) > 1 and split not in splits:
         raise bad(folder / "README.md", None, f"no split {split!r} in config {name!r}", "it", nearest(split, splits))
@@ -189,7 +194,10 @@ def _patterns(folder: Path, name: str, split: str) -> list[str]:
 
 
 def _splits(folder: Path, name: str) -> dict[str, list[str]]:
-    """Return the path patterns of a config's files by split, as listed in the repository's README.md."""
+    """Return the path patterns of a config's files by split, as listed in the repository's README.md.
+
+    Raises DatasetError if README.md cannot be read or does not list the config.
+    """
     from datasets.data_files import sanitize_patterns  # type: ignore[import-untyped]  # the package carries no types
     from datasets.utils.metadata import MetadataConfigs  # type: ignore[import-untyped]  # as above
     from huggingface_hub import DatasetCard
@@ -231,10 +239,11 @@ def _files(folder: Path, patterns: Sequence[str], copy: HubCopy) -> tuple[Path, 
     return tuple(files)
 
 
-def _whole(folder: Path, patterns: Sequence[str], copy: HubCopy) -> bool:
+def _complete(folder: Path, patterns: Sequence[str], copy: HubCopy) -> bool:
     """Return whether every file of these patterns certainly exists.
 
-    A pattern without wildcards is one file. Of other patterns, only the names of a numbered set tell its size.
+    A pattern without wildcards is one file. For other patterns, the number of files is known only if their names are
+    numbered.
     """
     for pattern in patterns:
         try:
@@ -244,7 +253,7 @@ def _whole(folder: Path, patterns: Sequence[str], copy: HubCopy) -> bool:
         sets = {_NUMBERED.sub(r"-of-\1.", str(path)) for path in found}
         if has_magic(pattern) and (len(sets) > 1 or not _NUMBERED.search(found[0].name)):
             return False
-        if not all(path.is_file() for path in found):  # a link to content that was deleted
+        if not all(path.is_file() for path in found):  # false for a link to content that was deleted
             return False
     return True
 
@@ -264,7 +273,7 @@ def _read_queries(files: Sequence[Path]) -> Iterator[Query]:
 def _read_qrels(files: Sequence[Path]) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
     for path in files:
-        # Lines have no schema: one without a score is damaged, and not a judgement of grade 1.
+        # JSON lines have no schema: a line without a score is damaged, not a judgement of grade 1.
         needed = ("query-id", "corpus-id") if path.suffix == ".parquet" else ("query-id", "corpus-id", "score")
         for number, row in _rows(path, 0, needed=needed, optional=("score",))[1]:
             score = row.get("score", 1)
@@ -282,11 +291,10 @@ def _read_qrels(files: Sequence[Path]) -> dict[str, dict[str, int]]:
 def _rows(
     path: Path, skip: int, *, needed: Sequence[str], optional: Sequence[str] = (), ids: Sequence[str] = ()
 ) -> tuple[int, Iterator[tuple[int, Mapping[str, Any]]]]:
-    """Skip up to `skip` rows without decoding them. Return the number of skipped rows, and the others with numbers.
+    """Skip up to `skip` rows without decoding them. Return the number of skipped rows, and (number, row) of the others.
 
-    Rows are numbered from 1.
-
-    With `ids`, the first of these columns that exists is the row's `id`.
+    Rows are numbered from 1. With `ids`, the first of these columns that exists is the row's `id`. Raises DatasetError
+    for a damaged file, a missing column, and a file of another kind.
     """
     if path.suffix == ".parquet":
         return _parquet_rows(path, skip, needed=needed, optional=optional, ids=ids)
@@ -323,7 +331,7 @@ def _parquet_rows(
     def rows() -> Iterator[tuple[int, Mapping[str, Any]]]:
         number = skipped
         try:
-            for each in range(group, file.num_row_groups):  # all at once, Arrow would hold several row groups in memory
+            for each in range(group, file.num_row_groups):  # in one call, Arrow would hold several groups in memory
                 for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[each], columns=names):
                     for row in batch.to_pylist():
                         number += 1
@@ -337,25 +345,28 @@ def _parquet_rows(
 def _columns(
     path: Path,
     number: int | None,
-    there: Sequence[str],
+    present: Sequence[str],
     *,
     needed: Sequence[str],
     optional: Sequence[str],
     ids: Sequence[str],
 ) -> list[str]:
-    """Return the columns to read, the id's last. Raises DatasetError if one is missing."""
-    names = [*needed, *(name for name in optional if name in there)]
-    names += [name for name in ids if name in there][:1]
-    if missing := [name for name in needed if name not in there]:
+    """Return the columns to read, that of the id last. Raises DatasetError if one is missing."""
+    names = [*needed, *(name for name in optional if name in present)]
+    names += [name for name in ids if name in present][:1]
+    if missing := [name for name in needed if name not in present]:
         wanted = f"columns {', '.join(needed)}"
-        raise bad(path, number, f"no column {missing[0]!r} among {shown(list(there))}", wanted, "choose another source")
-    if ids and not any(name in there for name in ids):
+        raise bad(
+            path, number, f"no column {missing[0]!r} among {shown(list(present))}", wanted, "choose another source"
+        )
+    if ids and not any(name in present for name in ids):
         wanted = f"one of {', '.join(ids)}"
-        raise bad(path, number, f"no id among the columns {shown(list(there))}", wanted, "choose another source")
+        raise bad(path, number, f"no id among the columns {shown(list(present))}", wanted, "choose another source")
     return names
 
 
 def _text(path: Path, number: int, key: str, value: object) -> str:
+    """Return a text or an id; a whole number becomes an id. Raises DatasetError for anything else."""
     if isinstance(value, int) and key != "text":
         value = str(value)
     identifier = key not in ("text", "title")

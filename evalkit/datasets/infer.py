@@ -12,12 +12,13 @@ from evalkit.datasets.survey import survey
 from evalkit.errors import DatasetError
 
 SPLITS: Final = ("test", "dev", "validation", "train")
-"""If a folder has judgements of several splits, the first of these is chosen, else the first by name."""
+"""If a folder has judgements of several splits, the first of these is chosen, or else the first by name."""
 UNKNOWN: Final = "unknown"
+"""The language, if it is not given."""
 
 
 class Fact(NamedTuple):
-    """One setting and the place where it was read; the place is empty if the value is assumed."""
+    """One setting's value and its source; the source is empty if the value is assumed."""
 
     value: Any
     source: str = ""
@@ -26,7 +27,7 @@ class Fact(NamedTuple):
 def infer(folder: Path, *, name: str, language: str | None = None, split: str | None = None) -> dict[str, Fact]:
     """Return a folder's settings, inferred from its file names; no file is read.
 
-    Raises DatasetError if the folder has no judgements.
+    Raises DatasetError if the folder has no judgements, or none of `split`.
     """
     root = folder.expanduser().absolute()
     found = sorted({path.name.partition(".")[0] for path in root.glob("qrels/*.tsv*")})
@@ -72,7 +73,7 @@ def measured(facts: Mapping[str, Fact], *, cache_dir: Path) -> dict[str, Fact]:
         name=dataset.name,
         judged_ids=judged,
     )
-    overlap = f"assumed; {own} of the queries' ids are documents' ids too, and true drops such hits" if own else ""
+    overlap = f"assumed; {own} of the query ids are document ids too, and true drops such hits" if own else ""
     counts = {
         "documents": found.documents,
         "queries": len(dataset.queries),
@@ -81,7 +82,7 @@ def measured(facts: Mapping[str, Fact], *, cache_dir: Path) -> dict[str, Fact]:
     }
     return {
         **facts,
-        "drop_self": Fact(value=False, source=overlap or "no query has a document's id"),
+        "drop_self": Fact(value=False, source=overlap or "no query id is a document id"),
         "counts": Fact(counts, "counted"),
         "checksum": Fact(found.checksum, "XXH3 of ids, titles and texts in order"),
         "mean_characters": Fact(round(characters / found.documents), "counted; for forecasts"),

@@ -15,6 +15,7 @@ from evalkit.errors import DatasetError
 from evalkit.types import Dataset, Document
 
 _EXAMPLES: Final = 3
+"""Most ids that are named per count."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +27,7 @@ class Integrity:
     """Documents whose title and text are identical to an earlier document's."""
     duplicate_examples: tuple[str, ...]
     empty_documents: int
+    """Documents without title and text."""
     missing_documents: int
     """Judged documents missing from the corpus."""
     queries: int
@@ -52,7 +54,7 @@ class Integrity:
 
 
 def integrity(dataset: Dataset) -> Integrity:
-    """Read the whole corpus once and count; the memory is eight bytes per document plus the judged ids.
+    """Read the whole corpus once and count irregularities, in eight bytes of memory per document plus the judged ids.
 
     Two texts count as identical if their 64-bit XXH3 hashes are equal. With ten million texts, the probability of a
     false match is 1 in 400,000.
@@ -71,11 +73,11 @@ def integrity(dataset: Dataset) -> Integrity:
             shared.append(document.id)
     values = np.frombuffer(hashes, dtype=np.uint64)
     _, firsts, counts = np.unique(values, return_index=True, return_counts=True)
-    twins = np.ones(len(values), dtype=np.bool_)
-    twins[firsts] = False
+    repeated = np.ones(len(values), dtype=np.bool_)
+    repeated[firsts] = False
     examples = [
         next(document.id for document in dataset.corpus.documents(place, place + 1))
-        for place in np.flatnonzero(twins)[:_EXAMPLES].tolist()
+        for place in np.flatnonzero(repeated)[:_EXAMPLES].tolist()
     ]
     return Integrity(
         documents=len(values),
@@ -118,7 +120,7 @@ def agree(one: Dataset, other: Dataset) -> bool:
 
 
 def _difference(one: Dataset, other: Dataset) -> str | None:
-    """Name the first document that is in one source only, whatever the order; None if there is none.
+    """Describe the first document that only one source has, in any order; None if the sources have the same documents.
 
     Documents are compared by 64-bit hashes, as in `integrity`.
     """
@@ -127,11 +129,11 @@ def _difference(one: Dataset, other: Dataset) -> str | None:
         return None
     for number in np.flatnonzero(~np.isin(ours, theirs))[:1].tolist():
         document = next(one.corpus.documents(number, number + 1))
-        twin = next((each for each in other.corpus.documents() if each.id == document.id), None)
-        return f"{_numbered(number, document)}: {_beside(document, twin)}"
+        same_id = next((each for each in other.corpus.documents() if each.id == document.id), None)
+        return f"{_numbered(number, document)}: {_differing_field(document, same_id)}"
     for number in np.flatnonzero(~np.isin(theirs, ours))[:1].tolist():
         document = next(other.corpus.documents(number, number + 1))
-        return f"{_numbered(number, document)}: {_beside(None, document)}"
+        return f"{_numbered(number, document)}: {_differing_field(None, document)}"
     return f"{len(ours):,} and {len(theirs):,} documents, some of them more than once"
 
 
@@ -143,7 +145,7 @@ def _numbered(number: int, document: Document) -> str:
     return f"document number {number + 1} ({document.id!r})"
 
 
-def _beside(left: Document | None, right: Document | None) -> str:
+def _differing_field(left: Document | None, right: Document | None) -> str:
     """Quote the first field in which two documents with the same id differ, or the id if only one source has it."""
     part = next((name for name in Document._fields if getattr(left, name, None) != getattr(right, name, None)), "id")
     return " and ".join(f"{part} {_cut(getattr(each, part, 'of no document'))}" for each in (left, right))

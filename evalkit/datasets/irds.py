@@ -24,7 +24,7 @@ from evalkit.storage.columns import is_identifier
 from evalkit.storage.offline import reason
 from evalkit.types import Dataset, Document, Query
 
-# Exceptions of ir-datasets and its libraries when a file cannot be fetched, verified or parsed.
+# What ir-datasets and its libraries raise if a file cannot be fetched, verified or parsed.
 _READ_ERRORS: Final = (
     OSError,  # includes requests' exceptions and gzip.BadGzipFile
     EOFError,
@@ -44,8 +44,10 @@ _SHOWN_CHARACTERS: Final = 300
 class IrdsCorpus:
     """The documents of an ir-datasets collection.
 
-    If the package keeps a document store (always for BEIR), a range is read from the store, one document at a time. To
-    build the store, once, the package holds the id and position of every document: 260 bytes each, measured at 20,000.
+    If the package keeps a document store (always for BEIR), a range is read from the store, one document at a time. The
+    package builds the store once and meanwhile holds the id and position of every document in memory: 260 bytes each,
+    measured with 20,000 documents.
+
     For other datasets, slicing would first build such a store: a second copy on disk, with all ids in memory
     (gigabytes for MIRACL). These documents are streamed instead, and the stream stays open where the last range ended,
     so that consecutive ranges, such as shards, take one pass in total.
@@ -53,29 +55,29 @@ class IrdsCorpus:
 
     dataset_id: str
     _resumable: tuple[int, Iterator[Any]] | None = field(default=None, init=False, repr=False, compare=False)
-    """(number of the next document, the stream that yields it); None while the stream is in use."""
+    """(index of the next document, the stream that yields it); None while the stream is in use."""
 
     def __reduce__(self) -> tuple[type[IrdsCorpus], tuple[str]]:
         """Pickle the id only; an open stream cannot be pickled."""
         return IrdsCorpus, (self.dataset_id,)
 
     def stored_files(self) -> tuple[Path, ...]:
-        """Return the files under IR_DATASETS_HOME that this dataset is read from, the package's indexes included."""
+        """Return the files under IR_DATASETS_HOME that this dataset is read from, including the package's indexes."""
         dataset = _dataset(self.dataset_id)
         home = _home()
         family, name = self.dataset_id.split("/")[:2]
         if family == "beir":  # one folder per dataset, with all its files
             return tuple(path for path in sorted((home / family / name).rglob("*")) if path.is_file())
-        with _explained(self.dataset_id):
+        with _as_dataset_errors(self.dataset_id):
             documents = _document_files(dataset, fetch=True)
-            # If dev/small has no queries file of its own, its queries are a subset of dev's file.
+            # A dev/small without its own queries file takes its queries from dev's file.
             asked = dataset if hasattr(dataset, "queries_path") else _dataset(self.dataset_id.removesuffix("/small"))
             others = [Path(asked.queries_path()), Path(dataset.qrels_path())]
         version = home / family / "irds_version.txt"
         return (*documents, *others, *(version,) * version.is_file())
 
     def fingerprint(self) -> str:
-        """Return the id, the package's version, and sizes and times of the files with the documents.
+        """Return the id, the package's version, and a hash of the sizes and times of the files with the documents.
 
         The times include the inode's change time (ctime). Unlike the modification time it cannot be set, so a file
         that was replaced by one of the same size and modification time is noticed.
@@ -90,7 +92,7 @@ class IrdsCorpus:
         import ir_datasets
 
         dataset = _dataset(self.dataset_id)
-        with _explained(self.dataset_id):
+        with _as_dataset_errors(self.dataset_id):
             if hasattr(dataset, "docs_path"):
                 paths = _document_files(dataset, fetch=True)
             else:
@@ -109,7 +111,7 @@ class IrdsCorpus:
         """
         import ir_datasets
 
-        with _explained(self.dataset_id):
+        with _as_dataset_errors(self.dataset_id):
             records = _dataset(self.dataset_id).docs_iter()
             # The package returns a splitter if slicing would first build a store.
             if hasattr(records, "__getitem__") and not isinstance(records, ir_datasets.util.DocstoreSplitter):
@@ -153,16 +155,16 @@ def load_ir_datasets(config: DatasetConfig) -> Dataset:
         msg = f"dataset {config.name}: got no ir_datasets_id, wanted one such as beir/scifact/test"
         raise DatasetError(f"{msg}; set dataset.ir_datasets_id")
     source = _dataset(identifier)
-    lacking = [part for part in ("docs", "queries", "qrels") if not source.has(part)]
-    if not lacking:
+    missing = [part for part in ("docs", "queries", "qrels") if not source.has(part)]
+    if not missing:
         fields = {"document": source.docs_cls()._fields, "query": source.queries_cls()._fields}
-        lacking = [f"a {part} field `text`" for part, names in fields.items() if "text" not in names]
-    if lacking:
-        msg = f"dataset {config.name}: got ir_datasets_id {identifier!r} without {', '.join(lacking)}"
+        missing = [f"a {part} field `text`" for part, names in fields.items() if "text" not in names]
+    if missing:
+        msg = f"dataset {config.name}: got ir_datasets_id {identifier!r} without {', '.join(missing)}"
         wanted = "wanted documents and queries with text, and judgements"
-        raise DatasetError(f"{msg}, {wanted}; {nearest(f'{identifier}/{config.split}', _kin(identifier))}")
+        raise DatasetError(f"{msg}, {wanted}; {nearest(f'{identifier}/{config.split}', _related_ids(identifier))}")
     qrels: dict[str, dict[str, int]] = {}
-    with _explained(identifier):
+    with _as_dataset_errors(identifier):
         for judgement in source.qrels_iter():
             grades = qrels.setdefault(judgement.query_id, {})
             if (first := grades.setdefault(judgement.doc_id, judgement.relevance)) != judgement.relevance:
@@ -205,7 +207,7 @@ def _document(record: Any) -> Document:
     identifier, title, text = record.doc_id, getattr(record, "title", None) or "", record.text
     if not isinstance(text, str) or not isinstance(identifier, str) or not is_identifier(identifier):
         msg = f"document {identifier!r} with text {text!r:.60}, wanted an id without white space and text"
-        raise ValueError(msg)  # becomes a DatasetError in _explained
+        raise ValueError(msg)  # becomes a DatasetError in _as_dataset_errors
     return Document(identifier, title, text)
 
 
@@ -221,11 +223,11 @@ def _dataset(identifier: str) -> Any:
         return ir_datasets.load(identifier)
     except KeyError:
         msg = f"ir_datasets_id={identifier!r}: got an id that ir-datasets {ir_datasets.__version__} does not know"
-        raise DatasetError(f"{msg}, wanted one that it does; {nearest(identifier, _kin(identifier))}") from None
+        raise DatasetError(f"{msg}, wanted one that it does; {nearest(identifier, _related_ids(identifier))}") from None
 
 
-def _kin(identifier: str) -> list[str]:
-    """Return the other ids of the same family (beir, miracl, …), or all families if that one is unknown."""
+def _related_ids(identifier: str) -> list[str]:
+    """Return the other ids of the same family (beir, miracl, …), or the names of all families if it is unknown."""
     import ir_datasets
 
     names = [name for name in ir_datasets.registry if name != identifier]
@@ -234,8 +236,8 @@ def _kin(identifier: str) -> list[str]:
 
 
 @contextmanager
-def _explained(identifier: str) -> Iterator[None]:
-    """Raise errors of the package as a DatasetError of one line."""
+def _as_dataset_errors(identifier: str) -> Iterator[None]:
+    """Turn errors of the package into a DatasetError of one line."""
     try:
         yield
     except _READ_ERRORS as error:

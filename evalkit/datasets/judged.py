@@ -1,4 +1,4 @@
-"""Build a dataset from the parts that every reader of files has."""
+"""Build a dataset from what every reader of files returns: corpus, queries and judgements."""
 
 from __future__ import annotations
 
@@ -9,7 +9,11 @@ from evalkit.types import Corpus, Dataset, Qrels, Query
 
 
 def judged(config: DatasetConfig, corpus: Corpus, known: Sequence[Query], qrels: Qrels, *, source: str) -> Dataset:
-    """Return a dataset whose queries are those of `known` with a judgement; the others are only counted."""
+    """Return a dataset whose queries are those of `known` with a judgement.
+
+    The others are counted in `unjudged_queries`. `source` says where the data comes from, for example
+    `hub OWNER/NAME@COMMIT`.
+    """
     queries = tuple(query for query in known if query.id in qrels)
     return Dataset(
         name=config.name,

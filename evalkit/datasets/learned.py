@@ -1,8 +1,8 @@
-"""Remember the checksum of a corpus's first complete read, and compare later reads with it.
+"""Store the checksum of a corpus's first complete read, so that later reads can be compared with it.
 
 Few datasets have a published checksum, and ir-datasets does not verify files that were copied into its folder. A source
 with a revision (an id in an ir-datasets version, a commit on the Hub) must always give the same corpus, so the checksum
-of its first complete read is kept in the cache. A user's own folder may change; its checksum is not kept.
+of its first complete read is kept in the cache. A user's own folder may change, so its checksum is not kept.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Learned(NamedTuple):
 
 
 def recall(cache_dir: Path, dataset: Dataset, config: DatasetConfig) -> Learned | None:
-    """Return the checksum of a corpus's first complete read from its source, or None if there was no such read."""
+    """Return the checksum of a corpus's first complete read from its source, or None if it is missing or damaged."""
     path = _path(cache_dir, dataset, config)
     if path is None:
         return None
@@ -58,14 +58,14 @@ def dataset_of(path: Path) -> str:
 
 
 def keep(cache_dir: Path, dataset: Dataset, config: DatasetConfig, survey: Survey) -> None:
-    """Keep the checksum of a corpus that was read completely and has no deviation."""
+    """Store the checksum of a corpus that was read completely and has no deviation; a user's folder is left out."""
     if (path := _path(cache_dir, dataset, config)) is not None:
         facts = {**_facts(dataset, config), "documents": survey.documents, "checksum": survey.checksum}
         write_whole(path, f"{json.dumps(seal.seal(facts), ensure_ascii=False, indent=1)}\n".encode())
 
 
 def verified(config: DatasetConfig, learned: Learned | None) -> Verified:
-    """Return the strongest proof that a corpus was verified against."""
+    """Return the strongest of the values that a corpus was verified against."""
     if config.checksum is not None:
         return "checksum"
     if learned is not None:

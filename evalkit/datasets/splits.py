@@ -1,4 +1,4 @@
-"""The other splits of a dataset: judgements of the same documents for other, or partly the same, queries.
+"""The other splits of a dataset: judgements of the same documents for other queries, some of which may be shared.
 
 A run contains hits for the queries of one split. It can be scored on another split for the queries that both share (MS
 MARCO's dev and dev/small, trec-dl's judgements of dev queries). A split without shared queries needs a run of its own.
@@ -22,7 +22,7 @@ from evalkit.types import Qrels
 
 
 class OtherSplit(NamedTuple):
-    """One split other than the run's own."""
+    """A split of the dataset other than the run's."""
 
     name: str
     judged: int
@@ -34,12 +34,12 @@ class OtherSplit(NamedTuple):
 def others(config: DatasetConfig, asked: Collection[str]) -> tuple[list[OtherSplit], list[str]]:
     """Return every other split on disk, and a line for each split whose judgements are missing or cannot be read.
 
-    `asked` are the ids of the run's queries. Nothing is fetched. Raises DatasetError when the dataset is not on disk.
+    `asked` are the ids of the run's queries. Nothing is fetched. Raises DatasetError if the dataset is not on disk.
     """
     source = datasets.on_disk(config)
     if source is None:
         where = f"dataset.path={config.path}" if config.path else f"dataset {config.name}"
-        msg = f"{where}: not on disk; give the folder that it is in now by --dataset-path, or fetch it first"
+        msg = f"{where}: not on disk; give its present folder by --dataset-path, or fetch it first"
         raise DatasetError(msg)
     found, unread = [], []
     with network_off():
@@ -55,6 +55,7 @@ def others(config: DatasetConfig, asked: Collection[str]) -> tuple[list[OtherSpl
 
 
 _Readers = Iterator[tuple[str, Callable[[], Qrels]]]
+"""Pairs (name of a split, function that reads its judgements)."""
 
 
 def _none(_config: DatasetConfig) -> _Readers:
@@ -79,7 +80,7 @@ def _folder_qrels(folder: Path, name: str) -> Qrels:
 
 
 def _ir_datasets(config: DatasetConfig) -> _Readers:
-    """Yield the other ids below the first that has documents, which are the same for all of them."""
+    """Yield the other ids with the same documents: those below the shortest prefix of the id that has documents."""
     import ir_datasets
 
     own = str(config.ir_datasets_id)
@@ -101,8 +102,8 @@ def _ir_datasets(config: DatasetConfig) -> _Readers:
 def _hub(config: DatasetConfig) -> _Readers:
     copy = config.hub
     assert copy is not None  # datasets.on_disk found it
-    own, there = copy.split or config.split, qrels_splits(copy)
-    for name in there if len(there) > 1 else ():  # a single split is read whatever its name is, so it is the run's own
+    own, names = copy.split or config.split, qrels_splits(copy)
+    for name in names if len(names) > 1 else ():  # a single split is read whatever its name is, so it is the run's own
         if name != own:
             other = dataclasses.replace(config, hub=dataclasses.replace(copy, split=name))
             yield name, partial(_hub_qrels, other)
@@ -117,3 +118,4 @@ _READERS: Mapping[str, Callable[[DatasetConfig], _Readers]] = {
     "ir_datasets": _ir_datasets,
     "hub": _hub,
 }
+"""The function that finds the other splits of each source; the sources without one have no other splits."""

@@ -32,20 +32,21 @@ from evalkit.types import Corpus, Document
 
 log = logging.getLogger(__name__)
 
-CUT: Final = "by content, 1"
+SHARD_RULE: Final = "by content, 1"
 """The rule for shard boundaries. It is part of the protocol because a shard's texts can change a vector's last bits."""
 _FORMAT: Final = 4
-"""Raise it when the checksum, the estimate or the cutting rule changes, so that old surveys are not found."""
+"""Raise it when the checksum, the estimate or the shard rule changes, so that old surveys are not found."""
 LONGEST_ID: Final = 4096
-"""Bytes of a document's id: more than any collection has. Every hit is a line with its id in the run file."""
+"""Most bytes of a document's id, more than in any collection: every hit in a run file is a line with its id."""
 _PROGRESS_DOCUMENTS: Final = 4096
 """Documents between two calls of `progress`."""
 _MARKER_TOKENS: Final = 3
 """Special tokens of every text: start, end and the marker of queries or documents."""
 _BYTES_PER_TOKEN: Final = 2
-_LEAST_PARTS: Final = 4
+"""Fewest UTF-8 bytes of a token, on average; see `estimated_tokens`."""
+_SHORTEST_SHARD_DIVISOR: Final = 4
 """A low hash ends a shard only after 1/4 of the token budget."""
-_PARTS_BETWEEN_BEGINNINGS: Final = 4
+_SPACING_DIVISOR: Final = 4
 """After that, low hashes are 1/4 of the token budget apart on average."""
 _HASHES: Final = 1 << 64
 
@@ -58,7 +59,7 @@ class ShardRange:
     start: int
     stop: int
     checksum: str
-    """XXH3 of every id and joined text, in order; the name of the file with the shard's vectors."""
+    """XXH3 of every id and joined text, in order; it names the file with the shard's vectors."""
     content: str
     """XXH3 of every id, title and text, in order. BM25 reads title and text separately, so it needs more than
     `checksum`."""
@@ -77,7 +78,7 @@ class Survey:
     missing: tuple[str, ...]
     """Ids of judged documents missing from the corpus, sorted."""
     title_only: int = 0
-    """Documents with a title and a blank text: BM25 with a field of its own for texts does not find them."""
+    """Documents with a title and a blank text: BM25 with a separate field for texts does not find them."""
 
 
 def survey(  # noqa: PLR0913 (keyword-only settings of one pass over the corpus)
@@ -93,11 +94,12 @@ def survey(  # noqa: PLR0913 (keyword-only settings of one pass over the corpus)
     """Survey a corpus, or return the cached survey of the same corpus; a damaged cache file is replaced.
 
     `shard_tokens` is the token budget of a shard and `max_document_tokens` the limit per document, both in estimated
-    tokens. `name` is the dataset's name for messages. `progress` is called with the number of documents read since its
-    last call.
+    tokens. The survey's `missing` are those of `judged_ids` that the corpus lacks. `name` is the dataset's name for
+    messages. `progress` is called with the number of documents read since its last call.
 
     Raises:
-        DatasetError: The corpus is empty, has a document id twice, or contains text that is not valid Unicode.
+        DatasetError: The corpus is empty, has a document id twice or one above LONGEST_ID bytes, or contains text that
+            is not valid Unicode.
         ChangedError: The corpus changed during the survey; nothing is cached.
 
     """
@@ -253,15 +255,15 @@ def _pass(
 
 
 def _begins_shard(id_hash: int, estimate: int, tokens: int, shard_tokens: int) -> bool:
-    """Tell whether a document begins a new shard: the current one is full, or it is large enough and the hash is low.
+    """Return whether a document begins a new shard: the current one is full, or large enough and the hash is low.
 
     `tokens` is the size of the current shard and `estimate` that of the document. A longer document begins a shard with
     a higher probability, so that the expected shard size in tokens is the same for long and short documents.
     """
     if tokens + estimate > shard_tokens:
         return True
-    low = id_hash * shard_tokens < _HASHES * estimate * _PARTS_BETWEEN_BEGINNINGS
-    return low and tokens * _LEAST_PARTS >= shard_tokens
+    low = id_hash * shard_tokens < _HASHES * estimate * _SPACING_DIVISOR
+    return low and tokens * _SHORTEST_SHARD_DIVISOR >= shard_tokens
 
 
 def _refuse_duplicates(corpus: Corpus, id_hashes: array[int], *, name: str) -> None:

@@ -104,7 +104,7 @@ def refuse_changes(checkpoints: Iterable[Checkpoint]) -> None:
             if FileState.of(path) != state:
                 msg = (
                     f"{path}: got a file that changed after its checksum was taken, wanted the same file for the whole "
-                    "run; nothing more was stored: leave the checkpoint alone and run the command again"
+                    "job; nothing more was stored: leave the checkpoint alone and run the command again"
                 )
                 raise ModelError(msg)
 

@@ -222,4 +222,4 @@ def _rate(pairs: Sequence[tuple[float | None, float]]) -> float | None:
 
 
 def _named(runs: Sequence[CellScores]) -> str:
-    return f"as {runs[0].run_id} here" if len(runs) == 1 else f"over {len(runs)} runs here"
+    return f"as {runs[0].run_id} here" if len(runs) == 1 else f"over {len(runs)} cells here"

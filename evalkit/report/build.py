@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalkit.analysis import collected, standing
+from evalkit.analysis import collected, comparability
 from evalkit.errors import ScoreError
 from evalkit.report import card, commands, evidence, exports, hits, page, rounding, sheets, table
 from evalkit.scoring import mteb_results, published, reruns
@@ -14,7 +14,7 @@ from evalkit.storage import outside, paths, results
 from evalkit.storage.results import CellScores
 
 EXPORTS = ("mteb", "model-index", "eval_results")
-"""Folders of tables/ whose files are deleted when their run is gone."""
+"""Folders of tables/ whose files are deleted when their cell is gone."""
 
 
 class Report(NamedTuple):
@@ -36,7 +36,7 @@ def build(results_dir: Path) -> Report:
     found = collected.collect(results_dir, checksums=_checksums(configs))
     waivers = card.read_waivers(results_dir)
     found, per_query = _with_queries(results_dir, found)
-    ours = standing.representative(found.cells)
+    ours = comparability.representative(found.cells)
     deviations, odd_reruns = reruns.measure(ours, results_dir)
     judged = card.judge(ours, waivers=waivers, deviations=deviations)
     means = card.judge_means(ours, waivers=waivers)
@@ -53,7 +53,7 @@ def build(results_dir: Path) -> Report:
         if waiver not in used
     ]
     rows = tuple(table.rows((*found.cells, *theirs), deviations=deviations))
-    runs = "# Measured runs\n\n" + table.markdown(rows)
+    runs = "# Measured cells\n\n" + table.markdown(rows)
     files: dict[str, str] = {
         "tables/runs.md": runs,
         "tables/runs.csv": sheets.csv_text(
@@ -107,7 +107,7 @@ def leaderboard(results_dir: Path) -> card.Leaderboard:
     Raises ScoreError for bad waivers.
     """
     found = collected.collect(results_dir, checksums=_checksums(commands.packaged()))
-    ours = standing.representative(_with_queries(results_dir, found)[0].cells)
+    ours = comparability.representative(_with_queries(results_dir, found)[0].cells)
     deviations, _ = reruns.measure(ours, results_dir)
     judged = card.judge(ours, waivers=card.read_waivers(results_dir), deviations=deviations)
     return card.leaderboard(card.card_tables(judged), (*ours, *mteb_results.kept(results_dir)[0]))
@@ -170,7 +170,7 @@ def _with_queries(results_dir: Path, found: collected.Collected) -> tuple[collec
             cells.append(cell)
             continue
         if wrong := results.disagreement(cell, queries):
-            problems.append(f"{path}: {wrong}; the run is left out: run the cell again")
+            problems.append(f"{path}: {wrong}; the cell is left out: run it again")
             continue
         lines, borne_out = evidence.hold(results_dir, cell, queries)
         problems += lines

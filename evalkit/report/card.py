@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from evalkit.analysis import standing
+from evalkit.analysis import comparability
 from evalkit.errors import ScoreError
 from evalkit.scoring import published
 from evalkit.scoring.published import CARD, PublishedMean, PublishedScore, Verdict
@@ -127,10 +127,10 @@ def judge(
 ) -> tuple[Judged, ...]:
     """Return every published score of every source with its verdict.
 
-    A cell counts only if it represents its system (`standing.representative`); a score whose cells all have other
+    A cell counts only if it represents its system (`comparability.representative`); a score whose cells all have other
     weights, a deviating dataset or an edited protocol is NOT-RUN.
     """
-    by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in standing.representative(cells)}
+    by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in comparability.representative(cells)}
     pairs = ((score, by_cell.get((score.system, score.dim, score.dataset))) for score in published.published_scores())
     return _judged(pairs, waivers, deviations)
 
@@ -172,7 +172,7 @@ def verdict_on(cell: CellScores | None, score: PublishedScore, *, deviation: flo
         score,
         deviation=deviation,
         declared_loss=score.index_loss,
-        differs=standing.differing(cell, score),
+        differs=comparability.differing(cell, score),
     )
 
 
@@ -189,7 +189,7 @@ def judge_means(cells: Iterable[CellScores], *, waivers: Sequence[Waiver] = ()) 
     A mean is NOT-RUN unless each of its datasets was measured. If the cells have different protocols, there is no
     measured mean either, and the verdict names the settings that vary.
     """
-    by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in standing.representative(cells)}
+    by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in comparability.representative(cells)}
     waived = {waiver[:5]: waiver for waiver in waivers}
     judged = []
     for mean in published.published_means():
@@ -214,7 +214,7 @@ def _mean_verdict(mean: PublishedMean, found: Mapping[str, CellScores]) -> tuple
         return None, published.verdict(value, score, differs=several)
     where: dict[str, list[str]] = {}
     for dataset, cell in found.items():
-        for setting in standing.differing(cell, score):
+        for setting in comparability.differing(cell, score):
             where.setdefault(setting, []).append(dataset)
     differs = [
         setting if len(datasets) == len(found) else f"{setting} ({', '.join(datasets)})"
@@ -354,7 +354,7 @@ def _standing(
 def _unfaithful(cell: CellScores, table: CardTable | None, system: System) -> bool:
     """Whether a cell is known to differ from the card in protocol, weights or corpus."""
     found = table.cells.get((cell.dataset, system)) if table else None
-    return not standing.representative([cell]) or (found is not None and found.verdict.label == "PROTOCOL-DIFFERS")
+    return not comparability.representative([cell]) or (found is not None and found.verdict.label == "PROTOCOL-DIFFERS")
 
 
 def read_waivers(results_dir: Path) -> tuple[Waiver, ...]:

@@ -33,7 +33,7 @@ def hold(results_dir: Path, cell: CellScores, queries: QueryTable) -> tuple[list
         elif wrong is None:
             lines.append(f"{line}; scored again it gives the same values: restore it")
         else:
-            lines.append(f"{line}; {wrong}; the run is left out: restore the file or run the cell again")
+            lines.append(f"{line}; {wrong}; the cell is left out: restore the file or run the cell again")
     return lines, wrong is None
 
 

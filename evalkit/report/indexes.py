@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from evalkit.analysis import standing
+from evalkit.analysis import comparability
 from evalkit.report.grid import Column, Grid, Line
 from evalkit.report.rounding import ABSENT, dim, fixed, signed
 from evalkit.storage.results import INDEX, CellScores
@@ -19,7 +19,7 @@ def index_table(cells: Iterable[CellScores], *, wide: bool = False) -> Grid | No
     given cells.
     """
     known = list({cell.run_id: cell for cell in cells}.values())
-    losses = standing.index_losses(known)
+    losses = comparability.index_losses(known)
     indexed = [cell for cell in known if cell.search != "exact" and INDEX in cell.environment]
     if not indexed:
         return None

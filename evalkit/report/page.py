@@ -13,7 +13,7 @@ import numpy as np
 from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
-from evalkit.analysis import standing
+from evalkit.analysis import comparability
 from evalkit.analysis.compare import normal_interval, storage
 from evalkit.config.settings import METRICS
 from evalkit.report import boards, commands, hits, pareto, plot, rounding, sheets
@@ -96,7 +96,7 @@ class Material(NamedTuple):
 
 def render(material: Material) -> str:
     """Return the page; the same material gives the same bytes."""
-    ours = standing.representative(material.cells)
+    ours = comparability.representative(material.cells)
     answer = boards.answer(material.judged)
     return _template().render(
         label_of=label,
@@ -105,8 +105,8 @@ def render(material: Material) -> str:
         runs=sorted(
             material.cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0), cell.search != "exact")
         ),
-        losses=standing.index_losses(material.cells),
-        told_apart=distinctions(material.cells),
+        losses=comparability.index_losses(material.cells),
+        distinguished=distinctions(material.cells),
         symbols=SYMBOLS,
         meanings=MEANINGS,
         metrics=METRICS,
@@ -146,7 +146,7 @@ def render(material: Material) -> str:
         command=lambda score: commands.command(score.system, score.dim, score.dataset, material.configs),
         flat=flat,
         deviates=DEVIATES,
-        departures=standing.departures,
+        departures=comparability.departures,
         limits=hits,
         no_place=NO_PLACE,
         no_grade=NO_GRADE,
@@ -359,7 +359,7 @@ def _data(material: Material) -> Markup:
         place = lists.setdefault(table.queries, len(lists))
         runs[cell.run_id] = {
             "system": label(cell.model, cell.dim)
-            + (DEVIATES if standing.departures(cell) else "")
+            + (DEVIATES if comparability.departures(cell) else "")
             + ("" if cell.search == "exact" else distinctions(material.cells)[cell.run_id]),
             "dataset": cell.dataset,
             "main": cell.main_metric,

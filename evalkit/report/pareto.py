@@ -200,15 +200,15 @@ def draw(
     Both axes start at zero, except in a panel with more than MOST_LABELS forms: its storage axis is in powers of two,
     and shapes and colours replace labels.
 
-    Raises ConfigError for an unknown format, ScoreError if no cell has counted its vectors.
+    Raises ConfigError for an unknown format, ScoreError if no cell has a count of its vectors.
     """
     if path.suffix not in FORMATS:
         msg = f"plot {path}: got format {path.suffix!r}, wanted one of {', '.join(FORMATS)}"
         raise ConfigError(msg)
     panels = points(cells, intervals=intervals, narrowed=narrowed)
     if not panels:
-        msg = "no run among these counted its vectors; wanted one with dims, run by this evalkit (evalkit run model=…)"
-        raise ScoreError(msg)
+        msg = "got no cell with a count of its vectors, wanted one with dims that this evalkit computed"
+        raise ScoreError(f"{msg} (evalkit run model=…)")
     import matplotlib as mpl
 
     mpl.use("Agg")

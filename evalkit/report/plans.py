@@ -251,7 +251,7 @@ def cache_table(entries: Sequence[Entry], *, wide: bool = False) -> Grid:
         users = ", ".join(entry.runs) if wide else f"{entry.runs[0]}{more}" if entry.runs else ""
         shards = str(len(entry.shards)) if entry.shards else ABSENT
         what = (entry.kind, entry.key, ", ".join(entry.datasets) or ABSENT, shards, size(entry.size_bytes))
-        lines.append(Line((*what, entry.used.strftime("%Y-%m-%d %H:%M"), users or "no known run")))
+        lines.append(Line((*what, entry.used.strftime("%Y-%m-%d %H:%M"), users or "no known cell")))
     return Grid(columns, lines)
 
 

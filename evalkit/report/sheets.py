@@ -147,7 +147,7 @@ def leaderboard_sheet(board: Leaderboard, theirs: Sequence[CellScores] = ()) -> 
                 measured = f"{len(standing.measured_on)} of {len(collection.datasets)}"
             row += [fixed(standing.published, CARD_DIGITS), measured]
         rows.append(tuple(row))
-    notes.append("A measured mean stands only where every one of its datasets was measured under the protocol.")
+    notes.append("A measured mean is shown only if all of its datasets were measured under the protocol.")
     notes += [f"{one.model} on {one.dataset}: measured by {one.environment[MEASURED_BY]}." for one in theirs]
     return Sheet("leaderboard", "Leaderboard", tuple(header), tuple(rows), tuple(notes), long_names)
 
@@ -209,7 +209,9 @@ def reruns_sheet(deviations: Sequence[Deviation]) -> Sheet:
         )
         for one in sorted(deviations, key=lambda one: (one.dataset, one.system, -(one.dim or 0)))
     ]
-    notes = ("Each cell's tabled run and the runs of it below reruns/; a cell that is not here was run once.",)
+    notes = (
+        "Each cell's result in the tables and its re-runs below reruns/; a cell that is not here was computed once.",
+    )
     return Sheet("reruns", "Re-runs", header, tuple(rows), notes)
 
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from evalkit.analysis import standing
+from evalkit.analysis import comparability
 from evalkit.config.settings import METRICS
 from evalkit.report.card import JudgedMean, judge_means, verdict_on
 from evalkit.report.grid import Column, Grid, Line
@@ -82,7 +82,7 @@ def whole_means(cells: Sequence[CellScores]) -> list[Mean]:
         for one in judged
     ]
     known = {(mean.system, mean.dim, mean.collection) for mean in found}
-    by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in standing.representative(cells)}
+    by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in comparability.representative(cells)}
     collections = {(mean.score.dataset, mean.datasets, mean.score.metric) for mean in published.published_means()}
     for model, dim in dict.fromkeys((cell.model, cell.dim) for cell in cells):
         for name, datasets, metric in sorted(collections):
@@ -113,7 +113,7 @@ def terminal(
     value += [] if len(metrics) == 1 else [Column("value", "number")]
     others = [name for name in METRICS if metrics != {name}]
     groups = _groups(table_rows)
-    losses = standing.index_losses(row.cell for row in table_rows)
+    losses = comparability.index_losses(row.cell for row in table_rows)
     asked = [name for name in _metrics(table_rows) if name not in METRICS and metrics != {name}]
     columns = (
         *(Column("system", "name"), Column("dim", "number"), Column("dataset", "name"), *value),
@@ -124,12 +124,12 @@ def terminal(
         *(Column(name, "number", moves=5, wide=True) for name in (*others, *(f"ndcg@10 {name}" for name in groups))),
         Column("run id", moves=6, wide=True),
     )
-    told_apart = distinctions(row.cell for row in table_rows)
+    distinguished = distinctions(row.cell for row in table_rows)
     lines = []
     for row in table_rows:
         cell = row.cell
         measured = fixed(cell.metrics.get(cell.main_metric), 5)
-        judged, notes = [ABSENT] * 4, [told_apart[cell.run_id].strip(" ()")]
+        judged, notes = [ABSENT] * 4, [distinguished[cell.run_id].strip(" ()")]
         if row.published is not None and row.verdict is not None:
             delta = signed(cell.metrics[cell.main_metric] - row.published.value, 4)
             judged = [fixed(row.published.value, row.published.digits), delta, row.verdict.label, row.published.source]
@@ -207,7 +207,7 @@ def _metrics(table_rows: Sequence[Row]) -> list[str]:
 
 def _header(table_rows: Sequence[Row]) -> list[str]:
     groups = [f"ndcg@10 {name}" for name in _groups(table_rows)]
-    losses = ["index loss"] if standing.index_losses(row.cell for row in table_rows) else []
+    losses = ["index loss"] if comparability.index_losses(row.cell for row in table_rows) else []
     return [
         "system",
         "dim",
@@ -225,13 +225,13 @@ def _header(table_rows: Sequence[Row]) -> list[str]:
 
 def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
     lines, names = [], _groups(table_rows)
-    told_apart = distinctions(row.cell for row in table_rows)
-    losses = standing.index_losses(row.cell for row in table_rows)
+    distinguished = distinctions(row.cell for row in table_rows)
+    losses = comparability.index_losses(row.cell for row in table_rows)
     for row in table_rows:
         cell = row.cell
         groups = [cell.groups.get(name, {}).get("ndcg@10") for name in names]
         measured_by = f" ({cell.environment[MEASURED_BY]})" if MEASURED_BY in cell.environment else ""
-        line = [cell.model + measured_by + told_apart[cell.run_id], dim_of(cell.dim), cell.dataset]
+        line = [cell.model + measured_by + distinguished[cell.run_id], dim_of(cell.dim), cell.dataset]
         line += [fixed(cell.metrics.get(name), 5) for name in _metrics(table_rows)]
         line += [fixed(value, 5) for value in groups]
         line += [_loss(cell, losses)] if losses else []

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.text import Text
 
 from evalkit.report.grid import terminal_width
-from evalkit.texts import printable, told
+from evalkit.texts import one_line, printable
 
 TAB = 12
 """The columns of a terminal that a metric's name takes; a pipe gets a tab."""
@@ -84,7 +84,7 @@ def _shown(text: str) -> str:
 
 def complain(message: str) -> None:
     """Print a message to standard error as one line without secrets; on a terminal it is broken between words."""
-    line = f"evalkit: {told(message)}"
+    line = f"evalkit: {one_line(message)}"
     width = shutil.get_terminal_size().columns if sys.stderr.isatty() else 0
     sys.stderr.write(f"{folded(line, width) if width else line}\n")
     sys.stderr.flush()

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, NamedTuple
 from rich.console import Console
 
 import evalkit.analysis.explain
-from evalkit.analysis import replay, standing
+from evalkit.analysis import comparability, replay
 from evalkit.analysis.compare import Comparison, storage, values_of
 from evalkit.analysis.explain import Band, Contribution, PairView
-from evalkit.analysis.replay import Landing, OtherState, Replayed
+from evalkit.analysis.replay import OtherState, Replayed, Reproduction
 from evalkit.errors import ConfigError, EvalkitError
 from evalkit.report.grid import Column, Grid, Line, wrapped
 from evalkit.report.pareto import front
@@ -104,16 +104,16 @@ def replayed_table(replayed: Sequence[Replayed], metric: str) -> Grid:
     return Grid(columns, lines)
 
 
-def landing_lines(landings: Sequence[Landing]) -> list[str]:
+def reproduction_lines(reproductions: Sequence[Reproduction]) -> list[str]:
     """Return a line for each published score that names the rules that reproduce it."""
     lines = []
-    for landing in landings:
-        score = landing.score
-        rules = " or ".join("; ".join(entry.changed) or "the run's own rules" for entry in landing.reached_by)
+    for reproduction in reproductions:
+        score = reproduction.score
+        rules = " or ".join("; ".join(entry.changed) or "the run's own rules" for entry in reproduction.reproduced_by)
         reached = f"reached with {rules}" if rules else "reached by none of these rules"
         slip = f" (known: {score.slip})" if score.slip else ""
         value = fixed(score.value, score.digits)
-        lines.append(f"{score.source} {score.metric} {value}: {said(landing.verdict)}; {reached}{slip}")
+        lines.append(f"{score.source} {score.metric} {value}: {said(reproduction.verdict)}; {reached}{slip}")
     return lines or ["nothing is published for this cell"]
 
 
@@ -121,7 +121,7 @@ def state_lines(states: Sequence[OtherState], metric: str) -> list[str]:
     """Name the states of the model's repository that a replay cannot try, and the scores measured in them."""
     return [
         f"no rule of scoring: {one.variant.words}; {one.variant.because}; "
-        + ("run it with that setting" if one.run is None else f"{one.run.run_id} has {_value(one.run, metric)}")
+        + ("run it with that setting" if one.cell is None else f"{one.cell.run_id} has {_value(one.cell, metric)}")
         for one in states
     ]
 
@@ -187,18 +187,18 @@ def comparison_table(comparisons: Sequence[Comparison], *, wide: bool = False) -
         *(Column("p", "number", moves=4, wide=True), Column("+/-", moves=5, wide=True)),
         Column("run id", moves=6, wide=True),
     )
-    told_apart = results.distinctions(cell for one in comparisons for cell in (one.base, one.other))
+    distinguished = results.distinctions(cell for one in comparisons for cell in (one.base, one.other))
     lines, bases = [], set()
     for one in comparisons:
         if one.base.run_id not in bases:
             bases.add(one.base.run_id)
             value = fixed(one.base.metrics[one.metric], 5)
             judged = ("base", *[ABSENT] * 4, one.base.run_id)
-            lines.append(_named_line(one.base, told_apart, (one.metric, value, *judged)))
+            lines.append(_named_line(one.base, distinguished, (one.metric, value, *judged)))
         value, (low, high) = fixed(one.other.metrics[one.metric], 5), one.interval
         tests = (f"{signed(low, 4)} … {signed(high, 4)}", p_value(one.p_holm), p_value(one.p))
         judged = (signed(one.delta, 4), *tests, f"{one.wins}/{one.losses}", one.other.run_id)
-        lines.append(_named_line(one.other, told_apart, (one.metric, value, *judged)))
+        lines.append(_named_line(one.other, distinguished, (one.metric, value, *judged)))
     return Grid(columns, lines, wide)
 
 
@@ -206,10 +206,10 @@ def _only(metrics: set[str]) -> str:
     return next(iter(metrics)) if len(metrics) == 1 else ""
 
 
-def _named_line(cell: CellScores, told_apart: Mapping[str, str], cells: Sequence[str]) -> Line:
+def _named_line(cell: CellScores, distinguished: Mapping[str, str], cells: Sequence[str]) -> Line:
     """Return a row that begins with system, dim and dataset; distinguishing settings are printed below it."""
-    departs = standing.departures(cell)
-    notes = (told_apart.get(cell.run_id, "").strip(" ()"), f"deviates: {'; '.join(departs)}" if departs else "")
+    departs = comparability.departures(cell)
+    notes = (distinguished.get(cell.run_id, "").strip(" ()"), f"deviates: {'; '.join(departs)}" if departs else "")
     return Line((cell.model, dim(cell.dim), cell.dataset, *cells), tuple(filter(None, notes)))
 
 
@@ -228,7 +228,7 @@ def costs_table(cells: Sequence[CellScores]) -> Grid:
         *(Column("bytes / vector", "number"), Column("bytes / passage", "number"), Column("corpus MB", "number")),
         *(Column("encode s", "number", moves=1), Column("search s", "number", moves=2)),
     )
-    told_apart = results.distinctions(cells)
+    distinguished = results.distinctions(cells)
     lines = []
     for cell in cells:
         size = storage(cell)
@@ -238,7 +238,7 @@ def costs_table(cells: Sequence[CellScores]) -> Grid:
             fixed(None if size is None else size.per_passage, 0),
         )
         took = (fixed(cell.wall_s.get("encode"), 2), fixed(cell.wall_s.get("search"), 2))
-        lines.append(_named_line(cell, told_apart, (*stored, fixed(corpus, 2), *took)))
+        lines.append(_named_line(cell, distinguished, (*stored, fixed(corpus, 2), *took)))
     return Grid(columns, lines)
 
 
@@ -285,4 +285,4 @@ def frontier_lines(base: CellScores, *, normalized: bool) -> list[str]:
 def system(cell: CellScores) -> str:
     """Return a system's name with its dim; a cell that may not stand for that system is marked."""
     name = keys.label(cell.model, cell.dim)
-    return f"{name} (deviates)" if standing.departures(cell) else name
+    return f"{name} (deviates)" if comparability.departures(cell) else name

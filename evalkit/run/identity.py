@@ -15,7 +15,7 @@ from typing import Any, NotRequired, TypedDict
 import xxhash
 
 from evalkit.config.settings import INDEX_SETTINGS, Bm25Config, EncoderConfig, RunConfig, TextRules
-from evalkit.datasets.survey import CUT, Survey
+from evalkit.datasets.survey import SHARD_RULE, Survey
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.storage.keys import key_of
 from evalkit.types import Dataset, Qrels, Query
@@ -95,7 +95,7 @@ class CorpusFacts(TypedDict):
     corpus: str
     shard_tokens: int
     cut: str
-    """The rule for shard boundaries, `evalkit.datasets.survey.CUT`."""
+    """The rule for shard boundaries, `evalkit.datasets.survey.SHARD_RULE`."""
 
 
 class SearchFacts(TypedDict):
@@ -114,7 +114,7 @@ class SearchFacts(TypedDict):
 def corpus_facts(survey: Survey, job: RunConfig) -> CorpusFacts:
     """Return a corpus's checksum and its division into shards."""
     assert job.store.shard_tokens != "auto"  # `environment.resolved` has replaced it by a number
-    return {"corpus": survey.checksum, "shard_tokens": job.store.shard_tokens, "cut": CUT}
+    return {"corpus": survey.checksum, "shard_tokens": job.store.shard_tokens, "cut": SHARD_RULE}
 
 
 def store_key(system: Mapping[str, Any]) -> str:

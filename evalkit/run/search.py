@@ -95,7 +95,7 @@ def _within_memory(ready: Asked, shard: ShardVectors, how: _Options) -> Hits:
             _FITTING[how.device] = block // 2
             continue
         if len(shard.ids) == 1:
-            msg = f"document {shard.ids[0]!r} does not fit memory beside {LEAST_BLOCK} queries ({reason})"
+            msg = f"document {shard.ids[0]!r} does not fit memory with {LEAST_BLOCK} queries ({reason})"
             raise DeviceError(f"{msg}; wanted a larger device, or a lower max_tokens of the model")
         return merge([_within_memory(ready, half, how) for half in _halves(shard)], depth=how.depth)
 

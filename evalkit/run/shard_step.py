@@ -422,7 +422,7 @@ def say_other_units(stored: str | None, here: str | None) -> None:
     if stored is not None and here is not None and stored != here:
         log.warning(
             "stored vectors were computed with %s, this process has %s: last bits of vectors can differ "
-            "within this run; give another cache_dir to compute all of them here",
+            "within this cell; give another cache_dir to compute all of them here",
             stored,
             here,
         )

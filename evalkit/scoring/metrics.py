@@ -3,7 +3,7 @@
 Shapes: Q queries; J, H: the largest number of judged documents and of hits of a query.
 
 ranx gets arrays of document numbers, not its dictionaries of ids. It then compiles only once, whatever the ids: about
-7 s in a fresh installation, 0.2 s afterwards, because numba caches the result beside ranx or in the user's cache
+7 s in a fresh installation, 0.2 s afterwards, because numba caches the result next to ranx or in the user's cache
 folder. Ranks are given by position, so ranx cannot reorder equal scores.
 """
 
@@ -34,7 +34,7 @@ def score(run: Run, qrels: Qrels, metrics: Sequence[str] = METRICS) -> Scores:
     NDCG has linear gain, as in trec_eval. A judged query scores 0 if the run lacks it or if all its grades are zero.
     Queries of the run without judgements are ignored. Grades below 1 count as not relevant.
 
-    Raises ScoreError if there are no judgements, if hits cannot be ranked (`check_hits`), if a value is not finite, and
+    Raises ScoreError if there are no judgements, if hits cannot be ranked (`check_hits`), if a value is not finite, or
     if ranx cannot be imported.
     """
     if not qrels:
@@ -99,15 +99,15 @@ def _ranx() -> Any:
 def _without_unused_modules() -> Iterator[None]:
     """Replace two modules that ranx imports but that are not needed here by empty ones, during the import of ranx.
 
-    Importing ir_datasets creates folders in the user's home, and importing matplotlib creates a font cache. A run would
+    Importing ir_datasets creates folders in the user's home, and importing matplotlib creates a font cache. A job would
     write outside its results_dir and cache_dir, and would fail where the home folder is not writable.
     """
-    stand_ins = {name: ModuleType(name) for name in ("ir_datasets", "ranx.meta.plot") if name not in sys.modules}
-    if plotting := stand_ins.get("ranx.meta.plot"):
+    empty = {name: ModuleType(name) for name in ("ir_datasets", "ranx.meta.plot") if name not in sys.modules}
+    if plotting := empty.get("ranx.meta.plot"):
         plotting.__dict__["plot"] = None  # ranx.meta imports this name
-    sys.modules.update(stand_ins)
+    sys.modules.update(empty)
     try:
         yield
     finally:
-        for name in stand_ins:
+        for name in empty:
             del sys.modules[name]

@@ -1,8 +1,8 @@
-"""mteb's names of datasets and metrics, and results that mteb made, read as systems of their own (`mteb:NAME`).
+"""mteb's names of datasets and metrics, and the results that mteb wrote, as cells of the system `mteb:MODEL`.
 
-mteb writes `MODEL/REVISION/TASK.json` and a `model_meta.json` beside it. Such a file has only means, no run, so a
-system of its kind stands in tables and boards, and nothing is compared query by query. The release that measured it is
-kept with the figures: mteb changed its tie rule of MRR (#5136) and its bm25s (#4405) in 2026.
+mteb writes `MODEL/REVISION/TASK.json`, with `model_meta.json` in the same folder. A result file has only means and no
+run, so its cells appear in tables and boards but cannot be compared query by query. The release of mteb is kept with
+the scores because releases differ: mteb changed its tie rule of MRR (#5136) and its bm25s (#4405) in 2026.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from evalkit.storage import outside, paths, seal
 from evalkit.storage.paths import write_whole
 from evalkit.storage.results import CellScores
 
-TASKS = {
+TASKS = {  # datasets with a task of their own
     "beir/nfcorpus": "NFCorpus",
     "beir/fiqa": "FiQA2018",
     "beir/trec-covid": "TRECCOVID",
@@ -50,21 +50,22 @@ TASKS = {
     "nanobeir/webis-touche2020": "NanoTouche2020Retrieval",
 }
 FAMILIES = {"miracl": "MIRACLRetrieval", "xquad": "XQuADRetrieval", "mmarco": "mMARCO"}
-"""Tasks with one subset per language; mMARCO is none of MTEB's own."""
+"""Tasks with one subset per language, by family of datasets; MTEB itself has no task mMARCO."""
 SPLITS = {"nanobeir": "train", "xquad": "validation"}
-"""What MTEB calls the split of a family, where not as the dataset does."""
+"""MTEB's name of a family's split, where it differs from the dataset's."""
 SYSTEM = "mteb:"
-"""What a system's name begins with that mteb measured."""
+"""The beginning of the name of a system that mteb measured."""
 MEASURED_BY = "measured_by"
-"""Where `environment` of such a cell names the release of mteb."""
+"""The key in a cell's `environment` with the release of mteb."""
 SCHEMA = 1
+"""The version of the records that `keep` writes."""
 META = "model_meta.json"
 UNKNOWN = "of an unknown version"
 WANTED = "wanted a result that mteb 1.11 or later wrote, MODEL/REVISION/TASK.json"
 
 
 def task_of(dataset: str) -> tuple[str, str]:
-    """Return MTEB's task and subset of a dataset; an unknown dataset keeps its name.
+    """Return MTEB's task and subset of a dataset; the task of an unknown dataset is its name.
 
     >>> task_of("miracl/sw"), task_of("beir/fiqa"), task_of("demo")
     (('MIRACLRetrieval', 'sw'), ('FiQA2018', 'default'), ('demo', 'default'))
@@ -76,7 +77,7 @@ def task_of(dataset: str) -> tuple[str, str]:
 
 
 def split_of(dataset: str, split: str) -> str:
-    """Return what MTEB calls a dataset's split.
+    """Return MTEB's name of a dataset's split.
 
     >>> split_of("xquad/en", "test"), split_of("beir/fiqa", "test")
     ('validation', 'test')
@@ -94,7 +95,7 @@ def metric_of(metric: str) -> str:
 
 
 class Wanted(NamedTuple):
-    """A dataset that a result may be of, as its config states it."""
+    """The facts of a dataset's config that select a cell in a result file."""
 
     name: str
     split: str
@@ -103,45 +104,45 @@ class Wanted(NamedTuple):
 
 
 def wanted(config: DatasetConfig) -> Wanted:
-    """Return what a composed config says of its dataset."""
+    """Return these facts of a composed config."""
     return Wanted(config.name, config.split, config.language, config.main_metric)
 
 
 class Result(NamedTuple):
-    """A result file of mteb's."""
+    """The content of one result file of mteb."""
 
     path: Path
     model: str
-    """As mteb names it: organisation/name."""
+    """mteb's name of the model: organisation/name."""
     revision: str
     task: str
     version: str
     """The release of mteb that measured it."""
     entries: Mapping[tuple[str, str], Mapping[str, Any]]
-    """By split and subset, mteb's metrics by its names."""
+    """mteb's metrics by name, for each (split, subset)."""
     dataset_revision: str
 
 
 def read(path: Path) -> Result:
-    """Read a result of mteb's, and of the model what its place says.
+    """Read a result file of mteb; the model is read from `model_meta.json` or from the folders' names.
 
-    Raises ScoreError, in one line, for any other file.
+    Raises ScoreError for any other file, and for names that cannot be part of a path.
     """
     try:
         values = outside.read_json_object(path, constants=True)  # nAUC may be NaN
     except outside.UnreadableError as error:
-        msg = f"{path}: cannot be read as JSON ({error}), {WANTED}; copy it again"
+        msg = f"{path}: cannot be read as JSON ({error}), {WANTED}; copy the file again"
         raise ScoreError(msg) from error
     task, scores, version = values.get("task_name"), values.get("scores"), values.get("mteb_version")
     if not isinstance(task, str) or not isinstance(scores, dict):
-        lacking = "task_name" if not isinstance(task, str) else "scores"
-        msg = f"{path}: got no {lacking}, {WANTED}"
+        missing = "task_name" if not isinstance(task, str) else "scores"
+        msg = f"{path}: got no {missing}, {WANTED}"
         raise ScoreError(msg)
     entries: dict[tuple[str, str], Mapping[str, Any]] = {}
     for split, found in scores.items():
         for entry in found if isinstance(found, list) else [found]:
             if not isinstance(entry, dict):
-                msg = f"{path}: got scores of split {split!r} that are no list of subsets, {WANTED}"
+                msg = f"{path}: got scores of split {split!r} that are not a list of subsets, {WANTED}"
                 raise ScoreError(msg)
             entries[split, str(entry.get("hf_subset", "default"))] = entry
     model, revision = _model(path)
@@ -150,7 +151,7 @@ def read(path: Path) -> Result:
 
 
 def _model(path: Path) -> tuple[str, str]:
-    """Return the model's name and revision, from model_meta.json where it is there, else from the folders' names."""
+    """Return the model's name and revision, from model_meta.json if it exists, else from the folders' names."""
     revision, model = path.absolute().parent.name, path.absolute().parent.parent.name.replace("__", "/")
     meta = path.parent / META
     if meta.is_file():
@@ -162,16 +163,17 @@ def _model(path: Path) -> tuple[str, str]:
         model, revision = str(values.get("name") or model), str(values.get("revision") or revision)
     for what, name in (("model", model), ("revision", revision)):
         if (why := texts.unusable_name(name, parts=what == "model")) is not None:
-            msg = f"{path}: got {what} {name!r}, {why}; put the file at MODEL/REVISION/TASK.json, as mteb does"
+            msg = f"{path}: got {what} {name!r}, {why}; move the file to MODEL/REVISION/TASK.json, as mteb writes it"
             raise ScoreError(msg)
     return model, revision
 
 
 def chosen(result: Result, datasets: Sequence[Wanted], *, dataset: Wanted | None = None) -> list[Wanted]:
-    """Return which of the known datasets a result is of.
+    """Return those of `datasets` that a result has scores of.
 
-    `dataset` is the only one asked for; it also says what a task is that is none of mteb's own. Raises ScoreError for a
-    task that is no dataset here, and for a `dataset` that is another task's.
+    If `dataset` is given, it is returned, unless its task is another one than the result's; a task that mteb does not
+    have can only be read this way. Raises ScoreError for a result of another task than that of `dataset`, and, without
+    `dataset`, if the task or its subsets belong to no known dataset.
     """
     by_task: dict[str, list[Wanted]] = {}
     for one in datasets:
@@ -182,11 +184,11 @@ def chosen(result: Result, datasets: Sequence[Wanted], *, dataset: Wanted | None
         task, _ = task_of(dataset.name)
         if result.task != task and (known or task in (*TASKS.values(), *FAMILIES.values())):
             msg = f"{result.path}: got a result of task {result.task}, wanted one of {task} ({dataset.name})"
-            raise ScoreError(f"{msg}; give that file, or another dataset=")
+            raise ScoreError(f"{msg}; give that task's file, or another dataset=NAME")
         return [dataset]
     if not known:
-        msg = f"{result.path}: got a result of task {result.task!r}, which is no dataset of evalkit's"
-        raise ScoreError(f"{msg}; wanted {', '.join(sorted(by_task)[:5])} and so on, or name it with dataset=NAME")
+        msg = f"{result.path}: got a result of task {result.task!r}, which is no dataset of evalkit"
+        raise ScoreError(f"{msg}; wanted {', '.join(sorted(by_task)[:5])} and so on, or dataset=NAME")
     found = [one for one in known if task_of(one.name)[1] in subsets]
     if not found:
         wanted = ", ".join(task_of(one.name)[1] for one in known)
@@ -198,12 +200,13 @@ def chosen(result: Result, datasets: Sequence[Wanted], *, dataset: Wanted | None
 def cell(result: Result, dataset: Wanted) -> CellScores:
     """Return a result's means on one dataset as a cell of the system `mteb:MODEL`.
 
-    Raises ScoreError where its split, its subset or the dataset's main metric is missing, or a value is no mean.
+    Raises ScoreError if its split, its subset or the dataset's main metric is missing, or if a value is not a number
+    from 0 to 1.
     """
     task, subset = task_of(dataset.name)
     split = split_of(dataset.name, dataset.split)
     entry = result.entries.get((split, subset))
-    if entry is None and result.task != task:  # a task of the user's own, which has names of its own
+    if entry is None and result.task != task:  # a task of the user's own may have other names of split and subset
         entry = next(iter(result.entries.values())) if len(result.entries) == 1 else None
     if entry is None:
         got = ", ".join(f"{one}/{other}" for one, other in sorted(result.entries)) or "none"
@@ -251,7 +254,7 @@ def _cell(facts: Mapping[str, Any]) -> CellScores:
 
 
 def keep(cells: Sequence[CellScores], results_dir: Path) -> list[Path]:
-    """Write a sealed record of each cell below a results folder, where a report finds it; return their paths."""
+    """Write a sealed record of each cell below a results folder, where `kept` finds it; return their paths."""
     written = []
     for one in cells:
         facts = {
@@ -271,7 +274,7 @@ def keep(cells: Sequence[CellScores], results_dir: Path) -> list[Path]:
 
 
 def kept(results_dir: Path) -> tuple[tuple[CellScores, ...], tuple[str, ...]]:
-    """Return the cells that were kept, and a line for every record that is damaged or not alone in its cell."""
+    """Return the cells that `keep` wrote, and a line for every record that is damaged or is not its cell's only one."""
     found: dict[tuple[str, str], list[tuple[Path, CellScores]]] = {}
     problems = []
     for path in sorted((results_dir / paths.MTEB).rglob("*.json")):
@@ -282,7 +285,9 @@ def kept(results_dir: Path) -> tuple[tuple[CellScores, ...], tuple[str, ...]]:
                 raise ValueError(msg)  # noqa: TRY301 (reported below with the others)
             one = _cell(values)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-            problems.append(f"{path}: was damaged or edited ({error}); read mteb's result again (evalkit score --mteb)")
+            problems.append(
+                f"{path}: was damaged or edited ({error}); keep mteb's result again (evalkit score --mteb --keep)"
+            )
             continue
         found.setdefault((one.model, one.dataset), []).append((path, one))
     for (system, dataset), claiming in found.items():

@@ -18,22 +18,24 @@ from typing import Any, Literal, NamedTuple
 
 import yaml
 
+from evalkit.config import files
 from evalkit.errors import ScoreError
 
 NEAR = 0.001
 """Largest difference from a published score that counts as NEAR: the tolerance that MTEB uses."""
-UNSAID: Mapping[str, str] = {"search": "exact", "first_stage": "none"}
-"""The values of these settings in a run that does not have them: exact search, without a first stage."""
+DEFAULTS: Mapping[str, str] = {"search": "exact", "first_stage": "none"}
+"""The values of these settings if a cell's protocol lacks them: exact search, without a first stage."""
 NOISE_DIGITS = 12
 """Decimals of a mean that the rounding errors of its summation cannot reach."""
 CARD = "card"
+"""The source of scores that the model card publishes."""
 ORIGINS = ("run", "quoted")
 
 Label = Literal["MATCH", "NEAR", "HIGHER", "LOWER", "PROTOCOL-DIFFERS", "NOT-RUN"]
 
 
 class PublishedScore(NamedTuple):
-    """One published cell."""
+    """One published score: a metric of one system on one dataset, from one source."""
 
     system: str
     dim: int | None
@@ -47,6 +49,7 @@ class PublishedScore(NamedTuple):
     origin: str
     """`run` if the publisher measured it, or `quoted` from elsewhere."""
     table: str
+    """The name of the table with this score."""
     note: str
     """A remark on the system's whole column."""
     slip: str = ""
@@ -74,7 +77,7 @@ class StatedAverage(NamedTuple):
 
 
 class PublishedMean(NamedTuple):
-    """A mean over datasets that is published without its values."""
+    """A mean over datasets that is published without the single scores."""
 
     score: PublishedScore
     """The mean as a score, with the collection's name instead of a dataset's."""
@@ -92,7 +95,7 @@ class AverageAudit(NamedTuple):
 
 
 class Claim(NamedTuple):
-    """An average that is stated outside the tables, over a table's rows and further cells of the card."""
+    """An average that is stated outside the tables, over a table's rows and other cells of the card."""
 
     system: str
     dim: int | None
@@ -116,7 +119,7 @@ class Verdict(NamedTuple):
 
     label: Label
     differs: tuple[str, ...] = ()
-    """The settings that differ, if the verdict is PROTOCOL-DIFFERS."""
+    """The settings that differ, as sentences; empty unless the verdict is PROTOCOL-DIFFERS."""
 
 
 def published_dir() -> Path:
@@ -135,8 +138,8 @@ def _tables(directory: Path) -> tuple[dict[str, Any], ...]:
     return tuple(_read(path) for path in paths)
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml's where PyYAML has it
-    """YAML without repeated keys: they raise an error, while PyYAML keeps the last one."""
+class _Loader(files.Loader):
+    """A loader that raises an error for a repeated key; PyYAML itself keeps the last value."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:  # noqa: FBT001, FBT002 (PyYAML's own signature)
         """Return the mapping. Raises ConstructorError for a repeated key."""
@@ -144,7 +147,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
         if len(mapping) != len(node.value):
             names = [self.construct_object(name) for name, _ in node.value]
             twice = next(name for place, name in enumerate(names) if name in names[:place])
-            raise yaml.constructor.ConstructorError(None, None, f"{twice!r} stands twice", node.start_mark)
+            raise yaml.constructor.ConstructorError(None, None, f"got key {twice!r} twice", node.start_mark)
         return mapping
 
 
@@ -170,9 +173,9 @@ def _read(path: Path) -> dict[str, Any]:
         for mean in values.get("means", []):
             itemgetter("name", "system", "dim", "origin", "value", "over")(mean)
             mean.get("settings", {}).items()
-    except (yaml.YAMLError, UnicodeDecodeError, KeyError, TypeError, AttributeError) as error:
-        reason = " ".join(str(error).split())
-        msg = f"{path}: not a table of published scores ({type(error).__name__}: {reason}); repair the file"
+    except files.YAML_ERRORS as error:
+        problem = f"{type(error).__name__}: {files.reason(error)}"
+        msg = f"{path}: not a table of published scores ({problem}); repair the file"
         raise ScoreError(msg) from error
     for mistake in _mistakes(values):
         msg = f"{path}: {mistake}; repair the file"
@@ -184,7 +187,7 @@ def _mistakes(table: Mapping[str, Any]) -> Iterator[str]:
     """Yield the impossible values of a well-formed table."""
     digits = table["digits"]
     if type(digits) is not int or digits < 1:
-        yield f"got digits {digits!r}, wanted the count of decimals printed"
+        yield f"got digits {digits!r}, wanted the number of printed decimals, 1 or more"
         return
     columns = [(system["system"], system["dim"]) for system in table["systems"]]
     for column, count in Counter(columns).items():
@@ -218,7 +221,7 @@ def _column_mistakes(system: Mapping[str, Any], digits: int) -> Iterator[str]:
 
 
 def _mean_mistakes(mean: Mapping[str, Any], digits: int) -> Iterator[str]:
-    """Yield the mistakes in a mean that is published without its rows."""
+    """Yield the mistakes in a mean that is published without the single scores."""
     name = f"the {mean['name']} mean of {mean['system']}"
     if mean["origin"] not in ORIGINS:
         yield f"got origin {mean['origin']!r} of {name}, wanted {' or '.join(ORIGINS)}"
@@ -230,12 +233,12 @@ def _mean_mistakes(mean: Mapping[str, Any], digits: int) -> Iterator[str]:
 
 
 def _printed(value: Any, digits: int) -> bool:
-    """Tell whether a table with `digits` decimals can print a value."""
+    """Return whether a table with `digits` decimals can print a value."""
     return type(value) in (int, float) and 0 <= value <= 1 and rounded(value, digits) == value
 
 
 def published_scores(directory: Path | None = None) -> tuple[PublishedScore, ...]:
-    """Return every published cell, table by table. Raises ScoreError for a malformed file."""
+    """Return every published score, table by table. Raises ScoreError for a malformed file."""
     return _scores(directory or published_dir())
 
 
@@ -270,7 +273,7 @@ def _scores(directory: Path) -> tuple[PublishedScore, ...]:
 
 
 def published_means(directory: Path | None = None) -> tuple[PublishedMean, ...]:
-    """Return every mean that is published without its rows, table by table. Raises ScoreError for a malformed file."""
+    """Return every mean that is published without single scores, by table. Raises ScoreError for a malformed file."""
     return tuple(
         PublishedMean(
             PublishedScore(
@@ -296,13 +299,13 @@ def published_means(directory: Path | None = None) -> tuple[PublishedMean, ...]:
 
 
 def find(system: str, dim: int | None, dataset: str, metric: str) -> list[PublishedScore]:
-    """Return the published scores of a cell, the card's first; the same value of one source is listed once."""
+    """Return the published scores of a cell, the card's first; equal values from one source are listed once."""
     return list(_by_cell(published_dir()).get((system, dim, dataset, metric), ()))
 
 
 @cache
 def _by_cell(directory: Path) -> dict[tuple[str, int | None, str, str], tuple[PublishedScore, ...]]:
-    """Return the published scores of every cell, as in `find`."""
+    """Return the published scores by system, dim, dataset and metric, as in `find`."""
     found: dict[tuple[str, int | None, str, str], dict[tuple[str, float], PublishedScore]] = {}
     for score in _scores(directory):
         cell = found.setdefault((score.system, score.dim, score.dataset, score.metric), {})
@@ -337,8 +340,10 @@ def verdict(
 ) -> Verdict:
     """Return the verdict on a measured value.
 
-    MATCH: equal at the printed digits. NEAR: within the largest of .001, three times the measured `deviation` between
-    re-runs, and a `declared_loss` of the published system's index. `differs` names settings known to differ.
+    NOT-RUN: `measured` is None. PROTOCOL-DIFFERS: `differs` names settings that are known to differ. MATCH: equal at
+    the printed digits. NEAR: the difference is at most the largest of .001, three times the measured `deviation`
+    between re-runs, and the `declared_loss` of the published system's index. Otherwise HIGHER or LOWER.
+
     Raises ScoreError for a measured value that is not a finite number.
     """
     if measured is None:
@@ -360,10 +365,11 @@ def verdict(
 def differing(
     published: PublishedScore, protocol: Mapping[str, Any], split: str, *, self_hits: int | None = None
 ) -> tuple[str, ...]:
-    """Return each setting in which a run differs from a published score, with both values.
+    """Return a sentence for each setting in which a cell differs from a published score, with both values.
 
-    Only known settings of the published score are compared. `self_hits` is the number of hits whose document id is the
-    query's id, kept or dropped, or None if they were not counted. If there are none, the rule for them does not matter.
+    `protocol` and `split` are those of the cell. Only known settings of the published score are compared. `self_hits`
+    is the number of hits whose document id is the query's id, kept or dropped, or None if they were not counted. If
+    there are none, the rule for them does not matter.
 
     >>> score = PublishedScore("s", 1, "d", "m", 0.1, 1, "card", "run", "t", "", settings={"query.max_tokens": 32})
     >>> differing(score, {"query": {"max_tokens": 16}}, "test")
@@ -373,7 +379,7 @@ def differing(
     for name, wanted in published.settings.items():
         if name == "drop_self" and self_hits == 0:
             continue
-        got: Any = {**UNSAID, **protocol, "split": split}
+        got: Any = {**DEFAULTS, **protocol, "split": split}
         for part in name.split("."):
             got = got.get(part) if isinstance(got, Mapping) else None
         if got != wanted:
@@ -416,9 +422,9 @@ def stated_averages(directory: Path | None = None) -> tuple[StatedAverage, ...]:
 
 
 def claims(directory: Path | None = None) -> tuple[Claim, ...]:
-    """Return every average that is stated elsewhere, recomputed from the card.
+    """Return every average that is stated outside the tables, recomputed from the card.
 
-    Raises ScoreError for one over a cell that the card lacks.
+    Raises ScoreError for an average over a cell that the card lacks.
     """
     card: dict[tuple[str, int | None], dict[str, float]] = {}
     for score in published_scores(directory):
@@ -470,12 +476,12 @@ def disagreements(directory: Path | None = None) -> tuple[Disagreement, ...]:
 
 
 def _comparable(one: PublishedScore, other: PublishedScore) -> bool:
-    """Whether two scores can be of the same measurement: the same kind of search and the same first stage."""
-    return all(one.settings.get(name) == other.settings.get(name) for name in UNSAID)
+    """Return whether two scores have the same kind of search and the same first stage."""
+    return all(one.settings.get(name) == other.settings.get(name) for name in DEFAULTS)
 
 
 def _half_unit(digits: int) -> Decimal:
-    """Return the largest distance of a number from its printed value."""
+    """Return the largest difference between a number and its value rounded to `digits` decimals."""
     return Decimal(5).scaleb(-digits - 1)
 
 

@@ -1,8 +1,8 @@
-"""The deviation between re-runs of a cell, measured from stored runs.
+"""The deviation between re-runs of a cell, measured from stored results.
 
-A re-run computes the same cell on another device, processor or library version, or with another value of one of
-SETTINGS, none of which should matter. It has its own results folder below `reruns/`, written with
-`results_dir=results/reruns/NAME`.
+A re-run computes the same cell again: on another device, with other library versions, or with another value of one of
+SETTINGS. Such a change should alter only the last digits of a score. A re-run has its own results folder below
+`reruns/`, written with `results_dir=results/reruns/NAME`.
 """
 
 from __future__ import annotations
@@ -26,44 +26,44 @@ SETTINGS = (
     "rope_frequencies",
     "shard_tokens",
 )
-"""Protocol settings that change only the last digits of a vector; a publication would not state them."""
+"""Protocol settings that change only the last digits of a vector and that publications do not state."""
 FACTS = ("device", "processor", "platform", "threads", "python", "packages")
-"""Entries of the environment that are listed when the runs of a cell differ in them."""
+"""Entries of the environment that are listed when the results of a cell differ in them."""
 
 
 class Deviation(NamedTuple):
-    """The measured deviation of a metric over the runs of one cell."""
+    """The measured deviation of a metric over the results of one cell."""
 
     system: str
     dim: int | None
     dataset: str
     metric: str
     value: float
-    """The sample standard deviation of the metric over the runs."""
+    """The sample standard deviation of the metric over the results."""
     runs: int
-    """The number of runs: the one in the tables and its re-runs."""
+    """The number of results: the one in the tables and its re-runs."""
     differing: tuple[str, ...]
-    """The settings and facts in which the runs differ; empty if none do."""
+    """The settings and facts in which the results differ; empty if they differ in none."""
 
 
 def measure(cells: Iterable[CellScores], results_dir: Path) -> tuple[tuple[Deviation, ...], tuple[str, ...]]:
     """Return the deviation per metric of each cell with re-runs, and a message for every re-run that was left out.
 
-    `cells` are the cells in the tables. A run with another corpus, other queries, lengths or weights is not a re-run;
-    it is left out, and its message lists the settings in which it differs.
+    `cells` are the cells in the tables. A result with another corpus, other queries, lengths or weights is not a
+    re-run; it is left out, and its message lists the settings in which it differs.
     """
     tabled = {_name(cell): cell for cell in cells}
-    members: dict[tuple[object, ...], list[CellScores]] = {}
+    groups: dict[tuple[object, ...], list[CellScores]] = {}
     problems = []
     for folder in sorted((results_dir / FOLDER).glob("*")):
-        again, unreadable = results.readable(folder)
+        found, unreadable = results.readable(folder)
         problems += unreadable
-        for cell in again:
+        for cell in found:
             problems += results.edited(folder, cell).values()
             where = f"{folder.name}/{cell.run_id}"
             if (base := tabled.get(_name(cell))) is None:
                 problems.append(
-                    f"{where}: got no run of this cell in the tables, wanted one to compare with; move it to runs/"
+                    f"{where}: got a cell that is not in the tables, wanted a re-run of one; move it to runs/"
                 )
             elif other := [name for name in results.differing([base, cell]) if name.split(".")[0] not in SETTINGS]:
                 problems.append(
@@ -71,8 +71,8 @@ def measure(cells: Iterable[CellScores], results_dir: Path) -> tuple[tuple[Devia
                     f"{', '.join(SETTINGS)} or machine); remove it"
                 )
             else:
-                members.setdefault(_name(cell), [base]).append(cell)
-    return tuple(one for runs in members.values() for one in _deviations(runs)), tuple(problems)
+                groups.setdefault(_name(cell), [base]).append(cell)
+    return tuple(one for group in groups.values() for one in _deviations(group)), tuple(problems)
 
 
 def of(cell: CellScores, metric: str, deviations: Iterable[Deviation]) -> float:
@@ -85,18 +85,19 @@ def _name(cell: CellScores) -> tuple[object, ...]:
     return cell.model, cell.dim, cell.dataset, cell.split, cell.search
 
 
-def _deviations(runs: Sequence[CellScores]) -> list[Deviation]:
-    base = runs[0]
-    differing = (*results.differing(runs), *_facts(runs))
+def _deviations(group: Sequence[CellScores]) -> list[Deviation]:
+    """Return the deviation of every metric that all results of a cell have."""
+    base = group[0]
+    differing = (*results.differing(group), *_differing_facts(group))
     return [
-        Deviation(base.model, base.dim, base.dataset, metric, statistics.stdev(values), len(runs), differing)
+        Deviation(base.model, base.dim, base.dataset, metric, statistics.stdev(values), len(group), differing)
         for metric in base.metrics
-        if len(values := [run.metrics[metric] for run in runs if metric in run.metrics]) == len(runs)
+        if len(values := [cell.metrics[metric] for cell in group if metric in cell.metrics]) == len(group)
     ]
 
 
-def _facts(runs: Sequence[CellScores]) -> list[str]:
-    """Return the names of the environment's facts in which runs differ; each package is a fact of its own."""
-    known = [results.flat({name: run.environment.get(name) for name in FACTS}) for run in runs]
+def _differing_facts(group: Sequence[CellScores]) -> list[str]:
+    """Return the names of the environment's facts in which results differ; each package is a fact of its own."""
+    known = [results.flat({name: cell.environment.get(name) for name in FACTS}) for cell in group]
     names = dict.fromkeys(name for facts in known for name in facts)
     return [name for name in names if len({repr(facts.get(name)) for facts in known}) > 1]

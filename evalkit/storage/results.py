@@ -125,7 +125,7 @@ def read(path: Path) -> CellScores:
     try:
         values = seal.parse(path.read_bytes())
     except OSError as error:
-        msg = f"{path}: cannot be read ({error.strerror}); wanted the scores.json of a finished run"
+        msg = f"{path}: cannot be read ({error.strerror}); wanted the scores.json of a finished cell"
         raise ScoreError(msg) from error
     except ValueError as error:
         msg = f"{path}: not whole JSON ({error}); {again}"
@@ -180,7 +180,7 @@ def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
     if recomputed != values["run_id"]:
         yield (
             f"run_id is {values['run_id']}, wanted {recomputed} for the dataset, split, model, dim and protocol stated "
-            f"here: one of them was changed since the run; {again}"
+            f"here: one of them was changed since the cell was computed; {again}"
         )
     if values["main_metric"] not in values["metrics"]:
         yield f"got no {values['main_metric']}, its main metric; {again}"
@@ -204,7 +204,7 @@ def finished(results_dir: Path, run_id: str) -> CellScores | None:
     try:
         there = path.is_file()
     except OSError as error:
-        msg = f"{path}: cannot be read ({error.strerror}); wanted the scores.json of a finished run, or none"
+        msg = f"{path}: cannot be read ({error.strerror}); wanted the scores.json of a finished cell, or no file"
         raise ScoreError(msg) from error
     return read(path) if there else None
 
@@ -236,7 +236,7 @@ def edited(results_dir: Path, cell: CellScores, *, names: Sequence[str] = BESIDE
 def require_unedited(results_dir: Path, cell: CellScores, *names: str) -> None:
     """Raise ScoreError that names the file if one of these files has changed since the cell was finished."""
     for line in edited(results_dir, cell, names=names).values():
-        msg = f"{line}; restore it, or delete the run's {SCORES} and run the cell again"
+        msg = f"{line}; restore it, or delete the cell's {SCORES} and run the cell again"
         raise ScoreError(msg)
 
 
@@ -379,7 +379,7 @@ def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | No
         values["cache_dir"] = values.get("cache_dir") or str(results_dir.parent / "cache")
         config = config_of(values, dataset_path=dataset_path)
     except (outside.UnreadableError, KeyError, TypeError, AttributeError) as error:
-        msg = f"{path}: not the settings of a run ({error}); run the cell again"
+        msg = f"{path}: not the settings of a cell ({error}); run the cell again"
         raise ConfigError(msg) from error
     used = str(cell.environment.get("dataset_source")).partition(" ")[0]
     sources = tuple(sorted(config.dataset.sources, key=lambda name: name != used))
@@ -475,7 +475,7 @@ def read_per_query(path: Path) -> QueryTable:
             msg = f"{value_QM[place].tolist()} on line {place + 2}, wanted numbers from 0 to 1"
             raise ValueError(msg)  # noqa: TRY301 (reported below with the others)
     except (OSError, ValueError, KeyError) as error:  # Arrow's errors are subclasses of ValueError and KeyError
-        msg = f"{path}: not a whole table of queries ({error}); delete the run's scores.json and run the cell again"
+        msg = f"{path}: not a whole table of queries ({error}); delete the cell's scores.json and run the cell again"
         raise ScoreError(msg) from error
     return QueryTable(tuple(names), queries, value_QM)
 

@@ -159,7 +159,7 @@ def _columns(data: bytes) -> object:
 
 def _names(data: bytes) -> object:
     text = _text(data)
-    shown = texts.told(text)
+    shown = texts.one_line(text)
     demand(not any(ord(letter) < 32 or 127 <= ord(letter) < 160 for letter in shown), "a control character is told")
     if texts.unusable_name(text, parts=True) is None:
         demand(".." not in text.split("/") and not text.startswith("/"), f"{text!r} as a name")

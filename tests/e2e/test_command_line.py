@@ -199,7 +199,7 @@ def test_one_bad_combination_does_not_cost_the_rest_of_a_sweep(tmp_path):
         (["run", "dataset=folder", "dataset.path=nowhere"], 1, "nothing at this path"),
         (["run", "-m", "--cfg", "job", "model=demo,bm25"], 2, "got -m --cfg job, wanted one of them"),
         (["ls", "modles"], 2, "evalkit: ls 'modles' unknown; did you mean models"),
-        (["report", "--results-dir", "nowhere"], 1, "no finished run under nowhere"),
+        (["report", "--results-dir", "nowhere"], 1, "no finished cell under nowhere"),
         (["score", "nowhere.trec", "dataset=demo"], 1, "nowhere.trec"),
     ],
 )

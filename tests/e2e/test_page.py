@@ -143,7 +143,7 @@ def test_verdicts_read_without_colour(page):
 
 
 def test_the_audit_the_problems_and_the_partial_averages_are_told(page):
-    assert "2 runs claim this cell" in find(page, "#problems").text
+    assert "2 results claim this cell" in find(page, "#problems").text
     rows = [[cell.text for cell in row.find_elements("css selector", "td")] for row in rows_of(page, "#audit")]
     failing = {(row[0], row[1]): row[3:] for row in rows if row[5] == "✗ no"}
     assert len(rows) == 12

@@ -77,7 +77,7 @@ def test_plan_knows_what_is_finished_and_forecasts_the_rest_from_it(finished):
     assert row[-1] == scores["run_id"]
     assert "vectors counted by demo.test.demo-" in done.stdout
     assert "time at " in done.stdout
-    assert "over 2 runs here: demo:96 on demo" in done.stdout
+    assert "over 2 cells here: demo:96 on demo" in done.stdout
     assert "4 cells: 3 finished, 1 to do" in done.stdout
 
 
@@ -177,7 +177,7 @@ def test_a_run_that_failed_is_told_with_its_error(tmp_path):
     assert done.returncode == 1
     assert rows(done.stdout, "failed")[0][:2] == ["failed", "bm25"]
     assert "nothing at this path" in done.stderr
-    assert "1 run failed: run again what failed, or take it off this list with evalkit status --forget" in done.stderr
+    assert "1 job failed: run it again, or remove it from this list with evalkit status --forget" in done.stderr
 
 
 def test_a_run_that_failed_is_forgotten_when_asked_and_status_is_content(finished, tmp_path):
@@ -185,7 +185,7 @@ def test_a_run_that_failed_is_forgotten_when_asked_and_status_is_content(finishe
     assert evalkit("run", "dataset=folder", "dataset.path=nowhere", "model=bm25", *places, cwd=tmp_path).returncode == 1
     forgotten = evalkit("status", "--forget", *places, cwd=tmp_path)
     assert forgotten.returncode == 0, forgotten.stderr
-    assert "forgot 1 run that failed" in forgotten.stdout
+    assert "forgot 1 failed job" in forgotten.stdout
     assert rows(forgotten.stdout, "failed") == []
     assert len(rows(forgotten.stdout, "finished")) == 3
     assert evalkit("status", *places, cwd=tmp_path).returncode == 0
@@ -208,7 +208,7 @@ def test_a_damaged_record_of_a_failed_run_is_told_until_it_is_forgotten(tmp_path
 def test_status_says_so_where_nothing_was_run(tmp_path):
     done = evalkit("status", *PLACES, cwd=tmp_path)
     assert done.returncode == 0
-    assert done.stdout.startswith("no finished, running, stopped or failed run in results;")
+    assert done.stdout.startswith("no finished, running, stopped or failed cell in results;")
 
 
 def test_a_damaged_result_is_told_by_status(finished, tmp_path):
@@ -232,7 +232,7 @@ def test_the_cache_is_listed_verified_and_emptied_by_name(finished, tmp_path):
     # Two dims of embeddings; their top-k and BM25's counts; the survey for the model and the one for BM25.
     assert sorted(kinds) == ["embeddings"] * 2 + ["survey"] * 2 + ["top-k"] * 3
     assert "demo.test.demo-64." in listed.stdout
-    assert "no known run" not in listed.stdout
+    assert "no known cell" not in listed.stdout
     whole = evalkit("cache", "verify", "--cache-dir", cache, cwd=tmp_path)
     assert whole.returncode == 0
     assert whole.stdout.endswith("0 unfinished\n")

@@ -198,4 +198,4 @@ def test_a_run_counts_the_self_hits_that_it_kept(finished):
 def test_a_run_that_is_not_there_is_named(finished):
     done = evalkit("replay", "demo-65", cwd=finished)
     assert done.returncode == 1
-    assert done.stderr.startswith("evalkit: run 'demo-65' unknown; ")
+    assert done.stderr.startswith("evalkit: cell 'demo-65' unknown; ")

@@ -172,8 +172,8 @@ def test_an_edited_protocol_is_refused_by_the_report_and_by_the_run_itself(run, 
     path.write_text(json.dumps(seal.seal(values)), encoding="utf-8")
     with pytest.raises(ScoreError, match=f"run_id is {cell.run_id}, wanted beir-fiqa.test.bm25"):
         results.read(path)
-    with pytest.raises(EvalkitError, match="one of them was changed since the run; delete it and run the cell again"):
+    with pytest.raises(EvalkitError, match="one of them was changed since the cell was computed; delete it and run "):
         run("model=bm25", "model.k1=1.5")
     done = CliRunner().invoke(app, ["report", "--results-dir", str(tmp_path / "results")])
-    assert "no finished run under" in str(done.exception)
+    assert "no finished cell under" in str(done.exception)
     assert str(path) in str(done.exception)

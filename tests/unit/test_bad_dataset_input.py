@@ -73,7 +73,7 @@ def surveyed(dataset: Dataset, cache_dir: Path) -> Survey:
         (
             f'{{"_id": {"9" * 5000}}}',
             (
-                "got JSON that Python does not read (Exceeds the limit (4300 digits) for integer string conversion: "
+                "got JSON that Python cannot read (Exceeds the limit (4300 digits) for integer string conversion: "
                 "value has 5000 digits; use sys.set_int_max_str_digits() to increase the limit), wanted one JSON "
                 f"object on the line; {REPAIR}"
             ),
@@ -160,7 +160,7 @@ def test_brackets_without_end_are_refused_like_other_malformed_json(tmp_path: Pa
     """A line that exhausts the parser's stack is a bad line, not a crash."""
     (tmp_path / "corpus.jsonl").write_text("[" * 200_000, encoding="utf-8")
     message = refusal(lambda: list(FolderCorpus(tmp_path).documents()))
-    assert message.startswith(f"{tmp_path / 'corpus.jsonl'} line 1: got JSON that Python does not read (")
+    assert message.startswith(f"{tmp_path / 'corpus.jsonl'} line 1: got JSON that Python cannot read (")
 
 
 def test_bytes_that_are_not_utf8_are_named_by_line_and_byte(tmp_path: Path) -> None:
@@ -326,7 +326,7 @@ def test_a_path_of_a_file_is_named_with_the_folder_to_give(tmp_path: Path) -> No
     """A likely slip: the corpus file in place of its folder."""
     path = small_folder(tmp_path) / "corpus.jsonl"
     assert refusal(lambda: datasets.load(config(path))) == (
-        f"{path}: got a file, wanted a BEIR-format folder; give the folder that holds it: dataset.path={tmp_path}"
+        f"{path}: got a file, wanted a BEIR-format folder; give the folder that contains it: dataset.path={tmp_path}"
     )
 
 
@@ -512,7 +512,7 @@ def test_judgements_that_find_nothing_relevant_are_refused_or_recorded(tmp_path:
     path = folder / "qrels" / "test.tsv"
     path.write_text("q1\td1\t0\nq1\td2\t-1\n", encoding="utf-8")
     deviation = (
-        f"dataset small: got 2 judgements without a relevance above 0 in {path}, wanted at least one, for every "
+        f"dataset small: got 2 judgements without a relevance above 0 in {path}, wanted at least one: every "
         "metric would be 0"
     )
     assert refusal(lambda: datasets.load(config(folder))) == deviation + ACCEPT

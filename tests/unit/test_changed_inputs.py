@@ -386,7 +386,7 @@ def test_a_kill_while_scoring_again_leaves_no_scores_to_believe(
         with pytest.raises(KeyboardInterrupt):
             run(config)
     interrupted = results.read(folder / results.SCORES)
-    with pytest.raises(ScoreError, match=r"got a run whose scoring was interrupted, .*; run the cell again"):
+    with pytest.raises(ScoreError, match=r"got a cell whose scoring was interrupted, .*; run the cell again"):
         replay.load(tmp_path / "results", interrupted)
     write_qrels(foxes, relevant)
     cell, said = run(config)
@@ -456,7 +456,7 @@ def test_a_checkpoint_replaced_while_it_encodes_stores_nothing(
         return frozenset()
 
     monkeypatch.setattr(loaded, "canary", canary)
-    with pytest.raises(ModelError, match=r"wanted the same file for the whole run; nothing more was stored"):
+    with pytest.raises(ModelError, match=r"wanted the same file for the whole job; nothing more was stored"):
         run(config_of(foxes, tmp_path, *words))
     assert not files(tmp_path / "cache", "*.safetensors")
     assert not files(tmp_path / "results", "*.json")
@@ -562,8 +562,8 @@ def test_a_second_read_of_a_collection_is_held_against_the_first(collected: Path
     with pytest.raises(DeviationError) as caught:
         run(collected_config(tmp_path))
     assert str(caught.value).endswith(
-        f"from ir_datasets 0.5.11 own/foxes, wanted {first.protocol['corpus']}, which the first whole read had, so "
-        f"some id, title or text differs, or their order; repair the data, delete {kept} if that first copy was the "
+        f"from ir_datasets 0.5.11 own/foxes, wanted {first.protocol['corpus']}, which the first complete read had, so "
+        f"some id, title or text differs, or their order; repair the data, delete {kept} if the first copy was the "
         "wrong one, or accept and record the deviation with dataset.verify=false"
     )
     accepted = run(collected_config(tmp_path, "dataset.verify=false"))[0]
@@ -625,7 +625,7 @@ def test_costs_that_are_lost_are_said(foxes: Path, tmp_path: Path, monkeypatch: 
 def test_a_path_without_a_dataset_is_a_folder_and_never_the_demo(foxes: Path) -> None:
     config = compose(["model=bm25", f"dataset.path={foxes}"]).dataset
     assert (config.name, config.sources, config.demo) == ("folder/foxes", ("folder",), None)
-    with pytest.raises(ConfigError, match=r"'demo' is generated and read from no folder: got dataset\.path=.*=folder"):
+    with pytest.raises(ConfigError, match=r"'demo' is generated, not read from a folder: got dataset\.path=.*=folder"):
         compose(["model=bm25", "dataset=demo", f"dataset.path={foxes}"])
 
 

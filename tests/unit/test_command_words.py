@@ -108,9 +108,9 @@ def test_runs_are_named_by_system_and_dim_or_by_dims_of_one_model(evalkit):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("compare", "model=dmeo"), "model=dmeo: no finished run has it; did you mean demo?"),
-        (("replay", "demo:65"), "run 'demo:65' unknown; did you mean demo:"),
-        (("replay", "demo"), "run 'demo' names 3: demo:128 on demo, demo:96 on demo, demo:64 on demo; "),
+        (("compare", "model=dmeo"), "model=dmeo: no finished cell has it; did you mean demo?"),
+        (("replay", "demo:65"), "cell 'demo:65' unknown; did you mean demo:"),
+        (("replay", "demo"), "cell 'demo' names 3: demo:128 on demo, demo:96 on demo, demo:64 on demo; "),
         (("compare", "bm25s"), "wanted two or more on one dataset (evalkit ls runs)"),
     ],
 )
@@ -206,8 +206,8 @@ def test_the_projects_own_results_are_read_by_name_only_and_said_to_be_its_own(f
     (tmp_path / "results" / "runs").symlink_to(finished / "results" / "runs")
     code, table, said = evalkit("ls", "runs")
     assert (code, table.count("\n")) == (0, 1)
-    assert "no finished run under evalkit-results; " in said
-    assert "for the project's own published runs: --results-dir results" in said
+    assert "no finished cell under evalkit-results; " in said
+    assert "for the project's own published results: --results-dir results" in said
     words = ("run", "model=demo", "dim=[128,64]", *SMALL, f"cache_dir={finished}/cache")
     assert (
         "read from results (the project's own published results); --force" in evalkit(*words, "results_dir=results")[2]

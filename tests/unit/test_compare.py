@@ -119,9 +119,9 @@ def test_runs_are_chosen_by_id_system_or_dataset():
     assert [one.model for one in compare.choose(known, ["bm25", "jina-colbert-v2-64"])] == ["bm25", "jina-colbert-v2"]
     assert len(compare.choose(known, [])) == len(compare.choose(known, ["beir/nfcorpus"])) == 4
     assert compare.one(known, "jina-colbert-v2-96").dim == 96
-    with pytest.raises(ScoreError, match=r"run 'bm26' unknown; .*evalkit ls runs"):
+    with pytest.raises(ScoreError, match=r"cell 'bm26' unknown; .*evalkit ls runs"):
         compare.choose(known, ["bm26"])
-    with pytest.raises(ScoreError, match="run 'jina-colbert-v2' names 3: "):
+    with pytest.raises(ScoreError, match="cell 'jina-colbert-v2' names 3: "):
         compare.one(known, "jina-colbert-v2")
 
 
@@ -194,7 +194,7 @@ def test_labels_of_points_that_lie_close_cover_neither_each_other_nor_a_point():
 def test_a_plot_needs_vectors_and_a_known_format(tmp_path):
     with pytest.raises(ConfigError, match=r"got format '\.gif', wanted one of \.svg, \.png, \.pdf"):
         pareto.draw(cells(), tmp_path / "plot.gif")
-    with pytest.raises(ScoreError, match="no run among these counted its vectors"):
+    with pytest.raises(ScoreError, match="got no cell with a count of its vectors"):
         pareto.draw([cell()], tmp_path / "plot.svg")
 
 
@@ -221,7 +221,7 @@ def test_a_normal_interval_is_near_the_bootstraps():
 
 def test_where_nothing_was_run_yet_the_command_to_run_is_named(tmp_path):
     for words in ([], ["demo-64"]):
-        with pytest.raises(ScoreError, match=r"^got no finished run, .* run one first, for example: evalkit run "):
+        with pytest.raises(ScoreError, match=r"^got no finished cell; run one first, for example: evalkit run "):
             compare.choose([], words)
 
 

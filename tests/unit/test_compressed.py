@@ -153,7 +153,7 @@ def test_a_base_run_of_other_queries_is_refused(demo):
     results_dir, _, (base, _) = demo
     other = late(dataset="demo")
     put(results_dir, other)
-    with pytest.raises(ScoreError, match=r"queries are judged in the base run or here only, wanted the same"):
+    with pytest.raises(ScoreError, match=r"queries are judged in the base cell or here only, wanted the same"):
         precision.measure(
             dataclasses.replace(demo[1], dims=(128,)),
             base,

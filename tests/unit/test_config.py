@@ -81,7 +81,7 @@ def test_a_setting_that_the_yaml_leaves_out_can_be_given():
         (["model=demo,bm25"], "model=demo,bm25 gives several values; add -m"),
         (["demo"], "got 'demo', wanted setting=value"),
         (["dataset.verify=maybe"], r"dataset\.verify='maybe': wanted true or false"),
-        (["~model"], "got '~model', wanted setting=value; no setting can be taken out"),
+        (["~model"], "got '~model', wanted setting=value; settings cannot be removed"),
         (["results_dir="], r"results_dir='': wanted a folder, for example results_dir=/data/results"),
         (["results_dir=' '"], r"results_dir=' ': wanted a folder, for example results_dir=/data/results"),
         (["engine.threads=0"], "engine.threads=0: wanted null or a number of threads from 1 to 1024"),
@@ -96,13 +96,13 @@ def test_a_setting_that_the_yaml_leaves_out_can_be_given():
         (["model.checkpoints.x.path=/a"], "model.checkpoints.x: wanted a dim, a whole number"),
         (
             ["model=demo dim=64"],
-            r"got 'model=demo dim=64', wanted setting=value as Hydra's grammar has it \(.*\); quote",
+            r"got 'model=demo dim=64', wanted setting=value in Hydra's grammar \(.*\); quote",
         ),
         (["metrics=[recal@5]"], r"metric 'recal@5' unknown; did you mean recall\?, each with a cutoff"),
         (["metrics=hits"], "metric 'hits' unknown; "),
         (
             ["metrics=recall@1000"],
-            r"recall@1000: got a cutoff beyond the 100 documents .*search\.depth=1000 keeps as many",
+            r"recall@1000: got a cutoff above the 100 documents .*search\.depth=1000 keeps enough",
         ),
         (["zzzzzz=1"], r"setting 'zzzzzz' unknown; valid: cache_dir, .* and \d+ more \(evalkit ls settings\)"),
     ],
@@ -222,9 +222,16 @@ def test_only_harmless_variables_are_read_into_settings(monkeypatch):
     monkeypatch.setenv("MY_SECRET", "hunter-2-hunter")
     assert compose(["dataset.licence='${oc.env:EVALKIT_LICENCE}'"]).dataset.licence == "MIT"
     assert compose(["dataset.licence='${oc.env:EVALKIT_NONE,none}'"]).dataset.licence == "none"
-    with pytest.raises(ConfigError, match=r"\${oc.env:MY_SECRET}: this variable may not be read into settings"):
+    with pytest.raises(
+        ConfigError,
+        match=r"^dataset\.licence: got \${oc.env:MY_SECRET}, a variable that may not be read into settings",
+    ):
         compose(["dataset.licence='${oc.env:MY_SECRET}'"])
-    with pytest.raises(ConfigError, match=r"\${oc.env:EVALKIT_NONE}: the environment has no EVALKIT_NONE; set it"):
+    with pytest.raises(ConfigError, match=r"^results_dir: got \${oc.env:MY_SECRET}, a variable that may not be read"):
+        compose(["results_dir=${oc.env:MY_SECRET}/a"])
+    with pytest.raises(
+        ConfigError, match=r"^dataset\.licence: got \${oc.env:EVALKIT_NONE}, but EVALKIT_NONE is not set; set it"
+    ):
         compose(["dataset.licence='${oc.env:EVALKIT_NONE}'"])
 
 
@@ -301,8 +308,8 @@ def test_without_any_home_only_the_cache_must_be_named(monkeypatch):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["engine.workers=2"], "engine.workers=2 is of engine=ray, and the engine is local; add engine=ray"),
-        (["engine.address=auto"], "engine.address=auto is of engine=ray, and the engine is local; add engine=ray"),
+        (["engine.workers=2"], "engine.workers=2 is a setting of engine=ray, got engine=local; add engine=ray"),
+        (["engine.address=auto"], "engine.address=auto is a setting of engine=ray, got engine=local; add engine=ray"),
         (["engine=ray", "engine.workers=0"], "engine.workers=0: wanted a positive number"),
         (["engine=ray", "engine.gpus_per_worker=-1"], "engine.gpus_per_worker=-1.0: wanted a positive number"),
         (

@@ -292,9 +292,7 @@ def test_bm25_follows_the_dataset_and_its_language(words: list[str], settings: t
 
 
 def test_values_per_dataset_need_a_default() -> None:
-    with pytest.raises(
-        ConfigError, match=r"model\.k1=\{'beir': 1\.2\}: wanted a default beside the values per dataset"
-    ):
+    with pytest.raises(ConfigError, match=r"model\.k1=\{'beir': 1\.2\}: wanted a `default` too, for all others"):
         compose(["model=bm25-flat", "model.k1={beir: 1.2}"])
 
 

@@ -70,7 +70,7 @@ def test_an_experiment_keeps_its_other_settings_beside_a_sweep():
 
 
 def test_experiments_that_are_sweeps_by_themselves_are_run_one_by_one():
-    with pytest.raises(ConfigError, match=r"experiment=quick,load: got 2 experiments, of which one is a sweep by its"):
+    with pytest.raises(ConfigError, match=r"experiment=quick,load: got 2 experiments, of which one lists sweeps"):
         compose.combinations(["experiment=quick,load"])
 
 
@@ -95,4 +95,4 @@ def test_one_combination_of_an_experiment_needs_no_flag():
 def test_an_experiment_that_is_a_sweep_wants_the_flag():
     with pytest.raises(ConfigError) as caught:
         compose.compose(["experiment=quick", "model=bm25"])
-    assert str(caught.value) == "experiment=quick is a sweep; add -m to run each of its cells"
+    assert str(caught.value) == "experiment=quick is a sweep; add -m to run its combinations"

@@ -107,7 +107,7 @@ def test_what_is_not_there_is_named(demo):
     query = next(iter(material.qrels))
     with pytest.raises(DatasetError, match="query 'q99' is not in demo; "):
         explain.pair(config, material, "q99", "d")
-    with pytest.raises(DatasetError, match="document 'd' is not in the corpus of demo; take one of the run's"):
+    with pytest.raises(DatasetError, match="document 'd' is not in the corpus of demo; wanted a document of it, such"):
         explain.pair(config, material, query, "d")
 
 
@@ -164,7 +164,7 @@ def test_where_no_source_is_recorded_a_damaged_one_gives_way_to_the_next(fallen_
 def test_a_system_without_token_vectors_has_no_pairs_to_show(tmp_path):
     scores = cell()
     config = compose(["model=bm25", f"results_dir={tmp_path}", f"cache_dir={tmp_path}"])
-    with pytest.raises(ConfigError, match="bm25 has no token vectors; wanted a late-interaction run"):
+    with pytest.raises(ConfigError, match="bm25 has no token vectors; wanted a cell of a late-interaction model"):
         explain.pair(config, material_of({}, {})._replace(cell=scores), "q", "d")
 
 
@@ -173,7 +173,7 @@ def test_settings_that_cannot_be_read_are_one_clear_line(tmp_path):
     for text in ("[", "5", "model: 5\n"):
         path.write_text(text, encoding="utf-8")
         results.write(cell(), tmp_path)
-        with pytest.raises(ConfigError, match=r"config\.yaml: not the settings of a run"):
+        with pytest.raises(ConfigError, match=r"config\.yaml: not the settings of a cell"):
             results.saved_config(tmp_path, cell())
 
 
@@ -183,5 +183,5 @@ def test_precision_wants_vectors_and_the_very_run(demo):
     changed = dataclasses.replace(scores, run_id="demo.test.demo-64.0")
     with pytest.raises(StoreError, match=r"demo\.test\.demo-64\.0: its settings now give demo\.test\.demo-64\..*again"):
         precision.measure(config, changed, results_dir, console=Console(quiet=True))
-    with pytest.raises(ConfigError, match=r"stores no vectors; wanted a run of a model with dims"):
+    with pytest.raises(ConfigError, match=r"stores no vectors; wanted a cell of a model with dims"):
         precision.measure(config, dataclasses.replace(scores, dim=None), results_dir, console=Console(quiet=True))

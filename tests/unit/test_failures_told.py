@@ -11,7 +11,7 @@ from evalkit.storage import offline
 
 @pytest.fixture(autouse=True)
 def nothing_told(monkeypatch):
-    monkeypatch.setattr(compose, "_told", [])
+    monkeypatch.setattr(compose, "_last_reason", [])
 
 
 def failure(what, why="no network"):

@@ -132,9 +132,7 @@ def test_a_search_that_does_not_fit_memory_has_the_same_hits_and_says_so_once(li
 def test_a_document_that_does_not_fit_memory_alone_is_named(little_memory):
     assert little_memory[0] == [0]
     queries, shard = ShardVectors(("q",), texts(1, [3])), ShardVectors(("long",), texts(2, [5]))
-    with pytest.raises(
-        DeviceError, match=r"document 'long' does not fit memory beside 32 queries \(CUDA out of memory"
-    ):
+    with pytest.raises(DeviceError, match=r"document 'long' does not fit memory with 32 queries \(CUDA out of memory"):
         search_shard(queries, shard, depth=4, floor_Q=floors(no_hits(), queries=1, depth=4), device=CPU)
 
 

@@ -107,7 +107,7 @@ def test_a_record_that_was_edited_and_two_of_one_cell_are_left_out_and_told(tmp_
 
 
 BAD = {
-    "another task": ({"task": "STS12"}, (), "got a result of task 'STS12', which is no dataset of evalkit's; wanted"),
+    "another task": ({"task": "STS12"}, (), "got a result of task 'STS12', which is no dataset of evalkit; wanted"),
     "another dataset": (
         {},
         ("dataset=beir/fiqa",),
@@ -129,7 +129,11 @@ BAD = {
         (),
         "got subsets vi of XQuADRetrieval, wanted ar, en, es, ru",
     ),
-    "no subsets": ({"scores": {"test": [0.5]}}, (), "got scores of split 'test' that are no list of subsets, wanted"),
+    "no subsets": (
+        {"scores": {"test": [0.5]}},
+        (),
+        "got scores of split 'test' that are not a list of subsets",
+    ),
     "no scores": ({"scores": 5}, (), "got no scores, wanted a result that mteb"),
     "no task": ({"task_name": None}, (), "got no task_name, wanted a result that mteb"),
     "no model": ({"model": "..evil", "meta": False}, (), "got model '..evil', wanted letters, digits and"),

@@ -148,7 +148,7 @@ def test_a_dataset_that_is_given_comes_before_the_experiments() -> None:
 
 
 def test_an_experiment_of_several_datasets_wants_a_sweep() -> None:
-    with pytest.raises(ConfigError, match=r"experiment=quick is a sweep; add -m to run each of its cells"):
+    with pytest.raises(ConfigError, match=r"experiment=quick is a sweep; add -m to run its combinations"):
         compose(["experiment=quick"])
 
 

@@ -68,7 +68,7 @@ def test_a_name_that_evalkit_has_too_is_refused_with_both_files(own):
     [
         (
             "name: jina-colbert-v2\nkind: bm25\n",
-            r"mine\.yaml: got name 'jina-colbert-v2', wanted 'mine', as the file is",
+            r"mine\.yaml: got name 'jina-colbert-v2', wanted 'mine', the name of the file",
         ),
         ("kind: bm25\n", r"mine\.yaml: got name None, wanted 'mine'"),
         ("- a\n", r"mine\.yaml: got a list, wanted the settings of a model, such as name: mine"),

@@ -256,7 +256,7 @@ def test_new_dataset_counts_and_takes_the_checksum_that_a_run_asserts(tmp_path, 
     assert (dataset.counts.documents, dataset.counts.queries, dataset.counts.judgements) == (4, 2, 3)
     assert len(dataset.checksum) == 32
     text = (tmp_path / "dataset" / "team" / "tickets.yaml").read_text("utf-8")
-    assert "drop_self: false  # assumed; 1 of the queries' ids are documents' ids too" in text
+    assert "drop_self: false  # assumed; 1 of the query ids are document ids too" in text
 
 
 def test_a_language_that_nobody_gave_is_said_to_be_taken_for_english(tmp_path, monkeypatch):

@@ -250,7 +250,9 @@ def test_a_run_file_is_nothing_that_can_be_run(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "theirs.yaml").write_text("kind: run_file\nname: theirs\n")
     monkeypatch.setenv("EVALKIT_CONFIGS", str(tmp_path))
-    with pytest.raises(ConfigError, match=r"got a run_file, .* wanted a model to run; evalkit score RUN --system"):
+    with pytest.raises(
+        ConfigError, match=r"got a system that only has a run file, .*; evalkit score RUN_FILE --system"
+    ):
         compose(["model=theirs"])
 
 

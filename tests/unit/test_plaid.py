@@ -9,7 +9,7 @@ import pytest
 from report_material import late, put
 from rich.console import Console
 
-from evalkit.analysis import compare, precision, standing
+from evalkit.analysis import comparability, compare, precision
 from evalkit.config.compose import compose
 from evalkit.errors import ConfigError, EngineError, StoreError
 from evalkit.report import build, card, commands, indexes, table
@@ -115,9 +115,9 @@ def test_a_run_by_an_index_stands_beside_the_exact_run_with_what_it_loses(finish
     assert found["overlap@10"] == pytest.approx(0.9)
     assert indexed.environment["checkpoint"] == exact.environment["checkpoint"]
     assert indexed.counts["document_vectors"] == exact.counts["document_vectors"]
-    loss = standing.index_losses([exact, indexed])
+    loss = comparability.index_losses([exact, indexed])
     assert loss == {indexed.run_id: exact.metrics["ndcg@10"] - indexed.metrics["ndcg@10"]}
-    assert standing.index_losses([indexed]) == {}
+    assert comparability.index_losses([indexed]) == {}
     assert results.read(folder / "results" / "runs" / indexed.run_id / "scores.json") == indexed
 
 
@@ -196,8 +196,8 @@ def test_a_run_by_an_index_is_no_run_of_the_card(tmp_path):
         protocol={**exact.protocol, "search": "plaid", "index": {"nbits": 4}},
         environment={**exact.environment, "index": index},
     )
-    assert standing.representative([exact, indexed]) == (exact,)
-    assert standing.representative([indexed]) == ()
+    assert comparability.representative([exact, indexed]) == (exact,)
+    assert comparability.representative([indexed]) == ()
     (row,) = (one for one in table.rows([indexed]) if one.published.source == "card")
     assert row.verdict.label == "PROTOCOL-DIFFERS"
     assert "search is plaid, not exact" in row.verdict.differs
@@ -216,7 +216,7 @@ def test_a_run_by_an_index_is_no_run_of_the_card(tmp_path):
 def test_compression_is_measured_of_exact_runs_only(finished):
     folder, _, indexed = finished
     settings = config(folder, "search=plaid")
-    with pytest.raises(ConfigError, match=r"found by search=plaid; wanted an exact run to compress the vectors of"):
+    with pytest.raises(ConfigError, match=r"searched with search=plaid; wanted a cell with search=exact"):
         precision.measure(settings, indexed, folder / "results", console=Console(quiet=True))
 
 
@@ -240,13 +240,13 @@ def test_a_finished_run_by_an_index_is_read_without_the_library(finished, monkey
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (("search.nbits=2",), "search.nbits=2 is of search=plaid, and the search is exact; add search=plaid"),
+        (("search.nbits=2",), "search.nbits=2 is a setting of search=plaid, got search=exact; add search=plaid"),
         (("search=plaid", "search.nbits=3"), "search.nbits=3: wanted 1, 2, 4 or 8"),
-        (("search=plaid", "search.n_ivf_probe=0"), "search.n_ivf_probe=0: wanted a positive whole number"),
-        (("search=plaid", "search.seed=null"), "search.seed=None: wanted a positive whole number"),
+        (("search=plaid", "search.n_ivf_probe=0"), "search.n_ivf_probe=0: wanted a whole number from 1 on"),
+        (("search=plaid", "search.seed=null"), "search.seed=None: wanted a whole number from 0 on"),
         (
             ("search=plaid", "search.n_full_scores=50"),
-            "search.n_full_scores=50: wanted no fewer than the 100 documents",
+            "search.n_full_scores=50: wanted at least the 100 documents",
         ),
         (("search=plait",), r"search 'plait' unknown; did you mean plaid\? \(evalkit ls searches\)"),
     ],

@@ -158,7 +158,18 @@ def test_a_mean_that_floats_leave_below_a_half_is_rounded_as_on_paper():
     assert rounded(mean, 3) == 0.138
 
 
-@pytest.mark.parametrize("text", ["", "[1]", "table: t\n", "table: {", "systems: 5\ntable: t\nmetric: m\ndigits: 3\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[1]",
+        "table: t\n",
+        "table: {",
+        "systems: 5\ntable: t\nmetric: m\ndigits: 3\n",
+        "table: !!int\n",
+        pytest.param(f"table: {'[' * 20_000}", id="deep nesting"),
+    ],
+)
 def test_a_file_that_is_no_table_is_one_clear_line(tmp_path, text):
     (tmp_path / "broken.yaml").write_text(text, encoding="utf-8")
     with pytest.raises(ScoreError, match=r"broken\.yaml: not a table of published scores") as caught:
@@ -169,7 +180,7 @@ def test_a_file_that_is_no_table_is_one_clear_line(tmp_path, text):
 @pytest.mark.parametrize(
     ("old", "new", "message"),
     [
-        ("digits: 3", "digits: three", "got digits 'three', wanted the count of decimals printed"),
+        ("digits: 3", "digits: three", "got digits 'three', wanted the number of printed decimals"),
         (
             "0.396",
             "true",
@@ -179,7 +190,7 @@ def test_a_file_that_is_no_table_is_one_clear_line(tmp_path, text):
         ("0.396", ".nan", "got nan for jina-colbert-v2"),
         ("0.396", "0.3961", "got 0.3961 for jina-colbert-v2"),
         ("system: colbertv2", "system: jina-colbert-v2", r"got \('jina-colbert-v2', 128\) in 2 columns, wanted one"),
-        ("0.396", "0.396, msmarco/dev-small: 0.4", "'msmarco/dev-small' stands twice"),
+        ("0.396", "0.396, msmarco/dev-small: 0.4", "got key 'msmarco/dev-small' twice"),
         ("    origin: run", "    origin: guessed", "got origin 'guessed' of jina-colbert-v2, wanted run or quoted"),
         (
             "    origin: run",

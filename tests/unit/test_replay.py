@@ -42,33 +42,33 @@ def arguana(folder, *, drop_self):
     put(folder, scores, run=run, qrels=qrels, dropped=dropped if drop_self else None)
     material = replay.load(folder, scores)
     replayed = replay.replay(material, "ndcg@10")
-    return replayed, {one.score.source: one for one in replay.landings(material, replayed, "ndcg@10")}
+    return replayed, {one.score.source: one for one in replay.reproductions(material, replayed, "ndcg@10")}
 
 
 def test_self_ids_kept_are_the_difference_between_the_card_and_anserini(tmp_path):
-    replayed, landings = arguana(tmp_path, drop_self=False)
+    replayed, reproductions = arguana(tmp_path, drop_self=False)
     assert round(replayed[0].value, 3) == 0.315
-    assert landings["card"].verdict.label == "MATCH"
-    assert landings["anserini"].verdict == ("PROTOCOL-DIFFERS", ("drop_self is off, published with on",))
-    assert next(one.changed for one in landings["anserini"].reached_by) == ("the query's own id dropped",)
+    assert reproductions["card"].verdict.label == "MATCH"
+    assert reproductions["anserini"].verdict == ("PROTOCOL-DIFFERS", ("drop_self is off, published with on",))
+    assert next(one.changed for one in reproductions["anserini"].reproduced_by) == ("the query's own id dropped",)
 
 
 def test_what_the_self_id_rule_took_out_can_be_put_back(tmp_path):
-    replayed, landings = arguana(tmp_path, drop_self=True)
+    replayed, reproductions = arguana(tmp_path, drop_self=True)
     assert round(replayed[0].value, 4) == 0.4142
-    assert landings["anserini"].verdict.label == "MATCH"
-    assert landings["card"].verdict == ("PROTOCOL-DIFFERS", ("drop_self is on, published with off",))
-    assert [one.changed for one in landings["card"].reached_by] == [("the query's own id kept",)]
-    assert landings["card"].score.slip
+    assert reproductions["anserini"].verdict.label == "MATCH"
+    assert reproductions["card"].verdict == ("PROTOCOL-DIFFERS", ("drop_self is on, published with off",))
+    assert [one.changed for one in reproductions["card"].reproduced_by] == [("the query's own id kept",)]
+    assert reproductions["card"].score.slip
 
 
 def test_a_wrong_query_length_is_named_and_no_scoring_rule_hides_it(tmp_path):
     scores = late(query_tokens=16, value=0.30)
     put(tmp_path, scores)
     material = replay.load(tmp_path, scores)
-    card = {one.score.source: one for one in replay.landings(material, replay.replay(material, "ndcg@10"), "ndcg@10")}[
-        "card"
-    ]
+    card = {
+        one.score.source: one for one in replay.reproductions(material, replay.replay(material, "ndcg@10"), "ndcg@10")
+    }["card"]
     assert card.verdict == ("PROTOCOL-DIFFERS", ("query.max_tokens is 16, published with 32",))
 
 
@@ -133,7 +133,7 @@ def test_named_parts_of_the_queries_stand_among_the_rules():
 def test_rules_that_leave_no_query_are_refused():
     material = material_of({}, {"q": {"a": 1}})
     rules = replay.own_rules(material, "ndcg@10")._replace(missing="skip")
-    with pytest.raises(ScoreError, match="no query is left with queries without hits left out of the mean"):
+    with pytest.raises(ScoreError, match="hits left out of the mean: got no query, wanted at least one"):
         replay.score(material, rules, "ndcg@10")
 
 
@@ -169,7 +169,7 @@ def test_a_run_without_its_judgements_says_how_to_get_them(tmp_path):
 
 def test_other_judgements_than_the_runs_are_refused(tmp_path):
     scores = without_judgements(tmp_path, judgements=3)
-    with pytest.raises(ScoreError, match="got 2 judgements from folder, wanted the 3 that the run was scored with"):
+    with pytest.raises(ScoreError, match="got 2 judgements from folder, wanted the 3 of its scores"):
         replay.load(tmp_path, scores, dataset_path=tmp_path / "data")
 
 

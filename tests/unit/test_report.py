@@ -193,7 +193,7 @@ def test_a_deviation_is_measured_from_runs_of_the_cell_and_widens_near(tmp_path)
     # Two runs .004 apart: standard deviation .004 / sqrt(2) = .002828, three of them .008485.
     assert "| jina-colbert-v2 | 128 | beir/nfcorpus | NDCG@10 | 2 | 0.002828 | 0.008485 | dtype |" in table
     page = (tmp_path / "site" / "index.html").read_text(encoding="utf-8")
-    assert "re-run deviation 0.002828 over 2 runs (dtype)" in page
+    assert "re-run deviation 0.002828 over 2 results (dtype)" in page
 
 
 def test_a_rerun_of_jina_colbert_v2_on_a_gpu_in_half_precision_is_one(tmp_path):
@@ -235,7 +235,7 @@ def test_reruns_that_agree_leave_near_at_a_thousandth(tmp_path):
     [
         ({"query_tokens": 16}, f"gpu/{late(query_tokens=16).run_id}: differs from {late().run_id} in query.max_tokens"),
         ({"query_tokens": 16}, "in query.max_tokens, wanted a re-run (other attention, batch_tokens, cut, dtype, ele"),
-        ({"dim": 64}, f"gpu/{late(dim=64).run_id}: got no run of this cell in the tables, wanted one"),
+        ({"dim": 64}, f"gpu/{late(dim=64).run_id}: got a cell that is not in the tables, wanted a re-run"),
     ],
 )
 def test_what_is_no_rerun_widens_nothing_and_is_named(tmp_path, changes, message):
@@ -337,9 +337,9 @@ def damage_twins(folder):
         (damage_folder, "run_id is 'elsewhere', wanted its folder's name"),
         (
             damage_value,
-            "per_query.tsv: got a mean ndcg@10 of 0.346, wanted the 0.9 of scores.json; the run is left out",
+            "per_query.tsv: got a mean ndcg@10 of 0.346, wanted the 0.9 of scores.json; the cell is left out",
         ),
-        (damage_twins, "jina-colbert-v2:128 on beir/nfcorpus: 2 runs claim this cell"),
+        (damage_twins, "jina-colbert-v2:128 on beir/nfcorpus: 2 results claim this cell"),
     ],
 )
 def test_one_bad_run_is_one_clear_line_and_the_rest_is_reported(folder, damage, message):
@@ -426,7 +426,7 @@ def test_a_run_file_that_was_edited_is_named_with_what_it_scores_now(scored):
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"evalkit: {scored}/run.trec.gz: was damaged or edited: got checksum ")
     assert "; query 'q2' scored again has ndcg@10 1.00000, its table says 0.63093 (mean 1.00000)" in line
-    assert line.endswith("; the run is left out: restore the file or run the cell again")
+    assert line.endswith("; the cell is left out: restore the file or run the cell again")
     assert done.exit_code == 1
     assert "| bm25 |" not in done.stdout
     assert "| jina-colbert-v2 |" in done.stdout
@@ -548,7 +548,7 @@ def test_a_table_of_queries_comes_back_as_it_was_written(tmp_path):
 def test_an_empty_results_folder_is_refused(tmp_path):
     done = CliRunner().invoke(app, ["report", "--results-dir", str(tmp_path)])
     assert isinstance(done.exception, EvalkitError)
-    assert "no finished run under" in str(done.exception)
+    assert "no finished cell under" in str(done.exception)
 
 
 def test_the_model_index_is_one_that_hugging_face_reads(folder):

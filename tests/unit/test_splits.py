@@ -67,8 +67,8 @@ def test_shared_queries_are_scored_and_the_others_counted(config, material):
 def test_a_split_without_a_shared_query_is_named_and_not_scored(config, material):
     found, _ = splits.others(config, replay.asked(material))
     (line,) = replay.disjoint(material, found)
-    assert line.startswith("split train: none of its 2 judged queries is among the run's 2; only a run of its own can ")
-    assert line.endswith("(dataset.split=train)")
+    assert line.startswith("split train: none of its 2 judged queries is among the run's 2; ")
+    assert line.endswith("; only a run of that split's queries can be scored by it (dataset.split=train)")
 
 
 def test_a_split_can_be_what_lands_on_the_published_number(config, material, monkeypatch):
@@ -78,8 +78,8 @@ def test_a_split_can_be_what_lands_on_the_published_number(config, material, mon
     monkeypatch.setattr(published, "find", lambda *_: [score])
     found, _ = splits.others(config, replay.asked(material))
     replayed = [*replay.replay(material, "mrr@10"), *replay.replay_splits(material, found, "mrr@10")]
-    (landing,) = replay.landings(material, replayed, "mrr@10")
-    reached = [one.changed[0] for one in landing.reached_by]
+    (reproduction,) = replay.reproductions(material, replayed, "mrr@10")
+    reached = [one.changed[0] for one in reproduction.reproduced_by]
     assert "judgements of split deep" in reached
 
 
@@ -93,7 +93,7 @@ def test_a_damaged_split_costs_only_itself(folder, config, material):
 
 def test_a_dataset_that_moved_says_how_to_name_it(config):
     moved = dataclasses.replace(config, path="gone")
-    with pytest.raises(DatasetError, match=r"dataset\.path=gone: not on disk; give the folder that it is in now by"):
+    with pytest.raises(DatasetError, match=r"dataset\.path=gone: not on disk; give its present folder by"):
         splits.others(moved, {"q1"})
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from evalkit.errors import ScoreError
-from evalkit.texts import printable, told, unusable_name
+from evalkit.texts import one_line, printable, unusable_name
 
 
 @pytest.mark.parametrize("name", ["a", "beir-nq", "v1.5", "BM25+", "ü", "模型", "k1=0.9,b=0.4", "a@b", "_x"])
@@ -40,4 +40,4 @@ def test_an_error_is_one_line_without_escapes_and_secrets(monkeypatch):
     monkeypatch.setenv("SORT_KEY", "id")
     error = ScoreError("got \x1b[2J id\n  hf_abcdefghij from https://user:pass@hub.example/a@b")
     assert str(error) == r"got \x1b[2J id ***HF_TOKEN*** from https://***@hub.example/a@b"
-    assert told("https://hub.example/a@b, mail me@x.org") == "https://hub.example/a@b, mail me@x.org"
+    assert one_line("https://hub.example/a@b, mail me@x.org") == "https://hub.example/a@b, mail me@x.org"

@@ -11,7 +11,7 @@ from checkpoints import REVISION, publish, write_colbert_xm, write_jina_checkpoi
 from report_material import cell, late, published_weights, put
 from typer.testing import CliRunner
 
-from evalkit.analysis import replay, standing
+from evalkit.analysis import comparability, replay
 from evalkit.cli import app
 from evalkit.config.compose import compose
 from evalkit.config.settings import CheckpointSource, configs_dir
@@ -295,23 +295,25 @@ def test_a_rerun_of_other_weights_measures_no_deviation(tmp_path):
     put(tmp_path, unproved())
     put(tmp_path / "reruns" / "again", unproved())
     (problem,) = build.build(tmp_path).problems
-    assert "got no run of this cell in the tables" in problem
+    assert "got a cell that is not in the tables" in problem
 
 
 def test_a_replay_and_a_comparison_tell_the_other_weights(tmp_path):
     put(tmp_path, unproved())
     material = replay.load(tmp_path, unproved())
-    landings = replay.landings(material, replay.replay(material, "ndcg@10"), "ndcg@10")
-    (landing,) = [one for one in landings if one.score.source == "card"]
-    assert landing.verdict.label == "PROTOCOL-DIFFERS"
-    assert landing.verdict.differs[0].startswith("weights are jinaai/jina-colbert-v2@4cf816e5 (model.safetensors xxh3")
+    reproductions = replay.reproductions(material, replay.replay(material, "ndcg@10"), "ndcg@10")
+    (reproduction,) = [one for one in reproductions if one.score.source == "card"]
+    assert reproduction.verdict.label == "PROTOCOL-DIFFERS"
+    assert reproduction.verdict.differs[0].startswith(
+        "weights are jinaai/jina-colbert-v2@4cf816e5 (model.safetensors xxh3"
+    )
     assert (verbs.system(unproved()), verbs.system(late())) == ("jina-colbert-v2:128 (deviates)", "jina-colbert-v2:128")
 
 
 def test_a_run_is_exported_where_it_is_measured_as_one_of_its_publishers_did():
     """On ArguAna the card kept the query's own id and Anserini dropped it: either is somebody's protocol."""
     arguana = cell(dataset="beir/arguana", metrics={"ndcg@10": 0.4142}, protocol={**cell().protocol, "corpus": "1"})
-    assert standing.representative([arguana, other_setting()]) == (arguana,)
+    assert comparability.representative([arguana, other_setting()]) == (arguana,)
 
 
 def edit(folder, **changes):
@@ -341,7 +343,7 @@ def test_an_edited_run_is_named_by_its_file_and_left_out(tmp_path, changes):
     assert done.exit_code == 1
     (line,) = done.stderr.splitlines()
     assert line.startswith(f"evalkit: {path}: run_id is {late(query_tokens=16).run_id}, wanted ")
-    assert "stated here: one of them was changed since the run; delete it and run the cell again" in line
+    assert "stated here: one of them was changed since the cell was computed; delete it and run the cell again" in line
     assert "jina" not in done.stdout
     assert not list((tmp_path / "tables").rglob("*jina*"))
 

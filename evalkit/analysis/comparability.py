@@ -1,4 +1,4 @@
-"""Decide whether a cell represents its system as published.
+"""Decide whether a cell can be compared with published scores of its system.
 
 Every verdict, table, average and export uses these functions, so that a cell is treated in the same way everywhere.
 """
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 
 def departures(cell: CellScores) -> tuple[str, ...]:
-    """Return the deviations of a cell from the system and the dataset that it is named after."""
+    """Return the ways in which a cell departs from the system and the dataset that it is named after.
+
+    These are its deviations from the dataset, and weights other than the published ones.
+    """
     return (*cell.deviations, *weights.differing(cell))
 
 
@@ -38,16 +41,14 @@ def representative(cells: Iterable[CellScores]) -> tuple[CellScores, ...]:
     Such a cell has no departures, was searched exactly, and has the known settings of at least one score that is
     published for it. If none is published, its settings do not matter.
     """
-    return tuple(
-        cell for cell in cells if not departures(cell) and cell.search == "exact" and _as_someone_published(cell)
-    )
+    return tuple(cell for cell in cells if not departures(cell) and cell.search == "exact" and _as_published(cell))
 
 
 def index_losses(cells: Iterable[CellScores]) -> dict[str, float]:
     """Return the index loss of each cell that searched an index, by run id.
 
-    It is the main metric of the exact cell with the same embeddings minus that of the cell. A cell is left out if its
-    exact cell is not among the given ones.
+    The loss is the main metric of the exact cell with the same embeddings minus that of the cell. A cell is left out if
+    its exact cell is not among the given ones.
     """
     known = {cell.run_id: cell for cell in cells}
     losses = {}
@@ -59,6 +60,6 @@ def index_losses(cells: Iterable[CellScores]) -> dict[str, float]:
     return losses
 
 
-def _as_someone_published(cell: CellScores) -> bool:
+def _as_published(cell: CellScores) -> bool:
     scores = [score for metric in cell.metrics for score in published.find(cell.model, cell.dim, cell.dataset, metric)]
     return not scores or any(not differing(cell, score) for score in scores)

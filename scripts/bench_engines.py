@@ -102,7 +102,7 @@ class Server:
         """Start it and wait until its workers are there."""
         folder = work / name.replace(", ", "-").replace(" ", "-")
         job = json.dumps({"words": [*MODEL, f"dataset.path={corpus}", *words], "folder": str(folder)})
-        self._process = subprocess.Popen(  # noqa: S603 (this very script)
+        self._process = subprocess.Popen(
             [sys.executable, __file__, "--serve", job], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.facts = self._answer()
@@ -281,7 +281,7 @@ def null_workers(corpus: Path, *, shards: int = 60, workers: int = 2, queries: i
 
 def null_memory(documents: int) -> dict[str, Any]:
     """Return the peak memory of a driver over a demo collection, in a process of its own."""
-    done = subprocess.run(  # noqa: S603 (this very script)
+    done = subprocess.run(
         [sys.executable, __file__, "--memory", str(documents)], check=True, capture_output=True, text=True
     )
     return dict(json.loads(done.stdout.splitlines()[-1]))

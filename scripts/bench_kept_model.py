@@ -44,9 +44,7 @@ def main() -> None:
 
 
 def _round(words: tuple[str, ...]) -> dict[str, float]:
-    done = subprocess.run(  # noqa: S603 (this very script)
-        [sys.executable, __file__, "--load", *words], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, __file__, "--load", *words], check=True, capture_output=True, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 

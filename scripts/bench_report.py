@@ -53,7 +53,7 @@ def cells(wanted: int) -> list[tuple[str, int | None, dict[str, Any]]]:
 @cache
 def values(number: int) -> tuple[list[str], dict[str, float], str]:
     """Return `number` queries, the means of their values and the table; values have full float precision, as NDCG."""
-    draw = random.Random(number)  # noqa: S311 (invented scores, no secret)
+    draw = random.Random(number)
     queries = [f"q{place}" for place in range(number)]
     per_query = {query: {metric: draw.random() for metric in METRICS} for query in queries}
     return queries, results.group_means(per_query, queries), results.per_query_table(per_query, METRICS)
@@ -121,7 +121,7 @@ def main() -> None:
         for _ in range(asked.rounds):
             started, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
             command = [sys.executable, "-m", "evalkit", "report", "--results-dir", name]
-            done = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 (evalkit itself)
+            done = subprocess.run(command, capture_output=True, check=False)
             seconds.append(round(time.monotonic() - started, 2))
             user_s.append(round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - used, 2))
             files = [path for part in ("tables", "site") for path in sorted((folder / part).rglob("*.*"))]

@@ -91,7 +91,7 @@ def main() -> None:
     whole = cut(Without(corpus, frozenset()), chosen.shard_tokens)
     reused = {}
     for removed in chosen.removed:
-        places = frozenset(random.Random(chosen.seed).sample(range(chosen.documents), removed))  # noqa: S311 (not secret)
+        places = frozenset(random.Random(chosen.seed).sample(range(chosen.documents), removed))
         fewer = cut(Without(corpus, places), chosen.shard_tokens)
         reused[str(removed)] = {
             way: round(sum(size for name, size in theirs.items() if name in known) / (chosen.documents - removed), 4)

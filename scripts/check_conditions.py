@@ -137,7 +137,7 @@ def measured(condition: Condition, tests: Sequence[str], *, show: bool) -> Outco
             print(f"random-order: -p randomly --randomly-seed={seed}", file=sys.stderr, flush=True)
             command += ["-p", "randomly", f"--randomly-seed={seed}"]
         started = time.monotonic()
-        done = subprocess.run(  # noqa: S603 (our own arguments)
+        done = subprocess.run(
             command, cwd=tree, env=environment, check=False, text=True, stdout=None if show else subprocess.PIPE
         )
         seconds = time.monotonic() - started
@@ -165,7 +165,7 @@ def _as_nobody(folder: Path, environment: dict[str, str]) -> tuple[Path, list[st
     before = ["setpriv", "--reuid", "nobody", "--regid", "65534", "--clear-groups"]
     again = "import subprocess, sys; subprocess.run([sys.executable, '-c', ''], check=True)"
     # Start Python twice: the interpreter started by setpriv can still enter any folder, its child cannot.
-    if subprocess.run([*before, sys.executable, "-c", again], check=False, capture_output=True).returncode != 0:  # noqa: S603 (our own arguments)
+    if subprocess.run([*before, sys.executable, "-c", again], check=False, capture_output=True).returncode != 0:
         raise OSError(f"nobody cannot start {sys.executable}; use a Python outside root's home")
     return tree, before
 

@@ -27,7 +27,7 @@ PINNED = ("fast-plaid==1.7.0.2110", "torch==2.11.0", "safetensors==0.8.0", "nump
 def make(folder: Path) -> None:
     """Make the environment; a torch for CUDA is what PyPI has, `PIP_FIND_LINKS` or an index may have one for CPUs."""
     venv.create(folder, with_pip=True, clear=True)
-    subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", *PINNED], check=True)  # noqa: S603
+    subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", *PINNED], check=True)
     print(f"{folder}: {', '.join(PINNED)}")
 
 

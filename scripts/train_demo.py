@@ -284,7 +284,7 @@ def example(corpus: DemoCorpus, region: int, draw: random.Random) -> tuple[Langu
 
 def examples(corpus: DemoCorpus, *, steps: int, seed: int) -> Iterator[list[Example]]:
     """Yield one batch per step. All its regions differ, so only passages of a query's own region match its names."""
-    draw = random.Random(seed)  # noqa: S311 (reproducible, not secret)
+    draw = random.Random(seed)
     median = median_lengths(corpus)
     for step in range(steps):
         batch: dict[int, Example] = {}

@@ -200,7 +200,7 @@ def _splits(folder: Path, name: str) -> dict[str, list[str]]:
         configs = MetadataConfigs.from_dataset_card_data(DatasetCard(path.read_text(encoding="utf-8")).data)
         splits_by_config = {each: sanitize_patterns(found["data_files"]) for each, found in configs.items()}
         if not splits_by_config:
-            raise ValueError("no configs")  # noqa: TRY301 (reported below with the others)
+            raise ValueError("no configs")
     except (OSError, ValueError, KeyError, TypeError, YAMLError) as error:
         remedy = "choose another source with dataset.sources or dataset.path"
         raise bad(path, None, "no readable `configs` in its header", "config names and data files", remedy) from error

@@ -117,7 +117,7 @@ def identity(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def kills(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Kill workers, raylets or drivers at random moments, run the same command until it ends, and compare the bytes."""
-    choose = random.Random(chosen.seed)  # noqa: S311 (a moment, not a secret)
+    choose = random.Random(chosen.seed)
     figures = facts_of(chosen) | {"victim": chosen.victim, "kills asked for": chosen.kills, "seed": chosen.seed}
     timed(chosen, folder / "local", Nodes())
     with nodes("two" if chosen.victim == "raylet" else "one", folder) as where:
@@ -187,7 +187,7 @@ def start(chosen: argparse.Namespace, folder: Path, where: Nodes, *words: str) -
     places = [f"results_dir={folder}/results", f"cache_dir={folder}/cache", "store.keep=topk"]
     command = [*where.before, sys.executable, "-m", "evalkit", "run", *DATASETS[chosen.dataset], *data]
     command += [f"store.shard_tokens={tokens}", "engine.threads=1", *places, *words, *where.words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # noqa: S603 (ours)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def timed(chosen: argparse.Namespace, folder: Path, where: Nodes, *words: str) -> float:
@@ -240,7 +240,7 @@ def nodes(kind: str, folder: Path) -> Iterator[Nodes]:
                 f"--node-ip-address={addresses[number]}",
                 *mode,
             ]
-            raylets.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))  # noqa: S603
+            raylets.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
             wait_for_nodes(prefixes[0], f"{addresses[0]}:{PORT}", number + 1)
         pids = tuple(pid for pid, name in sorted(marked(os.environ[MARK]).items()) if name.endswith("raylet/raylet"))
         yield Nodes(prefixes[0], (f"engine.address={addresses[0]}:{PORT}",), pids, wires)
@@ -269,7 +269,7 @@ def joined(spaces: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 def ip(*words: str, check: bool = True) -> None:
     """Call `ip`."""
-    subprocess.run(["ip", *words], check=check, capture_output=not check)  # noqa: S603, S607 (the system's own)
+    subprocess.run(["ip", *words], check=check, capture_output=not check)
 
 
 def traffic(where: Nodes) -> int:
@@ -290,7 +290,7 @@ def wait_for_nodes(prefix: Sequence[str], address: str, count: int) -> None:
     )
     for _ in range(30):
         command = [*prefix, sys.executable, "-c", code, address, str(count)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 (this interpreter)
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode == 0:
             return
         time.sleep(1)

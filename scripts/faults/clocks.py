@@ -16,7 +16,7 @@ def stepping(draw_seed: int, step_s: float) -> Callable[[], None]:
     """Return a patch after which each look at the clock may find it set to another time, up to `step_s` off."""
 
     def patch() -> None:
-        draw = random.Random(draw_seed)  # noqa: S311 (a seed that repeats)
+        draw = random.Random(draw_seed)
         real, real_ns = time.time, time.time_ns
         time.time = lambda: real() + draw.uniform(-step_s, 0)
         time.time_ns = lambda: real_ns() - int(draw.uniform(0, step_s) * 1e9)

@@ -6,7 +6,8 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,7 +62,7 @@ def made(base: Base, command: str) -> Path:
     return folder
 
 
-def bits(base: Base, trials: Trials, draw: random.Random, *, name: str) -> None:  # noqa: C901, PLR0912 (the cases)
+def bits(base: Base, trials: Trials, draw: random.Random, *, name: str) -> None:
     """Flip a bit of one kind of file, as often as the time allows: it is told, or nothing else is."""
     kind = KINDS[name]
     command = "vectors" if "embeddings" in name else "bm25"
@@ -86,25 +87,42 @@ def bits(base: Base, trials: Trials, draw: random.Random, *, name: str) -> None:
         if kind.words == RUN:
             shutil.rmtree(folder / "r", ignore_errors=True)
         done = forked(words, folder)
-        told = path.name in done.err
+        named = path.name in done.err
         what = f"bit {bit} of byte {place} of {name}"
         if "Traceback" in done.err:
             trials.failed(f"{what}: a traceback", done)
         elif done.code != 0 and done.refusal():
             trials.came("refused in one line")
         elif kind.words == RUN:
-            if done.code != 0:
-                trials.failed(what, done)
-            elif (other := base.same(command, folder)) is not None:
-                trials.failed(f"{what}: {other}", done)
-            else:
-                trials.came("told, and made anew" if told else "made anew, the same bytes")
-        elif told and done.code == 0:
-            trials.came("told by name")
-        elif seen(done, folder) == wanted:
-            trials.came("without effect")
+            count_run(trials, what, done, named=named, compare=partial(base.same, command, folder))
         else:
-            trials.failed(f"{what}: another answer without a word", done)
+            count_reader(trials, what, done, named=named, same=seen(done, folder) == wanted)
+
+
+def count_reader(trials: Trials, what: str, done: Done, *, named: bool, same: bool) -> None:
+    """Count the outcome of a command that reads a damaged file: `named` says whether it named the file.
+
+    `same` says whether it showed and wrote what it does with the undamaged file.
+    """
+    if named and done.code == 0:
+        trials.came("told by name")
+    elif same:
+        trials.came("without effect")
+    else:
+        trials.failed(f"{what}: another answer without a word", done)
+
+
+def count_run(trials: Trials, what: str, done: Done, *, named: bool, compare: Callable[[], str | None]) -> None:
+    """Count the outcome of a run that found a damaged file.
+
+    `named` says whether it named the file; `compare` returns the difference from an undamaged run.
+    """
+    if done.code != 0:
+        trials.failed(what, done)
+    elif (other := compare()) is not None:
+        trials.failed(f"{what}: {other}", done)
+    else:
+        trials.came("told, and made anew" if named else "made anew, the same bytes")
 
 
 def words_of(base: Base, kind: Kind, command: str) -> list[str]:

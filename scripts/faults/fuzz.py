@@ -71,7 +71,7 @@ def fuzz_all(chosen: argparse.Namespace) -> None:
             started = time.monotonic()
             command = [sys.executable, __file__, "--reader", name, "--minutes", str(seconds / 60)]
             command += ["--seed", str(chosen.seed), "--corpus", str(corpora / name), "--found", str(found)]
-            done = subprocess.run(command, capture_output=True, check=False, cwd=scratch, errors="replace")  # noqa: S603
+            done = subprocess.run(command, capture_output=True, check=False, cwd=scratch, errors="replace")
             executed = EXECUTED.search(done.stderr)
             findings = [json.loads(line) for line in found.read_text("utf-8").splitlines()] if found.exists() else []
             if done.returncode or executed is None:  # a hang, too much memory, a crash of native code

@@ -41,7 +41,7 @@ def dies(pattern: str, stage: str, count: int) -> Callable[[], None]:
         from evalkit.storage import paths, shard_files
 
         met: list[Path] = []
-        publish, write = paths.publish, jobs._write  # noqa: SLF001
+        publish, write = paths.publish, jobs._write
 
         def end(path: Path, share: float | None) -> None:
             if share is not None:
@@ -63,7 +63,7 @@ def dies(pattern: str, stage: str, count: int) -> Callable[[], None]:
                 end(path, {"empty": 0, "half": 0.5}.get(stage))
 
         paths.publish = shard_files.publish = dying  # type: ignore[assignment]  # the fault replaces it
-        jobs._write = writing  # noqa: SLF001
+        jobs._write = writing
 
     return patch
 
@@ -124,7 +124,7 @@ def at_random(base: Base, trials: Trials, draw: random.Random) -> None:
         words = [sys.executable, "-m", "evalkit", *base.words(command)]
         for _ in range(draw.randint(1, 3)):
             longest = took[command] or 15.0
-            process = subprocess.Popen(  # noqa: S603
+            process = subprocess.Popen(
                 words, cwd=folder, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=environment
             )
             started = time.monotonic()

@@ -16,7 +16,7 @@ from trials import LONGEST_S, PLACES, Base, Trials, new, start
 def size(base: Base, trials: Trials, *, documents: int, queries: int, longest: int = 20) -> None:
     """Run BM25 over a corpus in which every query has one document with its own word: every metric must be 1."""
     folder = new(base.folder, "load")
-    draw = random.Random(documents)  # noqa: S311 (a seed that repeats)
+    draw = random.Random(documents)
     common = [f"w{number}" for number in range(5000)]
     data = folder / "data"
     (data / "qrels").mkdir(parents=True)
@@ -37,7 +37,7 @@ def size(base: Base, trials: Trials, *, documents: int, queries: int, longest: i
     done = child.wait(6 * LONGEST_S)
     took = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    size_bytes = os.stat(data / "corpus.jsonl").st_size  # noqa: PTH116 (beside the others)
+    size_bytes = (data / "corpus.jsonl").stat().st_size
     what = f"{documents:,} documents, {len(asked):,} queries, {size_bytes / 1e6:.0f} MB"
     said = json.loads(
         next(iter((folder / "r").glob("runs/*/scores.json")), Path(os.devnull)).read_text("utf-8") or "{}"

@@ -264,21 +264,21 @@ def _manifest(path: Path) -> object:
 def _survey(path: Path) -> object:
     from evalkit.datasets import survey
 
-    return survey._read(path)  # noqa: SLF001 (the reader itself)
+    return survey._read(path)
 
 
 def _resealed_survey(data: bytes) -> object:
     from evalkit.datasets import survey
 
     facts = outside.json_object(data).get("survey")
-    Memory.content = json.dumps({"survey": facts, "xxh3": survey._own_checksum(facts)}).encode()  # noqa: SLF001
-    return survey._read(Memory("survey.json"))  # noqa: SLF001
+    Memory.content = json.dumps({"survey": facts, "xxh3": survey._own_checksum(facts)}).encode()
+    return survey._read(Memory("survey.json"))
 
 
 def _job(path: Path) -> object:
     from evalkit.run import jobs
 
-    return jobs._read(path)  # noqa: SLF001
+    return jobs._read(path)
 
 
 def _settings(data: bytes) -> object:
@@ -313,12 +313,12 @@ def _bundle(path: Path) -> object:
     home = scratch() / "homes"
     shutil.rmtree(home, ignore_errors=True)
     before = {each.name for each in scratch().iterdir()}
-    own = fetch._homes  # noqa: SLF001 (real ones are of the user)
-    fetch._homes = lambda _cache: {name: home / name for name in ("huggingface", "ir_datasets", "evalkit")}  # noqa: SLF001
+    own = fetch._homes
+    fetch._homes = lambda _cache: {name: home / name for name in ("huggingface", "ir_datasets", "evalkit")}
     try:
         return fetch.unpack_bundle(path, cache_dir=home / "cache")
     finally:
-        fetch._homes = own  # noqa: SLF001
+        fetch._homes = own
         demand({each.name for each in scratch().iterdir()} - before <= {"homes"}, "an archive left its folder")
         inside = {each.name for each in home.iterdir()} if home.is_dir() else set()
         demand(inside <= {"huggingface", "ir_datasets", "evalkit"}, "an archive left its folder")
@@ -338,19 +338,19 @@ def _parquet(path: Path) -> object:
 def _hub_queries(path: Path) -> object:
     from evalkit.datasets import hub
 
-    return list(hub._read_queries([path]))  # noqa: SLF001
+    return list(hub._read_queries([path]))
 
 
 def _hub_qrels(path: Path) -> Mapping[str, Mapping[str, int]]:
     from evalkit.datasets import hub
 
-    return hub._read_qrels([path])  # noqa: SLF001
+    return hub._read_qrels([path])
 
 
 def _hub_card(path: Path) -> object:
     from evalkit.datasets import hub
 
-    return hub._splits(path.parent, "corpus")  # noqa: SLF001
+    return hub._splits(path.parent, "corpus")
 
 
 # Checkpoints.
@@ -524,7 +524,7 @@ def _survey_seed() -> bytes:
         "empty_documents": 0,
         "missing": ["d3"],
     }
-    return _dump({"survey": facts, "xxh3": survey._own_checksum(facts)})  # noqa: SLF001
+    return _dump({"survey": facts, "xxh3": survey._own_checksum(facts)})
 
 
 def _config_values() -> dict[str, Any]:
@@ -574,7 +574,7 @@ def _tokenizer_seed() -> bytes:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##c"]
-    tokenizer = Tokenizer(models.WordPiece({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))  # noqa: S106
+    tokenizer = Tokenizer(models.WordPiece({word: place for place, word in enumerate(words)}, unk_token=words[1]))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.add_special_tokens(words[:5])
     return str(tokenizer.to_str()).encode()

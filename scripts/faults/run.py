@@ -24,18 +24,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 
-import clocks  # noqa: E402 (after the path is set)
-import disks  # noqa: E402
-import flips  # noqa: E402
-import kills  # noqa: E402
-import load  # noqa: E402
-import scrambled  # noqa: E402
-import together  # noqa: E402
-from trials import COMMANDS, Base, Trials, base, imported  # noqa: E402
+import clocks
+import disks
+import flips
+import kills
+import load
+import scrambled
+import together
+from trials import COMMANDS, Base, Trials, base, imported
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SYSTEMS = tuple(COMMANDS)
 Attack = Callable[[Base, Trials, random.Random], None]
@@ -86,7 +87,7 @@ def main() -> None:
                 command += "" if len(COMMANDS) == len(SYSTEMS) else f" --systems {','.join(COMMANDS)}"
                 trials = Trials(name, command, time.monotonic() + seconds)
                 started = time.monotonic()
-                attack(made, trials, random.Random(f"{chosen.seed} {name}"))  # noqa: S311 (a seed that repeats)
+                attack(made, trials, random.Random(f"{chosen.seed} {name}"))
                 print(f"{name}: {trials.tried:,} tried, {dict(trials.outcomes)} {trials.note}", flush=True)
                 for line in trials.wrong:
                     print(f"  BROKEN {line}", flush=True)

@@ -209,7 +209,7 @@ def machine(device: torch.device) -> dict[str, Any]:
             "multiprocessors": properties.multi_processor_count,
             "memory GiB": round(properties.total_memory / 2**30, 1),
             "cuda": torch.version.cuda,
-            "driver": subprocess.run(driver, capture_output=True, text=True, check=False).stdout.strip(),  # noqa: S603 (the driver's own tool)
+            "driver": subprocess.run(driver, capture_output=True, text=True, check=False).stdout.strip(),
         }
     return facts
 
@@ -225,7 +225,7 @@ def run_section(section: str, measure: Callable[[Bench], None]) -> None:
     chosen = parser.parse_args()
     if chosen.smoke and os.environ.get("TRITON_INTERPRET") != "1":
         # Triton reads the switch when it is first imported, which some imports above may have done.
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "TRITON_INTERPRET": "1"})  # noqa: S606 (this very script)
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "TRITON_INTERPRET": "1"})
     if not chosen.smoke and not torch.cuda.is_available():
         sys.exit("no CUDA device is here; wanted one, or --smoke, which runs every path at toy sizes on the CPU")
     device = torch.device("cpu" if chosen.smoke else "cuda")

@@ -63,7 +63,7 @@ def install(contender: str, environments: Path) -> None:
     home = environments / contender
     pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     for command in ([sys.executable, "-m", "venv", str(home)], [*pip, *block(contender)["dependencies"]]):
-        subprocess.run(command, check=True)  # noqa: S603 (our own interpreter; package names from the script itself)
+        subprocess.run(command, check=True)
 
 
 def module_name(library: str) -> str:
@@ -86,7 +86,7 @@ def install_pinned(library: str, environments: Path) -> Path:
     interpreter = home / "bin" / "python"
     pip = [str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     for command in ([sys.executable, "-m", "venv", str(home)], [*pip, "-r", str(requirements(library))]):
-        done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 (our own interpreter)
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
             said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
             reason = next((line for line in said if line.startswith("ERROR:")), said[-1])

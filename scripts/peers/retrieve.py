@@ -51,7 +51,7 @@ def _followed(library: str, command: Sequence[str], out: Path) -> tuple[int, str
     environment = {**os.environ, "PYTHONPATH": str(environments.FOLDER.parent)}
     with (
         (out / LOG).open("w", encoding="utf-8") as log,
-        subprocess.Popen(  # noqa: S603 (an interpreter and a script of our own)
+        subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -16,12 +16,12 @@ from peers import job
 
 job.quiet()
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from colbert import Indexer, Searcher  # noqa: E402
-from colbert.infra import ColBERTConfig, Run, RunConfig  # noqa: E402
-from colbert.modeling.checkpoint import Checkpoint  # noqa: E402
-from colbert.modeling.colbert import colbert_score  # noqa: E402
+import numpy as np
+import torch
+from colbert import Indexer, Searcher
+from colbert.infra import ColBERTConfig, Run, RunConfig
+from colbert.modeling.checkpoint import Checkpoint
+from colbert.modeling.colbert import colbert_score
 
 # The library compiles C++ with ninja, which is installed beside this interpreter.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

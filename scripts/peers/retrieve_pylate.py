@@ -14,9 +14,9 @@ from peers import job
 
 job.quiet()
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from pylate import indexes, models, retrieve, scores  # noqa: E402
+import numpy as np
+import torch
+from pylate import indexes, models, retrieve, scores
 
 # Stanford's index compiles C++ with ninja, which is installed beside this interpreter.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])

@@ -10,9 +10,9 @@ from peers import job
 
 job.quiet()
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from sentence_transformers import MultiVectorEncoder  # noqa: E402
+import numpy as np
+import torch
+from sentence_transformers import MultiVectorEncoder
 
 
 def load(options: argparse.Namespace) -> MultiVectorEncoder:
@@ -25,7 +25,7 @@ def load(options: argparse.Namespace) -> MultiVectorEncoder:
 def settings(model: MultiVectorEncoder) -> dict[str, Any]:
     """Return what the library resolved."""
     first, mask = model[0], next(module for module in model if hasattr(module, "skiplist_words"))
-    ids = mask._skiplist_ids  # noqa: SLF001 (nothing public tells them)
+    ids = mask._skiplist_ids
     return {
         "prompts": dict(model.prompts),
         "query_expansion": first.query_expansion,

@@ -48,7 +48,7 @@ class Worker:
         self._limit_s = limit_s
         self._errors = (own / "stderr.txt").open("wb")
         self.started = time.perf_counter()
-        self._process = subprocess.Popen(  # noqa: S603 (our own interpreters and scripts)
+        self._process = subprocess.Popen(
             [interpreter, environments.script(contender.library), job],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,

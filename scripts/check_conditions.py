@@ -6,8 +6,7 @@
     python scripts/check_conditions.py numba-off --small             # a few files only
     python scripts/check_conditions.py random-order --tests tests/unit/test_trec.py
 
-The output is a table in Markdown, as in tests/README.md.
-
+The output is a table in Markdown, as in tests/README.md, which also lists how long conditions took (2 to 38 minutes).
 Needs the dev extra. `user` needs root, because it runs the tests as nobody, who can write to one temporary folder only.
 """
 
@@ -172,7 +171,7 @@ def _as_nobody(folder: Path, environment: dict[str, str]) -> tuple[Path, list[st
 
 def _counts(report: Path) -> tuple[int, int, int]:
     """Return how many tests passed, failed (including errors) and were skipped."""
-    suite = next(ET.parse(report).getroot().iter("testsuite")).attrib  # noqa: S314 (pytest's own report)
+    suite = next(ET.parse(report).getroot().iter("testsuite")).attrib  # noqa: S314 (the report is written by pytest, above)
     total, skipped = int(suite["tests"]), int(suite["skipped"])
     failed = int(suite["failures"]) + int(suite["errors"])
     return total - failed - skipped, failed, skipped

@@ -2,10 +2,10 @@
 # requires-python = ">=3.10,<3.13"
 # dependencies = ["pylate==1.6.0", "torch", "safetensors", "numpy<3"]
 # ///
-"""Save small random checkpoints as PyLate saves them, and PyLate's vectors of a few texts, as fixtures for a test.
+"""Save small random checkpoints with PyLate, and PyLate's vectors of a few texts, as fixtures of a parity test.
 
-Every case differs in what a checkpoint may say: architecture, Dense modules, prefixes, prompts, expansion, skiplist.
-PyLate 1.6 pins transformers below 5.4, so it wants an environment of its own:
+The cases differ in what a checkpoint can set: architecture, Dense modules, prefixes, prompts, expansion, skiplist. It
+needs its own environment, because PyLate 1.6 pins transformers below 5.4:
 
     uv run scripts/parity_pylate_layouts.py tests/fixtures/parity/pylate_layouts
 """
@@ -40,7 +40,7 @@ SIGNS = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 
 def tokenizer(*, first: str | None, last: str, pad: str, mask: str | None, unknown: str) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of words and letters that puts its own first and last token around a text."""
+    """Return a tokenizer of words and letters that adds the given first and last token to a text."""
     specials = list(dict.fromkeys(name for name in (first, pad, last, unknown, mask) if name))
     words = [*specials, "hello", "world", "the", "cat", "hat", *LETTERS, *(f"##{letter}" for letter in LETTERS), *SIGNS]
     tokens = Tokenizer(token_models.WordPiece({word: place for place, word in enumerate(words)}, unk_token=unknown))
@@ -101,7 +101,7 @@ def write_base(folder: Path, kind: str, case: dict[str, Any]) -> None:
     shape = CONFIG_MAPPING[kind](vocab_size=len(tokens), **case["shape"], **ids)
     torch.manual_seed(len(kind))
     model = MODEL_MAPPING[type(shape)](shape)
-    for name, weight in model.named_parameters():  # initial weights of .02 would leave all vectors alike
+    for name, weight in model.named_parameters():  # with initial weights of .02 all vectors would be similar
         if weight.ndim > 1:
             nn.init.normal_(weight, std=1.0 if "embed" in name else 0.2)
     model.save_pretrained(folder)
@@ -109,7 +109,7 @@ def write_base(folder: Path, kind: str, case: dict[str, Any]) -> None:
 
 
 def main(out: Path) -> None:
-    """Write every case's checkpoint and vectors, and the versions that made them."""
+    """Write every case's checkpoint and vectors, and print the versions of the packages."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("pylate", "transformers", "torch")]
     for kind, case in CASES.items():
         settings = dict(case["settings"])

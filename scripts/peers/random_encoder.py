@@ -1,4 +1,4 @@
-"""jina-colbert-v2's network with random weights and texts, to measure speed, which does not depend on the values."""
+"""Build jina-colbert-v2's network with random weights, and random texts, to measure speed."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def token_table(lengths: np.ndarray, *, vocabulary: int) -> Any:
     return TokenTable(ids, starts, lengths)
 
 
-def encoder_of(  # noqa: PLR0913 (keyword-only)
+def encoder_of(  # noqa: PLR0913 (keyword-only after the device)
     device: torch.device,
     *,
     layers: int,

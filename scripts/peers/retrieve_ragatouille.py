@@ -1,7 +1,7 @@
-"""RAGatouille: its in-memory search (`encode`, `search_encoded_docs`), computed a block of documents at a time.
+"""The job of RAGatouille: its in-memory search (`encode`, `search_encoded_docs`), one block of documents at a time.
 
-In memory the library pads every document with zero vectors to the model's full length, and takes the maximum over them
-too; `maxsim` calls its own scoring on blocks padded with zeros, which gives the same scores in less memory.
+The library pads every document with zero vectors to the model's maximum length and includes them in the maximum.
+`maxsim` calls the library's scoring on smaller blocks padded with zeros: the scores are the same and need less memory.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import numpy as np
 import torch
 from ragatouille import RAGPretrainedModel
 
-# colbert-ai below it compiles C++ with ninja, which is installed beside this interpreter.
+# colbert-ai, on which it is built, compiles C++ with ninja, which is installed beside this interpreter.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
 def load(options: argparse.Namespace) -> Any:
-    """Return the library's model of the checkpoint, its documents' length set as `encode` sets it."""
+    """Return the library's model of the checkpoint, with the document length that `encode` would set."""
     model = RAGPretrainedModel.from_pretrained(
         str(options.checkpoint), verbose=0, index_root=str(options.out / "index")
     ).model
@@ -75,8 +75,8 @@ def encode(model: Any, texts: Sequence[str], side: job.Side) -> list[np.ndarray]
 
 
 def maxsim(model: Any, queries: list[np.ndarray], documents: list[np.ndarray]) -> np.ndarray:
-    """Return the library's own scores of all pairs."""
-    longest = 1 + max(map(len, documents))  # a zero vector for every document
+    """Return the library's own scores [Q, N]."""
+    longest = 1 + max(map(len, documents))  # every document gets at least one zero vector
     padded = torch.zeros(len(documents), longest, documents[0].shape[1])
     for place, vectors in enumerate(documents):
         padded[place, : len(vectors)] = torch.from_numpy(vectors)

@@ -1,4 +1,4 @@
-"""sentence-transformers' MultiVectorEncoder with default settings, and its own similarity over every document."""
+"""The job of sentence-transformers: MultiVectorEncoder with default settings, and its exact similarity."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ def encode(model: MultiVectorEncoder, texts: Sequence[str], side: job.Side) -> l
 
 
 def maxsim(model: MultiVectorEncoder, queries: list[np.ndarray], documents: list[np.ndarray]) -> np.ndarray:
-    """Return the library's own scores of all pairs."""
+    """Return the library's own scores [Q, N]."""
     asked, found = ([torch.from_numpy(vectors) for vectors in of] for of in (queries, documents))
     return np.asarray(model.similarity(asked, found).numpy())
 

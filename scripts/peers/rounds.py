@@ -1,4 +1,4 @@
-"""The benchmark's side: worker processes, and rounds in alternating order, so that drift affects all alike."""
+"""The benchmark's side: worker processes, and the rotating order of rounds, so that drift affects all contenders."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Worker:
             self._process.stdin.write(f"{json.dumps(request)}\n".encode())
             self._process.stdin.flush()
         except BrokenPipeError as error:
-            raise WorkerError(self._last_words()) from error
+            raise WorkerError(self._exit_message()) from error
         return self._answer()
 
     def finish(self) -> dict[str, Any]:
@@ -94,11 +94,11 @@ class Worker:
             raise WorkerError(msg)
         line = self._process.stdout.readline()
         if not line:
-            raise WorkerError(self._last_words())
+            raise WorkerError(self._exit_message())
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def _last_words(self) -> str:
+    def _exit_message(self) -> str:
         self._process.wait()
         text = Path(str(self._errors.name)).read_text(encoding="utf-8", errors="replace").strip()
         return f"exit status {self._process.returncode}: {text.splitlines()[-1] if text else 'no message'}"

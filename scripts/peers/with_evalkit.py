@@ -81,7 +81,7 @@ def encoder_of(config: RunConfig) -> Encoder:
 
 
 def encode(job: Mapping[str, Any]) -> Prepared:
-    """Prepare encoding of texts to fp16 vectors; the stage `host` replaces the model by one that costs nothing.
+    """Prepare encoding of texts to fp16 vectors; the stage `host` replaces the model by one that computes nothing.
 
     The variant `stored` also writes the vectors as a shard file.
     """

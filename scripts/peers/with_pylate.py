@@ -52,7 +52,7 @@ def model_of(job: Mapping[str, Any]) -> models.ColBERT:
 
 
 def encode(job: Mapping[str, Any]) -> Prepared:
-    """Prepare encoding of documents; the stage `host` replaces model and projection by ones that cost nothing."""
+    """Prepare encoding of documents; the stage `host` replaces model and projection by ones that compute nothing."""
     model = model_of(job)
     _, texts = read_documents(job["inputs"])
     if job["stage"] == "host":

@@ -38,7 +38,7 @@ def maxsim(job: Mapping[str, Any]) -> Prepared:
 
 
 def encode(job: Mapping[str, Any]) -> Prepared:
-    """Prepare encoding of documents; the stage `host` replaces the model by one that costs nothing."""
+    """Prepare encoding of documents; the stage `host` replaces the model by one that computes nothing."""
     model = model_of(job)
     _, texts = read_documents(job["inputs"])
     if job["stage"] == "host":

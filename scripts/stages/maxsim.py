@@ -1,4 +1,4 @@
-"""The stage `maxsim`: MaxSim alone, beside libraries and plain torch."""
+"""The stage `maxsim`: only MaxSim, compared with libraries and plain torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from stages.measuring import Case
 
 
 def maxsim(chosen: argparse.Namespace, work: Path) -> list[Case]:
-    """MaxSim of 32-vector queries against documents of one length, and of lengths between 20 and 300."""
+    """Return two cases: queries of 32 vectors with documents of 160 vectors each, and of 20 to 300."""
     cases = []
     for name in ("uniform", "ragged"):
         inputs = work / f"inputs-{name}"

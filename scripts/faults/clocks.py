@@ -1,4 +1,4 @@
-"""A clock that goes back: during a run, and between runs, so that files come from the future."""
+"""A clock that goes back: during a run, and between runs, so that files have times in the future."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ DAY_S = 86_400
 
 
 def stepping(draw_seed: int, step_s: float) -> Callable[[], None]:
-    """Return a patch after which each look at the clock may find it set to another time, up to `step_s` off."""
+    """Return a patch that sets the clock back by a random time of up to `step_s` at each reading."""
 
     def patch() -> None:
         draw = random.Random(draw_seed)
@@ -25,7 +25,7 @@ def stepping(draw_seed: int, step_s: float) -> Callable[[], None]:
 
 
 def back(base: Base, trials: Trials, draw: random.Random) -> None:
-    """Run under a clock that jumps back, over files whose times are years off, after a kill as well."""
+    """Kill a run, change the times of its files by years, and finish it under a clock that jumps back."""
     from kills import WRITES, dies
 
     while trials.more():

@@ -18,7 +18,7 @@ ROOM = "64m"
 
 @contextmanager
 def mounted(folder: Path, size: str) -> Iterator[None]:
-    """Mount a tmpfs of a size on a folder. Raises PermissionError where that is not allowed."""
+    """Mount a tmpfs of this size on a folder. Raises PermissionError if mounting fails."""
     folder.mkdir(parents=True, exist_ok=True)
     made = mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder))
     if made:
@@ -30,13 +30,13 @@ def mounted(folder: Path, size: str) -> Iterator[None]:
 
 
 def mount(*words: str) -> str:
-    """Call mount; return what it complains of."""
+    """Call mount; return its error message, or an empty string."""
     done = subprocess.run(["mount", *words], check=False, capture_output=True, text=True)
     return "" if done.returncode == 0 else done.stderr.strip() or "mount failed"
 
 
 def used(base: Base, command: str) -> dict[str, int]:
-    """Return the bytes that an undisturbed run leaves in the cache and in the results, by whole pages."""
+    """Return the bytes that an undisturbed run writes to the cache and to the results, rounded up to pages."""
     folder = base.folder / f"undisturbed-{command}"
     return {
         part: sum(-(-path.stat().st_size // PAGE) * PAGE for path in (folder / part).rglob("*") if path.is_file())
@@ -45,7 +45,7 @@ def used(base: Base, command: str) -> dict[str, int]:
 
 
 def full(base: Base, trials: Trials, draw: random.Random) -> None:
-    """Run on disks of every size up to what is needed: one line, and with room the same bytes."""
+    """Run on disks of every size up to what is needed: it must fail with one line, and succeed once there is room."""
     sizes = {command: used(base, command) for command in COMMANDS}
     choices = [
         (command, part, size)
@@ -123,7 +123,7 @@ def vanishing(base: Base, trials: Trials, draw: random.Random) -> None:
 
 
 def at_write(number: int, act: Callable[[], None]) -> Callable[[], None]:
-    """Return a patch that acts just before the write of that number."""
+    """Return a patch that calls `act` just before the `number`-th write."""
 
     def patch() -> None:
         from evalkit.storage import paths, shard_files
@@ -142,7 +142,7 @@ def at_write(number: int, act: Callable[[], None]) -> Callable[[], None]:
 
 
 def judge(base: Base, trials: Trials, command: str, folder: Path, what: str, done: Done) -> None:
-    """Count a run that was disturbed: whole, or refused in one line; and then the same bytes."""
+    """Count a disturbed run. It must succeed or fail with one line; running it again must give the same bytes."""
     if done.code == 0:
         other = base.same(command, folder)
         gone = other is not None and not (folder / "r" / "runs").is_dir()

@@ -1,4 +1,4 @@
-"""One flipped bit in every kind of file that the project writes: noticed, made anew, or without effect."""
+"""Flip one bit in every kind of file that evalkit writes: it must be reported, repaired, or without effect."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from trials import COMMANDS, Base, Done, Trials, forked, new
 
 
 class Kind(NamedTuple):
-    """A kind of file, and the command that believes it."""
+    """A kind of file, and the command that reads it."""
 
     pattern: str
     words: tuple[str, ...]
-    """Of the command; `run` is the run itself, whose results are removed first."""
+    """The command's words; for `run`, the results are removed first, so that the run reads the cache."""
 
 
 REPORT = ("report", "--results-dir", "r", "--out", "o")
@@ -53,7 +53,7 @@ def flip(path: Path, draw: random.Random) -> tuple[int, int]:
 
 
 def made(base: Base, command: str) -> Path:
-    """Make a finished run, the record of a failed one, and that of a fetch; every trial begins with a copy."""
+    """Create a finished run, the record of a failed run and that of a fetch; every trial starts with a copy."""
     folder = new(base.folder, f"flips-{command}")
     words = base.words(command)
     lost = [f"dataset.path={folder}/nowhere" if word.startswith("dataset.path=") else word for word in words]
@@ -63,7 +63,7 @@ def made(base: Base, command: str) -> Path:
 
 
 def bits(base: Base, trials: Trials, draw: random.Random, *, name: str) -> None:
-    """Flip a bit of one kind of file, as often as the time allows: it is told, or nothing else is."""
+    """Flip a bit of one kind of file, as often as the time allows: it must be reported or have no effect."""
     kind = KINDS[name]
     command = "vectors" if "embeddings" in name else "bm25"
     if command not in COMMANDS:
@@ -71,11 +71,11 @@ def bits(base: Base, trials: Trials, draw: random.Random, *, name: str) -> None:
         return
     seconds = trials.until - time.monotonic()
     whole = made(base, command)
-    trials.until = time.monotonic() + seconds  # of trials, without what precedes them
+    trials.until = time.monotonic() + seconds  # the preparation above does not count
     if not list(whole.glob(kind.pattern)):
         trials.note = f"no {kind.pattern} is written"
         return
-    if command == "vectors":  # embeddings are read where top-k lists are gone
+    if command == "vectors":  # embeddings are read only if top-k lists are missing
         shutil.rmtree(whole / "c" / "topk")
     words = words_of(base, kind, command)
     wanted = None if kind.words == RUN else seen(forked(words, whole), whole)
@@ -126,14 +126,14 @@ def count_run(trials: Trials, what: str, done: Done, *, named: bool, compare: Ca
 
 
 def words_of(base: Base, kind: Kind, command: str) -> list[str]:
-    """Return the words of the command that believes a file."""
+    """Return the words of the command that reads a kind of file."""
     if kind.words == RUN:
         return base.words(command)
     return [*kind.words, *base.words(command)[1:]] if kind.words[0] == "fetch" else list(kind.words)
 
 
 def seen(done: Done, folder: Path) -> tuple[object, ...]:
-    """Return what a command showed and wrote, without times."""
+    """Return what a command printed and wrote, without times."""
     tables = {
         path.relative_to(folder): path.read_bytes() for path in sorted((folder / "o").rglob("*")) if path.is_file()
     }

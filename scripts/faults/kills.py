@@ -1,4 +1,4 @@
-"""kill -9 at every write by name and stage, and at random moments of commands that were started separately."""
+"""Kill runs with SIGKILL: at every stage of every write, and separately started commands at random moments."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ WRITES = {
     "scores": "runs/*/scores.json",
     "record of the run": "jobs/*.json",
 }
-"""Every write of a run: its name, and its file as a pattern."""
+"""Every write of a run: its name, and a pattern of its path."""
 STAGES = ("empty", "half", "written", "renamed")
-"""Killed with an empty file, half a file, before the rename, and after it."""
+"""The file is empty, half written, complete but not renamed, or renamed when the run is killed."""
 
 
 def dies(pattern: str, stage: str, count: int) -> Callable[[], None]:
-    """Return a patch that kills its process at a stage of the `count`-th write of a file."""
+    """Return a patch that kills the process at a stage of the `count`-th write of a matching file."""
 
     def patch() -> None:
         from evalkit.run import jobs
@@ -69,7 +69,7 @@ def dies(pattern: str, stage: str, count: int) -> Callable[[], None]:
 
 
 class Kill(NamedTuple):
-    """Where a run is killed."""
+    """The moment at which a run is killed."""
 
     write: str
     stage: str
@@ -78,21 +78,21 @@ class Kill(NamedTuple):
 
 
 def at_every_write(base: Base, trials: Trials) -> None:
-    """Kill at every write by name, the first and the second of it; the same command must end in the same bytes."""
+    """Kill at the first and the second write of each name; the same command must then give the same bytes."""
     choices = [
         Kill(write, stage, command, count)
         for count in (1, 2)
         for write in WRITES
         for stage in STAGES
         for command in COMMANDS
-        if command == "vectors" or not write.startswith("embeddings")  # BM25 keeps none
+        if command == "vectors" or not write.startswith("embeddings")  # BM25 has none
     ]
     reached: dict[str, int] = dict.fromkeys(WRITES, 0)
     for kill in each(trials, choices):
         folder = new(base.folder, "kill")
         done = forked(base.words(kill.command), folder, before=dies(WRITES[kill.write], kill.stage, kill.count))
         if done.code is not None:
-            continue  # there was no second such write
+            continue  # there was no such write
         reached[kill.write] += 1
         what = f"{kill.command} killed at {kill.stage} {kill.write} {kill.count}"
         before = {path: path.stat().st_mtime_ns for path in finished(folder)}
@@ -108,13 +108,13 @@ def at_every_write(base: Base, trials: Trials) -> None:
 
 
 def finished(folder: Path) -> Iterator[Path]:
-    """Yield the arrays of shards whose manifest is there."""
+    """Yield the array files of shards with a manifest."""
     for manifest in (folder / "c").glob("[st]o*/*/*.json"):
         yield manifest.with_suffix(".safetensors")
 
 
 def at_random(base: Base, trials: Trials, draw: random.Random) -> None:
-    """Kill separately started commands at random moments, each run one to three times, then let it finish."""
+    """Kill a separately started command one to three times at random moments, then let it finish."""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path[:2])}
     took = dict.fromkeys(COMMANDS, 0.0)
     kills = 0

@@ -1,4 +1,4 @@
-"""Several runs at once, of one config or of two that share a cache; some are killed, and the cache is cleared."""
+"""Several runs at once that share a cache, of one config or two; some are killed while the cache is cleaned."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from trials import COMMANDS, Base, Child, Trials, new, start
 
 
 def at_once(base: Base, trials: Trials, draw: random.Random) -> None:
-    """Start two to four runs, kill up to all but one; every other ends with the same bytes."""
+    """Start two to four runs and kill none or some, never all; the others must end with the same bytes."""
     while trials.more():
         folder = new(base.folder, "together")
         commands = [draw.choice(list(COMMANDS)) for _ in range(draw.randint(2, 4))]

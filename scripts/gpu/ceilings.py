@@ -1,4 +1,4 @@
-"""The card's own rates, on random data, and which of evalkit's fast paths work on it."""
+"""The section `ceilings`: the card's GEMM and copy rates, and which of evalkit's fast paths work on it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from shared import Bench, run_section
 
 
 def ceilings(bench: Bench) -> None:
-    """Say which attention a run takes here, time large matrix products and a copy, then try what must be compiled."""
+    """Record the attention path, time large matrix products and a copy, then try the compiled kernels."""
     from evalkit.config.compose import compose
 
     config = compose(["model=jina-colbert-v2", "model.dtype=bfloat16"]).model
@@ -21,7 +21,7 @@ def ceilings(bench: Bench) -> None:
 
 
 def rates(bench: Bench) -> None:
-    """Time large matrix products and a copy: every other section's shares are of these."""
+    """Time large matrix products and a copy; the other sections report shares of these rates."""
     size = 256 if bench.smoke else 8192
     for dtype in (torch.bfloat16, torch.float16):
         one, other = (torch.randn(size, size, device=bench.device).to(dtype) for _ in range(2))
@@ -35,17 +35,17 @@ def rates(bench: Bench) -> None:
 
 
 def attention_path(bench: Bench, config: Any) -> None:
-    """Record which attention a run takes on this device, and why not the fastest."""
+    """Record the attention path of a run on this device, and why a faster one is not used."""
     from evalkit.models import attention
 
     chosen = attention.choose("auto", config=config, device=bench.device)
     bench.record("paths", "attention", chosen._asdict())
     if bench.device.type == "cuda":
-        bench.record("paths", "options of torch's packed attention", dict(attention._varlen_options(bench.device)))  # noqa: SLF001 (what the kernel is given)
+        bench.record("paths", "options of torch's packed attention", dict(attention._varlen_options(bench.device)))  # noqa: SLF001 (the options have no public name)
 
 
 def compiled_paths(bench: Bench, config: Any) -> None:
-    """Record which elementwise work and MaxSim a run takes on this device, and why not the fastest."""
+    """Record the elementwise and MaxSim kernels of a run on this device, and why faster ones are not used."""
     from evalkit.maxsim import choice
     from evalkit.models import elementwise
 

@@ -1,4 +1,4 @@
-"""Encoding on a GPU: jina-colbert-v2's network with random weights, beside its floor and padded batches."""
+"""The section `encoding`: jina-colbert-v2's network with random weights, compared with its floor and padded batches."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ BATCH_TOKENS = 32_768
 
 
 def encoded(encoder: Any, table: Any, *, batch_tokens: int = BATCH_TOKENS) -> Tensor:
-    """Return the first dim's vectors of all texts, as a run encodes them."""
+    """Encode all texts as a run does, and return the first dim's vectors."""
     from evalkit.run.encode import Encoding, encode
 
     ids = [str(place) for place in range(len(table))]
@@ -30,7 +30,7 @@ def encoded(encoder: Any, table: Any, *, batch_tokens: int = BATCH_TOKENS) -> Te
 
 
 class Inputs:
-    """The texts, the encoders over one network, and the reference for some of the texts."""
+    """The texts, the encoders of one network, and reference vectors for some of the texts."""
 
     def __init__(self, bench: Bench) -> None:
         """Build the network with and without the fused kernels, and encode some texts in padded fp32."""
@@ -62,15 +62,15 @@ class Inputs:
         self.rates: dict[str, float] = {}
         padded_XD = encoded(dataclasses.replace(self.of_torch, attention="sdpa"), self.some)
         self.limit = 2 * self.error(padded_XD) + 1e-3
-        """Twice what torch's own padded pass in the same type is off by."""
+        """Twice the error of torch's own padded pass in the same type."""
 
     def error(self, found_XD: Tensor) -> float:
-        """Return how far the vectors of some texts are from padded fp32, at most."""
+        """Return the largest distance of the vectors of some texts from those of padded fp32."""
         return float((found_XD.float() - self.wanted_XD).norm(dim=1).max())
 
 
 def encoding(bench: Bench) -> None:
-    """Measure encoding against its floor, and each way of doing a part of it against torch's own."""
+    """Compare encoding with its floor, and each kernel with torch's own operations."""
     inputs = Inputs(bench)
     facts = {"passages": len(inputs.table), "mean tokens": round(float(inputs.lengths.mean()), 1)}
     bench.record("encoding", "inputs", {**facts, "MFLOP per token": round(inputs.flop / 1e6, 1)})
@@ -97,14 +97,14 @@ def encoding(bench: Bench) -> None:
 
 
 def tokens(inputs: Inputs) -> int:
-    """Return the tokens of all texts."""
+    """Return the number of tokens of all texts."""
     return int(inputs.lengths.sum())
 
 
 def timed(
     bench: Bench, inputs: Inputs, name: str, encoder: Any, *, batch_tokens: int = BATCH_TOKENS, part: int = 1
 ) -> float | None:
-    """Check some vectors, warm up at this very batch size, and time all texts (or a part of them)."""
+    """Check some vectors, warm up at this batch size, and time all texts, or the first 1/`part` of them."""
     if not bench.fits(name, 8):
         return None
     with bench.attempt("encoding", name):
@@ -123,7 +123,7 @@ def timed(
 
 
 def report(bench: Bench, inputs: Inputs, name: str, took: float, count: int, *, watts: int | None = None) -> float:
-    """Record a rate beside the floor; return the seconds."""
+    """Record a rate and its share of the floor; return the seconds."""
     rate = inputs.rates[name] = count / took
     share = round(rate / inputs.floor, 3) if inputs.floor else None
     facts = {"tokens/s": round(rate), "share of floor": share, "s": round(took, 3)}
@@ -132,7 +132,7 @@ def report(bench: Bench, inputs: Inputs, name: str, took: float, count: int, *, 
 
 
 def slices(bench: Bench, inputs: Inputs) -> None:
-    """Time the feed-forward in slices of other heights, and whole."""
+    """Time the feed-forward in slices of several sizes, and in one piece."""
     from evalkit.models import elementwise
 
     usual = elementwise.SLICE_BYTES
@@ -146,7 +146,7 @@ def slices(bench: Bench, inputs: Inputs) -> None:
 
 
 def padded_rates(bench: Bench, inputs: Inputs, encoder: Any) -> None:
-    """Time padded arrival order in half precision, as peers' defaults batch texts."""
+    """Time batches in arrival order, padded, in half precision, as peers' defaults form them."""
     few = inputs.table[: 3 if bench.smoke else 3200]
 
     def run(texts: Any) -> Callable[[], object]:
@@ -164,7 +164,7 @@ def padded_rates(bench: Bench, inputs: Inputs, encoder: Any) -> None:
 
 @torch.inference_mode()
 def arrival_order(encoder: Any, table: Any) -> list[Tensor]:
-    """Encode as PyLate's defaults do, tokenising aside: 32 texts as they come, padded; mask and copy by document."""
+    """Encode as PyLate does by default, without tokenising: 32 texts in arrival order, padded, copied one by one."""
     (head_DH,) = list(encoder.heads.values())[:1]
     out = []
     for begin in range(0, len(table), 32):

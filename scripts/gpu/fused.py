@@ -1,4 +1,4 @@
-"""The fused mode on a GPU: shards are encoded at three dims, and searched while the next one is encoded."""
+"""The section `fused`: shards are encoded at three dims and searched while the next one is encoded, as in a run."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from evalkit.models.encoder import Encoder
 
 DIMS = (128, 96, 64)
 PASSAGES = 1_000_000
-"""A slice of MS MARCO's size class; fewer where the budget says so, which at the rate aimed at it always does."""
+"""Passages of the main measurement; the budget reduces their number, at the expected rate always."""
 SHARD_PASSAGES = 47_000
-"""About 4 million tokens, half of what a run on a GPU takes: the host's work for a shard weighs twice as much."""
+"""About 4 million tokens, half a GPU run's shard, which doubles the share of the host's work per shard."""
 SMALL_SHARDS = 6
-"""Shards of a quarter of that, with and without their embeddings kept: what is written goes beside the next ones."""
+"""Shards of a quarter of that, with and without keeping embeddings, which are written while the next is encoded."""
 
 
 def fused(bench: Bench) -> None:
-    """Time whole shards as `evalkit run` takes them, vectors dropped and vectors kept, and watch the GPU meanwhile."""
+    """Time whole shards as in `evalkit run`, with and without keeping embeddings, and measure the GPU's busy share."""
     smoke = bench.smoke
     layers, hidden, vocabulary = (1, 64, 1000) if smoke else (24, 1024, 250_002)
     queries, passages, in_shard = (2, 4, 2) if smoke else (6_980, PASSAGES, SHARD_PASSAGES)
@@ -61,9 +61,9 @@ def fused(bench: Bench) -> None:
 
 
 def shards(bench: Bench, encoder: Encoder, name: str, counts: list[int], queries: int, *, keep: str) -> float | None:
-    """Run shards of so many passages; return the seconds from behind the queries' encoding to the last shard's end.
+    """Run shards with `counts` passages; return the seconds from the end of the queries' encoding to the last shard.
 
-    What is still written then is counted apart: with more shards it would go beside the next one.
+    Writing that continues after the last shard is recorded separately: with more shards it would overlap with them.
     """
     from evalkit.engines.local import map_shards
     from evalkit.ranking import no_hits

@@ -1,6 +1,6 @@
 """Compare the speed of evalkit with its peers', stage by stage; measure the machine's own ceilings in the same rounds.
 
-    python scripts/bench.py --install                                  # each peer into an environment of its own
+    python scripts/bench.py --install                                  # each peer into its own environment
     python scripts/bench.py --out results/bench --corpus DIR           # all stages; DIR is a BEIR-format nfcorpus
     python scripts/bench.py --out results/bench --stages maxsim,dims   # these need no corpus
 

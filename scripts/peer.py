@@ -129,9 +129,9 @@ def run(chosen: argparse.Namespace) -> None:
 
 def parity(chosen: argparse.Namespace) -> None:
     """Print every difference between a library's sample and evalkit's, and write OUT/parity.json."""
-    from peers import parity as holding
+    from peers.parity import compare
 
-    for line in holding.hold(chosen.out, chosen.checkpoint, chosen.data):
+    for line in compare(chosen.out, chosen.checkpoint, chosen.data):
         print(line)
 
 

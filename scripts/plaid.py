@@ -56,9 +56,7 @@ def run(job: dict[str, Any]) -> None:
             arrays = load_file(path)
             rows = arrays["vectors"].half().split(arrays["lengths"].tolist())
             places += [first + place for place, vectors in enumerate(rows) if len(vectors)]
-            documents += [
-                vectors for vectors in rows if len(vectors)
-            ]  # an index cannot hold a document without vectors
+            documents += [vectors for vectors in rows if len(vectors)]  # an index needs vectors for each document
             first += len(rows)
     index = search.FastPlaid(index=job["index"], device=job["device"])
     if job["build"] is not None:

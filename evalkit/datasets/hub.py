@@ -190,8 +190,8 @@ def _patterns(folder: Path, name: str, split: str) -> list[str]:
 
 def _splits(folder: Path, name: str) -> dict[str, list[str]]:
     """Return the path patterns of a config's files by split, as listed in the repository's README.md."""
-    from datasets.data_files import sanitize_patterns  # type: ignore[import-untyped]  # the package carries no types
-    from datasets.utils.metadata import MetadataConfigs  # type: ignore[import-untyped]  # as above
+    from datasets.data_files import sanitize_patterns
+    from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCard
     from yaml import YAMLError
 

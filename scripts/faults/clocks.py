@@ -7,7 +7,7 @@ import random
 import time
 from collections.abc import Callable
 
-from trials import COMMANDS, Base, Trials, forked, new
+from trials import COMMANDS, Base, Trials, forked, new_folder
 
 DAY_S = 86_400
 
@@ -30,7 +30,7 @@ def back(base: Base, trials: Trials, draw: random.Random) -> None:
 
     while trials.more():
         command = draw.choice(list(COMMANDS))
-        folder = new(base.folder, "clock")
+        folder = new_folder(base.folder, "clock")
         forked(base.words(command), folder, before=dies(WRITES["top-k's manifest"], "written", 2))
         for path in folder.rglob("*"):
             moment = time.time() + draw.uniform(-3000, 3000) * DAY_S
@@ -49,4 +49,4 @@ def back(base: Base, trials: Trials, draw: random.Random) -> None:
             status = forked(
                 ["status", "results_dir=r", "cache_dir=c"], folder, before=stepping(draw.randrange(1 << 30), DAY_S)
             )
-            trials.came("the same bytes") if status.code == 0 else trials.failed(f"{what}: status", status)
+            trials.count("the same bytes") if status.code == 0 else trials.failed(f"{what}: status", status)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trials import COMMANDS, Base, Done, Trials, forked, new
+from trials import COMMANDS, Base, Done, Trials, forked, new_folder
 
 PAGE = 4096
 HELD = {"c": "cache", "r": "results"}
@@ -58,14 +58,14 @@ def full(base: Base, trials: Trials, draw: random.Random) -> None:
         if not trials.more():
             trials.note = f"{trials.tried} of {len(choices)} sizes"
             return
-        folder = new(base.folder, "disk")
+        folder = new_folder(base.folder, "disk")
         what = f"{command} with {size:,} bytes for its {HELD[part]}"
         try:
             with mounted(folder / part, str(size)):
                 done = forked(base.words(command), folder)
                 if done.code == 0:
                     other = base.same(command, folder)
-                    trials.came("had room enough, or did without") if other is None else trials.failed(
+                    trials.count("had room enough, or did without") if other is None else trials.failed(
                         f"{what}: {other}"
                     )
                     continue
@@ -74,7 +74,7 @@ def full(base: Base, trials: Trials, draw: random.Random) -> None:
                     continue
                 mount("-o", f"remount,size={ROOM}", str(folder / part))
                 if base.finish(command, folder, trials, what):
-                    trials.came("refused in one line; with room the same bytes")
+                    trials.count("refused in one line; with room the same bytes")
         except PermissionError as error:
             trials.note = f"skipped: {error}"
             return
@@ -84,7 +84,7 @@ def read_only(base: Base, trials: Trials, draw: random.Random) -> None:
     """Make the cache or the results read-only before a run, or at one of its writes."""
     while trials.more():
         command, part, at = draw.choice(list(COMMANDS)), draw.choice(list(HELD)), draw.choice([0, 0, 1, 2, 3, 5, 8])
-        folder = new(base.folder, "read-only")
+        folder = new_folder(base.folder, "read-only")
         what = f"{command} with read-only {HELD[part]} from write {at} on"
         try:
             with mounted(folder / part, ROOM):
@@ -108,7 +108,7 @@ def vanishing(base: Base, trials: Trials, draw: random.Random) -> None:
     parts = ["c", "c/topk", "c/stores", "c/surveys", "c/jobs", "r", "r/runs", "the collection"]
     while trials.more():
         command, part, at = draw.choice(list(COMMANDS)), draw.choice(parts), draw.randint(1, 10)
-        folder = new(base.folder, "vanishing")
+        folder = new_folder(base.folder, "vanishing")
         copied = folder / "collection"
         shutil.copytree(base.data, copied)
         words = [f"dataset.path={copied}" if word.startswith("dataset.path=") else word for word in base.words(command)]
@@ -153,4 +153,4 @@ def judge(base: Base, trials: Trials, command: str, folder: Path, what: str, don
         trials.failed(f"{what}: no clean refusal", done)
         return
     if base.finish(command, folder, trials, what):
-        trials.came("done without it" if done.code == 0 else "refused in one line; then the same bytes")
+        trials.count("done without it" if done.code == 0 else "refused in one line; then the same bytes")

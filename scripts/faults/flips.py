@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from trials import COMMANDS, Base, Done, Trials, forked, new
+from trials import COMMANDS, Base, Done, Trials, forked, new_folder
 
 
 class Kind(NamedTuple):
@@ -52,9 +52,9 @@ def flip(path: Path, draw: random.Random) -> tuple[int, int]:
     return place, bit
 
 
-def made(base: Base, command: str) -> Path:
+def prepared(base: Base, command: str) -> Path:
     """Create a finished run, the record of a failed run and that of a fetch; every trial starts with a copy."""
-    folder = new(base.folder, f"flips-{command}")
+    folder = new_folder(base.folder, f"flips-{command}")
     words = base.words(command)
     lost = [f"dataset.path={folder}/nowhere" if word.startswith("dataset.path=") else word for word in words]
     for each in (words, ["fetch", *words[1:]], lost):
@@ -70,7 +70,7 @@ def bits(base: Base, trials: Trials, draw: random.Random, *, name: str) -> None:
         trials.note = f"{command} was not among the systems"
         return
     seconds = trials.until - time.monotonic()
-    whole = made(base, command)
+    whole = prepared(base, command)
     trials.until = time.monotonic() + seconds  # the preparation above does not count
     if not list(whole.glob(kind.pattern)):
         trials.note = f"no {kind.pattern} is written"
@@ -78,9 +78,9 @@ def bits(base: Base, trials: Trials, draw: random.Random, *, name: str) -> None:
     if command == "vectors":  # embeddings are read only if top-k lists are missing
         shutil.rmtree(whole / "c" / "topk")
     words = words_of(base, kind, command)
-    wanted = None if kind.words == RUN else seen(forked(words, whole), whole)
+    wanted = None if kind.words == RUN else outputs(forked(words, whole), whole)
     while trials.more():
-        folder = new(base.folder, "flip")
+        folder = new_folder(base.folder, "flip")
         shutil.copytree(whole, folder, dirs_exist_ok=True)
         path = draw.choice(sorted(folder.glob(kind.pattern)))
         place, bit = flip(path, draw)
@@ -92,11 +92,11 @@ def bits(base: Base, trials: Trials, draw: random.Random, *, name: str) -> None:
         if "Traceback" in done.err:
             trials.failed(f"{what}: a traceback", done)
         elif done.code != 0 and done.refusal():
-            trials.came("refused in one line")
+            trials.count("refused in one line")
         elif kind.words == RUN:
             count_run(trials, what, done, named=named, compare=partial(base.same, command, folder))
         else:
-            count_reader(trials, what, done, named=named, same=seen(done, folder) == wanted)
+            count_reader(trials, what, done, named=named, same=outputs(done, folder) == wanted)
 
 
 def count_reader(trials: Trials, what: str, done: Done, *, named: bool, same: bool) -> None:
@@ -105,9 +105,9 @@ def count_reader(trials: Trials, what: str, done: Done, *, named: bool, same: bo
     `same` says whether it showed and wrote what it does with the undamaged file.
     """
     if named and done.code == 0:
-        trials.came("told by name")
+        trials.count("told by name")
     elif same:
-        trials.came("without effect")
+        trials.count("without effect")
     else:
         trials.failed(f"{what}: another answer without a word", done)
 
@@ -122,7 +122,7 @@ def count_run(trials: Trials, what: str, done: Done, *, named: bool, compare: Ca
     elif (other := compare()) is not None:
         trials.failed(f"{what}: {other}", done)
     else:
-        trials.came("told, and made anew" if named else "made anew, the same bytes")
+        trials.count("told, and made anew" if named else "made anew, the same bytes")
 
 
 def words_of(base: Base, kind: Kind, command: str) -> list[str]:
@@ -132,7 +132,7 @@ def words_of(base: Base, kind: Kind, command: str) -> list[str]:
     return [*kind.words, *base.words(command)[1:]] if kind.words[0] == "fetch" else list(kind.words)
 
 
-def seen(done: Done, folder: Path) -> tuple[object, ...]:
+def outputs(done: Done, folder: Path) -> tuple[object, ...]:
     """Return what a command printed and wrote, without times."""
     tables = {
         path.relative_to(folder): path.read_bytes() for path in sorted((folder / "o").rglob("*")) if path.is_file()

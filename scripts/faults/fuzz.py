@@ -56,7 +56,7 @@ def main() -> None:
 
 
 def fuzz_all(chosen: argparse.Namespace) -> None:
-    """Give each reader its share of the time in a process of its own; write the figures after each."""
+    """Fuzz each reader for its share of the time in its own process; write the figures after each."""
     names = chosen.only.split(",") if chosen.only else list_readers()
     share = {name: 1.0 if chosen.only else SHARES.get(name, 1.0) for name in names}
     from readers import in_memory_folder

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from trials import COMMANDS, Base, Trials, each, forked, new
+from trials import COMMANDS, Base, Trials, forked, new_folder, within_time
 
 WRITES = {
     "survey": "surveys/*.json",
@@ -88,8 +88,8 @@ def at_every_write(base: Base, trials: Trials) -> None:
         if command == "vectors" or not write.startswith("embeddings")  # BM25 has none
     ]
     reached: dict[str, int] = dict.fromkeys(WRITES, 0)
-    for kill in each(trials, choices):
-        folder = new(base.folder, "kill")
+    for kill in within_time(trials, choices):
+        folder = new_folder(base.folder, "kill")
         done = forked(base.words(kill.command), folder, before=dies(WRITES[kill.write], kill.stage, kill.count))
         if done.code is not None:
             continue  # there was no such write
@@ -102,7 +102,7 @@ def at_every_write(base: Base, trials: Trials) -> None:
         if redone:
             trials.failed(f"{what}: finished shard {redone[0]} was computed again")
         else:
-            trials.came("the same bytes, no finished shard computed again")
+            trials.count("the same bytes, no finished shard computed again")
     if missed := [name for name, times in reached.items() if not times]:
         trials.note = f"{trials.note} not reached: {', '.join(missed)}".strip()
 
@@ -120,7 +120,7 @@ def at_random(base: Base, trials: Trials, draw: random.Random) -> None:
     kills = 0
     while trials.more():
         command = draw.choice(list(COMMANDS))
-        folder = new(base.folder, "random")
+        folder = new_folder(base.folder, "random")
         words = [sys.executable, "-m", "evalkit", *base.words(command)]
         for _ in range(draw.randint(1, 3)):
             longest = took[command] or 15.0
@@ -137,5 +137,5 @@ def at_random(base: Base, trials: Trials, draw: random.Random) -> None:
             if process.returncode == 0:
                 took[command] = max(took[command], time.monotonic() - started)
         if base.finish(command, folder, trials, f"{command} killed at random"):
-            trials.came("the same bytes")
+            trials.count("the same bytes")
     trials.note = f"{kills} kills in {trials.tried} runs"

@@ -10,12 +10,12 @@ import sys
 import time
 from pathlib import Path
 
-from trials import LONGEST_S, PLACES, Base, Trials, new, start
+from trials import LONGEST_S, PLACES, Base, Trials, new_folder, start
 
 
 def size(base: Base, trials: Trials, *, documents: int, queries: int, longest: int = 20) -> None:
     """Run BM25 on a corpus in which each query's word occurs in one document only: every metric must be 1."""
-    folder = new(base.folder, "load")
+    folder = new_folder(base.folder, "load")
     draw = random.Random(documents)
     common = [f"w{number}" for number in range(5000)]
     data = folder / "data"
@@ -49,7 +49,7 @@ def size(base: Base, trials: Trials, *, documents: int, queries: int, longest: i
             f"{what}: ndcg@10 is {scores['metrics']['ndcg@10']} of {scores['counts']['documents']} documents", done
         )
     else:
-        trials.came("every query found its document")
+        trials.count("every query found its document")
     earlier = f"{trials.note}; " if trials.note else ""
     trials.note = f"{earlier}{what}: {took:.0f} s, peak of all trials so far {peak / 1e9:.2f} GB"
 

@@ -63,12 +63,12 @@ def scrambled(trials: Trials, draw: random.Random) -> None:
             data = changed(draw.choice(reader.seeds), draw)
             started = time.process_time()
             try:
-                trials.came(reader.check(data))
+                trials.count(reader.check(data))
             except (KeyboardInterrupt, SystemExit):
                 raise
             except BaseException as error:  # noqa: BLE001 (panics of Rust code derive from BaseException)
                 place = f"{reader.name}: {place_of(error)}"
-                trials.came("BROKEN")
+                trials.count("BROKEN")
                 if place not in places:
                     places.add(place)
                     trials.wrong.append(f"{place}: {str(error)[:200]!r} for {data[:200]!r}")

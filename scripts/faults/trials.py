@@ -65,14 +65,14 @@ class Trials:
         """Return whether there is time for another trial."""
         return time.monotonic() < self.until
 
-    def came(self, outcome: str) -> None:
+    def count(self, outcome: str) -> None:
         """Count a trial under its outcome."""
         self.tried += 1
         self.outcomes[outcome] += 1
 
     def failed(self, what: str, done: Done | None = None) -> None:
         """Count a failed trial."""
-        self.came("BROKEN")
+        self.count("BROKEN")
         tail = "" if done is None else f" (exit {done.code}: {' '.join(done.err[-300:].split())})"
         self.wrong.append(f"{what}{tail}"[:600])
 
@@ -98,7 +98,7 @@ class Base(NamedTuple):
 
     def same(self, command: str, folder: Path) -> str | None:
         """Return how a finished run differs from the undisturbed one, or None."""
-        found = left(folder / "r")
+        found = result_files(folder / "r")
         for name, data in self.wanted[command].items():
             if found.get(name) != data:
                 return f"{name} is {'not there' if name not in found else 'another'}"
@@ -118,7 +118,7 @@ class Base(NamedTuple):
         return False
 
 
-def left(results: Path) -> dict[str, bytes]:
+def result_files(results: Path) -> dict[str, bytes]:
     """Return the files that must be identical in every run: rankings, judgements, per-query values, and metrics."""
     found = {}
     for path in results.glob("runs/*/*"):
@@ -161,16 +161,16 @@ def base(folder: Path, *, seed: int) -> Base:
     made = Base(folder, data, {})
     wanted = {}
     for command in COMMANDS:
-        place = new(folder, f"undisturbed-{command}")
+        place = new_folder(folder, f"undisturbed-{command}")
         done = forked(made.words(command), place)
         if done.code != 0:
             msg = f"the undisturbed run of {command} failed: {done.err}"
             raise SystemExit(msg)
-        wanted[command] = left(place / "r")
+        wanted[command] = result_files(place / "r")
     return made._replace(wanted=wanted)
 
 
-def new(folder: Path, name: str) -> Path:
+def new_folder(folder: Path, name: str) -> Path:
     """Create an empty folder for a trial; an existing one is removed."""
     import shutil
 
@@ -185,7 +185,7 @@ def imported() -> None:
     with TemporaryDirectory(prefix="faults-") as scratch:
         data = write_collection(Path(scratch) / "data", documents=20, queries=2, seed=1)
         for command in COMMANDS:
-            folder = new(Path(scratch), command)
+            folder = new_folder(Path(scratch), command)
             child = start(Base(Path(scratch), data, {}).words(command), folder, tell_modules=True)
             child.wait()
             names = (folder / "modules").read_text("utf-8").split()
@@ -283,7 +283,7 @@ def forked(words: Sequence[str], folder: Path, *, before: Callable[[], None] | N
 Choice = TypeVar("Choice")
 
 
-def each(trials: Trials, choices: Sequence[Choice]) -> Iterator[Choice]:
+def within_time(trials: Trials, choices: Sequence[Choice]) -> Iterator[Choice]:
     """Yield choices until the time is over; note how many were left out."""
     for place, choice in enumerate(choices):
         if not trials.more():

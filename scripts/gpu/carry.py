@@ -86,7 +86,7 @@ def weights(into: Path) -> None:
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, target / name)
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
-    # `evalkit check` encodes fixed texts of its own.
+    # `evalkit check` encodes its own fixed texts.
     from evalkit.run.canary import TEXTS
 
     used = ids_of(tokenizer, [*texts(into / "xquad-en"), *TEXTS])

@@ -43,7 +43,7 @@ class Difference(NamedTuple):
     words: tuple[str, ...] = ()
 
 
-def hold(out: Path, checkpoint: Path, data: Path) -> list[str]:
+def compare(out: Path, checkpoint: Path, data: Path) -> list[str]:
     """Write OUT/parity.json; return a line for each difference and one for each side's vectors. Raises PeerError."""
     facts = _facts(out)
     theirs = read_sample(out / job.SAMPLE)

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from pylate import indexes, models, retrieve, scores
 
-# Stanford's index compiles C++ with ninja, which is installed beside this interpreter.
+# Stanford's index compiles C++ with ninja, which is in the same folder as this interpreter.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 

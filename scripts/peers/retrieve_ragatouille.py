@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from ragatouille import RAGPretrainedModel
 
-# colbert-ai, on which it is built, compiles C++ with ninja, which is installed beside this interpreter.
+# Its dependency colbert-ai compiles C++ with ninja, which is in the same folder as this interpreter.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 

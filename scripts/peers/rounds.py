@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import subprocess
 import threading
@@ -47,6 +48,7 @@ class Worker:
         job.write_text(json.dumps({"work": str(own), **contender.job}), encoding="utf-8")
         self._limit_s = limit_s
         self._errors = (own / "stderr.txt").open("wb")
+        places = [str(environments.FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.started = time.perf_counter()
         self._process = subprocess.Popen(
             [interpreter, environments.script(contender.library), job],
@@ -54,6 +56,7 @@ class Worker:
             stdout=subprocess.PIPE,
             stderr=self._errors,
             cwd=own,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
         )
         try:
             self.facts = self._answer()["ready"]

@@ -10,10 +10,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from random_encoder import FULL_SIZE, token_table
-from random_encoder import encoder_of as encoder_of_random
+from peers.random_encoder import FULL_SIZE, token_table
+from peers.random_encoder import encoder_of as encoder_of_random
+from peers.worker import Prepared, null_forward, read_documents, serve
 from rich.console import Console
-from worker import Prepared, null_forward, read_documents, serve
 
 from evalkit.config import compose
 from evalkit.config.settings import EncoderConfig, RunConfig

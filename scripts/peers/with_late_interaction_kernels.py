@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from late_interaction_kernels import MaxSimScorer
+from peers.worker import Prepared, read_maxsim, serve
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from worker import Prepared, read_maxsim, serve
 
 CHUNK = 64
 """Documents per call; the CPU path keeps the products of all query and document vectors in memory."""

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from peers.worker import Prepared, null_forward, read_documents, read_maxsim, read_queries, serve, write_run
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.util import maxsim as library_maxsim
 from torch import Tensor
-from worker import Prepared, null_forward, read_documents, read_maxsim, read_queries, serve, write_run
 
 
 def model_of(job: Mapping[str, Any]) -> MultiVectorEncoder:

@@ -1,7 +1,7 @@
 """Compare the speed of evalkit with its peers', stage by stage; measure the machine's own ceilings in the same rounds.
 
     python scripts/bench.py --install                                  # each peer into its own environment
-    python scripts/bench.py --out results/bench --corpus DIR           # all stages; DIR is a BEIR-format nfcorpus
+    python scripts/bench.py --out results/bench --corpus DIR           # all but `engines`; DIR: nfcorpus, BEIR format
     python scripts/bench.py --out results/bench --stages maxsim,dims   # these need no corpus
 
 Every contender runs in its own process with its own defaults and gets the same inputs. In each round every contender
@@ -67,7 +67,7 @@ def arguments() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("results/bench"))
     default = ",".join(stage for stage in STAGES if stage != "engines")  # it needs an otherwise idle machine
-    parser.add_argument("--stages", default=default, help="comma-separated; all by default")
+    parser.add_argument("--stages", default=default, help="comma-separated; all but engines by default")
     parser.add_argument("--envs", type=Path, default=Path.home() / ".cache/evalkit/bench", help="peers' environments")
     parser.add_argument("--install", nargs="*", metavar="PEER", help="make the peers' environments and stop")
     parser.add_argument("--corpus", type=Path, help="a BEIR-format folder: nfcorpus in the committed figures")

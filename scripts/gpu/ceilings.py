@@ -1,4 +1,9 @@
-"""The section `ceilings`: the card's GEMM and copy rates, and which of evalkit's fast paths work on it."""
+"""The section `ceilings`: the card's GEMM and copy rates, and which of evalkit's fast paths work on it.
+
+    PYTHONPATH=.:scripts python scripts/gpu/ceilings.py --out OUT [--budget-s 100]     # --smoke: toy sizes on a CPU
+
+It writes OUT/ceilings.json and needs a CUDA device. prove.sh runs all sections.
+"""
 
 from __future__ import annotations
 

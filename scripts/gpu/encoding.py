@@ -1,4 +1,10 @@
-"""The section `encoding`: jina-colbert-v2's network with random weights, compared with its floor and padded batches."""
+"""The section `encoding`: jina-colbert-v2's network with random weights, compared with its floor and padded batches.
+
+    PYTHONPATH=.:scripts python scripts/gpu/encoding.py --out OUT [--budget-s 100]     # --smoke: toy sizes on a CPU
+
+It writes OUT/encoding.json and needs a CUDA device. The GEMM rate comes from ceilings.json in OUT, if it
+exists. prove.sh runs all sections.
+"""
 
 from __future__ import annotations
 

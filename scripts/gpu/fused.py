@@ -1,4 +1,9 @@
-"""The section `fused`: shards are encoded at three dims and searched while the next one is encoded, as in a run."""
+"""The section `fused`: shards are encoded at three dims and searched while the next one is encoded, as in a run.
+
+    PYTHONPATH=.:scripts python scripts/gpu/fused.py --out OUT [--budget-s 100]     # --smoke: toy sizes on a CPU
+
+It writes OUT/fused.json and needs a CUDA device. prove.sh runs all sections.
+"""
 
 from __future__ import annotations
 

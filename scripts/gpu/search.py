@@ -1,4 +1,10 @@
-"""The section `search`: evalkit's MaxSim kernel compared with the GEMM rate, einsum and another library."""
+"""The section `search`: evalkit's MaxSim kernel compared with the GEMM rate, einsum and another library.
+
+    PYTHONPATH=.:scripts python scripts/gpu/search.py --out OUT [--budget-s 100]     # --smoke: toy sizes on a CPU
+
+It writes OUT/search.json and needs a CUDA device. The GEMM rate comes from ceilings.json in OUT, if it
+exists. prove.sh runs all sections.
+"""
 
 from __future__ import annotations
 

@@ -20,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -178,7 +179,8 @@ def answer(facts: dict[str, Any]) -> None:
 # ---- a driver with workers that do nothing
 
 
-class NullLoad(NamedTuple):
+@dataclass(frozen=True)
+class NullLoad:
     """Creates a step that immediately returns a top-k of plausible size."""
 
     queries: int
@@ -195,22 +197,23 @@ class NullStep(NamedTuple):
     queries: int
     depth: int
 
-    def prepare(self, work: Any, _latest: Any) -> Any:
+    def prepare(self, work: Any, latest: Any) -> Any:  # noqa: ARG002 (a Step has it)
         """Return the shard."""
         return work
 
-    def run(self, work: Any) -> Any:
+    def run(self, prepared: Any) -> Any:
         """Return hits with random scores, seeded by the shard's index."""
         import numpy as np
 
         from evalkit.ranking import Hits, id_array
 
-        random = np.random.default_rng(work.shard.index)
-        each = max(1, self.depth // (1 + work.shard.index))
+        shard, ids = prepared.shard, prepared.ids
+        random = np.random.default_rng(shard.index)
+        each = max(1, self.depth // (1 + shard.index))
         query_H = np.repeat(np.arange(self.queries, dtype=np.int32), each)
-        id_N = id_array([identifier.encode() for identifier in work.ids])
-        id_H = id_N[random.integers(0, len(work.ids), len(query_H))]
-        return work.shard, Hits(query_H, id_H, random.random(len(query_H), dtype=np.float32))
+        id_N = id_array([identifier.encode() for identifier in ids])
+        id_H = id_N[random.integers(0, len(ids), len(query_H))]
+        return shard, Hits(query_H, id_H, random.random(len(query_H), dtype=np.float32))
 
     def settle(self, done: Any) -> Any:
         """Return the hits."""

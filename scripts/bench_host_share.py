@@ -16,12 +16,13 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from null_parts import NullModel, no_kernel, random_texts
+from null_parts import NullModel, RandomTexts, no_kernel, random_texts
 from peers.random_encoder import encoder_of
 
 DIMS = (128, 96, 64)
@@ -72,15 +73,15 @@ def measure(tokens: int, *, queries: int) -> dict[str, Any]:
         with no_kernel(hits=hits):
             for dim in DIMS:
                 floor_Q = floors(no_hits(), queries=queries, depth=DEPTH)
-                search = {"depth": DEPTH, "floor_Q": floor_Q, "device": torch.device("cpu")}
-                found, took = timed(lambda dim=dim, search=search: search_shard(asked[dim], shards[dim], **search))
+                search = partial(search_shard, depth=DEPTH, floor_Q=floor_Q, device=torch.device("cpu"))
+                found, took = timed(partial(search, asked[dim], shards[dim]))
                 searched += took
                 some = (
                     found._replace(**{key: getattr(found, key)[::20] for key in found._fields}) if hits == 1 else found
                 )
-                _, took = timed(lambda dim=dim, some=some: merge([best[dim], some], depth=DEPTH))
+                _, took = timed(partial(merge, [best[dim], some], depth=DEPTH))
                 sorted_again += took
-                best[dim], took = timed(lambda dim=dim, some=some: merge_new(best[dim], some, depth=DEPTH))
+                best[dim], took = timed(partial(merge_new, best[dim], some, depth=DEPTH))
                 merged += took
         figure[f"{name} shard, search host s"] = round(searched, 3)
         figure[f"{name} shard, merge s"] = round(merged, 3)
@@ -90,15 +91,14 @@ def measure(tokens: int, *, queries: int) -> dict[str, Any]:
     return figure
 
 
-def null_model(lengths_N: np.ndarray) -> NullModel:
+def null_model(lengths_N: np.ndarray) -> RandomTexts:
     """Return an encoder that computes nothing."""
     pool = {dim: torch.nn.functional.normalize(torch.randn(300_000, dim), dim=1) for dim in DIMS}
     small = encoder_of(
         torch.device("cpu"), layers=1, vocabulary=1000, dtype=torch.float32, attention="varlen", dims=DIMS
     )
     small = dataclasses.replace(small, attention="varlen")
-    made: NullModel = random_texts(small, [lengths_N], kind=NullModel, pool=pool)
-    return made
+    return random_texts(small, [lengths_N], kind=NullModel, pool=pool)
 
 
 def passage_lengths(count: int) -> np.ndarray:

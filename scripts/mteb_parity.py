@@ -22,6 +22,7 @@ import evalkit
 from evalkit import datasets
 from evalkit.config import compose
 from evalkit.config.settings import METRICS
+from evalkit.mteb import encoder
 from evalkit.report import exports
 from evalkit.scoring import mteb_results
 from evalkit.types import Dataset as Collection
@@ -77,7 +78,7 @@ def main(words: list[str]) -> int:
     began = time.monotonic()
     (cell,) = evalkit.run(*words)
     ran = time.monotonic()
-    model = evalkit.mteb.encoder(*words)
+    model = encoder(*words)
     loaded = time.monotonic()
     cache = mteb.ResultCache(cache_path=Path(config.results_dir) / "from-mteb")
     result = mteb.evaluate(

@@ -117,11 +117,17 @@ class RandomTexts(Encoder):
         return table
 
 
-def random_texts(encoder: Encoder, lengths_by_shard: Sequence[np.ndarray], **more: Any) -> RandomTexts:
-    """Return an encoder like the given one that draws random token ids; `kind` may name a subclass of RandomTexts."""
+def random_texts(
+    encoder: Encoder,
+    lengths_by_shard: Sequence[np.ndarray],
+    *,
+    kind: type[RandomTexts] = RandomTexts,
+    **more: Any,
+) -> RandomTexts:
+    """Return an encoder like the given one that draws random token ids; `more` has the fields of a subclass."""
     known = {one.name: getattr(encoder, one.name) for one in dataclasses.fields(Encoder)}
     by_count = {len(lengths_N): lengths_N for lengths_N in lengths_by_shard}
-    return more.pop("kind", RandomTexts)(**known, lengths_by_count=by_count, **more)
+    return kind(**known, lengths_by_count=by_count, **more)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

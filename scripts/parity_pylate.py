@@ -44,7 +44,7 @@ def main(out: Path) -> None:
     arrays["facts"] = np.array([f"{name}={value}" for name, value in facts.items()])
     arrays["command"] = np.array(f"python scripts/parity_pylate.py {out.as_posix()}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out, **arrays)
+    np.savez_compressed(out, **arrays)  # type: ignore[arg-type]  # the stubs take the names for allow_pickle
     print(f"{out}: {', '.join(arrays['made_with'])}; {', '.join(arrays['facts'])}")
 
 

@@ -51,7 +51,7 @@ def tokenizer(*, first: str | None, last: str, pad: str, mask: str | None, unkno
     ids = [(name, tokens.token_to_id(name)) for name in (first, last) if name]
     tokens.post_processor = processors.TemplateProcessing(single=around, special_tokens=ids)
     names = {"cls_token": first, "sep_token": last, "eos_token": last, "pad_token": pad, "mask_token": mask}
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers has no annotation here
         tokenizer_object=tokens, unk_token=unknown, **{name: token for name, token in names.items() if token}
     )
 
@@ -98,9 +98,11 @@ def write_base(folder: Path, kind: str, case: dict[str, Any]) -> None:
     tokens = tokenizer(**case["tokens"])
     ids = {f"{name}_token_id": getattr(tokens, f"{name}_token_id") for name in ("pad", "cls", "sep", "eos")}
     ids["bos_token_id"] = ids["cls_token_id"]
-    shape = CONFIG_MAPPING[kind](vocab_size=len(tokens), **case["shape"], **ids)
+    config_class: Any = CONFIG_MAPPING[kind]
+    shape = config_class(vocab_size=len(tokens), **case["shape"], **ids)
     torch.manual_seed(len(kind))
-    model = MODEL_MAPPING[type(shape)](shape)
+    model_class: Any = MODEL_MAPPING[type(shape)]
+    model = model_class(shape)
     for name, weight in model.named_parameters():  # with initial weights of .02 all vectors would be similar
         if weight.ndim > 1:
             nn.init.normal_(weight, std=1.0 if "embed" in name else 0.2)
@@ -140,7 +142,7 @@ def main(out: Path) -> None:
             named = {"prompt_name": side} if model.prompts.get(side) else {}
             vectors = model.encode(TEXTS, is_query=side == "query", show_progress_bar=False, **named)
             arrays |= {f"{side}_{place}": np.asarray(found, dtype=np.float32) for place, found in enumerate(vectors)}
-        np.savez_compressed(out / f"{kind}.npz", **arrays)
+        np.savez_compressed(out / f"{kind}.npz", **arrays)  # type: ignore[arg-type]  # names are no allow_pickle
         print(kind, json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8")))
     print(", ".join(versions))
 

@@ -54,7 +54,7 @@ def run(job: dict[str, Any]) -> None:
         first = 0
         for path in job["shards"]:
             arrays = load_file(path)
-            rows = arrays["vectors"].half().split(arrays["lengths"].tolist())
+            rows = torch.split(arrays["vectors"].half(), arrays["lengths"].tolist())
             places += [first + place for place, vectors in enumerate(rows) if len(vectors)]
             documents += [vectors for vectors in rows if len(vectors)]  # an index needs vectors for each document
             first += len(rows)
@@ -74,16 +74,17 @@ def run(job: dict[str, Any]) -> None:
         documents.clear()
     places = json.loads(Path(job["index"], "places.json").read_text(encoding="utf-8"))
     arrays = load_file(job["queries"])
-    queries = [vectors.half() for vectors in arrays["vectors"].split(arrays["lengths"].tolist())]
+    queries = [vectors.half() for vectors in torch.split(arrays["vectors"], arrays["lengths"].tolist())]
 
     def found(some: list[Any]) -> list[list[tuple[int, float]]]:
-        return index.search(
+        ranked: list[list[tuple[int, float]]] = index.search(
             some,
             top_k=job["depth"],
             n_ivf_probe=job["search"]["n_ivf_probe"],
             n_full_scores=job["search"]["n_full_scores"],
             show_progress=False,
         )
+        return ranked
 
     found(queries[:1])  # loads the index
     started = time.perf_counter()

@@ -62,7 +62,7 @@ def dies(pattern: str, stage: str, count: int) -> Callable[[], None]:
             if path.match(pattern):
                 end(path, {"empty": 0, "half": 0.5}.get(stage))
 
-        paths.publish = shard_files.publish = dying  # type: ignore[assignment]  # the fault replaces it
+        paths.publish = shard_files.publish = dying  # type: ignore[attr-defined]  # it has the name too
         jobs._write = writing
 
     return patch
@@ -74,7 +74,7 @@ class Kill(NamedTuple):
     write: str
     stage: str
     command: str
-    count: int
+    nth: int
 
 
 def at_every_write(base: Base, trials: Trials) -> None:
@@ -90,11 +90,11 @@ def at_every_write(base: Base, trials: Trials) -> None:
     reached: dict[str, int] = dict.fromkeys(WRITES, 0)
     for kill in within_time(trials, choices):
         folder = new_folder(base.folder, "kill")
-        done = forked(base.words(kill.command), folder, before=dies(WRITES[kill.write], kill.stage, kill.count))
+        done = forked(base.words(kill.command), folder, before=dies(WRITES[kill.write], kill.stage, kill.nth))
         if done.code is not None:
             continue  # there was no such write
         reached[kill.write] += 1
-        what = f"{kill.command} killed at {kill.stage} {kill.write} {kill.count}"
+        what = f"{kill.command} killed at {kill.stage} {kill.write} {kill.nth}"
         before = {path: path.stat().st_mtime_ns for path in finished(folder)}
         if not base.finish(kill.command, folder, trials, what):
             continue

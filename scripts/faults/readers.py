@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, NamedTuple
+from unittest import mock
 
 import yaml
 
@@ -313,12 +314,11 @@ def _bundle(path: Path) -> object:
     home = scratch() / "homes"
     shutil.rmtree(home, ignore_errors=True)
     before = {each.name for each in scratch().iterdir()}
-    own = fetch._homes
-    fetch._homes = lambda _cache: {name: home / name for name in ("huggingface", "ir_datasets", "evalkit")}
+    homes = {name: home / name for name in ("huggingface", "ir_datasets", "evalkit")}
     try:
-        return fetch.unpack_bundle(path, cache_dir=home / "cache")
+        with mock.patch.object(fetch, "_homes", return_value=homes):
+            return fetch.unpack_bundle(path, cache_dir=home / "cache")
     finally:
-        fetch._homes = own
         demand({each.name for each in scratch().iterdir()} - before <= {"homes"}, "an archive left its folder")
         inside = {each.name for each in home.iterdir()} if home.is_dir() else set()
         demand(inside <= {"huggingface", "ir_datasets", "evalkit"}, "an archive left its folder")
@@ -483,7 +483,7 @@ def _scores_seed() -> bytes:
     from evalkit.storage import keys
 
     protocol = {"k1": 0.9, "corpus": "f3", "depth": 100, "drop_self": True}
-    values = {
+    values: dict[str, Any] = {
         "run_id": keys.run_id("a", "test", "bm25", None, protocol),
         "model": "bm25",
         "dim": None,

@@ -32,8 +32,10 @@ OURS = (
     "special_tokens_map.json",
     "vocab.txt",
     "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
 )
-OURS += ("sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json")
 
 
 def main() -> None:

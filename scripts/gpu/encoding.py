@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from peers.random_encoder import encoder_of, token_table
+from peers.random_encoder import Shape, encoder_of, token_table
 from shared import Bench, busy_share, joules, run_section
 from torch import Tensor
 from torch.nn.functional import normalize, pad
@@ -44,12 +44,12 @@ class Inputs:
 
         smoke = bench.smoke
         layers, hidden, vocabulary = (1, 64, 1000) if smoke else (LAYERS, 1024, 250_002)
-        shape = {"layers": layers, "hidden": hidden, "vocabulary": vocabulary, "dims": DIMS}
+        shape = Shape(layers=layers, hidden=hidden, vocabulary=vocabulary)
         self.dtype = torch.float32 if smoke else torch.bfloat16
         self.lengths = bench.passage_lengths(3 if smoke else 30_000, seed=11)
         self.table = token_table(self.lengths, vocabulary=vocabulary)
         self.some = self.table[: 1 if smoke else 64]
-        reference = encoder_of(bench.device, **shape, dtype=torch.float32, attention="sdpa")
+        reference = encoder_of(bench.device, **shape, dims=DIMS, dtype=torch.float32, attention="sdpa")
         self.wanted_XD = encoded(reference.only(DIMS[:1]), self.some).float()
         config = reference.config
         del reference
@@ -57,10 +57,11 @@ class Inputs:
         self.path = attention.choose("varlen" if smoke else "auto", config=half, device=bench.device).path
         fused, problem = elementwise.choose("triton", config=half, device=bench.device)
         bench.record("encoding", "how", {"attention": self.path, "elementwise": problem or "Triton's kernels"})
-        own = {**shape, "dtype": self.dtype, "attention": self.path}
-        self.three = encoder_of(bench.device, **own, fused=fused)
-        self.ours = self.three.only(DIMS[:1])
-        self.of_torch = encoder_of(bench.device, **own, fused=False).only(DIMS[:1])
+        self.three, of_torch = (
+            encoder_of(bench.device, **shape, dims=DIMS, dtype=self.dtype, attention=self.path, fused=by_triton)
+            for by_triton in (bool(fused), False)
+        )
+        self.ours, self.of_torch = self.three.only(DIMS[:1]), of_torch.only(DIMS[:1])
         attention_flop = 4 * 1024 * LAYERS * float((self.lengths.astype(float) ** 2).sum() / self.lengths.sum())
         self.flop = LAYER_FLOP * LAYERS + attention_flop
         gemm = bench.gemm_rate("bfloat16")
@@ -113,6 +114,7 @@ def timed(
     """Check some vectors, warm up at this batch size, and time all texts, or the first 1/`part` of them."""
     if not bench.fits(name, 8):
         return None
+    took: float | None = None
     with bench.attempt("encoding", name):
         error = inputs.error(encoded(encoder, inputs.some, batch_tokens=batch_tokens))
         bench.check("encoding", name, error=error, limit=inputs.limit)
@@ -124,17 +126,16 @@ def timed(
         took = time.perf_counter() - start
         after_j = joules(bench.device)
         spent = None if before_j is None or after_j is None else round((after_j - before_j) / took)
-        return report(bench, inputs, name, took, int(texts.lengths_N.sum()), watts=spent)
-    return None
+        report(bench, inputs, name, took, int(texts.lengths_N.sum()), watts=spent)
+    return took
 
 
-def report(bench: Bench, inputs: Inputs, name: str, took: float, count: int, *, watts: int | None = None) -> float:
-    """Record a rate and its share of the floor; return the seconds."""
+def report(bench: Bench, inputs: Inputs, name: str, took: float, count: int, *, watts: int | None = None) -> None:
+    """Record a rate and its share of the floor."""
     rate = inputs.rates[name] = count / took
     share = round(rate / inputs.floor, 3) if inputs.floor else None
     facts = {"tokens/s": round(rate), "share of floor": share, "s": round(took, 3)}
     bench.record("encoding", name, facts if watts is None else {**facts, "W": watts})
-    return took
 
 
 def slices(bench: Bench, inputs: Inputs) -> None:

@@ -11,10 +11,11 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
 from null_parts import cells_of, random_texts, task_of
-from peers.random_encoder import encoder_of
+from peers.random_encoder import Shape, encoder_of
 from shared import Bench, busy_share, joules, run_section
 
 from evalkit.models.encoder import Encoder
@@ -34,15 +35,17 @@ def fused(bench: Bench) -> None:
     layers, hidden, vocabulary = (1, 64, 1000) if smoke else (24, 1024, 250_002)
     queries, passages, in_shard = (2, 4, 2) if smoke else (6_980, PASSAGES, SHARD_PASSAGES)
     dtype = torch.float32 if smoke else torch.bfloat16
-    path = "varlen"
+    path: Literal["sdpa", "varlen", "flash"] = "varlen"
     if not smoke:
         from evalkit.config.compose import compose
+        from evalkit.config.settings import EncoderConfig
         from evalkit.models import attention
 
         config = compose(["model=jina-colbert-v2", "model.dtype=bfloat16"]).model
+        assert isinstance(config, EncoderConfig)
         path = attention.choose("auto", config=config, device=bench.device).path
-    shape = {"layers": layers, "hidden": hidden, "vocabulary": vocabulary, "dims": DIMS}
-    encoder = encoder_of(bench.device, **shape, dtype=dtype, attention=path, fused=not smoke)
+    shape = Shape(layers=layers, hidden=hidden, vocabulary=vocabulary)
+    encoder = encoder_of(bench.device, **shape, dims=DIMS, dtype=dtype, attention=path, fused=not smoke)
     small = in_shard // 4 + 1
     warm_s = shards(bench, encoder, "warm-up", [small], queries, keep="topk")
     if not warm_s:
@@ -82,6 +85,7 @@ def shards(bench: Bench, encoder: Encoder, name: str, counts: list[int], queries
     cells = cells_of(DIMS)
     best = {cell.run_id: no_hits() for cell in cells.values()}
     model = random_texts(encoder, lengths)
+    found: float | None = None
     try:
         with bench.attempt("fused", name), vector_step(task, model, cells, best, lambda *_: None) as step:
             bench.synchronize()
@@ -105,10 +109,10 @@ def shards(bench: Bench, encoder: Encoder, name: str, counts: list[int], queries
             if before_j is not None and after_j is not None:
                 facts["J per million tokens"] = round((after_j - before_j) / tokens * 1e6, 1)
             bench.record("fused", name, facts)
-            return took
+            found = took
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return None
+    return found
 
 
 if __name__ == "__main__":

@@ -20,7 +20,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -117,7 +117,7 @@ def main() -> None:
             )
             for dtype in LIMITS
         }
-        jobs = [
+        jobs: list[Future[Any]] = [
             pool.submit(guarded, proof, killed_and_resumed, many),
             pool.submit(guarded, proof, committed_demo),
             *(
@@ -132,8 +132,8 @@ def main() -> None:
             *(pool.submit(guarded, proof, minilm, name) for name in ("all-minilm-l6-v2", "all-minilm-l6-v2-late")),
         ]
         wanted = by_dim(reference.result())
-        for dtype, job in on_gpu.items():
-            compare(proof, f"many documents in {dtype}", job.result(), wanted, LIMITS[dtype])
+        for dtype, scored in on_gpu.items():
+            compare(proof, f"many documents in {dtype}", scored.result(), wanted, LIMITS[dtype])
         for job in jobs:
             job.result()
     sys.exit(1 if proof.failed else 0)

@@ -12,13 +12,13 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final, Literal
 
 import torch
 from shared import QUERY_VECTORS, Bench, document_lengths, run_section, vectors
 from torch import Tensor
 
-PEER = "late-interaction-kernels"
+PEER: Final = "late-interaction-kernels"
 
 
 def search(bench: Bench) -> None:
@@ -193,12 +193,13 @@ def whole_search(bench: Bench, count: int, total: int) -> None:
         tuple(f"q{i}" for i in range(count)), ragged(vectors(int(query_lengths.sum()), 128, cpu, seed=1), query_lengths)
     )
     ready = asked(queries, bench.device)
-    options = {"depth": 100, "device": bench.device, "maxsim": "triton" if bench.smoke else "auto"}
+    maxsim: Literal["triton", "auto"] = "triton" if bench.smoke else "auto"
+    search_once = functools.partial(search_shard, ready, shard, depth=100, device=bench.device, maxsim=maxsim)
     first_floor_Q = floors(no_hits(), queries=count, depth=100)
-    hits = search_shard(ready, shard, floor_Q=first_floor_Q, **options)
+    hits = search_once(floor_Q=first_floor_Q)
     later_floor_Q = floors(hits, queries=count, depth=100)
     for name, floor_Q in (("first shard", first_floor_Q), ("later shard", later_floor_Q)):
-        took = bench.median_s(functools.partial(search_shard, ready, shard, floor_Q=floor_Q, **options))
+        took = bench.median_s(functools.partial(search_once, floor_Q=floor_Q))
         rate = 2.0 * len(queries.vectors.rows_XD) * len(rows_XD) * 128 / took / 1e12
         facts = {"s": round(took, 4), "TFLOP/s": round(rate, 2), "documents": len(lengths)}
         bench.record("search end to end", f"{name}, {count} queries, exact top 100", facts)

@@ -157,9 +157,10 @@ def busy_share(run: Callable[[], object]) -> dict[str, Any]:
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         run()
         torch.cuda.synchronize()
-    spans, seconds = [], {}
+    spans: list[tuple[float, float]] = []
+    seconds: dict[str, float] = {}
     for event in profiled.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(("Memcpy", "Memset")):
+        if event.device_type.name == "CUDA" and not event.name.startswith(("Memcpy", "Memset")):
             begin, end = event.time_range.start, event.time_range.end
             spans.append((begin, end))
             seconds[event.name] = seconds.get(event.name, 0.0) + (end - begin) / 1e6

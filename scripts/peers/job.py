@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -188,13 +189,10 @@ def refuse_random(modules: Iterable[Any], checkpoint: Path) -> None:
 
     Libraries only warn, if at all. A pooler may be random, because late interaction does not use it.
     """
-    if "torch" in sys.modules:  # numpy has no bf16, and some tests run without torch
-        from safetensors.torch import load_file
-    else:
-        from safetensors.numpy import load_file
-
+    # numpy has no bf16, and some tests run without torch
+    reader: Any = importlib.import_module("safetensors.torch" if "torch" in sys.modules else "safetensors.numpy")
     files = sorted(checkpoint.rglob("*.safetensors"))
-    known = {_fingerprint(tensor) for path in files for tensor in load_file(path).values()}
+    known = {_fingerprint(tensor) for path in files for tensor in reader.load_file(path).values()}
     named = [(name, tensor) for module in modules for name, tensor in module.named_parameters() if "pooler" not in name]
     lost = [name for name, tensor in named if _fingerprint(tensor) not in known]
     if lost:
@@ -274,7 +272,7 @@ def write_sample(library: Library, model: Any, path: Path, queries: Sequence[str
             arrays[f"{side}_vectors_{place}"] = vector_VD.astype(np.float32)
     one_dim(vectors["query"], vectors["document"])
     arrays[SCORES] = np.asarray(library.scores(model, vectors["query"], vectors["document"]), dtype=np.float32)
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # the stubs take the names for allow_pickle
 
 
 def trimmed(ids: Any, attended: Any, kept: Any) -> Tokens:

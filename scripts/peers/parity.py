@@ -180,8 +180,8 @@ def differences(
             account = f"{min(lengths[1])} to {longest[1]} token ids, by the text, evalkit {longest[0]}"
             yield Difference("length", side, account)
         else:
-            words = (f"model.{side}.max_tokens={longest[1]}",)
-            yield Difference("length", side, f"{longest[1]} token ids at most, evalkit {longest[0]}", words)
+            imitated = (f"model.{side}.max_tokens={longest[1]}",)
+            yield Difference("length", side, f"{longest[1]} token ids at most, evalkit {longest[0]}", imitated)
     markers = [sorted({int(text.ids[1]) for text in of if len(text.ids) > 1}) for of in (ours, theirs)]
     if markers[0] != markers[1]:
         shown = [", ".join(names.get(token, str(token)) for token in of[:SHOWN]) for of in markers]
@@ -189,7 +189,7 @@ def differences(
     shorter = [place for place, (mine, other) in enumerate(pairs) if len(mine.ids) != len(other.ids)]
     if shorter and longest[0] == longest[1]:
         account = f"{len(shorter)} of {len(pairs)} texts ({_called(shorter)}) have another number of ids"
-        words = ("model.query.expansion=false",) if side == "query" and _unexpanded(pairs) else ()
+        words: tuple[str, ...] = ("model.query.expansion=false",) if side == "query" and _unexpanded(pairs) else ()
         yield Difference("expansion" if words else "token ids", side, account, words)
     changed = [
         place

@@ -24,7 +24,8 @@ def load(options: argparse.Namespace) -> MultiVectorEncoder:
 
 def settings(model: MultiVectorEncoder) -> dict[str, Any]:
     """Return what the library resolved."""
-    first, mask = model[0], next(module for module in model if hasattr(module, "skiplist_words"))
+    modules: list[Any] = list(model)
+    first, mask = modules[0], next(module for module in modules if hasattr(module, "skiplist_words"))
     ids = mask._skiplist_ids
     return {
         "prompts": dict(model.prompts),
@@ -42,7 +43,8 @@ def tokens(model: MultiVectorEncoder, texts: Sequence[str], side: job.Side) -> l
     found = []
     of_side = model.encode_query if side == "query" else model.encode_document
     prompt = model.prompts.get(side)
-    for text, item in zip(texts, of_side(list(texts), output_value=None, show_progress_bar=False), strict=True):
+    encoded: Any = of_side(list(texts), output_value=None, show_progress_bar=False)
+    for text, item in zip(texts, encoded, strict=True):
         attended = model.preprocess([text], prompt=prompt, task=side)["attention_mask"][0]
         kept = item["attention_mask"]
         whole = torch.zeros_like(kept, dtype=torch.bool)

@@ -42,7 +42,8 @@ def encode(job: Mapping[str, Any]) -> Prepared:
     model = model_of(job)
     _, texts = read_documents(job["inputs"])
     if job["stage"] == "host":
-        model[0].auto_model.forward = null_forward(job["hidden_size"], dtype=model[0].auto_model.dtype)
+        backbone: Any = model[0]
+        backbone.auto_model.forward = null_forward(job["hidden_size"], dtype=backbone.auto_model.dtype)
     return Prepared(
         lambda documents: model.encode_document(texts[:documents], show_progress_bar=False),
         facts=lambda vectors: {"vectors": sum(map(len, vectors))},

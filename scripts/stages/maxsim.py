@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from peers.rounds import Contender
@@ -40,12 +41,22 @@ def maxsim(chosen: argparse.Namespace, work: Path) -> list[Case]:
                 size=chosen.maxsim_queries,
                 size_of="queries",
                 unit="GFLOP/s",
-                work=lambda queries, per_query=per_query: queries * per_query / 1e9,
-                flops=lambda queries, per_query=per_query: queries * per_query,
+                work=partial(gflop, per_query),
+                flops=partial(flop, per_query),
                 probe=min(COMPARED, chosen.maxsim_queries),
                 budget_s=chosen.budget_s,
-                exact=lambda queries, inputs=inputs: exact_maxsim(inputs, queries),
+                exact=partial(exact_maxsim, inputs),
                 inputs={"documents": len(lengths_N), "document vectors": int(lengths_N.sum()), "dim": 128},
             )
         )
     return cases
+
+
+def flop(per_query: float, queries: int) -> float:
+    """Return the floating-point operations of this many queries."""
+    return queries * per_query
+
+
+def gflop(per_query: float, queries: int) -> float:
+    """Return the operations of this many queries in units of 1e9."""
+    return queries * per_query / 1e9

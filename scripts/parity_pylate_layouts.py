@@ -142,7 +142,7 @@ def main(out: Path) -> None:
             named = {"prompt_name": side} if model.prompts.get(side) else {}
             vectors = model.encode(TEXTS, is_query=side == "query", show_progress_bar=False, **named)
             arrays |= {f"{side}_{place}": np.asarray(found, dtype=np.float32) for place, found in enumerate(vectors)}
-        np.savez_compressed(out / f"{kind}.npz", **arrays)  # type: ignore[arg-type]  # names are no allow_pickle
+        np.savez_compressed(out / f"{kind}.npz", **arrays)  # type: ignore[arg-type]  # the same stubs as in parity_pylate.py
         print(kind, json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8")))
     print(", ".join(versions))
 

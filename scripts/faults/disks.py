@@ -136,7 +136,7 @@ def at_write(number: int, act: Callable[[], None]) -> Callable[[], None]:
                 act()
             publish(unfinished, path)
 
-        paths.publish = shard_files.publish = acting  # type: ignore[attr-defined]  # it has the name too
+        paths.publish = shard_files.publish = acting  # type: ignore[attr-defined]  # imported there by name
 
     return patch
 

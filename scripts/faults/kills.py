@@ -62,7 +62,7 @@ def dies(pattern: str, stage: str, count: int) -> Callable[[], None]:
             if path.match(pattern):
                 end(path, {"empty": 0, "half": 0.5}.get(stage))
 
-        paths.publish = shard_files.publish = dying  # type: ignore[attr-defined]  # it has the name too
+        paths.publish = shard_files.publish = dying  # type: ignore[attr-defined]  # imported there by name
         jobs._write = writing
 
     return patch

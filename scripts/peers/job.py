@@ -308,4 +308,4 @@ def quiet() -> None:
     """
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.environ.update(offline, CUDA_VISIBLE_DEVICES="")
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a text stream here
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # stdout is a TextIOWrapper

@@ -197,7 +197,7 @@ class NullStep(NamedTuple):
     queries: int
     depth: int
 
-    def prepare(self, work: Any, latest: Any) -> Any:  # noqa: ARG002 (a Step has it)
+    def prepare(self, work: Any, latest: Any) -> Any:  # noqa: ARG002 (part of the Step protocol)
         """Return the shard."""
         return work
 

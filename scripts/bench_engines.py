@@ -1,9 +1,11 @@
-"""What engines cost and gain: workers beside one process, and how much a driver moves when its workers do nothing.
+"""Measure what Ray's workers gain over one process, and how many shards a driver handles if its workers do nothing.
 
     python scripts/bench.py --stages engines --corpus DIR --out results/bench      # DIR is a BEIR-format nfcorpus
 
-Contenders stay in processes of their own and take turns: one process and one, two workers of one thread each, over the
-same documents with an empty cache each round. Ratios are medians of paired rounds. Ray's start is measured apart.
+The contenders (one process, one worker and two workers, of one thread each) run in their own processes and take turns.
+Each round encodes the same documents with an empty cache. Ratios are medians over paired rounds; the start of Ray is
+measured separately. The stage writes OUT/engines.json. With 1,800 documents and 3 rounds it takes about 20 minutes on
+two cores, which should be otherwise idle. Needs evalkit[ray].
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -31,11 +34,11 @@ MODEL = ["model=all-minilm-l6-v2-late", "dataset=beir/nfcorpus", "dataset.verify
 SHARD_TOKENS = 20_000
 BIG_SHARD_TOKENS = 8_000_000
 H200_SHARD_S = 10.0
-"""Seconds that one H200 is taken to need for a shard of 8 M tokens; nothing here measures it."""
+"""Seconds that one H200 is assumed to need for a shard of 8 M tokens; nothing here measures it."""
 
 
 def measure(chosen: argparse.Namespace, work: Path, conditions: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """Yield the figures of the stage, more of them each time: the parts take minutes."""
+    """Yield the stage's figures after each part, so that they can be saved: the parts take minutes."""
     found: dict[str, Any] = {"stage": "engines", "conditions": conditions}
     yield (found := {**found, "driver with null workers": null_workers(chosen.corpus)})
     yield (found := {**found, "workers": workers(chosen, work)})
@@ -45,7 +48,7 @@ def measure(chosen: argparse.Namespace, work: Path, conditions: dict[str, Any]) 
 
 
 def workers(chosen: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Return how fast one process and one, two workers are, in paired rounds."""
+    """Return the times of one process, one worker and two workers in paired rounds."""
     documents = chosen.documents or 600
     corpus, queries = thinned(chosen.corpus, work / "corpus", documents)
     contenders = {name: Server(name, words, corpus, work) for name, words in CONTENDERS.items()}
@@ -53,7 +56,7 @@ def workers(chosen: argparse.Namespace, work: Path) -> dict[str, Any]:
     load = []
     try:
         for server in contenders.values():
-            server.round()  # not counted: weights, kernels
+            server.round()  # not counted: loads weights and compiles kernels
         names = list(contenders)
         for number in range(chosen.rounds):
             order = names[number % len(names) :] + names[: number % len(names)]
@@ -78,7 +81,10 @@ def workers(chosen: argparse.Namespace, work: Path) -> dict[str, Any]:
 
 
 def thinned(source: Path, folder: Path, documents: int) -> tuple[Path, int]:
-    """Write evenly spaced documents of a BEIR folder, with all of its queries and those judgements that stay."""
+    """Write evenly spaced documents of a BEIR folder, all of its queries, and the judgements of these documents.
+
+    Returns the folder and the number of judged queries.
+    """
     (folder / "qrels").mkdir(parents=True)
     lines = (source / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
     kept = lines[:: max(1, len(lines) // documents)][:documents]
@@ -92,23 +98,23 @@ def thinned(source: Path, folder: Path, documents: int) -> tuple[Path, int]:
     return folder, len({row.split("\t")[0] for row in judged})
 
 
-# ---- a contender's side
+# ---- the contender's process
 
 
 class Server:
-    """A contender in a process of its own that runs the cell once for each line that it reads."""
+    """A contender in its own process, which runs the cell once for each line that it reads."""
 
     def __init__(self, name: str, words: Sequence[str], corpus: Path, work: Path) -> None:
-        """Start it and wait until its workers are there."""
+        """Start the process and wait until its workers are ready."""
         folder = work / name.replace(", ", "-").replace(" ", "-")
         job = json.dumps({"words": [*MODEL, f"dataset.path={corpus}", *words], "folder": str(folder)})
-        self._process = subprocess.Popen(  # noqa: S603 (this very script)
+        self._process = subprocess.Popen(
             [sys.executable, __file__, "--serve", job], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
         self.facts = self._answer()
 
     def round(self) -> float:
-        """Return the seconds of one run with an empty cache."""
+        """Run the cell with an empty cache and return the seconds."""
         assert self._process.stdin is not None
         self._process.stdin.write("\n")
         self._process.stdin.flush()
@@ -166,15 +172,16 @@ def serve(job: dict[str, Any]) -> None:
 
 
 def answer(facts: dict[str, Any]) -> None:
-    """Print one line of facts for the bench's side."""
+    """Print one line of facts, which `Server` reads."""
     print(json.dumps(facts), flush=True)
 
 
-# ---- a driver whose workers do nothing
+# ---- a driver with workers that do nothing
 
 
-class NullLoad(NamedTuple):
-    """Makes a step that returns a top-k of plausible size at once."""
+@dataclass(frozen=True)
+class NullLoad:
+    """Creates a step that immediately returns a top-k of plausible size."""
 
     queries: int
     depth: int
@@ -185,27 +192,28 @@ class NullLoad(NamedTuple):
 
 
 class NullStep(NamedTuple):
-    """Encodes nothing; a shard's later hits grow fewer, as those above the floor do."""
+    """Encodes nothing. Later shards return fewer hits, as in a real run, where the floor rises."""
 
     queries: int
     depth: int
 
-    def prepare(self, work: Any, _latest: Any) -> Any:
+    def prepare(self, work: Any, latest: Any) -> Any:  # noqa: ARG002 (part of the Step protocol)
         """Return the shard."""
         return work
 
-    def run(self, work: Any) -> Any:
-        """Return hits of made-up scores, by a generator of the shard's own."""
+    def run(self, prepared: Any) -> Any:
+        """Return hits with random scores, seeded by the shard's index."""
         import numpy as np
 
         from evalkit.ranking import Hits, id_array
 
-        random = np.random.default_rng(work.shard.index)
-        each = max(1, self.depth // (1 + work.shard.index))
+        shard, ids = prepared.shard, prepared.ids
+        random = np.random.default_rng(shard.index)
+        each = max(1, self.depth // (1 + shard.index))
         query_H = np.repeat(np.arange(self.queries, dtype=np.int32), each)
-        id_N = id_array([identifier.encode() for identifier in work.ids])
-        id_H = id_N[random.integers(0, len(work.ids), len(query_H))]
-        return work.shard, Hits(query_H, id_H, random.random(len(query_H), dtype=np.float32))
+        id_N = id_array([identifier.encode() for identifier in ids])
+        id_H = id_N[random.integers(0, len(ids), len(query_H))]
+        return shard, Hits(query_H, id_H, random.random(len(query_H), dtype=np.float32))
 
     def settle(self, done: Any) -> Any:
         """Return the hits."""
@@ -216,7 +224,7 @@ class NullStep(NamedTuple):
 
 
 def null_workers(corpus: Path, *, shards: int = 60, workers: int = 2, queries: int = 6_980) -> dict[str, Any]:
-    """Return how many full-size shards a driver sends, checkpoints and merges in a second, and where its time goes."""
+    """Return how many full-size shards a driver sends, checkpoints and merges per second, and where its time goes."""
     import numpy as np
 
     from evalkit.datasets.survey import ShardRange
@@ -239,7 +247,7 @@ def null_workers(corpus: Path, *, shards: int = 60, workers: int = 2, queries: i
     pool.prepare("null", load)
     spent = dict.fromkeys(("making texts", "checkpointing and merging"), 0.0)
 
-    def pieces() -> Iterator[engine.WorkItem[Any]]:
+    def shards_to_send() -> Iterator[engine.WorkItem[Any]]:
         for number in range(shards):
             began = time.perf_counter()
             chosen = [texts[(number + place) % len(texts)] for place in range(each)]
@@ -248,15 +256,15 @@ def null_workers(corpus: Path, *, shards: int = 60, workers: int = 2, queries: i
             spent["making texts"] += time.perf_counter() - began
             yield engine.WorkItem(name=str(number), work=distributed.ShardTexts(shard, ids, chosen, (128,)), size=each)
 
-    best = distributed._Best(100, queries)  # noqa: SLF001 (what a driver does with each shard)
+    best = distributed._Best(100, queries)  # noqa: SLF001 (the driver's own merging is measured)
     with tempfile.TemporaryDirectory() as folder, Writer() as writer:
         cpu, started = time.process_time(), time.perf_counter()
-        for done in pool.map("null", load, pieces(), latest=lambda: best.floor_Q):
+        for done in pool.map("null", load, shards_to_send(), latest=lambda: best.floor_Q):
             assert isinstance(done, engine.Done)
             began = time.perf_counter()
             shard, shared = done.result
             hits = type(shared)(*map(np.array, shared))
-            distributed._write_behind(writer, Path(folder), shard.checksum, hits_to_arrays(hits), {})  # noqa: SLF001
+            distributed._write_behind(writer, Path(folder), shard.checksum, hits_to_arrays(hits), {})  # noqa: SLF001 (as above)
             best.add(hits)
             spent["checkpointing and merging"] += time.perf_counter() - began
         best.whole()
@@ -280,15 +288,15 @@ def null_workers(corpus: Path, *, shards: int = 60, workers: int = 2, queries: i
 
 
 def null_memory(documents: int) -> dict[str, Any]:
-    """Return the peak memory of a driver over a demo collection, in a process of its own."""
-    done = subprocess.run(  # noqa: S603 (this very script)
+    """Return the peak memory of a driver over a demo collection, measured in a new process."""
+    done = subprocess.run(
         [sys.executable, __file__, "--memory", str(documents)], check=True, capture_output=True, text=True
     )
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def memory(documents: int) -> None:
-    """Survey a demo collection and send it to null workers, and print the peak memory of this process."""
+    """Survey a demo collection, send it to null workers, and print the peak memory of this process."""
     import torch
     from rich.console import Console
 
@@ -306,9 +314,9 @@ def memory(documents: int) -> None:
         pool = engine.pool(distributed.resources(config, torch.device("cpu")))
         load = NullLoad(len(task.dataset.queries), 100)
         pool.prepare("null", load)
-        best = distributed._Best(100, len(task.dataset.queries))  # noqa: SLF001
+        best = distributed._Best(100, len(task.dataset.queries))  # noqa: SLF001 (as above)
 
-        def pieces() -> Iterator[engine.WorkItem[Any]]:
+        def shards_to_send() -> Iterator[engine.WorkItem[Any]]:
             for shard in task.survey.shards:
                 found = list(task.dataset.corpus.documents(shard.start, shard.stop))
                 work = distributed.ShardTexts(
@@ -317,7 +325,7 @@ def memory(documents: int) -> None:
                 yield engine.WorkItem(name=str(shard.index), work=work, size=len(found))
 
         started = time.perf_counter()
-        for done in pool.map("null", load, pieces()):
+        for done in pool.map("null", load, shards_to_send()):
             assert isinstance(done, engine.Done)
             best.add(done.result[1])
         sent_s = time.perf_counter() - started

@@ -1,11 +1,12 @@
-"""The host's share of a shard on a GPU: a null model and a null kernel, so that only the host's work is left.
+"""Measure the host's work for a shard on a GPU: model and kernel are replaced by ones that compute nothing.
 
     PYTHONPATH=.:scripts python scripts/bench_host_share.py --out results/bench/host-share.json
 
-For shards of 125 thousand, 1 million and 8 million tokens: seconds to cut and assemble batches and put their vectors
-in place, to search at three dims, and to merge, beside the seconds that a GPU would take for the same tokens at a rate
-that is stated, not measured here. On a GPU all three go beside the model, each in a thread of its own, so the largest
-of them is what the GPU could wait for. Seconds are the processor's, so that other work on the machine does not enter.
+For shards of 125 thousand, 1 million and 8 million tokens it measures the CPU seconds to assemble batches and store
+their vectors, to search at three dims, and to merge. It lists them with the seconds that a GPU would take for the same
+tokens at an assumed rate. On a GPU all three run in threads of their own while the model computes, so the GPU can wait
+only for the longest. CPU seconds are independent of other work on the machine. The figures go to --out. It takes less
+than a minute and needs no GPU.
 """
 
 from __future__ import annotations
@@ -15,18 +16,19 @@ import dataclasses
 import json
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from null_parts import NullModel, no_kernel, random_texts
+from null_parts import NullModel, RandomTexts, no_kernel, random_texts
 from peers.random_encoder import encoder_of
 
 DIMS = (128, 96, 64)
 DEPTH = 100
 GPU_TOKENS_PER_S = 750_000
-"""What the GPU is assumed to encode: the rate that evalkit aims at on an H200, not one that was measured."""
+"""The assumed rate of the GPU: what evalkit aims at on an H200, not a measurement."""
 
 
 def main() -> None:
@@ -47,7 +49,7 @@ def main() -> None:
 
 
 def measure(tokens: int, *, queries: int) -> dict[str, Any]:
-    """Return the host's seconds for one shard of about so many tokens, the run's first and a later one."""
+    """Return the host's CPU seconds for a shard of about `tokens` tokens: the first of a run, and a later one."""
     from evalkit.ranking import floors, merge, merge_new, no_hits
     from evalkit.run.encode import Encoding, encode
     from evalkit.run.search import search_shard
@@ -71,15 +73,15 @@ def measure(tokens: int, *, queries: int) -> dict[str, Any]:
         with no_kernel(hits=hits):
             for dim in DIMS:
                 floor_Q = floors(no_hits(), queries=queries, depth=DEPTH)
-                search = {"depth": DEPTH, "floor_Q": floor_Q, "device": torch.device("cpu")}
-                found, took = timed(lambda dim=dim, search=search: search_shard(asked[dim], shards[dim], **search))
+                search = partial(search_shard, depth=DEPTH, floor_Q=floor_Q, device=torch.device("cpu"))
+                found, took = timed(partial(search, asked[dim], shards[dim]))
                 searched += took
                 some = (
                     found._replace(**{key: getattr(found, key)[::20] for key in found._fields}) if hits == 1 else found
                 )
-                _, took = timed(lambda dim=dim, some=some: merge([best[dim], some], depth=DEPTH))
+                _, took = timed(partial(merge, [best[dim], some], depth=DEPTH))
                 sorted_again += took
-                best[dim], took = timed(lambda dim=dim, some=some: merge_new(best[dim], some, depth=DEPTH))
+                best[dim], took = timed(partial(merge_new, best[dim], some, depth=DEPTH))
                 merged += took
         figure[f"{name} shard, search host s"] = round(searched, 3)
         figure[f"{name} shard, merge s"] = round(merged, 3)
@@ -89,15 +91,14 @@ def measure(tokens: int, *, queries: int) -> dict[str, Any]:
     return figure
 
 
-def null_model(lengths_N: np.ndarray) -> NullModel:
+def null_model(lengths_N: np.ndarray) -> RandomTexts:
     """Return an encoder that computes nothing."""
     pool = {dim: torch.nn.functional.normalize(torch.randn(300_000, dim), dim=1) for dim in DIMS}
     small = encoder_of(
         torch.device("cpu"), layers=1, vocabulary=1000, dtype=torch.float32, attention="varlen", dims=DIMS
     )
     small = dataclasses.replace(small, attention="varlen")
-    made: NullModel = random_texts(small, [lengths_N], kind=NullModel, pool=pool)
-    return made
+    return random_texts(small, [lengths_N], kind=NullModel, pool=pool)
 
 
 def passage_lengths(count: int) -> np.ndarray:
@@ -107,7 +108,7 @@ def passage_lengths(count: int) -> np.ndarray:
 
 
 def timed(run: Callable[[], Any]) -> tuple[Any, float]:
-    """Return a call's result and the processor's seconds that it took, of all its threads."""
+    """Return a call's result and the CPU seconds that it took, summed over all threads."""
     start = time.process_time()
     result = run()
     return result, time.process_time() - start

@@ -1,8 +1,9 @@
-"""What a sweep saves by keeping the loaded model from one cell to the next: load and canary, the first and second time.
+"""Measure what a sweep saves because it keeps the loaded model from one cell to the next.
 
     python scripts/bench_kept_model.py --out results/bench/kept-model.json
 
-Each model is loaded in a process of its own: reading and verifying the checkpoint, building the encoder, the canary.
+Each model is loaded twice, as two cells do, in its own process: the checkpoint is read and verified, the encoder is
+built, the canary is run. The medians of --rounds processes go to --out. It takes about a minute.
 """
 
 from __future__ import annotations
@@ -44,14 +45,12 @@ def main() -> None:
 
 
 def _round(words: tuple[str, ...]) -> dict[str, float]:
-    done = subprocess.run(  # noqa: S603 (this very script)
-        [sys.executable, __file__, "--load", *words], check=True, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, __file__, "--load", *words], check=True, capture_output=True, text=True)
     return dict(json.loads(done.stdout.splitlines()[-1]))
 
 
 def load(words: list[str]) -> None:
-    """Load a model twice as two cells of a sweep do, and print the seconds of each."""
+    """Load a model twice, as two cells of a sweep do, and print the seconds of both."""
     import torch
 
     from evalkit.config.compose import compose

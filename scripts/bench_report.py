@@ -2,9 +2,9 @@
 
     python scripts/bench_report.py --runs 500
 
-The script writes a results folder of invented runs: first every published cell of the known datasets, then invented
-systems, each with the number of queries in the dataset's config. The scores are random. It then runs `evalkit report`
-`--rounds` times, each in its own process, and prints wall time, CPU time, number of files and size.
+The script fills a temporary results folder with invented runs: first every published cell of the known datasets, then
+invented systems, each with the number of queries in the dataset's config. The scores are random. It then runs `evalkit
+report` `--rounds` times, each in its own process, and prints one line of JSON: wall time, CPU time, files and sizes.
 """
 
 from __future__ import annotations
@@ -53,14 +53,14 @@ def cells(wanted: int) -> list[tuple[str, int | None, dict[str, Any]]]:
 @cache
 def values(number: int) -> tuple[list[str], dict[str, float], str]:
     """Return `number` queries, the means of their values and the table; values have full float precision, as NDCG."""
-    draw = random.Random(number)  # noqa: S311 (invented scores, no secret)
+    draw = random.Random(number)
     queries = [f"q{place}" for place in range(number)]
     per_query = {query: {metric: draw.random() for metric in METRICS} for query in queries}
     return queries, results.group_means(per_query, queries), results.per_query_table(per_query, METRICS)
 
 
 def published_checkpoint(system: str, dim: int | None) -> dict[str, Any] | None:
-    """Return a run's record of a system's published weights, so that the report treats the run as a real one."""
+    """Return a record of a system's published weights, so that the report treats the run as a real one."""
     known = weights.published_weights(system)
     source = None if known is None else known.checkpoints.get(str(dim))
     if known is None or source is None:
@@ -107,10 +107,10 @@ def invent(folder: Path, system: str, dim: int | None, dataset: dict[str, Any], 
 
 
 def main() -> None:
-    """Write the runs, report on them, and print one line of JSON."""
+    """Write the runs, create the report, and print the figures as one line of JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=500, help="how many finished runs the results folder holds")
-    parser.add_argument("--rounds", type=int, default=3, help="how many times the report is made")
+    parser.add_argument("--rounds", type=int, default=3, help="how many times the report is created")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -121,7 +121,7 @@ def main() -> None:
         for _ in range(asked.rounds):
             started, used = time.monotonic(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
             command = [sys.executable, "-m", "evalkit", "report", "--results-dir", name]
-            done = subprocess.run(command, capture_output=True, check=False)  # noqa: S603 (evalkit itself)
+            done = subprocess.run(command, capture_output=True, check=False)
             seconds.append(round(time.monotonic() - started, 2))
             user_s.append(round(resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - used, 2))
             files = [path for part in ("tables", "site") for path in sorted((folder / part).rglob("*.*"))]

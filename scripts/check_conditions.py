@@ -6,8 +6,7 @@
     python scripts/check_conditions.py numba-off --small             # a few files only
     python scripts/check_conditions.py random-order --tests tests/unit/test_trec.py
 
-The output is a table in Markdown, as in tests/README.md.
-
+The output is a table in Markdown, as in tests/README.md, which also lists how long conditions took (2 to 38 minutes).
 Needs the dev extra. `user` needs root, because it runs the tests as nobody, who can write to one temporary folder only.
 """
 
@@ -137,7 +136,7 @@ def measured(condition: Condition, tests: Sequence[str], *, show: bool) -> Outco
             print(f"random-order: -p randomly --randomly-seed={seed}", file=sys.stderr, flush=True)
             command += ["-p", "randomly", f"--randomly-seed={seed}"]
         started = time.monotonic()
-        done = subprocess.run(  # noqa: S603 (our own arguments)
+        done = subprocess.run(
             command, cwd=tree, env=environment, check=False, text=True, stdout=None if show else subprocess.PIPE
         )
         seconds = time.monotonic() - started
@@ -165,14 +164,14 @@ def _as_nobody(folder: Path, environment: dict[str, str]) -> tuple[Path, list[st
     before = ["setpriv", "--reuid", "nobody", "--regid", "65534", "--clear-groups"]
     again = "import subprocess, sys; subprocess.run([sys.executable, '-c', ''], check=True)"
     # Start Python twice: the interpreter started by setpriv can still enter any folder, its child cannot.
-    if subprocess.run([*before, sys.executable, "-c", again], check=False, capture_output=True).returncode != 0:  # noqa: S603 (our own arguments)
+    if subprocess.run([*before, sys.executable, "-c", again], check=False, capture_output=True).returncode != 0:
         raise OSError(f"nobody cannot start {sys.executable}; use a Python outside root's home")
     return tree, before
 
 
 def _counts(report: Path) -> tuple[int, int, int]:
     """Return how many tests passed, failed (including errors) and were skipped."""
-    suite = next(ET.parse(report).getroot().iter("testsuite")).attrib  # noqa: S314 (pytest's own report)
+    suite = next(ET.parse(report).getroot().iter("testsuite")).attrib  # noqa: S314 (the report is written by pytest, above)
     total, skipped = int(suite["tests"]), int(suite["skipped"])
     failed = int(suite["failures"]) + int(suite["errors"])
     return total - failed - skipped, failed, skipped

@@ -1,10 +1,11 @@
-"""Print the import graph of the package by rooms: `python scripts/layout.py [TREE]` (this checkout by default).
+"""Print the import graph of the package.
+
+    python scripts/layout.py [TREE]      # TREE is the root of a checkout; default: this one
 
 A room is a folder of `evalkit/` or a module directly in it. Imports must point down the ORDER below; a room may not
-import another one of its own line. TREE may be any other checkout, so that two versions can be compared.
-
-The output has the rooms by level, with the number of files of each. An arrow is an import between two rooms, in however
-many files. A circle is a pair of rooms that import each other.
+import another one of its own line. The output lists the rooms by level, with their number of files, and the imports
+that break the order. All imports of one room by another count as one arrow. A circle is a pair of rooms that import
+each other.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def room(module: str) -> str:
 
 
 def arrows(tree: Path) -> dict[tuple[str, str], list[str]]:
-    """Return the imports between rooms: (from, to) with the importing files."""
+    """Return the imports between rooms: for each pair (importing, imported), a line per import."""
     known = modules(tree)
     found: dict[tuple[str, str], list[str]] = {}
     for module, path in known.items():
@@ -98,7 +99,7 @@ def levels(tree: Path) -> dict[str, int]:
 
 
 def main() -> None:
-    """Print rooms by level, the counts, and what points the wrong way."""
+    """Print rooms by level, the counts, and the imports that break the order."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("tree", nargs="?", type=Path, default=Path(__file__).resolve().parents[1], metavar="TREE")
     tree = parser.parse_args().tree

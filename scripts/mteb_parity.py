@@ -1,8 +1,11 @@
-"""Whether mteb gives evalkit's scores: `python scripts/mteb_parity.py model=demo dim=128 dataset=demo`.
+"""Check that mteb computes the same scores as evalkit.
 
-Runs the cell with evalkit, hands the same texts and judgements to mteb as a task of its own, lets `mteb.evaluate`
-search and score with `evalkit.mteb.encoder`, and prints both scores. Fails unless they agree to five digits. Needs
-evalkit[mteb]; nothing is fetched beyond what the run needs. mteb's result files go to `results_dir`/from-mteb.
+    python scripts/mteb_parity.py model=demo dim=128 dataset=demo      # the words of `evalkit run`, for one cell
+
+The script runs the cell with evalkit. It then gives the same texts and judgements to mteb as a task, lets
+`mteb.evaluate` search and score with `evalkit.mteb.encoder`, and prints the scores of both. The exit code is 1 unless
+they agree to five digits. Needs evalkit[mteb]; only what the run needs is downloaded. mteb's result files go to
+`results_dir`/from-mteb.
 """
 
 from __future__ import annotations
@@ -19,13 +22,14 @@ import evalkit
 from evalkit import datasets
 from evalkit.config import compose
 from evalkit.config.settings import METRICS
+from evalkit.mteb import encoder
 from evalkit.report import exports
 from evalkit.scoring import mteb_results
 from evalkit.types import Dataset as Collection
 
 
 def task(collection: Collection) -> Any:
-    """Return a dataset of evalkit's as a retrieval task of mteb's, under the name that its exports use."""
+    """Return an evalkit dataset as a retrieval task of mteb, under the name that evalkit's exports use."""
     from datasets import Dataset
     from mteb.abstasks import AbsTaskRetrieval
     from mteb.abstasks.task_metadata import TaskMetadata
@@ -67,14 +71,14 @@ def task(collection: Collection) -> Any:
 
 
 def main(words: list[str]) -> int:
-    """Compare both and print a line per metric; 1 where one differs in its five digits."""
+    """Compare both and print a line per metric; return 1 if any differs in its first five digits."""
     import mteb
 
     config = compose.compose(words)
     began = time.monotonic()
     (cell,) = evalkit.run(*words)
     ran = time.monotonic()
-    model = evalkit.mteb.encoder(*words)
+    model = encoder(*words)
     loaded = time.monotonic()
     cache = mteb.ResultCache(cache_path=Path(config.results_dir) / "from-mteb")
     result = mteb.evaluate(

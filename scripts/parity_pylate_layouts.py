@@ -2,10 +2,10 @@
 # requires-python = ">=3.10,<3.13"
 # dependencies = ["pylate==1.6.0", "torch", "safetensors", "numpy<3"]
 # ///
-"""Save small random checkpoints as PyLate saves them, and PyLate's vectors of a few texts, as fixtures for a test.
+"""Save small random checkpoints with PyLate, and PyLate's vectors of a few texts, as fixtures of a parity test.
 
-Every case differs in what a checkpoint may say: architecture, Dense modules, prefixes, prompts, expansion, skiplist.
-PyLate 1.6 pins transformers below 5.4, so it wants an environment of its own:
+The cases differ in what a checkpoint can set: architecture, Dense modules, prefixes, prompts, expansion, skiplist. It
+needs its own environment, because PyLate 1.6 pins transformers below 5.4:
 
     uv run scripts/parity_pylate_layouts.py tests/fixtures/parity/pylate_layouts
 """
@@ -40,7 +40,7 @@ SIGNS = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~"
 
 
 def tokenizer(*, first: str | None, last: str, pad: str, mask: str | None, unknown: str) -> PreTrainedTokenizerFast:
-    """Return a tokenizer of words and letters that puts its own first and last token around a text."""
+    """Return a tokenizer of words and letters that adds the given first and last token to a text."""
     specials = list(dict.fromkeys(name for name in (first, pad, last, unknown, mask) if name))
     words = [*specials, "hello", "world", "the", "cat", "hat", *LETTERS, *(f"##{letter}" for letter in LETTERS), *SIGNS]
     tokens = Tokenizer(token_models.WordPiece({word: place for place, word in enumerate(words)}, unk_token=unknown))
@@ -51,7 +51,7 @@ def tokenizer(*, first: str | None, last: str, pad: str, mask: str | None, unkno
     ids = [(name, tokens.token_to_id(name)) for name in (first, last) if name]
     tokens.post_processor = processors.TemplateProcessing(single=around, special_tokens=ids)
     names = {"cls_token": first, "sep_token": last, "eos_token": last, "pad_token": pad, "mask_token": mask}
-    return PreTrainedTokenizerFast(
+    return PreTrainedTokenizerFast(  # type: ignore[no-untyped-call]  # transformers has no annotation here
         tokenizer_object=tokens, unk_token=unknown, **{name: token for name, token in names.items() if token}
     )
 
@@ -98,10 +98,12 @@ def write_base(folder: Path, kind: str, case: dict[str, Any]) -> None:
     tokens = tokenizer(**case["tokens"])
     ids = {f"{name}_token_id": getattr(tokens, f"{name}_token_id") for name in ("pad", "cls", "sep", "eos")}
     ids["bos_token_id"] = ids["cls_token_id"]
-    shape = CONFIG_MAPPING[kind](vocab_size=len(tokens), **case["shape"], **ids)
+    config_class: Any = CONFIG_MAPPING[kind]
+    shape = config_class(vocab_size=len(tokens), **case["shape"], **ids)
     torch.manual_seed(len(kind))
-    model = MODEL_MAPPING[type(shape)](shape)
-    for name, weight in model.named_parameters():  # initial weights of .02 would leave all vectors alike
+    model_class: Any = MODEL_MAPPING[type(shape)]
+    model = model_class(shape)
+    for name, weight in model.named_parameters():  # with initial weights of .02 all vectors would be similar
         if weight.ndim > 1:
             nn.init.normal_(weight, std=1.0 if "embed" in name else 0.2)
     model.save_pretrained(folder)
@@ -109,7 +111,7 @@ def write_base(folder: Path, kind: str, case: dict[str, Any]) -> None:
 
 
 def main(out: Path) -> None:
-    """Write every case's checkpoint and vectors, and the versions that made them."""
+    """Write every case's checkpoint and vectors, and print the versions of the packages."""
     versions = [f"{name} {importlib.metadata.version(name)}" for name in ("pylate", "transformers", "torch")]
     for kind, case in CASES.items():
         settings = dict(case["settings"])
@@ -140,7 +142,7 @@ def main(out: Path) -> None:
             named = {"prompt_name": side} if model.prompts.get(side) else {}
             vectors = model.encode(TEXTS, is_query=side == "query", show_progress_bar=False, **named)
             arrays |= {f"{side}_{place}": np.asarray(found, dtype=np.float32) for place, found in enumerate(vectors)}
-        np.savez_compressed(out / f"{kind}.npz", **arrays)
+        np.savez_compressed(out / f"{kind}.npz", **arrays)  # type: ignore[arg-type]  # the same stubs as in parity_pylate.py
         print(kind, json.loads((folder / "config_sentence_transformers.json").read_text(encoding="utf-8")))
     print(", ".join(versions))
 

@@ -2,9 +2,10 @@
 # requires-python = ">=3.10,<3.13"
 # dependencies = ["pylate==1.6.0", "torch", "numpy<3"]
 # ///
-"""Pool a few small documents with PyLate's own hierarchical token pooling, in an environment of its own.
+"""Pool small random documents with PyLate's hierarchical token pooling; save them as a fixture of the parity tests.
 
-PyLate 1.6 pins transformers below 5.4. With uv, or with pip in a virtual environment of its own:
+It needs its own environment, because PyLate 1.6 pins transformers below 5.4. With uv, or with the dependencies above in
+a virtual environment:
 
     uv run scripts/parity_pylate_pooling.py tests/fixtures/parity/pylate_pooling.npz
 """
@@ -26,7 +27,7 @@ FACTORS = (1, 2, 3, 4)
 
 
 def main(out: Path) -> None:
-    """Write every document's vectors, what each factor makes of them, and the versions that made them."""
+    """Write every document's vectors, the pooled vectors for each factor, and the versions of the packages."""
     arrays: dict[str, np.ndarray] = {}
     for place, length in enumerate(LENGTHS):
         rows = np.random.default_rng(place).normal(size=(length, DIM)).astype(np.float32)

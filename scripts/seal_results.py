@@ -1,10 +1,10 @@
-"""Bring finished runs of schema 1, which had no checksums, to schema 2: score each again, and seal it where it holds.
+"""Convert finished cells from schema 1, which has no checksums, to schema 2, after scoring each of them again.
 
     python scripts/seal_results.py results
 
-Every value by query and every mean must come out again from the run's hits and judgements, exactly; only `files`,
-`schema_version` and `xxh3_128` of scores.json change. Judgements that do not lie beside a run are read from its
-dataset, or from the folder that --judgements NAME=DIR names for a dataset. A run that does not hold is left as it is.
+A cell is converted only if its run and judgements give exactly the same values per query and means; only `files`,
+`schema_version` and `xxh3_128` of its scores.json change. All others are left as they are and listed, with exit code 1.
+If a cell's folder has no judgements, they are read from the folder that --judgements NAME=DIR gives for its dataset.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ OLD_SCHEMA = 1
 
 
 def read_old(path: Path) -> CellScores:
-    """Return the scores in a file of schema 1. Raises ScoreError."""
+    """Return the scores in a file of schema 1. Raises ScoreError for any other schema."""
     values = json.loads(path.read_text(encoding="utf-8"))
     fields = {each.name for each in dataclasses.fields(CellScores)} - {"files"}
     if values.get("schema_version") != OLD_SCHEMA or set(values) != fields:
@@ -37,7 +37,7 @@ def read_old(path: Path) -> CellScores:
 
 
 def differing(path: Path, scores: CellScores, qrels: Qrels) -> list[str]:
-    """Return what does not come out again of a run's hits and judgements."""
+    """Return the metrics for which a run and its judgements give other values than those stored."""
     table = results.read_per_query(path.parent / results.PER_QUERY)
     again = metrics.score(trec.read_run(path.parent / results.RUN), qrels, table.metrics)
     found = [] if set(again.per_query) == set(table.queries) else ["the judged queries"]
@@ -51,7 +51,7 @@ def differing(path: Path, scores: CellScores, qrels: Qrels) -> list[str]:
 
 
 def main() -> None:
-    """Seal what holds, name what does not, and exit with 1 if anything does not."""
+    """Convert the cells that can be reproduced and list the others."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results_dir", type=Path, help="a results folder, the one that holds runs/")
     parser.add_argument("--judgements", action="append", default=[], metavar="NAME=DIR", help="a BEIR-format folder")

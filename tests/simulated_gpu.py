@@ -1,9 +1,9 @@
-"""A GPU simulated on the CPU: real values under a device label, and what CUDA would refuse is refused.
+"""Simulate a GPU on the CPU: tensors have real values and a device label, and raise errors where CUDA would.
 
-`simulated_gpu` makes torch see one CUDA device. A tensor brought to it is an `OnGpu`, whose operations run on the CPU;
-an operation over tensors of both devices raises, as on a GPU, but for copies and for indices from the host. What makes
-the host wait for a real GPU is counted. Triton's kernels run in its interpreter, after a look at where their arguments
-are. So what a GPU path computes and where its tensors live is tested without one; its speed and rounding are not.
+`simulated_gpu` makes torch see one CUDA device. A tensor moved to it is an `OnGpu`, whose operations run on the CPU. An
+operation on tensors of both devices raises an error, as on a GPU, except copies and indices from the host. Operations
+for which the host would wait for a real GPU are counted. Triton's kernels run in its interpreter, after a check that
+their arguments are on the GPU. This tests what a GPU path computes and where its tensors are, not speed and rounding.
 """
 
 from __future__ import annotations
@@ -19,22 +19,24 @@ from torch.utils._pytree import tree_flatten, tree_map
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 MAY_MIX = {"copy_", "_to_copy", "to", "index", "index_put", "index_put_", "_index_put_impl_"}
-"""Operations that CUDA lets take tensors of both devices."""
+"""Operations for which CUDA accepts tensors of both devices."""
 WAITS = {"_local_scalar_dense", "item", "is_nonzero", "nonzero", "equal"}
-"""Operations whose result the host must have before it goes on."""
+"""Operations for whose result the host waits."""
 HOPPER = SimpleNamespace(name="simulated", shared_memory_per_block_optin=232_448)
 
 waits: Counter[str] = Counter()
-"""How often the host had to wait, by operation."""
+"""The number of times that the host waited, by operation."""
 
 
 class OnGpu(torch.Tensor):
-    """A tensor under the label of a GPU; to torch's own code it is one without memory."""
+    """A tensor labelled as on the GPU; torch's own code sees a tensor without memory."""
 
     @staticmethod
     def __new__(cls, inner):
         layout = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype}
-        with torch.inference_mode(mode=False):  # else views of it would have to share a counter that it lacks
+        with torch.inference_mode(
+            mode=False
+        ):  # in inference mode it would have no version counter, which its views need
             return torch.Tensor._make_wrapper_subclass(cls, inner.shape, **layout, device=torch.device("meta"))
 
     def __init__(self, inner):
@@ -67,12 +69,12 @@ class OnGpu(torch.Tensor):
 
 
 def inner(value):
-    """Return what is under the label."""
+    """Return a tensor without its label."""
     return value.inner if isinstance(value, OnGpu) else value
 
 
 def host_places(places):
-    """Return indices without their labels; a mask makes the host wait, since it decides a shape."""
+    """Return indices without their labels; a mask makes the host wait, because it determines a shape."""
     each = places if isinstance(places, tuple) else (places,)
     waits["mask"] += sum(isinstance(place, OnGpu) and place.dtype == torch.bool for place in each)
     found = tuple(inner(place) for place in each)
@@ -80,9 +82,9 @@ def host_places(places):
 
 
 def run(operation, args, kwargs):
-    """Carry out an operation on the values, and label its result by the device that CUDA would leave it on."""
+    """Run an operation on the values, and label its result with the device on which CUDA would create it."""
     name = operation.overloadpacket.__name__
-    if name == "_has_compatible_shallow_copy_type":  # a module asks whether it may keep its parameter objects
+    if name == "_has_compatible_shallow_copy_type":  # asked when a module converts its parameters
         return False
     flat, _ = tree_flatten((args, kwargs))
     there = [part for part in flat if isinstance(part, OnGpu)]
@@ -98,7 +100,7 @@ def run(operation, args, kwargs):
     asked = [part for part in flat if isinstance(part, torch.device)]
     on_gpu = bool(there)
     if asked:
-        on_gpu = asked[0].type != "cpu"  # `meta` where torch's own code makes a tensor beside one that it was given
+        on_gpu = asked[0].type != "cpu"  # `meta` if torch's own code creates a tensor on the device of another
     elif name in MAY_MIX - {"_to_copy", "to", "index", "index_put"}:
         on_gpu = isinstance(args[0], OnGpu)
     plain_args, plain_kwargs = tree_map(
@@ -125,7 +127,7 @@ class _Mode(TorchDispatchMode):
 
 
 class Launches:
-    """A Triton kernel that wants its tensors on the GPU; `instead` does its work on the CPU, or the interpreter."""
+    """A Triton kernel that requires tensors on the GPU; `instead` computes its result, or else the interpreter."""
 
     def __init__(self, kernel, *, instead=None):
         self.kernel, self.instead, self.count = kernel, instead, 0
@@ -157,18 +159,18 @@ class _Stream:
 
 @contextlib.contextmanager
 def simulated_gpu(monkeypatch):
-    """Within it torch has one CUDA device."""
+    """Make torch see one CUDA device within the context."""
     waits.clear()
     real_to, real_item, real_tensor = torch.Tensor.to, torch.Tensor.__getitem__, torch.tensor
 
     def to(self, *args, **kwargs):
-        """Name the device in full: torch would ask a driver which one is current."""
+        """Give the device an index: torch would ask a driver for the current one."""
         full = tree_map(lambda part: GPU if str(part) == "cuda" else part, (args, kwargs))
         waits["upload"] += GPU in tree_flatten(full)[0] and not (isinstance(self, OnGpu) or kwargs.get("non_blocking"))
         return real_to(self, *full[0], **full[1])
 
     def tensor(values, *, device=None, **kwargs):
-        """Make it on the host first, as torch does where no mode sees it."""
+        """Create it on the host first, as torch does."""
         made = real_tensor(values, **kwargs)
         return made if device is None else made.to(device)
 
@@ -199,7 +201,7 @@ def simulated_gpu(monkeypatch):
     real_submit = ThreadPoolExecutor.submit
 
     def submit(self, work, *args, **kwargs):
-        """Have the device in the threads that a run starts: a mode is its own thread's."""
+        """Simulate the device also in a run's threads, because a mode applies to one thread."""
 
         def within(*args, **kwargs):
             with _Mode():

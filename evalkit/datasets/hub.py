@@ -198,8 +198,8 @@ def _splits(folder: Path, name: str) -> dict[str, list[str]]:
 
     Raises DatasetError if README.md cannot be read or does not list the config.
     """
-    from datasets.data_files import sanitize_patterns  # type: ignore[import-untyped]  # the package carries no types
-    from datasets.utils.metadata import MetadataConfigs  # type: ignore[import-untyped]  # as above
+    from datasets.data_files import sanitize_patterns
+    from datasets.utils.metadata import MetadataConfigs
     from huggingface_hub import DatasetCard
     from yaml import YAMLError
 
@@ -208,7 +208,7 @@ def _splits(folder: Path, name: str) -> dict[str, list[str]]:
         configs = MetadataConfigs.from_dataset_card_data(DatasetCard(path.read_text(encoding="utf-8")).data)
         splits_by_config = {each: sanitize_patterns(found["data_files"]) for each, found in configs.items()}
         if not splits_by_config:
-            raise ValueError("no configs")  # noqa: TRY301 (reported below with the others)
+            raise ValueError("no configs")
     except (OSError, ValueError, KeyError, TypeError, YAMLError) as error:
         remedy = "choose another source with dataset.sources or dataset.path"
         raise bad(path, None, "no readable `configs` in its header", "config names and data files", remedy) from error

@@ -137,7 +137,7 @@ def _as_fetched(found: Fetched, cache_dir: Path) -> Fetched:
         recorded: Mapping[str, str] = dict(record["checksums"])
         if record["name"] != found.name:
             msg = f"it is of {record['name']}"
-            raise ValueError(msg)  # noqa: TRY301 (reported below with the others)
+            raise ValueError(msg)
     except (OSError, ValueError, KeyError, TypeError) as error:
         msg = f"{path}: got no record that can be believed ({error}), wanted the checksums of {found.name} as fetched"
         raise StoreError(f"{msg}; run evalkit fetch again") from error

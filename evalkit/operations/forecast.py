@@ -230,7 +230,7 @@ class _Unread:
     def fingerprint(self) -> str:
         return self.corpus.fingerprint()
 
-    def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:  # noqa: ARG002 (a Corpus')
+    def documents(self, start: int = 0, stop: int | None = None) -> Iterator[Document]:  # noqa: ARG002 (part of the Corpus protocol)
         raise _NotSurveyedError
 
     def where(self, index: int) -> str:

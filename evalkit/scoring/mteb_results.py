@@ -282,7 +282,7 @@ def kept(results_dir: Path) -> tuple[tuple[CellScores, ...], tuple[str, ...]]:
             values = seal.read(path.read_bytes())
             if (version := values.get("schema_version")) != SCHEMA:
                 msg = f"its schema_version is {version!r}, this evalkit reads {SCHEMA}"
-                raise ValueError(msg)  # noqa: TRY301 (reported below with the others)
+                raise ValueError(msg)
             one = _cell(values)
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             problems.append(

@@ -8,6 +8,7 @@ reason for a message.
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -123,7 +124,7 @@ def _checked(value: Any, depth: int = 0) -> Any:
     elif isinstance(value, int) and value.bit_length() > MOST_BITS:
         msg = f"got a whole number of {value.bit_length()} bits, wanted {MOST_BITS} at most"
         raise UnreadableError(msg)
-    elif isinstance(value, float) and (value != value or abs(value) == float("inf")):  # noqa: PLR0124 (NaN)
+    elif isinstance(value, float) and not math.isfinite(value):
         msg = f"got {value}, wanted a finite number"
         raise UnreadableError(msg)
     elif isinstance(value, dict):

@@ -468,12 +468,12 @@ def read_per_query(path: Path) -> QueryTable:
         _, offsets, texts = table["query_id"].combine_chunks().buffers()
         queries = _texts(table.num_rows, offsets.to_pybytes(), texts.to_pybytes())
         if not queries:
-            raise ValueError("no query")  # noqa: TRY301 (reported below with the others)
+            raise ValueError("no query")
         usable_QM = (value_QM >= 0) & (value_QM <= 1)  # false for NaN too
         if not usable_QM.all():
             place = int(np.flatnonzero(~usable_QM.all(axis=1))[0])
             msg = f"{value_QM[place].tolist()} on line {place + 2}, wanted numbers from 0 to 1"
-            raise ValueError(msg)  # noqa: TRY301 (reported below with the others)
+            raise ValueError(msg)
     except (OSError, ValueError, KeyError) as error:  # Arrow's errors are subclasses of ValueError and KeyError
         msg = f"{path}: not a whole table of queries ({error}); delete the cell's scores.json and run the cell again"
         raise ScoreError(msg) from error

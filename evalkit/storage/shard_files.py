@@ -154,11 +154,11 @@ def read_manifest(folder: Path, name: str) -> Manifest:
         values = seal.parse(path.read_bytes())
         if (version := values.get("format")) != FORMAT:
             msg = f"its format is {version!r}, this evalkit reads {FORMAT}"
-            raise ValueError(msg)  # noqa: TRY301 (reported below with the others)
+            raise ValueError(msg)
         values = seal.unseal(values)
         if values["name"] != name:
             msg = f"it is of shard {values['name']}, wanted {name}"
-            raise ValueError(msg)  # noqa: TRY301 (reported below with the others)
+            raise ValueError(msg)
         return Manifest(int(values["size_bytes"]), str(values["arrays_xxh3_128"]), dict(values["facts"]))
     except FileNotFoundError:
         raise

@@ -1,12 +1,13 @@
-"""Prove that workers change no byte: runs of one process beside runs of two workers, and runs whose parts are killed.
+"""Check that workers change no byte: compare runs of one process with runs of two workers, also after kills.
 
     python scripts/cluster/prove.py identity --dataset demo --documents 100000 --out results/cluster
     python scripts/cluster/prove.py identity --dataset nfcorpus --path DIR --nodes namespaces --out results/cluster
     python scripts/cluster/prove.py kills --victim worker --kills 20 --seed 7 --out results/cluster
 
-`--nodes one` lets evalkit start Ray; `two` starts two raylets on this machine; `namespaces` gives each raylet a network
-namespace of its own, joined by a bridge, so that every byte between them crosses a network (needs root and `ip`).
-Needs evalkit[ray].
+With `--nodes one` evalkit starts Ray; `two` starts two raylets on this machine; `namespaces` starts each raylet in its
+own network namespace, connected by a bridge, so that all traffic between them crosses a network (needs root and `ip`).
+Each command adds its figures to OUT/proofs.json and rewrites the table in OUT/README.md. The exit code is 1 if a byte
+differs, or if processes or shared memory remain. Needs Linux and evalkit[ray].
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from typing import Any, NamedTuple
 
 ROOT = Path(__file__).parents[2]
 MARK = "EVALKIT_PROOF"
-"""In the environment of everything that is started here: Ray's processes are in sessions of their own."""
+"""An environment variable that identifies all processes started here; Ray's have sessions of their own."""
 PORT = 6379
 NETWORK = "10.77.0"
 DATASETS = {
@@ -44,20 +45,20 @@ LIMIT_S = 3600
 
 
 class Nodes(NamedTuple):
-    """Where runs with workers are started."""
+    """The Ray nodes on which runs with workers are started."""
 
     before: tuple[str, ...] = ()
-    """A command prefix of the driver: it is on the first node."""
+    """A command prefix that starts the driver on the first node."""
     words: tuple[str, ...] = ()
-    """The driver's words."""
+    """Additional words of the driver's command."""
     pids: tuple[int, ...] = ()
-    """The raylets, by node; empty where evalkit starts Ray itself."""
+    """The raylets' process ids, by node; empty if evalkit starts Ray itself."""
     wires: tuple[str, ...] = ()
-    """The network devices of the bridge: one per node."""
+    """The network devices of the bridge, one per node."""
 
 
 class Kill(NamedTuple):
-    """How often a part of a run may still be killed, and when."""
+    """How many more kills are wanted, and within which time after the start."""
 
     random: random.Random
     left: int
@@ -65,14 +66,14 @@ class Kill(NamedTuple):
 
 
 class Killed(NamedTuple):
-    """How often a part was killed, and the shards that the run said it does again."""
+    """How often a process was killed, and how many shards the run reported as done again."""
 
     times: int
     again: int
 
 
 def main() -> None:
-    """Run one proof and add its figures to a file."""
+    """Run one check and add its figures to a file."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("proof", choices=("identity", "kills"))
     parser.add_argument("--dataset", choices=tuple(DATASETS), default="demo")
@@ -101,7 +102,7 @@ def main() -> None:
 
 
 def identity(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Run a cell in one process and with two workers; return whether every file is the same."""
+    """Run a cell in one process and with two workers; return the figures and whether the files are identical."""
     figures = facts_of(chosen)
     figures["one process, s"] = timed(chosen, folder / "local", Nodes())
     with nodes(chosen.nodes, folder) as where:
@@ -116,12 +117,12 @@ def identity(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def kills(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Kill workers, raylets or drivers at random moments, run the same command until it ends, and compare the bytes."""
-    choose = random.Random(chosen.seed)  # noqa: S311 (a moment, not a secret)
+    """Kill workers, raylets or drivers at random moments, repeat the command until it ends, and compare the bytes."""
+    choose = random.Random(chosen.seed)
     figures = facts_of(chosen) | {"victim": chosen.victim, "kills asked for": chosen.kills, "seed": chosen.seed}
     timed(chosen, folder / "local", Nodes())
     with nodes("two" if chosen.victim == "raylet" else "one", folder) as where:
-        whole_s = timed(chosen, folder / "whole", where, *WORKERS)  # a kill may come at any moment of that
+        whole_s = timed(chosen, folder / "whole", where, *WORKERS)  # kills are drawn from this time
     killed = rounds = again = 0
     same = True
     while killed < chosen.kills:
@@ -144,7 +145,7 @@ def kills(chosen: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 
 def one_run(chosen: argparse.Namespace, folder: Path, where: Nodes, kill: Kill) -> Killed:
-    """Start the command, kill its victim once or, for workers, several times; return how often and what was lost."""
+    """Start the command and kill the driver or a raylet once, or workers several times; return the counts."""
     process = start(chosen, folder, where, *WORKERS)
     listener = threading.Thread(target=lambda: said.extend(process.stdout or ()), daemon=True)
     said: list[str] = []
@@ -166,7 +167,7 @@ def one_run(chosen: argparse.Namespace, folder: Path, where: Nodes, kill: Kill) 
 
 
 def victim_of(kind: str, driver: subprocess.Popen[str], where: Nodes) -> int | None:
-    """Return the process to kill, if there is one yet."""
+    """Return the process to kill, or None if it does not exist yet."""
     if kind == "driver":
         return driver.pid
     if kind == "raylet":
@@ -179,7 +180,7 @@ def victim_of(kind: str, driver: subprocess.Popen[str], where: Nodes) -> int | N
 
 
 def start(chosen: argparse.Namespace, folder: Path, where: Nodes, *words: str) -> subprocess.Popen[str]:
-    """Start `evalkit run` with the collection that was chosen."""
+    """Start `evalkit run` on the chosen collection."""
     data = [f"dataset.demo.documents={chosen.documents}", "dataset.demo.queries=50"]
     if chosen.dataset != "demo":
         data = [f"dataset.path={chosen.path}"]
@@ -187,11 +188,11 @@ def start(chosen: argparse.Namespace, folder: Path, where: Nodes, *words: str) -
     places = [f"results_dir={folder}/results", f"cache_dir={folder}/cache", "store.keep=topk"]
     command = [*where.before, sys.executable, "-m", "evalkit", "run", *DATASETS[chosen.dataset], *data]
     command += [f"store.shard_tokens={tokens}", "engine.threads=1", *places, *words, *where.words]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)  # noqa: S603 (ours)
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
 def timed(chosen: argparse.Namespace, folder: Path, where: Nodes, *words: str) -> float:
-    """Run the command to its end; return its seconds."""
+    """Run the command to its end; return the seconds."""
     started = time.monotonic()
     process = start(chosen, folder, where, *words)
     said, _ = process.communicate(timeout=LIMIT_S)
@@ -201,7 +202,7 @@ def timed(chosen: argparse.Namespace, folder: Path, where: Nodes, *words: str) -
 
 
 def compared(one: Path, other: Path) -> dict[str, Any]:
-    """Return whether two folders hold the same run and per-query values, and the run's checksum."""
+    """Return whether two folders have identical run files and per-query values, and the run's checksum."""
     names = ("run.trec.gz", "per_query.tsv")
     digests = [
         {name: [hashlib.sha256(path.read_bytes()).hexdigest() for path in folder.rglob(name)] for name in names}
@@ -216,7 +217,7 @@ def compared(one: Path, other: Path) -> dict[str, Any]:
 
 @contextlib.contextmanager
 def nodes(kind: str, folder: Path) -> Iterator[Nodes]:
-    """Start two raylets, or leave Ray to evalkit; end them, and what they are in, at the end."""
+    """Start two raylets, unless evalkit starts Ray; at the end stop them and remove their namespaces."""
     if kind == "one":
         yield Nodes()
         return
@@ -240,7 +241,7 @@ def nodes(kind: str, folder: Path) -> Iterator[Nodes]:
                 f"--node-ip-address={addresses[number]}",
                 *mode,
             ]
-            raylets.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))  # noqa: S603
+            raylets.append(subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL))
             wait_for_nodes(prefixes[0], f"{addresses[0]}:{PORT}", number + 1)
         pids = tuple(pid for pid, name in sorted(marked(os.environ[MARK]).items()) if name.endswith("raylet/raylet"))
         yield Nodes(prefixes[0], (f"engine.address={addresses[0]}:{PORT}",), pids, wires)
@@ -248,7 +249,7 @@ def nodes(kind: str, folder: Path) -> Iterator[Nodes]:
 
 @contextlib.contextmanager
 def joined(spaces: Sequence[str]) -> Iterator[tuple[str, ...]]:
-    """Make network namespaces that a bridge joins; yield the bridge's side of each wire."""
+    """Create network namespaces connected by a bridge; yield the bridge's device for each."""
     bridge, wires = "evalkitbr", tuple(f"{space}w" for space in spaces)
     try:
         ip("link", "add", bridge, "type", "bridge")
@@ -268,12 +269,12 @@ def joined(spaces: Sequence[str]) -> Iterator[tuple[str, ...]]:
 
 
 def ip(*words: str, check: bool = True) -> None:
-    """Call `ip`."""
-    subprocess.run(["ip", *words], check=check, capture_output=not check)  # noqa: S603, S607 (the system's own)
+    """Run `ip` with these words."""
+    subprocess.run(["ip", *words], check=check, capture_output=not check)
 
 
 def traffic(where: Nodes) -> int:
-    """Return the bytes that went over the first wire so far, in both directions."""
+    """Return the bytes that passed the first network device so far, in both directions."""
     folder = Path("/sys/class/net")
     return sum(
         int((folder / wire / "statistics" / f"{way}_bytes").read_text())
@@ -283,14 +284,14 @@ def traffic(where: Nodes) -> int:
 
 
 def wait_for_nodes(prefix: Sequence[str], address: str, count: int) -> None:
-    """Wait until a cluster has so many nodes."""
+    """Wait until a cluster has `count` nodes."""
     code = (
         "import ray, sys; ray.init(address=sys.argv[1], log_to_driver=False, logging_level='error'); "
         "sys.exit(sum(node['Alive'] for node in ray.nodes()) != int(sys.argv[2]))"
     )
     for _ in range(30):
         command = [*prefix, sys.executable, "-c", code, address, str(count)]
-        done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 (this interpreter)
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode == 0:
             return
         time.sleep(1)
@@ -298,7 +299,7 @@ def wait_for_nodes(prefix: Sequence[str], address: str, count: int) -> None:
 
 
 def end(raylets: Sequence[subprocess.Popen[bytes]]) -> None:
-    """End raylets, the last one first."""
+    """Stop raylets, the last one first."""
     for raylet in reversed(raylets):
         raylet.terminate()
         try:
@@ -308,11 +309,11 @@ def end(raylets: Sequence[subprocess.Popen[bytes]]) -> None:
             raylet.wait()
 
 
-# ---- what is left
+# ---- processes and shared memory that remain
 
 
 def marked(mark: str) -> Mapping[int, str]:
-    """Return the processes that were started from here, by id, with their names; not this one."""
+    """Return the names of the processes with this mark in their environment, by id, without this process."""
     found = {}
     for path in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
@@ -323,7 +324,7 @@ def marked(mark: str) -> Mapping[int, str]:
 
 
 def wait_for_the_end(mark: str, *, patience_s: float = 60) -> Mapping[int, str]:
-    """Return the processes that are left after a while."""
+    """Wait until no marked process is left; return those left after `patience_s`."""
     until = time.monotonic() + patience_s
     while (left := marked(mark)) and time.monotonic() < until:
         time.sleep(0.5)
@@ -331,12 +332,12 @@ def wait_for_the_end(mark: str, *, patience_s: float = 60) -> Mapping[int, str]:
 
 
 def shared_memory() -> set[str]:
-    """Return the object stores' files in shared memory."""
-    return {path.name for path in Path("/dev/shm").iterdir() if "plasma" in path.name}  # noqa: S108 (where Ray has them)
+    """Return the names of the object stores' files in shared memory."""
+    return {path.name for path in Path("/dev/shm").iterdir() if "plasma" in path.name}  # noqa: S108 (Ray keeps its object stores there)
 
 
 def facts_of(chosen: argparse.Namespace) -> dict[str, Any]:
-    """Return what was asked for, and of what machine."""
+    """Return the command, its options, and facts about the machine."""
     import ray
     import torch
 
@@ -361,7 +362,7 @@ def shown(words: Sequence[str]) -> list[str]:
 
 
 def write(folder: Path, figures: dict[str, Any]) -> None:
-    """Add figures to `proofs.json`, one entry for each command, and write the table of all of them."""
+    """Add figures to `proofs.json`, replacing an entry of the same command, and write the table of all."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / "proofs.json"
     known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
@@ -372,12 +373,12 @@ def write(folder: Path, figures: dict[str, Any]) -> None:
 
 HEAD = """# Workers change no byte
 
-What `scripts/cluster/prove.py` found. A row is identical where run file and per-query values of two workers have the
-bytes of one process. Nodes: `one` is Ray as evalkit starts it; `two` are two raylets on one machine; in `namespaces`
-each raylet has a network namespace of its own, so that what is between them crosses a network. `proofs.json` has the
-rest.
+The results of `scripts/cluster/prove.py`. A row is identical if the run file and the per-query values of two workers
+have the bytes of one process. Nodes: `one` is Ray as evalkit starts it; `two` are two raylets on one machine; in
+`namespaces` each raylet has its own network namespace, so that traffic between them crosses a network. `proofs.json`
+has all figures.
 
-## Two workers beside one process
+## Two workers and one process
 
 | collection | nodes | shards | one process, s | two workers, s | over the network, MB | identical | left over | date |
 | --- | --- | --: | --: | --: | --: | --- | --- | --- |
@@ -385,7 +386,7 @@ rest.
 KILLS = """
 ## Killed at random moments
 
-The same command is started again until it ends. Left over: processes and shared memory after the last run.
+The same command is repeated until it ends. Left over: processes and shared memory after the last run.
 
 | victim | collection | nodes | kills | runs | shards done again | identical | left over | date |
 | --- | --- | --- | --: | --: | --: | --- | --- | --- |

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from trials import COMMANDS, Base, Done, Trials, forked, new
+from trials import COMMANDS, Base, Done, Trials, forked, new_folder
 
 PAGE = 4096
 HELD = {"c": "cache", "r": "results"}
@@ -18,7 +18,7 @@ ROOM = "64m"
 
 @contextmanager
 def mounted(folder: Path, size: str) -> Iterator[None]:
-    """Mount a tmpfs of a size on a folder. Raises PermissionError where that is not allowed."""
+    """Mount a tmpfs of this size on a folder. Raises PermissionError if mounting fails."""
     folder.mkdir(parents=True, exist_ok=True)
     made = mount("-t", "tmpfs", "-o", f"size={size}", "tmpfs", str(folder))
     if made:
@@ -26,17 +26,17 @@ def mounted(folder: Path, size: str) -> Iterator[None]:
     try:
         yield
     finally:
-        subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)  # noqa: S603, S607
+        subprocess.run(["umount", "-l", str(folder)], check=False, capture_output=True)
 
 
 def mount(*words: str) -> str:
-    """Call mount; return what it complains of."""
-    done = subprocess.run(["mount", *words], check=False, capture_output=True, text=True)  # noqa: S603, S607
+    """Call mount; return its error message, or an empty string."""
+    done = subprocess.run(["mount", *words], check=False, capture_output=True, text=True)
     return "" if done.returncode == 0 else done.stderr.strip() or "mount failed"
 
 
 def used(base: Base, command: str) -> dict[str, int]:
-    """Return the bytes that an undisturbed run leaves in the cache and in the results, by whole pages."""
+    """Return the bytes that an undisturbed run writes to the cache and to the results, rounded up to pages."""
     folder = base.folder / f"undisturbed-{command}"
     return {
         part: sum(-(-path.stat().st_size // PAGE) * PAGE for path in (folder / part).rglob("*") if path.is_file())
@@ -45,7 +45,7 @@ def used(base: Base, command: str) -> dict[str, int]:
 
 
 def full(base: Base, trials: Trials, draw: random.Random) -> None:
-    """Run on disks of every size up to what is needed: one line, and with room the same bytes."""
+    """Run on disks of every size up to what is needed: it must fail with one line, and succeed once there is room."""
     sizes = {command: used(base, command) for command in COMMANDS}
     choices = [
         (command, part, size)
@@ -58,14 +58,14 @@ def full(base: Base, trials: Trials, draw: random.Random) -> None:
         if not trials.more():
             trials.note = f"{trials.tried} of {len(choices)} sizes"
             return
-        folder = new(base.folder, "disk")
+        folder = new_folder(base.folder, "disk")
         what = f"{command} with {size:,} bytes for its {HELD[part]}"
         try:
             with mounted(folder / part, str(size)):
                 done = forked(base.words(command), folder)
                 if done.code == 0:
                     other = base.same(command, folder)
-                    trials.came("had room enough, or did without") if other is None else trials.failed(
+                    trials.count("had room enough, or did without") if other is None else trials.failed(
                         f"{what}: {other}"
                     )
                     continue
@@ -74,7 +74,7 @@ def full(base: Base, trials: Trials, draw: random.Random) -> None:
                     continue
                 mount("-o", f"remount,size={ROOM}", str(folder / part))
                 if base.finish(command, folder, trials, what):
-                    trials.came("refused in one line; with room the same bytes")
+                    trials.count("refused in one line; with room the same bytes")
         except PermissionError as error:
             trials.note = f"skipped: {error}"
             return
@@ -84,7 +84,7 @@ def read_only(base: Base, trials: Trials, draw: random.Random) -> None:
     """Make the cache or the results read-only before a run, or at one of its writes."""
     while trials.more():
         command, part, at = draw.choice(list(COMMANDS)), draw.choice(list(HELD)), draw.choice([0, 0, 1, 2, 3, 5, 8])
-        folder = new(base.folder, "read-only")
+        folder = new_folder(base.folder, "read-only")
         what = f"{command} with read-only {HELD[part]} from write {at} on"
         try:
             with mounted(folder / part, ROOM):
@@ -108,7 +108,7 @@ def vanishing(base: Base, trials: Trials, draw: random.Random) -> None:
     parts = ["c", "c/topk", "c/stores", "c/surveys", "c/jobs", "r", "r/runs", "the collection"]
     while trials.more():
         command, part, at = draw.choice(list(COMMANDS)), draw.choice(parts), draw.randint(1, 10)
-        folder = new(base.folder, "vanishing")
+        folder = new_folder(base.folder, "vanishing")
         copied = folder / "collection"
         shutil.copytree(base.data, copied)
         words = [f"dataset.path={copied}" if word.startswith("dataset.path=") else word for word in base.words(command)]
@@ -123,7 +123,7 @@ def vanishing(base: Base, trials: Trials, draw: random.Random) -> None:
 
 
 def at_write(number: int, act: Callable[[], None]) -> Callable[[], None]:
-    """Return a patch that acts just before the write of that number."""
+    """Return a patch that calls `act` just before the `number`-th write."""
 
     def patch() -> None:
         from evalkit.storage import paths, shard_files
@@ -136,13 +136,13 @@ def at_write(number: int, act: Callable[[], None]) -> Callable[[], None]:
                 act()
             publish(unfinished, path)
 
-        paths.publish = shard_files.publish = acting  # type: ignore[assignment]  # the fault replaces it
+        paths.publish = shard_files.publish = acting  # type: ignore[attr-defined]  # imported there by name
 
     return patch
 
 
 def judge(base: Base, trials: Trials, command: str, folder: Path, what: str, done: Done) -> None:
-    """Count a run that was disturbed: whole, or refused in one line; and then the same bytes."""
+    """Count a disturbed run. It must succeed or fail with one line; running it again must give the same bytes."""
     if done.code == 0:
         other = base.same(command, folder)
         gone = other is not None and not (folder / "r" / "runs").is_dir()
@@ -153,4 +153,4 @@ def judge(base: Base, trials: Trials, command: str, folder: Path, what: str, don
         trials.failed(f"{what}: no clean refusal", done)
         return
     if base.finish(command, folder, trials, what):
-        trials.came("done without it" if done.code == 0 else "refused in one line; then the same bytes")
+        trials.count("done without it" if done.code == 0 else "refused in one line; then the same bytes")

@@ -1,4 +1,4 @@
-"""One flipped bit in every kind of file that the project writes: noticed, made anew, or without effect."""
+"""Flip one bit in every kind of file that evalkit writes: it must be reported, repaired, or without effect."""
 
 from __future__ import annotations
 
@@ -6,19 +6,20 @@ import random
 import re
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from trials import COMMANDS, Base, Done, Trials, forked, new
+from trials import COMMANDS, Base, Done, Trials, forked, new_folder
 
 
 class Kind(NamedTuple):
-    """A kind of file, and the command that believes it."""
+    """A kind of file, and the command that reads it."""
 
     pattern: str
     words: tuple[str, ...]
-    """Of the command; `run` is the run itself, whose results are removed first."""
+    """The command's words; for `run`, the results are removed first, so that the run reads the cache."""
 
 
 REPORT = ("report", "--results-dir", "r", "--out", "o")
@@ -51,9 +52,9 @@ def flip(path: Path, draw: random.Random) -> tuple[int, int]:
     return place, bit
 
 
-def made(base: Base, command: str) -> Path:
-    """Make a finished run, the record of a failed one, and that of a fetch; every trial begins with a copy."""
-    folder = new(base.folder, f"flips-{command}")
+def prepared(base: Base, command: str) -> Path:
+    """Create a finished run, the record of a failed run and that of a fetch; every trial starts with a copy."""
+    folder = new_folder(base.folder, f"flips-{command}")
     words = base.words(command)
     lost = [f"dataset.path={folder}/nowhere" if word.startswith("dataset.path=") else word for word in words]
     for each in (words, ["fetch", *words[1:]], lost):
@@ -61,61 +62,78 @@ def made(base: Base, command: str) -> Path:
     return folder
 
 
-def bits(base: Base, trials: Trials, draw: random.Random, *, name: str) -> None:  # noqa: C901, PLR0912 (the cases)
-    """Flip a bit of one kind of file, as often as the time allows: it is told, or nothing else is."""
+def bits(base: Base, trials: Trials, draw: random.Random, *, name: str) -> None:
+    """Flip a bit of one kind of file, as often as the time allows: it must be reported or have no effect."""
     kind = KINDS[name]
     command = "vectors" if "embeddings" in name else "bm25"
     if command not in COMMANDS:
         trials.note = f"{command} was not among the systems"
         return
     seconds = trials.until - time.monotonic()
-    whole = made(base, command)
-    trials.until = time.monotonic() + seconds  # of trials, without what precedes them
+    whole = prepared(base, command)
+    trials.until = time.monotonic() + seconds  # the preparation above does not count
     if not list(whole.glob(kind.pattern)):
         trials.note = f"no {kind.pattern} is written"
         return
-    if command == "vectors":  # embeddings are read where top-k lists are gone
+    if command == "vectors":  # embeddings are read only if top-k lists are missing
         shutil.rmtree(whole / "c" / "topk")
     words = words_of(base, kind, command)
-    wanted = None if kind.words == RUN else seen(forked(words, whole), whole)
+    wanted = None if kind.words == RUN else outputs(forked(words, whole), whole)
     while trials.more():
-        folder = new(base.folder, "flip")
+        folder = new_folder(base.folder, "flip")
         shutil.copytree(whole, folder, dirs_exist_ok=True)
         path = draw.choice(sorted(folder.glob(kind.pattern)))
         place, bit = flip(path, draw)
         if kind.words == RUN:
             shutil.rmtree(folder / "r", ignore_errors=True)
         done = forked(words, folder)
-        told = path.name in done.err
+        named = path.name in done.err
         what = f"bit {bit} of byte {place} of {name}"
         if "Traceback" in done.err:
             trials.failed(f"{what}: a traceback", done)
         elif done.code != 0 and done.refusal():
-            trials.came("refused in one line")
+            trials.count("refused in one line")
         elif kind.words == RUN:
-            if done.code != 0:
-                trials.failed(what, done)
-            elif (other := base.same(command, folder)) is not None:
-                trials.failed(f"{what}: {other}", done)
-            else:
-                trials.came("told, and made anew" if told else "made anew, the same bytes")
-        elif told and done.code == 0:
-            trials.came("told by name")
-        elif seen(done, folder) == wanted:
-            trials.came("without effect")
+            count_run(trials, what, done, named=named, compare=partial(base.same, command, folder))
         else:
-            trials.failed(f"{what}: another answer without a word", done)
+            count_reader(trials, what, done, named=named, same=outputs(done, folder) == wanted)
+
+
+def count_reader(trials: Trials, what: str, done: Done, *, named: bool, same: bool) -> None:
+    """Count the outcome of a command that reads a damaged file: `named` says whether it named the file.
+
+    `same` says whether it showed and wrote what it does with the undamaged file.
+    """
+    if named and done.code == 0:
+        trials.count("told by name")
+    elif same:
+        trials.count("without effect")
+    else:
+        trials.failed(f"{what}: another answer without a word", done)
+
+
+def count_run(trials: Trials, what: str, done: Done, *, named: bool, compare: Callable[[], str | None]) -> None:
+    """Count the outcome of a run that found a damaged file.
+
+    `named` says whether it named the file; `compare` returns the difference from an undamaged run.
+    """
+    if done.code != 0:
+        trials.failed(what, done)
+    elif (other := compare()) is not None:
+        trials.failed(f"{what}: {other}", done)
+    else:
+        trials.count("told, and made anew" if named else "made anew, the same bytes")
 
 
 def words_of(base: Base, kind: Kind, command: str) -> list[str]:
-    """Return the words of the command that believes a file."""
+    """Return the words of the command that reads a kind of file."""
     if kind.words == RUN:
         return base.words(command)
     return [*kind.words, *base.words(command)[1:]] if kind.words[0] == "fetch" else list(kind.words)
 
 
-def seen(done: Done, folder: Path) -> tuple[object, ...]:
-    """Return what a command showed and wrote, without times."""
+def outputs(done: Done, folder: Path) -> tuple[object, ...]:
+    """Return what a command printed and wrote, without times."""
     tables = {
         path.relative_to(folder): path.read_bytes() for path in sorted((folder / "o").rglob("*")) if path.is_file()
     }

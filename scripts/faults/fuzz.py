@@ -1,12 +1,12 @@
-"""Fuzz every reader with atheris (libFuzzer), for as long as it is given, and count honestly.
+"""Fuzz every reader of outside data with atheris (libFuzzer) for a given time.
 
     ENV/bin/pip install atheris==3.0.0     # ENV has evalkit's dependencies; Python 3.11 to 3.13
     ENV/bin/python scripts/faults/fuzz.py --minutes 60 --out results/faults/fuzz.json
 
-Each reader has a process of its own for its share of the time. Inputs begin with the reader's seeds and are mutated
-towards new code of evalkit's; what was found interesting is kept under --corpus. A fault is written down with its input
-and does not stop the reader: faults that end at one line of code count as one. Figures are added to those in --out, so
-that the command can be repeated; `inputs` is what libFuzzer says that it executed.
+Each reader runs in its own process for its share of the time. Inputs start from the reader's seeds and are mutated to
+reach new code of evalkit; --corpus keeps the inputs that did. A fault is recorded with its input, and fuzzing goes on.
+Faults that end at the same line of code count as one. Figures are added to those in --out, so that the command can be
+repeated; `inputs` is the number that libFuzzer reports as executed.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 FEWEST_S = 5
 SLOW_S = 2.0
-"""Of the processor: an input that takes longer is a finding, for none is longer than LARGEST_BYTES."""
+"""CPU seconds. An input that takes longer is a finding, because none is larger than LARGEST_BYTES."""
 HANG_S = 60
 MEMORY_MB = 4096
 LARGEST_BYTES = 4096
 SHARES = {"words": 0.2, "bundle": 0.5, "parquet": 0.5, "inferred-model": 0.5}
-"""Readers whose inputs cost milliseconds get less of the time; `--only` gives a reader all of it."""
+"""Shares of the time for readers whose inputs take milliseconds; others have 1. With `--only` all have 1."""
 EXECUTED = re.compile(r"stat::number_of_executed_units:\s*(\d+)")
 
 
 def main() -> None:
-    """Fuzz the chosen readers one after the other, or, as `--reader`, be the process of one."""
+    """Fuzz the chosen readers one after the other; with the internal option `--reader`, fuzz one in this process."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--minutes", type=float, default=10.0, help="for all readers together")
-    parser.add_argument("--only", default="", help="readers, with commas between them; default: all")
+    parser.add_argument("--only", default="", help="readers, comma-separated; default: all")
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--out", type=Path, default=Path("results/faults/fuzz.json"))
     parser.add_argument("--corpus", type=Path, default=None, help="where interesting inputs are kept between calls")
@@ -56,13 +56,13 @@ def main() -> None:
 
 
 def fuzz_all(chosen: argparse.Namespace) -> None:
-    """Give each reader its share of the time in a process of its own; write the figures after each."""
+    """Fuzz each reader for its share of the time in its own process; write the figures after each."""
     names = chosen.only.split(",") if chosen.only else list_readers()
     share = {name: 1.0 if chosen.only else SHARES.get(name, 1.0) for name in names}
     from readers import in_memory_folder
 
     with TemporaryDirectory() as scratch, TemporaryDirectory(prefix="faults-", dir=in_memory_folder()) as held:
-        os.environ["FAULTS_SCRATCH"] = held  # libFuzzer ends its process at once, so that nobody tidies up there
+        os.environ["FAULTS_SCRATCH"] = held  # libFuzzer exits without cleaning up
         corpora = chosen.corpus or Path(scratch)
         for name in names:
             seconds = max(FEWEST_S, round(60 * chosen.minutes * share[name] / sum(share.values())))
@@ -71,7 +71,7 @@ def fuzz_all(chosen: argparse.Namespace) -> None:
             started = time.monotonic()
             command = [sys.executable, __file__, "--reader", name, "--minutes", str(seconds / 60)]
             command += ["--seed", str(chosen.seed), "--corpus", str(corpora / name), "--found", str(found)]
-            done = subprocess.run(command, capture_output=True, check=False, cwd=scratch, errors="replace")  # noqa: S603
+            done = subprocess.run(command, capture_output=True, check=False, cwd=scratch, errors="replace")
             executed = EXECUTED.search(done.stderr)
             findings = [json.loads(line) for line in found.read_text("utf-8").splitlines()] if found.exists() else []
             if done.returncode or executed is None:  # a hang, too much memory, a crash of native code
@@ -112,7 +112,7 @@ def add(path: Path, name: str, *, inputs: int, seconds: float, findings: list[di
 
 
 def fuzz_one(name: str, found: Path, corpus: Path, *, seed: int, seconds: int) -> None:
-    """Fuzz one reader until its time is over. Never returns."""
+    """Fuzz one reader until its time is over. Does not return."""
     import logging
 
     import atheris
@@ -123,7 +123,7 @@ def fuzz_one(name: str, found: Path, corpus: Path, *, seed: int, seconds: int) -
 
         reader = readers()[name]
         for data in reader.seeds:
-            reader.check(data)  # imports what the reader imports, under the instrumentation
+            reader.check(data)  # imports the reader's modules while instrumentation is on
     places: set[str] = set()
 
     def note(where: str, error: str, data: bytes) -> None:
@@ -140,7 +140,7 @@ def fuzz_one(name: str, found: Path, corpus: Path, *, seed: int, seconds: int) -
             reader.check(data)
         except (KeyboardInterrupt, SystemExit):
             raise
-        except BaseException as error:  # noqa: BLE001 (Rust's panics are no Exception)
+        except BaseException as error:  # noqa: BLE001 (panics of Rust code derive from BaseException)
             note(place_of(error), f"{type(error).__name__}: {error}"[:500], data)
         if (took := time.process_time() - started) > SLOW_S:
             note("slow", f"{took:.1f} s", data)
@@ -155,7 +155,7 @@ def fuzz_one(name: str, found: Path, corpus: Path, *, seed: int, seconds: int) -
 
 
 def place_of(error: BaseException) -> str:
-    """Return the kind of an error and the last line of evalkit that it came through."""
+    """Return the type of an error and the last line of evalkit in its traceback."""
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if "evalkit" in frame.filename]
     last = frames[-1] if frames else traceback.extract_tb(error.__traceback__)[-1]
     return f"{type(error).__name__} at {Path(last.filename).name}:{last.lineno} {last.name}"

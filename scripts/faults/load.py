@@ -1,4 +1,4 @@
-"""Size: many documents, many queries, one document of a million tokens. Every answer is known in advance."""
+"""Large inputs: many documents, many queries, a document of a million tokens. All results are known in advance."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-from trials import LONGEST_S, PLACES, Base, Trials, new, start
+from trials import LONGEST_S, PLACES, Base, Trials, new_folder, start
 
 
 def size(base: Base, trials: Trials, *, documents: int, queries: int, longest: int = 20) -> None:
-    """Run BM25 over a corpus in which every query has one document with its own word: every metric must be 1."""
-    folder = new(base.folder, "load")
-    draw = random.Random(documents)  # noqa: S311 (a seed that repeats)
+    """Run BM25 on a corpus in which each query's word occurs in one document only: every metric must be 1."""
+    folder = new_folder(base.folder, "load")
+    draw = random.Random(documents)
     common = [f"w{number}" for number in range(5000)]
     data = folder / "data"
     (data / "qrels").mkdir(parents=True)
@@ -31,27 +31,27 @@ def size(base: Base, trials: Trials, *, documents: int, queries: int, longest: i
     (data / "queries.jsonl").write_text(lines, "utf-8")
     rows = "".join(f"q{number}\td{number}\t1\n" for number in asked)
     (data / "qrels" / "test.tsv").write_text(f"query-id\tcorpus-id\tscore\n{rows}", "utf-8")
-    words_ = ["run", "model=bm25", "dataset=folder", f"dataset.path={data}", "dataset.language=en", *PLACES]
+    command = ["run", "model=bm25", "dataset=folder", f"dataset.path={data}", "dataset.language=en", *PLACES]
     started = time.monotonic()
-    child = start(words_, folder)
+    child = start(command, folder)
     done = child.wait(6 * LONGEST_S)
     took = time.monotonic() - started
     peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    size_bytes = os.stat(data / "corpus.jsonl").st_size  # noqa: PTH116 (beside the others)
+    size_bytes = (data / "corpus.jsonl").stat().st_size
     what = f"{documents:,} documents, {len(asked):,} queries, {size_bytes / 1e6:.0f} MB"
-    said = json.loads(
+    scores = json.loads(
         next(iter((folder / "r").glob("runs/*/scores.json")), Path(os.devnull)).read_text("utf-8") or "{}"
     )
     if done.code != 0:
         trials.failed(what, done)
-    elif said["metrics"]["ndcg@10"] != 1.0 or said["counts"]["documents"] != documents:
+    elif scores["metrics"]["ndcg@10"] != 1.0 or scores["counts"]["documents"] != documents:
         trials.failed(
-            f"{what}: ndcg@10 is {said['metrics']['ndcg@10']} of {said['counts']['documents']} documents", done
+            f"{what}: ndcg@10 is {scores['metrics']['ndcg@10']} of {scores['counts']['documents']} documents", done
         )
     else:
-        trials.came("every query found its document")
-    said_before = f"{trials.note}; " if trials.note else ""
-    trials.note = f"{said_before}{what}: {took:.0f} s, peak of all trials so far {peak / 1e9:.2f} GB"
+        trials.count("every query found its document")
+    earlier = f"{trials.note}; " if trials.note else ""
+    trials.note = f"{earlier}{what}: {took:.0f} s, peak of all trials so far {peak / 1e9:.2f} GB"
 
 
 def small(base: Base, trials: Trials, _: random.Random) -> None:

@@ -1,8 +1,8 @@
-"""Every reader of outside data as a function of bytes, with seeds and what may be raised: the targets of all fuzzing.
+"""Every reader of outside data as a function of bytes, with seeds and the errors that it may raise: what is fuzzed.
 
-A reader that raises anything but its refusals, or a refusal of more than one line, has a fault. `Reader.check` also
-holds what is read against what must be so: ids that a run file can hold, finite scores, the same value after a
-checksum. tests/property/test_readers.py, fuzz.py (atheris) and scrambled.py (random bytes) share these.
+A reader is faulty if it raises any other error, or a message of several lines. Readers also check what was read: ids
+that a run file can hold, finite scores, the same value after a checksum. tests/property/test_readers.py, fuzz.py
+(atheris) and scrambled.py (random bytes) share them.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any, NamedTuple
+from unittest import mock
 
 import yaml
 
@@ -28,12 +29,12 @@ from evalkit.errors import ConfigError, EvalkitError
 from evalkit.storage import columns, outside, seal
 
 LONGEST_MESSAGE = 20_000
-"""Characters of a refusal: it may quote names, never a whole file."""
-MEMORY = Path("/dev/shm")  # noqa: S108 (a folder of this process is made in it)
+"""Characters of an error message: it may quote names, never a whole file."""
+MEMORY = Path("/dev/shm")  # noqa: S108 (mkdtemp creates a folder in it)
 
 
 class WrongError(Exception):
-    """A reader took something for what it is not."""
+    """Raised if a reader accepts an input with a wrong result."""
 
 
 class Reader(NamedTuple):
@@ -45,7 +46,7 @@ class Reader(NamedTuple):
     refusals: tuple[type[Exception], ...] = (EvalkitError,)
 
     def check(self, data: bytes) -> str:
-        """Read bytes; return `read` or `refused`. Raises whatever else comes out."""
+        """Read bytes; return `read` or `refused`. All errors other than `refusals` are raised."""
         try:
             self.read(data)
         except self.refusals as error:
@@ -58,7 +59,7 @@ class Reader(NamedTuple):
 
 
 class Memory(type(Path())):  # type: ignore[misc]  # the class of this system's paths
-    """A file that exists in memory alone; every such path has the same content. Readers of one file need no disk."""
+    """A path to a file in memory, so that readers of one file need no disk; all such paths share one content."""
 
     content = b""
 
@@ -72,11 +73,11 @@ class Memory(type(Path())):  # type: ignore[misc]  # the class of this system's 
         return stream if "b" in mode else io.TextIOWrapper(stream, encoding="utf-8")
 
     def is_file(self) -> bool:
-        """Say that it is a file."""
+        """Return True."""
         return True
 
     def stat(self, **_: Any) -> os.stat_result:
-        """Return the state of a plain file of this size."""
+        """Return the status of a regular file of this size."""
         return os.stat_result((stat.S_IFREG, 1, 1, 1, 0, 0, len(Memory.content), 0, 0, 0))
 
 
@@ -92,13 +93,13 @@ def in_memory(path: str, read: Callable[[Path], object]) -> Callable[[bytes], ob
 
 
 def in_memory_folder() -> Path | None:
-    """Return a folder that is in memory, or None where the system has none: then temporary files go where they do."""
+    """Return a folder in memory, or None if the system has none."""
     return MEMORY if os.access(MEMORY, os.W_OK) else None
 
 
 @cache
 def scratch() -> Path:
-    """Return this process's folder, in memory where the system has such a place."""
+    """Return this process's temporary folder, in memory if possible."""
     folder = Path(mkdtemp(prefix="faults-", dir=os.environ.get("FAULTS_SCRATCH") or in_memory_folder()))
     import atexit
 
@@ -107,7 +108,7 @@ def scratch() -> Path:
 
 
 def on_disk(name: str, read: Callable[[Path], object]) -> Callable[[bytes], object]:
-    """Return a reader of bytes from a reader that needs a real file, here `name` in the scratch folder."""
+    """Return a reader of bytes from a reader that needs a file on disk: `name` in the scratch folder."""
 
     def of(data: bytes) -> object:
         path = scratch() / name
@@ -120,7 +121,7 @@ def on_disk(name: str, read: Callable[[Path], object]) -> Callable[[bytes], obje
 
 
 def resealed(read: Callable[[bytes], object]) -> Callable[[bytes], object]:
-    """Return a reader that gets every JSON object under a checksum that fits: what stands behind the checksum."""
+    """Return a reader that gets every JSON object with a valid checksum, so that the code after the check is fuzzed."""
 
     def of(data: bytes) -> object:
         values = outside.json_object(data)
@@ -131,12 +132,12 @@ def resealed(read: Callable[[bytes], object]) -> Callable[[bytes], object]:
 
 
 def demand(holds: object, what: str) -> None:
-    """Raise WrongError unless something holds; `assert` would be taken for the readers' own."""
+    """Raise WrongError unless a condition holds; an AssertionError could come from a reader."""
     if not holds:
         raise WrongError(what)
 
 
-# What a text is.
+# Texts.
 
 
 def _text(data: bytes) -> str:
@@ -264,21 +265,21 @@ def _manifest(path: Path) -> object:
 def _survey(path: Path) -> object:
     from evalkit.datasets import survey
 
-    return survey._read(path)  # noqa: SLF001 (the reader itself)
+    return survey._read(path)
 
 
 def _resealed_survey(data: bytes) -> object:
     from evalkit.datasets import survey
 
     facts = outside.json_object(data).get("survey")
-    Memory.content = json.dumps({"survey": facts, "xxh3": survey._own_checksum(facts)}).encode()  # noqa: SLF001
-    return survey._read(Memory("survey.json"))  # noqa: SLF001
+    Memory.content = json.dumps({"survey": facts, "xxh3": survey._own_checksum(facts)}).encode()
+    return survey._read(Memory("survey.json"))
 
 
 def _job(path: Path) -> object:
     from evalkit.run import jobs
 
-    return jobs._read(path)  # noqa: SLF001
+    return jobs._read(path)
 
 
 def _settings(data: bytes) -> object:
@@ -287,7 +288,7 @@ def _settings(data: bytes) -> object:
     values = outside.yaml_value(data)
     try:
         return results.config_of(values)
-    except (KeyError, TypeError, AttributeError) as error:  # what its callers turn into one line
+    except (KeyError, TypeError, AttributeError) as error:  # callers report these in one line
         msg = f"no settings ({type(error).__name__})"
         raise ConfigError(msg) from error
 
@@ -313,12 +314,11 @@ def _bundle(path: Path) -> object:
     home = scratch() / "homes"
     shutil.rmtree(home, ignore_errors=True)
     before = {each.name for each in scratch().iterdir()}
-    own = fetch._homes  # noqa: SLF001 (real ones are of the user)
-    fetch._homes = lambda _cache: {name: home / name for name in ("huggingface", "ir_datasets", "evalkit")}  # noqa: SLF001
+    homes = {name: home / name for name in ("huggingface", "ir_datasets", "evalkit")}
     try:
-        return fetch.unpack_bundle(path, cache_dir=home / "cache")
+        with mock.patch.object(fetch, "_homes", return_value=homes):
+            return fetch.unpack_bundle(path, cache_dir=home / "cache")
     finally:
-        fetch._homes = own  # noqa: SLF001
         demand({each.name for each in scratch().iterdir()} - before <= {"homes"}, "an archive left its folder")
         inside = {each.name for each in home.iterdir()} if home.is_dir() else set()
         demand(inside <= {"huggingface", "ir_datasets", "evalkit"}, "an archive left its folder")
@@ -338,19 +338,19 @@ def _parquet(path: Path) -> object:
 def _hub_queries(path: Path) -> object:
     from evalkit.datasets import hub
 
-    return list(hub._read_queries([path]))  # noqa: SLF001
+    return list(hub._read_queries([path]))
 
 
 def _hub_qrels(path: Path) -> Mapping[str, Mapping[str, int]]:
     from evalkit.datasets import hub
 
-    return hub._read_qrels([path])  # noqa: SLF001
+    return hub._read_qrels([path])
 
 
 def _hub_card(path: Path) -> object:
     from evalkit.datasets import hub
 
-    return hub._splits(path.parent, "corpus")  # noqa: SLF001
+    return hub._splits(path.parent, "corpus")
 
 
 # Checkpoints.
@@ -401,7 +401,7 @@ _PARTS = ("config.json", "artifact.metadata", "config_sentence_transformers.json
 
 
 def _inferred(data: bytes) -> object:
-    """Read a model's settings from four files; a line of `====` ends each but the last, an empty one is not there."""
+    """Infer a model's settings from six files, separated by `====`; an empty file is left out."""
     from evalkit.config.settings import CheckpointSource
     from evalkit.models import infer
 
@@ -483,7 +483,7 @@ def _scores_seed() -> bytes:
     from evalkit.storage import keys
 
     protocol = {"k1": 0.9, "corpus": "f3", "depth": 100, "drop_self": True}
-    values = {
+    values: dict[str, Any] = {
         "run_id": keys.run_id("a", "test", "bm25", None, protocol),
         "model": "bm25",
         "dim": None,
@@ -524,7 +524,7 @@ def _survey_seed() -> bytes:
         "empty_documents": 0,
         "missing": ["d3"],
     }
-    return _dump({"survey": facts, "xxh3": survey._own_checksum(facts)})  # noqa: SLF001
+    return _dump({"survey": facts, "xxh3": survey._own_checksum(facts)})
 
 
 def _config_values() -> dict[str, Any]:
@@ -574,7 +574,7 @@ def _tokenizer_seed() -> bytes:
     from tokenizers import Tokenizer, models, pre_tokenizers
 
     words = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "a", "b", "##c"]
-    tokenizer = Tokenizer(models.WordPiece({word: place for place, word in enumerate(words)}, unk_token="[UNK]"))  # noqa: S106
+    tokenizer = Tokenizer(models.WordPiece({word: place for place, word in enumerate(words)}, unk_token=words[1]))
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     tokenizer.add_special_tokens(words[:5])
     return str(tokenizer.to_str()).encode()
@@ -602,7 +602,7 @@ def _inferred_seeds() -> tuple[bytes, ...]:
     pylate = {"query_prefix": "[Q] ", "document_prefix": "[D] ", "query_length": 32, "skiplist_words": ["."]}
     return (
         b"====".join([_dump(CONFIG), _dump(stanford)]),
-        b"====".join([_dump({**CONFIG, "model_type": "unknown"}), _dump(stanford)]),  # has transformers imported
+        b"====".join([_dump({**CONFIG, "model_type": "unknown"}), _dump(stanford)]),  # imports transformers
         b"====".join([_dump(CONFIG), b"", _dump(pylate), _dump(dense), b"", _dump({"out_features": 8})]),
         b"====".join([_dump(CONFIG), b"", b"", _dump(modules), _dump({"pooling_mode_mean_tokens": True})]),
     )

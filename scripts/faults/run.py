@@ -1,11 +1,11 @@
-"""Attack evalkit with a seed, and write what came of it: results/faults/README.md and faults.json.
+"""Inject faults into evalkit and write the outcomes to results/faults/README.md and faults.json; a seed repeats them.
 
-    python scripts/faults/run.py --seed 1 --minutes 60                # everything, as root for the full disks
-    python scripts/faults/run.py --only kills,flips --minutes 10      # a part; the others' figures are kept
+    python scripts/faults/run.py --seed 1 --minutes 60                # all faults; full disks need root
+    python scripts/faults/run.py --only kills,flips --minutes 10      # some; the figures of the others are kept
     python scripts/faults/fuzz.py --minutes 60                        # the long fuzzing, with atheris
 
-A trial holds where nothing is lost, no number is another without a word, and every refusal is one line. The command
-ends with 1 where a trial does not hold; README.md then lists it.
+A trial passes if no data is lost, no number is wrong without a warning, and every error is one line. If a trial fails,
+README.md lists it and the exit code is 1. --minutes is the time for all faults together; only `load` takes longer.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(Path(__file__).parent)]
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 os.environ.update(OMP_NUM_THREADS="1", TOKENIZERS_PARALLELISM="false", HF_HUB_OFFLINE="1")
 
-import clocks  # noqa: E402 (after the path is set)
-import disks  # noqa: E402
-import flips  # noqa: E402
-import kills  # noqa: E402
-import load  # noqa: E402
-import scrambled  # noqa: E402
-import together  # noqa: E402
-from trials import COMMANDS, Base, Trials, base, imported  # noqa: E402
+import clocks
+import disks
+import flips
+import kills
+import load
+import scrambled
+import together
+from trials import COMMANDS, Base, Trials, base, imported
 
+ROOT = Path(__file__).resolve().parents[2]
 SYSTEMS = tuple(COMMANDS)
 Attack = Callable[[Base, Trials, random.Random], None]
 KINDS: Mapping[str, Mapping[str, Attack]] = {
@@ -58,12 +58,12 @@ KINDS: Mapping[str, Mapping[str, Attack]] = {
 
 
 def main() -> None:
-    """Run the chosen attacks, each for its share of the minutes."""
+    """Inject the chosen faults, each for its share of the minutes."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--only", default=",".join(KINDS), help=f"some of {','.join(KINDS)}")
     parser.add_argument("--systems", default=",".join(COMMANDS), help=f"some of {','.join(COMMANDS)}")
-    parser.add_argument("--minutes", type=float, default=30.0, help="for all together; load takes what it takes")
+    parser.add_argument("--minutes", type=float, default=30.0, help="for all faults together; load may take longer")
     parser.add_argument("--out", type=Path, default=ROOT / "results" / "faults")
     chosen = parser.parse_args()
     kinds = chosen.only.split(",")
@@ -75,7 +75,7 @@ def main() -> None:
         del COMMANDS[system]
     with TemporaryDirectory(prefix="faults-") as scratch:
         made = Base(Path(scratch), Path(scratch), {})
-        if {*kinds} != {"scrambled"}:  # which runs no command
+        if {*kinds} != {"scrambled"}:  # it runs no command
             imported()
             made = base(Path(scratch), seed=chosen.seed)
         found = []
@@ -86,7 +86,7 @@ def main() -> None:
                 command += "" if len(COMMANDS) == len(SYSTEMS) else f" --systems {','.join(COMMANDS)}"
                 trials = Trials(name, command, time.monotonic() + seconds)
                 started = time.monotonic()
-                attack(made, trials, random.Random(f"{chosen.seed} {name}"))  # noqa: S311 (a seed that repeats)
+                attack(made, trials, random.Random(f"{chosen.seed} {name}"))
                 print(f"{name}: {trials.tried:,} tried, {dict(trials.outcomes)} {trials.note}", flush=True)
                 for line in trials.wrong:
                     print(f"  BROKEN {line}", flush=True)
@@ -97,7 +97,7 @@ def main() -> None:
 
 
 def figures(kind: str, trials: Trials, *, seconds: float) -> dict[str, Any]:
-    """Return what faults.json keeps of one fault."""
+    """Return the entry of a fault in faults.json."""
     return {
         "kind": kind,
         "fault": trials.fault,
@@ -113,7 +113,7 @@ def figures(kind: str, trials: Trials, *, seconds: float) -> dict[str, Any]:
 
 
 def write(out: Path, found: list[dict[str, Any]]) -> None:
-    """Write the figures, those of this call in place of earlier ones, and the table."""
+    """Write the figures, replacing earlier ones of the same faults, and the table."""
     out.mkdir(parents=True, exist_ok=True)
     path = out / "faults.json"
     known = {one["fault"]: one for one in (json.loads(path.read_text("utf-8")) if path.exists() else [])}
@@ -127,13 +127,13 @@ def write(out: Path, found: list[dict[str, Any]]) -> None:
 
 
 def table(rows: list[dict[str, Any]], fuzz: dict[str, Any] | None) -> str:
-    """Return README.md: what was tried how often, and what came of it."""
+    """Return README.md: the faults, how often they were tried, and the outcomes."""
     lines = [
         "# Faults",
         "",
-        "What `scripts/faults` did to evalkit, and what came of it. A trial holds where nothing is lost, no number is",
-        "another without a word, and every refusal is one line. `faults.json` and `fuzz.json` have the figures; the",
-        "commands stand without `python scripts/faults/`.",
+        "The faults that `scripts/faults` injected, and the outcomes. A trial passes if no data is lost, no number is",
+        "wrong without a warning, and every error is one line. `faults.json` and `fuzz.json` have the figures.",
+        "Commands are listed without `python scripts/faults/`.",
         "",
         "| fault | tried | outcome | command | date |",
         "| --- | --: | --- | --- | --- |",
@@ -143,20 +143,20 @@ def table(rows: list[dict[str, Any]], fuzz: dict[str, Any] | None) -> str:
             f"{count:,} {name}" for name, count in sorted(row["outcomes"].items(), key=lambda one: -one[1])
         )
         note = f" ({row['note']})" if row["note"] else ""
-        told = f"{outcome or 'not tried'}{note}"
-        lines.append(f"| {row['fault']} | {row['tried']:,} | {told} | `{row['command']}` | {row['date']} |")
+        shown = f"{outcome or 'not tried'}{note}"
+        lines.append(f"| {row['fault']} | {row['tried']:,} | {shown} | `{row['command']}` | {row['date']} |")
     known = {row["fault"] for row in rows}
     for kind, attacks in KINDS.items():
         lines += [f"| {name} | 0 | not run yet | `run.py --only {kind}` | – |" for name in attacks if name not in known]
     lines += ["", f"Machine: {'; '.join(sorted({row['machine'] for row in rows}))}, shared with other work.", ""]
     broken = [f"- {row['fault']}: {line}" for row in rows for line in row["broken"]]
-    lines += ["## Not held", "", *(broken or ["Nothing of what was run."]), ""]
+    lines += ["## Failed", "", *(broken or ["No trial failed."]), ""]
     if fuzz is not None:
         lines += [
             "## Fuzzing with atheris",
             "",
             f"{fuzz['inputs']:,} inputs in {fuzz['hours']:.2f} hours (`fuzz.py`, {fuzz['date']}). Cheap readers",
-            "get most inputs: a count does not tell how deep one goes.",
+            "get most inputs: the number of inputs says nothing about coverage.",
             "",
             "| reader | inputs | minutes | faults found |",
             "| --- | --: | --: | --- |",

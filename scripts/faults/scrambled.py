@@ -1,4 +1,4 @@
-"""Every reader of outside data on seeds with a few bytes changed at random; fuzz.py does the same for long, guided."""
+"""Read inputs with a few randomly changed bytes with every reader; fuzz.py does the same guided by coverage."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ ODD = (
 
 
 def changed(data: bytes, draw: random.Random) -> bytes:
-    """Return bytes with one to four changes: flipped, removed, doubled or odd ones."""
+    """Return bytes with one to four changes: a flipped bit, removed, repeated or unusual bytes."""
     found = bytearray(data)
     for _ in range(draw.randint(1, 4)):
         place = draw.randrange(len(found) + 1)
@@ -51,10 +51,10 @@ def changed(data: bytes, draw: random.Random) -> bytes:
 
 
 def scrambled(trials: Trials, draw: random.Random) -> None:
-    """Give every reader changed seeds in turn, until the time is over."""
+    """Give each reader in turn changed seeds, until the time is over."""
     logging.disable(logging.CRITICAL)
     places: set[str] = set()
-    known = [reader for reader in readers().values() if reader.name != "words"]  # each of these costs a quarter second
+    known = [reader for reader in readers().values() if reader.name != "words"]  # a call takes a quarter of a second
     for reader in itertools.cycle(known):
         if not trials.more():
             break
@@ -63,12 +63,12 @@ def scrambled(trials: Trials, draw: random.Random) -> None:
             data = changed(draw.choice(reader.seeds), draw)
             started = time.process_time()
             try:
-                trials.came(reader.check(data))
+                trials.count(reader.check(data))
             except (KeyboardInterrupt, SystemExit):
                 raise
-            except BaseException as error:  # noqa: BLE001 (Rust's panics are no Exception)
+            except BaseException as error:  # noqa: BLE001 (panics of Rust code derive from BaseException)
                 place = f"{reader.name}: {place_of(error)}"
-                trials.came("BROKEN")
+                trials.count("BROKEN")
                 if place not in places:
                     places.add(place)
                     trials.wrong.append(f"{place}: {str(error)[:200]!r} for {data[:200]!r}")

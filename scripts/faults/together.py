@@ -1,17 +1,17 @@
-"""Several runs at once, of one config or of two that share a cache; some are killed, and the cache is cleared."""
+"""Several runs at once that share a cache, of one config or two; some are killed while the cache is cleaned."""
 
 from __future__ import annotations
 
 import random
 import time
 
-from trials import COMMANDS, Base, Child, Trials, new, start
+from trials import COMMANDS, Base, Child, Trials, new_folder, start
 
 
 def at_once(base: Base, trials: Trials, draw: random.Random) -> None:
-    """Start two to four runs, kill up to all but one; every other ends with the same bytes."""
+    """Start two to four runs and kill none or some, never all; the others must end with the same bytes."""
     while trials.more():
-        folder = new(base.folder, "together")
+        folder = new_folder(base.folder, "together")
         commands = [draw.choice(list(COMMANDS)) for _ in range(draw.randint(2, 4))]
         children: list[Child] = []
         for number, command in enumerate(commands):
@@ -33,4 +33,4 @@ def at_once(base: Base, trials: Trials, draw: random.Random) -> None:
         elif "Traceback" in removed.err:
             trials.failed(f"{what}: cache rm", removed)
         elif all(base.finish(command, folder, trials, what) for command in dict.fromkeys(commands)):
-            trials.came("every run that lived ended with the same bytes")
+            trials.count("every run that lived ended with the same bytes")

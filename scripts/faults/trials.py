@@ -1,8 +1,7 @@
-"""What all faults share: a small collection, the two commands, a forked command line, and the count of what came out.
+"""Code that all faults share: a small collection, two commands, forked command lines, and counting outcomes.
 
-A command runs in a fork of a process that has imported everything, so that a trial takes a second. What the fault needs
-is patched in the fork alone; evalkit itself has no hook for it. Kills of commands that were started separately are in
-kills.py.
+A command runs in a fork of a process that has imported everything, so that a trial takes about a second. A fault is
+patched into the fork only; evalkit has no hooks for it. kills.py also kills commands that were started separately.
 """
 
 from __future__ import annotations
@@ -29,19 +28,19 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "bm25": ("model=bm25", "store.shard_tokens=2000"),
     "vectors": ("model=demo", "dim=64", "store.shard_tokens=4000", "engine.threads=1"),
 }
-"""The two kinds of runs, on the small collection; `--systems` takes one out."""
+"""The two kinds of runs; `--systems` selects some."""
 
 
 class Done(NamedTuple):
     """How a command ended."""
 
     code: int | None
-    """None where a signal ended it."""
+    """None if a signal ended it."""
     out: str
     err: str
 
     def refusal(self) -> str | None:
-        """Return the one line of a refusal, or None where the end was no clean refusal."""
+        """Return the line of an error message, or None if the command did not end with a clean error."""
         lines = [line for line in self.err.splitlines() if line.startswith("evalkit: ")]
         if self.code in (1, 2) and lines and "Traceback" not in self.err:
             return lines[-1]
@@ -50,41 +49,41 @@ class Done(NamedTuple):
 
 @dataclass
 class Trials:
-    """What came of one fault."""
+    """The outcomes of one fault."""
 
     fault: str
     command: str
     until: float
-    """By time.monotonic(): no trial begins after it."""
+    """The time (time.monotonic) after which no trial starts."""
     tried: int = 0
     outcomes: Counter[str] = field(default_factory=Counter)
     wrong: list[str] = field(default_factory=list)
-    """What must not be, a line each: something lost, a wrong number without a word, a traceback."""
+    """A line per failed trial: lost data, a wrong number without a warning, a traceback."""
     note: str = ""
 
     def more(self) -> bool:
-        """Say whether there is time for another trial."""
+        """Return whether there is time for another trial."""
         return time.monotonic() < self.until
 
-    def came(self, outcome: str) -> None:
-        """Count a trial."""
+    def count(self, outcome: str) -> None:
+        """Count a trial under its outcome."""
         self.tried += 1
         self.outcomes[outcome] += 1
 
     def failed(self, what: str, done: Done | None = None) -> None:
-        """Count a trial that broke a promise."""
-        self.came("BROKEN")
+        """Count a failed trial."""
+        self.count("BROKEN")
         tail = "" if done is None else f" (exit {done.code}: {' '.join(done.err[-300:].split())})"
         self.wrong.append(f"{what}{tail}"[:600])
 
 
 class Base(NamedTuple):
-    """The small collection and what its undisturbed runs leave."""
+    """The small collection, and the files of its undisturbed runs."""
 
     folder: Path
     data: Path
     wanted: Mapping[str, Mapping[str, bytes]]
-    """By command and file name."""
+    """The content of each file, by command and file name."""
 
     def words(self, command: str) -> list[str]:
         """Return a command's words."""
@@ -98,15 +97,15 @@ class Base(NamedTuple):
         ]
 
     def same(self, command: str, folder: Path) -> str | None:
-        """Say what a finished run has other than the undisturbed one, or None."""
-        found = left(folder / "r")
+        """Return how a finished run differs from the undisturbed one, or None."""
+        found = result_files(folder / "r")
         for name, data in self.wanted[command].items():
             if found.get(name) != data:
                 return f"{name} is {'not there' if name not in found else 'another'}"
         return None
 
     def finish(self, command: str, folder: Path, trials: Trials, what: str) -> bool:
-        """Run the undisturbed command; note what is wrong with its end, and return whether nothing is."""
+        """Run the command undisturbed; count a failed trial if its result is wrong, and return whether it is right."""
         done = forked(self.words(command), folder)
         if done.code != 0:
             trials.failed(f"{what}: the same command then fails", done)
@@ -119,8 +118,8 @@ class Base(NamedTuple):
         return False
 
 
-def left(results: Path) -> dict[str, bytes]:
-    """Return what a run left that must be the same every time: rankings, judgements, values, and its metrics."""
+def result_files(results: Path) -> dict[str, bytes]:
+    """Return the files that must be identical in every run: rankings, judgements, per-query values, and metrics."""
     found = {}
     for path in results.glob("runs/*/*"):
         if path.name in ("run.trec.gz", "qrels.trec.gz", "per_query.tsv"):
@@ -140,7 +139,7 @@ WORDS = (
 
 def write_collection(folder: Path, *, documents: int, queries: int, seed: int) -> Path:
     """Write a BEIR-format folder of random words."""
-    draw = random.Random(seed)  # noqa: S311 (a seed that repeats)
+    draw = random.Random(seed)
     (folder / "qrels").mkdir(parents=True)
     judged = draw.sample(range(documents), queries)
     own = {document: draw.choices(WORDS, k=3) for document in judged}
@@ -157,22 +156,22 @@ def write_collection(folder: Path, *, documents: int, queries: int, seed: int) -
 
 
 def base(folder: Path, *, seed: int) -> Base:
-    """Make the collection and run both commands undisturbed."""
+    """Create the collection and run both commands undisturbed."""
     data = write_collection(folder / "data", documents=90, queries=12, seed=seed)
     made = Base(folder, data, {})
     wanted = {}
     for command in COMMANDS:
-        place = new(folder, f"undisturbed-{command}")
+        place = new_folder(folder, f"undisturbed-{command}")
         done = forked(made.words(command), place)
         if done.code != 0:
             msg = f"the undisturbed run of {command} failed: {done.err}"
             raise SystemExit(msg)
-        wanted[command] = left(place / "r")
+        wanted[command] = result_files(place / "r")
     return made._replace(wanted=wanted)
 
 
-def new(folder: Path, name: str) -> Path:
-    """Make a folder for a trial; one of that name is removed."""
+def new_folder(folder: Path, name: str) -> Path:
+    """Create an empty folder for a trial; an existing one is removed."""
     import shutil
 
     path = folder / name
@@ -182,11 +181,11 @@ def new(folder: Path, name: str) -> Path:
 
 
 def imported() -> None:
-    """Import what every fork needs, as forks tell that run: here no thread may start, for forks have none."""
+    """Import all modules that forks need, as listed by a fork: a run in this process would start threads."""
     with TemporaryDirectory(prefix="faults-") as scratch:
         data = write_collection(Path(scratch) / "data", documents=20, queries=2, seed=1)
         for command in COMMANDS:
-            folder = new(Path(scratch), command)
+            folder = new_folder(Path(scratch), command)
             child = start(Base(Path(scratch), data, {}).words(command), folder, tell_modules=True)
             child.wait()
             names = (folder / "modules").read_text("utf-8").split()
@@ -198,7 +197,7 @@ def imported() -> None:
 
 @dataclass
 class Child:
-    """A forked command line."""
+    """A forked command."""
 
     pid: int
     folder: Path
@@ -207,7 +206,7 @@ class Child:
     ended: bool = False
 
     def poll(self) -> bool:
-        """Say whether it has ended."""
+        """Return whether it has ended."""
         if not self.ended:
             pid, status = os.waitpid(self.pid, os.WNOHANG)
             if pid:
@@ -216,12 +215,12 @@ class Child:
         return self.ended
 
     def kill(self, number: int = signal.SIGKILL) -> None:
-        """Send it a signal unless it has ended."""
+        """Send a signal unless it has ended."""
         if not self.poll():
             os.kill(self.pid, number)
 
     def wait(self, longest_s: float = LONGEST_S) -> Done:
-        """Wait for its end; one that does not end is killed, and its code is 124."""
+        """Wait until it ends; after `longest_s` it is killed, and its code is 124."""
         until = time.monotonic() + longest_s
         while not self.poll():
             if time.monotonic() > until:
@@ -242,7 +241,7 @@ def start(
     name: str = "said",
     tell_modules: bool = False,
 ) -> Child:
-    """Fork a command line that runs in a folder; `before` is called in the fork first."""
+    """Fork a command that runs in a folder; `before` is called first in the fork."""
     logs = folder.parent / f"{folder.name}.logs"
     logs.mkdir(exist_ok=True)
     pid = os.fork()
@@ -263,7 +262,7 @@ def start(
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else int(error.code is not None)
-    except BaseException:  # noqa: BLE001 (a traceback is what the parent looks for)
+    except BaseException:  # noqa: BLE001 (the parent looks for the traceback)
         import traceback
 
         traceback.print_exc()
@@ -277,15 +276,15 @@ def start(
 
 
 def forked(words: Sequence[str], folder: Path, *, before: Callable[[], None] | None = None) -> Done:
-    """Run a forked command line to its end."""
+    """Run a forked command to its end."""
     return start(words, folder, before=before).wait()
 
 
 Choice = TypeVar("Choice")
 
 
-def each(trials: Trials, choices: Sequence[Choice]) -> Iterator[Choice]:
-    """Yield choices until the time is over; say how many were left out."""
+def within_time(trials: Trials, choices: Sequence[Choice]) -> Iterator[Choice]:
+    """Yield choices until the time is over; note how many were left out."""
     for place, choice in enumerate(choices):
         if not trials.more():
             trials.note = f"{len(choices) - place} of {len(choices)} trials left out: the time was over"

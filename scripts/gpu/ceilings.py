@@ -1,7 +1,13 @@
-"""The card's own rates, on random data, and which of evalkit's fast paths work on it."""
+"""The section `ceilings`: the card's GEMM and copy rates, and which of evalkit's fast paths work on it.
+
+    PYTHONPATH=.:scripts python scripts/gpu/ceilings.py --out OUT [--budget-s 100]     # --smoke: toy sizes on a CPU
+
+It writes OUT/ceilings.json and needs a CUDA device. prove.sh runs all sections.
+"""
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
@@ -9,7 +15,7 @@ from shared import Bench, run_section
 
 
 def ceilings(bench: Bench) -> None:
-    """Say which attention a run takes here, time large matrix products and a copy, then try what must be compiled."""
+    """Record the attention path, time large matrix products and a copy, then try the compiled kernels."""
     from evalkit.config.compose import compose
 
     config = compose(["model=jina-colbert-v2", "model.dtype=bfloat16"]).model
@@ -21,11 +27,11 @@ def ceilings(bench: Bench) -> None:
 
 
 def rates(bench: Bench) -> None:
-    """Time large matrix products and a copy: every other section's shares are of these."""
+    """Time large matrix products and a copy; the other sections report shares of these rates."""
     size = 256 if bench.smoke else 8192
     for dtype in (torch.bfloat16, torch.float16):
         one, other = (torch.randn(size, size, device=bench.device).to(dtype) for _ in range(2))
-        took = bench.median_s(lambda one=one, other=other: one @ other, least_s=1.0, most=200)
+        took = bench.median_s(partial(torch.matmul, one, other), least_s=1.0, most=200)
         name = f"{str(dtype).removeprefix('torch.')} GEMM TFLOP/s"
         bench.record("ceilings", name, round(2 * size**3 / took / 1e12, 1))
     source = torch.empty(1 << (20 if bench.smoke else 32), dtype=torch.uint8, device=bench.device).random_(0, 255)
@@ -35,17 +41,17 @@ def rates(bench: Bench) -> None:
 
 
 def attention_path(bench: Bench, config: Any) -> None:
-    """Record which attention a run takes on this device, and why not the fastest."""
+    """Record the attention path of a run on this device, and why a faster one is not used."""
     from evalkit.models import attention
 
     chosen = attention.choose("auto", config=config, device=bench.device)
     bench.record("paths", "attention", chosen._asdict())
     if bench.device.type == "cuda":
-        bench.record("paths", "options of torch's packed attention", dict(attention._varlen_options(bench.device)))  # noqa: SLF001 (what the kernel is given)
+        bench.record("paths", "options of torch's packed attention", dict(attention._varlen_options(bench.device)))  # noqa: SLF001 (the options have no public name)
 
 
 def compiled_paths(bench: Bench, config: Any) -> None:
-    """Record which elementwise work and MaxSim a run takes on this device, and why not the fastest."""
+    """Record the elementwise and MaxSim kernels of a run on this device, and why faster ones are not used."""
     from evalkit.maxsim import choice
     from evalkit.models import elementwise
 

@@ -1,4 +1,10 @@
-"""Encoding on a GPU: jina-colbert-v2's network with random weights, beside its floor and padded batches."""
+"""The section `encoding`: jina-colbert-v2's network with random weights, compared with its floor and padded batches.
+
+    PYTHONPATH=.:scripts python scripts/gpu/encoding.py --out OUT [--budget-s 100]     # --smoke: toy sizes on a CPU
+
+It writes OUT/encoding.json and needs a CUDA device. The GEMM rate comes from ceilings.json in OUT, if it
+exists. prove.sh runs all sections.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from peers.random_encoder import encoder_of, token_table
+from peers.random_encoder import Shape, encoder_of, token_table
 from shared import Bench, busy_share, joules, run_section
 from torch import Tensor
 from torch.nn.functional import normalize, pad
@@ -21,7 +27,7 @@ BATCH_TOKENS = 32_768
 
 
 def encoded(encoder: Any, table: Any, *, batch_tokens: int = BATCH_TOKENS) -> Tensor:
-    """Return the first dim's vectors of all texts, as a run encodes them."""
+    """Encode all texts as a run does, and return the first dim's vectors."""
     from evalkit.run.encode import Encoding, encode
 
     ids = [str(place) for place in range(len(table))]
@@ -30,7 +36,7 @@ def encoded(encoder: Any, table: Any, *, batch_tokens: int = BATCH_TOKENS) -> Te
 
 
 class Inputs:
-    """The texts, the encoders over one network, and the reference for some of the texts."""
+    """The texts, the encoders of one network, and reference vectors for some of the texts."""
 
     def __init__(self, bench: Bench) -> None:
         """Build the network with and without the fused kernels, and encode some texts in padded fp32."""
@@ -38,12 +44,12 @@ class Inputs:
 
         smoke = bench.smoke
         layers, hidden, vocabulary = (1, 64, 1000) if smoke else (LAYERS, 1024, 250_002)
-        shape = {"layers": layers, "hidden": hidden, "vocabulary": vocabulary, "dims": DIMS}
+        shape = Shape(layers=layers, hidden=hidden, vocabulary=vocabulary)
         self.dtype = torch.float32 if smoke else torch.bfloat16
         self.lengths = bench.passage_lengths(3 if smoke else 30_000, seed=11)
         self.table = token_table(self.lengths, vocabulary=vocabulary)
         self.some = self.table[: 1 if smoke else 64]
-        reference = encoder_of(bench.device, **shape, dtype=torch.float32, attention="sdpa")
+        reference = encoder_of(bench.device, **shape, dims=DIMS, dtype=torch.float32, attention="sdpa")
         self.wanted_XD = encoded(reference.only(DIMS[:1]), self.some).float()
         config = reference.config
         del reference
@@ -51,10 +57,11 @@ class Inputs:
         self.path = attention.choose("varlen" if smoke else "auto", config=half, device=bench.device).path
         fused, problem = elementwise.choose("triton", config=half, device=bench.device)
         bench.record("encoding", "how", {"attention": self.path, "elementwise": problem or "Triton's kernels"})
-        own = {**shape, "dtype": self.dtype, "attention": self.path}
-        self.three = encoder_of(bench.device, **own, fused=fused)
-        self.ours = self.three.only(DIMS[:1])
-        self.of_torch = encoder_of(bench.device, **own, fused=False).only(DIMS[:1])
+        self.three, of_torch = (
+            encoder_of(bench.device, **shape, dims=DIMS, dtype=self.dtype, attention=self.path, fused=by_triton)
+            for by_triton in (bool(fused), False)
+        )
+        self.ours, self.of_torch = self.three.only(DIMS[:1]), of_torch.only(DIMS[:1])
         attention_flop = 4 * 1024 * LAYERS * float((self.lengths.astype(float) ** 2).sum() / self.lengths.sum())
         self.flop = LAYER_FLOP * LAYERS + attention_flop
         gemm = bench.gemm_rate("bfloat16")
@@ -62,15 +69,15 @@ class Inputs:
         self.rates: dict[str, float] = {}
         padded_XD = encoded(dataclasses.replace(self.of_torch, attention="sdpa"), self.some)
         self.limit = 2 * self.error(padded_XD) + 1e-3
-        """Twice what torch's own padded pass in the same type is off by."""
+        """Twice the error of torch's own padded pass in the same type."""
 
     def error(self, found_XD: Tensor) -> float:
-        """Return how far the vectors of some texts are from padded fp32, at most."""
+        """Return the largest distance of the vectors of some texts from those of padded fp32."""
         return float((found_XD.float() - self.wanted_XD).norm(dim=1).max())
 
 
 def encoding(bench: Bench) -> None:
-    """Measure encoding against its floor, and each way of doing a part of it against torch's own."""
+    """Compare encoding with its floor, and each kernel with torch's own operations."""
     inputs = Inputs(bench)
     facts = {"passages": len(inputs.table), "mean tokens": round(float(inputs.lengths.mean()), 1)}
     bench.record("encoding", "inputs", {**facts, "MFLOP per token": round(inputs.flop / 1e6, 1)})
@@ -97,16 +104,17 @@ def encoding(bench: Bench) -> None:
 
 
 def tokens(inputs: Inputs) -> int:
-    """Return the tokens of all texts."""
+    """Return the number of tokens of all texts."""
     return int(inputs.lengths.sum())
 
 
 def timed(
     bench: Bench, inputs: Inputs, name: str, encoder: Any, *, batch_tokens: int = BATCH_TOKENS, part: int = 1
 ) -> float | None:
-    """Check some vectors, warm up at this very batch size, and time all texts (or a part of them)."""
+    """Check some vectors, warm up at this batch size, and time all texts, or the first 1/`part` of them."""
     if not bench.fits(name, 8):
         return None
+    took: float | None = None
     with bench.attempt("encoding", name):
         error = inputs.error(encoded(encoder, inputs.some, batch_tokens=batch_tokens))
         bench.check("encoding", name, error=error, limit=inputs.limit)
@@ -118,21 +126,20 @@ def timed(
         took = time.perf_counter() - start
         after_j = joules(bench.device)
         spent = None if before_j is None or after_j is None else round((after_j - before_j) / took)
-        return report(bench, inputs, name, took, int(texts.lengths_N.sum()), watts=spent)
-    return None
+        report(bench, inputs, name, took, int(texts.lengths_N.sum()), watts=spent)
+    return took
 
 
-def report(bench: Bench, inputs: Inputs, name: str, took: float, count: int, *, watts: int | None = None) -> float:
-    """Record a rate beside the floor; return the seconds."""
+def report(bench: Bench, inputs: Inputs, name: str, took: float, count: int, *, watts: int | None = None) -> None:
+    """Record a rate and its share of the floor."""
     rate = inputs.rates[name] = count / took
     share = round(rate / inputs.floor, 3) if inputs.floor else None
     facts = {"tokens/s": round(rate), "share of floor": share, "s": round(took, 3)}
     bench.record("encoding", name, facts if watts is None else {**facts, "W": watts})
-    return took
 
 
 def slices(bench: Bench, inputs: Inputs) -> None:
-    """Time the feed-forward in slices of other heights, and whole."""
+    """Time the feed-forward in slices of several sizes, and in one piece."""
     from evalkit.models import elementwise
 
     usual = elementwise.SLICE_BYTES
@@ -146,7 +153,7 @@ def slices(bench: Bench, inputs: Inputs) -> None:
 
 
 def padded_rates(bench: Bench, inputs: Inputs, encoder: Any) -> None:
-    """Time padded arrival order in half precision, as peers' defaults batch texts."""
+    """Time batches in arrival order, padded, in half precision, as peers' defaults form them."""
     few = inputs.table[: 3 if bench.smoke else 3200]
 
     def run(texts: Any) -> Callable[[], object]:
@@ -164,7 +171,7 @@ def padded_rates(bench: Bench, inputs: Inputs, encoder: Any) -> None:
 
 @torch.inference_mode()
 def arrival_order(encoder: Any, table: Any) -> list[Tensor]:
-    """Encode as PyLate's defaults do, tokenising aside: 32 texts as they come, padded; mask and copy by document."""
+    """Encode as PyLate does by default, without tokenising: 32 texts in arrival order, padded, copied one by one."""
     (head_DH,) = list(encoder.heads.values())[:1]
     out = []
     for begin in range(0, len(table), 32):

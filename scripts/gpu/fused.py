@@ -1,4 +1,9 @@
-"""The fused mode on a GPU: shards are encoded at three dims, and searched while the next one is encoded."""
+"""The section `fused`: shards are encoded at three dims and searched while the next one is encoded, as in a run.
+
+    PYTHONPATH=.:scripts python scripts/gpu/fused.py --out OUT [--budget-s 100]     # --smoke: toy sizes on a CPU
+
+It writes OUT/fused.json and needs a CUDA device. prove.sh runs all sections.
+"""
 
 from __future__ import annotations
 
@@ -6,38 +11,41 @@ import shutil
 import tempfile
 import time
 from pathlib import Path
+from typing import Literal
 
 import torch
 from null_parts import cells_of, random_texts, task_of
-from peers.random_encoder import encoder_of
+from peers.random_encoder import Shape, encoder_of
 from shared import Bench, busy_share, joules, run_section
 
 from evalkit.models.encoder import Encoder
 
 DIMS = (128, 96, 64)
 PASSAGES = 1_000_000
-"""A slice of MS MARCO's size class; fewer where the budget says so, which at the rate aimed at it always does."""
+"""Passages of the main measurement; the budget reduces their number, at the expected rate always."""
 SHARD_PASSAGES = 47_000
-"""About 4 million tokens, half of what a run on a GPU takes: the host's work for a shard weighs twice as much."""
+"""About 4 million tokens, half a GPU run's shard, which doubles the share of the host's work per shard."""
 SMALL_SHARDS = 6
-"""Shards of a quarter of that, with and without their embeddings kept: what is written goes beside the next ones."""
+"""Shards of a quarter of that, with and without keeping embeddings, which are written while the next is encoded."""
 
 
 def fused(bench: Bench) -> None:
-    """Time whole shards as `evalkit run` takes them, vectors dropped and vectors kept, and watch the GPU meanwhile."""
+    """Time whole shards as in `evalkit run`, with and without keeping embeddings, and measure the GPU's busy share."""
     smoke = bench.smoke
     layers, hidden, vocabulary = (1, 64, 1000) if smoke else (24, 1024, 250_002)
     queries, passages, in_shard = (2, 4, 2) if smoke else (6_980, PASSAGES, SHARD_PASSAGES)
     dtype = torch.float32 if smoke else torch.bfloat16
-    path = "varlen"
+    path: Literal["sdpa", "varlen", "flash"] = "varlen"
     if not smoke:
         from evalkit.config.compose import compose
+        from evalkit.config.settings import EncoderConfig
         from evalkit.models import attention
 
         config = compose(["model=jina-colbert-v2", "model.dtype=bfloat16"]).model
+        assert isinstance(config, EncoderConfig)
         path = attention.choose("auto", config=config, device=bench.device).path
-    shape = {"layers": layers, "hidden": hidden, "vocabulary": vocabulary, "dims": DIMS}
-    encoder = encoder_of(bench.device, **shape, dtype=dtype, attention=path, fused=not smoke)
+    shape = Shape(layers=layers, hidden=hidden, vocabulary=vocabulary)
+    encoder = encoder_of(bench.device, **shape, dims=DIMS, dtype=dtype, attention=path, fused=not smoke)
     small = in_shard // 4 + 1
     warm_s = shards(bench, encoder, "warm-up", [small], queries, keep="topk")
     if not warm_s:
@@ -61,9 +69,9 @@ def fused(bench: Bench) -> None:
 
 
 def shards(bench: Bench, encoder: Encoder, name: str, counts: list[int], queries: int, *, keep: str) -> float | None:
-    """Run shards of so many passages; return the seconds from behind the queries' encoding to the last shard's end.
+    """Run shards with `counts` passages; return the seconds from the end of the queries' encoding to the last shard.
 
-    What is still written then is counted apart: with more shards it would go beside the next one.
+    Writing that continues after the last shard is recorded separately: with more shards it would overlap with them.
     """
     from evalkit.engines.local import map_shards
     from evalkit.ranking import no_hits
@@ -77,6 +85,7 @@ def shards(bench: Bench, encoder: Encoder, name: str, counts: list[int], queries
     cells = cells_of(DIMS)
     best = {cell.run_id: no_hits() for cell in cells.values()}
     model = random_texts(encoder, lengths)
+    found: float | None = None
     try:
         with bench.attempt("fused", name), vector_step(task, model, cells, best, lambda *_: None) as step:
             bench.synchronize()
@@ -100,10 +109,10 @@ def shards(bench: Bench, encoder: Encoder, name: str, counts: list[int], queries
             if before_j is not None and after_j is not None:
                 facts["J per million tokens"] = round((after_j - before_j) / tokens * 1e6, 1)
             bench.record("fused", name, facts)
-            return took
+            found = took
     finally:
         shutil.rmtree(folder, ignore_errors=True)
-    return None
+    return found
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Draw the GPU bench's figures: rates of exact search beside the GEMM rate, and of encoding beside its floor."""
+"""Draw the GPU bench's figures: rates of exact search with the GEMM rate, and of encoding with its floor."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from summary import read
 
 
 def draw(folder: Path) -> Path:
-    """Draw gpu.png beside the figures; sections that the run did not reach are left out."""
+    """Write gpu.png to the folder of the figures; sections without figures are left out."""
     figures = read(folder)
     panels = [panel for panel in (search_rates(figures), encoding_rates(figures)) if panel[1]]
     heights = [1 + len(bars) for _, bars, _ in panels] or [1]

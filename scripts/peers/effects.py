@@ -1,7 +1,7 @@
-"""What each difference that parity named is worth: evalkit run with the settings that imitate it, one at a time.
+"""Measure the effect on NDCG@10 of each difference that `parity.py` found.
 
-The base is evalkit under the checkpoint's own account. Where all differences are imitated together, the score should
-be the library's own; what is left over is named as such.
+evalkit runs with the settings that imitate one difference at a time, and then with all of them, which should give the
+library's own score. The base is evalkit with the settings that it infers from the checkpoint.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ from peers.job import FACTS
 
 METRIC = "ndcg@10"
 STORED = {("store.dtype=float32",): "stored embeddings (evalkit rounds them to fp16, the library keeps fp32)"}
-"""A difference that no sample of vectors shows: they are compared before they are stored."""
+"""A difference that a sample cannot show, because its vectors are compared before they are stored."""
 OWN = "evalkit.json"
-"""What evalkit itself took on a checkpoint and a dataset, beside its runs."""
+"""The file with evalkit's own score, seconds and memory on a checkpoint and a dataset."""
 
 
 def measure(out: Path, checkpoint: Path, words: Sequence[str], work: Path) -> list[str]:
-    """Return a line per difference with its effect, and write OUT/effects.json. Raises PeerError without a parity.json.
+    """Measure each difference, write OUT/effects.json, return a line for each. Raises PeerError without parity.json.
 
-    `words` name the dataset; runs and shards go to `work`, which libraries on one checkpoint share.
+    `words` select the dataset. Runs and shards go to `work`, which several libraries with one checkpoint can share.
     """
     path = out / "parity.json"
     if not path.is_file():
@@ -57,7 +57,7 @@ def measure(out: Path, checkpoint: Path, words: Sequence[str], work: Path) -> li
 
 
 def score(checkpoint: Path, words: Sequence[str], changed: Sequence[str], work: Path) -> float:
-    """Return evalkit's score of a checkpoint under changed settings, which may contradict its own account."""
+    """Return evalkit's score of a checkpoint with changed settings, which may contradict the checkpoint's own."""
     import evalkit
     from evalkit.config.settings import CONFIGS
     from evalkit.operations import own
@@ -70,13 +70,13 @@ def score(checkpoint: Path, words: Sequence[str], changed: Sequence[str], work: 
 
 
 def measure_evalkit(checkpoint: Path, words: Sequence[str], work: Path) -> str:
-    """Run evalkit in a process of its own, write WORK/evalkit.json, and return a line. Raises PeerError."""
+    """Run evalkit in a new process, write WORK/evalkit.json, and return a line. Raises PeerError."""
     from evalkit.storage import results
 
     before = {cell.run_id for cell in results.read_all(work / "results")}
     command = [sys.executable, "-m", "evalkit", "run", f"model={checkpoint.resolve()}", *words, *_places(work)]
-    if subprocess.run(command, check=False).returncode:  # noqa: S603 (our own interpreter)
-        msg = f"evalkit failed on {checkpoint}; its message stands above"
+    if subprocess.run(command, check=False).returncode:
+        msg = f"evalkit failed on {checkpoint}; its message is above"
         raise PeerError(msg)
     new = [cell for cell in results.read_all(work / "results") if cell.run_id not in before]
     if len(new) != 1:

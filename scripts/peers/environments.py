@@ -1,7 +1,7 @@
-"""A virtual environment for each peer.
+"""Create a virtual environment for each peer.
 
-Those of the benchmark are built from the PEP 723 block at the top of their scripts, those that encode and search a
-dataset (`LIBRARIES`) from a pinned requirements file.
+For the benchmark, the packages are those of the PEP 723 block at the top of the peer's script. For the libraries that
+encode and search a dataset (`LIBRARIES`) they are those of a pinned requirements file.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ FOLDER = Path(__file__).parent
 OURS = ("evalkit", "torch")
 """Contenders that run in the benchmark's own environment."""
 LIBRARIES = ("pylate", "sentence-transformers", "colbert-ai", "ragatouille")
-"""Libraries that take a checkpoint and a dataset and leave a run (`scripts/peer.py run`)."""
+"""Libraries that search a dataset with a checkpoint and write a run (`scripts/peer.py run`)."""
 DEFAULT = Path("build/peers")
 
 
 class PeerError(Exception):
-    """What a peer could not do; the message is one line."""
+    """Raised if a peer cannot do what was asked; the message is one line."""
 
 
 def script(contender: str) -> Path:
@@ -63,11 +63,11 @@ def install(contender: str, environments: Path) -> None:
     home = environments / contender
     pip = [str(home / "bin" / "python"), "-m", "pip", "install", "--quiet"]
     for command in ([sys.executable, "-m", "venv", str(home)], [*pip, *block(contender)["dependencies"]]):
-        subprocess.run(command, check=True)  # noqa: S603 (our own interpreter; package names from the script itself)
+        subprocess.run(command, check=True)
 
 
 def module_name(library: str) -> str:
-    """Return a library's name as a Python module has it.
+    """Return the name of a library's Python module.
 
     >>> module_name("sentence-transformers")
     'sentence_transformers'
@@ -86,10 +86,10 @@ def install_pinned(library: str, environments: Path) -> Path:
     interpreter = home / "bin" / "python"
     pip = [str(interpreter), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
     for command in ([sys.executable, "-m", "venv", str(home)], [*pip, "-r", str(requirements(library))]):
-        done = subprocess.run(command, check=False, capture_output=True, text=True)  # noqa: S603 (our own interpreter)
+        done = subprocess.run(command, check=False, capture_output=True, text=True)
         if done.returncode:
-            said = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
-            reason = next((line for line in said if line.startswith("ERROR:")), said[-1])
+            lines = [line.strip() for line in done.stderr.splitlines() if line.strip()] or ["no reason given"]
+            reason = next((line for line in lines if line.startswith("ERROR:")), lines[-1])
             msg = f"{library} cannot be installed into {home}: {reason}"
             raise PeerError(msg)
     return interpreter

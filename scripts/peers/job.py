@@ -1,12 +1,12 @@
-"""The peer's side of a retrieval: one library encodes a BEIR folder, searches it, and leaves what others can check.
+"""Encode and search a BEIR folder with one library, and write its run and a sample of its token embeddings.
 
-It runs in the library's own environment, so it imports only the standard library, numpy and, where it must, torch. A
-folder OUT then holds
+This is the library's side of `scripts/peer.py run`. It runs in the library's own environment, so it imports only the
+standard library, numpy and, if needed, torch. It writes to the folder OUT
 
     run.trec.gz   the hits of every judged query
     sample.npz    token ids, masks and vectors of a fixed sample of texts, which `parity.py` compares with evalkit's
-    peer.json     versions, settings as the library resolved them, seconds, peak memory; written last, so that a
-                  library that fails half-way leaves none
+    peer.json     versions, settings as the library resolved them, seconds, peak memory; written last, so that it
+                  is missing if the library fails
 
 Shapes: N documents, Q queries, T token ids of a text, V of them that give vectors, D dim.
 """
@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import gzip
 import hashlib
+import importlib
 import json
 import os
 import platform
@@ -31,15 +32,15 @@ from peers.worker import peak_mib, read_documents, read_queries, threads, versio
 
 RUN, SAMPLE, FACTS = "run.trec.gz", "sample.npz", "peer.json"
 SCORES = "scores"
-"""The library's own scores of the sample's queries and documents [Q, N], in the sample."""
+"""The name in the sample of the library's own scores of the sample's queries and documents [Q, N]."""
 STAGE = "stage: "
-"""What a line on standard output begins with that says what the library does next."""
+"""The beginning of a line on standard output that names the library's next stage."""
 REFUSED = "refused: "
-"""What the last line begins with where a job stops by itself, and says why."""
+"""The beginning of the last line of a job that raised RefusedError; the reason follows."""
 DOCUMENTS_AT_ONCE = 64
-"""Documents whose scores are computed together where the library has no search of its own."""
+"""Documents whose scores are computed together in an exact search."""
 OF_THE_FOLDER = 4
-"""Queries and documents of the dataset that the sample takes beside its own texts."""
+"""Number of queries and of documents of the dataset that are added to the sample's own texts."""
 SAMPLED = {
     "two words": "hello world",
     "a question": "What is late interaction, and why does it keep one vector per token?",
@@ -49,13 +50,13 @@ SAMPLED = {
     "white space": "  spaces   around and\twithin  ",
     "a long text": "a long text that is cut: " + "statins lower the level of cholesterol, and " * 60,
 }
-"""The sample's own texts, each called by what it can show."""
+"""The sample's own texts, named by what they test."""
 TEXTS = tuple(SAMPLED.values())
 Side = Literal["query", "document"]
 
 
 class RefusedError(Exception):
-    """What a job found that makes its result worthless; the message is one line."""
+    """Raised if a job's result cannot be used; the message is one line."""
 
 
 class Tokens(NamedTuple):
@@ -71,7 +72,7 @@ Found = list[list[tuple[int, float]]]
 
 
 class Work(NamedTuple):
-    """What a search through an index gets, and the facts and seconds that it adds to."""
+    """The inputs of a search with an index, and the facts and seconds to which it adds its own."""
 
     model: Any
     documents: list[str]
@@ -83,25 +84,25 @@ class Work(NamedTuple):
 
 
 class Library(NamedTuple):
-    """What a library does, as functions of the loaded model."""
+    """A library's functions; all but `load` take the loaded model."""
 
     name: str
     packages: tuple[str, ...]
     load: Callable[[argparse.Namespace], Any]
     modules: Callable[[Any], Iterable[Any]]
-    """The torch modules whose weights must be the checkpoint's."""
+    """Returns the torch modules whose weights must be those of the checkpoint."""
     settings: Callable[[Any], Mapping[str, Any]]
     tokens: Callable[[Any, Sequence[str], Side], list[Tokens]]
     encode: Callable[[Any, Sequence[str], Side], list[np.ndarray]]
-    """The vectors [V, D] of each text, as the library scores them."""
+    """Returns the vectors [V, D] of each text, as the library scores them."""
     scores: Callable[[Any, list[np.ndarray], list[np.ndarray]], np.ndarray]
-    """The library's own scores [Q, N]."""
+    """Returns the library's own scores [Q, N]."""
     indexed: Mapping[str, Callable[[Work], Found]] = {}
-    """By name, the library's searches through an index."""
+    """The library's searches with an index, by name."""
 
 
 def main(library: Library) -> None:
-    """Do the job that the command line names; exit with one line on standard output if it cannot be believed."""
+    """Run the job of the command line; if the result cannot be used, print one line and exit with code 2."""
     parser = argparse.ArgumentParser()
     parser.add_argument("checkpoint", type=Path)
     parser.add_argument("data", type=Path)
@@ -165,7 +166,7 @@ def retrieve(library: Library, options: argparse.Namespace) -> None:
 
 @contextmanager
 def timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
-    """Tell that a stage begins, and add the seconds that it took."""
+    """Print the name of a stage, and store its seconds at the end."""
     print(f"{STAGE}{stage}", flush=True)
     started = time.perf_counter()
     yield
@@ -173,7 +174,7 @@ def timed(stage: str, seconds: dict[str, float]) -> Iterator[None]:
 
 
 def judged_queries(folder: Path, split: str = "test") -> tuple[list[str], list[str]]:
-    """Return the ids and texts of the queries that a BEIR folder's split judges, in the order of queries.jsonl."""
+    """Return the ids and texts of a split's judged queries, in the order of queries.jsonl. Raises RefusedError."""
     rows = (folder / "qrels" / f"{split}.tsv").read_text(encoding="utf-8").splitlines()[1:]
     judged = {row.split("\t")[0] for row in rows if row}
     pairs = [(query, text) for query, text in zip(*read_queries(str(folder)), strict=True) if query in judged]
@@ -184,17 +185,14 @@ def judged_queries(folder: Path, split: str = "test") -> tuple[list[str], list[s
 
 
 def refuse_random(modules: Iterable[Any], checkpoint: Path) -> None:
-    """Raise RefusedError where a loaded weight is none of the checkpoint's: the library would score random numbers.
+    """Raise RefusedError if a loaded weight is not in the checkpoint, because the library then initialised it randomly.
 
-    Libraries warn at most. A pooler, which late interaction does not use, may be random.
+    Libraries only warn, if at all. A pooler may be random, because late interaction does not use it.
     """
-    if "torch" in sys.modules:  # numpy has no bf16, but some tests have no torch
-        from safetensors.torch import load_file
-    else:
-        from safetensors.numpy import load_file
-
+    # numpy has no bf16, and some tests run without torch
+    reader: Any = importlib.import_module("safetensors.torch" if "torch" in sys.modules else "safetensors.numpy")
     files = sorted(checkpoint.rglob("*.safetensors"))
-    known = {_fingerprint(tensor) for path in files for tensor in load_file(path).values()}
+    known = {_fingerprint(tensor) for path in files for tensor in reader.load_file(path).values()}
     named = [(name, tensor) for module in modules for name, tensor in module.named_parameters() if "pooler" not in name]
     lost = [name for name, tensor in named if _fingerprint(tensor) not in known]
     if lost:
@@ -208,7 +206,7 @@ def _fingerprint(tensor: Any) -> tuple[tuple[int, ...], bytes]:
 
 
 def one_dim(queries: Sequence[np.ndarray], documents: Sequence[np.ndarray]) -> int:
-    """Return the dim of all vectors. Raises RefusedError where two differ or a number is not finite."""
+    """Return the dim of all vectors. Raises RefusedError if two dims differ or a number is not finite."""
     dims = {side: {vectors.shape[1] for vectors in of} for side, of in (("queries", queries), ("documents", documents))}
     if len(dims["queries"] | dims["documents"]) != 1:
         got = ", ".join(f"{side} of dim {' and '.join(map(str, sorted(found)))}" for side, found in dims.items())
@@ -256,7 +254,7 @@ def write_run(
 
 
 def write_sample(library: Library, model: Any, path: Path, queries: Sequence[str], documents: Sequence[str]) -> None:
-    """Write token ids, masks, vectors and scores of the sample: TEXTS on both sides, and the folder's first texts."""
+    """Write the sample: token ids, masks, vectors and scores of TEXTS and the dataset's first texts, for both sides."""
     arrays: dict[str, np.ndarray] = {}
     vectors: dict[Side, list[np.ndarray]] = {}
     sides: tuple[tuple[Side, Sequence[str]], ...] = (("query", queries), ("document", documents))
@@ -274,11 +272,11 @@ def write_sample(library: Library, model: Any, path: Path, queries: Sequence[str
             arrays[f"{side}_vectors_{place}"] = vector_VD.astype(np.float32)
     one_dim(vectors["query"], vectors["document"])
     arrays[SCORES] = np.asarray(library.scores(model, vectors["query"], vectors["document"]), dtype=np.float32)
-    np.savez_compressed(path, **arrays)
+    np.savez_compressed(path, **arrays)  # type: ignore[arg-type]  # the stubs take the names for allow_pickle
 
 
 def trimmed(ids: Any, attended: Any, kept: Any) -> Tokens:
-    """Return a text's tokens without the padding behind them, which is neither attended to nor scored."""
+    """Return a text's tokens without trailing padding, which is neither attended to nor scored."""
     arrays = [np.asarray(values) for values in (ids, attended, kept)]
     used = np.flatnonzero(arrays[1].astype(bool) | arrays[2].astype(bool))
     end = int(used[-1]) + 1 if len(used) else 0
@@ -295,7 +293,7 @@ def checksums(folder: Path) -> dict[str, str]:
 
 
 def processor() -> str:
-    """Return the processor's name as the system tells it."""
+    """Return the name of the processor."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.is_file() else []
     name = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
@@ -303,10 +301,11 @@ def processor() -> str:
 
 
 def quiet() -> None:
-    """Keep libraries offline, where they read the folder that they were given and nothing else, and on the CPU.
+    """Keep libraries offline and on the CPU; call this before importing them.
 
-    Some take a GPU wherever there is one, others do not: timings would not be of one machine.
+    Offline, they read only the given folder. Some use any GPU that they find and others do not, so that their times
+    could not be compared.
     """
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
     os.environ.update(offline, CUDA_VISIBLE_DEVICES="")
-    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # a text stream here
+    sys.stdout.reconfigure(line_buffering=True)  # type: ignore[union-attr]  # stdout is a TextIOWrapper

@@ -1,7 +1,7 @@
-"""Embedding parity: a library's token ids, masks and vectors of the sample beside evalkit's, every difference named.
+"""Embedding parity: compare a library's token ids, masks and vectors of the sample with evalkit's.
 
-Both sides read the same checkpoint folder. Each difference that a setting of evalkit can imitate carries the words
-that do so, from which its effect on a score can be measured (`scripts/peer.py effects`).
+Both read the same checkpoint folder. If settings of evalkit can imitate a difference, it is recorded with these
+settings, so that `scripts/peer.py effects` can measure its effect on a score.
 
 Shapes: T token ids of a text, V of them that give vectors, D dim.
 """
@@ -20,13 +20,13 @@ from peers.environments import PeerError
 from peers.worker import read_documents
 
 CLOSE = 1e-4
-"""Largest difference of a number of two vectors that rounding in fp32 explains."""
+"""The largest difference between two vectors, in any component, that rounding in fp32 can explain."""
 SHOWN = 4
-"""Tokens that a line shows."""
+"""The number of tokens that a line lists."""
 
 
 class Text(NamedTuple):
-    """One text of the sample as one side feeds it to the model."""
+    """One text of the sample as the library or evalkit feeds it to the model."""
 
     ids: np.ndarray
     attended: np.ndarray
@@ -35,7 +35,7 @@ class Text(NamedTuple):
 
 
 class Difference(NamedTuple):
-    """What one side does otherwise: its name, where, an account of it, and the settings that imitate it."""
+    """A difference: its name, the side (query or document), a description, and the settings that imitate it."""
 
     name: str
     side: str
@@ -43,8 +43,8 @@ class Difference(NamedTuple):
     words: tuple[str, ...] = ()
 
 
-def hold(out: Path, checkpoint: Path, data: Path) -> list[str]:
-    """Return a line for each difference and one for the vectors, and write OUT/parity.json. Raises PeerError."""
+def compare(out: Path, checkpoint: Path, data: Path) -> list[str]:
+    """Write OUT/parity.json; return a line for each difference and one for each side's vectors. Raises PeerError."""
     facts = _facts(out)
     theirs = read_sample(out / job.SAMPLE)
     ours, names, settings = of_evalkit(checkpoint, data)
@@ -91,7 +91,7 @@ def _facts(out: Path) -> dict[str, Any]:
 
 
 def read_sample(path: Path) -> dict[str, list[Text]]:
-    """Return both sides of a sample. Raises PeerError for a file that is none."""
+    """Return both sides of a sample. Raises PeerError if the file is not a sample."""
     try:
         with np.load(path, allow_pickle=False) as arrays:
             found = {}
@@ -111,14 +111,14 @@ def read_sample(path: Path) -> dict[str, list[Text]]:
 
 
 def read_scores(path: Path) -> np.ndarray:
-    """Return the library's own scores of the sample's queries and documents [Q, N]; empty where it has none."""
+    """Return the library's own scores of the sample's queries and documents [Q, N]; empty if it has none."""
     with np.load(path, allow_pickle=False) as arrays:
         score_QN: np.ndarray = arrays[job.SCORES] if job.SCORES in arrays.files else np.empty((0, 0))
         return score_QN
 
 
 def scoring(theirs: Mapping[str, Sequence[Text]], score_QN: np.ndarray) -> Iterator[Difference]:
-    """Yield that the library's scores are not MaxSim of its own vectors, where they are not."""
+    """Yield a difference if the library's scores are not MaxSim of its own vectors."""
     if not score_QN.size:
         return
     exact_QN = np.array(
@@ -133,7 +133,7 @@ def scoring(theirs: Mapping[str, Sequence[Text]], score_QN: np.ndarray) -> Itera
 
 
 def of_evalkit(checkpoint: Path, data: Path) -> tuple[dict[str, list[Text]], dict[int, str], dict[str, Any]]:
-    """Return the sample as evalkit has it under the checkpoint's own account, names of ids, and the settings."""
+    """Return evalkit's sample, the tokens by id, and the settings that evalkit infers from the checkpoint."""
     import torch
 
     from evalkit.config.settings import CheckpointSource, EncoderConfig, from_mapping
@@ -171,7 +171,7 @@ def of_evalkit(checkpoint: Path, data: Path) -> tuple[dict[str, list[Text]], dic
 def differences(
     side: str, ours: Sequence[Text], theirs: Sequence[Text], names: Mapping[int, str]
 ) -> Iterator[Difference]:
-    """Yield what differs on one side, each kind once, with the words that make evalkit do the same."""
+    """Yield the differences of one side, each kind once, with the settings that make evalkit do the same."""
     pairs = list(zip(ours, theirs, strict=True))
     longest = [max(len(text.ids) for text in of) for of in (ours, theirs)]
     if longest[0] != longest[1]:
@@ -180,8 +180,8 @@ def differences(
             account = f"{min(lengths[1])} to {longest[1]} token ids, by the text, evalkit {longest[0]}"
             yield Difference("length", side, account)
         else:
-            words = (f"model.{side}.max_tokens={longest[1]}",)
-            yield Difference("length", side, f"{longest[1]} token ids at most, evalkit {longest[0]}", words)
+            imitated = (f"model.{side}.max_tokens={longest[1]}",)
+            yield Difference("length", side, f"{longest[1]} token ids at most, evalkit {longest[0]}", imitated)
     markers = [sorted({int(text.ids[1]) for text in of if len(text.ids) > 1}) for of in (ours, theirs)]
     if markers[0] != markers[1]:
         shown = [", ".join(names.get(token, str(token)) for token in of[:SHOWN]) for of in markers]
@@ -189,7 +189,7 @@ def differences(
     shorter = [place for place, (mine, other) in enumerate(pairs) if len(mine.ids) != len(other.ids)]
     if shorter and longest[0] == longest[1]:
         account = f"{len(shorter)} of {len(pairs)} texts ({_called(shorter)}) have another number of ids"
-        words = ("model.query.expansion=false",) if side == "query" and _unexpanded(pairs) else ()
+        words: tuple[str, ...] = ("model.query.expansion=false",) if side == "query" and _unexpanded(pairs) else ()
         yield Difference("expansion" if words else "token ids", side, account, words)
     changed = [
         place
@@ -215,18 +215,18 @@ def differences(
 
 
 def _called(places: Sequence[int]) -> str:
-    """Return what texts of the sample are called."""
+    """Return the names of the sample's texts at these positions."""
     names = list(job.SAMPLED)
     return ", ".join(dict.fromkeys(names[place] if place < len(names) else "of the dataset" for place in places))
 
 
 def _unexpanded(pairs: Sequence[tuple[Text, Text]]) -> bool:
-    """Tell whether the library's texts end where evalkit's are filled up."""
+    """Return whether the library's texts are evalkit's without their expansion."""
     return all(np.array_equal(mine.ids[: len(other.ids)], other.ids) for mine, other in pairs)
 
 
 def _skiplist(side: str, same: Sequence[tuple[Text, Text]], names: Mapping[int, str]) -> Iterator[Difference]:
-    """Yield which tokens only one side leaves without a vector."""
+    """Yield a difference if there are tokens that only one side skips."""
     dropped: dict[str, set[int]] = {"the library": set(), "evalkit": set()}
     for mine, other in same:
         dropped["the library"] |= {int(token) for token in mine.ids[mine.kept & ~other.kept]}

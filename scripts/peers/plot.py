@@ -1,4 +1,4 @@
-"""One picture of the bench: a panel per case, a bar per contender, ours in colour; machine, dates and spread named."""
+"""Draw the benchmark: a panel per case, a bar per contender, evalkit's in colour; with machine, dates and spread."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ TITLES = {
     "dims: demo": "Three dims in one pass, the demo model",
     "dims: full size": "Three dims in one pass, a model of full size",
 }
-"""What a case measures, in plain words."""
+"""The title of each case."""
 FEW = ("documents", "tokens", "document vectors", "queries", "dim", "model")
-"""The inputs that a panel names, in this order."""
+"""The inputs that a panel lists, in this order."""
 
 
 class Panel(NamedTuple):
-    """A case and what it holds for."""
+    """A case with its title and conditions."""
 
     title: str
     case: dict[str, Any]
@@ -32,7 +32,7 @@ class Panel(NamedTuple):
 
 
 def panels(folder: Path, stages: Sequence[str]) -> list[Panel]:
-    """Return title, figures and conditions of every case that has been measured, in the order of the stages."""
+    """Return a panel for every measured case, in the order of the stages."""
     found = []
     for stage in stages:
         path = folder / f"{stage}.json"
@@ -79,13 +79,13 @@ def draw(folder: Path, stages: Sequence[str], out: Path) -> None:
 
 
 def slowest(figures: Mapping[str, Any]) -> float:
-    """Return the rate of a contender's slowest round; that of its only one where it had one."""
+    """Return the rate of a contender's slowest round."""
     seconds = figures.get("seconds", [])
     return float(figures["rate"]) * min(seconds) / max(seconds) if seconds else float(figures["rate"])
 
 
 def inputs(case: Mapping[str, Any]) -> str:
-    """Name a case's inputs, and how often each contender had its turn."""
+    """Return a line with a case's inputs and its number of rounds."""
     known = case.get("inputs", {})
     parts = [_input(name, known[name]) for name in FEW if name in known]
     counts = sorted({len(of.get("seconds", [0])) for of in case["contenders"].values()})
@@ -100,7 +100,7 @@ def _input(name: str, value: Any) -> str:
 
 
 def heading(shown: Sequence[Panel]) -> list[str]:
-    """Say on what machine and when the figures were taken, and how to read a bar.
+    """Return the lines of the heading: machine and date of the figures, and how to read a bar.
 
     >>> panel = Panel("t", {}, {"processor": "Xeon", "processors": 2, "date": "2026-11-26"})
     >>> heading([panel])[0]

@@ -1,14 +1,23 @@
-"""jina-colbert-v2's network with random weights and texts, to measure speed, which does not depend on the values."""
+"""Build jina-colbert-v2's network with random weights, and random texts, to measure speed."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Literal, TypedDict
 
 import numpy as np
 import torch
 
-FULL_SIZE = {"layers": 24, "vocabulary": 250_004, "hidden": 1024}
+
+class Shape(TypedDict):
+    """The size of a network: layers, entries of the vocabulary, hidden size."""
+
+    layers: int
+    vocabulary: int
+    hidden: int
+
+
+FULL_SIZE = Shape(layers=24, vocabulary=250_004, hidden=1024)
 """The shape of jina-colbert-v2."""
 
 
@@ -21,13 +30,13 @@ def token_table(lengths: np.ndarray, *, vocabulary: int) -> Any:
     return TokenTable(ids, starts, lengths)
 
 
-def encoder_of(  # noqa: PLR0913 (keyword-only)
+def encoder_of(  # noqa: PLR0913 (keyword-only after the device)
     device: torch.device,
     *,
     layers: int,
     vocabulary: int,
     dtype: torch.dtype,
-    attention: str,
+    attention: Literal["sdpa", "varlen", "flash"],
     hidden: int = 64,
     dims: Iterable[int] = (128,),
     fused: bool = False,
@@ -43,7 +52,7 @@ def encoder_of(  # noqa: PLR0913 (keyword-only)
     from evalkit.models.encoder import Encoder, moved
     from evalkit.models.tokens import Vocabulary
 
-    shape = JinaEmbeddingsV3Config(
+    shape = JinaEmbeddingsV3Config(  # type: ignore[call-arg]  # attn_implementation is missing in its annotations
         vocab_size=vocabulary,
         hidden_size=hidden,
         num_hidden_layers=layers,
@@ -57,9 +66,9 @@ def encoder_of(  # noqa: PLR0913 (keyword-only)
     )
     torch.manual_seed(0)
     with torch.device(device):
-        module = JinaEmbeddingsV3Model(shape, add_pooling_layer=False).eval()
+        module: torch.nn.Module = JinaEmbeddingsV3Model(shape, add_pooling_layer=False)
         heads = {dim: torch.randn(dim, hidden) / hidden**0.5 for dim in dims}
-    named = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[dtype]
+    names: dict[torch.dtype, Literal["float32", "bfloat16"]] = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
     rules = TextRules(max_tokens=300)
     config = EncoderConfig(
         name="random",
@@ -72,9 +81,9 @@ def encoder_of(  # noqa: PLR0913 (keyword-only)
         pooling="tokens",
         normalize=True,
         skiplist="none",
-        dtype=named,
+        dtype=names[dtype],
     )
-    module = moved(module, device, dtype)
+    module = moved(module.eval(), device, dtype)
     if fused:
         fuse(module)
     return Encoder(

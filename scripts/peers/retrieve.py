@@ -1,4 +1,4 @@
-"""Run a library's job in its environment, follow it, and say in one line what became of it."""
+"""Run a library's job (`job.py`) in its environment, print its stages, and report a failure in one line."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from peers.environments import PeerError
 
 LOG, FACTS = "log.txt", "peer.json"
 STAGE, REFUSED = "stage: ", "refused: "
-"""How a line of a job begins that names what it does next, or why it stops (`job.py`)."""
+"""The beginnings of a job's lines that name its next stage, or why it stops (`job.py`)."""
 FILES = ("run.trec.gz", "sample.npz", FACTS)
-SAID_CHARACTERS = 300
-"""How much of a library's last line is quoted."""
+QUOTED_CHARACTERS = 300
+"""Characters of a library's last line that an error quotes."""
 
 
 def retrieve(library: str, words: Sequence[str], out: Path, *, python: Path, script: Path | None = None) -> Path:
-    """Run a library's job and return the folder that it filled. Raises PeerError.
+    """Run a library's job and return its output folder. Raises PeerError.
 
-    What an earlier job left there goes first, so that nothing of it can pass for this one's.
+    Files of an earlier job in that folder are removed first, so that they cannot be mistaken for this job's.
     """
     if not python.exists():
         msg = f"{library}: got no {python}, wanted its environment; python scripts/peer.py install {library}"
@@ -30,28 +30,28 @@ def retrieve(library: str, words: Sequence[str], out: Path, *, python: Path, scr
     for name in (*FILES, LOG):
         (out / name).unlink(missing_ok=True)
     code_of = ["-m", f"peers.retrieve_{environments.module_name(library)}"] if script is None else [str(script)]
-    # -P: no module of this folder may stand in for one of the library's.
+    # -P: a module of this folder must not shadow one of the library's.
     code, stage, refusal, last = _followed(library, [str(python), "-P", *code_of, *words], out)
     if refusal is not None:
         msg = f"{library}: {refusal}; nothing of it can be scored"
         raise PeerError(msg)
     if code != 0 or not (out / FACTS).is_file():
-        said = f": {last[:SAID_CHARACTERS]}" if last else ""
-        msg = f"{library} stopped at {stage} (exit {code}){said}; nothing of it can be scored, see {out / LOG}"
+        quoted = f": {last[:QUOTED_CHARACTERS]}" if last else ""
+        msg = f"{library} stopped at {stage} (exit {code}){quoted}; nothing of it can be scored, see {out / LOG}"
         raise PeerError(msg)
     return out
 
 
 def _followed(library: str, command: Sequence[str], out: Path) -> tuple[int, str, str | None, str]:
-    """Return a job's exit code, its last stage, why it refused, and the last line that it wrote; all goes to the log.
+    """Run a job; return its exit code, its last stage, why it refused, and its last line. The log gets its output.
 
-    What a library leaves around stays in `out`, which is its working folder.
+    The job's working folder is `out`, so that files that a library creates stay there.
     """
     stage, refusal, last = "start", None, ""
     environment = {**os.environ, "PYTHONPATH": str(environments.FOLDER.parent)}
     with (
         (out / LOG).open("w", encoding="utf-8") as log,
-        subprocess.Popen(  # noqa: S603 (an interpreter and a script of our own)
+        subprocess.Popen(
             command,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,

@@ -1,4 +1,4 @@
-"""Stanford ColBERT (colbert-ai): its encoder with default settings, its own MaxSim over every document, or its PLAID.
+"""The job of Stanford ColBERT (colbert-ai): encoding with default settings, and its exact MaxSim or its PLAID index.
 
 The library computes in fp16 under autocast on a GPU and in fp32 on a CPU.
 """
@@ -16,14 +16,14 @@ from peers import job
 
 job.quiet()
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from colbert import Indexer, Searcher  # noqa: E402
-from colbert.infra import ColBERTConfig, Run, RunConfig  # noqa: E402
-from colbert.modeling.checkpoint import Checkpoint  # noqa: E402
-from colbert.modeling.colbert import colbert_score  # noqa: E402
+import numpy as np
+import torch
+from colbert import Indexer, Searcher
+from colbert.infra import ColBERTConfig, Run, RunConfig
+from colbert.modeling.checkpoint import Checkpoint
+from colbert.modeling.colbert import colbert_score
 
-# The library compiles C++ with ninja, which is installed beside this interpreter.
+# The library compiles C++ with ninja, which is in the same folder as this interpreter.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 BATCH = 32
 
@@ -68,7 +68,7 @@ def encode(model: Checkpoint, texts: Sequence[str], side: job.Side) -> list[np.n
 
 
 def maxsim(model: Checkpoint, queries: list[np.ndarray], documents: list[np.ndarray]) -> np.ndarray:
-    """Return the library's own scores of all pairs, a query at a time against padded documents."""
+    """Return the library's own scores [Q, N], computed one query at a time on padded documents."""
     tensors = [torch.from_numpy(vectors) for vectors in documents]
     padded = torch.nn.utils.rnn.pad_sequence(tensors, batch_first=True)
     lengths = torch.tensor([len(vectors) for vectors in documents])
@@ -81,11 +81,11 @@ def maxsim(model: Checkpoint, queries: list[np.ndarray], documents: list[np.ndar
 
 
 def with_index(work: job.Work) -> job.Found:
-    """Search through the library's PLAID index, as its README does."""
+    """Search with the library's PLAID index, as in its README."""
     config = ColBERTConfig(root=str(work.out / "index"), avoid_fork_if_possible=True)
     name = work.model.name
     with Run().context(RunConfig(nranks=1, experiment="peer", root=str(work.out / "index"))):
-        with job.timed("index", work.seconds):  # encoding is part of it
+        with job.timed("index", work.seconds):  # this includes encoding
             Indexer(checkpoint=name, config=config).index(name="index", collection=work.documents, overwrite=True)
         searcher = Searcher(index="index", collection=work.documents, config=config)
         with job.timed("search", work.seconds):

@@ -1,4 +1,4 @@
-"""PyLate: its encoder with default settings, its own MaxSim over every document, or one of its PLAID indexes."""
+"""The job of PyLate: encoding with default settings, and its exact MaxSim or one of its PLAID indexes."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from peers import job
 
 job.quiet()
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from pylate import indexes, models, retrieve, scores  # noqa: E402
+import numpy as np
+import torch
+from pylate import indexes, models, retrieve, scores
 
-# Stanford's index compiles C++ with ninja, which is installed beside this interpreter.
+# Stanford's index compiles C++ with ninja, which is in the same folder as this interpreter.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
@@ -58,7 +58,7 @@ def encode(model: models.ColBERT, texts: Sequence[str], side: job.Side) -> list[
 
 
 def maxsim(_model: models.ColBERT, queries: list[np.ndarray], documents: list[np.ndarray]) -> np.ndarray:
-    """Return PyLate's own scores of all pairs."""
+    """Return PyLate's own scores [Q, N]."""
     padded, masks = {}, {}
     for side, of in (("queries", queries), ("documents", documents)):
         tensors = [torch.from_numpy(vectors) for vectors in of]
@@ -78,7 +78,7 @@ def maxsim(_model: models.ColBERT, queries: list[np.ndarray], documents: list[np
 
 
 def with_index(work: job.Work, *, fast: bool) -> job.Found:
-    """Search through PyLate's PLAID, as its documentation does: fast-plaid, its default, or Stanford's."""
+    """Search with a PLAID index as in PyLate's documentation: fast-plaid, its default, or Stanford's."""
     model, folder, seconds = work.model, work.out / "index", work.seconds
     with job.timed("encode_documents", seconds):
         vectors = encode(model, work.documents, "document")

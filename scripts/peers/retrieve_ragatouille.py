@@ -1,7 +1,7 @@
-"""RAGatouille: its in-memory search (`encode`, `search_encoded_docs`), computed a block of documents at a time.
+"""The job of RAGatouille: its in-memory search (`encode`, `search_encoded_docs`), one block of documents at a time.
 
-In memory the library pads every document with zero vectors to the model's full length, and takes the maximum over them
-too; `maxsim` calls its own scoring on blocks padded with zeros, which gives the same scores in less memory.
+The library pads every document with zero vectors to the model's maximum length and includes them in the maximum.
+`maxsim` calls the library's scoring on smaller blocks padded with zeros: the scores are the same and need less memory.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from peers import job
 
 job.quiet()
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from ragatouille import RAGPretrainedModel  # noqa: E402
+import numpy as np
+import torch
+from ragatouille import RAGPretrainedModel
 
-# colbert-ai below it compiles C++ with ninja, which is installed beside this interpreter.
+# Its dependency colbert-ai compiles C++ with ninja, which is in the same folder as this interpreter.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
 def load(options: argparse.Namespace) -> Any:
-    """Return the library's model of the checkpoint, its documents' length set as `encode` sets it."""
+    """Return the library's model of the checkpoint, with the document length that `encode` would set."""
     model = RAGPretrainedModel.from_pretrained(
         str(options.checkpoint), verbose=0, index_root=str(options.out / "index")
     ).model
-    model._set_inference_max_tokens(documents=[""], max_tokens="auto")  # noqa: SLF001 (what its `encode` calls)
+    model._set_inference_max_tokens(documents=[""], max_tokens="auto")
     return model
 
 
@@ -56,7 +56,7 @@ def tokens(model: Any, texts: Sequence[str], side: job.Side) -> list[job.Tokens]
     checkpoint, found = model.inference_ckpt, []
     for text in texts:
         if side == "query":
-            model._encode_index_free_queries(text)  # noqa: SLF001 (sets the length for this query)
+            model._encode_index_free_queries(text)
             ids, attended = checkpoint.query_tokenizer.tensorize([text])
             kept = torch.ones_like(ids, dtype=torch.bool)
         else:
@@ -69,18 +69,18 @@ def tokens(model: Any, texts: Sequence[str], side: job.Side) -> list[job.Tokens]
 def encode(model: Any, texts: Sequence[str], side: job.Side) -> list[np.ndarray]:
     """Return the texts' vectors without the zero vectors of padding and punctuation."""
     if side == "query":
-        return [model._encode_index_free_queries(text)[0][0].float().numpy() for text in texts]  # noqa: SLF001
+        return [model._encode_index_free_queries(text)[0][0].float().numpy() for text in texts]
     found, *_ = model.inference_ckpt.docFromText(list(texts), bsize=32, keep_dims=False)
     return [vectors.float().numpy() for vectors in found]
 
 
 def maxsim(model: Any, queries: list[np.ndarray], documents: list[np.ndarray]) -> np.ndarray:
-    """Return the library's own scores of all pairs."""
-    longest = 1 + max(map(len, documents))  # a zero vector for every document
+    """Return the library's own scores [Q, N]."""
+    longest = 1 + max(map(len, documents))  # every document gets at least one zero vector
     padded = torch.zeros(len(documents), longest, documents[0].shape[1])
     for place, vectors in enumerate(documents):
         padded[place, : len(vectors)] = torch.from_numpy(vectors)
-    rows = [model._colbert_score(torch.from_numpy(query).unsqueeze(0), padded, None) for query in queries]  # noqa: SLF001
+    rows = [model._colbert_score(torch.from_numpy(query).unsqueeze(0), padded, None) for query in queries]
     return np.stack([row.numpy() for row in rows])
 
 

@@ -1,4 +1,4 @@
-"""sentence-transformers' MultiVectorEncoder with default settings, and its own similarity over every document."""
+"""The job of sentence-transformers: MultiVectorEncoder with default settings, and its exact similarity."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from peers import job
 
 job.quiet()
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from sentence_transformers import MultiVectorEncoder  # noqa: E402
+import numpy as np
+import torch
+from sentence_transformers import MultiVectorEncoder
 
 
 def load(options: argparse.Namespace) -> MultiVectorEncoder:
@@ -24,8 +24,9 @@ def load(options: argparse.Namespace) -> MultiVectorEncoder:
 
 def settings(model: MultiVectorEncoder) -> dict[str, Any]:
     """Return what the library resolved."""
-    first, mask = model[0], next(module for module in model if hasattr(module, "skiplist_words"))
-    ids = mask._skiplist_ids  # noqa: SLF001 (nothing public tells them)
+    modules: list[Any] = list(model)
+    first, mask = modules[0], next(module for module in modules if hasattr(module, "skiplist_words"))
+    ids = mask._skiplist_ids
     return {
         "prompts": dict(model.prompts),
         "query_expansion": first.query_expansion,
@@ -42,7 +43,8 @@ def tokens(model: MultiVectorEncoder, texts: Sequence[str], side: job.Side) -> l
     found = []
     of_side = model.encode_query if side == "query" else model.encode_document
     prompt = model.prompts.get(side)
-    for text, item in zip(texts, of_side(list(texts), output_value=None, show_progress_bar=False), strict=True):
+    encoded: Any = of_side(list(texts), output_value=None, show_progress_bar=False)
+    for text, item in zip(texts, encoded, strict=True):
         attended = model.preprocess([text], prompt=prompt, task=side)["attention_mask"][0]
         kept = item["attention_mask"]
         whole = torch.zeros_like(kept, dtype=torch.bool)
@@ -59,7 +61,7 @@ def encode(model: MultiVectorEncoder, texts: Sequence[str], side: job.Side) -> l
 
 
 def maxsim(model: MultiVectorEncoder, queries: list[np.ndarray], documents: list[np.ndarray]) -> np.ndarray:
-    """Return the library's own scores of all pairs."""
+    """Return the library's own scores [Q, N]."""
     asked, found = ([torch.from_numpy(vectors) for vectors in of] for of in (queries, documents))
     return np.asarray(model.similarity(asked, found).numpy())
 

@@ -1,8 +1,9 @@
-"""The benchmark's side: worker processes, and rounds in alternating order, so that drift affects all alike."""
+"""The benchmark's side: worker processes, and the rotating order of rounds, so that drift affects all contenders."""
 
 from __future__ import annotations
 
 import json
+import os
 import select
 import subprocess
 import threading
@@ -47,13 +48,15 @@ class Worker:
         job.write_text(json.dumps({"work": str(own), **contender.job}), encoding="utf-8")
         self._limit_s = limit_s
         self._errors = (own / "stderr.txt").open("wb")
+        places = [str(environments.FOLDER.parent), *filter(None, [os.environ.get("PYTHONPATH")])]
         self.started = time.perf_counter()
-        self._process = subprocess.Popen(  # noqa: S603 (our own interpreters and scripts)
+        self._process = subprocess.Popen(
             [interpreter, environments.script(contender.library), job],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
             cwd=own,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(places)},
         )
         try:
             self.facts = self._answer()["ready"]
@@ -74,7 +77,7 @@ class Worker:
             self._process.stdin.write(f"{json.dumps(request)}\n".encode())
             self._process.stdin.flush()
         except BrokenPipeError as error:
-            raise WorkerError(self._last_words()) from error
+            raise WorkerError(self._exit_message()) from error
         return self._answer()
 
     def finish(self) -> dict[str, Any]:
@@ -94,11 +97,11 @@ class Worker:
             raise WorkerError(msg)
         line = self._process.stdout.readline()
         if not line:
-            raise WorkerError(self._last_words())
+            raise WorkerError(self._exit_message())
         answer: dict[str, Any] = json.loads(line)
         return answer
 
-    def _last_words(self) -> str:
+    def _exit_message(self) -> str:
         self._process.wait()
         text = Path(str(self._errors.name)).read_text(encoding="utf-8", errors="replace").strip()
         return f"exit status {self._process.returncode}: {text.splitlines()[-1] if text else 'no message'}"

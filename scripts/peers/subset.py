@@ -1,4 +1,4 @@
-"""A small part of a BEIR folder, for where the whole takes too long; its scores are not those of the whole."""
+"""Write a subset of a BEIR folder, if the whole takes too long; its scores differ from those of the whole."""
 
 from __future__ import annotations
 
@@ -11,8 +11,7 @@ from peers.environments import PeerError
 def write_subset(data: Path, out: Path, *, queries: int, documents: int) -> str:
     """Write the first judged queries with their judgements, all documents judged for them and the first documents.
 
-    Everything keeps its order. Returns a line that says what the part holds. Raises PeerError for a folder without
-    judged queries.
+    The order is kept. Returns a line with the subset's size. Raises PeerError for a folder without judged queries.
     """
     head, *rows = (data / "qrels" / "test.tsv").read_text(encoding="utf-8").splitlines()
     judged = {row.split("\t")[0] for row in rows if row}

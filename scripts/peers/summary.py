@@ -1,4 +1,4 @@
-"""What libraries left on a checkpoint and a dataset, gathered: a JSON file for each and one Markdown table of all."""
+"""Collect the output of several libraries: a JSON file for each, and one Markdown table."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ NOT_KEPT = ("run_sha256",)
 
 
 def gather(outs: Sequence[Path], results_dir: Path, to: Path) -> str:
-    """Write TO/SYSTEM.json for each folder and return the table. Raises PeerError for a run that was not filed."""
+    """Write TO/SYSTEM.json for each folder and return the table. Raises PeerError for a run that was not scored."""
     from evalkit.storage import results
     from evalkit.texts import in_path
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 import time
 from collections.abc import Mapping
@@ -10,10 +11,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from random_encoder import FULL_SIZE, token_table
-from random_encoder import encoder_of as encoder_of_random
+from peers.random_encoder import FULL_SIZE, token_table
+from peers.random_encoder import encoder_of as encoder_of_random
+from peers.worker import Prepared, null_forward, read_documents, serve
 from rich.console import Console
-from worker import Prepared, null_forward, read_documents, serve
 
 from evalkit.config import compose
 from evalkit.config.settings import EncoderConfig, RunConfig
@@ -81,7 +82,7 @@ def encoder_of(config: RunConfig) -> Encoder:
 
 
 def encode(job: Mapping[str, Any]) -> Prepared:
-    """Prepare encoding of texts to fp16 vectors; the stage `host` replaces the model by one that costs nothing.
+    """Prepare encoding of texts to fp16 vectors; the stage `host` replaces the model by one that computes nothing.
 
     The variant `stored` also writes the vectors as a shard file.
     """
@@ -127,7 +128,7 @@ def evaluate(config: RunConfig, run_file: Path) -> dict[str, float]:
         ranked = to_run(best[cell.run_id], [query.id for query in task.dataset.queries])
         trec.write_run(ranked, run_file, tag="evalkit")
     cost = shard_step.costs(task, planned[0])
-    parts = {name: float(cost[name]) for name in ("encode_s", "search_s") if name in cost}
+    parts: dict[str, float] = {name: float(cost[name]) for name in ("encode_s", "search_s") if name in cost}
     return {"survey_s": surveyed - started, **parts}
 
 
@@ -194,11 +195,11 @@ def dims_full_size(job: Mapping[str, Any]) -> Prepared:
     ids = [f"d{place}" for place in range(len(lengths_N))]
     queries = token_table(np.full(job["queries"], 32), vocabulary=FULL_SIZE["vocabulary"])
     query_ids = [f"q{place}" for place in range(job["queries"])]
-    options = {"batch_tokens": environment.batch_tokens("auto", CPU), "storage": torch.float16}
-    query_vectors = encode_texts(query_ids, queries, encoder, Encoding(documents=False, **options))
+    of_documents = Encoding(documents=True, batch_tokens=environment.batch_tokens("auto", CPU), storage=torch.float16)
+    query_vectors = encode_texts(query_ids, queries, encoder, dataclasses.replace(of_documents, documents=False))
 
     def run(_size: int) -> int:
-        shards = encode_texts(ids, table, encoder, Encoding(documents=True, **options))
+        shards = encode_texts(ids, table, encoder, of_documents)
         for dim, shard in shards.items():
             shard_files.save(Path(job["work"]) / "store", f"dim-{dim}", vectors_to_arrays(shard), {})
             open_Q = floors(no_hits(), queries=len(query_ids), depth=job["depth"])

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 from late_interaction_kernels import MaxSimScorer
+from peers.worker import Prepared, read_maxsim, serve
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from worker import Prepared, read_maxsim, serve
 
 CHUNK = 64
 """Documents per call; the CPU path keeps the products of all query and document vectors in memory."""
@@ -27,7 +27,7 @@ def maxsim(job: Mapping[str, Any]) -> Prepared:
     for begin in range(0, len(texts), CHUNK):
         some_N = lengths_N[begin : begin + CHUNK]
         mask_NT = torch.arange(int(some_N.max())) < some_N.unsqueeze(1)
-        chunks.append((pad_sequence(texts[begin : begin + CHUNK], batch_first=True), mask_NT))
+        chunks.append((pad_sequence(list(texts[begin : begin + CHUNK]), batch_first=True), mask_NT))
     scorer = MaxSimScorer(normalize=False)
 
     def run(queries: int) -> Tensor:

@@ -11,7 +11,7 @@ from typing import Any
 
 import maxsim_cpu
 import numpy as np
-from worker import Prepared, read_maxsim, serve
+from peers.worker import Prepared, read_maxsim, serve
 
 
 def maxsim(job: Mapping[str, Any]) -> Prepared:

@@ -22,10 +22,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from peers.worker import Prepared, null_forward, read_documents, read_queries, serve, write_run
 from pylate import indexes, models, retrieve
-from worker import Prepared, null_forward, read_documents, read_queries, serve, write_run
 
-# Stanford's index compiles C++ with ninja, which is installed beside this interpreter.
+# Stanford's index compiles C++ with ninja, which is in the same folder as this interpreter.
 os.environ["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
 
 
@@ -52,7 +52,7 @@ def model_of(job: Mapping[str, Any]) -> models.ColBERT:
 
 
 def encode(job: Mapping[str, Any]) -> Prepared:
-    """Prepare encoding of documents; the stage `host` replaces model and projection by ones that cost nothing."""
+    """Prepare encoding of documents; the stage `host` replaces model and projection by ones that compute nothing."""
     model = model_of(job)
     _, texts = read_documents(job["inputs"])
     if job["stage"] == "host":

@@ -11,12 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from peers.worker import Prepared, null_forward, read_documents, read_maxsim, read_queries, serve, write_run
 from sentence_transformers import MultiVectorEncoder
 from sentence_transformers.base.modules import Normalize, Transformer
 from sentence_transformers.multi_vector_encoder.modules import MultiVectorMask
 from sentence_transformers.util import maxsim as library_maxsim
 from torch import Tensor
-from worker import Prepared, null_forward, read_documents, read_maxsim, read_queries, serve, write_run
 
 
 def model_of(job: Mapping[str, Any]) -> MultiVectorEncoder:
@@ -38,11 +38,12 @@ def maxsim(job: Mapping[str, Any]) -> Prepared:
 
 
 def encode(job: Mapping[str, Any]) -> Prepared:
-    """Prepare encoding of documents; the stage `host` replaces the model by one that costs nothing."""
+    """Prepare encoding of documents; the stage `host` replaces the model by one that computes nothing."""
     model = model_of(job)
     _, texts = read_documents(job["inputs"])
     if job["stage"] == "host":
-        model[0].auto_model.forward = null_forward(job["hidden_size"], dtype=model[0].auto_model.dtype)
+        backbone: Any = model[0]
+        backbone.auto_model.forward = null_forward(job["hidden_size"], dtype=backbone.auto_model.dtype)
     return Prepared(
         lambda documents: model.encode_document(texts[:documents], show_progress_bar=False),
         facts=lambda vectors: {"vectors": sum(map(len, vectors))},

@@ -2,7 +2,7 @@
 # requires-python = ">=3.11"
 # dependencies = ["torch==2.13.0", "numpy"]
 # ///
-"""MaxSim in plain torch, as it is often written, and the machine's measured ceilings."""
+"""MaxSim in plain torch, as it is often written, and measurements of the machine's ceilings."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
+from peers.worker import Prepared, read_maxsim, serve
 from torch import Tensor
 from torch.nn.functional import pad
-from worker import Prepared, read_maxsim, serve
 
 CHUNK = 64
 """Documents per einsum in the chunked variant."""

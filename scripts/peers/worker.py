@@ -1,6 +1,6 @@
 """The worker's side of the benchmark: one contender in its own process, which times rounds on request.
 
-It imports only the standard library at the top, because every peer's environment runs it. A worker is started with a
+At its top it imports only the standard library, because every peer's environment runs it. A worker is started with a
 job file and answers `ready` with its versions. For every line of input it runs one round and answers with the seconds
 it took; at the end of input it answers with its peak memory. Output of libraries goes to standard error.
 """

@@ -1,1 +1,1 @@
-"""The stages of `scripts/bench.py`, and what they share."""
+"""The stages of `scripts/bench.py` and the code that they share."""

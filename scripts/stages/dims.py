@@ -1,4 +1,4 @@
-"""The stage `dims`: three dims in one pass beside one dim, with the demo and at full size."""
+"""The stage `dims`: three dims in one pass compared with one dim, for the demo and for a full-size model."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ DIMS = (128, 96, 64)
 
 
 def dims(chosen: argparse.Namespace, _work: Path) -> list[Case]:
-    """All three dims at once and each alone: whole runs of the demo, and the step of a full-size jina-colbert-v2."""
+    """Return the cases: whole runs of the demo, and shard steps of a model of jina-colbert-v2's size."""
     return [dims_of_the_demo(chosen), dims_of_a_full_size_model(chosen)]
 
 
 def dims_of_a_full_size_model(chosen: argparse.Namespace) -> Case:
-    """Encode, checkpoint and search at every dim with random weights of jina-colbert-v2's shape, and at one."""
+    """Return the case that encodes, stores and searches at all dims or one, at jina-colbert-v2's size."""
     lengths = np.random.default_rng(0).integers(20, 151, chosen.full_size_documents).tolist()
     job = {"stage": "dims-full-size", "lengths": lengths, "queries": 8, "depth": DEPTH, "all_dims": DIMS}
     return Case(
@@ -40,7 +40,7 @@ def dims_of_a_full_size_model(chosen: argparse.Namespace) -> Case:
 
 
 def dims_of_the_demo(chosen: argparse.Namespace) -> Case:
-    """Run the demo whole, metrics included."""
+    """Return the case of whole runs of the demo, including metrics."""
     queries = min(200, chosen.demo_documents // 5)
     job = {"stage": "dims"}
     words = ["model=demo", "dataset=demo", f"dataset.demo.queries={queries}"]

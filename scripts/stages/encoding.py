@@ -1,4 +1,4 @@
-"""The stages `encode`, `host` and `checkpoint`: texts to vectors, with and without the model, and what is written."""
+"""The stages `encode`, `host` and `checkpoint`: encoding, encoding without the model, and the cost of checkpoints."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from stages.measuring import Case
 
 
 def encode(chosen: argparse.Namespace, work: Path) -> list[Case]:
-    """Texts to token vectors with MiniLM's weights."""
+    """Return the case that encodes texts with MiniLM's weights."""
     inputs = collection(chosen, work, default=500)
     job = {"stage": "encode", "inputs": str(inputs)}
     contenders = (
@@ -30,7 +30,7 @@ def encode(chosen: argparse.Namespace, work: Path) -> list[Case]:
 
 
 def host(chosen: argparse.Namespace, work: Path) -> list[Case]:
-    """Everything of encoding but the model, which returns the same rows for every batch."""
+    """Return the case that encodes with a model that computes nothing: only the host's work remains."""
     inputs = collection(chosen, work, default=2000)
     job = {"stage": "host", "inputs": str(inputs), "hidden_size": HIDDEN}
     contenders = (
@@ -45,7 +45,7 @@ def host(chosen: argparse.Namespace, work: Path) -> list[Case]:
 
 
 def checkpoint(chosen: argparse.Namespace, work: Path) -> list[Case]:
-    """Encode and search with embeddings checkpointed, with top-k alone, and with nothing written."""
+    """Return the case that encodes and searches while storing embeddings, only the top-k, or nothing."""
     inputs = collection(chosen, work, default=500)
     job = {"stage": "checkpoint", "inputs": str(inputs), "words": [f"model={MODEL}"]}
     names = {"nothing": "evalkit, nothing written", "topk": "evalkit, top-k", "embeddings": "evalkit, embeddings"}
@@ -67,14 +67,14 @@ def checkpoint(chosen: argparse.Namespace, work: Path) -> list[Case]:
 
 
 def evalkit_encoder(name: str, job: Mapping[str, Any], dtype: str, *, variant: str = "") -> Contender:
-    """Return evalkit's encoder at a precision."""
+    """Return evalkit as a contender that encodes at a precision."""
     words = [f"model={MODEL}", f"model.dtype={dtype}"]
     precision = "bf16" if dtype == "bfloat16" else "fp32"
     return Contender(name, "evalkit", {**job, "words": words, "variant": variant, "compared": COMPARED}, precision)
 
 
 def encoding_case(name: str, contenders: tuple[Contender, ...], inputs: Path, *, reference: str, flops: bool) -> Case:
-    """Return a case that is counted in documents per second."""
+    """Return a case whose rate is in documents per second; `flops` adds the share of the GEMM ceiling."""
     lengths_N = token_lengths(inputs)
     documents = len(lengths_N)
     return Case(

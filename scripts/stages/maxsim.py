@@ -1,8 +1,9 @@
-"""The stage `maxsim`: MaxSim alone, beside libraries and plain torch."""
+"""The stage `maxsim`: only MaxSim, compared with libraries and plain torch."""
 
 from __future__ import annotations
 
 import argparse
+from functools import partial
 from pathlib import Path
 
 from peers.rounds import Contender
@@ -12,7 +13,7 @@ from stages.measuring import Case
 
 
 def maxsim(chosen: argparse.Namespace, work: Path) -> list[Case]:
-    """MaxSim of 32-vector queries against documents of one length, and of lengths between 20 and 300."""
+    """Return two cases: queries of 32 vectors with documents of 160 vectors each, and of 20 to 300."""
     cases = []
     for name in ("uniform", "ragged"):
         inputs = work / f"inputs-{name}"
@@ -40,12 +41,22 @@ def maxsim(chosen: argparse.Namespace, work: Path) -> list[Case]:
                 size=chosen.maxsim_queries,
                 size_of="queries",
                 unit="GFLOP/s",
-                work=lambda queries, per_query=per_query: queries * per_query / 1e9,
-                flops=lambda queries, per_query=per_query: queries * per_query,
+                work=partial(gflop, per_query),
+                flops=partial(flop, per_query),
                 probe=min(COMPARED, chosen.maxsim_queries),
                 budget_s=chosen.budget_s,
-                exact=lambda queries, inputs=inputs: exact_maxsim(inputs, queries),
+                exact=partial(exact_maxsim, inputs),
                 inputs={"documents": len(lengths_N), "document vectors": int(lengths_N.sum()), "dim": 128},
             )
         )
     return cases
+
+
+def flop(per_query: float, queries: int) -> float:
+    """Return the floating-point operations of this many queries."""
+    return queries * per_query
+
+
+def gflop(per_query: float, queries: int) -> float:
+    """Return the operations of this many queries in units of 1e9."""
+    return queries * per_query / 1e9

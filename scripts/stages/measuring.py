@@ -1,4 +1,4 @@
-"""Rounds that take turns: a case's contenders, their times and rates, and how far their values are apart."""
+"""Measure a case: its contenders take turns in rounds; times, rates and the differences of their values."""
 
 from __future__ import annotations
 
@@ -22,38 +22,38 @@ LEFT_OUT = "left out by --leave-out"
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """Contenders over the same inputs, and how their rounds are counted."""
+    """Contenders with the same inputs, and the units in which their rounds are counted."""
 
     name: str
     contenders: tuple[Contender, ...]
     reference: str
-    """The contender of ours that `ratios` are about."""
+    """The contender of evalkit to which `ratios` compares the others."""
     size: int
-    """Of a full round: queries or documents."""
+    """The number of queries or documents of a full round."""
     size_of: str
     unit: str
     work: Callable[[int], float]
-    """What a round of a size comes to, in the unit times seconds."""
+    """The work of a round of a size; divided by its seconds it is the rate in `unit`."""
     flops: Callable[[int], float] | None = None
     """Useful floating-point operations of a round, for the share of the GEMM ceiling."""
     probe: int
-    """Size of the first round, which is not counted, and of the one that a smaller size goes by."""
+    """The size of the warm-up round, and of the round from which a smaller size is computed."""
     budget_s: float | None = None
-    """Length of a round that slower contenders are held to by a smaller size; None: everybody has the full size."""
+    """The length of a round in seconds: slower contenders get a smaller size. None: all get the full size."""
     exact: Callable[[int], np.ndarray] | None = None
-    """What the probe's values should be; None: what the reference has."""
+    """Returns the exact values of the first queries; None: values are compared with the reference's."""
     inputs: Mapping[str, Any]
 
 
 def measured(stage: str, cases: Sequence[Case], chosen: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Measure a stage's cases and return all that its JSON holds."""
+    """Measure a stage's cases and return the content of its JSON file."""
     load = os.getloadavg()
     by_case = {case.name: measure(case, chosen, work / case.name) for case in cases}
     return {"stage": stage, "conditions": conditions(load), "cases": by_case}
 
 
 def measure(case: Case, chosen: argparse.Namespace, work: Path) -> dict[str, Any]:
-    """Start a case's contenders, let them take turns, and return their figures beside the ceilings."""
+    """Start a case's contenders, let them take turns, and return their figures and the ceilings."""
     work.mkdir(parents=True, exist_ok=True)
     missing: dict[str, str] = {}
     taken: dict[str, list[dict[str, Any]]] = {}
@@ -104,7 +104,7 @@ def measure(case: Case, chosen: argparse.Namespace, work: Path) -> dict[str, Any
 
 
 class Started(NamedTuple):
-    """A contender's process, warm, and the size of its rounds."""
+    """A contender's process after warm-up, and the size of its rounds."""
 
     worker: Worker
     size: int
@@ -121,14 +121,14 @@ def start(case: Case, contender: Contender, chosen: argparse.Namespace, work: Pa
     if case.budget_s is None:
         return Started(worker, case.size)
     size = fitting_size(case.size, case.probe, worker.round(case.probe)["seconds"], case.budget_s)
-    worker.round(size)  # native libraries prepare anew for every shape
+    worker.round(size)  # native libraries prepare for every new shape
     return Started(worker, size)
 
 
 def counted(
     case: Case, contender: Contender, size: int, seconds: Sequence[float], ceilings: Sequence[Mapping[str, float]]
 ) -> dict[str, Any]:
-    """Return a contender's times and rates, and its share of each round's GEMM rate at its precision, their median."""
+    """Return a contender's times and rates, and its median share of the GEMM rate of the same round and precision."""
     found: dict[str, Any] = {
         "size": size,
         "seconds": [round(value, 4) for value in seconds],
@@ -147,7 +147,7 @@ def counted(
 
 
 def ratios(case: Case, contenders: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """Return how many times the reference's rate each other's is: the median over paired rounds."""
+    """Return the reference's rate divided by each other contender's: the median over paired rounds."""
     if case.reference not in contenders:
         return {}
     ours = contenders[case.reference]
@@ -165,7 +165,7 @@ def ratios(case: Case, contenders: Mapping[str, Mapping[str, Any]]) -> dict[str,
 
 
 def compared(case: Case, name: str, work: Path) -> dict[str, Any]:
-    """Return how far a contender's values of the warm-up round are from the exact ones, or from the reference's."""
+    """Return the largest difference of a contender's values from the exact ones, or the reference's, in the warm-up."""
     own, of = work / f"{name}.npy", work / f"{case.reference}.npy"
     if not own.exists() or not (case.exact or of.exists()):
         return {}
@@ -181,11 +181,11 @@ def compared(case: Case, name: str, work: Path) -> dict[str, Any]:
 
 
 def top(score_QN: np.ndarray) -> list[list[int]]:
-    """Return the places of each query's ten best documents."""
+    """Return the positions of each query's ten best documents."""
     places: list[list[int]] = np.argsort(-score_QN, axis=1, kind="stable")[:, :10].tolist()
     return places
 
 
 def left_out(contender: Contender, chosen: argparse.Namespace) -> bool:
-    """Tell whether the command line leaves a contender out, such as bf16 on a processor that has no units for it."""
+    """Return whether --leave-out excludes a contender, such as bf16 on a processor without units for it."""
     return any(word in contender.name for word in filter(None, chosen.leave_out.split(",")))

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -86,7 +87,7 @@ def test_a_saved_config_keeps_paths_of_this_machine_in_a_file_that_may_be_delete
 
 def test_a_full_output_is_one_line_and_the_results_are_there(tmp_path):
     dataset(tmp_path / "T")
-    with open("/dev/full", "w") as full:  # noqa: PTH123 (a device)
+    with Path("/dev/full").open("w") as full:
         done = evalkit(
             "run",
             "model=bm25",
@@ -130,8 +131,7 @@ def test_a_working_folder_that_is_gone_is_told(tmp_path):
     gone = tmp_path / "gone"
     gone.mkdir()
     script = f"rmdir '{gone}'; exec '{sys.executable}' -m evalkit ls models"
-    root = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))  # noqa: PTH100, PTH120
-    environment = {**os.environ, "PYTHONPATH": root}
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).resolve().parents[2])}
     done = subprocess.run(
         ["/bin/sh", "-c", script], cwd=gone, capture_output=True, text=True, check=False, env=environment
     )

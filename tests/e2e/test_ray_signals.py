@@ -56,6 +56,7 @@ def test_ended_runs_leave_nothing_behind_and_finish_in_the_same_bytes(tmp_path):
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     subprocess.run(command(whole), check=True, capture_output=True, timeout=600)
     memory = shared_memory()
+    topk = broken / "cache" / "topk"
     for shards, name in ((1, "SIGTERM"), (3, "SIGINT"), (5, "SIGKILL")):
         mark = uuid.uuid4().hex
         process = subprocess.Popen(
@@ -65,12 +66,11 @@ def test_ended_runs_leave_nothing_behind_and_finish_in_the_same_bytes(tmp_path):
             stderr=subprocess.PIPE,
             text=True,
         )
-        topk = broken / "cache" / "topk"
-        until(lambda: len(list(topk.glob("*/*.json"))) >= shards, process=process)  # noqa: B023 (called at once)
+        until(lambda wanted=shards: len(list(topk.glob("*/*.json"))) >= wanted, process=process)
         process.send_signal(getattr(signal, name))
         process.communicate(timeout=300)
         assert process.returncode != 0, "the run was over before the signal came; the test needs more documents"
-        until(lambda: not marked(mark))  # noqa: B023
+        until(lambda mark=mark: not marked(mark))
         assert not list((broken / "results").rglob("scores.json"))
         assert shared_memory() <= memory
     done = subprocess.run(command(broken, *WORKERS), check=False, capture_output=True, text=True, timeout=600)

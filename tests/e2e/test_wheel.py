@@ -41,12 +41,13 @@ def test_an_installed_wheel_runs_the_demo_from_any_folder(tmp_path):
         json.loads(path.read_text("utf-8")) for path in (elsewhere / "evalkit-results" / "runs").glob("*/scores.json")
     ]
     assert sorted(cell["dim"] for cell in scores) == [64, 96, 128]
-    listed = subprocess.run(  # noqa: PLW1510 (what it prints is asserted)
+    listed = subprocess.run(
         [tmp_path / "env" / "bin" / "evalkit", "ls", "datasets"],
         cwd=elsewhere,
         capture_output=True,
         text=True,
         timeout=600,
+        check=True,
     )
     assert "miracl/sw" in listed.stdout
 

@@ -1,4 +1,4 @@
-"""Without a GPU: one thread, for Triton's interpreter knows no more."""
+"""Without a GPU, tests use one thread, because Triton's interpreter supports no more."""
 
 import pytest
 import torch

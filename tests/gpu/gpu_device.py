@@ -1,4 +1,4 @@
-"""The device of the tests in this folder: a GPU where there is one, else the CPU with Triton's interpreter."""
+"""The device of the tests in this folder: a GPU if there is one, otherwise the CPU with Triton's interpreter."""
 
 import dataclasses
 
@@ -14,11 +14,11 @@ ON_GPU = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 needs_gpu = pytest.mark.skipif(not ON_GPU, reason="needs a GPU")
 WORDS = ["hello", "world", "the", "a", "b", "c", ".", ",", "!"]
-"""What the small checkpoints' tokenizers know."""
+"""Words in the vocabulary of the small checkpoints' tokenizers."""
 
 
 def invented(count, *, longest=40, seed=0):
-    """Texts of 1 to `longest` words."""
+    """Return random texts of 1 to `longest` words."""
     generator = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, longest + 1, (count,), generator=generator).tolist()
     return [

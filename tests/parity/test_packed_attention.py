@@ -136,7 +136,10 @@ def test_the_check_finds_texts_that_attend_to_their_neighbours(name, tmp_path, m
 def test_the_check_finds_alibi_that_does_not_reach_packed_texts(tmp_path, monkeypatch):
     padded, _ = fixture("jina-colbert-v1-en", tmp_path / "m")
     assert {finding.verdict for finding in canary.packing(padded)} == {"ok"}
-    without = lambda *heads, scale, bias_ATT: attention.packed_attention(*heads, scale=scale)  # noqa: E731
+
+    def without(*heads, scale, bias_ATT):
+        return attention.packed_attention(*heads, scale=scale)
+
     monkeypatch.setattr(jina_bert, "packed_attention", without)
     assert "FAILED" in {finding.verdict for finding in canary.packing(padded)}
 

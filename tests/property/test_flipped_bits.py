@@ -67,7 +67,7 @@ def test_a_manifest_says_the_same_or_its_shard_is_redone(bit):
     place, manifest, _ = shard()
     path = place / "s.json"
     path.write_bytes(flipped(manifest, bit))
-    with _warnings() as lines:
+    with StoreWarnings() as lines:
         facts, arrays = shard_files.finished(place, "s"), shard_files.load(place, "s")
     try:
         whole = shard_files.read_manifest(place, "s")
@@ -89,7 +89,7 @@ def test_the_arrays_of_a_shard_are_the_same_or_it_is_redone(bit):
     place, _, arrays = shard()
     path = place / "s.safetensors"
     path.write_bytes(flipped(arrays, bit))
-    with _warnings() as lines:
+    with StoreWarnings() as lines:
         assert shard_files.load(place, "s") is None
     assert "the shard is redone" in lines[0]
     assert str(path) in lines[0]
@@ -269,7 +269,7 @@ def test_any_record_comes_back_from_its_seal(values):
     assert seal.unseal(seal.seal(values)) == values
 
 
-class _warnings(logging.Handler):  # noqa: N801 (reads as the context that it is)
+class StoreWarnings(logging.Handler):
     """The store's warnings; pytest's caplog is one for a whole test, and each example needs its own."""
 
     def __enter__(self):

@@ -243,11 +243,11 @@ def test_adding_statistics_is_associative() -> None:
         (replace(TEXT, b=1.5), r"b 1\.5 of bm25: wanted a number from 0 to 1; Anserini uses 0\.4"),
         (replace(TEXT, b=math.nan), r"b nan of bm25: wanted a number from 0 to 1"),
         (
-            replace(TEXT, analyzer="englsh"),  # type: ignore[arg-type]
+            replace(TEXT, analyzer="englsh"),
             r"analyzer 'englsh' unknown; did you mean english\?",
         ),
         (
-            replace(TEXT, fields=("titel",)),  # type: ignore[arg-type]
+            replace(TEXT, fields=("titel",)),
             r"BM25 field 'titel' unknown; did you mean title\?",
         ),
         (replace(TEXT, fields=()), r"no BM25 field given; wanted one or more of contents, text, title"),

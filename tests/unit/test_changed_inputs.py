@@ -503,10 +503,10 @@ def test_a_run_is_reranked_over_its_own_corpus_alone(foxes: Path, tmp_path: Path
         return rerank.rerank(
             results.read_run(path),
             datasets.load(config_of(foxes, tmp_path).dataset),
-            Lengths(),  # type: ignore[arg-type]  # what of a re-ranker is asked here
+            Lengths(),
             depth=3,
             batch_tokens=100,
-            advance=lambda *_: None,  # type: ignore[arg-type]  # as above
+            advance=lambda *_: None,
             corpus=results.corpus_of(path),
         )
 

@@ -124,7 +124,7 @@ def test_another_order_hides_no_difference(documents: tuple[Document, ...], comp
     ids=["text", "fewer documents", "query", "judgement missing", "grade"],
 )
 def test_sources_that_disagree_are_named_with_the_first_difference(change: dict[str, object], complaint: str) -> None:
-    other = dataclasses.replace(small("two"), **change)  # type: ignore[arg-type]
+    other = dataclasses.replace(small("two"), **change)
     with pytest.raises(DatasetError) as caught:
         agree(small(), other)
     message = str(caught.value)

@@ -134,7 +134,7 @@ def folder_beside_the_copy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, qrel
     def load_beside(config: DatasetConfig) -> Dataset:
         return load_folder(replace(config, path=str(folder)))
 
-    monkeypatch.setitem(datasets.SOURCES, "ir_datasets", load_beside)  # type: ignore[arg-type]  # a dict indeed
+    monkeypatch.setitem(datasets.SOURCES, "ir_datasets", load_beside)
     monkeypatch.setattr(irds, "stored", lambda _identifier: True)
 
 

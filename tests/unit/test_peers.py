@@ -323,10 +323,10 @@ def test_a_sample_with_vectors_of_another_dim_is_refused_in_one_line(tmp_path):
     (tmp_path / "out" / "peer.json").write_text('{"system": "fake:demo", "library": "fake"}')
     demo_sample(tmp_path / "out" / "sample.npz", dim=7)
     with pytest.raises(PeerError, match=r"sample.npz: got vectors of dim 7, wanted 64 as demo has; give"):
-        parity.hold(tmp_path / "out", tmp_path / "demo", data)
+        parity.compare(tmp_path / "out", tmp_path / "demo", data)
     (tmp_path / "out" / "sample.npz").write_bytes(b"no")
     with pytest.raises(PeerError, match="not a sample"):
-        parity.hold(tmp_path / "out", tmp_path / "demo", data)
+        parity.compare(tmp_path / "out", tmp_path / "demo", data)
     (tmp_path / "out" / "peer.json").unlink()
     with pytest.raises(PeerError, match=r"got no whole peer.json"):
-        parity.hold(tmp_path / "out", tmp_path / "demo", data)
+        parity.compare(tmp_path / "out", tmp_path / "demo", data)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from evalkit.config.settings import DatasetConfig, SourceName
 from evalkit.datasets import hub, irds
 from evalkit.datasets.folder import judgement_line, load_folder, qrels_file
+from evalkit.datasets.judged import other_spelling
 from evalkit.datasets.learned import Learned
 from evalkit.datasets.survey import Survey
 from evalkit.errors import ChangedError, DatasetError, DeviationError, Tried
@@ -257,12 +258,20 @@ def _missing(config: DatasetConfig, dataset: Dataset, missing: frozenset[str]) -
             if document_id in missing
         )
         first = f" (the first is {document_id!r}, {_where(config, dataset, query_id, document_id)})"
+        wanted += _spelling(missing, (document.id for document in dataset.corpus.documents()))
     condition = "lacks these too" if missing else "has them all"
     return _Deviation(
         f"dataset {dataset.name}: got judgements of {len(missing)} documents that the corpus from {dataset.source} "
         f"lacks{first}, wanted {wanted}",
         f"set dataset.counts.missing={len(missing)} if the published corpus {condition}",
     )
+
+
+def _spelling(wanted: Collection[str], ids: Iterable[str]) -> str:
+    """Return the hint that an id is only spelled in another way; reads the ids until it is found."""
+    if (pair := other_spelling(wanted, ids)) is None:
+        return ""
+    return f"; ids differ only by Unicode normalisation, got {pair[0]!a}, wanted {pair[1]!a}"
 
 
 def _where(config: DatasetConfig, dataset: Dataset, query_id: str, document_id: str) -> str:

@@ -25,6 +25,7 @@ from typing import Any, Final
 import numpy as np
 import xxhash
 
+from evalkit.datasets.judged import LONGEST_ID
 from evalkit.errors import ChangedError, DatasetError
 from evalkit.storage import outside
 from evalkit.storage.paths import survey_file, write_whole
@@ -36,8 +37,6 @@ SHARD_RULE: Final = "by content, 1"
 """The rule for shard boundaries. It is part of the protocol because a shard's texts can change a vector's last bits."""
 _FORMAT: Final = 4
 """Raise it when the checksum, the estimate or the shard rule changes, so that old surveys are not found."""
-LONGEST_ID: Final = 4096
-"""Most bytes of a document's id, more than in any collection: every hit in a run file is a line with its id."""
 _PROGRESS_DOCUMENTS: Final = 4096
 """Documents between two calls of `progress`."""
 _MARKER_TOKENS: Final = 3

@@ -404,6 +404,29 @@ def test_judgements_of_unknown_queries_are_refused_or_recorded(tmp_path: Path) -
     assert set(dataset.qrels) == {"q1", "q8", "q9"}
 
 
+def test_an_id_that_is_only_normalised_otherwise_is_named(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path)
+    corpus = folder / "corpus.jsonl"
+    corpus.write_text(corpus.read_text(encoding="utf-8").replace('"d1"', '"cafe\u0301"'), encoding="utf-8")
+    (folder / "qrels" / "test.tsv").write_text("q1\tcaf\u00e9\t1\n", encoding="utf-8")
+    found = surveyed(datasets.load(config(folder)), tmp_path)
+    assert (
+        "wanted every judged document in it; ids differ only by Unicode normalisation, got 'cafe\\u0301', wanted "
+        "'caf\\xe9'; "
+    ) in refusal(lambda: datasets.deviations(datasets.load(config(folder)), found, config(folder)))
+
+
+def test_a_query_id_of_a_megabyte_is_refused(tmp_path: Path) -> None:
+    folder = small_folder(tmp_path)
+    name = "q" * 1_000_000
+    (folder / "queries.jsonl").write_text(f'{{"_id": "{name}", "text": "x"}}\n', encoding="utf-8")
+    (folder / "qrels" / "test.tsv").write_text(f"{name}\td1\t1\n", encoding="utf-8")
+    assert refusal(lambda: datasets.load(config(folder))) == (
+        f"dataset small: got an id of 1,000,000 bytes for query number 1 from folder {folder.name}, wanted 4,096 at "
+        "most; give the queries shorter ids"
+    )
+
+
 def test_judgements_of_unknown_documents_are_refused_or_recorded(tmp_path: Path) -> None:
     """Only the survey can tell, which has read the whole corpus; the first is the first in the qrels."""
     folder = small_folder(tmp_path)

@@ -30,6 +30,6 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 @cache
-def say_once(problem: str) -> None:
+def warn_once(problem: str) -> None:
     """Log a problem, once per process."""
     log.warning("%s", problem)

@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from evalkit.config.settings import MaxsimKernel, Nomination
 from evalkit.errors import ConfigError
 from evalkit.kernels.cpu import fixed_point, registers, simd
-from evalkit.kernels.trouble import first_line, say_once
+from evalkit.kernels.trouble import first_line, warn_once
 from evalkit.maxsim import bounds, packed, rescore
 from evalkit.ragged import Ragged, ragged
 
@@ -170,7 +170,7 @@ def _usable(documents: Ragged) -> KernelName:
         return "triton"
     problem = f"{problem}; packed is used instead"
     _GIVEN_UP[device.type, dim] = problem
-    say_once(problem)
+    warn_once(problem)
     return "packed"
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evalkit.kernels.trouble import first_line, is_out_of_memory, say_once
+from evalkit.kernels.trouble import first_line, is_out_of_memory, warn_once
 from evalkit.ragged import Ragged
 
 BATCH_NUMBERS = {"cpu": 1 << 26, "cuda": 1 << 30}
@@ -65,7 +65,7 @@ def exact_scores(
         if end == begin + 1:
             raise torch.OutOfMemoryError(problem)
         if device not in _FITTING:
-            say_once(f"exact scores of {end - begin} pairs did not fit memory ({problem}): smaller batches follow")
+            warn_once(f"exact scores of {end - begin} pairs did not fit memory ({problem}): smaller batches follow")
         most = _FITTING[device] = int(numbers_H[end - 1]) * (end - begin) // 2
         if device.type == "cuda":
             torch.cuda.empty_cache()

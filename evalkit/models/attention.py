@@ -26,8 +26,8 @@ from torch.nn import functional
 
 from evalkit.config.settings import Attention, EncoderConfig
 from evalkit.kernels.cpu import registers
-from evalkit.kernels.cpu.numba_folder import with_folder
-from evalkit.kernels.trouble import first_line, say_once
+from evalkit.kernels.cpu.numba_folder import with_cache_folder
+from evalkit.kernels.trouble import first_line, warn_once
 from evalkit.ragged import offsets
 
 Path: TypeAlias = Literal["sdpa", "varlen", "flash"]
@@ -118,7 +118,7 @@ def attend(  # noqa: PLR0913 (transformers calls it with these arguments)
     return packed_attention(query_XAK, key_XAK, value_XAK, packing, scale=scale).unsqueeze(0), None
 
 
-def interfaces(config: EncoderConfig) -> bool:
+def uses_attention_interface(config: EncoderConfig) -> bool:
     """Whether a model uses transformers' attention interface and each token attends to the whole text."""
     if config.backbone == "transformers":
         return config.architecture in PACKED
@@ -129,11 +129,11 @@ def has_kernel(config: EncoderConfig, module: nn.Module, *, device: torch.device
     """Tell whether evalkit's kernel can serve a padded model: fp32, a CPU with vector units, a suitable head width."""
     here = device.type == "cpu" and dtype == torch.float32
     shape: Any = getattr(module, "config", None)
-    if not here or shape is None or config.trust_remote_code or not interfaces(config):
+    if not here or shape is None or config.trust_remote_code or not uses_attention_interface(config):
         return False
     problem = kernel_problem()
     if problem:
-        say_once(problem)
+        warn_once(problem)
     if problem or not registers.available():
         return False
     columns: int = _kernel().COLUMNS
@@ -146,7 +146,7 @@ def kernel_problem() -> str:
 
     It is also "" on a processor without AVX2, for which there is no kernel.
     """
-    return registers.tried_out("the vector-unit kernels of attention", _kernel_gives_torchs_values)
+    return registers.trial_problem("the vector-unit kernels of attention", _kernel_gives_torchs_values)
 
 
 def _kernel_gives_torchs_values() -> bool:
@@ -171,7 +171,7 @@ def _kernel() -> Any:
 
         return attention_kernel
 
-    return with_folder(load)
+    return with_cache_folder(load)
 
 
 def padded_attention(query_BATK: Tensor, key_BATK: Tensor, value_BATK: Tensor, spans: Spans, *, scale: float) -> Tensor:
@@ -314,7 +314,7 @@ def _register() -> None:
 
 def enable(module: nn.Module, config: EncoderConfig) -> None:
     """Make a backbone of transformers use `attend`, which behaves like `sdpa` until a packing is given."""
-    if interfaces(config):
+    if uses_attention_interface(config):
         _register()
         shape: Any = module.config
         shape._attn_implementation = NAME  # noqa: SLF001 (no public setting without from_pretrained)
@@ -322,7 +322,7 @@ def enable(module: nn.Module, config: EncoderConfig) -> None:
 
 def packable(config: EncoderConfig) -> bool:
     """Whether a model can take packed texts; a checkpoint's own code may not support them."""
-    return not config.trust_remote_code and (config.backbone != "transformers" or interfaces(config))
+    return not config.trust_remote_code and (config.backbone != "transformers" or uses_attention_interface(config))
 
 
 class Chosen(NamedTuple):
@@ -339,7 +339,7 @@ def choose(asked: Attention, *, config: EncoderConfig, device: torch.device) -> 
     """
     chosen = _choose(asked, device, config.dtype, config.backbone, can_pack=packable(config))
     if chosen.problem:
-        say_once(chosen.problem)
+        warn_once(chosen.problem)
     return chosen
 
 

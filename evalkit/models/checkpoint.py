@@ -20,7 +20,7 @@ TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
 MODULES = "modules.json"
 """The list of modules, each with its folder, that sentence-transformers and PyLate save."""
-SAID = "config_sentence_transformers.json"
+ST_CONFIG = "config_sentence_transformers.json"
 """The file with a model's settings (PyLate) or prompts (sentence-transformers)."""
 METADATA = "artifact.metadata"
 """The file with a model's settings that Stanford ColBERT saves. It is optional and does not change vectors."""
@@ -216,7 +216,7 @@ def small_files(source: CheckpointSource) -> SmallFiles:
 def _with_dense(checkpoint: Checkpoint) -> Checkpoint:
     """Return a checkpoint with the files of its Dense modules, which are fetched if it came from the hub."""
     if checkpoint.revision is not None:
-        listed = [MODULES, SAID]
+        listed = [MODULES, ST_CONFIG]
         _snapshot(checkpoint.origin, checkpoint.revision, listed, whole=lambda folder: (folder / MODULES).is_file())
     if not (folders := dense_folders(checkpoint.folder)):
         got = "no Dense module in it" if (checkpoint.folder / MODULES).is_file() else "no such file"

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from evalkit.config.settings import Elementwise, EncoderConfig
 from evalkit.kernels.cpu import linear
-from evalkit.kernels.trouble import first_line, say_once
+from evalkit.kernels.trouble import first_line, warn_once
 from evalkit.models.attention import attend
 
 BACKBONES = ("jina_embeddings_v3", "bert")
@@ -34,7 +34,7 @@ SLICE_BYTES = 32 << 20
 They fit the level-2 cache of an H100 (50 MB), and the second product then has 128 tiles of 128 by 256 for 132
 multiprocessors. scripts/gpu/encoding.py also measures other sizes.
 """
-LEAST_ROWS = 1024
+MIN_SLICE_ROWS = 1024
 PROBE_ATOL = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 6e-2}
 """Largest accepted difference between the kernels and fp32, for values of up to about 4."""
 
@@ -68,7 +68,7 @@ class FusedLayer(nn.Module):
         """Return the layer's hidden states [B, T, H]; `position_embeddings` are the cosines and sines."""
         assert position_embeddings is not None
         mixed_BTH = self.self_attn(hidden_BTH, attention_mask, position_embeddings, **more)
-        hidden_BTH = added_and_normed(mixed_BTH, hidden_BTH, self.post_attention_layernorm)
+        hidden_BTH = add_and_norm(mixed_BTH, hidden_BTH, self.post_attention_layernorm)
         return in_slices(hidden_BTH, self.mlp, self.post_mlp_layernorm, width=self.width)
 
 
@@ -92,7 +92,7 @@ class FusedAttention(nn.Module):
             projection(hidden_BTH).unflatten(-1, (-1, self.head_dim))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        rotated(query, key, *position_embeddings)
+        rotate_in_place(query, key, *position_embeddings)
         heads = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
         mixed_BTAK, _ = attend(self, *heads, attention_mask, **more)
         out_BTH: Tensor = self.o_proj(mixed_BTAK.flatten(2))
@@ -109,7 +109,7 @@ class FusedResidual(nn.Module):
 
     def forward(self, rows: Tensor, residual: Tensor) -> Tensor:
         """Apply the block to rows [..., I] and residual [..., H]; return [..., H]."""
-        return added_and_normed(self.dense(rows), residual, self.LayerNorm)
+        return add_and_norm(self.dense(rows), residual, self.LayerNorm)
 
 
 class GeluInPlace(nn.Module):
@@ -129,12 +129,12 @@ def in_slices(hidden: Tensor, feed_forward: Callable[[Tensor], Tensor], norm: nn
     """
     hidden = hidden.contiguous()
     rows_XH = hidden.view(-1, hidden.shape[-1])
-    for slice_XH in torch.split(rows_XH, max(LEAST_ROWS, SLICE_BYTES // (width * hidden.element_size()))):
-        added_and_normed(slice_XH, feed_forward(slice_XH), norm)
+    for slice_XH in torch.split(rows_XH, max(MIN_SLICE_ROWS, SLICE_BYTES // (width * hidden.element_size()))):
+        add_and_norm(slice_XH, feed_forward(slice_XH), norm)
     return hidden
 
 
-def rotated(query_BTAK: Tensor, key_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> None:
+def rotate_in_place(query_BTAK: Tensor, key_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> None:
     """Apply RoPE to queries and keys in place; all texts use the tables of one text."""
     from evalkit.kernels.gpu.elementwise_kernel import rotate
 
@@ -157,7 +157,7 @@ def rotated(query_BTAK: Tensor, key_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tens
         )
 
 
-def added_and_normed(rows: Tensor, others: Tensor, norm: nn.LayerNorm) -> Tensor:
+def add_and_norm(rows: Tensor, others: Tensor, norm: nn.LayerNorm) -> Tensor:
     """Return `norm(rows + others)` [..., H]; `rows` is overwritten."""
     from evalkit.kernels.gpu.elementwise_kernel import add_norm
 
@@ -238,7 +238,7 @@ def choose(asked: Elementwise, *, config: EncoderConfig, device: torch.device) -
     problem = probe(device, config.dtype)
     if problem:
         problem = f"{problem}; torch's own calls are used instead"
-        say_once(problem)
+        warn_once(problem)
     return Chosen(fused=not problem, problem=problem)
 
 
@@ -260,8 +260,8 @@ def probe(device: torch.device, dtype: str) -> str:
     try:
         with torch.inference_mode():
             query, key = query.to(device), key.to(device)
-            rotated(query, key, cos.to(device), sin.to(device))
-            ours = [query, key, added_and_normed(rows.to(device), others.to(device), norm.to(device))]
+            rotate_in_place(query, key, cos.to(device), sin.to(device))
+            ours = [query, key, add_and_norm(rows.to(device), others.to(device), norm.to(device))]
             differences = [(one.float().cpu() - other).abs().max() for one, other in zip(ours, wanted, strict=True)]
             apart = float(torch.stack(differences).max())
     except Exception as error:  # noqa: BLE001 (a compiler that does not fit the GPU fails in ways of its own)

@@ -41,15 +41,17 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
-def attention_path(config: EncoderConfig, asked: Attention, device: torch.device) -> str:
-    """Return attention path and device type, both of which can change the last bits of vectors."""
-    return f"{choose(asked, config=config, device=device).path}/{device.type}"
-
-
 Head: TypeAlias = Tensor | nn.Sequential | None
-PADS_COUNT = ("xmod",)
-"""Backbones whose positions start after the pad id and skip padding; PADS_COUNT_OF names such architectures."""
-PADS_COUNT_OF = ("camembert", "roberta", "xlm-roberta")
+"""The weight [D, H] of a linear head, the layers of a Dense head, or None if hidden states are not projected."""
+PAD_OFFSET_BACKBONES = ("xmod",)
+"""Backbones whose positions start after the pad id and skip padding."""
+PAD_OFFSET_ARCHITECTURES = ("camembert", "roberta", "xlm-roberta")
+"""Architectures of `backbone: transformers` with the same positions."""
+
+
+def attention_path(config: EncoderConfig, asked: Attention, device: torch.device) -> str:
+    """Return attention path and device type as "PATH/TYPE"; both can change the last bits of vectors."""
+    return f"{choose(asked, config=config, device=device).path}/{device.type}"
 
 
 class Batch(NamedTuple):
@@ -171,7 +173,10 @@ class Encoder:
     def _positions(self, table: TokenTable) -> np.ndarray:
         """Return each token's position in its text [X]; XLM-R's family starts after the pad id and skips padding."""
         begin_X = np.repeat(table.offsets_N[:-1], table.lengths_N)
-        if self.config.backbone not in PADS_COUNT and self.config.architecture not in PADS_COUNT_OF:
+        if (
+            self.config.backbone not in PAD_OFFSET_BACKBONES
+            and self.config.architecture not in PAD_OFFSET_ARCHITECTURES
+        ):
             position_X: np.ndarray = np.arange(len(table.ids_X)) - begin_X
             return position_X
         real_X = table.ids_X != self.vocabulary.pad
@@ -327,7 +332,9 @@ def load_encoders(
         tensors = native.read_tensors(checkpoint)
         heads[dim] = _head(tensors, config, dim, checkpoint)
         for shared, members in groups:
-            if _same_backbone(shared, tensors) and _same_reading(next(iter(members.values())), checkpoint, config):
+            if _same_backbone(shared, tensors) and _same_tokenizer_and_config(
+                next(iter(members.values())), checkpoint, config
+            ):
                 members[dim] = checkpoint
                 break
         else:
@@ -446,7 +453,9 @@ def with_head_of(encoder: Encoder, own: Checkpoint, other: Checkpoint, dim: int)
     The files are compared by content, and only the head is read from the other checkpoint.
     """
     tensors = native.read_tensors(other)
-    if not _same_reading(own, other, encoder.config) or not _same_backbone(native.read_tensors(own), tensors):
+    if not _same_tokenizer_and_config(own, other, encoder.config) or not _same_backbone(
+        native.read_tensors(own), tensors
+    ):
         return None
     head = _head(tensors, encoder.config, dim, other)
     added = None if head is None else head.to(device=encoder.device, dtype=encoder.dtype)
@@ -460,14 +469,14 @@ def _same_backbone(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bo
     )
 
 
-def _same_reading(one: Checkpoint, other: Checkpoint, config: EncoderConfig) -> bool:
+def _same_tokenizer_and_config(one: Checkpoint, other: Checkpoint, config: EncoderConfig) -> bool:
     """Whether tokenizer and architecture are the same: with other tokens, the same weights are another model."""
     if one.checksums[TOKENIZER] != other.checksums[TOKENIZER] or one.code() != other.code():
         return False
     one_values, other_values = one.config(), other.config()
     keys: Iterable[str] = (*native.ARCHITECTURE_KEYS, *native.OPTIONAL_KEYS)
     if config.backbone == "transformers":  # its classes may read any file
-        keys = {*one_values, *other_values} - generic.COSMETIC
+        keys = {*one_values, *other_values} - generic.IGNORED_KEYS
     return all(one_values.get(key) == other_values.get(key) for key in keys)
 
 

@@ -18,7 +18,7 @@ from evalkit.models.checkpoint import (
     CONFIG,
     METADATA,
     MODULES,
-    SAID,
+    ST_CONFIG,
     TOKENIZER,
     WEIGHTS,
     modules,
@@ -96,7 +96,7 @@ def infer(source: CheckpointSource, *, name: str) -> Inferred:
         folder,
         read_json(folder / CONFIG),
         _json(folder, METADATA),
-        _json(folder, SAID),
+        _json(folder, ST_CONFIG),
         modules(folder),
     )
     for kind, path in files.modules:
@@ -111,7 +111,7 @@ def infer(source: CheckpointSource, *, name: str) -> Inferred:
     else:
         msg = (
             f"{found.origin}: no file says how vectors are made of its hidden states; wanted {METADATA} (Stanford "
-            f"ColBERT), {SAID} with query_prefix (PyLate) or {MODULES} with Pooling (sentence-transformers)"
+            f"ColBERT), {ST_CONFIG} with query_prefix (PyLate) or {MODULES} with Pooling (sentence-transformers)"
         )
         raise ModelError(f"{msg}; write the config by hand, after one that evalkit ls models shows")
     dim = facts.pop("dim")
@@ -134,7 +134,7 @@ def infer(source: CheckpointSource, *, name: str) -> Inferred:
 
 
 def _late(files: _Files) -> dict[str, Fact]:
-    facts = {"kind": Fact("late_interaction", METADATA if files.metadata else SAID)}
+    facts = {"kind": Fact("late_interaction", METADATA if files.metadata else ST_CONFIG)}
     stanford = not files.modules
     if stanford:
         facts["dim"] = _first((files.metadata, "dim", METADATA)) or Fact(128)
@@ -144,18 +144,18 @@ def _late(files: _Files) -> dict[str, Fact]:
         head, dim = _dense(files)
         facts |= {"dim": dim, "head": head}
         skiplist = "pylate"
-    expands = _first((files.said, "do_query_expansion", SAID)) or Fact(value=True)
+    expands = _first((files.said, "do_query_expansion", ST_CONFIG)) or Fact(value=True)
     attends = _first(
-        (files.said, "attend_to_expansion_tokens", SAID), (files.metadata, "attend_to_mask_tokens", METADATA)
+        (files.said, "attend_to_expansion_tokens", ST_CONFIG), (files.metadata, "attend_to_mask_tokens", METADATA)
     ) or Fact(value=False)
     prompts = _prompts(files.said)
     for side, length, expand in (("query", "query", True), ("document", "doc", False)):
-        tokens = _first((files.said, f"{side}_length", SAID), (files.metadata, f"{length}_maxlen", METADATA)) or Fact(
-            32 if expand else 180
-        )
-        marker = _first((files.said, f"{side}_prefix", SAID), (files.metadata, f"{length}_token_id", METADATA)) or Fact(
-            _default_marker(side, stanford=stanford)
-        )
+        tokens = _first(
+            (files.said, f"{side}_length", ST_CONFIG), (files.metadata, f"{length}_maxlen", METADATA)
+        ) or Fact(32 if expand else 180)
+        marker = _first(
+            (files.said, f"{side}_prefix", ST_CONFIG), (files.metadata, f"{length}_token_id", METADATA)
+        ) or Fact(_default_marker(side, stanford=stanford))
         rules: dict[str, Any] = {"max_tokens": tokens.value}
         if marker.value:
             rules["marker"] = marker.value
@@ -187,10 +187,10 @@ def _skiplist(files: _Files, library: str) -> dict[str, Fact]:
         return {"skiplist": Fact("stanford" if drops.value else "none", drops.source)}
     words = files.said.get("skiplist_words")
     if words is None or list(words) == list(string.punctuation):
-        return {"skiplist": Fact("pylate", f"{SAID}: skiplist_words" if words else "")}
+        return {"skiplist": Fact("pylate", f"{ST_CONFIG}: skiplist_words" if words else "")}
     if not words:
-        return {"skiplist": Fact("none", f"{SAID}: skiplist_words")}
-    source = f"{SAID}: skiplist_words"
+        return {"skiplist": Fact("none", f"{ST_CONFIG}: skiplist_words")}
+    source = f"{ST_CONFIG}: skiplist_words"
     return {"skiplist": Fact("pylate", source), "skiplist_words": Fact(list(map(str, words)), source)}
 
 
@@ -211,7 +211,7 @@ def _single(files: _Files) -> dict[str, Fact]:
         **rules,
         "pooling": pooling,
         "normalize": Fact(
-            normal or cosine, MODULES if normal else f"{SAID}: similarity_fn_name" if cosine else MODULES
+            normal or cosine, MODULES if normal else f"{ST_CONFIG}: similarity_fn_name" if cosine else MODULES
         ),
         "skiplist": Fact("none", MODULES),
     }
@@ -328,7 +328,7 @@ def _licence(folder: Path) -> Fact:
 
 
 def _read(folder: Path) -> list[str]:
-    named = (CONFIG, METADATA, MODULES, SAID, LENGTHS, TOKENIZER)
+    named = (CONFIG, METADATA, MODULES, ST_CONFIG, LENGTHS, TOKENIZER)
     return [name for name in named if (folder / name).is_file()]
 
 

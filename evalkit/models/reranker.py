@@ -87,7 +87,7 @@ def shares(query: int, document: int, *, room: int) -> tuple[int, int]:
 
 def load_reranker(config: RerankerConfig, *, device: torch.device) -> Reranker:
     """Load a re-ranker on a device. Raises ModelError if the checkpoint is missing, damaged or not XLM-R."""
-    with backbones.transformers_at_work():
+    with backbones.explain_import_errors():
         from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 
     checkpoint = _resolved(config)

@@ -290,7 +290,7 @@ def test_auto_is_the_triton_kernel_on_a_gpu():
 
 @pytest.fixture
 def fresh(caplog):
-    caches = (choice.probe, trouble.say_once)
+    caches = (choice.probe, trouble.warn_once)
     for cached in caches:
         cached.cache_clear()
     choice._GIVEN_UP.clear()

@@ -29,7 +29,7 @@ COLUMNS = PANEL_REGISTERS * REGISTERS.size_bytes // 4
 """Keys of a panel, and output columns of a head that are computed together."""
 ROWS = 12 if REGISTERS.total >= 32 else 6
 """Query positions of a tile: their sums, a panel's registers and one more fit the register file."""
-FAR_BELOW = -1e30
+PADDING_LOGIT = -1e30
 """Initial logit of keys that are padding."""
 LOWEST_POWER = -126.0
 """The smallest exponent for which 2ˣ is a normal fp32 number."""
@@ -209,7 +209,7 @@ def attention(query_BTAK, key_BTAK, value_BTAK, length_B, attended_B, scale, out
         panels = (attended + COLUMNS - 1) // COLUMNS
         mixed = (attended + UNROLLED - 1) // UNROLLED * UNROLLED
         for key in range(panels * COLUMNS):
-            begin_Y[key] = 0 if key < attended else FAR_BELOW
+            begin_Y[key] = 0 if key < attended else PADDING_LOGIT
         for a in range(heads):
             for row in range(length):
                 for k in range(head):
@@ -229,7 +229,7 @@ def attention(query_BTAK, key_BTAK, value_BTAK, length_B, attended_B, scale, out
             while row < length:
                 rows = ROWS if length >= ROWS else 1
                 row = min(row, length - rows)  # the last tile overlaps rows that are already computed
-                largest_RY[:] = FAR_BELOW
+                largest_RY[:] = PADDING_LOGIT
                 for panel in range(panels):
                     if rows == ROWS:
                         _logits_of_rows(query_TK, row, panel_PKY, panel, begin_Y, logit_RY, largest_RY)

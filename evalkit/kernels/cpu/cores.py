@@ -21,7 +21,7 @@ Submit = Callable[..., Future[Any]]
 
 
 @contextmanager
-def a_core_each(cores: int) -> Iterator[Submit]:
+def thread_per_core(cores: int) -> Iterator[Submit]:
     """Yield a function that starts work in one of `cores` threads; torch uses one thread per call until the exit.
 
     The exit waits for work in flight and restores torch's number of threads. After an error, work that has not started
@@ -61,7 +61,7 @@ def map_ranges(work: Callable[[int, int], None], edges: Sequence[int]) -> None:
     if len(ranges) == 1:
         work(*ranges[0])
         return
-    with a_core_each(len(ranges)) as submit:
+    with thread_per_core(len(ranges)) as submit:
         for done in [submit(work, *of) for of in ranges]:
             done.result()
 

@@ -19,7 +19,7 @@ from torch.nn import functional
 
 from evalkit.kernels.cpu import memory
 
-LAID_OUT_FOR = 1024
+ROWS_HINT = 1024
 """Hint to oneDNN of the number of rows; other numbers give correct results too."""
 GELU_PLACES = (("dense", "intermediate_act_fn"), ("fc1", "activation_fn"))
 """transformers' names of a linear layer and its activation: in BERT and XMOD, and in jina_embeddings_v3."""
@@ -34,24 +34,24 @@ class OnednnLinear(nn.Module):
         """Pack a weight [O, I] into oneDNN's layout; the given tensor can then be freed."""
         super().__init__()
         # Not a parameter or buffer: code that moves or copies those cannot handle oneDNN's layout.
-        self._laid_out: Any = _operator("_reorder_linear_weight")(weight_OI.detach(), LAID_OUT_FOR)
+        self._packed_weight: Any = _operator("_reorder_linear_weight")(weight_OI.detach(), ROWS_HINT)
         self._after: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
         self.bias = None if bias_O is None else nn.Parameter(bias_O.detach(), requires_grad=False)
 
     @property
     def weight(self) -> Tensor:
         """The weight [O, I] in the dense layout, unpacked at each access."""
-        dense: Tensor = self._laid_out.to_dense()
+        dense: Tensor = self._packed_weight.to_dense()
         return dense
 
     def forward(self, rows: Tensor) -> Tensor:
         """Apply the layer to [..., I]; return [..., O]."""
-        out: Tensor = _operator("_linear_pointwise")(rows, self._laid_out, self.bias, *self._after)
+        out: Tensor = _operator("_linear_pointwise")(rows, self._packed_weight, self.bias, *self._after)
         return out
 
     def plus(self, rows: Tensor, other: Tensor) -> Tensor:
         """Apply the layer without GELU to [..., I] and add `other` [..., O]."""
-        out: Tensor = _operator("_linear_pointwise").binary(rows, other, self._laid_out, self.bias, "add")
+        out: Tensor = _operator("_linear_pointwise").binary(rows, other, self._packed_weight, self.bias, "add")
         return out
 
 

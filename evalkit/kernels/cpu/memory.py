@@ -40,7 +40,7 @@ def bound_native_caches() -> None:
         os.environ.setdefault(name, str(_CACHED_SHAPES))
 
 
-def give_back(*, above_bytes: int = 0) -> None:
+def return_free_pages(*, above_bytes: int = 0) -> None:
     """Return the allocator's free pages to the system.
 
     With `above_bytes`, do so only if resident memory has grown by more than that since the last return. Batches of one

@@ -68,7 +68,7 @@ def _target() -> frozenset[str]:
     return frozenset(name[1:] for name in features.split(",") if name.startswith("+"))
 
 
-def tried_out(label: str, right: Callable[[], bool]) -> str:
+def trial_problem(label: str, right: Callable[[], bool]) -> str:
     """Compile and run kernels once; return why they cannot be used, or an empty text if they can.
 
     `label` names them in the text. `right` runs them on a few numbers and tells whether the result is correct.

@@ -15,8 +15,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from evalkit.kernels.cpu import cores, fixed_point, registers
-from evalkit.kernels.cpu.numba_folder import with_folder
-from evalkit.kernels.trouble import say_once
+from evalkit.kernels.cpu.numba_folder import with_cache_folder
+from evalkit.kernels.trouble import warn_once
 from evalkit.ragged import Ragged, offsets, ragged
 
 BLOCK_BYTES = 1 << 19
@@ -29,14 +29,14 @@ def usable() -> bool:
     """Tell whether the kernels can be used here; log once why not if the processor would support them."""
     found = problem()
     if found:
-        say_once(found)
+        warn_once(found)
     return registers.available() and not found
 
 
 @cache
 def problem() -> str:
     """Compile the kernels, score a few texts and compare with torch; return why they cannot be used, or ""."""
-    return registers.tried_out("the vector-unit kernels of MaxSim", _give_torchs_scores)
+    return registers.trial_problem("the vector-unit kernels of MaxSim", _give_torchs_scores)
 
 
 def _give_torchs_scores() -> bool:
@@ -65,7 +65,7 @@ def _kernel() -> Any:
 
         return simd_kernel
 
-    return with_folder(load)
+    return with_cache_folder(load)
 
 
 def scores(queries: Ragged, documents: Ragged) -> Tensor:

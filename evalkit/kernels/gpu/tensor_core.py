@@ -15,7 +15,7 @@ from torch import Tensor
 
 from evalkit.kernels.gpu.pieces import GRAIN, QUERY_PIECE, Documents, dim_parts, query_pieces, query_sums
 from evalkit.kernels.gpu.triton_kernel import maxsim
-from evalkit.kernels.trouble import first_line, is_out_of_memory, say_once
+from evalkit.kernels.trouble import first_line, is_out_of_memory, warn_once
 from evalkit.ragged import Ragged
 
 WORTH_TIMING = 1e13
@@ -181,7 +181,7 @@ def _timed(documents: Documents, query_count: int, fitting: Sequence[Tiling]) ->
         except Exception as error:  # compilers raise many kinds of errors
             if is_out_of_memory(error):
                 raise
-            say_once(f"{tiling} cannot run here ({type(error).__name__}: {first_line(error)}): another is used")
+            warn_once(f"{tiling} cannot run here ({type(error).__name__}: {first_line(error)}): another is used")
             continue
         if best is None or took < best[0]:
             best = (took, tiling)

@@ -21,7 +21,7 @@ from evalkit.errors import ModelError
 
 POOLER = "pooler."
 """No vector depends on the pooler, so it may be missing, and is removed otherwise."""
-COSMETIC = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
+IGNORED_KEYS = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
 """Keys of config.json that do not change vectors, since the job sets the dtype."""
 
 

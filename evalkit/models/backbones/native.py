@@ -79,9 +79,9 @@ COUNTS = (
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 MEASURES = ("layer_norm_eps", "adapter_reduction_factor")
 SWITCHES = ("pre_norm", "adapter_layer_norm", "adapter_reuse_layer_norm", "ln_before_adapter")
-MOST = 100_000_000
+MAX_SIZE = 100_000_000
 """More than any valid size in config.json; building a model of a larger size would not end."""
-MOST_LAYERS = 1_000
+MAX_LAYERS = 1_000
 DEFAULT_ROPE_THETA = 10_000.0
 """RoPE base if config.json has none: inferred from the default of the original code, not published."""
 
@@ -166,12 +166,12 @@ def build(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Enco
         if name in values and values[name] != value:
             msg = f"{origin}: config.json has {name} {values[name]!r}, wanted {value!r} for model.backbone"
             raise ModelError(f"{msg}={config.backbone}; this is another architecture")
-    with transformers_at_work():
+    with explain_import_errors():
         return BACKBONES[config.backbone](tensors, values, config, origin=origin)
 
 
 @contextmanager
-def transformers_at_work() -> Iterator[None]:
+def explain_import_errors() -> Iterator[None]:
     """Raise the failure of a package that transformers imports as a ModelError of one line.
 
     A torchvision or flash_attn that was built for another torch fails on import; no model here needs them.
@@ -446,8 +446,8 @@ def config_values(values: Mapping[str, Any], names: list[str], *, origin: str) -
         msg = f"{origin}: config.json lacks {', '.join(missing)}, which the architecture needs"
         raise ModelError(msg)
     for kind, fits, wanted in (
-        (COUNTS, _count, f"whole numbers from 1 to {MOST:,}"),
-        (("num_hidden_layers",), lambda value: value <= MOST_LAYERS, f"{MOST_LAYERS} layers at most"),
+        (COUNTS, _count, f"whole numbers from 1 to {MAX_SIZE:,}"),
+        (("num_hidden_layers",), lambda value: value <= MAX_LAYERS, f"{MAX_LAYERS} layers at most"),
         (TOKEN_IDS, lambda value: type(value) is int and 0 <= value < values["vocab_size"], "ids of the vocabulary"),
         (MEASURES, _positive, "numbers above 0"),
         (SWITCHES, lambda value: isinstance(value, bool), "true or false"),
@@ -467,7 +467,7 @@ def config_values(values: Mapping[str, Any], names: list[str], *, origin: str) -
 
 
 def _count(value: object) -> bool:
-    return type(value) is int and 0 < value <= MOST
+    return type(value) is int and 0 < value <= MAX_SIZE
 
 
 def _positive(value: object) -> bool:

@@ -178,7 +178,7 @@ def test_a_module_that_is_not_known_is_refused_by_its_name(tmp_path):
     ("name", "changed", "message"),
     [
         ("1_Dense/config.json", {"activation_function": "house.Swish2"}, "activation_function 'house.Swish2'"),
-        ("1_Dense/config.json", {"dropout": 0.1}, "got dropout, which is not known of a Dense module"),
+        ("1_Dense/config.json", {"dropout": 0.1}, "got dropout, which is not a known key of a Dense module"),
         ("1_Dense/config.json", {"in_features": 31}, r"wanted .*\(16, 31\)"),
     ],
 )

@@ -44,7 +44,7 @@ class Reranker:
     def pairs(self, query: str, documents: Sequence[str]) -> list[list[int]]:
         """Return the token ids of `<s> query </s></s> document </s>` for each document.
 
-        A pair of more than `max_tokens` token ids is truncated as `shares` says.
+        A pair of more than `max_tokens` token ids is truncated as `truncated_lengths` says.
         """
         tokenizer = self.vocabulary.tokenizer
         (query_encoding,) = tokenizer.encode_batch_fast([query], add_special_tokens=False)
@@ -53,7 +53,7 @@ class Reranker:
         pairs = []
         for encoding in encodings:
             # Four special tokens are added to each pair.
-            kept_q, kept_d = shares(len(query_ids), len(encoding.ids), room=self.config.max_tokens - 4)
+            kept_q, kept_d = truncated_lengths(len(query_ids), len(encoding.ids), room=self.config.max_tokens - 4)
             pairs.append([first, *query_ids[:kept_q], last, last, *encoding.ids[:kept_d], last])
         return pairs
 
@@ -75,10 +75,10 @@ class Reranker:
         return [float(score) for score in logits[:, 0].float().tolist()]
 
 
-def shares(query: int, document: int, *, room: int) -> tuple[int, int]:
+def truncated_lengths(query: int, document: int, *, room: int) -> tuple[int, int]:
     """Return how many tokens of query and document fit into `room` tokens if the longer side is truncated first.
 
-    >>> shares(10, 500, room=100), shares(80, 500, room=100), shares(80, 10, room=100)
+    >>> truncated_lengths(10, 500, room=100), truncated_lengths(80, 500, room=100), truncated_lengths(80, 10, room=100)
     ((10, 90), (50, 50), (80, 10))
     """
     if query + document <= room:

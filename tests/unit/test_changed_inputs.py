@@ -456,7 +456,7 @@ def test_a_checkpoint_replaced_while_it_encodes_stores_nothing(
         return frozenset()
 
     monkeypatch.setattr(loaded, "canary", canary)
-    with pytest.raises(ModelError, match=r"wanted the same file for the whole run; nothing more was stored"):
+    with pytest.raises(ModelError, match=r"wanted the same file for the whole job; nothing more was stored"):
         run(config_of(foxes, tmp_path, *words))
     assert not files(tmp_path / "cache", "*.safetensors")
     assert not files(tmp_path / "results", "*.json")

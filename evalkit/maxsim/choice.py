@@ -209,7 +209,7 @@ def probe(device: torch.device, dtype: torch.dtype, dim: int, piece: int) -> str
         tiling = tensor_core.expected(fitting, query_count=tensor_core.FEW_PIECES + 1)
         laid = pieces.document_pieces(there, piece=piece)
         error_QN = (tensor_core.scores(queries, laid, tiling=tiling).cpu().double() - wanted_QN).abs()
-    except Exception as error:  # noqa: BLE001 (a compiler that does not fit the GPU fails in ways of its own)
+    except Exception as error:  # noqa: BLE001 (a compiler that does not support the GPU can raise anything)
         return f"{label} is unusable here ({type(error).__name__}: {first_line(error)})"
     sound = bool((error_QN <= bound_Q.unsqueeze(1)).all())
     return "" if sound else f"{label} gives wrong scores here (off by {float(error_QN.max()):.1e})"

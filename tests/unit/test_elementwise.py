@@ -257,7 +257,7 @@ def test_without_triton_torch_does_it_and_the_package_is_named(fresh, monkeypatc
     monkeypatch.setattr(elementwise.importlib.util, "find_spec", lambda name: None)
     fused, problem = elementwise.choose("auto", config=model(), device=CUDA)
     assert not fused
-    assert problem.startswith("Triton's elementwise kernels want the package triton, which is not installed; torch's")
+    assert problem.startswith("Triton's elementwise kernels need the package triton, which is not installed; torch's")
 
 
 SMALL = ["dataset.demo.documents=150", "dataset.demo.queries=50", "dim=64"]

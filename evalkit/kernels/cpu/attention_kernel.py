@@ -6,7 +6,7 @@ a tile; Y keys of a panel or of all panels.
 A tile is ROWS query positions of a text. Their products with all keys are accumulated in registers and stored, the
 exponentials are taken in place, and the products with all values are accumulated in registers again. Keys are first
 transposed into panels [K, COLUMNS]. A text's result depends on its own token ids only: the logits of keys after its end
-start at -1e30, so their exponential is 2⁻¹²⁶, which vanishes in a sum that contains a 1.
+start at -1e30, so each exponential is 2⁻¹²⁶, which does not change a sum that contains a 1.
 
 Arithmetic: with AVX-512 a tile of 12 by 32 has 24 sums in the 32 registers, and one step takes 24 fused operations and
 14 loads. An exponential takes 13 operations for 16 numbers; their products take 2 K fused operations.
@@ -40,18 +40,20 @@ ROUNDING = 1.5 * 2.0**23
 
 
 def _arrays(context, builder, signature, arguments, places):
+    """Return the arrays among an intrinsic's arguments, given their positions."""
     return [make_array(signature.args[place])(context, builder, arguments[place]) for place in places]
 
 
 def _code(builder):
+    """Return the emitter for fp32."""
     return Code.of(builder, ir.FloatType(), 4)
 
 
 def _logits(rows):
-    """Return a function that stores `rows` rows' products with a panel of keys and updates each lane's maximum.
+    """Return a function that stores the logits of `rows` rows for a panel of keys, and updates each lane's maximum.
 
-    Its arguments are query_TK, the first row, panel_PKY, the panel's number, begin_Y of all panels, logit_RY,
-    largest_RY.
+    Its arguments are query_TK, the first row, panel_PKY, the panel's number, begin_Y (the initial logits of the keys of
+    all panels), logit_RY, and largest_RY (a register of maxima for each row).
     """
 
     @intrinsic
@@ -120,7 +122,7 @@ def _exponentials(_typing, logits, _row, _count, largest):
 
 
 def _among_lanes(code, value, combine):
-    """Combine all lanes of a register; return a register with the result in every lane."""
+    """Combine all lanes of a register by `combine`; return a register with the result in every lane."""
     for step in range(int(math.log2(code.lanes))):
         value = combine(value, code.rotated(value, 1 << step))
     return value
@@ -150,14 +152,14 @@ def _mixtures(rows):
     """
 
     @intrinsic
-    def tile(_typing, weights, values, _column, _count, shares, out, _place, _apart):
+    def tile(_typing, weights, values, _column, _count, shares, out, _start, _stride):
         integers = types.intp
         signature = types.void(weights, values, integers, integers, shares, out, integers, integers)
 
         def build(context, builder, signature, arguments):
             code = _code(builder)
             weights, values, shares, out = _arrays(context, builder, signature, arguments, (0, 1, 4, 5))
-            column, count, place, apart = (arguments[which] for which in (2, 3, 6, 7))
+            column, count, place, stride = (arguments[which] for which in (2, 3, 6, 7))
             width = builder.extract_value(weights.shape, 1)
             found = sums(
                 code,
@@ -168,7 +170,7 @@ def _mixtures(rows):
             )
             for more, of_row in enumerate(found):
                 share = code.spread(code.load(shares.data, index(more), code.number))
-                start = builder.add(builder.add(place, column), code.times(index(more), apart))
+                start = builder.add(builder.add(place, column), code.times(index(more), stride))
                 for part, mixed in enumerate(of_row):
                     code.store(builder.fmul(mixed, share), out.data, code.plus(start, code.lanes * part))
             return context.get_dummy_value()

@@ -26,6 +26,7 @@ import triton.language as tl
 
 @triton.jit
 def _halves(pieces_YSP):
+    """Return the pieces at even and at odd positions."""
     half: tl.constexpr = pieces_YSP.shape[2] // 2
     return tl.split(tl.reshape(pieces_YSP, [pieces_YSP.shape[0], pieces_YSP.shape[1], half, 2]))
 
@@ -73,7 +74,11 @@ def maxsim(
     warps: tl.constexpr,
     stages: tl.constexpr,
 ):
-    """Write the scores of `warps` query pieces against one chunk; `dim` is the sum of the three parts."""
+    """Write the scores of `warps` query pieces against one chunk; `dim` is the sum of `dim0`, `dim1` and `dim2`.
+
+    `rows` are those of a tile, `piece` those of a document piece and `grain` those of one entry of `ends`; see `pieces`
+    for `ends` and the chunks.
+    """
     first_piece = tl.program_id(0) * warps
     chunk = tl.program_id(1)
     # Rows 16w to 16w + 15 of each half of the tile belong to warp w: both halves of a query piece go to one warp.

@@ -398,7 +398,9 @@ def test_triton_on_a_cpu_is_refused_outside_the_interpreter(monkeypatch):
 
 
 def test_vectors_too_wide_for_the_triton_kernel_are_refused():
-    with pytest.raises(ConfigError, match=r"got vectors of 1024 numbers, wanted what fits .* \(512 on Hopper\); use"):
+    with pytest.raises(
+        ConfigError, match=r"got vectors of 1024 numbers, wanted a dim that fits .* \(at most 512 on Hopper\); use"
+    ):
         choice.bind("triton", texts(1, [2], dim=1024), device=DEVICE)
 
 

@@ -8,7 +8,6 @@ twice is reported. If a worker ends, the items that it had are sent again.
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import logging
 import os
 import secrets
@@ -18,21 +17,18 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-import evalkit
-from evalkit.errors import ConfigError, DeviceError, EngineError, EvalkitError, StoreError
+from evalkit.engines.ray_worker import Facts, Load, Outcome, Worker, one_line, versions
+from evalkit.errors import ConfigError, DeviceError, EngineError, StoreError
 
 log = logging.getLogger(__name__)
 
-COMPARED = ("torch", "transformers")
-"""Packages whose versions must be equal everywhere, as evalkit's: they can change the last bits of a vector."""
 MOST_FAILURES = 2
 """Attempts at a work item before it is reported as failed."""
 MOST_DEATHS = 5
@@ -49,45 +45,7 @@ MARGIN_BYTES = 128 << 20
 """Bytes of the object store in addition to the work items; Ray refuses a store below 75 MiB."""
 
 Work = TypeVar("Work")
-Work_contra = TypeVar("Work_contra", contravariant=True)
 Result = TypeVar("Result")
-Result_co = TypeVar("Result_co", covariant=True)
-
-
-class Step(Protocol[Work_contra, Result_co]):
-    """What a worker does with an item, in three parts; `run` is called for one item at a time."""
-
-    def prepare(self, work: Work_contra, latest: Any) -> Any:
-        """Prepare an item for `run`; may be called while another item is in `run`. `latest` is the driver's state."""
-
-    def run(self, prepared: Any) -> Any:
-        """Compute the result; no other call uses the device meanwhile."""
-
-    def settle(self, done: Any) -> Result_co:
-        """Return the result for the driver; may be called while another item is in `run`."""
-
-    def close(self) -> None:
-        """Free the step's memory, before the next step is built."""
-
-
-Load = Callable[[], Step[Any, Any]]
-"""Builds a step in the worker's process. It is sent pickled, with a key, so that a worker builds each step once."""
-
-
-class Facts(NamedTuple):
-    """What a worker reports about itself."""
-
-    versions: dict[str, str]
-    """By package; see `versions`."""
-    node: str
-    """Ray's name of the node; one machine can run several nodes."""
-    host: str
-    process_id: int
-    device: str
-
-    def label(self) -> str:
-        """Name the worker's process for messages."""
-        return f"{self.host} (process {self.process_id})"
 
 
 class WorkerState(NamedTuple):
@@ -140,117 +98,6 @@ class Resources:
     """None means one, or with GPUs an equal share of the node's CPUs."""
     object_bytes: int
     """Approximate size of the largest work item; sizes the object store of a Ray that is started here."""
-
-
-def versions() -> dict[str, str]:
-    """Return the versions that must be the same on the driver and all workers."""
-    return {"evalkit": evalkit.__version__, **{name: importlib.metadata.version(name) for name in COMPARED}}
-
-
-# ---- in a worker's process
-
-
-class _Outcome(NamedTuple):
-    """The outcome of a call: a value or an error, and the warnings that were logged meanwhile."""
-
-    value: Any
-    error: EvalkitError | None
-    warnings: tuple[str, ...]
-
-
-class _WarningCollector(logging.Handler):
-    """Collects warnings for the driver to show, because a worker's own output goes to Ray's log files."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._lines: deque[str] = deque(maxlen=100)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(record.getMessage())
-
-    def drain(self) -> tuple[str, ...]:
-        """Return the collected warnings and forget them."""
-        lines = []
-        while self._lines:
-            lines.append(self._lines.popleft())
-        return tuple(lines)
-
-
-class Worker:
-    """The actor. It has one step; while an item is in `run`, another can be in `prepare` or `settle`."""
-
-    def __init__(self) -> None:
-        """Start without a step."""
-        self._key = ""
-        self._step: Step[Any, Any] | None = None
-        self._loading, self._running = threading.Lock(), threading.Lock()
-        self._warnings = _WarningCollector()
-        logging.getLogger().addHandler(self._warnings)
-
-    def facts(self) -> Facts:
-        """Return the worker's versions, node, process and device."""
-        import ray
-
-        node = str(ray.get_runtime_context().get_node_id())
-        return Facts(versions(), node, socket.gethostname(), os.getpid(), _device())
-
-    def load(self, key: str, loader_box: Sequence[Any]) -> _Outcome:
-        """Build the step of a key unless it exists, and return the worker's facts.
-
-        `loader_box` is a list with a reference to the pickled loader (see `Pool._box_loader`).
-        """
-        return self._outcome(lambda: self._loaded(key, loader_box) and self.facts())
-
-    def run(self, key: str, loader_box: Sequence[Any], work: Any, latest: Any) -> _Outcome:
-        """Run one item through the step of a key. `latest` is the driver's state when it sent the item."""
-
-        def done() -> Any:
-            step = self._loaded(key, loader_box)
-            prepared = step.prepare(work, latest)
-            with self._running:
-                computed = step.run(prepared)
-            return step.settle(computed)
-
-        return self._outcome(done)
-
-    def _loaded(self, key: str, loader_box: Sequence[Any]) -> Step[Any, Any]:
-        """Return the step of a key; if the worker has another step, it is closed and replaced."""
-        import ray
-
-        with self._loading:
-            if self._step is None or self._key != key:
-                with self._running:
-                    if self._step is not None:
-                        self._step.close()
-                    self._step = None  # free the memory of the old step before the new one is built
-                    load: Load = ray.get(loader_box[0])
-                    self._step, self._key = load(), key
-            return self._step
-
-    def _outcome(self, call: Callable[[], Any]) -> _Outcome:
-        """Return the outcome of a call; an error other than an EvalkitError becomes an EngineError of one line."""
-        try:
-            return _Outcome(call(), None, self._warnings.drain())
-        except EvalkitError as error:
-            return _Outcome(None, error, self._warnings.drain())
-        except Exception as error:  # noqa: BLE001 (the driver reports any error with the item)
-            traceback.print_exc()  # into Ray's log file of this worker
-            return _Outcome(None, EngineError(_one_line(error)), self._warnings.drain())
-
-
-def _device() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
-def _one_line(error: BaseException) -> str:
-    """Return an error's class and the first line of its message."""
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
-
-
-# ---- in the driver's process
 
 
 @dataclass
@@ -375,7 +222,7 @@ class Pool:
             for slot, call in self._answered():
                 slot.calls.remove(call)
                 try:
-                    outcome: _Outcome = self._ray.get(call.reference)
+                    outcome: Outcome = self._ray.get(call.reference)
                 except self._ray.exceptions.RayError as error:
                     if not self._is_starting(error):
                         slot.deaths_in_a_row += 1
@@ -544,7 +391,7 @@ class Pool:
         only_call = len(slot.calls) == 1
         slot.calls.remove(call)
         try:
-            outcome: _Outcome = self._ray.get(call.reference)
+            outcome: Outcome = self._ray.get(call.reference)
         except self._ray.exceptions.RayError as error:
             if call.item is None and self._is_starting(error):
                 slot.calls.append(_Call(slot.actor.load.remote(map_state.key, map_state.loader_box), None))
@@ -613,7 +460,7 @@ class Pool:
         slot.state = "starting again"
         slot.calls.append(_Call(slot.actor.load.remote(map_state.key, map_state.loader_box), None))
 
-    def _loaded_again(self, slot: _Slot, outcome: _Outcome) -> None:
+    def _loaded_again(self, slot: _Slot, outcome: Outcome) -> None:
         """Mark a restarted worker as idle, or give it up if it could not load its step.
 
         Raises ConfigError if it has other versions.
@@ -650,7 +497,7 @@ class Pool:
             )
             raise EngineError(msg)
 
-    def _log_warnings(self, outcome: _Outcome) -> None:
+    def _log_warnings(self, outcome: Outcome) -> None:
         for line in outcome.warnings:
             if line not in self._logged:
                 self._logged.add(line)
@@ -711,7 +558,7 @@ def _import_ray(asked: Resources) -> Any:
     try:
         import ray
     except ImportError as error:
-        msg = f"engine=ray: Ray is not installed ({_one_line(error)}); pip install 'evalkit[ray]'"
+        msg = f"engine=ray: Ray is not installed ({one_line(error)}); pip install 'evalkit[ray]'"
         raise EngineError(msg) from error
     logging.getLogger("ray").setLevel(logging.ERROR)
     with contextlib.suppress(ImportError):  # otherwise Ray prints a page about each dead worker to stdout
@@ -737,7 +584,7 @@ def _connect(ray: Any, asked: Resources) -> None:
         ray.init(address=asked.address, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
         msg = (
-            f"engine.address={asked.address}: no Ray cluster answers there ({_one_line(error)}); wanted auto or "
+            f"engine.address={asked.address}: no Ray cluster answers there ({one_line(error)}); wanted auto or "
             "HOST:PORT of a running head node (ray start --head), this machine in its cluster too (ray start --address)"
         )
         raise ConfigError(msg) from error
@@ -796,7 +643,7 @@ def _cause(error: BaseException) -> str:
         return "out of memory"
     if "node" in text.lower() and ("died" in text.lower() or "dead" in text.lower()) and "its node" in text.lower():
         return "its node is gone"
-    return "its process is gone" if "Actor" in type(error).__name__ else _one_line(error)
+    return "its process is gone" if "Actor" in type(error).__name__ else one_line(error)
 
 
 def _exit_on_sigterm(_signal: int, _frame: FrameType | None) -> None:

@@ -302,14 +302,14 @@ class Pool:
     # ---- start
 
     def _start(self) -> None:
-        ray, asked = self._ray, self.resources
-        _connect(ray, asked)
+        ray, resources = self._ray, self.resources
+        _connect(ray, resources)
         if not self._joined:
             self._session_folder = str(ray.get_runtime_context().get_session_name())
             self._session_folder = str(Path("/tmp/ray") / self._session_folder)  # noqa: S108 (where Ray keeps its logs)
         if threading.current_thread() is threading.main_thread():
             self._previous_handler = signal.signal(signal.SIGTERM, _exit_on_sigterm)
-        count, gpus, cpus = _worker_shares(ray, asked)
+        count, gpus, cpus = _worker_shares(ray, resources)
         self.cpus_per_worker = cpus
         options = {
             "num_cpus": cpus,
@@ -546,9 +546,9 @@ def _state_text(slot: _Slot) -> str:
     return f"at work on {names[0]}" if names and slot.state == "at work" else slot.state
 
 
-def _import_ray(asked: Resources) -> Any:
+def _import_ray(resources: Resources) -> Any:
     """Import Ray with usage statistics and its own output turned off. Raises EngineError if it is not installed."""
-    if asked.address is None and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+    if resources.address is None and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
         # Ray reads these variables on import; without them it writes a token into the home folder.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
@@ -568,23 +568,23 @@ def _import_ray(asked: Resources) -> Any:
     return ray
 
 
-def _connect(ray: Any, asked: Resources) -> None:
+def _connect(ray: Any, resources: Resources) -> None:
     """Start Ray here or join the cluster. Raises ConfigError if no cluster answers."""
     quiet = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    if asked.address is None:
-        cpus = max(os.cpu_count() or 1, (asked.workers or 1) * (asked.cpus_per_worker or 1))
-        items = 4 * max(asked.workers or cpus, 1) + 2
-        store = min(MARGIN_BYTES + items * asked.object_bytes, _half_of_memory())
+    if resources.address is None:
+        cpus = max(os.cpu_count() or 1, (resources.workers or 1) * (resources.cpus_per_worker or 1))
+        items = 4 * max(resources.workers or cpus, 1) + 2
+        store = min(MARGIN_BYTES + items * resources.object_bytes, _half_of_memory())
         ray.init(address="local", num_cpus=cpus, object_store_memory=store, include_dashboard=False, **quiet)
         return
-    host, _, port = asked.address.rpartition(":")
+    host, _, port = resources.address.rpartition(":")
     try:
-        if asked.address != "auto":
+        if resources.address != "auto":
             socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-        ray.init(address=asked.address, **quiet)
+        ray.init(address=resources.address, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
         msg = (
-            f"engine.address={asked.address}: no Ray cluster answers there ({one_line(error)}); wanted auto or "
+            f"engine.address={resources.address}: no Ray cluster answers there ({one_line(error)}); wanted auto or "
             "HOST:PORT of a running head node (ray start --head), this machine in its cluster too (ray start --address)"
         )
         raise ConfigError(msg) from error
@@ -595,14 +595,14 @@ def _half_of_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def _worker_shares(ray: Any, asked: Resources) -> tuple[int, float, int]:
+def _worker_shares(ray: Any, resources: Resources) -> tuple[int, float, int]:
     """Return the number of workers, and the GPUs and CPUs of each. Raises ConfigError if they do not fit."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus, cpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("GPU", "CPU"))
-    per_gpu = asked.gpus_per_worker
+    per_gpu = resources.gpus_per_worker
     if per_gpu:
         fitting = int(gpus / per_gpu) if per_gpu < 1 else sum(int(node.get("GPU", 0) // per_gpu) for node in nodes)
-        workers = asked.workers or fitting
+        workers = resources.workers or fitting
         if workers > fitting or not workers:
             msg = (
                 f"engine.workers={workers or 1} with engine.gpus_per_worker={per_gpu:g}: Ray sees {gpus} GPUs on "
@@ -610,10 +610,10 @@ def _worker_shares(ray: Any, asked: Resources) -> tuple[int, float, int]:
             )
             raise ConfigError(msg)
         shares = [int(node.get("CPU", 1) * per_gpu / node["GPU"]) for node in nodes if node.get("GPU")]
-        return workers, per_gpu, asked.cpus_per_worker or max(1, min(shares))
-    each = asked.cpus_per_worker or 1
+        return workers, per_gpu, resources.cpus_per_worker or max(1, min(shares))
+    each = resources.cpus_per_worker or 1
     fitting = sum(int(node.get("CPU", 0) // each) for node in nodes)
-    workers = asked.workers or fitting
+    workers = resources.workers or fitting
     if workers > fitting or not workers:
         msg = (
             f"engine.workers={workers or 1} with engine.cpus_per_worker={each}: Ray has {cpus} CPUs on {len(nodes)} "

@@ -336,44 +336,46 @@ class Chosen(NamedTuple):
     problem: str
 
 
-def choose(asked: Attention, *, config: EncoderConfig, device: torch.device) -> Chosen:
+def choose(requested: Attention, *, config: EncoderConfig, device: torch.device) -> Chosen:
     """Return the attention path for a model on a device; log once if a preferred path cannot be used.
 
     `auto` pads on the CPU, where batches sorted by length have little padding, and packs on CUDA in half precision.
     """
-    chosen = _choose(asked, device, config.dtype, config.backbone, can_pack=packable(config))
+    chosen = _choose(requested, device, config.dtype, config.backbone, can_pack=packable(config))
     if chosen.problem:
         warn_once(chosen.problem)
     return chosen
 
 
-def _choose(asked: Attention, device: torch.device, dtype: str, backbone: str, *, can_pack: bool) -> Chosen:
-    if asked == "sdpa":
+def _choose(requested: Attention, device: torch.device, dtype: str, backbone: str, *, can_pack: bool) -> Chosen:
+    if requested == "sdpa":
         return Chosen("sdpa", "")
-    reason = _unpackable(asked, device, dtype, backbone, can_pack=can_pack)
+    reason = _unpackable(requested, device, dtype, backbone, can_pack=can_pack)
     if reason:
-        return Chosen("sdpa", "" if asked == "auto" else f"engine.attention={asked}: {reason}; sdpa is used instead")
+        return Chosen(
+            "sdpa", "" if requested == "auto" else f"engine.attention={requested}: {reason}; sdpa is used instead"
+        )
     if device.type != "cuda":
-        return Chosen("varlen" if asked == "varlen" else "sdpa", "")
-    wanted: tuple[Path, ...] = ("varlen",) if asked == "varlen" else ("flash", "varlen")
+        return Chosen("varlen" if requested == "varlen" else "sdpa", "")
+    wanted: tuple[Path, ...] = ("varlen",) if requested == "varlen" else ("flash", "varlen")
     problems: list[str] = []
     for path in wanted:
         problem = probe(path, device, dtype)
         if not problem:
             return Chosen(path, _given_up(problems, path))
         # With `auto`, a missing flash-attn is not reported.
-        if path != "flash" or asked == "flash" or flash_version() is not None:
+        if path != "flash" or requested == "flash" or flash_version() is not None:
             problems.append(problem)
     return Chosen("sdpa", _given_up(problems, "sdpa"))
 
 
-def _unpackable(asked: Attention, device: torch.device, dtype: str, backbone: str, *, can_pack: bool) -> str:
+def _unpackable(requested: Attention, device: torch.device, dtype: str, backbone: str, *, can_pack: bool) -> str:
     """Return why a model cannot use packed texts on a device, or "" if it can."""
     if not can_pack:
         own = "a checkpoint's own code" if backbone != "transformers" else "this architecture's attention"
         return f"{own} may not accept packed texts"
     if device.type != "cuda":
-        return "flash-attn runs on CUDA only" if asked == "flash" else ""
+        return "flash-attn runs on CUDA only" if requested == "flash" else ""
     if dtype == "float32":
         return "packed attention on CUDA needs half precision (model.dtype=bfloat16)"
     return "no packed kernel supports ALiBi" if backbone == "jina_bert" else ""

@@ -223,8 +223,8 @@ def _with_dense(checkpoint: Checkpoint) -> Checkpoint:
         _snapshot(checkpoint.origin, checkpoint.revision, listed, whole=lambda folder: (folder / MODULES).is_file())
     if not (folders := dense_folders(checkpoint.folder)):
         got = "no Dense module in it" if (checkpoint.folder / MODULES).is_file() else "no such file"
-        msg = f"{checkpoint.folder / MODULES}: got {got}, wanted the head that model.head=dense says"
-        raise ModelError(f"{msg}; set model.head to linear or none where there is none")
+        msg = f"{checkpoint.folder / MODULES}: got {got}, wanted the Dense modules of model.head=dense"
+        raise ModelError(f"{msg}; set model.head to linear or none if the model has none")
     names = [f"{folder}/{name}" for folder in folders for name in (CONFIG, WEIGHTS)]
     if checkpoint.revision is not None:
 

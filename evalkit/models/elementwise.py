@@ -232,14 +232,14 @@ def _is_norm(module: object) -> TypeGuard[nn.LayerNorm]:
     return type(module) is nn.LayerNorm and module.weight is not None and module.bias is not None
 
 
-def choose(asked: Elementwise, *, config: EncoderConfig, device: torch.device) -> Chosen:
+def choose(requested: Elementwise, *, config: EncoderConfig, device: torch.device) -> Chosen:
     """Decide whether a model uses the kernels; log once if they cannot be used.
 
     `auto` uses them on CUDA if they give the results of torch's own calls.
     """
-    if asked == "torch" or config.backbone not in BACKBONES or config.trust_remote_code:
+    if requested == "torch" or config.backbone not in BACKBONES or config.trust_remote_code:
         return Chosen(fused=False, problem="")
-    if asked == "auto" and device.type != "cuda":
+    if requested == "auto" and device.type != "cuda":
         return Chosen(fused=False, problem="")
     problem = probe(device, config.dtype)
     if problem:

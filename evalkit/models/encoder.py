@@ -49,9 +49,9 @@ PAD_OFFSET_ARCHITECTURES = ("camembert", "roberta", "xlm-roberta")
 """Architectures of `backbone: transformers` with the same positions."""
 
 
-def attention_path(config: EncoderConfig, asked: Attention, device: torch.device) -> str:
+def attention_path(config: EncoderConfig, requested: Attention, device: torch.device) -> str:
     """Return attention path and device type as "PATH/TYPE"; both can change the last bits of vectors."""
-    return f"{choose(asked, config=config, device=device).path}/{device.type}"
+    return f"{choose(requested, config=config, device=device).path}/{device.type}"
 
 
 class Batch(NamedTuple):

@@ -39,9 +39,9 @@ ROUNDING = 1.5 * 2.0**23
 """Adding it to a number below 2²² puts the nearest integer into the low mantissa bits."""
 
 
-def _arrays(context, builder, signature, arguments, places):
+def _arrays(context, builder, signature, arguments, positions):
     """Return the arrays among an intrinsic's arguments, given their positions."""
-    return [make_array(signature.args[place])(context, builder, arguments[place]) for place in places]
+    return [make_array(signature.args[i])(context, builder, arguments[i]) for i in positions]
 
 
 def _code(builder):
@@ -76,10 +76,10 @@ def _logits(rows):
             )
             width = builder.extract_value(logits.shape, 1)
             for more, of_row in enumerate(found):
-                place = builder.add(code.times(index(more), width), first)
+                offset = builder.add(code.times(index(more), width), first)
                 known = code.load(largest.data, index(code.lanes * more), code.register)
                 for part, logit in enumerate(of_row):
-                    code.store(logit, logits.data, code.plus(place, code.lanes * part))
+                    code.store(logit, logits.data, code.plus(offset, code.lanes * part))
                     known = code.larger(logit, known)
                 code.store(known, largest.data, index(code.lanes * more))
             return context.get_dummy_value()
@@ -108,9 +108,9 @@ def _exponentials(_typing, logits, _row, _count, largest):
         def body(at, totals):
             added = []
             for part, total in enumerate(totals):
-                place = code.plus(builder.add(start, at), code.lanes * part)
-                power = _power(code, builder.fsub(code.load(logits.data, place, code.register), top))
-                code.store(power, logits.data, place)
+                offset = code.plus(builder.add(start, at), code.lanes * part)
+                power = _power(code, builder.fsub(code.load(logits.data, offset, code.register), top))
+                code.store(power, logits.data, offset)
                 added.append(builder.fadd(total, power))
             return added
 
@@ -159,7 +159,7 @@ def _mixtures(rows):
         def build(context, builder, signature, arguments):
             code = _code(builder)
             weights, values, shares, out = _arrays(context, builder, signature, arguments, (0, 1, 4, 5))
-            column, count, place, stride = (arguments[which] for which in (2, 3, 6, 7))
+            column, count, offset, stride = (arguments[which] for which in (2, 3, 6, 7))
             width = builder.extract_value(weights.shape, 1)
             found = sums(
                 code,
@@ -170,7 +170,7 @@ def _mixtures(rows):
             )
             for more, of_row in enumerate(found):
                 share = code.spread(code.load(shares.data, index(more), code.number))
-                start = builder.add(builder.add(place, column), code.times(index(more), stride))
+                start = builder.add(builder.add(offset, column), code.times(index(more), stride))
                 for part, mixed in enumerate(of_row):
                     code.store(builder.fmul(mixed, share), out.data, code.plus(start, code.lanes * part))
             return context.get_dummy_value()
@@ -241,11 +241,11 @@ def attention(query_BTAK, key_BTAK, value_BTAK, length_B, attended_B, scale, out
                 for more in range(rows):
                     # numba passes the function's first argument, the typing context, which mypy counts.
                     share_R[more] = 1 / _exponentials(logit_RY, more, keys, largest_RY)  # type: ignore[call-arg]  # see above
-                place = ((text * longest + row) * heads + a) * head
+                offset = ((text * longest + row) * heads + a) * head
                 for column in range(0, head, COLUMNS):
                     if rows == ROWS:
-                        _mixtures_of_rows(logit_RY, value_TK, column, mixed, share_R, out, place, heads * head)
+                        _mixtures_of_rows(logit_RY, value_TK, column, mixed, share_R, out, offset, heads * head)
                     else:
-                        _mixtures_of_one(logit_RY, value_TK, column, mixed, share_R, out, place, heads * head)
+                        _mixtures_of_one(logit_RY, value_TK, column, mixed, share_R, out, offset, heads * head)
                 row += rows
         out_BTAK[text, length:] = 0

@@ -49,9 +49,7 @@ def _tile(rows):
         signature = types.void(documents, types.intp, panels, types.intp, best, types.intp)
 
         def build(context, builder, signature, arguments):
-            documents, panels, best = (
-                make_array(signature.args[place])(context, builder, arguments[place]) for place in (0, 2, 4)
-            )
+            documents, panels, best = (make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2, 4))
             row, panel, document = arguments[1::2]
             kind = signature.args[0].dtype
             code = Code.of(builder, context.get_data_type(kind), kind.bitwidth // 8)
@@ -66,12 +64,12 @@ def _tile(rows):
                 dim,
             )
             panel_count = builder.extract_value(panels.shape, 0)
-            place = code.times(builder.add(code.times(document, panel_count), panel), width)
-            for part, known in enumerate(code.registers(best.data, place, PANEL_REGISTERS)):
+            offset = code.times(builder.add(code.times(document, panel_count), panel), width)
+            for part, known in enumerate(code.registers(best.data, offset, PANEL_REGISTERS)):
                 largest = known
                 for of_row in found:
                     largest = code.larger(of_row[part], largest)
-                code.store(largest, best.data, code.plus(place, code.lanes * part))
+                code.store(largest, best.data, code.plus(offset, code.lanes * part))
             return context.get_dummy_value()
 
         return signature, build
@@ -157,10 +155,10 @@ def pair_scores(document_XD, offsets_N, query_numbers, offsets_Q, query_H, pair_
         for panel in range(panels):
             _document(document_XD, offsets_N[document], offsets_N[document + 1], panel_MDY[:panels], panel, best_NMY, 0)
         best_Y = best_NMY.reshape(panels * width)
-        place = 0
+        vector = 0
         for pair in range(pair_offsets_N[document], pair_offsets_N[document + 1]):
             score = out_H.dtype.type(0)
             for _ in range(offsets_Q[query_H[pair] + 1] - offsets_Q[query_H[pair]]):
-                score += best_Y[place]
-                place += 1
+                score += best_Y[vector]
+                vector += 1
             out_H[pair] = score

@@ -105,9 +105,9 @@ def maxsim(
             score_YT = tl.dot(query2_YD, tl.load(row_T + dim0 + dim1 + tl.arange(0, dim2)[:, None]), score_YT)
         end = tl.load(ends + tile // (grain // rows)) >> (tile % (grain // rows) * (rows // piece))
         pieces = _pieces(score_YT, rows, piece)
-        for place in tl.static_range(rows // piece):
-            best_YS = tl.maximum(best_YS, tl.reshape(pieces[place], [32 * warps, piece]))
-            if (end >> place) & 1 != 0:
+        for i in tl.static_range(rows // piece):
+            best_YS = tl.maximum(best_YS, tl.reshape(pieces[i], [32 * warps, piece]))
+            if (end >> i) & 1 != 0:
                 best_HGI = tl.reshape(tl.max(best_YS, axis=1), [2, warps, 16])
                 tl.store(out_G + document, tl.sum(tl.sum(best_HGI, axis=2), axis=0))
                 best_YS = tl.full([32 * warps, piece], float("-inf"), tl.float32)

@@ -52,7 +52,7 @@ def alibi_slopes(heads: int) -> list[float]:
     [0.0625, 0.00390625, 0.25]
     """
     power = 2 ** math.floor(math.log2(heads))
-    slopes = [2.0 ** (-8 * (place + 1) / power) for place in range(power)]
+    slopes = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
     return slopes if power == heads else slopes + alibi_slopes(2 * power)[0::2][: heads - power]
 
 

@@ -216,8 +216,8 @@ def jina_embeddings_v3(
     """
     from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 
-    asked = config.rope_theta
-    theta = values.get("rotary_emb_base", DEFAULT_ROPE_THETA) if asked == "checkpoint" else asked
+    requested = config.rope_theta
+    theta = values.get("rotary_emb_base", DEFAULT_ROPE_THETA) if requested == "checkpoint" else requested
     if not _positive(theta):
         msg = f"{origin}: config.json has rotary_emb_base {theta!r}, wanted a number above 0; fetch the file again"
         raise ModelError(msg)

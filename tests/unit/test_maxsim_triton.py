@@ -345,10 +345,12 @@ def test_a_tiling_that_cannot_run_leaves_the_choice_to_the_others(fresh, monkeyp
     monkeypatch.setattr(tensor_core, "launch", launch)
     laid = pieces.document_pieces(on_device(texts(1, [50], dim=16)), piece=16)
     fitting = [Tiling(64, 8, 3), Tiling(128, 8, 3), Tiling(128, 8, 2)]
-    assert tensor_core._timed(laid, 300, fitting) == Tiling(128, 8, 2)
+    assert tensor_core._time_tilings(laid, 300, fitting) == Tiling(128, 8, 2)
     assert tried.count(Tiling(128, 8, 2)) == 4  # once to compile
     assert "Tiling(rows=64, warps=8, stages=3) cannot run here (RuntimeError: out of resource" in fresh.messages[0]
-    assert tensor_core._timed(laid, 300, fitting[:2]) == Tiling(64, 8, 3)  # none ran: the expected one may say why
+    assert tensor_core._time_tilings(laid, 300, fitting[:2]) == Tiling(
+        64, 8, 3
+    )  # none ran: the expected one may say why
 
 
 def test_rescoring_that_does_not_fit_memory_goes_on_in_smaller_batches_and_says_so_once(fresh, monkeypatch):

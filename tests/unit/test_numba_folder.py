@@ -12,7 +12,7 @@ def folders(monkeypatch):
     """Stand in for numba without a folder: loading fails until one is named."""
     monkeypatch.delenv("NUMBA_CACHE_DIR", raising=False)
     monkeypatch.setattr("numba.core.config.reload_config", lambda: None)
-    monkeypatch.setattr(numba_folder, "_kept", [])
+    monkeypatch.setattr(numba_folder, "_fallback", [])
 
     def load():
         if "NUMBA_CACHE_DIR" not in os.environ:

@@ -32,15 +32,15 @@ from evalkit.ragged import offsets
 
 Path: TypeAlias = Literal["sdpa", "varlen", "flash"]
 """The layout of a batch and the kernel that computes its attention."""
-NAME = "evalkit"
+INTERFACE_NAME = "evalkit"
 """The name under which `attend` is registered in transformers' attention interface."""
-NATIVE = ("jina_embeddings_v3", "bert", "xmod")
-"""Backbones of transformers, whose attention goes through its interface."""
-PACKED = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
-"""Architectures of `backbone: transformers` that use the same interface and attend to the whole text.
+INTERFACE_BACKBONES = ("jina_embeddings_v3", "bert", "xmod")
+"""Backbones that are classes of transformers and compute attention through its interface."""
+INTERFACE_ARCHITECTURES = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+"""Architectures of `backbone: transformers` that use this interface and in which tokens attend to the whole text.
 
-Others cannot be packed here: local windows (ModernBERT), causal attention (decoders), and attention that adds its own
-terms to the logits (DeBERTa, MPNet).
+Others cannot be packed here: they have local windows (ModernBERT), causal attention (decoders), or further terms in the
+logits (DeBERTa, MPNet).
 """
 HEAD_STEP = 8
 """The CUDA kernels need head widths that are multiples of this; other heads are padded with zeros, without effect."""
@@ -120,8 +120,8 @@ def attend(  # noqa: PLR0913 (transformers calls it with these arguments)
 def uses_attention_interface(config: EncoderConfig) -> bool:
     """Whether a model uses transformers' attention interface and each token attends to the whole text."""
     if config.backbone == "transformers":
-        return config.architecture in PACKED
-    return config.backbone in NATIVE
+        return config.architecture in INTERFACE_ARCHITECTURES
+    return config.backbone in INTERFACE_BACKBONES
 
 
 def has_kernel(config: EncoderConfig, module: nn.Module, *, device: torch.device, dtype: torch.dtype) -> bool:
@@ -312,8 +312,8 @@ def _register() -> None:
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionInterface.register(INTERFACE_NAME, attend)
+    AttentionMaskInterface.register(INTERFACE_NAME, sdpa_mask)
 
 
 def enable(module: nn.Module, config: EncoderConfig) -> None:
@@ -321,7 +321,7 @@ def enable(module: nn.Module, config: EncoderConfig) -> None:
     if uses_attention_interface(config):
         _register()
         shape: Any = module.config
-        shape._attn_implementation = NAME  # noqa: SLF001 (no public setting without from_pretrained)
+        shape._attn_implementation = INTERFACE_NAME  # noqa: SLF001 (no public setting without from_pretrained)
 
 
 def packable(config: EncoderConfig) -> bool:

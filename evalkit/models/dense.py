@@ -53,7 +53,7 @@ def load_dense(checkpoint: Checkpoint) -> nn.Sequential:
     for before, layer in pairwise(layers):
         got, wanted = layer.linear.in_features, before.linear.out_features
         if got != wanted:
-            msg = f"{checkpoint.origin}: a Dense module takes {got} numbers, the one before it gives {wanted}"
+            msg = f"{checkpoint.origin}: a Dense module takes {got} numbers, but the previous one returns {wanted}"
             raise ModelError(f"{msg}; fetch the checkpoint again")
     return nn.Sequential(*layers).eval().requires_grad_(requires_grad=False)
 

@@ -94,7 +94,7 @@ def test_vectors_equal_transformers_own_forward_pass_and_the_canary_lets_it_run(
     canary(encoder, found)
 
 
-@pytest.mark.parametrize("kind", attention.PACKED)
+@pytest.mark.parametrize("kind", attention.INTERFACE_ARCHITECTURES)
 def test_architectures_that_are_said_to_pack_give_packed_what_they_give_padded(tmp_path, kind):
     config = config_of(write(tmp_path, kind), kind)
     padded, packed = (encoder_of(config, attention=path)[0] for path in ("sdpa", "varlen"))

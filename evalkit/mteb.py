@@ -204,7 +204,7 @@ def encoder(*words: str) -> Encoder | Bm25:
     device = environment.choose_device(config.engine.device)
     engine = config.engine
     choice.require(engine.maxsim, device, precision=engine.nominate)
-    numba_folder.keep_in(config.cache_dir / "numba")
+    numba_folder.set_fallback(config.cache_dir / "numba")
     if engine.threads is not None:
         torch.set_num_threads(engine.threads)
     limit_tokenizer(tokenizer_threads(engine.tokenizer_workers, device))

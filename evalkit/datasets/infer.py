@@ -94,7 +94,7 @@ def lines(facts: Mapping[str, Fact]) -> list[str]:
     shown = [(key, fact) for key, fact in facts.items() if key not in ("name", "sources")]
     read = [f"{key} {_shown(fact.value)} ({fact.source})" for key, fact in shown if fact.source]
     assumed = [f"{key} {_shown(fact.value)}" for key, fact in shown if not fact.source]
-    return [f"read: {', '.join(read)}", f"assumed, for no file says so: {', '.join(assumed) or 'nothing'}"]
+    return [f"read: {', '.join(read)}", f"assumed (no file says so): {', '.join(assumed) or 'nothing'}"]
 
 
 def _shown(value: Any) -> str:

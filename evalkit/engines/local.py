@@ -16,15 +16,15 @@ def map_shards(
     *,
     ahead: Callable[[ShardRange], None] = lambda _shard: None,
 ) -> Iterator[Result]:
-    """Yield the step's result for each shard, in order. The step itself reuses what is already checkpointed.
+    """Yield the step's result for each shard, in order. The step itself skips work that is already checkpointed.
 
-    `ahead(shard)` is called for the next shard before the step runs on the current one.
+    `ahead(shard)` is called with the next shard before the step runs on the current one.
     """
-    following = iter(shards)
-    shard = next(following, None)
+    remaining = iter(shards)
+    shard = next(remaining, None)
     while shard is not None:
-        coming = next(following, None)
-        if coming is not None:
-            ahead(coming)
+        next_shard = next(remaining, None)
+        if next_shard is not None:
+            ahead(next_shard)
         yield step(shard)
-        shard = coming
+        shard = next_shard

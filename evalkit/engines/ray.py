@@ -1,13 +1,13 @@
 """The Ray engine: each worker is an actor with a step of its own, and the driver sends it one work item after another.
 
-Ray starts the actors, restarts those that die, and transfers the items. Nothing here is durable: the caller of `map`
-checkpoints the results. An item that was lost with its worker is tried on another; one that fails twice is reported.
+Ray starts the actors, restarts those that die, and transfers the items. Nothing is stored here: the caller of `map`
+checkpoints the results. An item that fails is tried once more, on another worker if there is one; an item that fails
+twice is reported. If a worker ends, the items that it had are sent again.
 """
 
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import logging
 import os
 import secrets
@@ -17,74 +17,35 @@ import socket
 import sys
 import threading
 import time
-import traceback
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
-from typing import Any, Generic, NamedTuple, Protocol, TypeVar
+from typing import Any, Generic, NamedTuple, TypeVar
 
-import evalkit
-from evalkit.errors import ConfigError, DeviceError, EngineError, EvalkitError, StoreError
+from evalkit.engines.ray_worker import Facts, Load, Outcome, Worker, one_line, versions
+from evalkit.errors import ConfigError, DeviceError, EngineError, StoreError
 
 log = logging.getLogger(__name__)
 
-COMPARED = ("torch", "transformers")
-"""Packages whose versions must agree, besides evalkit's own: they can change the last bits of a vector."""
 MOST_FAILURES = 2
 """Attempts at a work item before it is reported as failed."""
 MOST_DEATHS = 5
-"""Consecutive deaths of a worker, without a finished item in between, before it is given up."""
+"""Deaths of a worker in a row, without a finished item in between, before it is given up."""
 MOST_LOADS = 3
 """Deaths of a worker while it loads its step, before the job fails."""
-TICK_S = 0.5
-"""Longest wait for an answer, after which the driver looks at the clock and handles signals."""
-PATIENCE_S = 180.0
-"""Longest time without a ready worker while Ray starts workers again."""
+POLL_S = 0.5
+"""Longest wait for an answer, in seconds; then the driver calls `on_tick` and checks its time limits."""
+START_LIMIT_S = 180.0
+"""Longest time in which Ray may start workers, or restart them while none is ready, in seconds."""
 CONNECT_S = 5.0
+"""Longest wait for a cluster's address to answer, in seconds."""
 MARGIN_BYTES = 128 << 20
 """Bytes of the object store in addition to the work items; Ray refuses a store below 75 MiB."""
 
 Work = TypeVar("Work")
-Work_contra = TypeVar("Work_contra", contravariant=True)
 Result = TypeVar("Result")
-Result_co = TypeVar("Result_co", covariant=True)
-
-
-class Step(Protocol[Work_contra, Result_co]):
-    """A worker's step in three parts; `run` is called for one item at a time."""
-
-    def prepare(self, work: Work_contra, latest: Any) -> Any:
-        """Prepare an item for `run`; may be called while another item is in `run`."""
-
-    def run(self, prepared: Any) -> Any:
-        """Compute the result; no other call uses the device meanwhile."""
-
-    def settle(self, done: Any) -> Result_co:
-        """Return the result for the driver; may be called while another item is in `run`."""
-
-    def close(self) -> None:
-        """Free the memory for the next step."""
-
-
-Load = Callable[[], Step[Any, Any]]
-"""Builds a step in the worker's process. It is pickled; a key identifies it, so that a worker builds it only once."""
-
-
-class Facts(NamedTuple):
-    """The facts that a worker reports about itself."""
-
-    versions: dict[str, str]
-    node: str
-    """Ray's name of the node; one machine can run several nodes."""
-    host: str
-    process_id: int
-    device: str
-
-    def label(self) -> str:
-        """Name the worker's process for messages."""
-        return f"{self.host} (process {self.process_id})"
 
 
 class WorkerState(NamedTuple):
@@ -101,7 +62,7 @@ class WorkerState(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class WorkItem(Generic[Work]):
-    """One item of work, its name in messages, and its size: larger items are sent first."""
+    """One item of work, its name in messages, and its size in any unit: larger items are sent first."""
 
     name: str
     work: Work
@@ -139,120 +100,16 @@ class Resources:
     """Approximate size of the largest work item; sizes the object store of a Ray that is started here."""
 
 
-def versions() -> dict[str, str]:
-    """Return the versions that must be the same on the driver and all workers."""
-    return {"evalkit": evalkit.__version__, **{name: importlib.metadata.version(name) for name in COMPARED}}
-
-
-# ---- in a worker's process
-
-
-class _Outcome(NamedTuple):
-    """The outcome of a call: a value or an error, and the warnings that were logged meanwhile."""
-
-    value: Any
-    error: EvalkitError | None
-    notes: tuple[str, ...]
-
-
-class _Notes(logging.Handler):
-    """Collects warnings for the driver to show, because a worker's own output goes to Ray's log files."""
-
-    def __init__(self) -> None:
-        super().__init__(logging.WARNING)
-        self._lines: deque[str] = deque(maxlen=100)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        self._lines.append(record.getMessage())
-
-    def taken(self) -> tuple[str, ...]:
-        lines = []
-        while self._lines:
-            lines.append(self._lines.popleft())
-        return tuple(lines)
-
-
-class Worker:
-    """The actor: it has one step, and runs an item while the next is prepared and the previous one is settled."""
-
-    def __init__(self) -> None:
-        """Start without a step."""
-        self._key = ""
-        self._step: Step[Any, Any] | None = None
-        self._loading, self._running = threading.Lock(), threading.Lock()
-        self._notes = _Notes()
-        logging.getLogger().addHandler(self._notes)
-
-    def facts(self) -> Facts:
-        """Return the worker's versions, place and device."""
-        import ray
-
-        node = str(ray.get_runtime_context().get_node_id())
-        return Facts(versions(), node, socket.gethostname(), os.getpid(), _device())
-
-    def load(self, key: str, boxed: Sequence[Any]) -> _Outcome:
-        """Build the step of a key unless it exists. `boxed` contains a reference to the pickled loader."""
-        return self._outcome(lambda: self._loaded(key, boxed) and self.facts())
-
-    def run(self, key: str, boxed: Sequence[Any], work: Any, latest: Any) -> _Outcome:
-        """Run one item through the step of a key. `latest` is the driver's state when it sent the item."""
-
-        def done() -> Any:
-            step = self._loaded(key, boxed)
-            prepared = step.prepare(work, latest)
-            with self._running:
-                found = step.run(prepared)
-            return step.settle(found)
-
-        return self._outcome(done)
-
-    def _loaded(self, key: str, boxed: Sequence[Any]) -> Step[Any, Any]:
-        import ray
-
-        with self._loading:
-            if self._step is None or self._key != key:
-                with self._running:
-                    if self._step is not None:
-                        self._step.close()
-                    self._step = None  # free the memory of the old step before the new one is built
-                    load: Load = ray.get(boxed[0])
-                    self._step, self._key = load(), key
-            return self._step
-
-    def _outcome(self, call: Callable[[], Any]) -> _Outcome:
-        try:
-            return _Outcome(call(), None, self._notes.taken())
-        except EvalkitError as error:
-            return _Outcome(None, error, self._notes.taken())
-        except Exception as error:  # noqa: BLE001 (the driver reports any error with the item)
-            traceback.print_exc()  # into Ray's log file of this worker
-            return _Outcome(None, EngineError(_in_short(error)), self._notes.taken())
-
-
-def _device() -> str:
-    import torch
-
-    return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
-
-
-def _in_short(error: BaseException) -> str:
-    lines = [line for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0].strip()}" if lines else type(error).__name__
-
-
-# ---- in the driver's process
-
-
 @dataclass
 class _Call:
     """A call that a worker has not answered yet; `item` is None while a step is loaded."""
 
     reference: Any
-    item: _Attempted | None
+    item: _QueuedItem | None
 
 
 @dataclass
-class _Attempted:
+class _QueuedItem:
     """A work item in the object store, with the outcomes of its attempts."""
 
     name: str
@@ -260,8 +117,8 @@ class _Attempted:
     work: Any
     reasons: list[str] = field(default_factory=list)
     failed_on: set[int] = field(default_factory=set)
-    alone: bool = False
-    """Set if it was in flight with another item when their worker ended: sent alone, the next failure is its own."""
+    send_alone: bool = False
+    """Set when a worker ends with several items in flight: if it ends again, it is clear which item was at fault."""
 
 
 @dataclass
@@ -272,32 +129,37 @@ class _Slot:
     actor: Any
     facts: Facts
     state: str = "idle"
+    """`loading`, `idle`, `at work`, `starting again` or `given up: …`."""
     calls: deque[_Call] = field(default_factory=deque)
+    """The calls that it has not answered yet, at most two."""
     done: int = 0
+    """Items that it finished."""
     deaths: int = 0
     deaths_in_a_row: int = 0
 
     @property
     def ready(self) -> bool:
+        """Whether it can be sent items."""
         return self.state in ("idle", "at work")
 
     @property
     def given_up(self) -> bool:
+        """Whether it gets no more items in this pool."""
         return self.state.startswith("given up")
 
 
 @dataclass(frozen=True)
-class _Round:
-    """One `map`: the step that it uses, and the work that waits for a worker."""
+class _MapState:
+    """The state of one `map`: the step that it uses, and the items that wait for a worker."""
 
     key: str
-    boxed: Sequence[Any]
-    """A reference to the pickled loader of the step (see `Pool._boxed`)."""
-    waiting: list[_Attempted] = field(default_factory=list)
+    loader_box: Sequence[Any]
+    """A list with a reference to the pickled loader of the step (see `Pool._box_loader`)."""
+    waiting: list[_QueuedItem] = field(default_factory=list)
 
 
 class Pool:
-    """Workers that serve one `map` after another. Closing ends them, and Ray if it was started here."""
+    """Workers that serve one `map` after another. Closing it ends the workers, and Ray if it was started here."""
 
     def __init__(self, resources: Resources) -> None:
         """Start or join Ray and start the workers.
@@ -306,15 +168,15 @@ class Pool:
         EngineError if Ray is not installed or a worker cannot start.
         """
         self.resources = resources
-        self._ray = _ray(resources)
-        self._clean = True
-        self._session: str | None = None
-        self._handler: Any = None
+        self.cpus_per_worker = 1
+        self._ray = _import_ray(resources)
         self._slots: list[_Slot] = []
         self._joined = resources.address is not None
-        self._sent: tuple[str, Any] = ("", None)
-        self._said: set[str] = set()
-        self.cpus_per_worker = 1
+        self._session_folder: str | None = None  # with Ray's logs, if Ray was started here
+        self._delete_logs = True  # unless a worker died or was given up: its logs may tell why
+        self._previous_handler: Any = None  # of SIGTERM
+        self._loader_sent: tuple[str, Any] = ("", None)  # the key of the last step, and a reference to its loader
+        self._logged: set[str] = set()  # warnings of workers; each is logged once
         try:
             self._start()
         except BaseException:
@@ -339,43 +201,47 @@ class Pool:
     def states(self) -> list[WorkerState]:
         """Return the state of every worker."""
         return [
-            WorkerState(slot.number, slot.facts.label(), slot.facts.device, _activity(slot), slot.done, slot.deaths)
+            WorkerState(slot.number, slot.facts.label(), slot.facts.device, _state_text(slot), slot.done, slot.deaths)
             for slot in self._slots
         ]
 
     def prepare(self, key: str, load: Load) -> None:
-        """Build the step of a key on every worker that lacks it. Raises the first error of a worker."""
-        boxed = self._boxed(key, load)
+        """Build the step of a key on every worker that lacks it.
+
+        Raises the first error of a worker; EngineError if a worker ends MOST_LOADS times or does not start again in
+        START_LIMIT_S; ConfigError if a worker has other versions.
+        """
+        loader_box = self._box_loader(key, load)
         slots = [slot for slot in self._slots if not slot.given_up]
         for slot in slots:
             slot.state = "loading"
             slot.calls.clear()
-            slot.calls.append(_Call(slot.actor.load.remote(key, boxed), None))
+            slot.calls.append(_Call(slot.actor.load.remote(key, loader_box), None))
         started = time.monotonic()
         while any(slot.state == "loading" for slot in slots):
-            for slot, call in self._landed():
+            for slot, call in self._answered():
                 slot.calls.remove(call)
                 try:
-                    outcome: _Outcome = self._ray.get(call.reference)
+                    outcome: Outcome = self._ray.get(call.reference)
                 except self._ray.exceptions.RayError as error:
                     if not self._is_starting(error):
                         slot.deaths_in_a_row += 1
-                    if slot.deaths_in_a_row >= MOST_LOADS or time.monotonic() - started > PATIENCE_S:
+                    if slot.deaths_in_a_row >= MOST_LOADS or time.monotonic() - started > START_LIMIT_S:
                         msg = f"worker on {slot.facts.label()} ended while it loaded its step: {_cause(error)}"
                         raise EngineError(msg) from error
-                    slot.calls.append(_Call(slot.actor.load.remote(key, boxed), None))
+                    slot.calls.append(_Call(slot.actor.load.remote(key, loader_box), None))
                     continue
-                self._say(outcome)
+                self._log_warnings(outcome)
                 if outcome.error is not None:
                     raise type(outcome.error)(f"worker on {slot.facts.label()}: {outcome.error}") from None
                 slot.facts, slot.state, slot.deaths_in_a_row = outcome.value, "idle", 0
                 _refuse_other_versions(slot.facts)
 
     def _is_starting(self, error: Exception) -> bool:
-        """Whether a call was refused because Ray is still restarting its worker; if so, wait for a moment."""
+        """Whether a call was refused because Ray is still restarting its worker; if so, wait for POLL_S first."""
         if not isinstance(error, self._ray.exceptions.ActorUnavailableError):
             return False
-        time.sleep(TICK_S)
+        time.sleep(POLL_S)
         return True
 
     def map(
@@ -389,56 +255,61 @@ class Pool:
     ) -> Iterator[Done[Any] | Failed]:
         """Yield each item's result when it arrives, in any order. A bounded number of items is read ahead.
 
-        Call `prepare` with the same key before. `latest()` is called whenever an item is sent, and its value is sent
-        too. `on_tick()` is called about once a second. Raises EngineError if no worker is left.
+        Call `prepare` with the same key first. `latest()` is called whenever an item is sent, and its value is sent
+        too. `on_tick()` is called between answers, and about every POLL_S while the driver waits for one. Raises
+        EngineError if no worker is left, or none becomes ready in START_LIMIT_S.
         """
-        this = _Round(key, self._boxed(key, load))
+        map_state = _MapState(key, self._box_loader(key, load))
         following = iter(items)
         exhausted, ready_at = False, time.monotonic()
         while True:
             ready = [slot for slot in self._slots if slot.ready]
-            while not exhausted and len(this.waiting) < len(self._slots) + 2:
+            while not exhausted and len(map_state.waiting) < len(self._slots) + 2:
                 item = next(following, None)
                 exhausted = item is None
                 if item is not None:
-                    this.waiting.append(_Attempted(item.name, item.size, self._ray.put(item.work)))
-            self._dispatch(this, ready, plenty=not exhausted, latest=latest)
-            if exhausted and not this.waiting and not any(call.item for slot in self._slots for call in slot.calls):
+                    map_state.waiting.append(_QueuedItem(item.name, item.size, self._ray.put(item.work)))
+            self._dispatch(map_state, ready, more_follow=not exhausted, latest=latest)
+            if (
+                exhausted
+                and not map_state.waiting
+                and not any(call.item for slot in self._slots for call in slot.calls)
+            ):
                 return
             on_tick()
             ready_at = time.monotonic() if ready else ready_at
-            self._refuse_to_wait_forever(time.monotonic() - ready_at)
-            for slot, call in self._landed():
-                yield from self._answer(slot, call, this)
+            self._check_workers_left(time.monotonic() - ready_at)
+            for slot, call in self._answered():
+                yield from self._handle_answer(slot, call, map_state)
 
     def close(self) -> None:
         """End every worker now, and Ray if it was started here."""
         ray = self._ray
         if not ray.is_initialized():
             return
-        with _deaf_to_signals():
+        with _ignored_signals():  # a second Ctrl-C would leave some workers running
             for slot in self._slots:
                 with contextlib.suppress(Exception):
                     ray.kill(slot.actor, no_restart=True)
             self._slots = []
             ray.shutdown()
-            if self._session is not None and self._clean:
-                shutil.rmtree(self._session, ignore_errors=True)
-        if self._handler is not None:
-            signal.signal(signal.SIGTERM, self._handler)
-            self._handler = None
+            if self._session_folder is not None and self._delete_logs:
+                shutil.rmtree(self._session_folder, ignore_errors=True)
+        if self._previous_handler is not None:
+            signal.signal(signal.SIGTERM, self._previous_handler)
+            self._previous_handler = None
 
     # ---- start
 
     def _start(self) -> None:
-        ray, asked = self._ray, self.resources
-        _connect(ray, asked)
+        ray, resources = self._ray, self.resources
+        _connect(ray, resources)
         if not self._joined:
-            self._session = str(ray.get_runtime_context().get_session_name())
-            self._session = str(Path("/tmp/ray") / self._session)  # noqa: S108 (where Ray keeps its logs)
+            self._session_folder = str(ray.get_runtime_context().get_session_name())
+            self._session_folder = str(Path("/tmp/ray") / self._session_folder)  # noqa: S108 (where Ray keeps its logs)
         if threading.current_thread() is threading.main_thread():
-            self._handler = signal.signal(signal.SIGTERM, _end)
-        count, gpus, cpus = _share(ray, asked)
+            self._previous_handler = signal.signal(signal.SIGTERM, _exit_on_sigterm)
+        count, gpus, cpus = _worker_shares(ray, resources)
         self.cpus_per_worker = cpus
         options = {
             "num_cpus": cpus,
@@ -453,11 +324,11 @@ class Pool:
         answers = list(waiting)
         started = time.monotonic()
         while waiting:
-            _, waiting = ray.wait(waiting, timeout=TICK_S)
-            if time.monotonic() - started > PATIENCE_S:
+            _, waiting = ray.wait(waiting, timeout=POLL_S)
+            if time.monotonic() - started > START_LIMIT_S:
                 msg = (
-                    f"{len(waiting)} of {count} workers did not start within {PATIENCE_S:.0f} s: the cluster is busy, "
-                    f"or no node has {cpus} CPUs and {gpus:g} GPUs free; ask for fewer with engine.workers"
+                    f"{len(waiting)} of {count} workers did not start within {START_LIMIT_S:.0f} s: the cluster is "
+                    f"busy, or no node has {cpus} CPUs and {gpus:g} GPUs free; ask for fewer with engine.workers"
                 )
                 raise EngineError(msg)
         for number, (actor, answer) in enumerate(zip(actors, answers, strict=True)):
@@ -469,60 +340,67 @@ class Pool:
             self._slots.append(_Slot(number, actor, facts))
             _refuse_other_versions(facts)
 
-    def _boxed(self, key: str, load: Load) -> list[Any]:
-        """Return a reference to the loader in a list: Ray then passes it on without fetching the loader."""
-        if self._sent[0] != key:
-            self._sent = (key, self._ray.put(load))
-        return [self._sent[1]]
+    def _box_loader(self, key: str, load: Load) -> list[Any]:
+        """Return a list with a reference to the loader: Ray fetches an argument that is itself a reference.
+
+        A worker then fetches the loader only when it builds the step.
+        """
+        if self._loader_sent[0] != key:
+            self._loader_sent = (key, self._ray.put(load))
+        return [self._loader_sent[1]]
 
     # ---- dispatch
 
-    def _dispatch(self, this: _Round, ready: Sequence[_Slot], *, plenty: bool, latest: Callable[[], Any]) -> None:
+    def _dispatch(
+        self, map_state: _MapState, ready: Sequence[_Slot], *, more_follow: bool, latest: Callable[[], Any]
+    ) -> None:
         """Send the largest waiting items to idle workers, and each worker a second one while more items follow."""
-        window = this.waiting
-        window.sort(key=lambda item: item.size)
+        waiting = map_state.waiting
+        waiting.sort(key=lambda item: item.size)
         for depth in (1, 2):
             for slot in ready:
-                if depth == 2 and not plenty and len(window) <= len(ready):
+                if depth == 2 and not more_follow and len(waiting) <= len(ready):
                     return  # the last items wait for the first worker that becomes idle
-                if len(slot.calls) >= depth or any(call.item and call.item.alone for call in slot.calls):
+                if len(slot.calls) >= depth or any(call.item and call.item.send_alone for call in slot.calls):
                     continue
-                chosen = next((item for item in reversed(window) if _suits(item, slot, others=len(ready) > 1)), None)
+                suitable = (item for item in reversed(waiting) if _may_send(item, slot, others=len(ready) > 1))
+                chosen = next(suitable, None)
                 if chosen is None:
                     continue
-                window.remove(chosen)
-                reference = slot.actor.run.remote(this.key, this.boxed, chosen.work, latest())
+                waiting.remove(chosen)
+                reference = slot.actor.run.remote(map_state.key, map_state.loader_box, chosen.work, latest())
                 slot.calls.append(_Call(reference, chosen))
                 slot.state = "at work"
 
-    def _landed(self) -> list[tuple[_Slot, _Call]]:
-        """Wait up to TICK_S for an answer; return all calls that were answered."""
+    def _answered(self) -> list[tuple[_Slot, _Call]]:
+        """Wait up to POLL_S for an answer; return all calls that were answered."""
         in_flight = {call.reference: (slot, call) for slot in self._slots for call in slot.calls}
         if not in_flight:
-            time.sleep(TICK_S)
+            time.sleep(POLL_S)
             return []
-        found, rest = self._ray.wait(list(in_flight), timeout=TICK_S)
+        found, rest = self._ray.wait(list(in_flight), timeout=POLL_S)
         if found and rest:
             more, _ = self._ray.wait(rest, num_returns=len(rest), timeout=0)
             found += more
         return [in_flight[reference] for reference in found]
 
-    def _answer(self, slot: _Slot, call: _Call, this: _Round) -> Iterator[Done[Any] | Failed]:
+    def _handle_answer(self, slot: _Slot, call: _Call, map_state: _MapState) -> Iterator[Done[Any] | Failed]:
+        """Update the state for the answer to a call; yield an item that is finished or has finally failed."""
         if call not in slot.calls:
-            return  # another answer of the same moment showed that its worker had ended
-        by_itself = len(slot.calls) == 1
+            return  # an answer handled just before showed that the worker had ended
+        only_call = len(slot.calls) == 1
         slot.calls.remove(call)
         try:
-            outcome: _Outcome = self._ray.get(call.reference)
+            outcome: Outcome = self._ray.get(call.reference)
         except self._ray.exceptions.RayError as error:
             if call.item is None and self._is_starting(error):
-                slot.calls.append(_Call(slot.actor.load.remote(this.key, this.boxed), None))
+                slot.calls.append(_Call(slot.actor.load.remote(map_state.key, map_state.loader_box), None))
                 return
-            yield from self._lost(slot, call, _cause(error), this, blamed=by_itself)
+            yield from self._worker_lost(slot, call, _cause(error), map_state, at_fault=only_call)
             return
-        self._say(outcome)
+        self._log_warnings(outcome)
         if call.item is None:
-            self._back(slot, outcome)
+            self._loaded_again(slot, outcome)
             return
         slot.state = "at work" if slot.calls else "idle"
         problem = outcome.error
@@ -531,52 +409,62 @@ class Pool:
             slot.deaths_in_a_row = 0
             yield Done(call.item.name, outcome.value, slot.facts)
             return
-        if isinstance(problem, StoreError):  # the node's fault, not the item's
-            this.waiting.append(call.item)
-            self._give_up(slot, str(problem), this.waiting)
+        if isinstance(problem, StoreError):  # the fault is the node's, not the item's
+            map_state.waiting.append(call.item)
+            self._give_up(slot, str(problem), map_state.waiting)
             return
-        yield from self._failed(slot, call.item, str(problem), this)
-        if isinstance(problem, DeviceError):  # the state of the device is unknown now
+        yield from self._item_failed(slot, call.item, str(problem), map_state)
+        if isinstance(problem, DeviceError):  # the device is in an unknown state, so the process is replaced
             self._ray.kill(slot.actor, no_restart=False)
-            self._restart(slot, this)
+            self._restart(slot, map_state)
 
-    def _failed(self, slot: _Slot, item: _Attempted, reason: str, this: _Round) -> Iterator[Failed]:
+    def _item_failed(self, slot: _Slot, item: _QueuedItem, reason: str, map_state: _MapState) -> Iterator[Failed]:
+        """Count a failed attempt: put the item back, or yield it after MOST_FAILURES."""
         item.reasons.append(f"{slot.facts.label()}: {reason}")
         item.failed_on.add(slot.number)
         if len(item.reasons) >= MOST_FAILURES:
             yield Failed(item.name, tuple(item.reasons))
         else:
             log.warning("%s failed on %s and is tried again: %s", item.name, slot.facts.label(), reason)
-            this.waiting.append(item)
+            map_state.waiting.append(item)
 
-    def _lost(self, slot: _Slot, call: _Call, reason: str, this: _Round, *, blamed: bool) -> Iterator[Failed]:
-        """Put a lost worker's items back. It counts as a failed attempt only if one item alone was in flight."""
-        if call.item is not None and blamed:
-            yield from self._failed(slot, call.item, f"the worker ended: {reason}", this)
+    def _worker_lost(
+        self, slot: _Slot, call: _Call, reason: str, map_state: _MapState, *, at_fault: bool
+    ) -> Iterator[Failed]:
+        """Put a lost worker's items back, and restart the worker or give it up.
+
+        `at_fault` is true if this call alone was in flight: only then it counts as a failed attempt of its item.
+        """
+        if call.item is not None and at_fault:
+            yield from self._item_failed(slot, call.item, f"the worker ended: {reason}", map_state)
         else:
             slot.calls.append(call)
             names = " and ".join(lost.item.name for lost in slot.calls if lost.item is not None)
-            again = f"; {names} are done again" if names else ""
-            log.warning("worker on %s ended and is started again (%s)%s", slot.facts.label(), reason, again)
+            repeated = f"; {names} are done again" if names else ""
+            log.warning("worker on %s ended and is started again (%s)%s", slot.facts.label(), reason, repeated)
         for other in slot.calls:
             if other.item is not None:
-                other.item.alone = True
+                other.item.send_alone = True
         slot.deaths += 1
         slot.deaths_in_a_row += 1
-        self._clean = False
+        self._delete_logs = False
         if slot.deaths_in_a_row >= MOST_DEATHS:
-            self._give_up(slot, f"ended {MOST_DEATHS} times in a row, at last: {reason}", this.waiting)
+            self._give_up(slot, f"ended {MOST_DEATHS} times in a row, last time: {reason}", map_state.waiting)
         else:
-            self._restart(slot, this)
+            self._restart(slot, map_state)
 
-    def _restart(self, slot: _Slot, this: _Round) -> None:
-        """Let a worker that Ray starts again load the step; it gets no item before it answers."""
-        this.waiting.extend(call.item for call in slot.calls if call.item is not None)
+    def _restart(self, slot: _Slot, map_state: _MapState) -> None:
+        """Tell a worker that Ray restarts to load the step; it gets no item before it has answered."""
+        map_state.waiting.extend(call.item for call in slot.calls if call.item is not None)
         slot.calls.clear()
         slot.state = "starting again"
-        slot.calls.append(_Call(slot.actor.load.remote(this.key, this.boxed), None))
+        slot.calls.append(_Call(slot.actor.load.remote(map_state.key, map_state.loader_box), None))
 
-    def _back(self, slot: _Slot, outcome: _Outcome) -> None:
+    def _loaded_again(self, slot: _Slot, outcome: Outcome) -> None:
+        """Mark a restarted worker as idle, or give it up if it could not load its step.
+
+        Raises ConfigError if it has other versions.
+        """
         if outcome.error is not None:
             self._give_up(slot, str(outcome.error), [])
             return
@@ -584,33 +472,35 @@ class Pool:
         _refuse_other_versions(slot.facts)
         slot.state = "idle"
 
-    def _give_up(self, slot: _Slot, reason: str, waiting: list[_Attempted]) -> None:
+    def _give_up(self, slot: _Slot, reason: str, waiting: list[_QueuedItem]) -> None:
+        """End a worker for good, and put its items back into `waiting`."""
         waiting.extend(call.item for call in slot.calls if call.item is not None)
         slot.calls.clear()
         slot.state = f"given up: {reason}"
-        self._clean = False
+        self._delete_logs = False
         with contextlib.suppress(Exception):
             self._ray.kill(slot.actor, no_restart=True)
         if any(not other.given_up for other in self._slots):
             log.warning("worker on %s is given up: %s", slot.facts.label(), reason)
 
-    def _refuse_to_wait_forever(self, waited_s: float) -> None:
+    def _check_workers_left(self, waited_s: float) -> None:
+        """Raise EngineError if every worker was given up, or none has been ready for too long."""
         left = [slot for slot in self._slots if not slot.given_up]
         if not left:
             reasons = "; ".join(f"{slot.facts.label()} {slot.state}" for slot in self._slots)
             msg = f"no worker is left ({reasons}); finished shards are kept: the same command does only what is missing"
             raise EngineError(msg)
-        if waited_s > PATIENCE_S:
+        if waited_s > START_LIMIT_S:
             msg = (
-                f"no worker has been ready for {PATIENCE_S:.0f} s ({len(left)} are to be started again, and Ray finds "
-                "no room for them); finished shards are kept: the same command does only what is missing"
+                f"no worker has been ready for {START_LIMIT_S:.0f} s (Ray could not start {len(left)} of them again); "
+                "finished shards are kept: the same command does only what is missing"
             )
             raise EngineError(msg)
 
-    def _say(self, outcome: _Outcome) -> None:
-        for line in outcome.notes:
-            if line not in self._said:
-                self._said.add(line)
+    def _log_warnings(self, outcome: Outcome) -> None:
+        for line in outcome.warnings:
+            if line not in self._logged:
+                self._logged.add(line)
                 log.warning("%s", line)
 
 
@@ -618,7 +508,10 @@ _pool: Pool | None = None
 
 
 def pool(resources: Resources) -> Pool:
-    """Return the requested workers: those of the last call if it requested the same and all are left, else new ones."""
+    """Return the requested workers: those of the last call if it requested the same and none was given up, else new.
+
+    Raises what `Pool` raises.
+    """
     global _pool  # noqa: PLW0603 (a process has one connection to Ray, and its workers outlive a cell)
     if _pool is not None and (_pool.resources != resources or _pool.lacks_workers):
         close()
@@ -640,22 +533,23 @@ def close() -> None:
         ending.close()
 
 
-def _suits(item: _Attempted, slot: _Slot, *, others: bool) -> bool:
-    """Whether an item may be sent to a worker now. After a failure it goes to another worker if there is one."""
+def _may_send(item: _QueuedItem, slot: _Slot, *, others: bool) -> bool:
+    """Whether an item may be sent to a worker now. After a failure it goes to another worker if there are `others`."""
     if others and slot.number in item.failed_on:
         return False
-    return not (item.alone and slot.calls)
+    return not (item.send_alone and slot.calls)
 
 
-def _activity(slot: _Slot) -> str:
+def _state_text(slot: _Slot) -> str:
+    """Return a worker's state as `evalkit status` shows it (see `WorkerState.state`)."""
     names = [call.item.name for call in slot.calls if call.item is not None]
     return f"at work on {names[0]}" if names and slot.state == "at work" else slot.state
 
 
-def _ray(asked: Resources) -> Any:
-    """Import Ray with usage statistics and its own output turned off."""
-    if asked.address is None and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
-        # Ray reads them on import; without them it writes a token into the home folder.
+def _import_ray(resources: Resources) -> Any:
+    """Import Ray with usage statistics and its own output turned off. Raises EngineError if it is not installed."""
+    if resources.address is None and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
+        # Ray reads these variables on import; without them it writes a token into the home folder.
         os.environ["RAY_AUTH_MODE"] = "token"
         os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -664,50 +558,51 @@ def _ray(asked: Resources) -> Any:
     try:
         import ray
     except ImportError as error:
-        msg = f"engine=ray: Ray is not installed ({_in_short(error)}); pip install 'evalkit[ray]'"
+        msg = f"engine=ray: Ray is not installed ({one_line(error)}); pip install 'evalkit[ray]'"
         raise EngineError(msg) from error
     logging.getLogger("ray").setLevel(logging.ERROR)
-    with contextlib.suppress(ImportError):  # Ray would print a page about every dead worker on stdout
+    with contextlib.suppress(ImportError):  # otherwise Ray prints a page about each dead worker to stdout
         from ray._private import worker as internals
 
         internals.print_to_stdstream = lambda *_args, **_options: None
     return ray
 
 
-def _connect(ray: Any, asked: Resources) -> None:
+def _connect(ray: Any, resources: Resources) -> None:
     """Start Ray here or join the cluster. Raises ConfigError if no cluster answers."""
     quiet = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    if asked.address is None:
-        cpus = max(os.cpu_count() or 1, (asked.workers or 1) * (asked.cpus_per_worker or 1))
-        items = 4 * max(asked.workers or cpus, 1) + 2
-        store = min(MARGIN_BYTES + items * asked.object_bytes, _half_of_memory())
+    if resources.address is None:
+        cpus = max(os.cpu_count() or 1, (resources.workers or 1) * (resources.cpus_per_worker or 1))
+        items = 4 * max(resources.workers or cpus, 1) + 2
+        store = min(MARGIN_BYTES + items * resources.object_bytes, _half_of_memory())
         ray.init(address="local", num_cpus=cpus, object_store_memory=store, include_dashboard=False, **quiet)
         return
-    host, _, port = asked.address.rpartition(":")
+    host, _, port = resources.address.rpartition(":")
     try:
-        if asked.address != "auto":
+        if resources.address != "auto":
             socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-        ray.init(address=asked.address, **quiet)
+        ray.init(address=resources.address, **quiet)
     except (OSError, ValueError, RuntimeError) as error:
         msg = (
-            f"engine.address={asked.address}: no Ray cluster answers there ({_in_short(error)}); wanted auto or "
+            f"engine.address={resources.address}: no Ray cluster answers there ({one_line(error)}); wanted auto or "
             "HOST:PORT of a running head node (ray start --head), this machine in its cluster too (ray start --address)"
         )
         raise ConfigError(msg) from error
 
 
 def _half_of_memory() -> int:
+    """Return half of this machine's memory in bytes."""
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
-def _share(ray: Any, asked: Resources) -> tuple[int, float, int]:
-    """Return the number of workers, and the GPUs and CPUs of each. Raises ConfigError for more than there are."""
+def _worker_shares(ray: Any, resources: Resources) -> tuple[int, float, int]:
+    """Return the number of workers, and the GPUs and CPUs of each. Raises ConfigError if they do not fit."""
     nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
     gpus, cpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("GPU", "CPU"))
-    per_gpu = asked.gpus_per_worker
+    per_gpu = resources.gpus_per_worker
     if per_gpu:
         fitting = int(gpus / per_gpu) if per_gpu < 1 else sum(int(node.get("GPU", 0) // per_gpu) for node in nodes)
-        workers = asked.workers or fitting
+        workers = resources.workers or fitting
         if workers > fitting or not workers:
             msg = (
                 f"engine.workers={workers or 1} with engine.gpus_per_worker={per_gpu:g}: Ray sees {gpus} GPUs on "
@@ -715,10 +610,10 @@ def _share(ray: Any, asked: Resources) -> tuple[int, float, int]:
             )
             raise ConfigError(msg)
         shares = [int(node.get("CPU", 1) * per_gpu / node["GPU"]) for node in nodes if node.get("GPU")]
-        return workers, per_gpu, asked.cpus_per_worker or max(1, min(shares))
-    each = asked.cpus_per_worker or 1
+        return workers, per_gpu, resources.cpus_per_worker or max(1, min(shares))
+    each = resources.cpus_per_worker or 1
     fitting = sum(int(node.get("CPU", 0) // each) for node in nodes)
-    workers = asked.workers or fitting
+    workers = resources.workers or fitting
     if workers > fitting or not workers:
         msg = (
             f"engine.workers={workers or 1} with engine.cpus_per_worker={each}: Ray has {cpus} CPUs on {len(nodes)} "
@@ -729,6 +624,7 @@ def _share(ray: Any, asked: Resources) -> tuple[int, float, int]:
 
 
 def _refuse_other_versions(facts: Facts) -> None:
+    """Raise ConfigError if a worker has other versions than this process."""
     here = versions()
     other = [name for name in here if facts.versions.get(name) != here[name]]
     if other:
@@ -738,25 +634,26 @@ def _refuse_other_versions(facts: Facts) -> None:
 
 
 def _cause(error: BaseException) -> str:
-    """Return the reason why a worker ended, in one line; Ray's own messages have pages."""
+    """Return the reason why a worker ended in one line; Ray's own messages are pages long."""
     text = str(error)
-    for sign in ("ModuleNotFoundError", "ImportError", "AttributeError"):
-        if sign in text:
-            return next(line.strip() for line in reversed(text.splitlines()) if sign in line)
+    for name in ("ModuleNotFoundError", "ImportError", "AttributeError"):
+        if name in text:
+            return next(line.strip() for line in reversed(text.splitlines()) if name in line)
     if "memory" in text.lower() and "OutOfMemory" in type(error).__name__ + text:
         return "out of memory"
     if "node" in text.lower() and ("died" in text.lower() or "dead" in text.lower()) and "its node" in text.lower():
         return "its node is gone"
-    return "its process is gone" if "Actor" in type(error).__name__ else _in_short(error)
+    return "its process is gone" if "Actor" in type(error).__name__ else one_line(error)
 
 
-def _end(_signal: int, _frame: FrameType | None) -> None:
+def _exit_on_sigterm(_signal: int, _frame: FrameType | None) -> None:
+    """Exit with an exception, so that the pool is closed."""
     sys.exit(128 + signal.SIGTERM)
 
 
 @contextlib.contextmanager
-def _deaf_to_signals() -> Iterator[None]:
-    """Ignore signals while workers are ended: a second Ctrl-C would leave some of them running."""
+def _ignored_signals() -> Iterator[None]:
+    """Ignore SIGINT and SIGTERM; does nothing outside the main thread, which cannot change handlers."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -1,4 +1,4 @@
-"""Failures of kernels: log the reason once in one line, and distinguish a lack of memory from other errors."""
+"""Failures of kernels: log the reason once, in one line, and recognise a lack of memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 log = logging.getLogger(__name__)
 
 OUT_OF_MEMORY = ("DefaultCPUAllocator: can't allocate", "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED")
-"""Parts of torch's messages for a lack of memory, if the error's class does not tell."""
+"""Parts of torch's messages for a lack of memory that it raises as a plain RuntimeError."""
 
 
 def first_line(error: Exception) -> str:
@@ -30,6 +30,6 @@ def is_out_of_memory(error: Exception) -> bool:
 
 
 @cache
-def say_once(problem: str) -> None:
-    """Log a problem, once per process."""
+def warn_once(problem: str) -> None:
+    """Log a problem as a warning; the same text is logged once per process."""
     log.warning("%s", problem)

@@ -75,12 +75,14 @@ def _bfloat16_residual(vectors_XD: Tensor) -> Tensor:
 
 
 _BLOCK_ROWS = 1 << 12
+_EXACT_BLOCK_ROWS = 1 << 18
+"""Vectors whose norms are computed at a time, in fp32 and in float64."""
 _SLACK = 1.001
 """Exceeds the relative rounding error of an fp32 norm of up to 8,000 terms: γ(8000) < 5e-4."""
 
 
 def norms(vectors_XD: Tensor) -> Tensor:
-    """Return an upper bound of every vector's norm [X], in fp64; the norms are computed in fp32."""
+    """Return an upper bound of each vector's norm [X], in fp64; the norms are computed in fp32."""
     norm_X: Tensor = torch.linalg.vector_norm(vectors_XD.float(), dim=1).double() * _SLACK
     return norm_X
 
@@ -97,18 +99,19 @@ def _largest(part: Callable[[Tensor], Tensor], vectors_XD: Tensor) -> float:
 
 
 def _gamma(terms: int, unit: float = 2.0**-24) -> float:
+    """Return γ(n) = n·u / (1 - n·u), the relative rounding error bound of n additions with unit roundoff u."""
     return terms * unit / (1 - terms * unit)
 
 
 class QueryNorms(NamedTuple):
-    """Norms of the rounded query vectors and of their rounding errors, in float64, for the tensor-core bound."""
+    """Norms of the rounded query vectors and of their rounding errors [Y], in float64 on the CPU."""
 
     rounded_Y: Tensor
     rounding_Y: Tensor
 
 
 def query_norms(query_YD: Tensor, *, dtype: torch.dtype) -> QueryNorms:
-    """Compute these norms, once for all shards of a cell."""
+    """Return the norms that `tensor_core_bound` needs of query vectors rounded to `dtype`; all shards share them."""
     exact_YD = query_YD.double()
     rounded_YD = exact_YD.to(dtype).double()
     return QueryNorms(rounded_YD.norm(dim=1).cpu(), (exact_YD - rounded_YD).norm(dim=1).cpu())
@@ -117,7 +120,9 @@ def query_norms(query_YD: Tensor, *, dtype: torch.dtype) -> QueryNorms:
 def tensor_core_bound(
     queries: Ragged, documents: Ragged, *, dtype: torch.dtype, known: QueryNorms | None = None
 ) -> Tensor:
-    """Return a bound of |score - exact score in fp32| per query [Q] for MaxSim on tensor cores, in any order.
+    """Return a bound per query [Q], float64: the largest |score - exact score| of MaxSim on tensor cores.
+
+    The bound holds for any order of additions.
 
     Vectors are rounded to `dtype`, multiplied exactly, and added in a tensor core with unit roundoff TENSOR_CORE_UNIT;
     maxima are added in fp32 with unit roundoff 2⁻²⁴. No term and no partial sum exceeds ‖q‖·‖d‖ (Cauchy-Schwarz), so a
@@ -125,6 +130,7 @@ def tensor_core_bound(
     d' adds ‖q - q'‖·‖d‖ + ‖q'‖·‖d - d'‖; both residuals are measured, and are zero if vectors are stored in `dtype`.
     Rounding the exact score to fp32 adds 2⁻²⁴ of it: documents with equal fp32 scores are ranked by id, so all of them
     must be nominated.
+
     `known` are the queries' norms if they were computed before.
     """
     document_norm = _exact_largest_norm(documents.rows_XD)
@@ -150,8 +156,8 @@ def _exact_largest_norm(vectors_XD: Tensor, *, to: torch.dtype | None = None, le
     The rounding errors are the vectors `less` their values in that type.
     """
     largest = 0.0
-    for begin in range(0, len(vectors_XD), _NORM_ROWS):
-        piece_XD = vectors_XD[begin : begin + _NORM_ROWS]
+    for begin in range(0, len(vectors_XD), _EXACT_BLOCK_ROWS):
+        piece_XD = vectors_XD[begin : begin + _EXACT_BLOCK_ROWS]
         read_XD = piece_XD.double()
         if to is not None:
             read_XD = read_XD.to(to).double()
@@ -159,6 +165,3 @@ def _exact_largest_norm(vectors_XD: Tensor, *, to: torch.dtype | None = None, le
             read_XD = read_XD - read_XD.to(less).double()
         largest = max(largest, float(read_XD.norm(dim=1).max()))
     return largest
-
-
-_NORM_ROWS = 1 << 18

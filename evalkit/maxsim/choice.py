@@ -8,7 +8,7 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Collection, Mapping
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from torch.nn.functional import normalize
 from evalkit.config.settings import MaxsimKernel, Nomination
 from evalkit.errors import ConfigError
 from evalkit.kernels.cpu import fixed_point, registers, simd
-from evalkit.kernels.trouble import first_line, say_once
+from evalkit.kernels.trouble import first_line, warn_once
 from evalkit.maxsim import bounds, packed, rescore
 from evalkit.ragged import Ragged, ragged
 
@@ -32,7 +32,7 @@ SHORT_LENGTH = 48
 SHORTEST_LENGTH = 4
 """The mean length below which `auto` does not use the Triton kernel, because most rows would be repeated ones."""
 ELEMENT_LIMIT = 1 << 30
-"""The maximum of numbers in one call of late-interaction-kernels, which counts them in 32 bits."""
+"""Most numbers in one call of late-interaction-kernels, which counts them in 32 bits."""
 
 
 class Kernel(NamedTuple):
@@ -47,6 +47,10 @@ class Kernel(NamedTuple):
     """Exact scores of pairs, rounded once to fp32 [H], on the CPU."""
 
 
+_Scores: TypeAlias = Callable[[Ragged], Tensor]
+_ErrorBound: TypeAlias = Callable[[Ragged], Tensor]
+
+
 def bind(
     choice: MaxsimKernel,
     documents: Ragged,
@@ -57,8 +61,8 @@ def bind(
 ) -> Kernel:
     """Copy a shard's documents to a device and bind the chosen kernel to them.
 
-    Only `simd` and `packed` use `precision`. `known` are the norms of the queries if they were computed before. Raises
-    ConfigError as `require` does.
+    Only `simd` and `packed` use `precision`. `known` are the norms of the queries, by the type they were rounded to, if
+    they were computed before. Raises ConfigError as `require` does, and if `triton` does not fit the GPU's memory.
     """
     require(choice, device, precision=precision)
     on_device = documents._replace(rows_XD=documents.rows_XD.to(device))
@@ -70,40 +74,50 @@ def bind(
     def exact(queries: Ragged, query_H: Tensor, document_H: Tensor) -> Tensor:
         return exact_scores(queries, on_device, query_H, document_H).cpu()
 
-    if name == "simd" and precision != "float32" and registers.multiplies_pairs():
-        norm = bounds.largest_norm(on_device.rows_XD)
-        scale = float(fixed_point.scales(torch.tensor(norm)))
-        return Kernel(
-            name,
-            lambda queries: simd.fixed_point_scores(
-                queries, on_device, scale_Y=fixed_point.scales(bounds.norms(queries.rows_XD)), scale=scale
-            ),
-            lambda queries: bounds.error_bound(queries, on_device, precision="int16", document_norm=norm),
-            exact,
-        )
     if name == "simd":
-        return Kernel(
-            name,
-            lambda queries: simd.scores(queries, on_device),
-            lambda queries: bounds.error_bound(queries, on_device),
-            exact,
+        scores, error_bound = _simd(on_device, precision)
+    elif name == "packed":
+        scores, error_bound = _packed(on_device, precision)
+    else:
+        scores, error_bound = _tensor_cores(name, on_device, known or {})
+    return Kernel(name, scores, error_bound, exact)
+
+
+def _simd(documents: Ragged, precision: Nomination) -> tuple[_Scores, _ErrorBound]:
+    """Bind the vector-unit kernel, with 16-bit integers unless fp32 is requested or would be as fast."""
+    if precision == "float32" or not registers.multiplies_pairs():
+        return (
+            lambda queries: simd.scores(queries, documents),
+            lambda queries: bounds.error_bound(queries, documents),
         )
-    if name == "packed":
-        rounds: bounds.Precision = "bfloat16" if precision == "bfloat16" else "float32"
-        return Kernel(
-            name,
-            lambda queries: packed.scores(queries, on_device, precision=rounds),
-            lambda queries: bounds.error_bound(queries, on_device, precision=rounds),
-            exact,
-        )
-    # Tensor cores read stored fp16 directly; wider vectors are rounded to bf16, which keeps the range of fp32.
-    half = half_of(documents.rows_XD.dtype)
-    rounded = on_device._replace(rows_XD=on_device.rows_XD.to(half))
-    scores = _triton(rounded) if name == "triton" else _late_interaction_kernels(rounded)
-    norms = (known or {}).get(half)
-    return Kernel(
-        name, scores, lambda queries: bounds.tensor_core_bound(queries, on_device, dtype=half, known=norms), exact
+    norm = bounds.largest_norm(documents.rows_XD)
+    scale = float(fixed_point.scales(torch.tensor(norm)))
+    return (
+        lambda queries: simd.fixed_point_scores(
+            queries, documents, scale_Y=fixed_point.scales(bounds.norms(queries.rows_XD)), scale=scale
+        ),
+        lambda queries: bounds.error_bound(queries, documents, precision="int16", document_norm=norm),
     )
+
+
+def _packed(documents: Ragged, precision: Nomination) -> tuple[_Scores, _ErrorBound]:
+    """Bind the plain torch kernel; it rounds vectors to bf16 only if that is requested."""
+    rounds: bounds.Precision = "bfloat16" if precision == "bfloat16" else "float32"
+    return (
+        lambda queries: packed.scores(queries, documents, precision=rounds),
+        lambda queries: bounds.error_bound(queries, documents, precision=rounds),
+    )
+
+
+def _tensor_cores(
+    name: KernelName, documents: Ragged, known: Mapping[torch.dtype, bounds.QueryNorms]
+) -> tuple[_Scores, _ErrorBound]:
+    """Bind `triton` or `late-interaction-kernels`, with documents rounded to half precision."""
+    half = half_of(documents.rows_XD.dtype)
+    rounded = documents._replace(rows_XD=documents.rows_XD.to(half))
+    scores = _triton(rounded) if name == "triton" else _late_interaction_kernels(rounded)
+    norms = known.get(half)
+    return scores, lambda queries: bounds.tensor_core_bound(queries, documents, dtype=half, known=norms)
 
 
 def require(choice: MaxsimKernel, device: torch.device, *, precision: Nomination = "auto") -> None:
@@ -132,6 +146,7 @@ def require(choice: MaxsimKernel, device: torch.device, *, precision: Nomination
 
 
 def _interpreted() -> bool:
+    """Whether Triton's interpreter is on, which runs kernels on the CPU."""
     import triton
 
     return bool(triton.knobs.runtime.interpret)
@@ -156,12 +171,18 @@ def _automatic(documents: Ragged, device: torch.device, precision: Nomination) -
 
 
 def half_of(dtype: torch.dtype) -> torch.dtype:
-    """Return the type in which tensor cores read stored vectors: fp16 for fp16, bf16 for all others."""
+    """Return the type in which tensor cores read vectors stored in `dtype`.
+
+    fp16 is read as it is. Any other type is rounded to bf16, which has the range of fp32.
+    """
     return torch.float16 if dtype == torch.float16 else torch.bfloat16
 
 
 def _usable(documents: Ragged) -> KernelName:
-    """Return `triton` if it works on the device for such documents; otherwise log once and return `packed`."""
+    """Return `triton` if it works on the device for such documents; otherwise log once and return `packed`.
+
+    Raises ConfigError if their dim does not fit the GPU.
+    """
     vectors_XD, piece = documents.rows_XD, _piece(documents)
     device, dim = vectors_XD.device, vectors_XD.shape[1]
     _require_fit(dim, device, piece)
@@ -170,17 +191,18 @@ def _usable(documents: Ragged) -> KernelName:
         return "triton"
     problem = f"{problem}; packed is used instead"
     _GIVEN_UP[device.type, dim] = problem
-    say_once(problem)
+    warn_once(problem)
     return "packed"
 
 
 _GIVEN_UP: dict[tuple[str, int], str] = {}
+"""Why the Triton kernel was not used, by device type and dim."""
 
 
 def given_up(device: torch.device, dims: Collection[int]) -> str:
-    """Return why the Triton kernel was not used for some dims in this process, or ""."""
+    """Return why the Triton kernel was not used for some of these dims in this process, or ""."""
     return "; ".join(
-        dict.fromkeys(problem for (at, dim), problem in _GIVEN_UP.items() if at == device.type and dim in dims)
+        dict.fromkeys(problem for (kind, dim), problem in _GIVEN_UP.items() if kind == device.type and dim in dims)
     )
 
 
@@ -200,19 +222,19 @@ def probe(device: torch.device, dtype: torch.dtype, dim: int, piece: int) -> str
     bound_Q = bounds.tensor_core_bound(queries, documents, dtype=dtype)
     pairs_H2 = torch.cartesian_prod(torch.arange(2), torch.arange(3))
     wanted_QN = rescore.exact_scores(queries, documents, pairs_H2[:, 0], pairs_H2[:, 1]).view(2, 3).double()
-    there = documents._replace(rows_XD=documents.rows_XD.to(device))
+    on_device = documents._replace(rows_XD=documents.rows_XD.to(device))
     try:
         from evalkit.kernels.gpu import pieces, tensor_core
 
         fitting = tensor_core.tilings(dim, piece=piece, shared_bytes=tensor_core.shared_bytes_of(device))
         # The tiling for many queries, which nearly every call uses: it is compiled here and not again later.
         tiling = tensor_core.expected(fitting, query_count=tensor_core.FEW_PIECES + 1)
-        laid = pieces.document_pieces(there, piece=piece)
-        error_QN = (tensor_core.scores(queries, laid, tiling=tiling).cpu().double() - wanted_QN).abs()
-    except Exception as error:  # noqa: BLE001 (a compiler that does not fit the GPU fails in ways of its own)
+        in_pieces = pieces.document_pieces(on_device, piece=piece)
+        error_QN = (tensor_core.scores(queries, in_pieces, tiling=tiling).cpu().double() - wanted_QN).abs()
+    except Exception as error:  # noqa: BLE001 (a compiler that does not support the GPU can raise anything)
         return f"{label} is unusable here ({type(error).__name__}: {first_line(error)})"
-    sound = bool((error_QN <= bound_Q.unsqueeze(1)).all())
-    return "" if sound else f"{label} gives wrong scores here (off by {float(error_QN.max()):.1e})"
+    within_bound = bool((error_QN <= bound_Q.unsqueeze(1)).all())
+    return "" if within_bound else f"{label} gives wrong scores here (off by {float(error_QN.max()):.1e})"
 
 
 def _piece(documents: Ragged) -> int:
@@ -223,27 +245,28 @@ def _piece(documents: Ragged) -> int:
 def _triton(documents: Ragged) -> Callable[[Ragged], Tensor]:
     from evalkit.kernels.gpu import pieces, tensor_core
 
-    laid = pieces.document_pieces(documents, piece=_piece(documents))
-    return lambda queries: tensor_core.scores(queries, laid)
+    in_pieces = pieces.document_pieces(documents, piece=_piece(documents))
+    return lambda queries: tensor_core.scores(queries, in_pieces)
 
 
 def _require_fit(dim: int, device: torch.device, piece: int) -> None:
+    """Raise ConfigError if the Triton kernel needs more shared memory for such vectors than the GPU has."""
     from evalkit.kernels.gpu import tensor_core
 
     if not tensor_core.fits(dim, device, piece=piece):
-        msg = f"engine.maxsim=triton: got vectors of {dim} numbers, wanted what fits this GPU's shared"
-        raise ConfigError(f"{msg} memory (512 on Hopper); use engine.maxsim=packed")
+        msg = f"engine.maxsim=triton: got vectors of {dim} numbers, wanted a dim that fits this GPU's shared memory"
+        raise ConfigError(f"{msg} (at most 512 on Hopper); use engine.maxsim=packed")
 
 
 def _late_interaction_kernels(documents: Ragged) -> Callable[[Ragged], Tensor]:
-    """Return scores of that library: its kernel for concatenated texts on CUDA, else its reference."""
+    """Bind the library's kernel for concatenated texts on CUDA, else its reference implementation."""
     from late_interaction_kernels import reference, varlen
 
     vectors_XD, offsets_N = documents
     device = vectors_XD.device
     lengths_N = offsets_N.diff()
     order_N = torch.argsort(lengths_N, stable=True)
-    # Its kernel processes every document of a call up to the longest one's length, and counts numbers in 32 bits.
+    # Its kernel processes every document of a call as if it had the longest one's length, and counts in 32 bits.
     batches = torch.split(order_N, max(1, min(1 << 14, ELEMENT_LIMIT // int(lengths_N.max()) // vectors_XD.shape[1])))
 
     def scores(queries: Ragged) -> Tensor:

@@ -3,11 +3,11 @@
 Shapes: Q queries, N documents, D dim; Y query vectors and X document vectors, concatenated; P documents of one block.
 
 Document vectors are sorted by their document's length and split into blocks of equal size, even inside a document. Each
-block is one matrix product, and its documents of equal length are one reduction. For a document that spans two blocks,
-the maximum over its first rows is carried into the next block. No vector is padded, and all products have one shape,
-except those with the last queries: native libraries keep a plan per shape, which costs time and memory. On the CPU each
-core computes its own blocks (`evalkit.kernels.cpu.cores`), small enough that the product is still in the core's cache
-when it is reduced.
+block is one matrix product, and its documents of equal length are one reduction. If a document continues in the next
+block, the maximum over its first rows is carried over. No document is padded, and all products have one shape, except
+those with the last queries: native libraries keep a plan per shape, which costs time and memory. On the CPU each core
+computes its own blocks (`evalkit.kernels.cpu.cores`), small enough that the product is still in the core's cache when
+it is reduced.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from evalkit.ragged import Ragged
 DOCUMENT_VECTORS = 1024
 """Document vectors per matrix product."""
 QUERY_VECTORS = 1600
-"""Query vectors per matrix product, at most. More need fewer calls; this number keeps a core's product at 6 MiB."""
+"""Most query vectors per matrix product: many, for few calls, but few enough that a core's product takes 6 MiB."""
 
 
 def scores(queries: Ragged, documents: Ragged, *, precision: Precision = "float32") -> Tensor:
@@ -49,12 +49,12 @@ def scores(queries: Ragged, documents: Ragged, *, precision: Precision = "float3
     def score(begin: int, end: int) -> None:
         products = _Products(documents.rows_XD, query_blocks)
         carried_Y = torch.empty(len(query_YD), device=device)
-        for rows_X, stretches in _document_blocks(offsets_N[begin:end], lengths_N[begin:end]):
+        for rows_X, reductions in _document_blocks(offsets_N[begin:end], lengths_N[begin:end]):
             products.take(rows_X.to(device))
-            within = slice(begin + stretches[0].first, begin + stretches[-1].first + stretches[-1].documents)
+            within = slice(begin + reductions[0].first, begin + reductions[-1].first + reductions[-1].documents)
             for block, block_DY in zip(query_blocks, query_DY, strict=True):
-                best_PY = _maxima(products.with_queries(block_DY), stretches)
-                if stretches[0].continues:
+                best_PY = _maxima(products.with_queries(block_DY), reductions)
+                if reductions[0].continues:
                     torch.maximum(best_PY[0], carried_Y[block.vectors], out=best_PY[0])
                 carried_Y[block.vectors] = best_PY[-1]
                 # If the last document continues in the next block, that block overwrites its scores.
@@ -89,7 +89,7 @@ class _Products:
         return torch.mm(self._block_XD, query_DY, out=similarity_XY)
 
 
-class _Stretch(NamedTuple):
+class _Reduction(NamedTuple):
     """Rows of a block that one reduction covers: whole documents of equal length, or some rows of one document."""
 
     first: int
@@ -101,46 +101,48 @@ class _Stretch(NamedTuple):
     """Whether the document's first rows are in the previous block."""
 
 
-def _document_blocks(offsets_N: Tensor, lengths_N: Tensor) -> Iterator[tuple[Tensor, list[_Stretch]]]:
-    """Yield row numbers and stretches of each block, for documents sorted by length; repeat rows to fill the last."""
+def _document_blocks(offsets_N: Tensor, lengths_N: Tensor) -> Iterator[tuple[Tensor, list[_Reduction]]]:
+    """Yield each block's row numbers and reductions, for documents sorted by length; the last block repeats a row."""
     ends_N = lengths_N.cumsum(0)
     sorted_ends, sorted_lengths = ends_N.tolist(), lengths_N.tolist()
     shift_N = offsets_N - (ends_N - lengths_N)
     document, done = 0, 0
     for begin in range(0, sorted_ends[-1], DOCUMENT_VECTORS):
         end = min(begin + DOCUMENT_VECTORS, sorted_ends[-1])
-        place_X = torch.arange(begin, begin + DOCUMENT_VECTORS).clamp(max=end - 1)
-        owner_X = torch.searchsorted(ends_N, place_X, right=True)
-        stretches: list[_Stretch] = []
+        position_X = torch.arange(begin, begin + DOCUMENT_VECTORS).clamp(max=end - 1)
+        owner_X = torch.searchsorted(ends_N, position_X, right=True)
+        reductions: list[_Reduction] = []
         row = begin
         while row < end:
             left = sorted_lengths[document] - done
             whole = left <= end - row
             length = left if whole else end - row
-            last = stretches[-1] if stretches else None
+            last = reductions[-1] if reductions else None
             if last and whole and not last.continues and last.length == length:
-                stretches[-1] = last._replace(documents=last.documents + 1)
+                reductions[-1] = last._replace(documents=last.documents + 1)
             else:
-                stretches.append(_Stretch(document, 1, length, done > 0))
+                reductions.append(_Reduction(document, 1, length, done > 0))
             document, done = (document + 1, 0) if whole else (document, done + length)
             row += length
-        yield place_X + shift_N[owner_X], stretches
+        yield position_X + shift_N[owner_X], reductions
 
 
-def _maxima(similarity_XY: Tensor, stretches: Sequence[_Stretch]) -> Tensor:
+def _maxima(similarity_XY: Tensor, reductions: Sequence[_Reduction]) -> Tensor:
     """Return the maximum over each document's rows [P, Y]."""
-    best_PY = similarity_XY.new_empty((sum(stretch.documents for stretch in stretches), similarity_XY.shape[1]))
+    best_PY = similarity_XY.new_empty((sum(reduction.documents for reduction in reductions), similarity_XY.shape[1]))
     begin = row = 0
-    for stretch in stretches:
-        end, row_end = begin + stretch.documents, row + stretch.documents * stretch.length
+    for reduction in reductions:
+        end, row_end = begin + reduction.documents, row + reduction.documents * reduction.length
         # Reducing the middle axis of a row-major tensor is several times faster than reducing its last axis.
-        rows_PRY = similarity_XY[row:row_end].view(stretch.documents, stretch.length, -1)
+        rows_PRY = similarity_XY[row:row_end].view(reduction.documents, reduction.length, -1)
         torch.amax(rows_PRY, dim=1, out=best_PY[begin:end])
         begin, row = end, row_end
     return best_PY
 
 
 class _QueryBlock(NamedTuple):
+    """Consecutive queries of one matrix product: their positions, those of their vectors, and their lengths."""
+
     queries: slice
     vectors: slice
     lengths: tuple[int, ...]
@@ -169,9 +171,9 @@ def _sums(best_PY: Tensor, block: _QueryBlock) -> Tensor:
 
 @contextmanager
 def _matmul_precision(precision: Precision) -> Iterator[None]:
-    """For "bfloat16", let fp32 matrix products round their inputs to bf16, on CPUs that support it.
+    """With "bfloat16", let fp32 matrix products round their inputs to bf16, on CPUs that support it.
 
-    Sums and outputs stay in fp32. On CUDA products stay in full fp32: TF32 would exceed the rounding error bound.
+    Sums and outputs stay in fp32. On CUDA, products are always full fp32: TF32 would exceed the rounding error bound.
     """
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # set at import, missing from the stubs
     before, before_cuda = settings.fp32_precision, torch.backends.cuda.matmul.fp32_precision

@@ -1,4 +1,4 @@
-"""MaxSim by its definition, for one query and one document in float64: the reference for every kernel.
+"""MaxSim by its definition, for one query and one document, in float64: every kernel is tested against it.
 
 Shapes: L query vectors, T document vectors, D dim.
 """

@@ -11,16 +11,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from evalkit.kernels.trouble import first_line, is_out_of_memory, say_once
+from evalkit.kernels.trouble import first_line, is_out_of_memory, warn_once
 from evalkit.ragged import Ragged
 
 BATCH_NUMBERS = {"cpu": 1 << 26, "cuda": 1 << 30}
-"""Float64 numbers that one batch of pairs expands to, at most: 512 MiB on a CPU.
+"""Most float64 numbers of one batch of pairs, with padding, by device type: 512 MiB on a CPU.
 
-On a GPU 8 GiB take 7 ms at 3 TB/s, a hundred times what launching a batch costs. A batch that does not fit is halved.
+On a GPU, writing and reading 8 GiB takes 6 ms at 3 TB/s, a hundred times as long as launching a batch. A batch that
+does not fit memory is halved.
 """
 _FITTING: dict[torch.device, int] = {}
-"""The batch size that was found to fit a device's memory, if it is less."""
+"""The batch size in numbers that was found to fit a device's memory, if it is smaller."""
 
 
 def exact_scores(
@@ -40,10 +41,10 @@ def exact_scores(
     lengths_H = offsets_N[document_H + 1] - offsets_N[document_H]
     order_H = torch.argsort(lengths_H, stable=True)
     out_H = torch.empty(len(query_H), device=device)
-    per_row = query_QLD.shape[2] + query_QLD.shape[1]
-    fixed = query_QLD.shape[1] * query_QLD.shape[2]
+    _, query_length, dim = query_QLD.shape
     sorted_lengths_H = lengths_H[order_H].cpu().numpy()
-    numbers_H = sorted_lengths_H * per_row + fixed
+    # Numbers per pair: its document's vectors [T, D], its dot products [L, T] and its query's vectors [L, D].
+    numbers_H = sorted_lengths_H * (dim + query_length) + query_length * dim
     most = batch_numbers or _FITTING.get(device) or BATCH_NUMBERS.get(device.type, BATCH_NUMBERS["cpu"])
 
     def score(batch: slice) -> None:
@@ -65,7 +66,7 @@ def exact_scores(
         if end == begin + 1:
             raise torch.OutOfMemoryError(problem)
         if device not in _FITTING:
-            say_once(f"exact scores of {end - begin} pairs did not fit memory ({problem}): smaller batches follow")
+            warn_once(f"exact scores of {end - begin} pairs did not fit memory ({problem}): smaller batches follow")
         most = _FITTING[device] = int(numbers_H[end - 1]) * (end - begin) // 2
         if device.type == "cuda":
             torch.cuda.empty_cache()

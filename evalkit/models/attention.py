@@ -3,9 +3,9 @@
 Shapes: B texts, T padded width, X tokens of all texts, concatenated, Y tokens that are attended to, A heads, K width of
 a head.
 
-`sdpa` pads and runs anywhere, through torch's kernel with a mask; in fp32 on a CPU's vector units it uses evalkit's own
-kernel, which skips padding. `varlen` and `flash` concatenate texts: on CUDA they call the kernels of torch and
-flash-attn, on the CPU a loop over texts. `evalkit check` compares all of them with the padded path.
+`sdpa` pads texts and runs on any device, with torch's kernel and a mask; in fp32 on a CPU with vector units it uses
+evalkit's own kernel, which skips padding. `varlen` and `flash` concatenate texts: on CUDA they call the kernels of
+torch and flash-attn, on the CPU a loop over texts. `evalkit check` compares all of them with the padded path.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ from torch.nn import functional
 
 from evalkit.config.settings import Attention, EncoderConfig
 from evalkit.kernels.cpu import registers
-from evalkit.kernels.cpu.numba_folder import with_folder
-from evalkit.kernels.trouble import first_line, say_once
+from evalkit.kernels.cpu.numba_folder import with_cache_folder
+from evalkit.kernels.trouble import first_line, warn_once
 from evalkit.ragged import offsets
 
 Path: TypeAlias = Literal["sdpa", "varlen", "flash"]
 """The layout of a batch and the kernel that computes its attention."""
-NAME = "evalkit"
-"""The name of `attend` in transformers' attention interface."""
-NATIVE = ("jina_embeddings_v3", "bert", "xmod")
-"""Backbones of transformers, whose attention goes through its interface."""
-PACKED = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
-"""Architectures of `backbone: transformers` that use the same interface and attend to the whole text.
+INTERFACE_NAME = "evalkit"
+"""The name under which `attend` is registered in transformers' attention interface."""
+INTERFACE_BACKBONES = ("jina_embeddings_v3", "bert", "xmod")
+"""Backbones that are classes of transformers and compute attention through its interface."""
+INTERFACE_ARCHITECTURES = ("bert", "camembert", "distilbert", "electra", "roberta", "xlm-roberta")
+"""Architectures of `backbone: transformers` that use this interface and in which tokens attend to the whole text.
 
-Others cannot be packed here: local windows (ModernBERT), causal attention (decoders), and attention that adds its own
-terms to the logits (DeBERTa, MPNet).
+Others cannot be packed here: they have local windows (ModernBERT), causal attention (decoders), or further terms in the
+logits (DeBERTa, MPNet).
 """
 HEAD_STEP = 8
 """The CUDA kernels need head widths that are multiples of this; other heads are padded with zeros, without effect."""
@@ -58,8 +58,7 @@ class Packing(NamedTuple):
     longest_q: int
     longest_k: int
     attended_Y: Tensor | None
-    """Rows that are attended to, or None for all rows. Mask tokens of a query can have vectors without being attended
-    to."""
+    """Rows that are attended to [Y], or None for all rows: a query's mask tokens may have vectors but no attention."""
     path: Path
 
     def to(self, upload: Callable[[Tensor], Tensor]) -> Packing:
@@ -69,23 +68,23 @@ class Packing(NamedTuple):
 
 
 class Spans(NamedTuple):
-    """The texts of a padded batch: the number of tokens, and how many of them, from the left, are attended to [B]."""
+    """The number of tokens of each text in a padded batch [B], and how many of them, from the left, are attended to."""
 
     lengths_B: np.ndarray
     attended_B: np.ndarray
 
 
 def packing_of(lengths_N: np.ndarray, attended_N: np.ndarray, *, path: Path) -> Packing:
-    """Return the packing of texts with these lengths, in which the first `attended_N` tokens are attended to."""
+    """Return the packing of N texts with these lengths, whose first `attended_N` tokens are attended to."""
     offsets_q, offsets_k = (offsets(counts_N) for counts_N in (lengths_N, attended_N))
-    whole = bool((lengths_N == attended_N).all())
+    all_attended = bool((lengths_N == attended_N).all())
     rows_Y = np.repeat(offsets_q[:-1] - offsets_k[:-1], attended_N) + np.arange(offsets_k[-1])
     return Packing(
         offsets_q=torch.from_numpy(offsets_q.astype(np.int32)),
         offsets_k=torch.from_numpy(offsets_k.astype(np.int32)),
         longest_q=int(lengths_N.max()),
         longest_k=int(attended_N.max()),
-        attended_Y=None if whole else torch.from_numpy(rows_Y),
+        attended_Y=None if all_attended else torch.from_numpy(rows_Y),
         path=path,
     )
 
@@ -118,22 +117,25 @@ def attend(  # noqa: PLR0913 (transformers calls it with these arguments)
     return packed_attention(query_XAK, key_XAK, value_XAK, packing, scale=scale).unsqueeze(0), None
 
 
-def interfaces(config: EncoderConfig) -> bool:
+def uses_attention_interface(config: EncoderConfig) -> bool:
     """Whether a model uses transformers' attention interface and each token attends to the whole text."""
     if config.backbone == "transformers":
-        return config.architecture in PACKED
-    return config.backbone in NATIVE
+        return config.architecture in INTERFACE_ARCHITECTURES
+    return config.backbone in INTERFACE_BACKBONES
 
 
 def has_kernel(config: EncoderConfig, module: nn.Module, *, device: torch.device, dtype: torch.dtype) -> bool:
-    """Tell whether evalkit's kernel can serve a padded model: fp32, a CPU with vector units, a suitable head width."""
-    here = device.type == "cpu" and dtype == torch.float32
+    """Tell whether evalkit's kernel can compute a padded model's attention; log once if the kernel is faulty here.
+
+    It needs fp32, a CPU with vector units, and a suitable head width.
+    """
+    suitable = device.type == "cpu" and dtype == torch.float32
     shape: Any = getattr(module, "config", None)
-    if not here or shape is None or config.trust_remote_code or not interfaces(config):
+    if not suitable or shape is None or config.trust_remote_code or not uses_attention_interface(config):
         return False
     problem = kernel_problem()
     if problem:
-        say_once(problem)
+        warn_once(problem)
     if problem or not registers.available():
         return False
     columns: int = _kernel().COLUMNS
@@ -146,7 +148,7 @@ def kernel_problem() -> str:
 
     It is also "" on a processor without AVX2, for which there is no kernel.
     """
-    return registers.tried_out("the vector-unit kernels of attention", _kernel_gives_torchs_values)
+    return registers.trial_problem("the vector-unit kernels of attention", _kernel_gives_torchs_values)
 
 
 def _kernel_gives_torchs_values() -> bool:
@@ -171,7 +173,7 @@ def _kernel() -> Any:
 
         return attention_kernel
 
-    return with_folder(load)
+    return with_cache_folder(load)
 
 
 def padded_attention(query_BATK: Tensor, key_BATK: Tensor, value_BATK: Tensor, spans: Spans, *, scale: float) -> Tensor:
@@ -212,7 +214,7 @@ def _by_text(
     scale: float,
     bias_ATT: Tensor | None = None,
 ) -> Tensor:
-    """Compute attention text by text, batching neighbours of equal length: the CPU's path and the kernels' reference.
+    """Compute attention text by text, batching neighbours of equal length: the CPU path, and the kernels' reference.
 
     Arguments are as for `packed_attention`, with keys and values already reduced to the rows that are attended to.
     """
@@ -227,18 +229,19 @@ def _by_text(
 
 
 def equal_lengths(packing: Packing) -> list[tuple[slice, slice, int]]:
-    """Return for consecutive texts of equal length: rows that attend, rows attended to, and the number of texts."""
+    """Group consecutive texts of equal length; return each group's rows that attend, rows attended to, and size."""
     offsets_q, offsets_k = packing.offsets_q.tolist(), packing.offsets_k.tolist()
     spans = list(zip(pairwise(offsets_q), pairwise(offsets_k), strict=True))
-    runs = []
-    for _, run in groupby(spans, key=lambda span: (span[0][1] - span[0][0], span[1][1] - span[1][0])):
-        texts = list(run)
+    groups = []
+    for _, group in groupby(spans, key=lambda span: (span[0][1] - span[0][0], span[1][1] - span[1][0])):
+        texts = list(group)
         (first_q, first_k), (last_q, last_k) = texts[0], texts[-1]
-        runs.append((slice(first_q[0], last_q[1]), slice(first_k[0], last_k[1]), len(texts)))
-    return runs
+        groups.append((slice(first_q[0], last_q[1]), slice(first_k[0], last_k[1]), len(texts)))
+    return groups
 
 
 def _widened(*heads: Tensor) -> tuple[Tensor, ...]:
+    """Return heads [X, A, K] padded with zeros to a multiple of HEAD_STEP numbers."""
     missing = -heads[0].shape[-1] % HEAD_STEP
     return tuple(functional.pad(part, (0, missing)) for part in heads) if missing else heads
 
@@ -249,12 +252,12 @@ def _varlen(query_XAK: Tensor, key_YAK: Tensor, value_YAK: Tensor, packing: Pack
     query, key, value = _widened(query_XAK, key_YAK, value_YAK)
     offsets_q, offsets_k, longest_q, longest_k, *_ = packing
     options = dict(_varlen_options(query.device))
-    natural = query.shape[-1] ** -0.5
-    if not math.isclose(scale, natural, rel_tol=1e-6):  # left out if it is the default: not every torch accepts it
+    default_scale = query.shape[-1] ** -0.5
+    if not math.isclose(scale, default_scale, rel_tol=1e-6):  # the default is not passed: not every torch accepts it
         if _varlen_takes_scale(query.device):
             options["scale"] = scale
         else:
-            query = query * (scale / natural)
+            query = query * (scale / default_scale)
     mixed = varlen_attn(query, key, value, offsets_q, offsets_k, longest_q, longest_k, **options)
     assert isinstance(mixed, Tensor)  # no other result was requested
     return mixed[..., : query_XAK.shape[-1]]
@@ -264,8 +267,8 @@ def _varlen(query_XAK: Tensor, key_YAK: Tensor, value_YAK: Tensor, packing: Pack
 def _varlen_options(device: torch.device) -> Mapping[str, Any]:
     """Return `num_splits=1` if torch accepts it: a text's vectors then do not depend on its neighbours.
 
-    torch 2.11 lacks the option, and some versions accept it for flash-attention 3 only. Their own kernel does not split
-    if queries and keys have the same number of heads.
+    torch 2.11 lacks the option, and some versions accept it for flash-attention 3 only. The kernel of these versions
+    does not split if queries and keys have the same number of heads.
     """
     option: Mapping[str, Any] = {"num_splits": 1}
     return option if _varlen_takes(device, **option) else {}
@@ -281,9 +284,9 @@ def _varlen_takes(device: torch.device, **option: Any) -> bool:
     from torch.nn.attention.varlen import varlen_attn
 
     heads = torch.zeros((1, 1, HEAD_STEP), dtype=torch.float16, device=device)
-    starts = torch.tensor([0, 1], dtype=torch.int32, device=device)
+    one_text = torch.tensor([0, 1], dtype=torch.int32, device=device)
     try:
-        varlen_attn(heads, heads, heads, starts, starts, 1, 1, **option)
+        varlen_attn(heads, heads, heads, one_text, one_text, 1, 1, **option)
     except (TypeError, RuntimeError):
         return False
     return True
@@ -305,24 +308,25 @@ _KERNELS: Mapping[Path, Callable[[Tensor, Tensor, Tensor, Packing, float], Tenso
 
 @cache
 def _register() -> None:
+    """Register `attend` with transformers, once per process."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import sdpa_mask
 
-    AttentionInterface.register(NAME, attend)
-    AttentionMaskInterface.register(NAME, sdpa_mask)
+    AttentionInterface.register(INTERFACE_NAME, attend)
+    AttentionMaskInterface.register(INTERFACE_NAME, sdpa_mask)
 
 
 def enable(module: nn.Module, config: EncoderConfig) -> None:
     """Make a backbone of transformers use `attend`, which behaves like `sdpa` until a packing is given."""
-    if interfaces(config):
+    if uses_attention_interface(config):
         _register()
         shape: Any = module.config
-        shape._attn_implementation = NAME  # noqa: SLF001 (no public setting without from_pretrained)
+        shape._attn_implementation = INTERFACE_NAME  # noqa: SLF001 (no public setting without from_pretrained)
 
 
 def packable(config: EncoderConfig) -> bool:
     """Whether a model can take packed texts; a checkpoint's own code may not support them."""
-    return not config.trust_remote_code and (config.backbone != "transformers" or interfaces(config))
+    return not config.trust_remote_code and (config.backbone != "transformers" or uses_attention_interface(config))
 
 
 class Chosen(NamedTuple):
@@ -332,50 +336,53 @@ class Chosen(NamedTuple):
     problem: str
 
 
-def choose(asked: Attention, *, config: EncoderConfig, device: torch.device) -> Chosen:
+def choose(requested: Attention, *, config: EncoderConfig, device: torch.device) -> Chosen:
     """Return the attention path for a model on a device; log once if a preferred path cannot be used.
 
     `auto` pads on the CPU, where batches sorted by length have little padding, and packs on CUDA in half precision.
     """
-    chosen = _choose(asked, device, config.dtype, config.backbone, can_pack=packable(config))
+    chosen = _choose(requested, device, config.dtype, config.backbone, can_pack=packable(config))
     if chosen.problem:
-        say_once(chosen.problem)
+        warn_once(chosen.problem)
     return chosen
 
 
-def _choose(asked: Attention, device: torch.device, dtype: str, backbone: str, *, can_pack: bool) -> Chosen:
-    if asked == "sdpa":
+def _choose(requested: Attention, device: torch.device, dtype: str, backbone: str, *, can_pack: bool) -> Chosen:
+    if requested == "sdpa":
         return Chosen("sdpa", "")
-    reason = _unpackable(asked, device, dtype, backbone, can_pack=can_pack)
+    reason = _unpackable(requested, device, dtype, backbone, can_pack=can_pack)
     if reason:
-        return Chosen("sdpa", "" if asked == "auto" else f"engine.attention={asked}: {reason}; sdpa is used instead")
+        return Chosen(
+            "sdpa", "" if requested == "auto" else f"engine.attention={requested}: {reason}; sdpa is used instead"
+        )
     if device.type != "cuda":
-        return Chosen("varlen" if asked == "varlen" else "sdpa", "")
-    wanted: tuple[Path, ...] = ("varlen",) if asked == "varlen" else ("flash", "varlen")
+        return Chosen("varlen" if requested == "varlen" else "sdpa", "")
+    wanted: tuple[Path, ...] = ("varlen",) if requested == "varlen" else ("flash", "varlen")
     problems: list[str] = []
     for path in wanted:
         problem = probe(path, device, dtype)
         if not problem:
             return Chosen(path, _given_up(problems, path))
-        # Under `auto`, it is no problem that flash-attn is not installed.
-        if path != "flash" or asked == "flash" or flash_version() is not None:
+        # With `auto`, a missing flash-attn is not reported.
+        if path != "flash" or requested == "flash" or flash_version() is not None:
             problems.append(problem)
     return Chosen("sdpa", _given_up(problems, "sdpa"))
 
 
-def _unpackable(asked: Attention, device: torch.device, dtype: str, backbone: str, *, can_pack: bool) -> str:
+def _unpackable(requested: Attention, device: torch.device, dtype: str, backbone: str, *, can_pack: bool) -> str:
     """Return why a model cannot use packed texts on a device, or "" if it can."""
     if not can_pack:
         own = "a checkpoint's own code" if backbone != "transformers" else "this architecture's attention"
         return f"{own} may not accept packed texts"
     if device.type != "cuda":
-        return "flash-attn runs on CUDA only" if asked == "flash" else ""
+        return "flash-attn runs on CUDA only" if requested == "flash" else ""
     if dtype == "float32":
         return "packed attention on CUDA needs half precision (model.dtype=bfloat16)"
     return "no packed kernel supports ALiBi" if backbone == "jina_bert" else ""
 
 
 def _given_up(problems: Sequence[str], path: Path) -> str:
+    """Return the problems and the path that is used because of them, or "" without problems."""
     return f"{'; '.join(problems)}; {path} is used instead" if problems else ""
 
 
@@ -399,10 +406,10 @@ def probe(path: Path, device: torch.device, dtype: str) -> str:
     packing = packing_of(lengths_N, lengths_N, path=path)
     query, key, value = (torch.randn(8, 2, 16, generator=generator).to(getattr(torch, dtype)) for _ in range(3))
     wanted = _by_text(query.float(), key.float(), value.float(), packing, 0.25)
-    here = packing.to(lambda starts: starts.to(device))
+    on_device = packing.to(lambda tensor: tensor.to(device))
     try:
-        ours = _KERNELS[path](query.to(device), key.to(device), value.to(device), here, 0.25).float().cpu()
-    except Exception as error:  # noqa: BLE001 (a binary built for another torch or GPU fails in ways of its own)
+        ours = _KERNELS[path](query.to(device), key.to(device), value.to(device), on_device, 0.25).float().cpu()
+    except Exception as error:  # noqa: BLE001 (a binary built for another torch or GPU can raise anything)
         return f"{label} is unusable here ({type(error).__name__}: {first_line(error)})"
-    apart = float((ours - wanted).abs().max())
-    return "" if apart <= PROBE_ATOL else f"{label} gives wrong values here (off by {apart:.1e})"
+    difference = float((ours - wanted).abs().max())
+    return "" if difference <= PROBE_ATOL else f"{label} gives wrong values here (off by {difference:.1e})"

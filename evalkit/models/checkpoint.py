@@ -15,20 +15,21 @@ from evalkit.storage.paths import file_checksum
 
 WEIGHTS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
-"""The old format of weights, which can contain code. It is read only if a config allows it, and only its tensors."""
+"""Weights in the old pickle format, which can contain code. Read only if a config allows it, and only its tensors."""
 TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
 MODULES = "modules.json"
 """The list of modules, each with its folder, that sentence-transformers and PyLate save."""
-SAID = "config_sentence_transformers.json"
+ST_CONFIG = "config_sentence_transformers.json"
 """The file with a model's settings (PyLate) or prompts (sentence-transformers)."""
 METADATA = "artifact.metadata"
 """The file with a model's settings that Stanford ColBERT saves. It is optional and does not change vectors."""
 FILES = (CONFIG, TOKENIZER, WEIGHTS)
 """The files that decide vectors. Besides them only METADATA is read, and code if a config allows it."""
 CODE = ".py"
-_CLOSED = (401, 403, 404)
-"""HTTP statuses of the hub for a repository that does not exist or that it does not show."""
+"""The ending of the names of files with a checkpoint's own code."""
+_NO_ACCESS = (401, 403, 404)
+"""The hub's HTTP statuses for a repository that does not exist, is private or is gated."""
 
 
 class FileState(NamedTuple):
@@ -58,7 +59,7 @@ class Checkpoint:
     checksums: dict[str, str]
     """By file name; code of another repository by `OWNER/NAME@COMMIT/FILE`. Code is listed only if it will be run."""
     addressed: frozenset[str] = frozenset()
-    """The files that are blobs of the repository's cache folder, and whose content has the hash in the blob's name.
+    """The files that are content-addressed: blobs in the repository's cache folder, named by the hash of their content.
 
     A plain file in a snapshot folder is not among them: nothing proves that it belongs to the commit.
     """
@@ -132,9 +133,10 @@ def read_list(path: Path) -> list[dict[str, Any]]:
 
 
 def modules(folder: Path) -> list[tuple[str, str]]:
-    """Return kind and folder of every module in modules.json, in order.
+    """Return the kind and folder of every module in modules.json, in order; empty without such a file.
 
-    The kind is the name of the Python class: Transformer, Pooling, Dense, Normalize.
+    The kind is the name of the Python class: Transformer, Pooling, Dense, Normalize. Raises ModelError if the file is
+    not a JSON list of objects.
     """
     path = folder / MODULES
     if not path.is_file():
@@ -147,7 +149,7 @@ def dense_folders(folder: Path) -> list[str]:
     found = [path for kind, path in modules(folder) if kind == "Dense"]
     for path in found:
         if not path or Path(path).is_absolute() or ".." in Path(path).parts:
-            msg = f"{folder / MODULES}: got the path {path!r} for a Dense module, wanted a folder beside it"
+            msg = f"{folder / MODULES}: got the path {path!r} for a Dense module, wanted a folder in the checkpoint"
             raise ModelError(msg)
     return found
 
@@ -155,29 +157,29 @@ def dense_folders(folder: Path) -> list[str]:
 def resolve(
     source: CheckpointSource, *, allow_pickle: bool = False, remote_code: bool = False, dense: bool = False
 ) -> Checkpoint:
-    """Return a checkpoint's files on disk, from the first of path, package and repository that is given and exists.
+    """Locate a checkpoint's files on disk and compute their checksums; files of a repository are fetched if missing.
 
-    `allow_pickle` accepts `pytorch_model.bin` if there is no `model.safetensors`. `remote_code` adds the Python files
-    that the checkpoint's `auto_map` names, all of them pinned; nothing is run here. `dense` adds modules.json and the
-    Dense modules in it.
+    The path is used if one is given, else the package if it is installed, else the repository. `allow_pickle` accepts
+    `pytorch_model.bin` if there is no `model.safetensors`. `remote_code` adds the Python files that the checkpoint's
+    `auto_map` names, all of them pinned; nothing is run here. `dense` adds modules.json and the Dense modules in it.
 
     Raises ModelError if the files cannot be obtained, one of them is missing, or code is not pinned.
     """
     checkpoint = _resolved(source, allow_pickle=allow_pickle, remote_code=remote_code)
     if remote_code:
         states: dict[Path, FileState | None] = {}
-        checkpoint = _with_read(checkpoint, _code(checkpoint, source, states), states)
+        checkpoint = _with_files(checkpoint, _code(checkpoint, source, states), states)
     return _with_dense(checkpoint) if dense else checkpoint
 
 
-def _with_read(
-    checkpoint: Checkpoint, read: Mapping[str, _Read], states: Mapping[Path, FileState | None]
+def _with_files(
+    checkpoint: Checkpoint, files: Mapping[str, _FileIdentity], states: Mapping[Path, FileState | None]
 ) -> Checkpoint:
-    """Return a checkpoint with more files, their checksums and the states just before these were computed."""
+    """Return a checkpoint with more files: their identities by name, and their states just before these were taken."""
     return replace(
         checkpoint,
-        checksums=checkpoint.checksums | {name: one.checksum for name, one in read.items()},
-        addressed=checkpoint.addressed | {name for name, one in read.items() if one.addressed},
+        checksums=checkpoint.checksums | {name: one.checksum for name, one in files.items()},
+        addressed=checkpoint.addressed | {name for name, one in files.items() if one.addressed},
         states={**checkpoint.states, **states},
     )
 
@@ -193,35 +195,36 @@ class SmallFiles(NamedTuple):
 def small_files(source: CheckpointSource) -> SmallFiles:
     """Return a checkpoint's folder with all files that describe it; weights of a repository are not fetched.
 
-    Raises ModelError if they cannot be obtained.
+    Raises ModelError if the files cannot be obtained, or there is no config.json.
     """
     if source.path is None and source.package is None:
         assert source.repo is not None  # CheckpointSource admits no source without one of the three
-        small = [*("*.json", f"*/{CONFIG}", METADATA, "README.md")]
-        folder = _snapshot(source.repo, source.revision, small, whole=_unknown)
-        found = SmallFiles(folder, source.repo, folder.name)
+        patterns = ["*.json", f"*/{CONFIG}", METADATA, "README.md"]
+        folder = _snapshot(source.repo, source.revision, patterns, whole=_never_whole)
+        files = SmallFiles(folder, source.repo, folder.name)
     else:
         packaged = _package_folder(source.package) if source.path is None and source.package is not None else None
         folder = packaged or Path(str(source.path or source.package)).expanduser()
-        found = SmallFiles(folder, str(folder), None)
-    if not (found.folder / CONFIG).is_file():
-        there = (
-            sorted(path.name for path in found.folder.iterdir())[:5] if found.folder.is_dir() else ["no such folder"]
-        )
-        msg = f"checkpoint {found.origin}: got {', '.join(there) or 'an empty folder'}, wanted {CONFIG} in it"
+        files = SmallFiles(folder, str(folder), None)
+    if not (folder / CONFIG).is_file():
+        names = sorted(path.name for path in folder.iterdir())[:5] if folder.is_dir() else ["no such folder"]
+        msg = f"checkpoint {files.origin}: got {', '.join(names) or 'an empty folder'}, wanted {CONFIG} in it"
         raise ModelError(f"{msg}; give the folder of a checkpoint")
-    return found
+    return files
 
 
 def _with_dense(checkpoint: Checkpoint) -> Checkpoint:
-    """Return a checkpoint with the files of its Dense modules, which are fetched if it came from the hub."""
+    """Return a checkpoint with modules.json and the files of its Dense modules, fetched if it came from the hub.
+
+    Raises ModelError if there is no Dense module or a file is missing.
+    """
     if checkpoint.revision is not None:
-        listed = [MODULES, SAID]
+        listed = [MODULES, ST_CONFIG]
         _snapshot(checkpoint.origin, checkpoint.revision, listed, whole=lambda folder: (folder / MODULES).is_file())
     if not (folders := dense_folders(checkpoint.folder)):
         got = "no Dense module in it" if (checkpoint.folder / MODULES).is_file() else "no such file"
-        msg = f"{checkpoint.folder / MODULES}: got {got}, wanted the head that model.head=dense says"
-        raise ModelError(f"{msg}; set model.head to linear or none where there is none")
+        msg = f"{checkpoint.folder / MODULES}: got {got}, wanted the Dense modules of model.head=dense"
+        raise ModelError(f"{msg}; set model.head to linear or none if the model has none")
     names = [f"{folder}/{name}" for folder in folders for name in (CONFIG, WEIGHTS)]
     if checkpoint.revision is not None:
 
@@ -234,13 +237,14 @@ def _with_dense(checkpoint: Checkpoint) -> Checkpoint:
         msg = f"checkpoint {checkpoint.origin} lacks {', '.join(missing)}; wanted every Dense module of {MODULES}"
         raise ModelError(f"{msg} in {checkpoint.folder}")
     states = _states(checkpoint.folder / name for name in (MODULES, *names))
-    read = {name: _proved(checkpoint.folder / name, snapshot=checkpoint.folder) for name in (MODULES, *names)}
+    files = {name: _identify(checkpoint.folder / name, snapshot=checkpoint.folder) for name in (MODULES, *names)}
     if checkpoint.revision is None:
-        read = {name: one._replace(addressed=False) for name, one in read.items()}
-    return _with_read(checkpoint, read, states)
+        files = {name: one._replace(addressed=False) for name, one in files.items()}
+    return _with_files(checkpoint, files, states)
 
 
 def _resolved(source: CheckpointSource, *, allow_pickle: bool, remote_code: bool) -> Checkpoint:
+    """Return a checkpoint without its Dense modules and code, as `resolve` says."""
     if source.path is not None:
         folder = Path(source.path)
         if not folder.is_dir():
@@ -252,46 +256,49 @@ def _resolved(source: CheckpointSource, *, allow_pickle: bool, remote_code: bool
         if packaged is not None:
             return _checkpoint(packaged, origin=f"package {source.package}", revision=None, allow_pickle=allow_pickle)
         if source.repo is None:
-            msg = f"Python package folder {source.package!r} is not installed; install the package that carries it"
+            msg = f"Python package folder {source.package!r} is not installed; install the package that contains it"
             raise ModelError(msg)
     assert source.repo is not None  # CheckpointSource admits no source without one of the three
     return _from_hub(source.repo, source.revision, allow_pickle=allow_pickle, remote_code=remote_code)
 
 
-def _code(checkpoint: Checkpoint, source: CheckpointSource, states: dict[Path, FileState | None]) -> dict[str, _Read]:
-    """Return the checksums of the code that builds a checkpoint's backbone, and add its files to `states`.
+def _code(
+    checkpoint: Checkpoint, source: CheckpointSource, states: dict[Path, FileState | None]
+) -> dict[str, _FileIdentity]:
+    """Return the identities of the files of code that builds a checkpoint's backbone, and add them to `states`.
 
     Raises ModelError unless the code is pinned.
     """
     auto_map = checkpoint.config().get("auto_map")
     entries: dict[str, Any] = auto_map if isinstance(auto_map, dict) else {}
-    named = {name: str(entries[name]) for name in ("AutoConfig", "AutoModel") if name in entries}
-    if "AutoModel" not in named:
+    references = {name: str(entries[name]) for name in ("AutoConfig", "AutoModel") if name in entries}
+    if "AutoModel" not in references:
         msg = (
             f"{checkpoint.origin}: config.json names no code of the checkpoint's own (auto_map.AutoModel); "
             "leave model.trust_remote_code out"
         )
         raise ModelError(msg)
-    others = sorted({reference.partition("--")[0] for reference in named.values() if "--" in reference})
+    # A reference is MODULE.CLASS in this repository, or OWNER/NAME--MODULE.CLASS in another.
+    others = sorted({reference.partition("--")[0] for reference in references.values() if "--" in reference})
     if len(others) > 1:
         msg = f"{checkpoint.origin}: its code is in several repositories ({', '.join(others)}), wanted one at most"
         raise ModelError(f"{msg}; use the native class: leave model.trust_remote_code out")
-    found: dict[str, _Read] = {}
-    if any("--" not in reference for reference in named.values()):
+    found: dict[str, _FileIdentity] = {}
+    if any("--" not in reference for reference in references.values()):
         if checkpoint.revision is not None and not hub.COMMIT.fullmatch(source.revision or ""):
             _refuse_unpinned(checkpoint, checkpoint.origin, "revision")
         names = _python_files(checkpoint.folder)
         states |= _states(checkpoint.folder / name for name in names)
-        found = {name: _proved(checkpoint.folder / name, snapshot=checkpoint.folder) for name in names}
+        found = {name: _identify(checkpoint.folder / name, snapshot=checkpoint.folder) for name in names}
     if others:
         if not hub.COMMIT.fullmatch(source.code_revision or ""):
             _refuse_unpinned(checkpoint, others[0], "code_revision")
-        folder = _snapshot(others[0], source.code_revision, [f"*{CODE}"], whole=_unknown)
+        folder = _snapshot(others[0], source.code_revision, [f"*{CODE}"], whole=_never_whole)
         names = _python_files(folder)
         states |= _states(folder / name for name in names)
-        found |= {f"{others[0]}@{folder.name}/{name}": _proved(folder / name, snapshot=folder) for name in names}
+        found |= {f"{others[0]}@{folder.name}/{name}": _identify(folder / name, snapshot=folder) for name in names}
     if not found:
-        msg = f"{checkpoint.origin}: got no Python file in {checkpoint.folder}, wanted {named['AutoModel']}"
+        msg = f"{checkpoint.origin}: got no Python file in {checkpoint.folder}, wanted {references['AutoModel']}"
         raise ModelError(f"{msg}; fetch the checkpoint again")
     return found
 
@@ -305,6 +312,7 @@ def _python_files(folder: Path) -> list[str]:
 
 
 def _refuse_unpinned(checkpoint: Checkpoint, repo: str, setting: str) -> NoReturn:
+    """Raise ModelError that asks to pin the code in `repo` by a setting of the checkpoint."""
     msg = (
         f"{checkpoint.origin}: its code is in {repo}, and nothing says at which commit; read that code, then pin it by "
         f"model.checkpoints.DIM.{setting}=COMMIT (40 hex digits), or leave model.trust_remote_code out"
@@ -345,21 +353,22 @@ def _from_hub(repo: str, revision: str | None, *, allow_pickle: bool, remote_cod
     patterns = [*FILES, METADATA, *([f"*{CODE}"] if remote_code else [])]
 
     def whole(folder: Path) -> bool:
-        """Pickled weights are fetched only from a commit that has no others, here and by transformers."""
+        """Whether a folder has every file that is read; METADATA is optional."""
         weights = [WEIGHTS, PICKLE] if allow_pickle else [WEIGHTS]
         found = {path.name for path in folder.iterdir() if path.is_file()}
         return {CONFIG, TOKENIZER} <= found and not found.isdisjoint(weights)
 
-    complete = _unknown if remote_code else whole
+    complete = _never_whole if remote_code else whole
     folder = _snapshot(repo, revision, patterns, whole=complete)
+    # As in transformers, pickled weights are used only if a commit has no others.
     if allow_pickle and not (folder / WEIGHTS).is_file():
         folder = _snapshot(repo, revision, [*patterns, PICKLE], whole=complete)
-    # A snapshot folder is named by the commit that it holds.
+    # A snapshot folder is named by its commit.
     return _checkpoint(folder, origin=repo, revision=folder.name, allow_pickle=allow_pickle)
 
 
-def _unknown(_folder: Path) -> bool:
-    """Return False: only the hub knows how many files of code there are, and all of them are needed."""
+def _never_whole(_folder: Path) -> bool:
+    """Return False, so that the hub is asked: only it knows all files that match the patterns."""
     return False
 
 
@@ -376,8 +385,8 @@ def _snapshot(repo: str, revision: str | None, patterns: list[str], *, whole: Ca
     except hub.DownloadError as error:
         msg = f"{wanted}: {error}"
         raise ModelError(msg) from error
-    except OSError as error:  # the hub's own errors are kinds of it
-        if (status := hub.answered(error)) in _CLOSED:
+    except OSError as error:  # the base class of the hub's own errors
+        if (status := hub.answered(error)) in _NO_ACCESS:
             msg = (
                 f"{wanted}: the hub answers {status}, as for a repository that is missing, private or gated; "
                 "set HF_TOKEN to a token with access, or choose other dims with dim="
@@ -395,6 +404,7 @@ def _snapshot(repo: str, revision: str | None, patterns: list[str], *, whole: Ca
 
 
 def _checkpoint(folder: Path, *, origin: str, revision: str | None, allow_pickle: bool) -> Checkpoint:
+    """Return the checkpoint in a folder. Raises ModelError if a file is missing, damaged or not allowed."""
     files = FILES
     if not (folder / WEIGHTS).is_file() and (folder / PICKLE).is_file():
         if not allow_pickle:
@@ -409,28 +419,28 @@ def _checkpoint(folder: Path, *, origin: str, revision: str | None, allow_pickle
         msg = f"checkpoint {origin} lacks {', '.join(missing)}; wanted {', '.join(FILES)} in {folder}"
         raise ModelError(msg)
     states = _states(folder / name for name in files)
-    read = {name: _proved(folder / name, snapshot=folder) for name in files}
+    identities = {name: _identify(folder / name, snapshot=folder) for name in files}
     return Checkpoint(
         folder=folder,
         origin=origin,
         revision=revision,
-        checksums={name: one.checksum for name, one in read.items()},
-        addressed=frozenset(name for name, one in read.items() if one.addressed and revision is not None),
+        checksums={name: one.checksum for name, one in identities.items()},
+        addressed=frozenset(name for name, one in identities.items() if one.addressed and revision is not None),
         states=states,
     )
 
 
-class _Read(NamedTuple):
-    """A file's checksum, and whether its content has the hash in its blob's name in the repository's cache."""
+class _FileIdentity(NamedTuple):
+    """A file's checksum, and whether it is content-addressed (see `Checkpoint.addressed`)."""
 
     checksum: str
     addressed: bool
 
 
-def _proved(path: Path, *, snapshot: Path) -> _Read:
-    """Read a file of a snapshot. Raises ModelError if its content does not have the hash in its blob's name.
+def _identify(path: Path, *, snapshot: Path) -> _FileIdentity:
+    """Identify a file in a checkpoint's folder. Raises ModelError if a blob's content does not have the named hash.
 
-    The download chose that name by content, so any later change by a disk error or an edit is found here.
+    A blob is named by the hash of what was downloaded, so a later disk error or edit is found here.
     """
     blob = hub.blob_of(path)
     proof = None if blob is None else hub.address_digest(blob.name, size_bytes=path.stat().st_size)
@@ -441,5 +451,5 @@ def _proved(path: Path, *, snapshot: Path) -> _Read:
             f"it was damaged since it was fetched: delete {blob} and fetch it again"
         )
         raise ModelError(msg)
-    own = blob is not None and blob.parent == (snapshot.parent.parent / "blobs").resolve()
-    return _Read(checksum, addressed=own and proof is not None)
+    in_own_cache = blob is not None and blob.parent == (snapshot.parent.parent / "blobs").resolve()
+    return _FileIdentity(checksum, addressed=in_own_cache and proof is not None)

@@ -1,7 +1,8 @@
-"""Heads that consist of Dense modules, which PyLate and sentence-transformers save beside a backbone.
+"""Heads that consist of Dense modules, which PyLate and sentence-transformers save with a backbone.
+
+Each layer is `activation(x @ weight.T + bias)`; with a residual, the input or a projection of it is added.
 
 Shapes: X rows, I width in, O width out.
-Each layer is `activation(x @ weight.T + bias)`; with a residual, the input or a projection of it is added.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from evalkit.models.checkpoint import CONFIG, WEIGHTS, Checkpoint, dense_folders
 ACTIVATIONS: Final[Mapping[str, type[nn.Module]]] = {
     name: getattr(nn, name) for name in ("Identity", "Tanh", "ReLU", "GELU", "SiLU", "Sigmoid", "LeakyReLU", "ELU")
 }
-"""Activations by the last part of config.json's activation_function; PyLate too builds them without arguments."""
+"""Activations by the last part of config.json's activation_function; as in PyLate, they are built without arguments."""
 KEYS: Final = ("in_features", "out_features", "bias", "activation_function", "use_residual")
-NAMES_OF_VECTORS: Final = ("module_input_name", "module_output_name")
+IGNORED_KEYS: Final = ("module_input_name", "module_output_name")
 """Names of a layer's input and output in sentence-transformers; ignored, because the layers here form a chain."""
 
 
@@ -52,7 +53,7 @@ def load_dense(checkpoint: Checkpoint) -> nn.Sequential:
     for before, layer in pairwise(layers):
         got, wanted = layer.linear.in_features, before.linear.out_features
         if got != wanted:
-            msg = f"{checkpoint.origin}: a Dense module takes {got} numbers, the one before it gives {wanted}"
+            msg = f"{checkpoint.origin}: a Dense module takes {got} numbers, but the previous one returns {wanted}"
             raise ModelError(f"{msg}; fetch the checkpoint again")
     return nn.Sequential(*layers).eval().requires_grad_(requires_grad=False)
 
@@ -66,14 +67,15 @@ def widths(head: nn.Sequential) -> tuple[int, int]:
 
 
 def _layer(folder: Path) -> Dense:
+    """Load one Dense module. Raises ModelError if its config is not supported or its tensors do not fit."""
     values = read_json(folder / CONFIG)
-    if unknown := sorted(set(values) - {*KEYS, *NAMES_OF_VECTORS}):
-        msg = f"{folder / CONFIG}: got {', '.join(unknown)}, which is not known of a Dense module"
+    if unknown := sorted(set(values) - {*KEYS, *IGNORED_KEYS}):
+        msg = f"{folder / CONFIG}: got {', '.join(unknown)}, which is not a known key of a Dense module"
         raise ModelError(f"{msg}; wanted {', '.join(KEYS)}")
     name = str(values.get("activation_function", "Identity")).rpartition(".")[2]
     if name not in ACTIVATIONS:
         msg = f"{folder / CONFIG}: got activation_function {values['activation_function']!r}"
-        raise ModelError(f"{msg}, which is none of those known here; {nearest(name, ACTIVATIONS)}")
+        raise ModelError(f"{msg}, which is unknown; {nearest(name, ACTIVATIONS)}")
     sizes = [values.get(key) for key in ("in_features", "out_features")]
     if not all(type(size) is int and size > 0 for size in sizes):
         msg = f"{folder / CONFIG}: got in_features {sizes[0]!r} and out_features {sizes[1]!r}, wanted numbers above 0"
@@ -89,13 +91,14 @@ def _layer(folder: Path) -> Dense:
     shapes = {key: tuple(tensor.shape) for key, tensor in layer.state_dict().items()}
     found = {key: tuple(tensor.shape) for key, tensor in tensors.items()}
     if found != shapes:
-        msg = f"{folder / WEIGHTS}: got {found}, wanted {shapes}, as {CONFIG} beside it says; fetch both again"
+        msg = f"{folder / WEIGHTS}: got {found}, wanted {shapes}, as {CONFIG} in that folder says; fetch both again"
         raise ModelError(msg)
     layer.load_state_dict(tensors)
     return layer
 
 
 def _tensors(path: Path) -> dict[str, Tensor]:
+    """Read a module's tensors as fp32. Raises ModelError if the file is damaged."""
     try:
         with safe_open(str(path), framework="pt") as file:
             return {name: file.get_tensor(name).to(torch.float32) for name in file.keys()}  # noqa: SIM118 (safe_open is not a mapping)

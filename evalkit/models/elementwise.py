@@ -1,11 +1,11 @@
 """Elementwise operations of a backbone on a GPU, fused so that each takes one pass over memory instead of several.
 
-Shapes: B texts, T width of a batch, A heads, K width of a head, H hidden size.
+Shapes: B texts, T width of a batch, X rows (tokens), A heads, K width of a head, H hidden size, I inner size.
 
-In jina_embeddings_v3 these are RoPE and each residual with its norm, in BERT only the latter; see
+Fused are RoPE (jina_embeddings_v3) and each residual with its norm (jina_embeddings_v3 and BERT); see
 `evalkit.kernels.gpu.elementwise_kernel` for the arithmetic. The feed-forward of both is computed in slices of rows
 (`in_slices`) with GELU in place, so that the rows between its two products stay in the GPU's level-2 cache. In
-jina-colbert-v2 these are 32 KB per token and layer, 786 KB in all; half of it is GELU's.
+jina-colbert-v2 this saves 32 KB of memory traffic per token and layer, 786 KB in all, half of it for GELU.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from evalkit.config.settings import Elementwise, EncoderConfig
 from evalkit.kernels.cpu import linear
-from evalkit.kernels.trouble import first_line, say_once
+from evalkit.kernels.trouble import first_line, warn_once
 from evalkit.models.attention import attend
 
 BACKBONES = ("jina_embeddings_v3", "bert")
@@ -34,7 +34,8 @@ SLICE_BYTES = 32 << 20
 They fit the level-2 cache of an H100 (50 MB), and the second product then has 128 tiles of 128 by 256 for 132
 multiprocessors. scripts/gpu/encoding.py also measures other sizes.
 """
-LEAST_ROWS = 1024
+MIN_SLICE_ROWS = 1024
+"""Fewest rows of a slice, whatever its bytes."""
 PROBE_ATOL = {"float32": 1e-5, "float16": 1e-2, "bfloat16": 6e-2}
 """Largest accepted difference between the kernels and fp32, for values of up to about 4."""
 
@@ -50,7 +51,7 @@ class FusedLayer(nn.Module):
     """A layer of jina_embeddings_v3 with the same weights, names and result as in transformers."""
 
     def __init__(self, layer: nn.Module) -> None:
-        """Take over the parts of a layer."""
+        """Reuse the submodules of a layer."""
         super().__init__()
         self.self_attn = FusedAttention(layer.get_submodule("self_attn"))
         self.mlp = layer.get_submodule("mlp")
@@ -68,17 +69,17 @@ class FusedLayer(nn.Module):
         """Return the layer's hidden states [B, T, H]; `position_embeddings` are the cosines and sines."""
         assert position_embeddings is not None
         mixed_BTH = self.self_attn(hidden_BTH, attention_mask, position_embeddings, **more)
-        hidden_BTH = added_and_normed(mixed_BTH, hidden_BTH, self.post_attention_layernorm)
+        hidden_BTH = add_and_norm(mixed_BTH, hidden_BTH, self.post_attention_layernorm)
         return in_slices(hidden_BTH, self.mlp, self.post_mlp_layernorm, width=self.width)
 
 
 class FusedAttention(nn.Module):
-    """The attention of such a layer: projections, RoPE in one pass, `attend`, output projection."""
+    """The attention of a FusedLayer: projections, RoPE in one pass, `attend`, output projection."""
 
     is_causal = False
 
     def __init__(self, attention: nn.Module) -> None:
-        """Take over the projections."""
+        """Reuse the projections of an attention module."""
         super().__init__()
         parts: Any = attention
         self.q_proj, self.k_proj, self.v_proj, self.o_proj = parts.q_proj, parts.k_proj, parts.v_proj, parts.o_proj
@@ -87,12 +88,12 @@ class FusedAttention(nn.Module):
     def forward(
         self, hidden_BTH: Tensor, attention_mask: Tensor | None, position_embeddings: tuple[Tensor, Tensor], **more: Any
     ) -> Tensor:
-        """Return the attention output [B, T, H]."""
+        """Return the attention output [B, T, H]; `position_embeddings` are the cosines and sines [B, T, K]."""
         query, key, value = (
             projection(hidden_BTH).unflatten(-1, (-1, self.head_dim))
             for projection in (self.q_proj, self.k_proj, self.v_proj)
         )
-        rotated(query, key, *position_embeddings)
+        rotate_in_place(query, key, *position_embeddings)
         heads = (query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2))
         mixed_BTAK, _ = attend(self, *heads, attention_mask, **more)
         out_BTH: Tensor = self.o_proj(mixed_BTAK.flatten(2))
@@ -103,17 +104,17 @@ class FusedResidual(nn.Module):
     """A block of BERT, `norm(x @ weight.T + bias + residual)`, with sum and norm in one pass."""
 
     def __init__(self, block: nn.Module) -> None:
-        """Take over the parts of a block."""
+        """Reuse the submodules of a block."""
         super().__init__()
         self.dense, self.LayerNorm = block.get_submodule("dense"), _norm(block.get_submodule("LayerNorm"))
 
     def forward(self, rows: Tensor, residual: Tensor) -> Tensor:
         """Apply the block to rows [..., I] and residual [..., H]; return [..., H]."""
-        return added_and_normed(self.dense(rows), residual, self.LayerNorm)
+        return add_and_norm(self.dense(rows), residual, self.LayerNorm)
 
 
 class GeluInPlace(nn.Module):
-    """Exact GELU (by the error function), which overwrites its input."""
+    """Exact GELU (by the error function) that overwrites its input."""
 
     def forward(self, rows: Tensor) -> Tensor:
         """Apply GELU to each number."""
@@ -129,13 +130,16 @@ def in_slices(hidden: Tensor, feed_forward: Callable[[Tensor], Tensor], norm: nn
     """
     hidden = hidden.contiguous()
     rows_XH = hidden.view(-1, hidden.shape[-1])
-    for slice_XH in torch.split(rows_XH, max(LEAST_ROWS, SLICE_BYTES // (width * hidden.element_size()))):
-        added_and_normed(slice_XH, feed_forward(slice_XH), norm)
+    for slice_XH in torch.split(rows_XH, max(MIN_SLICE_ROWS, SLICE_BYTES // (width * hidden.element_size()))):
+        add_and_norm(slice_XH, feed_forward(slice_XH), norm)
     return hidden
 
 
-def rotated(query_BTAK: Tensor, key_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> None:
-    """Apply RoPE to queries and keys in place; all texts use the tables of one text."""
+def rotate_in_place(query_BTAK: Tensor, key_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> None:
+    """Apply RoPE to queries and keys in place, which must be contiguous.
+
+    The cosines and sines may be those of one text only; then all texts use them.
+    """
     from evalkit.kernels.gpu.elementwise_kernel import rotate
 
     assert query_BTAK.is_contiguous()
@@ -143,7 +147,8 @@ def rotated(query_BTAK: Tensor, key_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tens
     *_, heads, width = query_BTAK.shape
     tokens = query_BTAK.numel() // (heads * width)
     blocks = {"head_block": _power_of_two(heads), "half_block": _power_of_two(width // 2)}
-    tables, period = (cos_BTK.contiguous(), sin_BTK.contiguous()), cos_BTK.numel() // width
+    tables = (cos_BTK.contiguous(), sin_BTK.contiguous())
+    period = cos_BTK.numel() // width  # rows of a table; the kernel repeats them for further texts
     with torch.cuda.device_of(query_BTAK):  # type: ignore[no-untyped-call]  # torch's own annotation is missing
         rotate[(tokens,)](
             query_BTAK,
@@ -157,7 +162,7 @@ def rotated(query_BTAK: Tensor, key_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tens
         )
 
 
-def added_and_normed(rows: Tensor, others: Tensor, norm: nn.LayerNorm) -> Tensor:
+def add_and_norm(rows: Tensor, others: Tensor, norm: nn.LayerNorm) -> Tensor:
     """Return `norm(rows + others)` [..., H]; `rows` is overwritten."""
     from evalkit.kernels.gpu.elementwise_kernel import add_norm
 
@@ -169,7 +174,7 @@ def added_and_normed(rows: Tensor, others: Tensor, norm: nn.LayerNorm) -> Tensor
 
 
 def warps(numbers: int) -> int:
-    """Return the number of warps for a row of `numbers`: a thread loads 8 at a time, 16 bytes in half precision.
+    """Return the number of warps for a row of `numbers`: each thread loads 8, which are 16 bytes in half precision.
 
     >>> [warps(numbers) for numbers in (64, 512, 1024)]
     [1, 2, 4]
@@ -178,7 +183,7 @@ def warps(numbers: int) -> int:
 
 
 def _power_of_two(number: int) -> int:
-    """Return the least power of two that is not below `number`.
+    """Return the smallest power of two that is at least `number`.
 
     >>> [_power_of_two(number) for number in (1, 12, 16)]
     [1, 16, 16]
@@ -187,7 +192,7 @@ def _power_of_two(number: int) -> int:
 
 
 def fuse(module: nn.Module) -> None:
-    """Replace the operations of a backbone that the kernels fuse; weights keep their names."""
+    """Replace, in place, the operations of a backbone that the kernels fuse; weights keep their names."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__ == "JinaEmbeddingsV3Layer":
@@ -223,22 +228,23 @@ def _norm(module: nn.Module) -> nn.LayerNorm:
 
 
 def _is_norm(module: object) -> TypeGuard[nn.LayerNorm]:
+    """Whether a module is a LayerNorm with weight and bias; a subclass may compute something else."""
     return type(module) is nn.LayerNorm and module.weight is not None and module.bias is not None
 
 
-def choose(asked: Elementwise, *, config: EncoderConfig, device: torch.device) -> Chosen:
-    """Decide whether a model uses the kernels; log once if they were requested and cannot be used.
+def choose(requested: Elementwise, *, config: EncoderConfig, device: torch.device) -> Chosen:
+    """Decide whether a model uses the kernels; log once if they cannot be used.
 
     `auto` uses them on CUDA if they give the results of torch's own calls.
     """
-    if asked == "torch" or config.backbone not in BACKBONES or config.trust_remote_code:
+    if requested == "torch" or config.backbone not in BACKBONES or config.trust_remote_code:
         return Chosen(fused=False, problem="")
-    if asked == "auto" and device.type != "cuda":
+    if requested == "auto" and device.type != "cuda":
         return Chosen(fused=False, problem="")
     problem = probe(device, config.dtype)
     if problem:
         problem = f"{problem}; torch's own calls are used instead"
-        say_once(problem)
+        warn_once(problem)
     return Chosen(fused=not problem, problem=problem)
 
 
@@ -246,30 +252,30 @@ def choose(asked: Elementwise, *, config: EncoderConfig, device: torch.device) -
 def probe(device: torch.device, dtype: str) -> str:
     """Run both kernels on a few numbers and compare with fp32. Return the problem, or "" if there is none."""
     if importlib.util.find_spec("triton") is None:
-        return f"{LABEL} want the package triton, which is not installed"
+        return f"{LABEL} need the package triton, which is not installed"
     generator = torch.Generator().manual_seed(0)
-    kind = getattr(torch, dtype)
+    torch_dtype = getattr(torch, dtype)
     query, key, angle = (torch.randn(shape, generator=generator) for shape in ((2, 3, 5, 12), (2, 3, 5, 12), (1, 3, 6)))
     rows, others, weight, bias = (torch.randn(shape, generator=generator) for shape in ((3, 40), (3, 40), (40,), (40,)))
-    query, key, rows, others, weight, bias = (part.to(kind) for part in (query, key, rows, others, weight, bias))
-    cos, sin = (torch.cat([table, table], dim=2).to(kind) for table in (angle.cos(), angle.sin()))
+    query, key, rows, others, weight, bias = (part.to(torch_dtype) for part in (query, key, rows, others, weight, bias))
+    cos, sin = (torch.cat([table, table], dim=2).to(torch_dtype) for table in (angle.cos(), angle.sin()))
     wanted = [reference_rotated(part.float(), cos.float(), sin.float()) for part in (query, key)]
     wanted.append(functional.layer_norm(rows.float() + others.float(), (40,), weight.float(), bias.float()))
-    norm = nn.LayerNorm(40, dtype=kind)
+    norm = nn.LayerNorm(40, dtype=torch_dtype)
     norm.load_state_dict({"weight": weight, "bias": bias})
     try:
         with torch.inference_mode():
             query, key = query.to(device), key.to(device)
-            rotated(query, key, cos.to(device), sin.to(device))
-            ours = [query, key, added_and_normed(rows.to(device), others.to(device), norm.to(device))]
+            rotate_in_place(query, key, cos.to(device), sin.to(device))
+            ours = [query, key, add_and_norm(rows.to(device), others.to(device), norm.to(device))]
             differences = [(one.float().cpu() - other).abs().max() for one, other in zip(ours, wanted, strict=True)]
-            apart = float(torch.stack(differences).max())
-    except Exception as error:  # noqa: BLE001 (a compiler that does not fit the GPU fails in ways of its own)
+            difference = float(torch.stack(differences).max())
+    except Exception as error:  # noqa: BLE001 (a compiler that does not support the GPU can raise anything)
         return f"{LABEL} are unusable here ({type(error).__name__}: {first_line(error)})"
-    return "" if apart <= PROBE_ATOL[dtype] else f"{LABEL} give wrong values here (off by {apart:.1e})"
+    return "" if difference <= PROBE_ATOL[dtype] else f"{LABEL} give wrong values here (off by {difference:.1e})"
 
 
 def reference_rotated(heads_BTAK: Tensor, cos_BTK: Tensor, sin_BTK: Tensor) -> Tensor:
-    """Return RoPE by its definition, in the variant that pairs the two halves of a head."""
+    """Return heads rotated by RoPE's definition, in the variant that pairs the two halves of a head."""
     first, second = heads_BTAK.chunk(2, dim=-1)
     return heads_BTAK * cos_BTK.unsqueeze(2) + torch.cat([-second, first], dim=-1) * sin_BTK.unsqueeze(2)

@@ -1,7 +1,7 @@
-"""Encoders compute L2-normalised vectors of batches of token ids: one per token or per text, at one or more dims.
+"""Encoders compute the vectors of batches of token ids: one per token or per text, at one or more dims.
 
-Shapes: B texts of a batch, T tokens of the longest text, X tokens of all texts, V tokens with vectors, H hidden size, D
-dim, W sum of the dims of all heads.
+Shapes: B texts of a batch, T tokens of the longest text, X tokens of all texts, Y tokens that are attended to, V tokens
+with vectors, H hidden size, D dim, W sum of the dims of all heads, S token ids up to the largest of the skiplist.
 A single-vector model is the case of one vector per text, so the store and the search know only one kind of model.
 """
 
@@ -41,26 +41,28 @@ DTYPES: Mapping[str, torch.dtype] = {
 }
 
 
-def attention_path(config: EncoderConfig, asked: Attention, device: torch.device) -> str:
-    """Return attention path and device type, both of which can change the last bits of vectors."""
-    return f"{choose(asked, config=config, device=device).path}/{device.type}"
-
-
 Head: TypeAlias = Tensor | nn.Sequential | None
-PADS_COUNT = ("xmod",)
-"""Backbones whose positions start after the pad id and skip padding; PADS_COUNT_OF names such architectures."""
-PADS_COUNT_OF = ("camembert", "roberta", "xlm-roberta")
+"""The weight [D, H] of a linear head, the layers of a Dense head, or None if hidden states are not projected."""
+PAD_OFFSET_BACKBONES = ("xmod",)
+"""Backbones whose positions start after the pad id and skip padding."""
+PAD_OFFSET_ARCHITECTURES = ("camembert", "roberta", "xlm-roberta")
+"""Architectures of `backbone: transformers` with the same positions."""
+
+
+def attention_path(config: EncoderConfig, requested: Attention, device: torch.device) -> str:
+    """Return attention path and device type as "PATH/TYPE"; both can change the last bits of vectors."""
+    return f"{choose(requested, config=config, device=device).path}/{device.type}"
 
 
 class Batch(NamedTuple):
-    """Right-padded token ids and which of them are attended to [B, T], and which of them get vectors."""
+    """Right-padded token ids and which of them are attended to [B, T], and which positions get vectors."""
 
     ids_BT: Tensor
     attended_BT: Tensor
     kept_V: Tensor
-    """Rows of the flattened [B * T] that get vectors."""
+    """The flat positions in [B * T] that get vectors."""
     counts_B: Tensor
-    """The number of vectors of each text."""
+    """The number of token vectors of each text."""
     spans: Spans
 
 
@@ -71,7 +73,9 @@ class PackedBatch(NamedTuple):
     position_X: Tensor
     packing: Packing
     kept_V: Tensor
+    """The rows of X that get vectors."""
     counts_B: Tensor
+    """The number of token vectors of each text."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +85,10 @@ class Encoder:
     config: EncoderConfig
     module: nn.Module
     heads: Mapping[int, Head]
-    """Head weight [D, H] or Dense layers, by dim; None if hidden states are not projected."""
+    """By dim."""
     vocabulary: Vocabulary
     skipped: Tensor
+    """Token ids of the skiplist, int64, on the CPU: in documents they get no vectors."""
     device: torch.device
     dtype: torch.dtype
     rope_theta: float | None
@@ -95,6 +100,7 @@ class Encoder:
 
     @cached_property
     def _has_kernel(self) -> bool:
+        """Whether evalkit's own kernel computes the attention of padded batches."""
         return self.attention == "sdpa" and has_kernel(self.config, self.module, device=self.device, dtype=self.dtype)
 
     def only(self, dims: Sequence[int]) -> Encoder:
@@ -116,13 +122,13 @@ class Encoder:
         return np.ones(len(texts.ids_X), dtype=bool)
 
     def _kept(self, ids: np.ndarray) -> np.ndarray:
-        """Return for each token id whether it is not in the skiplist; the shape is kept."""
+        """Return for each token id whether it is not in the skiplist; the result has the shape of `ids`."""
         kept: np.ndarray = self._kept_S.take(ids, mode="clip")
         return kept
 
     @cached_property
     def _kept_S(self) -> np.ndarray:
-        """For each id up to the largest of the skiplist, whether it is not in it; the last entry is for all above."""
+        """Whether each token id is not in the skiplist; the last entry is for all ids above the largest skipped one."""
         kept_S = np.ones(int(self.skipped.max()) + 2, dtype=bool)
         kept_S[self.skipped.numpy()] = False
         return kept_S
@@ -137,22 +143,22 @@ class Encoder:
     ) -> Batch | PackedBatch:
         """Build a batch in the layout of the encoder's attention path: packed, or padded on the right.
 
-        With `skip_punctuation`, tokens of the document skiplist get no vectors. `rows` selects texts; `width` is a
-        padded width greater than the longest text.
+        With `skip_punctuation`, tokens of the document skiplist get no vectors. `rows` selects texts. `width` is the
+        padded width, at least the longest text's length, which is the default; a packed batch has none.
         """
         table = TokenTable.of(texts)
         if self.attention != "sdpa":
             return self._packed(table if rows is None else table.take(rows), skip_punctuation=skip_punctuation)
         chosen_B = np.arange(len(table)) if rows is None else rows
         length_B1 = table.lengths_N[chosen_B, None]
-        place_T = np.arange(width or length_B1.max())
-        real_BT = place_T < length_B1
-        ids_BT = table.ids_X.take(table.offsets_N[chosen_B, None] + place_T, mode="clip").astype(np.int64)
+        position_T = np.arange(width or length_B1.max())
+        real_BT = position_T < length_B1
+        ids_BT = table.ids_X.take(table.offsets_N[chosen_B, None] + position_T, mode="clip").astype(np.int64)
         ids_BT[~real_BT] = self.vocabulary.pad
         kept_BT = real_BT & self._kept(ids_BT) if skip_punctuation and len(self.skipped) else real_BT
         return Batch(
             ids_BT=torch.from_numpy(ids_BT),
-            attended_BT=torch.from_numpy(place_T < table.attended_N[chosen_B, None]),
+            attended_BT=torch.from_numpy(position_T < table.attended_N[chosen_B, None]),
             kept_V=torch.from_numpy(np.flatnonzero(kept_BT)),
             counts_B=torch.from_numpy(kept_BT.sum(1)),
             spans=Spans(table.lengths_N[chosen_B], table.attended_N[chosen_B]),
@@ -171,7 +177,10 @@ class Encoder:
     def _positions(self, table: TokenTable) -> np.ndarray:
         """Return each token's position in its text [X]; XLM-R's family starts after the pad id and skips padding."""
         begin_X = np.repeat(table.offsets_N[:-1], table.lengths_N)
-        if self.config.backbone not in PADS_COUNT and self.config.architecture not in PADS_COUNT_OF:
+        if (
+            self.config.backbone not in PAD_OFFSET_BACKBONES
+            and self.config.architecture not in PAD_OFFSET_ARCHITECTURES
+        ):
             position_X: np.ndarray = np.arange(len(table.ids_X)) - begin_X
             return position_X
         real_X = table.ids_X != self.vocabulary.pad
@@ -183,19 +192,20 @@ class Encoder:
     def vectors(self, batch: Batch | PackedBatch) -> dict[int, tuple[Tensor, Tensor]]:
         """Return by dim the fp32 vectors of a batch, concatenated [V, D], and how many each text has [B].
 
-        Nothing here waits for the device: rows and counts follow from the token ids.
+        With pooling there is one vector per text [B, D]. The host does not wait for the device: rows and counts follow
+        from the token ids.
         """
         hidden_XH = self._hidden(batch)
         if self.config.pooling == "tokens":
-            packed_XH, counts_B = hidden_XH, batch.counts_B
+            kept_VH, counts_B = hidden_XH, batch.counts_B
             if len(batch.kept_V) < len(hidden_XH):  # otherwise there is no padding and no punctuation
-                packed_XH = hidden_XH.index_select(0, self.upload(batch.kept_V))
+                kept_VH = hidden_XH.index_select(0, self.upload(batch.kept_V))
         else:
-            packed_XH, counts_B = self._pooled(hidden_XH, batch), torch.ones_like(batch.counts_B)
+            kept_VH, counts_B = self._pooled(hidden_XH, batch), torch.ones_like(batch.counts_B)
         out = {}
-        for dim, projected_XD in self._projected(packed_XH).items():
-            vectors_XD = projected_XD.float()
-            out[dim] = (to_unit_length(vectors_XD) if self.config.normalize else vectors_XD, counts_B)
+        for dim, projected_VD in self._projected(kept_VH).items():
+            vectors_VD = projected_VD.float()
+            out[dim] = (to_unit_length(vectors_VD) if self.config.normalize else vectors_VD, counts_B)
         return out
 
     def _projected(self, hidden_XH: Tensor) -> dict[int, Tensor]:
@@ -228,10 +238,10 @@ class Encoder:
     def _hidden(self, batch: Batch | PackedBatch) -> Tensor:
         """Return the hidden states of every position of a batch [X, H], including padding."""
         if isinstance(batch, PackedBatch):
-            given = {"input_ids": self.upload(batch.ids_X).unsqueeze(0), "packing": batch.packing.to(self.upload)}
+            inputs = {"input_ids": self.upload(batch.ids_X).unsqueeze(0), "packing": batch.packing.to(self.upload)}
             if self.config.backbone != "jina_bert":  # it has ALiBi instead of positions
-                given["position_ids"] = self.upload(batch.position_X).unsqueeze(0)
-            hidden = self.module(**given).last_hidden_state
+                inputs["position_ids"] = self.upload(batch.position_X).unsqueeze(0)
+            hidden = self.module(**inputs).last_hidden_state
         elif self._has_kernel:
             hidden = self.module(input_ids=batch.ids_BT, spans=batch.spans).last_hidden_state
         else:
@@ -241,6 +251,7 @@ class Encoder:
         return flat_XH
 
     def _pooled(self, hidden_XH: Tensor, batch: Batch | PackedBatch) -> Tensor:
+        """Return one row per text [B, H]: its first hidden state, or the fp32 mean of those that are attended to."""
         if isinstance(batch, PackedBatch):
             packing = batch.packing.to(self.upload)
             if self.config.pooling == "cls":
@@ -288,7 +299,7 @@ def checkpoints(config: EncoderConfig, dims: Sequence[int]) -> dict[int, Checkpo
 
 
 def obtainable(config: EncoderConfig, dims: Sequence[int]) -> tuple[dict[int, Checkpoint], dict[int, ModelError]]:
-    """Return the checkpoints of the dims that can be obtained, and for each other dim the error."""
+    """Return the checkpoints that can be obtained and do not contradict the config, and the error of each other dim."""
     found: dict[int, Checkpoint] = {}
     failed: dict[int, ModelError] = {}
     for dim in dims:
@@ -321,67 +332,86 @@ def load_encoders(
     Raises ModelError for tensors that do not fit, a missing head, missing special tokens, and files that changed after
     their checksums were computed.
     """
-    groups: list[tuple[dict[str, Tensor], dict[int, Checkpoint]]] = []
-    heads: dict[int, Head] = {}
-    for dim, checkpoint in found.items():
-        tensors = native.read_tensors(checkpoint)
-        heads[dim] = _head(tensors, config, dim, checkpoint)
-        for shared, members in groups:
-            if _same_backbone(shared, tensors) and _same_reading(next(iter(members.values())), checkpoint, config):
-                members[dim] = checkpoint
-                break
-        else:
-            groups.append((tensors, {dim: checkpoint}))
+    groups = _groups(config, found)
     if len(groups) > 1:
-        apart = " / ".join(", ".join(map(str, members)) for _, members in groups)
-        log.warning("model %s: the backbones of dims %s differ by content, so each runs apart", config.name, apart)
-    dtype = DTYPES[config.dtype]
-    encoders = []
-    for tensors, members in groups:
-        checkpoint = next(iter(members.values()))
-        if config.trust_remote_code:
-            from evalkit.models import remote_code
-
-            backbone = remote_code.build(checkpoint, tensors, config)
-        else:
-            backbone = native.build(tensors, checkpoint.config(), config, origin=checkpoint.origin)
-        tensors.clear()  # the module has its tensors: so a layer's weight is freed once it is in oneDNN's layout
-        vocabulary = tokens.vocabulary_of(config, checkpoint)
-        _check_vocabulary(vocabulary, config, backbone, checkpoint)
-        for dim, checkpoint_of_dim in members.items():
-            _check_width(heads[dim], dim, backbone, checkpoint_of_dim)
-        module = moved(backbone.module, device, dtype, exact=config.backbone == "transformers")
-        if not config.trust_remote_code:  # a checkpoint's own code is run as it is
-            linear.use_onednn(module)
-        if choose_elementwise(elementwise, config=config, device=device).fused:
-            fuse(module)
-        encoders.append(
-            Encoder(
-                config=config,
-                module=module,
-                heads={
-                    dim: None if (head := heads[dim]) is None else head.to(device=device, dtype=dtype)
-                    for dim in members
-                },
-                vocabulary=vocabulary,
-                skipped=torch.tensor(
-                    sorted(tokens.skipped_ids(config.skiplist, vocabulary, config.skiplist_words)), dtype=torch.int64
-                ),
-                device=device,
-                dtype=dtype,
-                rope_theta=backbone.rope_theta,
-                attention=choose(attention, config=config, device=device).path,
-            )
+        dims = " / ".join(", ".join(map(str, group.checkpoints)) for group in groups)
+        log.warning(
+            "model %s: the backbones of dims %s differ by content, so each encodes in its own pass", config.name, dims
         )
+    encoders = [_encoder(config, group, device, attention=attention, elementwise=elementwise) for group in groups]
     refuse_changes(found.values())
     return encoders
 
 
-def moved(module: nn.Module, device: torch.device, dtype: torch.dtype, *, exact: bool = False) -> nn.Module:
-    """Convert a module to a device and dtype, except RoPE's frequencies: they stay fp32, as in the native library.
+class _Group(NamedTuple):
+    """Dims that share a backbone: its tensors, and the checkpoint and head of each dim."""
 
-    Rounded to bfloat16 they would rotate position 300 by an angle that is wrong by up to .13 (base 10000, heads of 64).
-    `exact` keeps them in any architecture, recognised by the end of their names.
+    tensors: dict[str, Tensor]
+    checkpoints: dict[int, Checkpoint]
+    heads: dict[int, Head]
+
+
+def _groups(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> list[_Group]:
+    """Read the dims' checkpoints and group dims whose backbones are equal. Raises ModelError for a missing head."""
+    groups: list[_Group] = []
+    for dim, checkpoint in found.items():
+        tensors = native.read_tensors(checkpoint)
+        head = _head(tensors, config, dim, checkpoint)
+        for group in groups:
+            first = next(iter(group.checkpoints.values()))
+            if _same_backbone(group.tensors, tensors) and _same_tokenizer_and_config(first, checkpoint, config):
+                break
+        else:
+            group = _Group(tensors, {}, {})
+            groups.append(group)
+        group.checkpoints[dim] = checkpoint
+        group.heads[dim] = head
+    return groups
+
+
+def _encoder(
+    config: EncoderConfig, group: _Group, device: torch.device, *, attention: Attention, elementwise: Elementwise
+) -> Encoder:
+    """Build the encoder of one group of dims; the group's tensors are cleared. Raises ModelError if they do not fit."""
+    checkpoint = next(iter(group.checkpoints.values()))
+    if config.trust_remote_code:
+        from evalkit.models import remote_code
+
+        backbone = remote_code.build(checkpoint, group.tensors, config)
+    else:
+        backbone = native.build(group.tensors, checkpoint.config(), config, origin=checkpoint.origin)
+    # Only the module refers to its tensors now, so each weight is freed as soon as it is in oneDNN's layout.
+    group.tensors.clear()
+    vocabulary = tokens.vocabulary_of(config, checkpoint)
+    _check_vocabulary(vocabulary, config, backbone, checkpoint)
+    for dim, checkpoint_of_dim in group.checkpoints.items():
+        _check_width(group.heads[dim], dim, backbone, checkpoint_of_dim)
+    dtype = DTYPES[config.dtype]
+    module = moved(backbone.module, device, dtype, exact=config.backbone == "transformers")
+    if not config.trust_remote_code:  # a checkpoint's own code is not changed
+        linear.use_onednn(module)
+    if choose_elementwise(elementwise, config=config, device=device).fused:
+        fuse(module)
+    return Encoder(
+        config=config,
+        module=module,
+        heads={dim: None if head is None else head.to(device=device, dtype=dtype) for dim, head in group.heads.items()},
+        vocabulary=vocabulary,
+        skipped=torch.tensor(
+            sorted(tokens.skipped_ids(config.skiplist, vocabulary, config.skiplist_words)), dtype=torch.int64
+        ),
+        device=device,
+        dtype=dtype,
+        rope_theta=backbone.rope_theta,
+        attention=choose(attention, config=config, device=device).path,
+    )
+
+
+def moved(module: nn.Module, device: torch.device, dtype: torch.dtype, *, exact: bool = False) -> nn.Module:
+    """Move a module to a device and dtype, in place; RoPE's frequencies stay fp32, as in transformers.
+
+    In bfloat16 the angles of position 300 would be wrong by up to 0.13 rad (base 10000, heads of 64). With `exact`, the
+    frequencies are recognised in any architecture, by the end of their names.
     """
     kept = {
         name: buffer.clone()
@@ -390,16 +420,19 @@ def moved(module: nn.Module, device: torch.device, dtype: torch.dtype, *, exact:
     }
     module.to(device=device, dtype=dtype)
     for name, buffer in kept.items():
-        at, _, last = name.rpartition(".")
-        setattr(module.get_submodule(at), last, buffer.to(device))
+        parent, _, attribute = name.rpartition(".")
+        setattr(module.get_submodule(parent), attribute, buffer.to(device))
     return module
 
 
 def _head(tensors: Mapping[str, Tensor], config: EncoderConfig, dim: int, checkpoint: Checkpoint) -> Head:
-    """Return the projection [D, H] of a checkpoint. Each head is trained separately; none is a slice of another."""
+    """Return the head of a checkpoint. Each head is trained separately; none is a slice of another.
+
+    Raises ModelError if the checkpoint has another head than the config says, or none.
+    """
     if config.head != "linear":
         if native.HEAD in tensors:
-            wanted = "no head" if config.head == "none" else "the head beside the weights"
+            wanted = "no head" if config.head == "none" else "a head of Dense modules"
             msg = f"{checkpoint.origin}: unexpected {native.HEAD}; wanted {wanted}, as model.head={config.head} says"
             raise ModelError(msg)
         return dense.load_dense(checkpoint) if config.head == "dense" else None
@@ -431,22 +464,25 @@ def _check_width(head: Head, dim: int, backbone: Backbone, checkpoint: Checkpoin
 
 
 def embedding_rows(module: nn.Module) -> int:
-    """Return the rows of a backbone's embedding matrix."""
+    """Return the number of rows of a backbone's token embedding matrix."""
     named = (len(values) for name, values in module.named_parameters() if "word_embeddings" in name)
     rows = next(named, None)
     if rows is None:
-        own: Any = module
-        rows = len(own.get_input_embeddings().weight)
+        backbone: Any = module
+        rows = len(backbone.get_input_embeddings().weight)
     return rows
 
 
 def with_head_of(encoder: Encoder, own: Checkpoint, other: Checkpoint, dim: int) -> Encoder | None:
-    """Return an encoder with the head of another checkpoint added, or None if the backbones differ.
+    """Return an encoder with the head of another checkpoint added, or None if the backbones differ by content.
 
-    The files are compared by content, and only the head is read from the other checkpoint.
+    `own` is the encoder's checkpoint, `other` that of the new `dim`. Raises ModelError if a file is damaged or `other`
+    lacks the head.
     """
     tensors = native.read_tensors(other)
-    if not _same_reading(own, other, encoder.config) or not _same_backbone(native.read_tensors(own), tensors):
+    if not _same_tokenizer_and_config(own, other, encoder.config) or not _same_backbone(
+        native.read_tensors(own), tensors
+    ):
         return None
     head = _head(tensors, encoder.config, dim, other)
     added = None if head is None else head.to(device=encoder.device, dtype=encoder.dtype)
@@ -454,20 +490,21 @@ def with_head_of(encoder: Encoder, own: Checkpoint, other: Checkpoint, dim: int)
 
 
 def _same_backbone(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> bool:
+    """Whether all tensors but the head are equal."""
     names = {name for name in one if name != native.HEAD}
     return names == {name for name in other if name != native.HEAD} and all(
         one[name].dtype == other[name].dtype and torch.equal(one[name], other[name]) for name in names
     )
 
 
-def _same_reading(one: Checkpoint, other: Checkpoint, config: EncoderConfig) -> bool:
-    """Whether tokenizer and architecture are the same: with other tokens, the same weights are another model."""
+def _same_tokenizer_and_config(one: Checkpoint, other: Checkpoint, config: EncoderConfig) -> bool:
+    """Whether tokenizer, code and architecture are the same, without which equal weights give other vectors."""
     if one.checksums[TOKENIZER] != other.checksums[TOKENIZER] or one.code() != other.code():
         return False
     one_values, other_values = one.config(), other.config()
     keys: Iterable[str] = (*native.ARCHITECTURE_KEYS, *native.OPTIONAL_KEYS)
-    if config.backbone == "transformers":  # its classes may read any file
-        keys = {*one_values, *other_values} - generic.COSMETIC
+    if config.backbone == "transformers":  # its classes may read any key
+        keys = {*one_values, *other_values} - generic.IGNORED_KEYS
     return all(one_values.get(key) == other_values.get(key) for key in keys)
 
 
@@ -478,7 +515,8 @@ def _check_vocabulary(
     rows = embedding_rows(backbone.module)
     if vocabulary.size > rows:
         msg = (
-            f"{checkpoint.origin}: the tokenizer has {vocabulary.size} tokens, the model {rows}; wanted the model's own"
+            f"{checkpoint.origin}: the tokenizer has {vocabulary.size} tokens, the model {rows}; wanted the model's "
+            "own tokenizer"
         )
         raise ModelError(msg)
     for rules in (config.query, config.document):

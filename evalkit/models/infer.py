@@ -1,4 +1,4 @@
-"""Infer a model's config from its checkpoint: the settings in its files, and those that must be assumed.
+"""Infer a model's config from its checkpoint: settings are read from its files, or assumed if no file has them.
 
 A late-interaction checkpoint is recognised by Stanford ColBERT's `artifact.metadata` or by PyLate's
 `config_sentence_transformers.json`; a single-vector one by the Pooling module of sentence-transformers' modules.json.
@@ -10,7 +10,7 @@ import re
 import string
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from evalkit.config.settings import CheckpointSource
 from evalkit.errors import ModelError
@@ -18,7 +18,7 @@ from evalkit.models.checkpoint import (
     CONFIG,
     METADATA,
     MODULES,
-    SAID,
+    ST_CONFIG,
     TOKENIZER,
     WEIGHTS,
     modules,
@@ -26,7 +26,8 @@ from evalkit.models.checkpoint import (
     small_files,
 )
 
-LENGTHS: Final = "sentence_bert_config.json"
+LENGTH_CONFIG: Final = "sentence_bert_config.json"
+"""The file with sentence-transformers' maximum length."""
 CARD: Final = "README.md"
 QUERY_PROMPTS: Final = ("query",)
 DOCUMENT_PROMPTS: Final = ("document", "passage", "corpus")
@@ -37,11 +38,14 @@ POOLINGS: Final = {
     "mean": "mean",
     "cls": "cls",
 }
+"""evalkit's name of a pooling, by its names in the Pooling module's config."""
 KNOWN_MODULES: Final = ("Transformer", "Pooling", "Dense", "Normalize")
-SHOWN: Final = 80
-"""Most characters of a setting that are shown."""
+MAX_SHOWN: Final = 80
+"""Longest text of a setting that is shown in full, in characters."""
 MODEL_MAX_LENGTH: Final = 1_000_000
-"""A larger limit of a tokenizer means that it has none."""
+"""A tokenizer's model_max_length from here up means that it has no limit."""
+_Library: TypeAlias = Literal["stanford", "pylate"]
+"""The library whose rules a late-interaction checkpoint follows."""
 
 
 class Fact(NamedTuple):
@@ -67,12 +71,12 @@ class Inferred(NamedTuple):
         by_file: dict[str, list[str]] = {}
         for key, fact in self.facts.items():
             if key == "checkpoints":
-                by_file.setdefault(_file(fact.source), []).append(f"dim {', '.join(fact.value)}")
+                by_file.setdefault(_file_of(fact.source), []).append(f"dim {', '.join(fact.value)}")
             elif key != "source":
-                by_file.setdefault(_file(fact.source), []).append(f"{key} {_shown(fact.value)}")
+                by_file.setdefault(_file_of(fact.source), []).append(f"{key} {_shown(fact.value)}")
         assumed = by_file.pop("", ["nothing"])
         read = [f"{file}: {', '.join(facts)}" for file, facts in by_file.items()]
-        return [*read, f"assumed, for no file says so: {', '.join(assumed)}"]
+        return [*read, f"assumed (no file says so): {', '.join(assumed)}"]
 
 
 class _Files(NamedTuple):
@@ -81,8 +85,9 @@ class _Files(NamedTuple):
     folder: Path
     config: Mapping[str, Any]
     metadata: Mapping[str, Any]
-    said: Mapping[str, Any]
+    st_config: Mapping[str, Any]
     modules: Sequence[tuple[str, str]]
+    """The kind and folder of each module in modules.json."""
 
 
 def infer(source: CheckpointSource, *, name: str) -> Inferred:
@@ -95,114 +100,121 @@ def infer(source: CheckpointSource, *, name: str) -> Inferred:
     files = _Files(
         folder,
         read_json(folder / CONFIG),
-        _json(folder, METADATA),
-        _json(folder, SAID),
+        _optional_json(folder, METADATA),
+        _optional_json(folder, ST_CONFIG),
         modules(folder),
     )
     for kind, path in files.modules:
         if kind not in KNOWN_MODULES:
             msg = f"{folder / MODULES}: got a module {kind} in {path!r}, wanted {', '.join(KNOWN_MODULES)}"
-            raise ModelError(f"{msg}; no config here can describe it")
+            raise ModelError(f"{msg}; evalkit supports no other")
     kinds = [kind for kind, _ in files.modules]
-    if files.metadata or "query_prefix" in files.said or files.said.get("similarity_fn_name") == "MaxSim":
-        facts = _late(files)
+    if files.metadata or "query_prefix" in files.st_config or files.st_config.get("similarity_fn_name") == "MaxSim":
+        facts = _late_interaction(files)
     elif "Pooling" in kinds:
-        facts = _single(files)
+        facts = _single_vector(files)
     else:
         msg = (
             f"{found.origin}: no file says how vectors are made of its hidden states; wanted {METADATA} (Stanford "
-            f"ColBERT), {SAID} with query_prefix (PyLate) or {MODULES} with Pooling (sentence-transformers)"
+            f"ColBERT), {ST_CONFIG} with query_prefix (PyLate) or {MODULES} with Pooling (sentence-transformers)"
         )
         raise ModelError(f"{msg}; write the config by hand, after one that evalkit ls models shows")
     dim = facts.pop("dim")
-    place = {key: value for key, value in vars(source).items() if value}
+    location = {key: value for key, value in vars(source).items() if value}
     if found.revision is not None:
-        place["revision"] = found.revision
+        location["revision"] = found.revision
     ordered = {
         "kind": facts.pop("kind"),
         **_backbone(files, origin=found.origin),
-        "checkpoints": Fact({str(dim.value): place}, dim.source),
+        "checkpoints": Fact({str(dim.value): location}, dim.source),
         **facts,
         "dtype": _dtype(files.config),
         **_parameters(folder),
         "licence": _licence(folder),
         "source": Fact(
-            f"read by evalkit new model from {', '.join(sorted(_read(folder)))} of {found.origin}", "the files' names"
+            f"read by evalkit new model from {', '.join(sorted(_files_read(folder)))} of {found.origin}",
+            "the files' names",
         ),
     }
     return Inferred(name, ordered, found.origin)
 
 
-def _late(files: _Files) -> dict[str, Fact]:
-    facts = {"kind": Fact("late_interaction", METADATA if files.metadata else SAID)}
-    stanford = not files.modules
-    if stanford:
-        facts["dim"] = _first((files.metadata, "dim", METADATA)) or Fact(128)
-        head, skiplist = Fact("linear", METADATA), "stanford"
-        facts |= {"head": head}
+def _late_interaction(files: _Files) -> dict[str, Fact]:
+    """Return a late-interaction model's settings, under Stanford ColBERT's rules or PyLate's."""
+    library: _Library = "pylate" if files.modules else "stanford"
+    facts = {"kind": Fact("late_interaction", METADATA if files.metadata else ST_CONFIG)}
+    if library == "stanford":
+        facts["dim"] = _first_set((files.metadata, "dim", METADATA)) or Fact(128)
+        facts["head"] = Fact("linear", METADATA)
     else:
-        head, dim = _dense(files)
-        facts |= {"dim": dim, "head": head}
-        skiplist = "pylate"
-    expands = _first((files.said, "do_query_expansion", SAID)) or Fact(value=True)
-    attends = _first(
-        (files.said, "attend_to_expansion_tokens", SAID), (files.metadata, "attend_to_mask_tokens", METADATA)
-    ) or Fact(value=False)
-    prompts = _prompts(files.said)
-    for side, length, expand in (("query", "query", True), ("document", "doc", False)):
-        tokens = _first((files.said, f"{side}_length", SAID), (files.metadata, f"{length}_maxlen", METADATA)) or Fact(
-            32 if expand else 180
-        )
-        marker = _first((files.said, f"{side}_prefix", SAID), (files.metadata, f"{length}_token_id", METADATA)) or Fact(
-            _default_marker(side, stanford=stanford)
-        )
-        rules: dict[str, Any] = {"max_tokens": tokens.value}
-        if marker.value:
-            rules["marker"] = marker.value
-        if expand and expands.value:
-            rules |= {"expansion": True, "attend_to_expansion": bool(attends.value)}
-        if prompt := prompts[side]:
-            rules["prompt"] = prompt
-        parts = {"max_tokens": tokens, "marker": marker}
-        if expand:
-            parts |= {"expansion": expands, "attend_to_expansion": attends}
-        assumed = [key for key, fact in parts.items() if not fact.source]
-        sources = sorted({fact.source.partition(":")[0] for fact in parts.values() if fact.source})
-        note = f"{', '.join(sources)}{'; assumed: ' + ', '.join(assumed) if assumed and sources else ''}"
-        facts[side] = Fact(rules, note)
+        facts["head"], facts["dim"] = _dense(files)
+    for side in ("query", "document"):
+        facts[side] = _side_rules(files, side, library)
     facts |= {"pooling": Fact("tokens", facts["kind"].source), "normalize": Fact(value=True)}
-    return facts | _skiplist(files, skiplist)
+    return facts | _skiplist(files, library)
 
 
-def _default_marker(side: str, *, stanford: bool) -> str:
-    """Return the library's default if a checkpoint names no marker."""
-    if stanford:
+def _side_rules(files: _Files, side: str, library: _Library) -> Fact:
+    """Return a late-interaction model's rules for queries or documents; only queries are expanded."""
+    is_query = side == "query"
+    short = "query" if is_query else "doc"  # Stanford ColBERT's name of the side
+    max_tokens = _first_set(
+        (files.st_config, f"{side}_length", ST_CONFIG), (files.metadata, f"{short}_maxlen", METADATA)
+    ) or Fact(32 if is_query else 180)
+    marker = _first_set(
+        (files.st_config, f"{side}_prefix", ST_CONFIG), (files.metadata, f"{short}_token_id", METADATA)
+    ) or Fact(_default_marker(side, library))
+    facts = {"max_tokens": max_tokens, "marker": marker}
+    rules: dict[str, Any] = {"max_tokens": max_tokens.value}
+    if marker.value:
+        rules["marker"] = marker.value
+    if is_query:
+        expands = _first_set((files.st_config, "do_query_expansion", ST_CONFIG)) or Fact(value=True)
+        attends = _first_set(
+            (files.st_config, "attend_to_expansion_tokens", ST_CONFIG),
+            (files.metadata, "attend_to_mask_tokens", METADATA),
+        ) or Fact(value=False)
+        facts |= {"expansion": expands, "attend_to_expansion": attends}
+        if expands.value:
+            rules |= {"expansion": True, "attend_to_expansion": bool(attends.value)}
+    if prompt := _prompts(files.st_config)[side]:
+        rules["prompt"] = prompt
+    assumed = [key for key, fact in facts.items() if not fact.source]
+    sources = sorted({_file_of(fact.source) for fact in facts.values() if fact.source})
+    return Fact(rules, f"{', '.join(sources)}{'; assumed: ' + ', '.join(assumed) if assumed and sources else ''}")
+
+
+def _default_marker(side: str, library: _Library) -> str:
+    """Return the library's marker of one side for a checkpoint that names none."""
+    if library == "stanford":
         return "[unused0]" if side == "query" else "[unused1]"
     return "[Q] " if side == "query" else "[D] "
 
 
-def _skiplist(files: _Files, library: str) -> dict[str, Fact]:
+def _skiplist(files: _Files, library: _Library) -> dict[str, Fact]:
+    """Return the skiplist, and its words if they are not the library's punctuation."""
     if library == "stanford":
-        drops = _first((files.metadata, "mask_punctuation", METADATA)) or Fact(value=True)
+        drops = _first_set((files.metadata, "mask_punctuation", METADATA)) or Fact(value=True)
         return {"skiplist": Fact("stanford" if drops.value else "none", drops.source)}
-    words = files.said.get("skiplist_words")
+    words = files.st_config.get("skiplist_words")
     if words is None or list(words) == list(string.punctuation):
-        return {"skiplist": Fact("pylate", f"{SAID}: skiplist_words" if words else "")}
+        return {"skiplist": Fact("pylate", f"{ST_CONFIG}: skiplist_words" if words else "")}
     if not words:
-        return {"skiplist": Fact("none", f"{SAID}: skiplist_words")}
-    source = f"{SAID}: skiplist_words"
+        return {"skiplist": Fact("none", f"{ST_CONFIG}: skiplist_words")}
+    source = f"{ST_CONFIG}: skiplist_words"
     return {"skiplist": Fact("pylate", source), "skiplist_words": Fact(list(map(str, words)), source)}
 
 
-def _single(files: _Files) -> dict[str, Fact]:
+def _single_vector(files: _Files) -> dict[str, Fact]:
+    """Return a single-vector model's settings, under sentence-transformers' rules."""
     path = next(path for kind, path in files.modules if kind == "Pooling")
     pooling = _pooling(files.folder / path / CONFIG)
     head, dim = _dense(files)
     normal = any(kind == "Normalize" for kind, _ in files.modules)
-    cosine = files.said.get("similarity_fn_name") == "cosine"
+    cosine = files.st_config.get("similarity_fn_name") == "cosine"
     rules: dict[str, Fact] = {}
     limit = _length(files)
-    for side, prompt in _prompts(files.said).items():
+    for side, prompt in _prompts(files.st_config).items():
         rules[side] = Fact({"max_tokens": limit.value, **({"prompt": prompt} if prompt else {})}, limit.source)
     return {
         "kind": Fact("single_vector", MODULES),
@@ -211,24 +223,25 @@ def _single(files: _Files) -> dict[str, Fact]:
         **rules,
         "pooling": pooling,
         "normalize": Fact(
-            normal or cosine, MODULES if normal else f"{SAID}: similarity_fn_name" if cosine else MODULES
+            normal or cosine, MODULES if normal else f"{ST_CONFIG}: similarity_fn_name" if cosine else MODULES
         ),
         "skiplist": Fact("none", MODULES),
     }
 
 
 def _pooling(path: Path) -> Fact:
+    """Return the pooling in a Pooling module's config. Raises ModelError if evalkit does not support it."""
     values = read_json(path)
-    asked = [key for key, value in values.items() if key.startswith("pooling_mode_") and value is True]
+    modes = [key for key, value in values.items() if key.startswith("pooling_mode_") and value is True]
     if isinstance(mode := values.get("pooling_mode"), str):
-        asked.append(mode)
-    if len(asked) != 1 or asked[0] not in POOLINGS:
-        msg = f"{path}: got {', '.join(asked) or 'no way'} of pooling, wanted one of mean and cls"
-        raise ModelError(f"{msg}; no config here can describe it")
+        modes.append(mode)
+    if len(modes) != 1 or modes[0] not in POOLINGS:
+        msg = f"{path}: got pooling {', '.join(modes) or 'none'}, wanted mean or cls"
+        raise ModelError(f"{msg}; evalkit supports no other")
     if values.get("include_prompt") is False:
         msg = f"{path}: got include_prompt false, wanted pooling over the whole text"
-        raise ModelError(f"{msg}; no config here can describe it")
-    return Fact(POOLINGS[asked[0]], f"{path.parent.name}/{CONFIG}")
+        raise ModelError(f"{msg}; evalkit supports no other")
+    return Fact(POOLINGS[modes[0]], f"{path.parent.name}/{CONFIG}")
 
 
 def _dense(files: _Files) -> tuple[Fact, Fact]:
@@ -241,13 +254,14 @@ def _dense(files: _Files) -> tuple[Fact, Fact]:
 
 
 def _hidden_size(config: Mapping[str, Any]) -> Any:
+    """Return the hidden size in a config.json, whose key depends on the architecture; None if it has none."""
     return next((config[key] for key in ("hidden_size", "dim", "d_model") if key in config), None)
 
 
-def _prompts(said: Mapping[str, Any]) -> dict[str, str]:
+def _prompts(st_config: Mapping[str, Any]) -> dict[str, str]:
     """Return the prompt of each side: the one with its name, else the default prompt."""
-    prompts = said.get("prompts") or {}
-    default = prompts.get(said.get("default_prompt_name")) or ""
+    prompts = st_config.get("prompts") or {}
+    default = prompts.get(st_config.get("default_prompt_name")) or ""
     named = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}
     return {
         side: next((prompts[name] for name in names if prompts.get(name)), default) for side, names in named.items()
@@ -256,12 +270,12 @@ def _prompts(said: Mapping[str, Any]) -> dict[str, str]:
 
 def _length(files: _Files) -> Fact:
     """Return the most tokens of a single-vector model: sentence-transformers' limit, else the architecture's."""
-    if limit := _first((_json(files.folder, LENGTHS), "max_seq_length", LENGTHS)):
+    if limit := _first_set((_optional_json(files.folder, LENGTH_CONFIG), "max_seq_length", LENGTH_CONFIG)):
         return limit
-    known = (_json(files.folder, "tokenizer_config.json"), "model_max_length", "tokenizer_config.json")
+    known = (_optional_json(files.folder, "tokenizer_config.json"), "model_max_length", "tokenizer_config.json")
     limits = [
         fact
-        for fact in (_first(known), _first((files.config, "max_position_embeddings", CONFIG)))
+        for fact in (_first_set(known), _first_set((files.config, "max_position_embeddings", CONFIG)))
         if fact and type(fact.value) is int and 0 < fact.value < MODEL_MAX_LENGTH
     ]
     return min(limits, key=lambda fact: fact.value, default=Fact(512))
@@ -270,9 +284,9 @@ def _length(files: _Files) -> Fact:
 def _backbone(files: _Files, *, origin: str) -> dict[str, Fact]:
     """Return the backbone that loads the checkpoint, and the architecture for those of transformers."""
     config, kind = files.config, files.config.get("model_type")
-    if _json(files.folder, LENGTHS).get("do_lower_case"):
-        msg = f"{origin}: {LENGTHS} lowers all letters, which the tokenizer itself does not say; no config here can"
-        raise ModelError(msg)
+    if _optional_json(files.folder, LENGTH_CONFIG).get("do_lower_case"):
+        msg = f"{origin}: {LENGTH_CONFIG} has do_lower_case true, wanted a tokenizer that does this itself"
+        raise ModelError(f"{msg}; evalkit does not change the case of texts")
     source = f"{CONFIG}: model_type"
     if kind == "xmod":
         languages = {str(code).partition("_")[0]: code for code in config.get("languages") or ()}
@@ -321,31 +335,35 @@ def _parameters(folder: Path) -> dict[str, Fact]:
 
 
 def _licence(folder: Path) -> Fact:
+    """Return the licence in the metadata block of the model card, or "unknown"."""
     path = folder / CARD
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     found = re.search(r"\A---\n(?:.*\n)*?license: *([^\n#]+)\n(?:.*\n)*?---", text)
     return Fact(found[1].strip().strip("'\""), f"{CARD}: license") if found else Fact("unknown")
 
 
-def _read(folder: Path) -> list[str]:
-    named = (CONFIG, METADATA, MODULES, SAID, LENGTHS, TOKENIZER)
+def _files_read(folder: Path) -> list[str]:
+    """Return the names of the files that settings were read from."""
+    named = (CONFIG, METADATA, MODULES, ST_CONFIG, LENGTH_CONFIG, TOKENIZER)
     return [name for name in named if (folder / name).is_file()]
 
 
-def _json(folder: Path, name: str) -> Mapping[str, Any]:
+def _optional_json(folder: Path, name: str) -> Mapping[str, Any]:
+    """Return the JSON object in a file, or an empty one if there is no such file."""
     path = folder / name
     return read_json(path) if path.is_file() else {}
 
 
-def _first(*places: tuple[Mapping[str, Any], str, str]) -> Fact | None:
-    """Return the first value that exists, with its file and key."""
+def _first_set(*places: tuple[Mapping[str, Any], str, str]) -> Fact | None:
+    """Return the first value that is set, with its file and key; each place is (values, key, file)."""
     for values, key, file in places:
         if values.get(key) is not None:
             return Fact(values[key], f"{file}: {key}")
     return None
 
 
-def _file(source: str) -> str:
+def _file_of(source: str) -> str:
+    """Return the file of a fact's source, "FILE: KEY" or "FILES; assumed: KEYS"."""
     return source.partition(":")[0].partition(";")[0]
 
 
@@ -360,4 +378,4 @@ def _shown(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     text = repr(value) if isinstance(value, str) and value != value.strip() else str(value)
-    return text if len(text) <= SHOWN else f"{text[:SHOWN]}…"
+    return text if len(text) <= MAX_SHOWN else f"{text[:MAX_SHOWN]}…"

@@ -1,6 +1,6 @@
-"""Compare the settings that a late-interaction checkpoint contains with those of the config.
+"""Compare the settings saved with a late-interaction checkpoint with those of the config.
 
-Stanford ColBERT saves them in `artifact.metadata`, PyLate in `config_sentence_transformers.json`.
+Stanford ColBERT saves settings in `artifact.metadata`, PyLate in `config_sentence_transformers.json`.
 
 Weights do not show how texts were prepared in training. With other markers, masks or punctuation, a model still gives
 vectors of length 1, but scores drop. A contradiction between file and config is therefore an error, unless the config
@@ -17,12 +17,12 @@ from typing import Any, NamedTuple
 
 from evalkit.config.settings import EncoderConfig, TextRules
 from evalkit.errors import ModelError
-from evalkit.models.checkpoint import METADATA, SAID, Checkpoint, read_json
+from evalkit.models.checkpoint import METADATA, ST_CONFIG, Checkpoint, read_json
 from evalkit.models.tokens import UNKNOWN_TOKENS, Vocabulary, vocabulary_of
 
 
 class Differences(NamedTuple):
-    """The differences between file and config; each text gives both values and the setting."""
+    """The differences between file and config; each line gives both values and the setting."""
 
     contradictions: tuple[str, ...]
     """Differences that change vectors without any visible sign."""
@@ -31,7 +31,7 @@ class Differences(NamedTuple):
 
 
 class Variant(NamedTuple):
-    """A setting for which the files of a model's repository had another value at some time."""
+    """Another value that a setting had at some time in the files of a model's repository."""
 
     setting: str
     """Its dotted name below `model`."""
@@ -56,20 +56,22 @@ def variants(model: str) -> tuple[Variant, ...]:
 
 
 def differences(config: EncoderConfig, checkpoint: Checkpoint, dim: int) -> Differences:
-    """Compare a checkpoint's own file with a config; settings missing from the file cause no difference.
+    """Compare a checkpoint's own file with a config; a setting missing from the file is not a difference.
 
-    Raises ModelError for a file that is not a JSON object.
+    Raises ModelError for a file that is not a JSON object, or a tokenizer file that cannot be used.
     """
-    if account(checkpoint) == SAID:
+    if settings_file(checkpoint) == ST_CONFIG:
         return _from_pylate(config, checkpoint)
-    theirs = said_by(checkpoint) if config.kind == "late_interaction" else {}
-    ours = {
+    theirs = _artifact_metadata(checkpoint) if config.kind == "late_interaction" else {}
+    compared = {
         "dim": (f"dim={dim}", dim),
         "attend_to_mask_tokens": _setting("query.attend_to_expansion", config.query.attend_to_expansion),
         "mask_punctuation": (f"model.skiplist={config.skiplist}", config.skiplist != "none"),
     }
     wrong = [
-        f"{key} {_json(theirs[key])}, {words}" for key, (words, ours) in ours.items() if theirs.get(key, ours) != ours
+        f"{key} {_json(theirs[key])}, {words}"
+        for key, (words, ours) in compared.items()
+        if theirs.get(key, ours) != ours
     ]
     # Stanford ColBERT normalises vectors for both similarities, so both give the same ranking.
     if "similarity" in theirs and not (theirs["similarity"] in ("cosine", "l2") and config.normalize):
@@ -81,16 +83,17 @@ def refuse_contradictions(config: EncoderConfig, checkpoint: Checkpoint, dim: in
     """Raise ModelError with every contradiction, unless model.verify is false."""
     if config.verify and (found := differences(config, checkpoint, dim).contradictions):
         msg = (
-            f"{checkpoint.origin}: {account(checkpoint)} and the config contradict each other: {'; '.join(found)}; "
-            "set what the checkpoint was trained with, or model.verify=false where the difference is meant"
+            f"{checkpoint.origin}: {settings_file(checkpoint)} and the config contradict each other: "
+            f"{'; '.join(found)}; set what the checkpoint was trained with, or model.verify=false if the difference "
+            "is intended"
         )
         raise ModelError(msg)
 
 
 def notes(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> list[str]:
-    """Return a line for every accepted difference; a difference of several dims is listed once."""
+    """Return a line for every accepted difference; one that several dims share is listed once."""
     lines = (
-        f"{account(checkpoint)} has {clause}"
+        f"{settings_file(checkpoint)} has {clause}"
         for dim, checkpoint in found.items()
         for clauses in differences(config, checkpoint, dim)
         for clause in clauses
@@ -98,39 +101,40 @@ def notes(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> list[str]:
     return list(dict.fromkeys(lines))
 
 
-def account(checkpoint: Checkpoint) -> str | None:
-    """Return the file with a checkpoint's settings for texts, or None."""
+def settings_file(checkpoint: Checkpoint) -> str | None:
+    """Return the name of the file with a checkpoint's settings for texts, or None if there is none."""
     if (checkpoint.folder / METADATA).is_file():
         return METADATA
-    path = checkpoint.folder / SAID
-    return SAID if path.is_file() and "query_prefix" in read_json(path) else None
+    path = checkpoint.folder / ST_CONFIG
+    return ST_CONFIG if path.is_file() and "query_prefix" in read_json(path) else None
 
 
 def _from_pylate(config: EncoderConfig, checkpoint: Checkpoint) -> Differences:
     """Compare the settings that PyLate saved. Prompts are not compared: PyLate uses one only on request."""
     if config.kind != "late_interaction":
         return Differences((), ())
-    said = {name: value for name, value in read_json(checkpoint.folder / SAID).items() if value is not None}
-    expands = said.get("do_query_expansion", True)
-    ours = {
+    theirs = _without_nulls(checkpoint.folder / ST_CONFIG)
+    compared = {
         "query_prefix": _setting("query.marker", config.query.marker or ""),
         "document_prefix": _setting("document.marker", config.document.marker or ""),
         "do_query_expansion": _setting("query.expansion", config.query.expansion),
         "skiplist_words": (f"model.skiplist={config.skiplist}", _skiplist(config)),
     }
-    if expands:
+    if theirs.get("do_query_expansion", True):
         attends = _setting("query.attend_to_expansion", config.query.attend_to_expansion)
-        ours["attend_to_expansion_tokens"] = attends
+        compared["attend_to_expansion_tokens"] = attends
     wrong = [
-        f"{key} {_json(said[key])}, {words}" for key, (words, value) in ours.items() if said.get(key, value) != value
+        f"{key} {_json(theirs[key])}, {words}"
+        for key, (words, ours) in compared.items()
+        if theirs.get(key, ours) != ours
     ]
     lengths = {side: _setting(f"{side}.max_tokens", getattr(config, side).max_tokens) for side in ("query", "document")}
-    other = [
-        f"{side}_length {said[f'{side}_length']}, {words}"
-        for side, (words, value) in lengths.items()
-        if said.get(f"{side}_length", value) != value
+    different_lengths = [
+        f"{side}_length {theirs[f'{side}_length']}, {words}"
+        for side, (words, ours) in lengths.items()
+        if theirs.get(f"{side}_length", ours) != ours
     ]
-    return Differences(tuple(wrong), tuple(other))
+    return Differences(tuple(wrong), tuple(different_lengths))
 
 
 def _skiplist(config: EncoderConfig) -> list[str]:
@@ -140,19 +144,22 @@ def _skiplist(config: EncoderConfig) -> list[str]:
     return list(string.punctuation) if config.skiplist_words is None else list(config.skiplist_words)
 
 
-def said_by(checkpoint: Checkpoint) -> dict[str, Any]:
+def _artifact_metadata(checkpoint: Checkpoint) -> dict[str, Any]:
     """Return the values of `artifact.metadata` without nulls; empty if the checkpoint has no such file."""
     path = checkpoint.folder / METADATA
-    if not path.is_file():
-        return {}
+    return _without_nulls(path) if path.is_file() else {}
+
+
+def _without_nulls(path: Path) -> dict[str, Any]:
     return {name: value for name, value in read_json(path).items() if value is not None}
 
 
 def _markers(theirs: Mapping[str, Any], config: EncoderConfig, checkpoint: Checkpoint) -> Iterator[str]:
+    """Yield the markers in `artifact.metadata` whose token ids differ from those of the config's markers."""
     vocabulary: Vocabulary | None = None
     for side, key in (("query", "query_token_id"), ("document", "doc_token_id")):
         rules: TextRules = getattr(config, side)
-        ours = (rules.marker or "").partition(" ")[0]  # the rest is an artefact of the tokenizer
+        ours = (rules.marker or "").partition(" ")[0]  # artifact.metadata names one token, without what follows it
         if key not in theirs or theirs[key] == ours:
             continue
         vocabulary = vocabulary or vocabulary_of(config, checkpoint)
@@ -167,6 +174,7 @@ def _id_of(token: str, vocabulary: Vocabulary) -> int | None:
 
 
 def _lengths(theirs: Mapping[str, Any], config: EncoderConfig) -> Iterator[str]:
+    """Yield the maximum lengths in `artifact.metadata` that differ from the config's."""
     for side, key in (("query", "query_maxlen"), ("document", "doc_maxlen")):
         words, ours = _setting(f"{side}.max_tokens", getattr(config, side).max_tokens)
         if theirs.get(key, ours) != ours:

@@ -30,7 +30,7 @@ LEFT_OUT = (HEAD, "cls.", "lm_head.")
 
 
 class RemoteBackbone(nn.Module):
-    """A checkpoint's own module behind the interface of every backbone."""
+    """A checkpoint's own module, called like every other backbone."""
 
     def __init__(self, inner: nn.Module, embeddings: nn.Module) -> None:
         """Wrap a module; its embeddings are registered first, under the name by which the canary finds them."""
@@ -41,8 +41,8 @@ class RemoteBackbone(nn.Module):
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> BaseModelOutput:
         """Return the hidden states [B, T, H]. The mask is always passed, as 0 and 1, which all remote code accepts."""
         mask_BT = torch.ones_like(input_ids) if attention_mask is None else attention_mask.long()
-        found = self.inner(input_ids=input_ids, attention_mask=mask_BT)
-        return BaseModelOutput(last_hidden_state=found.last_hidden_state)
+        output = self.inner(input_ids=input_ids, attention_mask=mask_BT)
+        return BaseModelOutput(last_hidden_state=output.last_hidden_state)
 
 
 def build(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], config: EncoderConfig) -> Backbone:
@@ -84,21 +84,21 @@ def build(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], config: Encoder
 def _loaded(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> tuple[RemoteBackbone, dict[str, Any]]:
     """Return the module with its tensors, and transformers' loading report.
 
-    The code is loaded as transformers' automatic classes do, but without their registry, which would take the code of a
-    second checkpoint with the same class names for the first one's.
+    The code is loaded as transformers' automatic classes do, but without their registry: for a second checkpoint with
+    the same class names it would return the first one's code.
     """
     from transformers import AutoConfig
     from transformers.dynamic_module_utils import get_class_from_dynamic_module
 
-    folder, named = str(checkpoint.folder), checkpoint.config()["auto_map"]
+    folder, auto_map = str(checkpoint.folder), checkpoint.config()["auto_map"]
     _, commit = checkpoint.code_repository or ("", None)
 
     def code(name: str) -> Any:
-        return get_class_from_dynamic_module(named[name], folder, code_revision=commit, local_files_only=True)
+        return get_class_from_dynamic_module(auto_map[name], folder, code_revision=commit, local_files_only=True)
 
-    config = (code("AutoConfig") if "AutoConfig" in named else AutoConfig).from_pretrained(folder)
-    made = code("AutoModel")(config)
-    module, report = type(made).from_pretrained(
+    config = (code("AutoConfig") if "AutoConfig" in auto_map else AutoConfig).from_pretrained(folder)
+    built = code("AutoModel")(config)
+    module, report = type(built).from_pretrained(
         None,
         config=config,
         state_dict=dict(tensors),
@@ -106,13 +106,13 @@ def _loaded(checkpoint: Checkpoint, tensors: Mapping[str, Tensor]) -> tuple[Remo
         output_loading_info=True,
         ignore_mismatched_sizes=True,  # they are in the loading report, from which `build` raises
     )
-    saved = set(made.state_dict())
-    found = dict(module.named_buffers())
-    for name, buffer in made.named_buffers():
+    saved = set(built.state_dict())
+    loaded_buffers = dict(module.named_buffers())
+    for name, buffer in built.named_buffers():
         if name not in saved:
             # from_pretrained builds the module on the meta device, so a buffer that is not in the file (a RoPE table,
             # for example) is left uninitialised without an error. Copy it from the module that was built normally.
-            found[name].copy_(buffer)
+            loaded_buffers[name].copy_(buffer)
     return RemoteBackbone(module, module.get_input_embeddings()).eval(), report
 
 
@@ -130,20 +130,20 @@ def _probe(module: RemoteBackbone) -> int:
 def _quiet_and_offline() -> Iterator[None]:
     """Silence transformers' progress bars and tables, and keep remote code from downloading unpinned files."""
     from huggingface_hub import constants
-    from transformers.utils import logging
+    from transformers.utils import logging as transformers_logging
 
-    noise: Any = logging
-    before = constants.HF_HUB_OFFLINE, noise.get_verbosity(), noise.is_progress_bar_enabled()
+    library: Any = transformers_logging
+    offline, level, bars = constants.HF_HUB_OFFLINE, library.get_verbosity(), library.is_progress_bar_enabled()
     constants.HF_HUB_OFFLINE = True
-    noise.set_verbosity_error()
-    noise.disable_progress_bar()
+    library.set_verbosity_error()
+    library.disable_progress_bar()
     try:
         yield
     finally:
-        constants.HF_HUB_OFFLINE = before[0]
-        noise.set_verbosity(before[1])
-        if before[2]:
-            noise.enable_progress_bar()
+        constants.HF_HUB_OFFLINE = offline
+        library.set_verbosity(level)
+        if bars:
+            library.enable_progress_bar()
 
 
 @cache

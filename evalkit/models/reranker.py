@@ -1,4 +1,4 @@
-"""Re-rankers: cross-encoders that read query and document together and return one score; there are no vectors to store.
+"""Re-rankers: cross-encoders that read query and document together and return one score. No vectors are stored.
 
 Shapes: B pairs of a batch, T tokens of the longest pair.
 """
@@ -42,15 +42,19 @@ class Reranker:
     device: torch.device
 
     def pairs(self, query: str, documents: Sequence[str]) -> list[list[int]]:
-        """Return the token ids of `<s> query </s></s> document </s>` per document, truncating the longer side first."""
-        vocabulary = self.vocabulary
-        (asked,) = vocabulary.tokenizer.encode_batch_fast([query], add_special_tokens=False)
-        read = vocabulary.tokenizer.encode_batch_fast(list(documents), add_special_tokens=False)
-        first, last = vocabulary.first, vocabulary.last
+        """Return the token ids of `<s> query </s></s> document </s>` for each document.
+
+        A pair of more than `max_tokens` token ids is truncated as `truncated_lengths` says.
+        """
+        tokenizer = self.vocabulary.tokenizer
+        (query_encoding,) = tokenizer.encode_batch_fast([query], add_special_tokens=False)
+        encodings = tokenizer.encode_batch_fast(list(documents), add_special_tokens=False)
+        query_ids, first, last = query_encoding.ids, self.vocabulary.first, self.vocabulary.last
         pairs = []
-        for encoding in read:
-            of_query, of_document = shares(len(asked.ids), len(encoding.ids), room=self.config.max_tokens - 4)
-            pairs.append([first, *asked.ids[:of_query], last, last, *encoding.ids[:of_document], last])
+        for encoding in encodings:
+            # Four special tokens are added to each pair.
+            kept_q, kept_d = truncated_lengths(len(query_ids), len(encoding.ids), room=self.config.max_tokens - 4)
+            pairs.append([first, *query_ids[:kept_q], last, last, *encoding.ids[:kept_d], last])
         return pairs
 
     @torch.inference_mode()
@@ -71,10 +75,10 @@ class Reranker:
         return [float(score) for score in logits[:, 0].float().tolist()]
 
 
-def shares(query: int, document: int, *, room: int) -> tuple[int, int]:
-    """Return how many tokens of query and document fit into `room` if the longer side is truncated first.
+def truncated_lengths(query: int, document: int, *, room: int) -> tuple[int, int]:
+    """Return how many tokens of query and document fit into `room` tokens if the longer side is truncated first.
 
-    >>> shares(10, 500, room=100), shares(80, 500, room=100), shares(80, 10, room=100)
+    >>> truncated_lengths(10, 500, room=100), truncated_lengths(80, 500, room=100), truncated_lengths(80, 10, room=100)
     ((10, 90), (50, 50), (80, 10))
     """
     if query + document <= room:
@@ -87,7 +91,7 @@ def shares(query: int, document: int, *, room: int) -> tuple[int, int]:
 
 def load_reranker(config: RerankerConfig, *, device: torch.device) -> Reranker:
     """Load a re-ranker on a device. Raises ModelError if the checkpoint is missing, damaged or not XLM-R."""
-    with backbones.transformers_at_work():
+    with backbones.explain_import_errors():
         from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 
     checkpoint = _resolved(config)
@@ -119,17 +123,17 @@ _SETTINGS = (
     ("model.allow_pickle", "reranker.allow_pickle"),
     (", or choose other dims with dim=", ""),
 )
-"""The settings that errors of an encoder's checkpoint name, and those of a re-ranker's."""
+"""Texts in the errors of `resolve`, which name an encoder's settings, and their replacements for a re-ranker."""
 
 
 def _resolved(config: RerankerConfig) -> Checkpoint:
-    """Return the checkpoint; its errors name the re-ranker's settings. Raises ModelError."""
+    """Return the re-ranker's checkpoint. Raises ModelError that names the re-ranker's settings."""
     try:
         return resolve(config.checkpoint, allow_pickle=config.allow_pickle)
     except ModelError as error:
         parts: tuple[str, ...] = error.tried or (str(error),)
-        for encoder, own in _SETTINGS:
-            parts = tuple(part.replace(encoder, own) for part in parts)
+        for encoder_text, reranker_text in _SETTINGS:
+            parts = tuple(part.replace(encoder_text, reranker_text) for part in parts)
         if error.tried is None:
             raise ModelError(parts[0]) from error
         raise ModelError.not_had(Tried(*parts)) from error

@@ -53,6 +53,7 @@ def published_weights(system: str) -> PublishedWeights | None:
 
 @cache
 def _packaged(folder: Path) -> dict[str, PublishedWeights]:
+    """Return the weights of every model config in a folder, by system."""
     found = {}
     for path in sorted(folder.glob("*.yaml")):
         values: dict[str, Any] = yaml.safe_load(path.read_text(encoding="utf-8"))
@@ -72,8 +73,8 @@ def prove(system: str, dim: int, checkpoint: Checkpoint, *, met_vectors: bool) -
         return None
     if source.checksums and checkpoint.checksums == dict(source.checksums):
         return "checksums"
-    claimed = {"origin": checkpoint.origin, "revision": checkpoint.revision}
-    if _is_repository(source, claimed) and checkpoint.addressed >= set(checkpoint.checksums):
+    provenance = {"origin": checkpoint.origin, "revision": checkpoint.revision}
+    if _is_repository(source, provenance) and checkpoint.addressed >= set(checkpoint.checksums):
         return "repository"
     return "vectors" if met_vectors else None
 
@@ -87,7 +88,7 @@ def record(system: str, dim: int, checkpoint: Checkpoint, *, parameters: int, me
 def differing(cell: CellScores) -> tuple[str, ...]:
     """Return a line if a cell's weights are not proved to be the published ones of its system, otherwise nothing.
 
-    A run from before proofs were recorded must have the checksums of the packaged config.
+    A cell measured before proofs were recorded must have the checksums of the packaged config.
     """
     known = published_weights(cell.model)
     checksums = _mapping(cell.protocol.get("checkpoint"))
@@ -102,8 +103,8 @@ def differing(cell: CellScores) -> tuple[str, ...]:
         return ()
     theirs = f"published with {_published(source)}"
     if not _is_proved(source, recorded, checksums):
-        claimed = _is_repository(source, recorded) and not _other_weights(source, checksums)
-        return (f"{ours}, {theirs}" + ("; nothing proves that its files are that commit's" if claimed else ""),)
+        same_commit = _is_repository(source, recorded) and not _other_weights(source, checksums)
+        return (f"{ours}, {theirs}" + ("; nothing proves that its files are that commit's" if same_commit else ""),)
     count, wanted = recorded.get("parameters"), known.parameters
     if wanted is not None and (type(count) is not int or abs(count - wanted) > PARAMETERS_RTOL * wanted):
         shown = f"{count:,}" if type(count) is int else "an unknown number of"
@@ -124,12 +125,12 @@ def _is_proved(source: CheckpointSource, recorded: Mapping[str, Any], checksums:
 
 
 def _other_weights(source: CheckpointSource, checksums: Mapping[str, Any]) -> bool:
-    """Tell whether a weight file's checksum differs from the config's; JSON files may vary in layout, so skip them."""
+    """Tell whether a weights file's checksum differs from the config's. JSON files are skipped: layouts may vary."""
     return any(checksums.get(name, known) != known for name, known in source.checksums.items() if name in FILES)
 
 
 def declared_otherwise(system: str, dim: int | None, source: CheckpointSource | None) -> tuple[str, ...]:
-    """Return a line if a config names another checkpoint for a system at a dim than the packaged config."""
+    """Return a line if a config's checkpoint `source` for a system at a dim is not that of the packaged config."""
     known = published_weights(system)
     packaged = None if known is None else known.checkpoints.get(str(dim))
     if source is None or packaged is None or source == packaged:
@@ -140,8 +141,8 @@ def declared_otherwise(system: str, dim: int | None, source: CheckpointSource | 
 def _is_repository(source: CheckpointSource, recorded: Mapping[str, Any]) -> bool:
     """Tell whether a checkpoint is from the published repository: at the pinned commit, or at any if none is pinned."""
     origin, revision = recorded.get("origin"), recorded.get("revision")
-    commit = isinstance(revision, str) and hub.COMMIT.fullmatch(revision) is not None
-    return commit and source.repo is not None and origin == source.repo and source.revision in (None, revision)
+    is_commit = isinstance(revision, str) and hub.COMMIT.fullmatch(revision) is not None
+    return is_commit and source.repo is not None and origin == source.repo and source.revision in (None, revision)
 
 
 def _mapping(value: object) -> Mapping[str, Any]:
@@ -149,7 +150,7 @@ def _mapping(value: object) -> Mapping[str, Any]:
 
 
 def _shown(recorded: Mapping[str, Any], checksums: Mapping[str, Any]) -> str:
-    """Describe a cell's weights: their origin and the first digits of their checksum."""
+    """Describe a cell's weights: their origin and the first digits of revision and checksums."""
     origin, revision = recorded.get("origin"), recorded.get("revision")
     name = str(origin or "unknown") + (f"@{str(revision)[:_SHOWN_DIGITS]}" if revision else "")
     files = [f"{file} xxh3 {str(checksums[file])[:_SHOWN_DIGITS]}…" for file in FILES if file in checksums]
@@ -157,6 +158,7 @@ def _shown(recorded: Mapping[str, Any], checksums: Mapping[str, Any]) -> str:
 
 
 def _published(source: CheckpointSource) -> str:
+    """Describe a checkpoint source: repository and revision, package or path."""
     if source.repo is not None:
         return source.repo + (f"@{source.revision[:_SHOWN_DIGITS]}" if source.revision else "")
     return f"package {source.package}" if source.package else str(source.path)

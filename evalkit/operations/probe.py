@@ -255,7 +255,7 @@ def _encode(config: RunConfig, encoder: Encoder, texts: Texts, *, documents: boo
     found = encode([text.id for text in texts], table, encoder, encoding)
     if encoder.device.type == "cuda":
         torch.cuda.synchronize(encoder.device)
-    memory.give_back()
+    memory.return_free_pages()
     return _Encoded(found, len(table.ids_X), time.monotonic() - started)
 
 

@@ -213,7 +213,7 @@ def vocabulary_rows(encoder: Encoder) -> int:
 
 def _own_settings(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> Finding:
     """Report accepted differences between `artifact.metadata` and the config; others were refused on loading."""
-    files = list(dict.fromkeys(filter(None, map(metadata.account, found.values()))))
+    files = list(dict.fromkeys(filter(None, map(metadata.settings_file, found.values()))))
     if not files:
         return Finding("the checkpoint's own settings", "no figures", "it has no artifact.metadata")
     measured = "; ".join(metadata.notes(config, found)) or f"{', '.join(files)} says what the config says"

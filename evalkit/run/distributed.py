@@ -104,7 +104,7 @@ class LoadVectors:
         assert isinstance(model, EncoderConfig)
         if self.token is not None:
             self.token.prove(self.config)
-        numba_folder.keep_in(self.config.cache_dir / "numba")
+        numba_folder.set_fallback(self.config.cache_dir / "numba")
         loaded.keep()
         device = environment.choose_device(self.device)
         torch.set_num_threads(self.threads)

@@ -311,7 +311,7 @@ def _encode_all(todo: _Todo, lanes: _Lanes, ids: Sequence[str]) -> None:
         while todo and len(in_flight) < at_once:
             batch = todo.next()
             if batch.width != width:
-                memory.give_back(above_bytes=memory.SLACK_BYTES)
+                memory.return_free_pages(above_bytes=memory.SLACK_BYTES)
                 width = batch.width
             in_flight.append((batch, lanes.start(batch)))
         oldest = [in_flight.popleft() for _ in range(min(len(in_flight), max(1, at_once // 2)))]
@@ -371,7 +371,7 @@ def _lanes(
         yield _Lanes(2, begun)
         return
     count = torch.get_num_threads()
-    with cores.a_core_each(count) as submit:
+    with cores.thread_per_core(count) as submit:
         yield _Lanes(BATCHES_PER_CORE * count, lambda batch: submit(lambda: landed(launch(batch))).result)
 
 

@@ -72,7 +72,7 @@ def given_up(config: RunConfig, device: torch.device) -> dict[str, str]:
     }
     if device.type == "cpu":
         problems["maxsim_given_up"] = simd.problem() if engine.maxsim == "auto" else ""
-        served = model.dtype == "float32" and model.backbone in attention.NATIVE
+        served = model.dtype == "float32" and model.backbone in attention.INTERFACE_BACKBONES
         problems["attention_kernel_given_up"] = attention.kernel_problem() if served else ""
     return {name: problem for name, problem in problems.items() if problem}
 

@@ -64,7 +64,7 @@ def run(
 
     Raises subclasses of EvalkitError for errors that the user can fix; finished shards and cells are kept.
     """
-    numba_folder.keep_in(config.cache_dir / "numba")
+    numba_folder.set_fallback(config.cache_dir / "numba")
     if config.search.name == "plaid":
         plaid.check(config)
         _require_index(config, console=console, force=force)

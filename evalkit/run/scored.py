@@ -113,7 +113,7 @@ def accepted(config: RunConfig, cell: Cell) -> tuple[str, ...]:
     if not isinstance(config.model, EncoderConfig) or cell.checkpoint is None or cell.dim is None:
         return ()
     found = metadata.differences(config.model, cell.checkpoint, cell.dim).contradictions
-    return tuple(f"{metadata.account(cell.checkpoint)} has {clause}" for clause in found)
+    return tuple(f"{metadata.settings_file(cell.checkpoint)} has {clause}" for clause in found)
 
 
 def _changed(task: Task, cell: Cell, scores: CellScores, names: Sequence[str]) -> str | None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from evalkit.config.settings import MaxsimKernel, Nomination
 from evalkit.errors import DeviceError
-from evalkit.kernels.trouble import first_line, is_out_of_memory, say_once
+from evalkit.kernels.trouble import first_line, is_out_of_memory, warn_once
 from evalkit.maxsim import bounds, choice
 from evalkit.ragged import Ragged
 from evalkit.ranking import Hits, Ids, TieRule, best_of_shard, id_array, joined, merge, ranked_ids
@@ -91,7 +91,7 @@ def _within_memory(ready: Asked, shard: ShardVectors, how: _Options) -> Hits:
             torch.cuda.empty_cache()
         if block > LEAST_BLOCK:
             if how.device not in _FITTING:
-                say_once(f"a search did not fit memory ({reason}): fewer queries, or documents, are taken at a time")
+                warn_once(f"a search did not fit memory ({reason}): fewer queries, or documents, are taken at a time")
             _FITTING[how.device] = block // 2
             continue
         if len(shard.ids) == 1:

@@ -126,7 +126,7 @@ class VectorStep:
         self.coming.clear()
         with device_errors(self.task.device):
             hits = self._run(shard)
-        memory.give_back()
+        memory.return_free_pages()
         return hits
 
     def _unencoded(self, shard: ShardRange) -> list[int]:

@@ -20,7 +20,7 @@ import numpy as np
 
 from evalkit.config.settings import METRICS
 from evalkit.errors import ScoreError
-from evalkit.kernels.cpu.numba_folder import with_folder
+from evalkit.kernels.cpu.numba_folder import with_cache_folder
 from evalkit.ranking import check_hits, rank_hits
 from evalkit.types import Qrels, Run, Scores
 
@@ -79,7 +79,7 @@ def _evaluate(judged_QJ2: np.ndarray, found_QH2: np.ndarray, metrics: Sequence[s
     """Return each metric's values [Q] from ranx, which is imported here because the import takes about 2 s."""
     try:
         with _without_unused_modules():
-            ranx = with_folder(_ranx)
+            ranx = with_cache_folder(_ranx)
     except (OSError, RuntimeError) as error:
         # ranx imports numba, which needs a writable folder, and no temporary folder could be created either.
         msg = f"ranx cannot be imported ({error}); it needs a writable home folder: set HOME to one"

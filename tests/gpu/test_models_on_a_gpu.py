@@ -63,7 +63,7 @@ def test_packed_attention_is_no_further_from_fp32_than_padded_half_precision(nam
 def test_fused_elementwise_work_is_no_further_from_fp32_than_torchs_calls(name, dtype, tmp_path, monkeypatch):
     monkeypatch.setattr(elementwise, "SLICE_BYTES", 1)
     # The feed-forward goes in several slices, the last one partly full.
-    monkeypatch.setattr(elementwise, "LEAST_ROWS", 100 if ON_GPU else 10)
+    monkeypatch.setattr(elementwise, "MIN_SLICE_ROWS", 100 if ON_GPU else 10)
     if not ON_GPU:  # on a CPU oneDNN's layers would take the place of those that are fused
         monkeypatch.setattr(linear, "use_onednn", lambda _module: None)
     wanted = vectors(loaded(name, tmp_path / "m", device=CPU, dtype="float32"), of=FEW)

@@ -162,11 +162,11 @@ def test_the_path_enters_identity_under_its_name_and_device():
 
 @pytest.fixture
 def fresh(caplog):
-    for cached in (attention.probe, attention.flash_version, attention.say_once):
+    for cached in (attention.probe, attention.flash_version, attention.warn_once):
         cached.cache_clear()
     caplog.set_level(logging.WARNING)
     yield caplog
-    for cached in (attention.probe, attention.flash_version, attention.say_once):
+    for cached in (attention.probe, attention.flash_version, attention.warn_once):
         cached.cache_clear()
 
 

@@ -94,7 +94,7 @@ def test_vectors_equal_transformers_own_forward_pass_and_the_canary_lets_it_run(
     canary(encoder, found)
 
 
-@pytest.mark.parametrize("kind", attention.PACKED)
+@pytest.mark.parametrize("kind", attention.INTERFACE_ARCHITECTURES)
 def test_architectures_that_are_said_to_pack_give_packed_what_they_give_padded(tmp_path, kind):
     config = config_of(write(tmp_path, kind), kind)
     padded, packed = (encoder_of(config, attention=path)[0] for path in ("sdpa", "varlen"))
@@ -108,7 +108,7 @@ def test_architectures_that_are_said_to_pack_give_packed_what_they_give_padded(t
 
 @pytest.mark.parametrize("kind", ["deberta-v2", "modernbert", "mpnet", "qwen3"])
 def test_architectures_whose_attention_is_of_another_kind_are_padded(tmp_path, kind, caplog):
-    attention.say_once.cache_clear()
+    attention.warn_once.cache_clear()
     encoder, _ = encoder_of(config_of(write(tmp_path, kind), kind), attention="varlen")
     assert encoder.attention == "sdpa"
     assert "this architecture's attention may not accept packed texts; sdpa is used instead" in caplog.text

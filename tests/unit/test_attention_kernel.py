@@ -154,7 +154,7 @@ def native(backbone):
     return transformers.JinaEmbeddingsV3Model(config, add_pooling_layer=False).eval()
 
 
-@pytest.mark.parametrize("backbone", attention.NATIVE)
+@pytest.mark.parametrize("backbone", attention.INTERFACE_BACKBONES)
 @torch.inference_mode()
 def test_every_native_model_gives_with_spans_what_it_gives_with_a_mask(backbone):
     model = native(backbone)

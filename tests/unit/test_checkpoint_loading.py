@@ -126,7 +126,10 @@ def rewritten(folder, **values):
         ({"num_hidden_layers": 10**9}, "num_hidden_layers 1000000000, wanted whole numbers from 1 to"),
         ({"num_hidden_layers": 1001}, "num_hidden_layers 1001, wanted 1000 layers at most"),
         ({"hidden_size": 0}, "hidden_size 0, wanted whole numbers from 1 to"),
-        ({"num_attention_heads": 5}, "hidden_size 32 and num_attention_heads 5, wanted one a multiple of the other"),
+        (
+            {"num_attention_heads": 5},
+            "hidden_size 32 and num_attention_heads 5, wanted a multiple of the number of heads",
+        ),
         ({"pad_token_id": "1"}, "pad_token_id '1', wanted ids of the vocabulary; fetch the file again"),
         ({"bos_token_id": 0.5, "eos_token_id": None}, "bos_token_id 0.5, eos_token_id None, wanted ids of the"),
         ({"pad_token_id": 99}, "pad_token_id 99, wanted ids of the vocabulary"),

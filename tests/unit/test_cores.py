@@ -52,7 +52,7 @@ def test_an_interruption_waits_only_for_what_has_begun():
         done.append(place)
 
     def interrupted():
-        with cores.a_core_each(1) as submit:
+        with cores.thread_per_core(1) as submit:
             waiting.extend(submit(work, place) for place in range(5))
             assert begun.wait(600)
             waiting[-1].add_done_callback(lambda _: may_end.set())  # called when the last one is cancelled

@@ -56,7 +56,7 @@ def test_rope_in_place_is_its_definition_rounded_once(heads, width, dtype):
     cos, sin = tables(3, 2, 5, width // 2, dtype=dtype)
     wanted = [elementwise.reference_rotated(part.double(), cos.double(), sin.double()) for part in (query, key)]
     ours = [part.to(DEVICE) for part in (query, key)]
-    elementwise.rotated(*ours, cos.to(DEVICE), sin.to(DEVICE))
+    elementwise.rotate_in_place(*ours, cos.to(DEVICE), sin.to(DEVICE))
     assert all(close(one, other, dtype=dtype, slack=4) for one, other in zip(ours, wanted, strict=True))
 
 
@@ -64,9 +64,9 @@ def test_one_table_of_angles_serves_every_text_of_a_padded_batch():
     query, key = (drawn(seed, 3, 4, 2, 8) for seed in (1, 2))
     cos, sin = tables(3, 1, 4, 4, dtype=torch.float32)
     alone = [(query[row : row + 1].clone(), key[row : row + 1].clone()) for row in range(3)]
-    elementwise.rotated(query, key, cos, sin)
+    elementwise.rotate_in_place(query, key, cos, sin)
     for row, (own_query, own_key) in enumerate(alone):
-        elementwise.rotated(own_query, own_key, cos, sin)
+        elementwise.rotate_in_place(own_query, own_key, cos, sin)
         assert torch.equal(query[row], own_query[0])
         assert torch.equal(key[row], own_key[0])
 
@@ -81,7 +81,7 @@ def test_a_residual_and_its_norm_are_those_of_float64_rounded_once(width, dtype)
     exact.load_state_dict(norm.state_dict())
     with torch.inference_mode():
         wanted = exact(rows.double() + others.double())
-        ours = elementwise.added_and_normed(rows.to(DEVICE), others.to(DEVICE), norm.to(DEVICE))
+        ours = elementwise.add_and_norm(rows.to(DEVICE), others.to(DEVICE), norm.to(DEVICE))
     # fp32 rounds the sums too; Triton's interpreter cuts bf16 where a GPU rounds it.
     slack = {torch.float32: 40, torch.float16: 1.01, torch.bfloat16: 1.01 if DEVICE == CUDA else 2.01}
     assert close(ours, wanted, dtype=dtype, slack=slack[dtype])
@@ -91,11 +91,11 @@ def test_a_row_is_normed_to_the_same_bits_whatever_rows_are_beside_it():
     rows, others, norm = drawn(1, 9, 40), drawn(2, 9, 40), nn.LayerNorm(40).requires_grad_(requires_grad=False)
     alone = torch.cat(
         [
-            elementwise.added_and_normed(rows[place : place + 1].clone(), others[place : place + 1], norm)
+            elementwise.add_and_norm(rows[place : place + 1].clone(), others[place : place + 1], norm)
             for place in range(9)
         ]
     )
-    assert torch.equal(elementwise.added_and_normed(rows, others, norm), alone)
+    assert torch.equal(elementwise.add_and_norm(rows, others, norm), alone)
 
 
 def feed_forward(seed, *, width, between, dtype):
@@ -113,7 +113,7 @@ def feed_forward(seed, *, width, between, dtype):
 @pytest.mark.parametrize("dtype", HALF_UNIT)
 def test_a_feed_forward_in_slices_is_float64s_whatever_the_last_slice_has(monkeypatch, dtype):
     monkeypatch.setattr(elementwise, "SLICE_BYTES", 96 * dtype.itemsize)
-    monkeypatch.setattr(elementwise, "LEAST_ROWS", 1)  # 4 rows a slice: 4, 4 and 2
+    monkeypatch.setattr(elementwise, "MIN_SLICE_ROWS", 1)  # 4 rows a slice: 4, 4 and 2
     block, norm = feed_forward(1, width=16, between=24, dtype=dtype), nn.LayerNorm(16, dtype=dtype)
     hidden = drawn(9, 2, 5, 16, dtype=dtype)
     exact, total = copy.deepcopy(block).double(), hidden.double()
@@ -196,7 +196,7 @@ def test_berts_residual_blocks_are_fused_with_the_same_result():
 
 @pytest.fixture
 def fresh(caplog):
-    caches = (elementwise.probe, attention.say_once)
+    caches = (elementwise.probe, attention.warn_once)
     for cached in caches:
         cached.cache_clear()
     caplog.set_level(logging.WARNING)
@@ -230,10 +230,10 @@ def test_kernels_that_work_here_are_taken(fresh):
     assert elementwise.choose("triton", config=model(dtype="bfloat16"), device=DEVICE) == (True, "")
 
 
-@pytest.mark.parametrize("part", ["rotated", "added_and_normed"])
+@pytest.mark.parametrize("part", ["rotate_in_place", "add_and_norm"])
 def test_kernels_with_wrong_values_are_not_taken(fresh, monkeypatch, part):
     def wrong(rows, *others):
-        return rows * float("nan") if part == "added_and_normed" else None
+        return rows * float("nan") if part == "add_and_norm" else None
 
     monkeypatch.setattr(elementwise, part, wrong)
     for _ in range(2):
@@ -247,7 +247,7 @@ def test_kernels_that_cannot_be_compiled_are_not_taken(fresh, monkeypatch):
     def broken(*parts):
         raise RuntimeError("no C compiler\nand more")
 
-    monkeypatch.setattr(elementwise, "rotated", broken)
+    monkeypatch.setattr(elementwise, "rotate_in_place", broken)
     fused, problem = elementwise.choose("triton", config=model(), device=DEVICE)
     reason = "unusable here (RuntimeError: no C compiler); torch's own calls are used instead"
     assert (fused, problem) == (False, f"Triton's elementwise kernels are {reason}")
@@ -257,7 +257,7 @@ def test_without_triton_torch_does_it_and_the_package_is_named(fresh, monkeypatc
     monkeypatch.setattr(elementwise.importlib.util, "find_spec", lambda name: None)
     fused, problem = elementwise.choose("auto", config=model(), device=CUDA)
     assert not fused
-    assert problem.startswith("Triton's elementwise kernels want the package triton, which is not installed; torch's")
+    assert problem.startswith("Triton's elementwise kernels need the package triton, which is not installed; torch's")
 
 
 SMALL = ["dataset.demo.documents=150", "dataset.demo.queries=50", "dim=64"]

@@ -89,7 +89,7 @@ def test_queries_measured_before_have_the_same_bound(dtype):
 def little_memory(monkeypatch, caplog):
     """A kernel that takes no more than some products of queries and documents at a time."""
     monkeypatch.setattr(search, "_FITTING", {})
-    trouble.say_once.cache_clear()
+    trouble.warn_once.cache_clear()
     real, limit, tried = choice.bind, [0], []
 
     def bind(name, documents, **options):
@@ -106,7 +106,7 @@ def little_memory(monkeypatch, caplog):
 
     monkeypatch.setattr(choice, "bind", bind)
     yield limit, tried, caplog
-    trouble.say_once.cache_clear()
+    trouble.warn_once.cache_clear()
 
 
 @pytest.mark.parametrize("fits", [40 * 30, 64 * 12, 32 * 4, 32])

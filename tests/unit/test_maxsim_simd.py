@@ -165,8 +165,8 @@ def test_kernels_that_do_not_work_are_reported_once_and_replaced_by_torch(monkey
 
     monkeypatch.setattr(registers, "available", lambda: True)
     monkeypatch.setattr(registers, "problem", lambda: "")
-    monkeypatch.setattr(simd, "problem", lambda: registers.tried_out("the kernels", right))
-    trouble.say_once.cache_clear()
+    monkeypatch.setattr(simd, "problem", lambda: registers.trial_problem("the kernels", right))
+    trouble.warn_once.cache_clear()
     documents = texts([4, 2], dim=8, seed=1)
     assert {choice.bind("auto", documents, device=CPU).name for _ in range(2)} == {"packed"}
     reason = {"raises": "OSError: LLVM cannot select", "is wrong": "they give wrong values here"}[outcome]

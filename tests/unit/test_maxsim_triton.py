@@ -290,7 +290,7 @@ def test_auto_is_the_triton_kernel_on_a_gpu():
 
 @pytest.fixture
 def fresh(caplog):
-    caches = (choice.probe, trouble.say_once)
+    caches = (choice.probe, trouble.warn_once)
     for cached in caches:
         cached.cache_clear()
     choice._GIVEN_UP.clear()
@@ -345,10 +345,12 @@ def test_a_tiling_that_cannot_run_leaves_the_choice_to_the_others(fresh, monkeyp
     monkeypatch.setattr(tensor_core, "launch", launch)
     laid = pieces.document_pieces(on_device(texts(1, [50], dim=16)), piece=16)
     fitting = [Tiling(64, 8, 3), Tiling(128, 8, 3), Tiling(128, 8, 2)]
-    assert tensor_core._timed(laid, 300, fitting) == Tiling(128, 8, 2)
+    assert tensor_core._time_tilings(laid, 300, fitting) == Tiling(128, 8, 2)
     assert tried.count(Tiling(128, 8, 2)) == 4  # once to compile
     assert "Tiling(rows=64, warps=8, stages=3) cannot run here (RuntimeError: out of resource" in fresh.messages[0]
-    assert tensor_core._timed(laid, 300, fitting[:2]) == Tiling(64, 8, 3)  # none ran: the expected one may say why
+    assert tensor_core._time_tilings(laid, 300, fitting[:2]) == Tiling(
+        64, 8, 3
+    )  # none ran: the expected one may say why
 
 
 def test_rescoring_that_does_not_fit_memory_goes_on_in_smaller_batches_and_says_so_once(fresh, monkeypatch):
@@ -398,7 +400,9 @@ def test_triton_on_a_cpu_is_refused_outside_the_interpreter(monkeypatch):
 
 
 def test_vectors_too_wide_for_the_triton_kernel_are_refused():
-    with pytest.raises(ConfigError, match=r"got vectors of 1024 numbers, wanted what fits .* \(512 on Hopper\); use"):
+    with pytest.raises(
+        ConfigError, match=r"got vectors of 1024 numbers, wanted a dim that fits .* \(at most 512 on Hopper\); use"
+    ):
         choice.bind("triton", texts(1, [2], dim=1024), device=DEVICE)
 
 

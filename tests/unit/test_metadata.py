@@ -19,7 +19,7 @@ from evalkit.models.encoder import checkpoints, load_encoders
 from evalkit.run import pipeline
 
 DIM = 16
-SAID = {
+ST_CONFIG = {
     "query_token_id": "[QueryMarker]",
     "doc_token_id": "[DocumentMarker]",
     "dim": DIM,
@@ -33,7 +33,7 @@ SAID = {
 
 def jina(folder, **said):
     write_jina_checkpoint(folder, dim=DIM)
-    (folder / METADATA).write_text(json.dumps({**SAID, **said}), encoding="utf-8")
+    (folder / METADATA).write_text(json.dumps({**ST_CONFIG, **said}), encoding="utf-8")
     return folder
 
 

@@ -190,9 +190,9 @@ def test_hits_are_the_cpus_and_of_fp16_vectors_to_the_bit(maxsim, dtype, monkeyp
 
 def test_small_shards_time_the_tilings_as_soon_as_their_work_adds_up(monkeypatch, kernels):
     monkeypatch.setattr(tensor_core, "_TIMED", {})
-    monkeypatch.setattr(tensor_core, "_WORK", {})
+    monkeypatch.setattr(tensor_core, "_OPERATIONS", {})
     slow = tensor_core.Tiling(32, 4, 2)
-    monkeypatch.setattr(tensor_core, "_timed", lambda *_: slow)
+    monkeypatch.setattr(tensor_core, "_time_tilings", lambda *_: slow)
     documents = ragged(torch.ones(64, 16).half(), torch.tensor([64]))
     with simulated_gpu(monkeypatch):
         laid = pieces.document_pieces(documents._replace(rows_XD=documents.rows_XD.to(GPU)), piece=16)

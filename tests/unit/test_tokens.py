@@ -89,6 +89,6 @@ def test_a_table_of_tokens_reads_like_a_list_of_them():
 def test_texts_that_go_to_the_tokenizer_apart_stay_in_order(vocabulary, monkeypatch):
     texts = ["hello"] * 3 + ["world", "hello world", ""]
     wanted = list(tokenize(texts, QUERY, vocabulary))
-    monkeypatch.setattr(tokens_module, "TEXTS_AT_ONCE", 2)
+    monkeypatch.setattr(tokens_module, "TEXTS_PER_CALL", 2)
     assert list(tokenize(texts, QUERY, vocabulary)) == wanted
     assert list(tokenize([], QUERY, vocabulary)) == []

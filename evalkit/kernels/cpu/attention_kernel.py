@@ -6,7 +6,7 @@ a tile; Y keys of a panel or of all panels.
 A tile is ROWS query positions of a text. Their products with all keys are accumulated in registers and stored, the
 exponentials are taken in place, and the products with all values are accumulated in registers again. Keys are first
 transposed into panels [K, COLUMNS]. A text's result depends on its own token ids only: the logits of keys after its end
-start at -1e30, so their exponential is 2⁻¹²⁶, which vanishes in a sum that contains a 1.
+start at -1e30, so each exponential is 2⁻¹²⁶, which does not change a sum that contains a 1.
 
 Arithmetic: with AVX-512 a tile of 12 by 32 has 24 sums in the 32 registers, and one step takes 24 fused operations and
 14 loads. An exponential takes 13 operations for 16 numbers; their products take 2 K fused operations.
@@ -29,7 +29,7 @@ COLUMNS = PANEL_REGISTERS * REGISTERS.size_bytes // 4
 """Keys of a panel, and output columns of a head that are computed together."""
 ROWS = 12 if REGISTERS.total >= 32 else 6
 """Query positions of a tile: their sums, a panel's registers and one more fit the register file."""
-FAR_BELOW = -1e30
+PADDING_LOGIT = -1e30
 """Initial logit of keys that are padding."""
 LOWEST_POWER = -126.0
 """The smallest exponent for which 2ˣ is a normal fp32 number."""
@@ -39,19 +39,21 @@ ROUNDING = 1.5 * 2.0**23
 """Adding it to a number below 2²² puts the nearest integer into the low mantissa bits."""
 
 
-def _arrays(context, builder, signature, arguments, places):
-    return [make_array(signature.args[place])(context, builder, arguments[place]) for place in places]
+def _arrays(context, builder, signature, arguments, positions):
+    """Return the arrays among an intrinsic's arguments, given their positions."""
+    return [make_array(signature.args[i])(context, builder, arguments[i]) for i in positions]
 
 
 def _code(builder):
+    """Return the emitter for fp32."""
     return Code.of(builder, ir.FloatType(), 4)
 
 
 def _logits(rows):
-    """Return a function that stores `rows` rows' products with a panel of keys and updates each lane's maximum.
+    """Return a function that stores the logits of `rows` rows for a panel of keys, and updates each lane's maximum.
 
-    Its arguments are query_TK, the first row, panel_PKY, the panel's number, begin_Y of all panels, logit_RY,
-    largest_RY.
+    Its arguments are query_TK, the first row, panel_PKY, the panel's number, begin_Y (the initial logits of the keys of
+    all panels), logit_RY, and largest_RY (a register of maxima for each row).
     """
 
     @intrinsic
@@ -74,10 +76,10 @@ def _logits(rows):
             )
             width = builder.extract_value(logits.shape, 1)
             for more, of_row in enumerate(found):
-                place = builder.add(code.times(index(more), width), first)
+                offset = builder.add(code.times(index(more), width), first)
                 known = code.load(largest.data, index(code.lanes * more), code.register)
                 for part, logit in enumerate(of_row):
-                    code.store(logit, logits.data, code.plus(place, code.lanes * part))
+                    code.store(logit, logits.data, code.plus(offset, code.lanes * part))
                     known = code.larger(logit, known)
                 code.store(known, largest.data, index(code.lanes * more))
             return context.get_dummy_value()
@@ -106,9 +108,9 @@ def _exponentials(_typing, logits, _row, _count, largest):
         def body(at, totals):
             added = []
             for part, total in enumerate(totals):
-                place = code.plus(builder.add(start, at), code.lanes * part)
-                power = _power(code, builder.fsub(code.load(logits.data, place, code.register), top))
-                code.store(power, logits.data, place)
+                offset = code.plus(builder.add(start, at), code.lanes * part)
+                power = _power(code, builder.fsub(code.load(logits.data, offset, code.register), top))
+                code.store(power, logits.data, offset)
                 added.append(builder.fadd(total, power))
             return added
 
@@ -120,7 +122,7 @@ def _exponentials(_typing, logits, _row, _count, largest):
 
 
 def _among_lanes(code, value, combine):
-    """Combine all lanes of a register; return a register with the result in every lane."""
+    """Combine all lanes of a register by `combine`; return a register with the result in every lane."""
     for step in range(int(math.log2(code.lanes))):
         value = combine(value, code.rotated(value, 1 << step))
     return value
@@ -150,14 +152,14 @@ def _mixtures(rows):
     """
 
     @intrinsic
-    def tile(_typing, weights, values, _column, _count, shares, out, _place, _apart):
+    def tile(_typing, weights, values, _column, _count, shares, out, _start, _stride):
         integers = types.intp
         signature = types.void(weights, values, integers, integers, shares, out, integers, integers)
 
         def build(context, builder, signature, arguments):
             code = _code(builder)
             weights, values, shares, out = _arrays(context, builder, signature, arguments, (0, 1, 4, 5))
-            column, count, place, apart = (arguments[which] for which in (2, 3, 6, 7))
+            column, count, offset, stride = (arguments[which] for which in (2, 3, 6, 7))
             width = builder.extract_value(weights.shape, 1)
             found = sums(
                 code,
@@ -168,7 +170,7 @@ def _mixtures(rows):
             )
             for more, of_row in enumerate(found):
                 share = code.spread(code.load(shares.data, index(more), code.number))
-                start = builder.add(builder.add(place, column), code.times(index(more), apart))
+                start = builder.add(builder.add(offset, column), code.times(index(more), stride))
                 for part, mixed in enumerate(of_row):
                     code.store(builder.fmul(mixed, share), out.data, code.plus(start, code.lanes * part))
             return context.get_dummy_value()
@@ -209,7 +211,7 @@ def attention(query_BTAK, key_BTAK, value_BTAK, length_B, attended_B, scale, out
         panels = (attended + COLUMNS - 1) // COLUMNS
         mixed = (attended + UNROLLED - 1) // UNROLLED * UNROLLED
         for key in range(panels * COLUMNS):
-            begin_Y[key] = 0 if key < attended else FAR_BELOW
+            begin_Y[key] = 0 if key < attended else PADDING_LOGIT
         for a in range(heads):
             for row in range(length):
                 for k in range(head):
@@ -229,7 +231,7 @@ def attention(query_BTAK, key_BTAK, value_BTAK, length_B, attended_B, scale, out
             while row < length:
                 rows = ROWS if length >= ROWS else 1
                 row = min(row, length - rows)  # the last tile overlaps rows that are already computed
-                largest_RY[:] = FAR_BELOW
+                largest_RY[:] = PADDING_LOGIT
                 for panel in range(panels):
                     if rows == ROWS:
                         _logits_of_rows(query_TK, row, panel_PKY, panel, begin_Y, logit_RY, largest_RY)
@@ -239,11 +241,11 @@ def attention(query_BTAK, key_BTAK, value_BTAK, length_B, attended_B, scale, out
                 for more in range(rows):
                     # numba passes the function's first argument, the typing context, which mypy counts.
                     share_R[more] = 1 / _exponentials(logit_RY, more, keys, largest_RY)  # type: ignore[call-arg]  # see above
-                place = ((text * longest + row) * heads + a) * head
+                offset = ((text * longest + row) * heads + a) * head
                 for column in range(0, head, COLUMNS):
                     if rows == ROWS:
-                        _mixtures_of_rows(logit_RY, value_TK, column, mixed, share_R, out, place, heads * head)
+                        _mixtures_of_rows(logit_RY, value_TK, column, mixed, share_R, out, offset, heads * head)
                     else:
-                        _mixtures_of_one(logit_RY, value_TK, column, mixed, share_R, out, place, heads * head)
+                        _mixtures_of_one(logit_RY, value_TK, column, mixed, share_R, out, offset, heads * head)
                 row += rows
         out_BTAK[text, length:] = 0

@@ -1,4 +1,4 @@
-"""Parallel work with one Python thread per core; inside it, native libraries use one thread.
+"""Parallel work with one Python thread per core; in each of them, torch uses one thread.
 
 Libraries that share every matrix product among all cores wait for the slowest core each time, and run the elementwise
 work between products on few cores. A core that works on its own range does not wait, finds its products in its own
@@ -21,8 +21,8 @@ Submit = Callable[..., Future[Any]]
 
 
 @contextmanager
-def a_core_each(cores: int) -> Iterator[Submit]:
-    """Yield a function that starts work in one of `cores` threads; torch uses one thread per call until the exit.
+def thread_per_core(cores: int) -> Iterator[Submit]:
+    """Yield a function that starts work in one of `cores` threads; until the exit, each call of torch uses one thread.
 
     The exit waits for work in flight and restores torch's number of threads. After an error, work that has not started
     is cancelled. torch releases the GIL while it computes, so only the Python code between its calls is serialised.
@@ -61,18 +61,20 @@ def map_ranges(work: Callable[[int, int], None], edges: Sequence[int]) -> None:
     if len(ranges) == 1:
         work(*ranges[0])
         return
-    with a_core_each(len(ranges)) as submit:
-        for done in [submit(work, *of) for of in ranges]:
-            done.result()
+    with thread_per_core(len(ranges)) as submit:
+        for future in [submit(work, begin, end) for begin, end in ranges]:
+            future.result()
 
 
 def equal_ranges(ends: torch.Tensor, *, cores: int) -> list[int]:
-    """Split items into at most `cores` ranges of about equal size, given the items' end positions; return the edges.
+    """Split items into at most `cores` ranges of about equal total size; return the ranges' edges.
+
+    `ends` are the cumulative sizes of the items.
 
     >>> equal_ranges(torch.tensor([10, 20, 21, 30]), cores=2)
     [0, 2, 4]
     """
-    whole = int(ends[-1])
-    wanted = torch.arange(1, cores) * (whole / cores)
-    inner = torch.searchsorted(ends, wanted.to(ends.dtype)) + 1
+    total = int(ends[-1])
+    targets = torch.arange(1, cores) * (total / cores)
+    inner = torch.searchsorted(ends, targets.to(ends.dtype)) + 1
     return sorted({0, *inner.clamp(max=len(ends)).tolist(), len(ends)})

@@ -19,8 +19,8 @@ from torch.nn import functional
 
 from evalkit.kernels.cpu import memory
 
-LAID_OUT_FOR = 1024
-"""Hint to oneDNN of the number of rows; other numbers give correct results too."""
+ROWS_HINT = 1024
+"""The number of rows for which oneDNN lays out a weight; results are correct for any number."""
 GELU_PLACES = (("dense", "intermediate_act_fn"), ("fc1", "activation_fn"))
 """transformers' names of a linear layer and its activation: in BERT and XMOD, and in jina_embeddings_v3."""
 RESIDUAL_BLOCKS = ("BertSelfOutput", "BertOutput")
@@ -34,24 +34,24 @@ class OnednnLinear(nn.Module):
         """Pack a weight [O, I] into oneDNN's layout; the given tensor can then be freed."""
         super().__init__()
         # Not a parameter or buffer: code that moves or copies those cannot handle oneDNN's layout.
-        self._laid_out: Any = _operator("_reorder_linear_weight")(weight_OI.detach(), LAID_OUT_FOR)
-        self._after: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
+        self._packed_weight: Any = _operator("_reorder_linear_weight")(weight_OI.detach(), ROWS_HINT)
+        self._activation: tuple[str, list[float], str] = ("gelu", [], "none") if gelu else ("none", [], "")
         self.bias = None if bias_O is None else nn.Parameter(bias_O.detach(), requires_grad=False)
 
     @property
     def weight(self) -> Tensor:
         """The weight [O, I] in the dense layout, unpacked at each access."""
-        dense: Tensor = self._laid_out.to_dense()
+        dense: Tensor = self._packed_weight.to_dense()
         return dense
 
     def forward(self, rows: Tensor) -> Tensor:
         """Apply the layer to [..., I]; return [..., O]."""
-        out: Tensor = _operator("_linear_pointwise")(rows, self._laid_out, self.bias, *self._after)
+        out: Tensor = _operator("_linear_pointwise")(rows, self._packed_weight, self.bias, *self._activation)
         return out
 
     def plus(self, rows: Tensor, other: Tensor) -> Tensor:
         """Apply the layer without GELU to [..., I] and add `other` [..., O]."""
-        out: Tensor = _operator("_linear_pointwise").binary(rows, other, self._laid_out, self.bias, "add")
+        out: Tensor = _operator("_linear_pointwise").binary(rows, other, self._packed_weight, self.bias, "add")
         return out
 
 
@@ -71,14 +71,14 @@ class OnednnResidual(nn.Module):
 
 @cache
 def _operator(name: str) -> Any:
-    """Return an operator that torch's compiler uses; it is not part of torch's public interface."""
+    """Return an oneDNN operator that torch's compiler uses; it is not part of torch's public interface."""
     return getattr(torch.ops.mkldnn, name)
 
 
 def use_onednn(module: nn.Module) -> None:
-    """Replace the fp32 CPU linear layers of a module by packed ones, fused with the GELU that follows.
+    """Replace, in place, a module's fp32 linear layers on the CPU by packed ones, fused with a GELU that follows.
 
-    Changes nothing for other types and devices, or where this torch lacks oneDNN's layers (see `has_layers`).
+    Layers of other types and devices stay, and all layers where this torch lacks oneDNN's (see `has_layers`).
     """
     for parent in list(module.modules()):
         if type(parent).__name__ in RESIDUAL_BLOCKS:  # its parent replaces the whole block
@@ -96,14 +96,14 @@ def use_onednn(module: nn.Module) -> None:
 
 
 def projection(weight_OI: Tensor) -> Callable[[Tensor], Tensor]:
-    """Return a function that multiplies rows [..., I] by a weight's transpose, by oneDNN where `pack` would use it."""
+    """Return a function that multiplies rows [..., I] by a weight's transpose, with oneDNN if `has_layers`."""
     if _packable(weight_OI):
         return OnednnLinear(weight_OI, None)
     return lambda rows: rows @ weight_OI.T
 
 
 def weights(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Yield the name and tensor of every weight; packed layers yield theirs in the dense layout."""
+    """Yield the name and tensor of every parameter; the weights of packed layers are unpacked."""
     yield from module.named_parameters()
     for name, child in module.named_modules():
         if isinstance(child, OnednnLinear):
@@ -116,6 +116,7 @@ def _fits(layer: object) -> TypeGuard[nn.Linear]:
 
 
 def _packable(weight: Tensor) -> bool:
+    """Whether oneDNN's layers can use a weight here: fp32, on the CPU."""
     return weight.dtype == torch.float32 and weight.device.type == "cpu" and has_layers()
 
 

@@ -1,4 +1,4 @@
-"""Memory between batches: freed memory is kept for the next batch, and returned to the system before it grows large."""
+"""The C library's free memory: keep it from one batch to the next, and return it to the system when it grows large."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ SLACK_BYTES = 24 << 20
 _MMAP_THRESHOLD, _TRIM_THRESHOLD, _ARENA_MAX = -3, -1, -8
 """Parameters of glibc's `mallopt`, by their names in malloc.h."""
 _KEPT_BYTES = 1 << 30
+"""Allocations below this size are kept by the allocator when they are freed."""
 _CACHED_SHAPES = 32
 """Twice the shapes of one padded width: its number of texts, the powers of two below it, and a model's four sizes."""
 
@@ -20,8 +21,8 @@ _CACHED_SHAPES = 32
 def keep_between_batches() -> None:
     """Make the allocator keep the memory that a batch frees; do nothing where the C library lacks `mallopt`.
 
-    By default glibc maps every large tensor again, and each page faults at its first access: 100 MB of page faults per
-    batch, a tenth of MiniLM's time on a CPU.
+    By default glibc maps every large tensor anew, and each of its pages faults at the first access: 100 MB per batch,
+    which takes a tenth of MiniLM's time on a CPU.
     """
     library = _glibc()
     if library is not None:
@@ -40,24 +41,25 @@ def bound_native_caches() -> None:
         os.environ.setdefault(name, str(_CACHED_SHAPES))
 
 
-def give_back(*, above_bytes: int = 0) -> None:
+def return_free_pages(*, above_bytes: int = 0) -> None:
     """Return the allocator's free pages to the system.
 
     With `above_bytes`, do so only if resident memory has grown by more than that since the last return. Batches of one
-    width reuse each other's memory; batches of the next width leave holes. Does nothing where the C library lacks
-    `malloc_trim`.
+    width reuse each other's memory, but batches of another width cannot use all of it. Does nothing where the C library
+    lacks `malloc_trim`.
     """
     library = _glibc()
-    if library is None or (above_bytes and _resident_bytes() <= _resident_then[0] + above_bytes):
+    if library is None or (above_bytes and _resident_bytes() <= _resident_at_last_return[0] + above_bytes):
         return
     library.malloc_trim(0)
-    _resident_then[0] = _resident_bytes()
+    _resident_at_last_return[0] = _resident_bytes()
 
 
-_resident_then = [0]
+_resident_at_last_return = [0]
 
 
 def _resident_bytes() -> int:
+    """Return the resident memory of this process in bytes; 0 where /proc does not exist."""
     try:
         return int(Path("/proc/self/statm").read_bytes().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except OSError:
@@ -66,6 +68,7 @@ def _resident_bytes() -> int:
 
 @cache
 def _glibc() -> ctypes.CDLL | None:
+    """Return the C library, or None if it lacks glibc's `mallopt` and `malloc_trim`."""
     try:
         library = ctypes.CDLL(None)
         library.mallopt, library.malloc_trim  # noqa: B018 (ctypes looks the functions up by name here)

@@ -1,4 +1,4 @@
-"""A temporary cache folder for numba, used where numba finds no writable one."""
+"""A cache folder for numba's compiled functions, used where numba finds no writable folder itself."""
 
 from __future__ import annotations
 
@@ -13,22 +13,21 @@ from typing import TypeVar
 
 Loaded = TypeVar("Loaded")
 
-
-_kept: list[Path] = []
-"""The folder set by `keep_in`, if any."""
-
-
-def keep_in(folder: Path) -> None:
-    """Set the folder to use if numba finds none of its own, so that the next process finds the compiled kernels."""
-    _kept[:] = [folder]
+_fallback: list[Path] = []
+"""The folder set by `set_fallback`, if any."""
 
 
-def with_folder(load: Callable[[], Loaded]) -> Loaded:
+def set_fallback(folder: Path) -> None:
+    """Set the folder to use if numba finds none itself, so that the next process finds the compiled kernels."""
+    _fallback[:] = [folder]
+
+
+def with_cache_folder(load: Callable[[], Loaded]) -> Loaded:
     """Call `load`, which imports functions that numba compiles; retry with another folder if they cannot be cached.
 
-    numba caches beside the module or in the user's cache folder; if neither is writable, the import fails. Then the
-    folder of `keep_in` is used, else a temporary one, which is removed at exit. Raises what `load` raises, and OSError
-    if no folder can be created.
+    numba caches next to the module or in the user's cache folder; if neither is writable, the import fails. Then the
+    folder of `set_fallback` is used, else a temporary one, which is removed at exit. Raises what `load` raises, and
+    OSError if no folder can be created.
     """
     try:
         return load()
@@ -43,7 +42,8 @@ def with_folder(load: Callable[[], Loaded]) -> Loaded:
 
 
 def _folder() -> str:
-    for folder in _kept:
+    """Return the fallback folder if it is writable, else a new temporary one."""
+    for folder in _fallback:
         with suppress(OSError):
             folder.mkdir(parents=True, exist_ok=True)
             if os.access(folder, os.W_OK):

@@ -1,4 +1,4 @@
-"""Generation of LLVM code for vector registers: the parts that the MaxSim and attention kernels share."""
+"""Emit LLVM code for vector registers: the parts that the MaxSim and attention kernels share."""
 
 from typing import Any, NamedTuple
 
@@ -38,7 +38,7 @@ class Code(NamedTuple):
         return cls(builder, number, number_bytes, register)
 
     @property
-    def whole(self):
+    def holds_pairs(self):
         """Whether a number is a pair of 16-bit integers."""
         return isinstance(self.number, ir.IntType)
 
@@ -75,7 +75,7 @@ class Code(NamedTuple):
 
     def zeros(self):
         """Return a register of zeros."""
-        return self.constant(0 if self.whole else 0.0)
+        return self.constant(0 if self.holds_pairs else 0.0)
 
     def spread(self, value):
         """Return a register with one number in every lane."""
@@ -93,9 +93,9 @@ class Code(NamedTuple):
         return ir.Constant(ir.VectorType(ir.IntType(32), self.lanes), places)
 
     def fused(self, a, b, c):
-        """Return a · b + c, rounded once; for pairs, c plus both products, exact while the sum is below 2³¹."""
+        """Return a · b + c, rounded once; for pairs, c plus both products, exact as long as the sum is below 2³¹."""
         kind = ir.FunctionType(self.register, [self.register] * 3)
-        if self.whole:
+        if self.holds_pairs:
             # Without inline assembly, LLVM emits a multiplication and an addition, at half the rate.
             return self.builder.asm(kind, "vpdpwssd $2, $1, $0", "=v,v,v,0", [a, b, c], side_effect=False)
         name = f"llvm.fma.v{self.lanes}f{8 * self.number_bytes}"
@@ -103,7 +103,7 @@ class Code(NamedTuple):
 
     def larger(self, a, b):
         """Return the larger number in each lane; b where a is NaN."""
-        compare = self.builder.icmp_signed if self.whole else self.builder.fcmp_ordered
+        compare = self.builder.icmp_signed if self.holds_pairs else self.builder.fcmp_ordered
         return self.builder.select(compare(">", a, b), a, b)
 
     def loop(self, count, step, carried, body):
@@ -129,9 +129,10 @@ class Code(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """Adjacent columns of a row-major matrix: where they start, and how far apart its rows are."""
+    """Adjacent columns of a row-major matrix: their address and the distance between rows."""
 
     base: Any
+    """Address of the matrix."""
     start: Any
     """Offset of the first row's columns from `base`, in numbers."""
     stride: Any

@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import torch
 
+from evalkit.kernels.trouble import first_line
+
 
 class Registers(NamedTuple):
     """A processor's vector registers: the size of one, and how many there are."""
@@ -18,11 +20,13 @@ class Registers(NamedTuple):
 
 
 def _capabilities() -> dict[str, object]:
-    known: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
-    return known
+    """Return the processor's features as torch reports them; empty for a torch without that function."""
+    capabilities: dict[str, object] = getattr(torch.cpu, "get_capabilities", dict)()
+    return capabilities
 
 
 REGISTERS = Registers(64, 32) if _capabilities().get("avx512_f") else Registers(32, 16)
+"""The registers that kernels are compiled for: those of AVX-512 if the processor has it, else those of AVX2."""
 
 
 @cache
@@ -33,9 +37,9 @@ def available() -> bool:
 
 @cache
 def problem() -> str:
-    """Return why kernels cannot be compiled for the processor's vector units.
+    """Return why kernels cannot be compiled for the processor's vector units, or "" if they can.
 
-    The text is empty if they can be compiled, and if the processor lacks AVX2, for which there is no kernel.
+    It is also "" on a processor without AVX2, for which there is no kernel.
     """
     if not _capabilities().get("avx2"):
         return ""
@@ -52,7 +56,7 @@ def problem() -> str:
 
 @cache
 def multiplies_pairs() -> bool:
-    """Tell whether one instruction multiplies and adds pairs of 16-bit numbers: AVX-512 VNNI, which numba must target.
+    """Tell whether one instruction multiplies and adds pairs of 16-bit integers (AVX-512 VNNI) and numba may emit it.
 
     Without VNNI this takes two instructions and is no faster than fp32.
     """
@@ -68,17 +72,18 @@ def _target() -> frozenset[str]:
     return frozenset(name[1:] for name in features.split(",") if name.startswith("+"))
 
 
-def tried_out(label: str, right: Callable[[], bool]) -> str:
-    """Compile and run kernels once; return why they cannot be used, or an empty text if they can.
+def trial_problem(label: str, gives_right_values: Callable[[], bool]) -> str:
+    """Compile kernels and run them once; return why they cannot be used, or "" if they can.
 
-    `label` names them in the text. `right` runs them on a few numbers and tells whether the result is correct.
+    It is also "" on a processor without AVX2, for which there is no kernel. `label` names the kernels in the text.
+    `gives_right_values` runs them on a few numbers and tells whether the result is correct.
     """
     reason = problem()
-    if reason or not available():
-        return f"{label} are not used: {reason}; torch's own calls are used instead" if reason else ""
-    try:
-        reason = "" if right() else "they give wrong values here"
-    except Exception as error:  # noqa: BLE001 (a compiler that does not support the processor can raise anything)
-        first = (str(error).strip() or type(error).__name__).splitlines()[0]
-        reason = f"{type(error).__name__}: {first}"
+    if not reason and not available():
+        return ""
+    if not reason:
+        try:
+            reason = "" if gives_right_values() else "they give wrong values here"
+        except Exception as error:  # noqa: BLE001 (a compiler that does not support the processor can raise anything)
+            reason = f"{type(error).__name__}: {first_line(error)}"
     return f"{label} are not used: {reason}; torch's own calls are used instead" if reason else ""

@@ -15,28 +15,31 @@ from torch import Tensor
 from torch.nn import functional
 
 from evalkit.kernels.cpu import cores, fixed_point, registers
-from evalkit.kernels.cpu.numba_folder import with_folder
-from evalkit.kernels.trouble import say_once
+from evalkit.kernels.cpu.numba_folder import with_cache_folder
+from evalkit.kernels.trouble import warn_once
 from evalkit.ragged import Ragged, offsets, ragged
 
 BLOCK_BYTES = 1 << 19
-"""Size of the document vectors of one kernel call; they stay in a core's level-2 cache while all queries pass."""
+"""Size of the document vectors of one kernel call; they stay in a core's level-2 cache while all queries are scored."""
 EXACT_BLOCK_BYTES = 1 << 21
 """The same for exact scores. A document is paired with few queries there, so fewer calls matter more than the cache."""
 
 
 def usable() -> bool:
-    """Tell whether the kernels can be used here; log once why not if the processor would support them."""
+    """Tell whether the kernels can be used here; log once why not, unless the processor has no AVX2."""
     found = problem()
     if found:
-        say_once(found)
+        warn_once(found)
     return registers.available() and not found
 
 
 @cache
 def problem() -> str:
-    """Compile the kernels, score a few texts and compare with torch; return why they cannot be used, or ""."""
-    return registers.tried_out("the vector-unit kernels of MaxSim", _give_torchs_scores)
+    """Compile the kernels, score a few texts and compare with torch; return why they cannot be used, or "".
+
+    It is also "" on a processor without AVX2, for which there is no kernel.
+    """
+    return registers.trial_problem("the vector-unit kernels of MaxSim", _give_torchs_scores)
 
 
 def _give_torchs_scores() -> bool:
@@ -65,7 +68,7 @@ def _kernel() -> Any:
 
         return simd_kernel
 
-    return with_folder(load)
+    return with_cache_folder(load)
 
 
 def scores(queries: Ragged, documents: Ragged) -> Tensor:
@@ -97,7 +100,11 @@ def _all_scores(
     numbers: Callable[[Tensor], Tensor],
     lowest: float,
 ) -> Tensor:
-    """Score documents on all cores, in blocks that stay in the cache after `numbers` converts them; return [Q, N]."""
+    """Score documents on all cores, in blocks that stay in the cache; return [Q, N] in fp32.
+
+    `numbers` converts a block's vectors to the type of `query_YD`, `unit_Y` is the factor of each query vector's
+    maximum, and `lowest` is the value at which maxima start.
+    """
     simd_kernel = _kernel()
     panel_MDY = _panels(query_YD).numpy()
     offsets_N = documents.offsets_N
@@ -121,6 +128,7 @@ def _all_scores(
 
 
 def _floats(vectors_XD: Tensor) -> Tensor:
+    """Return vectors in fp32, padded for the kernel."""
     return _widened(vectors_XD.float())
 
 
@@ -144,13 +152,15 @@ def exact_scores(queries: Ragged, documents: Ragged, query_H: Tensor, document_H
     transposed = [query_LD.T.flatten() for query_LD in torch.split(query_YD, queries.offsets_N.diff().tolist())]
     query_numbers, offsets_Q = torch.cat(transposed).numpy(), queries.offsets_N.numpy()
 
+    # The kernel takes pairs grouped by document.
     order_H = torch.argsort(document_H, stable=True)
-    asked_H = query_H[order_H]
+    sorted_query_H = query_H[order_H]
     chosen_C, pairs_C = torch.unique_consecutive(document_H[order_H], return_counts=True)
     pair_offsets_C, lengths_C = offsets(pairs_C), documents.offsets_N.diff()[chosen_C]
     offsets_C = offsets(lengths_C)
     shift_C = documents.offsets_N[chosen_C] - offsets_C[:-1]
-    vectors_C = offsets(queries.offsets_N.diff()[asked_H])[pair_offsets_C].diff()
+    # The number of query vectors of each document's pairs.
+    vectors_C = offsets(queries.offsets_N.diff()[sorted_query_H])[pair_offsets_C].diff()
     width = simd_kernel.panel_vectors(query_YD.element_size())
     panels = -(-int(vectors_C.max()) // width)
     sorted_H = torch.empty(len(query_H), dtype=torch.float64)
@@ -166,7 +176,7 @@ def exact_scores(queries: Ragged, documents: Ragged, query_H: Tensor, document_H
                 (offsets_C[first : stop + 1] - offsets_C[first]).numpy(),
                 query_numbers,
                 offsets_Q,
-                asked_H[pairs].numpy(),
+                sorted_query_H[pairs].numpy(),
                 (pair_offsets_C[first : stop + 1] - pair_offsets_C[first]).numpy(),
                 panel_MDY.numpy(),
                 sorted_H[pairs].numpy(),

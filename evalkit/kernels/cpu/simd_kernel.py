@@ -3,7 +3,7 @@
 Shapes: N documents, Q queries, D dim, H pairs; X document vectors, concatenated; M panels of query vectors, each of
 which holds Y vectors transposed [D, Y].
 
-A tile is ROWS document vectors against one panel. Its dot products are accumulated in registers, one dimension per
+A tile is the dot products of ROWS document vectors with one panel. They are accumulated in registers, one dimension per
 step, and only the maximum per query vector is stored. A matrix product would write every dot product to memory, and the
 reduction would read them again. No padding is needed: a tile may overlap rows that were already processed, because that
 does not change a maximum.
@@ -29,7 +29,7 @@ PANEL_REGISTERS = 4 if REGISTERS.total >= 32 else 2
 ROWS = 6
 """Document vectors of a tile."""
 FEW_ROWS = 3
-"""Document vectors of the smaller tile, for the remaining rows of a document."""
+"""Document vectors of the smaller tile, which covers the last rows of a document."""
 
 
 def panel_vectors(number_bytes: int) -> int:
@@ -49,9 +49,7 @@ def _tile(rows):
         signature = types.void(documents, types.intp, panels, types.intp, best, types.intp)
 
         def build(context, builder, signature, arguments):
-            documents, panels, best = (
-                make_array(signature.args[place])(context, builder, arguments[place]) for place in (0, 2, 4)
-            )
+            documents, panels, best = (make_array(signature.args[i])(context, builder, arguments[i]) for i in (0, 2, 4))
             row, panel, document = arguments[1::2]
             kind = signature.args[0].dtype
             code = Code.of(builder, context.get_data_type(kind), kind.bitwidth // 8)
@@ -66,12 +64,12 @@ def _tile(rows):
                 dim,
             )
             panel_count = builder.extract_value(panels.shape, 0)
-            place = code.times(builder.add(code.times(document, panel_count), panel), width)
-            for part, known in enumerate(code.registers(best.data, place, PANEL_REGISTERS)):
+            offset = code.times(builder.add(code.times(document, panel_count), panel), width)
+            for part, known in enumerate(code.registers(best.data, offset, PANEL_REGISTERS)):
                 largest = known
                 for of_row in found:
                     largest = code.larger(of_row[part], largest)
-                code.store(largest, best.data, code.plus(place, code.lanes * part))
+                code.store(largest, best.data, code.plus(offset, code.lanes * part))
             return context.get_dummy_value()
 
         return signature, build
@@ -86,7 +84,10 @@ _one_row = _tile(1)
 
 @njit(nogil=True, cache=True)
 def _document(document_XD, first, end, panel_MDY, panel, best_NMY, document):
-    """Update a panel's maxima with one document, whose rows are `first` to `end` (exclusive)."""
+    """Update a panel's maxima with one document, whose rows are `first` to `end` (exclusive).
+
+    The last rows are covered by a tile that overlaps earlier rows, if the document is long enough for one.
+    """
     row = first
     while row + ROWS <= end:
         _rows(document_XD, row, panel_MDY, panel, best_NMY, document)
@@ -105,7 +106,7 @@ def _document(document_XD, first, end, panel_MDY, panel, best_NMY, document):
 
 @njit(nogil=True, cache=True)
 def all_scores(document_XD, offsets_N, panel_MDY, offsets_Q, unit_Y, lowest, out_NQ):
-    """Write the scores of all queries against all documents; the queries' vectors are concatenated in the panels.
+    """Write the scores of all queries against all documents [N, Q]; the panels hold all query vectors, concatenated.
 
     The maximum of query vector y is multiplied by `unit_Y[y]`, and the sum has the type of `unit_Y`. Maxima start at
     `lowest`.
@@ -126,7 +127,7 @@ def all_scores(document_XD, offsets_N, panel_MDY, offsets_Q, unit_Y, lowest, out
 
 
 @njit(nogil=True, cache=True)
-def pair_scores(document_XD, offsets_N, query_numbers, offsets_Q, query_H, pair_starts_N, panel_MDY, out_H):
+def pair_scores(document_XD, offsets_N, query_numbers, offsets_Q, query_H, pair_offsets_N, panel_MDY, out_H):
     """Write the scores of (query, document) pairs, which are grouped by document.
 
     `query_numbers` holds each query's vectors transposed [D, L], with the queries concatenated. The vectors of one
@@ -135,7 +136,7 @@ def pair_scores(document_XD, offsets_N, query_numbers, offsets_Q, query_H, pair_
     dim, width = document_XD.shape[1], panel_MDY.shape[2]
     for document in range(len(offsets_N) - 1):
         vectors = 0
-        for pair in range(pair_starts_N[document], pair_starts_N[document + 1]):
+        for pair in range(pair_offsets_N[document], pair_offsets_N[document + 1]):
             query = query_H[pair]
             length = offsets_Q[query + 1] - offsets_Q[query]
             source = offsets_Q[query] * dim
@@ -154,10 +155,10 @@ def pair_scores(document_XD, offsets_N, query_numbers, offsets_Q, query_H, pair_
         for panel in range(panels):
             _document(document_XD, offsets_N[document], offsets_N[document + 1], panel_MDY[:panels], panel, best_NMY, 0)
         best_Y = best_NMY.reshape(panels * width)
-        place = 0
-        for pair in range(pair_starts_N[document], pair_starts_N[document + 1]):
+        vector = 0
+        for pair in range(pair_offsets_N[document], pair_offsets_N[document + 1]):
             score = out_H.dtype.type(0)
             for _ in range(offsets_Q[query_H[pair] + 1] - offsets_Q[query_H[pair]]):
-                score += best_Y[place]
-                place += 1
+                score += best_Y[vector]
+                vector += 1
             out_H[pair] = score

@@ -1,6 +1,7 @@
 """The layout of vectors for a tiled kernel: documents in pieces of 8 or 16 rows, queries in pieces of 32, no masks.
 
-Shapes: Q queries, N documents, X vectors, concatenated, R rows of the layout, D dim; C chunks, M query pieces.
+Shapes: Q queries, N documents, X vectors, concatenated, R rows of the layout, D dim; C chunks, M query pieces of L = 32
+vectors, Y query vectors, concatenated.
 
 A document fills whole pieces: its last vector is repeated up to the next multiple of the piece, which does not change a
 maximum. On average that adds 3.5 rows per document (pieces of 8) or 7.5 (of 16); padding 85-vector documents to 128
@@ -20,17 +21,17 @@ from torch.nn.functional import pad
 from evalkit.ragged import Ragged, offsets
 
 GRAIN = 128
-"""Every chunk is filled up to a multiple of this number of rows, that of the largest tile."""
+"""Rows of the largest tile; every chunk is filled up to a multiple of it."""
 CHUNK_ROWS = 4096
-"""Approximate rows of a chunk: a program loads its 256 query vectors once per chunk, 6 % of all that it loads."""
+"""Approximate rows of a chunk. A program loads its 256 query vectors once per chunk: 6 % of all its loads."""
 LEAST_CHUNK_ROWS = 512
-"""The same for small shards; below it, loading the query vectors would take as long as loading the documents."""
+"""Fewest rows of a chunk, for small shards; with 256, loading the queries would take as long as loading the rows."""
 CHUNKS_WANTED = 264
-"""Two programs for each of a Hopper GPU's 132 multiprocessors, even if one program processes all queries."""
+"""Chunks that occupy a Hopper GPU: two programs for each of its 132 multiprocessors, if each processes all queries."""
 QUERY_PIECE = 32
 """Vectors of a query piece: ColBERT's query length, and two 16-row slabs of a tensor-core instruction."""
 DIM_PARTS = 3
-"""Most powers of two whose sum is a dim: 96 is 64 + 32, so it is not padded to 128."""
+"""The kernel splits a dim into at most this number of powers of two: 96 is 64 + 32, so it is not padded to 128."""
 
 
 class Documents(NamedTuple):
@@ -66,23 +67,24 @@ def document_pieces(documents: Ragged, *, piece: int) -> Documents:
     pieces_N = (lengths_N + piece - 1) // piece
     ends_N = pieces_N.cumsum(0)
     begins_N = ends_N - pieces_N
-    # A document belongs to the chunk in whose CHUNK_ROWS rows it begins; a long document makes its chunk longer.
-    stretch_N = begins_N * piece // chunk_rows(int(ends_N[-1]) * piece)
-    first_N = torch.ones_like(stretch_N, dtype=torch.bool)
-    first_N[1:] = stretch_N[1:] != stretch_N[:-1]
-    chunk_documents = first_N.nonzero().flatten()
-    chunk_of_N = first_N.long().cumsum(0) - 1
+    # A document belongs to the chunk in whose rows it begins; a long document makes its chunk longer. Chunks in which
+    # no document begins are removed.
+    slot_N = begins_N * piece // chunk_rows(int(ends_N[-1]) * piece)
+    is_first_N = torch.ones_like(slot_N, dtype=torch.bool)
+    is_first_N[1:] = slot_N[1:] != slot_N[:-1]
+    chunk_documents = is_first_N.nonzero().flatten()
+    chunk_of_N = is_first_N.long().cumsum(0) - 1
     chunk_begins_C = begins_N[chunk_documents]
     chunk_pieces_C = torch.cat([chunk_begins_C[1:], ends_N[-1:]]) - chunk_begins_C
     grains_C = (chunk_pieces_C * piece + GRAIN - 1) // GRAIN
     chunk_grains = offsets(grains_C)
-    moved_N = chunk_grains[:-1][chunk_of_N] * GRAIN + (begins_N - chunk_begins_C[chunk_of_N]) * piece
-    last_piece_N = moved_N // piece + pieces_N - 1
+    row_N = chunk_grains[:-1][chunk_of_N] * GRAIN + (begins_N - chunk_begins_C[chunk_of_N]) * piece
+    last_piece_N = row_N // piece + pieces_N - 1
     per_grain = GRAIN // piece
     ends = np.zeros(int(chunk_grains[-1]), dtype=np.int32)
     np.bitwise_or.at(ends, (last_piece_N // per_grain).numpy(), (1 << (last_piece_N % per_grain)).int().numpy())
-    rows = _rows(moved_N.to(device), documents.offsets_N.to(device), int(chunk_grains[-1]) * GRAIN)
-    rows_RD = _widened(documents.rows_XD)[rows] if len(rows) else documents.rows_XD
+    vector_R = _vectors_of_rows(row_N.to(device), documents.offsets_N.to(device), int(chunk_grains[-1]) * GRAIN)
+    rows_RD = _widened(documents.rows_XD)[vector_R] if len(vector_R) else documents.rows_XD
     return Documents(
         rows_RD.contiguous(),
         torch.from_numpy(ends).to(device),
@@ -94,7 +96,7 @@ def document_pieces(documents: Ragged, *, piece: int) -> Documents:
 
 
 def chunk_rows(rows: int) -> int:
-    """Return the rows of a chunk, given those of the shard; fewer for a small shard, so that it occupies the whole GPU.
+    """Return the rows of a chunk, given those of the shard. A small shard has smaller chunks, to occupy the whole GPU.
 
     >>> chunk_rows(8_000_000), chunk_rows(600_000), chunk_rows(1_000)
     (4096, 2048, 512)
@@ -105,11 +107,11 @@ def chunk_rows(rows: int) -> int:
     return size
 
 
-def _rows(moved_N: Tensor, offsets_N: Tensor, count: int) -> Tensor:
-    """Return for each row of the layout the index of its vector."""
-    row_R = torch.arange(count, device=moved_N.device)
-    owner_R = torch.searchsorted(moved_N, row_R, right=True) - 1
-    return torch.minimum(offsets_N[owner_R] + row_R - moved_N[owner_R], offsets_N[owner_R + 1] - 1)
+def _vectors_of_rows(row_N: Tensor, offsets_N: Tensor, count: int) -> Tensor:
+    """Return for each of `count` rows of the layout the index of its vector [R], given each document's first row."""
+    row_R = torch.arange(count, device=row_N.device)
+    owner_R = torch.searchsorted(row_N, row_R, right=True) - 1
+    return torch.minimum(offsets_N[owner_R] + row_R - row_N[owner_R], offsets_N[owner_R + 1] - 1)
 
 
 def query_pieces(queries: Ragged, *, multiple: int, device: torch.device, dtype: torch.dtype) -> Queries:
@@ -120,14 +122,14 @@ def query_pieces(queries: Ragged, *, multiple: int, device: torch.device, dtype:
     count = -(-int(pieces_Q.sum()) // multiple) * multiple
     vectors_YD = _widened(queries.rows_XD.to(device=device, dtype=dtype))
     shift_Q = first_Q * QUERY_PIECE - queries.offsets_N[:-1]
-    place_Y = torch.arange(len(vectors_YD)) + torch.repeat_interleave(shift_Q, lengths_Q)
-    rows_YD = vectors_YD.new_zeros((count * QUERY_PIECE, vectors_YD.shape[1]))
-    rows_YD[place_Y.to(device)] = vectors_YD
-    return Queries(rows_YD.view(count, QUERY_PIECE, -1), first_Q, pieces_Q)
+    row_Y = torch.arange(len(vectors_YD)) + torch.repeat_interleave(shift_Q, lengths_Q)
+    rows = vectors_YD.new_zeros((count * QUERY_PIECE, vectors_YD.shape[1]))
+    rows[row_Y.to(device)] = vectors_YD
+    return Queries(rows.view(count, QUERY_PIECE, -1), first_Q, pieces_Q)
 
 
 def query_sums(partial_MN: Tensor, queries: Queries) -> Tensor:
-    """Add the partial scores of each query's pieces [Q, N], in a fixed order, so that the sum is reproducible."""
+    """Add the scores of each query's pieces [M, N] in a fixed order, so that the sums [Q, N] are reproducible."""
     if bool((queries.pieces_Q == 1).all()):
         return partial_MN[: len(queries.pieces_Q)]
     device = partial_MN.device

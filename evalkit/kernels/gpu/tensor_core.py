@@ -1,4 +1,4 @@
-"""Launch the Triton kernel, and choose its tiling: one that fits and, if that pays, the fastest of a timing.
+"""Launch the Triton kernel for MaxSim, and choose its tiling: the expected one, or for much work the fastest measured.
 
 Shapes: Q queries, N documents, M query pieces of L = 32 vectors, D dim.
 """
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from evalkit.kernels.gpu.pieces import GRAIN, QUERY_PIECE, Documents, dim_parts, query_pieces, query_sums
 from evalkit.kernels.gpu.triton_kernel import maxsim
-from evalkit.kernels.trouble import first_line, is_out_of_memory, say_once
+from evalkit.kernels.trouble import first_line, is_out_of_memory, warn_once
 from evalkit.ragged import Ragged
 
 WORTH_TIMING = 1e13
-"""Operations of all calls so far from which timing the tilings pays off: it takes a second of compiling."""
+"""Floating-point operations of all calls so far from which timing pays off: compiling the tilings takes a second."""
 FEW_PIECES = 4
-"""Up to this number of query pieces, some of eight warps would have no piece."""
+"""Up to this number of query pieces, a tiling of four warps is used: half or more of eight would have no piece."""
 
 
 class Tiling(NamedTuple):
@@ -35,7 +35,7 @@ class Tiling(NamedTuple):
     """Tiles in shared memory: the current one and those that are prefetched."""
 
     def shared_bytes(self, dim: int) -> int:
-        """Return the shared memory of queries and tiles, with a margin for what the compiler adds."""
+        """Return the bytes of shared memory for queries and tiles, with a margin for what the compiler adds."""
         return 2 * dim * (QUERY_PIECE * self.warps + self.rows * self.stages) + 1024
 
 
@@ -53,11 +53,11 @@ With three stages, the copy of the next tile overlaps with the products of the c
 but two programs can share a multiprocessor.
 """
 HOPPER_SHARED_BYTES = 232_448
-"""Most shared memory of one program on compute capability 9.0."""
+"""Largest shared memory of one program on compute capability 9.0."""
 
 
 def scores(queries: Ragged, documents: Documents, *, tiling: Tiling | None = None) -> Tensor:
-    """Return MaxSim scores [Q, N] in fp32 on the documents' device; `maxsim.bounds` has the bound of their error.
+    """Return MaxSim scores [Q, N] in fp32 on the documents' device, with the error bound of `tensor_core_bound`.
 
     Queries are rounded to the documents' type, fp16 or bf16. `tiling` is chosen by `fastest` unless given.
     """
@@ -70,7 +70,7 @@ def scores(queries: Ragged, documents: Documents, *, tiling: Tiling | None = Non
 
 
 def launch(query_MLD: Tensor, documents: Documents, tiling: Tiling) -> Tensor:
-    """Return the scores of query pieces [M, N]; M is a multiple of the tiling's warps."""
+    """Return the scores of query pieces [M, N] in fp32; M is a multiple of the tiling's warps."""
     out_MN = torch.empty((len(query_MLD), documents.total), device=query_MLD.device)
     dim = query_MLD.shape[2]
     dim0, dim1, dim2 = dim_parts(dim)
@@ -112,15 +112,15 @@ def tilings(dim: int, *, piece: int, shared_bytes: int = HOPPER_SHARED_BYTES) ->
 
 
 def fits(dim: int, device: torch.device, *, piece: int) -> bool:
-    """Tell whether any tiling fits the device's shared memory: on Hopper, vectors of up to 512 numbers do."""
+    """Tell whether any tiling fits the device's shared memory; on Hopper one does for dims of up to 512."""
     return bool(tilings(dim, piece=piece, shared_bytes=shared_bytes_of(device)))
 
 
 def fastest(documents: Documents, *, query_count: int, worth_timing: float = WORTH_TIMING) -> Tiling:
-    """Return the tiling for some work. As soon as it pays off, tilings are timed once per process and kind of work.
+    """Return the tiling for these documents. As soon as it pays off, tilings are timed once per process and kind.
 
-    `query_count` is the number of query pieces. `worth_timing` applies to the operations of all calls of this kind, so
-    that many small shards are enough too.
+    A kind is one device, type, dim, piece, and few or many queries. `query_count` is the number of query pieces.
+    `worth_timing` applies to the operations of all calls of a kind, so that many small shards are enough too.
     """
     rows_RD = documents.rows_RD
     dim, device = rows_RD.shape[1], rows_RD.device
@@ -130,11 +130,11 @@ def fastest(documents: Documents, *, query_count: int, worth_timing: float = WOR
         return guess
     kind = (str(device), rows_RD.dtype, dim, documents.piece, query_count <= FEW_PIECES)
     if kind not in _TIMED:
-        work = _WORK.get(kind, 0.0) + 2.0 * dim * len(rows_RD) * QUERY_PIECE * query_count
-        _WORK[kind] = work
-        if work < worth_timing:
+        operations = _OPERATIONS.get(kind, 0.0) + 2.0 * dim * len(rows_RD) * QUERY_PIECE * query_count
+        _OPERATIONS[kind] = operations
+        if operations < worth_timing:
             return guess
-        _TIMED[kind] = _timed(documents, query_count, fitting)
+        _TIMED[kind] = _time_tilings(documents, query_count, fitting)
     return _TIMED[kind]
 
 
@@ -150,38 +150,40 @@ def expected(fitting: Sequence[Tiling], *, query_count: int) -> Tiling:
 
 _Kind: TypeAlias = tuple[str, torch.dtype, int, int, bool]
 _TIMED: dict[_Kind, Tiling] = {}
-_WORK: dict[_Kind, float] = {}
+"""The fastest tiling of each kind that was timed."""
+_OPERATIONS: dict[_Kind, float] = {}
+"""The operations of all calls of each kind so far."""
 
 
 @functools.cache
 def shared_bytes_of(device: torch.device) -> int:
-    """Return the most shared memory of one program on a device; in Triton's interpreter, that of Hopper."""
+    """Return the largest shared memory of one program on a device, in bytes; in Triton's interpreter, Hopper's."""
     if device.type != "cuda":
         return HOPPER_SHARED_BYTES
     properties: Any = torch.cuda.get_device_properties(device)  # the stubs lack this attribute
     return int(properties.shared_memory_per_block_optin)
 
 
-def _timed(documents: Documents, query_count: int, fitting: Sequence[Tiling]) -> Tiling:
-    """Time each tiling three times on some of the chunks and return the fastest; those that fail are left out."""
+def _time_tilings(documents: Documents, query_count: int, fitting: Sequence[Tiling]) -> Tiling:
+    """Run each tiling three times on some of the chunks and return the fastest; those that fail are left out."""
     dim, device = documents.rows_RD.shape[1], documents.rows_RD.device
-    some = documents._replace(chunk_documents=documents.chunk_documents[: 32 * 1024 // max(query_count, 32)])
+    sample = documents._replace(chunk_documents=documents.chunk_documents[: 32 * 1024 // max(query_count, 32)])
     count = -(-query_count // 8) * 8
     query_MLD = torch.randn((count, QUERY_PIECE, dim), device=device).to(documents.rows_RD.dtype)
     best: tuple[float, Tiling] | None = None
     for tiling in fitting:
         try:
-            launch(query_MLD, some, tiling)
+            launch(query_MLD, sample, tiling)
             torch.cuda.synchronize(device)
             started = time.perf_counter()
             for _ in range(3):
-                launch(query_MLD, some, tiling)
+                launch(query_MLD, sample, tiling)
             torch.cuda.synchronize(device)
             took = time.perf_counter() - started
         except Exception as error:  # compilers raise many kinds of errors
             if is_out_of_memory(error):
                 raise
-            say_once(f"{tiling} cannot run here ({type(error).__name__}: {first_line(error)}): another is used")
+            warn_once(f"{tiling} cannot run here ({type(error).__name__}: {first_line(error)}): another is used")
             continue
         if best is None or took < best[0]:
             best = (took, tiling)

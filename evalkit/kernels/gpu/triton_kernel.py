@@ -26,6 +26,7 @@ import triton.language as tl
 
 @triton.jit
 def _halves(pieces_YSP):
+    """Return the pieces at even and at odd positions."""
     half: tl.constexpr = pieces_YSP.shape[2] // 2
     return tl.split(tl.reshape(pieces_YSP, [pieces_YSP.shape[0], pieces_YSP.shape[1], half, 2]))
 
@@ -73,7 +74,11 @@ def maxsim(
     warps: tl.constexpr,
     stages: tl.constexpr,
 ):
-    """Write the scores of `warps` query pieces against one chunk; `dim` is the sum of the three parts."""
+    """Write the scores of `warps` query pieces against one chunk; `dim` is the sum of `dim0`, `dim1` and `dim2`.
+
+    `rows` are those of a tile, `piece` those of a document piece and `grain` those of one entry of `ends`; see `pieces`
+    for `ends` and the chunks.
+    """
     first_piece = tl.program_id(0) * warps
     chunk = tl.program_id(1)
     # Rows 16w to 16w + 15 of each half of the tile belong to warp w: both halves of a query piece go to one warp.
@@ -100,9 +105,9 @@ def maxsim(
             score_YT = tl.dot(query2_YD, tl.load(row_T + dim0 + dim1 + tl.arange(0, dim2)[:, None]), score_YT)
         end = tl.load(ends + tile // (grain // rows)) >> (tile % (grain // rows) * (rows // piece))
         pieces = _pieces(score_YT, rows, piece)
-        for place in tl.static_range(rows // piece):
-            best_YS = tl.maximum(best_YS, tl.reshape(pieces[place], [32 * warps, piece]))
-            if (end >> place) & 1 != 0:
+        for i in tl.static_range(rows // piece):
+            best_YS = tl.maximum(best_YS, tl.reshape(pieces[i], [32 * warps, piece]))
+            if (end >> i) & 1 != 0:
                 best_HGI = tl.reshape(tl.max(best_YS, axis=1), [2, warps, 16])
                 tl.store(out_G + document, tl.sum(tl.sum(best_HGI, axis=2), axis=0))
                 best_YS = tl.full([32 * warps, piece], float("-inf"), tl.float32)

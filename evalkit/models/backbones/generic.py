@@ -1,4 +1,4 @@
-"""Any text model of transformers, by the class that belongs to config.json's `model_type`.
+"""Build any text model that transformers has a class for, chosen by config.json's `model_type`.
 
 transformers' loader maps a checkpoint's tensors to the class's names, whatever head they were saved with and whatever
 their names in older versions. Two cases for which it only warns raise an error here: a missing tensor, which would be
@@ -20,9 +20,9 @@ from evalkit.config.settings import EncoderConfig
 from evalkit.errors import ModelError
 
 POOLER = "pooler."
-"""No vector depends on the pooler, so it may be missing, and is removed otherwise."""
-COSMETIC = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
-"""Keys of config.json that do not change vectors, since the job sets the dtype."""
+"""Prefix of the pooler's tensors. No vector depends on the pooler: it may be missing, and is not loaded."""
+IGNORED_KEYS = frozenset({"_name_or_path", "architectures", "dtype", "torch_dtype", "transformers_version"})
+"""Keys of config.json that do not change vectors; the dtype is that of the job."""
 
 
 def model_class(kind: str, *, origin: str) -> type[Any]:
@@ -46,7 +46,8 @@ def load(
 ) -> tuple[nn.Module, int]:
     """Return the model with all its tensors loaded from a checkpoint, and its hidden size.
 
-    Raises ModelError for missing tensors, tensors of unknown layers, other shapes, or too few positions.
+    Raises ModelError for missing tensors, tensors of unknown layers, wrong shapes, quantised weights, an invalid
+    config.json or too few positions.
     """
     from transformers import CONFIG_MAPPING
 
@@ -56,10 +57,10 @@ def load(
     except Exception as error:  # each architecture raises other errors for invalid values
         msg = f"{origin}: config.json does not suit model_type {config.architecture!r}"
         raise ModelError(f"{msg} ({' '.join(str(error).split())}); fetch the file again") from error
-    takes = inspect.signature(cls.__init__).parameters
-    options = {"add_pooling_layer": False} if "add_pooling_layer" in takes else {}
-    if not_numbers := sorted(name for name, tensor in tensors.items() if _is_quantised(name, tensor)):
-        msg = f"{origin}: got {', '.join(not_numbers[:4])} in whole numbers, wanted weights that are not quantised"
+    parameters = inspect.signature(cls.__init__).parameters
+    options = {"add_pooling_layer": False} if "add_pooling_layer" in parameters else {}
+    if quantised := sorted(name for name, tensor in tensors.items() if _is_quantised(name, tensor)):
+        msg = f"{origin}: got integers for {', '.join(quantised[:4])}, wanted weights that are not quantised"
         raise ModelError(msg)
     with _quiet():
         try:
@@ -101,23 +102,24 @@ def learned_positions(module: nn.Module) -> int | None:
 
 
 def _is_quantised(name: str, tensor: Tensor) -> bool:
+    """Whether a tensor that should hold floats holds integers; position and token type ids are integers anyway."""
     return not tensor.is_floating_point() and not name.endswith((".position_ids", ".token_type_ids"))
 
 
 def _is_of_a_layer(name: str, module: nn.Module, cls: type[Any]) -> bool:
-    """Whether an unexpected tensor belongs to a part of the class, and not to some head."""
-    own = name.removeprefix(f"{cls.base_model_prefix}.")
-    if own.startswith(POOLER) or own.endswith((".position_ids", ".token_type_ids", "inv_freq")):
+    """Whether an unexpected tensor belongs to one of the module's layers, not to a head, pooler or constant."""
+    short_name = name.removeprefix(f"{cls.base_model_prefix}.")
+    if short_name.startswith(POOLER) or short_name.endswith((".position_ids", ".token_type_ids", "inv_freq")):
         return False
-    return own.partition(".")[0] in dict(module.named_children())
+    return short_name.partition(".")[0] in dict(module.named_children())
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Hide transformers' table of missing tensors: the error lists them and names the checkpoint."""
-    from transformers.utils import logging as own
+    """Hide transformers' progress bars and its table of missing tensors, which `load` reports itself."""
+    from transformers.utils import logging as transformers_logging
 
-    library: Any = own
+    library: Any = transformers_logging
     level, bars = library.get_verbosity(), library.is_progress_bar_enabled()
     library.set_verbosity(logging.CRITICAL)
     library.disable_progress_bar()

@@ -41,10 +41,10 @@ class JinaBertConfig:
 
 
 def alibi_slopes(heads: int) -> list[float]:
-    """Return the penalty per token of distance for each head: 2^(-8i/n) for n heads, n the power of two below.
+    """Return each head's penalty per token of distance: 2^(-8i/n) for head i of n, if n is a power of two.
 
-    Heads beyond that power take every other slope of twice as many heads (Press et al., arXiv 2108.12409, and their
-    code's rule for other head counts).
+    For other numbers of heads, n is the next lower power of two, and the heads beyond it take every other slope of 2n
+    heads (Press et al., arXiv 2108.12409, and their code).
 
     >>> alibi_slopes(4)
     [0.25, 0.0625, 0.015625, 0.00390625]
@@ -52,7 +52,7 @@ def alibi_slopes(heads: int) -> list[float]:
     [0.0625, 0.00390625, 0.25]
     """
     power = 2 ** math.floor(math.log2(heads))
-    slopes = [2.0 ** (-8 * (place + 1) / power) for place in range(power)]
+    slopes = [2.0 ** (-8 * (i + 1) / power) for i in range(power)]
     return slopes if power == heads else slopes + alibi_slopes(2 * power)[0::2][: heads - power]
 
 
@@ -173,12 +173,12 @@ class _Encoder(nn.Module):
 
 @cache
 def _slopes(heads: int, device: torch.device) -> Tensor:
-    """Return ALiBi's slopes, copied to a device only once: copying unpinned memory makes the host wait."""
+    """Return ALiBi's slopes [A] on a device. They are copied once, because the host waits for each such copy."""
     return torch.tensor(alibi_slopes(heads), device=device)
 
 
 class JinaBertModel(nn.Module):
-    """The encoder without its pooler, with the interface of transformers' encoders."""
+    """The encoder without a pooler; it is called like transformers' encoders."""
 
     def __init__(self, config: JinaBertConfig) -> None:
         """Allocate the weights; the loader fills them from a checkpoint."""
@@ -203,7 +203,7 @@ class JinaBertModel(nn.Module):
         return BaseModelOutput(last_hidden_state=x_BTH)
 
     def _bias(self, length: int, like: Tensor) -> Tensor:
-        """Return ALiBi's penalties [1, A, T, T]: slope times distance, the same in both directions."""
+        """Return ALiBi's penalties [1, A, T, T] with the dtype of `like`: minus slope times distance."""
         position_T = torch.arange(length, device=like.device)
         distance_TT = (position_T[:, None] - position_T[None, :]).abs()
         slopes_A = _slopes(self.config.num_attention_heads, like.device)

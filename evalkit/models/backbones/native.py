@@ -1,4 +1,4 @@
-"""Build a transformer from a checkpoint's tensors; every tensor must be used or knowingly left out.
+"""Build a transformer from a checkpoint's tensors; every tensor is loaded, left out on purpose, or an error.
 
 The config chooses the class, never the checkpoint: for the `model_type: xlm-roberta` of jina-colbert-v2's config.json,
 transformers' automatic class would build another network with random layers.
@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from evalkit.models.backbones.jina_bert import JinaBertConfig
 
 HEAD = "linear.weight"
+"""The name of a linear head's weight in a checkpoint."""
 ARCHITECTURE_KEYS = (
     "vocab_size",
     "hidden_size",
@@ -72,6 +73,7 @@ FIXED_VALUES: Mapping[str, Mapping[str, Any]] = {
     "transformers": {},
 }
 """Fixed properties of a backbone's class; a checkpoint whose config.json states other values is refused."""
+# Keys of config.json by their valid values, which `config_values` checks.
 COUNTS = (
     *("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads"),
     *("intermediate_size", "max_position_embeddings", "type_vocab_size"),
@@ -79,19 +81,17 @@ COUNTS = (
 TOKEN_IDS = ("pad_token_id", "bos_token_id", "eos_token_id")
 MEASURES = ("layer_norm_eps", "adapter_reduction_factor")
 SWITCHES = ("pre_norm", "adapter_layer_norm", "adapter_reuse_layer_norm", "ln_before_adapter")
-MOST = 100_000_000
+MAX_SIZE = 100_000_000
 """More than any valid size in config.json; building a model of a larger size would not end."""
-MOST_LAYERS = 1_000
+MAX_LAYERS = 1_000
 DEFAULT_ROPE_THETA = 10_000.0
 """RoPE base if config.json has none: inferred from the default of the original code, not published."""
-
-
 ROPE_FREQUENCIES = ("rotary_emb.inv_freq", "rotary_emb.original_inv_freq")
 """The native class's buffers with RoPE's frequencies."""
 
 
 class Backbone(NamedTuple):
-    """A loaded transformer, and its facts that a result records."""
+    """A loaded transformer, its hidden size, and its RoPE base (None without RoPE or if unknown)."""
 
     module: nn.Module
     hidden_size: int
@@ -112,9 +112,10 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
 
 
 def count_parameters(checkpoint: Checkpoint, *, adapter: str | None) -> int:
-    """Return the number of floats in the weights file, including the head; of XMOD's adapters one language counts.
+    """Return the number of floats in the weights file, including the head.
 
-    Of a safetensors file only the header is read. Raises ModelError if the file is damaged.
+    Of XMOD's language adapters only `adapter` is counted. Of a safetensors file only the header is read. Raises
+    ModelError if the file is damaged.
     """
     if PICKLE in checkpoint.checksums:
         sizes = {name: value.numel() for name, value in _read_pickle(checkpoint).items() if value.is_floating_point()}
@@ -131,12 +132,11 @@ def count_parameters(checkpoint: Checkpoint, *, adapter: str | None) -> int:
         except (SafetensorError, OSError) as error:
             msg = f"{path}: not a whole safetensors file ({error}); fetch the file again"
             raise ModelError(msg) from error
-    languages = {name: _ADAPTER.search(name) for name in sizes}
-    return sum(size for name, size in sizes.items() if (of := languages[name]) is None or of[1] == adapter)
+    return sum(size for name, size in sizes.items() if (match := _ADAPTER.search(name)) is None or match[1] == adapter)
 
 
 def _read_pickle(checkpoint: Checkpoint) -> dict[str, Tensor]:
-    """Read `pytorch_model.bin` through torch's tensor-only unpickler: no code in the file is ever run."""
+    """Read `pytorch_model.bin` with torch's tensor-only unpickler, which runs no code from the file."""
     path = checkpoint.folder / PICKLE
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
@@ -166,15 +166,15 @@ def build(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Enco
         if name in values and values[name] != value:
             msg = f"{origin}: config.json has {name} {values[name]!r}, wanted {value!r} for model.backbone"
             raise ModelError(f"{msg}={config.backbone}; this is another architecture")
-    with transformers_at_work():
+    with explain_import_errors():  # each of these functions imports transformers
         return BACKBONES[config.backbone](tensors, values, config, origin=origin)
 
 
 @contextmanager
-def transformers_at_work() -> Iterator[None]:
-    """Raise the failure of a package that transformers imports as a ModelError of one line.
+def explain_import_errors() -> Iterator[None]:
+    """Raise a one-line ModelError if a package that transformers imports fails on import.
 
-    A torchvision or flash_attn that was built for another torch fails on import; no model here needs them.
+    torchvision and flash_attn do if they were built for another torch; no model here needs them.
     """
     try:
         yield
@@ -216,8 +216,8 @@ def jina_embeddings_v3(
     """
     from transformers import JinaEmbeddingsV3Config, JinaEmbeddingsV3Model
 
-    asked = config.rope_theta
-    theta = values.get("rotary_emb_base", DEFAULT_ROPE_THETA) if asked == "checkpoint" else asked
+    requested = config.rope_theta
+    theta = values.get("rotary_emb_base", DEFAULT_ROPE_THETA) if requested == "checkpoint" else requested
     if not _positive(theta):
         msg = f"{origin}: config.json has rotary_emb_base {theta!r}, wanted a number above 0; fetch the file again"
         raise ModelError(msg)
@@ -262,7 +262,7 @@ def _thirds(name: str, tensor: Tensor, *, origin: str) -> Tensor:
 
 
 def bert(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str) -> Backbone:
-    """Build BERT without its pooler; keys may have the prefix `bert.` of a full model."""
+    """Build BERT without its pooler; tensor names may have the prefix `bert.` of a model with a head."""
     from transformers import BertConfig, BertModel
 
     native = BertConfig(**config_values(values, [*ARCHITECTURE_KEYS, "hidden_act"], origin=origin))
@@ -275,9 +275,9 @@ def bert(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Encod
 def jina_bert(
     tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str
 ) -> Backbone:
-    """Build evalkit's own JinaBERT without pooler and masked-language head, which no vector depends on.
+    """Build evalkit's own JinaBERT without its pooler and masked-language-model head, which change no vector.
 
-    Of jina-clip-v1 only the text tower is built.
+    Of jina-clip-v1 only the text encoder is built.
     """
     from evalkit.models.backbones.jina_bert import JinaBertConfig, JinaBertModel
 
@@ -301,6 +301,7 @@ def jina_bert(
     return Backbone(module, native.hidden_size, None)
 
 
+# "Text tower" is CLIP's name of the text encoder.
 _TEXT_TOWER = "text_model.transformer."
 _TEXT_TOWER_HEAD_WIDTH = 64
 _TEXT_TOWER_VALUES = {
@@ -309,7 +310,7 @@ _TEXT_TOWER_VALUES = {
     "position_embedding_type": "alibi",
     "feed_forward_type": "geglu",
 }
-"""Values that jina-clip-v1's config.json leaves to jina-bert-flash-implementation's; sizes follow from the tensors."""
+"""Values that jina-clip-v1's config.json takes from jina-bert-flash-implementation's; sizes follow from the tensors."""
 _TEXT_TOWER_RENAMES = (
     (re.compile(r"^emb_ln\."), "embeddings.LayerNorm."),
     (re.compile(r"^encoder\.layers\."), "encoder.layer."),
@@ -323,14 +324,14 @@ _TEXT_TOWER_RENAMES = (
 def _text_tower(
     tensors: Mapping[str, Tensor], values: Mapping[str, Any], *, origin: str
 ) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return the tensors of jina-clip-v1's text tower under JinaBERT's names, and its sizes.
+    """Return the tensors of jina-clip-v1's text tower under JinaBERT's names, and the values of its config.
 
-    Raises ModelError if config.json describes more than the mean of the tower's hidden states.
+    Raises ModelError if a tensor is missing, or config.json asks for more than the mean of the tower's hidden states.
     """
     text = values.get("text_config") or {}
-    asked = {"pooler_type": text.get("pooler_type"), "proj_type": text.get("proj_type")}
-    if asked != {"pooler_type": "mean_pooler", "proj_type": None} or values.get("add_projections"):
-        found = {**asked, "add_projections": values.get("add_projections")}
+    output = {"pooler_type": text.get("pooler_type"), "proj_type": text.get("proj_type")}
+    if output != {"pooler_type": "mean_pooler", "proj_type": None} or values.get("add_projections"):
+        found = {**output, "add_projections": values.get("add_projections")}
         msg = f"{origin}: config.json has {found} for the text tower, wanted mean_pooler and no projection"
         raise ModelError(f"{msg}; this is another architecture")
     renamed: dict[str, Tensor] = {}
@@ -390,16 +391,16 @@ def xmod(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Encod
 def transformers_own(
     tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: EncoderConfig, *, origin: str
 ) -> Backbone:
-    """Build any other text model of transformers with its loader; the head is loaded separately."""
+    """Build any other text model with transformers' own loader; the head is loaded separately."""
     from evalkit.models.backbones import generic
 
-    own = {name: tensor for name, tensor in tensors.items() if name != HEAD}
-    module, hidden_size = generic.load(own, values, config, origin=origin)
+    without_head = {name: tensor for name, tensor in tensors.items() if name != HEAD}
+    module, hidden_size = generic.load(without_head, values, config, origin=origin)
     return Backbone(module, hidden_size, None)
 
 
 def check_positions(config: EncoderConfig, positions: int, *, origin: str) -> None:
-    """Raise ModelError if max_tokens exceeds the number of positions of a model that learned them."""
+    """Raise ModelError if max_tokens exceeds the number of positions of a model with learned positions."""
     for side, rules in (("query", config.query), ("document", config.document)):
         if rules.max_tokens > positions:
             msg = f"{origin}: model.{side}.max_tokens={rules.max_tokens}, but the model has {positions} positions"
@@ -407,6 +408,7 @@ def check_positions(config: EncoderConfig, positions: int, *, origin: str) -> No
 
 
 _ADAPTER = re.compile(r"\.adapter_modules\.([^.]+)\.")
+"""Finds the language in the name of a tensor of an XMOD adapter."""
 
 BACKBONES: Mapping[str, Callable[..., Backbone]] = {
     "jina_embeddings_v3": jina_embeddings_v3,
@@ -415,18 +417,22 @@ BACKBONES: Mapping[str, Callable[..., Backbone]] = {
     "xmod": xmod,
     "transformers": transformers_own,
 }
-
+"""The function that builds each `model.backbone`."""
 
 _OLD_NORM = re.compile(r"(LayerNorm|layer_norm)\.(gamma|beta)$")
 """TensorFlow's names of a norm's weight and bias; transformers 5 reads such names and saves some models with them."""
 
 
-def _new_norm(found: re.Match[str]) -> str:
-    return f"{found[1]}.{'weight' if found[2] == 'gamma' else 'bias'}"
+def _new_norm(match: re.Match[str]) -> str:
+    """Return torch's name for a match of _OLD_NORM."""
+    return f"{match[1]}.{'weight' if match[2] == 'gamma' else 'bias'}"
 
 
 def _without(tensors: Mapping[str, Tensor], *, prefix: str, left_out: tuple[str, ...]) -> dict[str, Tensor]:
-    """Return tensors with a prefix removed from their names, without the head, `left_out` and old constants."""
+    """Return a backbone's tensors, with a prefix removed from their names.
+
+    The head, saved position ids and names that start with `left_out` are removed.
+    """
     renamed = {_OLD_NORM.sub(_new_norm, name.removeprefix(prefix)): tensor for name, tensor in tensors.items()}
     renamed.pop(HEAD, None)
     return {
@@ -438,22 +444,22 @@ def _without(tensors: Mapping[str, Tensor], *, prefix: str, left_out: tuple[str,
 
 
 def config_values(values: Mapping[str, Any], names: list[str], *, origin: str) -> dict[str, Any]:
-    """Return some values of a config.json. Raises ModelError that names missing or impossible values."""
+    """Return the values of these keys in a config.json. Raises ModelError that names missing or invalid ones."""
     from transformers.activations import ACT2FN
 
     missing = [name for name in names if name not in values]
     if missing:
         msg = f"{origin}: config.json lacks {', '.join(missing)}, which the architecture needs"
         raise ModelError(msg)
-    for kind, fits, wanted in (
-        (COUNTS, _count, f"whole numbers from 1 to {MOST:,}"),
-        (("num_hidden_layers",), lambda value: value <= MOST_LAYERS, f"{MOST_LAYERS} layers at most"),
+    for keys, is_valid, wanted in (
+        (COUNTS, _count, f"whole numbers from 1 to {MAX_SIZE:,}"),
+        (("num_hidden_layers",), lambda value: value <= MAX_LAYERS, f"{MAX_LAYERS} layers at most"),
         (TOKEN_IDS, lambda value: type(value) is int and 0 <= value < values["vocab_size"], "ids of the vocabulary"),
         (MEASURES, _positive, "numbers above 0"),
         (SWITCHES, lambda value: isinstance(value, bool), "true or false"),
         (("languages",), lambda value: isinstance(value, list), "a list"),
     ):
-        if wrong := [f"{name} {values[name]!r}" for name in kind if name in names and not fits(values[name])]:
+        if wrong := [f"{name} {values[name]!r}" for name in keys if name in names and not is_valid(values[name])]:
             msg = f"{origin}: config.json has {', '.join(wrong)}, wanted {wanted}; fetch the file again"
             raise ModelError(msg)
     if "hidden_act" in names and str(values["hidden_act"]) not in ACT2FN:
@@ -461,13 +467,13 @@ def config_values(values: Mapping[str, Any], names: list[str], *, origin: str) -
         raise ModelError(f"{msg}: {', '.join(sorted(ACT2FN))}")
     if values["hidden_size"] % values["num_attention_heads"]:
         sizes = f"hidden_size {values['hidden_size']} and num_attention_heads {values['num_attention_heads']}"
-        msg = f"{origin}: config.json has {sizes}, wanted one a multiple of the other; fetch the file again"
+        msg = f"{origin}: config.json has {sizes}, wanted a multiple of the number of heads; fetch the file again"
         raise ModelError(msg)
     return {name: values[name] for name in names}
 
 
 def _count(value: object) -> bool:
-    return type(value) is int and 0 < value <= MOST
+    return type(value) is int and 0 < value <= MAX_SIZE
 
 
 def _positive(value: object) -> bool:
@@ -481,7 +487,10 @@ def filled(
     *,
     origin: str,
 ) -> nn.Module:
-    """Build a module and load every tensor. Raises ModelError that lists the tensors that do not fit."""
+    """Return `make(config)` in evaluation mode with every tensor loaded.
+
+    Raises ModelError that lists missing, unexpected, mis-shaped and quantised tensors.
+    """
     if hasattr(config, "_attn_implementation"):
         config._attn_implementation = "sdpa"  # noqa: SLF001 (no public setting without from_pretrained)
     with torch.device("meta"):
@@ -507,7 +516,7 @@ def filled(
 
 
 def misfit(missing: list[str], unexpected: list[str], misshapen: list[str]) -> str:
-    """Describe the tensors that do not fit; "" if all do."""
+    """Describe the tensors that do not fit a module, a few names of each kind; "" if all do."""
     kinds = (("missing", missing), ("unexpected", unexpected), ("mis-shaped", misshapen))
     return "; ".join(f"{label} {_few(names)}" for label, names in kinds if names)
 

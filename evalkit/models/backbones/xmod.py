@@ -2,6 +2,8 @@
 
 transformers' block selects each text's adapter with a mask over the batch. That copies all hidden states three times,
 and on a GPU the host waits twice per layer for the number of texts in the mask.
+
+Shapes: B texts, T tokens, H hidden size, I inner size.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ class OneAdapterOutput(nn.Module):
     """The last block of a layer, with the same weights, names and result as in transformers."""
 
     def __init__(self, block: nn.Module) -> None:
-        """Reuse the parts of a block with one adapter."""
+        """Reuse the submodules of a block, which must have exactly one adapter."""
         super().__init__()
         parts: Any = block
         self.dense, self.LayerNorm = parts.dense, parts.LayerNorm
@@ -24,7 +26,7 @@ class OneAdapterOutput(nn.Module):
             self._norm = "adapter_layer_norm"
         else:
             self._norm = "LayerNorm" if parts.adapter_reuse_layer_norm else ""
-        self._norm_stays = bool(parts.ln_before_adapter)
+        self._residual_is_normed = bool(parts.ln_before_adapter)
         (self._adapter,) = self.adapter_modules
 
     def forward(self, inner: Tensor, residual: Tensor, lang_ids: Tensor) -> Tensor:
@@ -33,11 +35,11 @@ class OneAdapterOutput(nn.Module):
         hidden_BTH: Tensor = self.dense(inner) + residual
         normed_BTH = self.get_submodule(self._norm)(hidden_BTH) if self._norm else hidden_BTH
         adapted_BTH: Tensor = self.adapter_modules[self._adapter](normed_BTH)
-        return adapted_BTH + (normed_BTH if self._norm_stays else hidden_BTH)
+        return adapted_BTH + (normed_BTH if self._residual_is_normed else hidden_BTH)
 
 
 def use_one_adapter(module: nn.Module) -> None:
-    """Replace the output blocks of a model with one adapter."""
+    """Replace, in place, the output blocks of an XMOD model that has one adapter."""
     for parent in list(module.modules()):
         for name, child in list(parent.named_children()):
             if type(child).__name__ == "XmodOutput":

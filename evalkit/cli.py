@@ -1140,10 +1140,26 @@ def _record(*arguments: Any, **settings: Any) -> logging.LogRecord:
     return record
 
 
+class _Once(logging.Filter):
+    """Pass each message once: several steps of a job can find the same damaged file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._messages: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Return whether a record's message is new."""
+        message = record.getMessage()
+        new = message not in self._messages
+        self._messages.add(message)
+        return new
+
+
 def main() -> None:
     """Run a verb. Errors that a user can fix become one line and an exit code; a bug keeps its traceback."""
     # Rich would wrap at the width of a terminal; in a log file a warning should be one line with whole paths.
     handler = RichHandler(console=_err, show_path=False) if _err.is_terminal else logging.StreamHandler()
+    handler.addFilter(_Once())
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("huggingface_hub").propagate = False  # its own handler would print each line twice
     logging.setLogRecordFactory(_record)

@@ -54,6 +54,19 @@ def test_a_killed_run_goes_on_where_it_stopped_and_ends_in_the_same_bytes(tmp_pa
     assert run_file(killed) == run_file(whole)
 
 
+def test_a_damaged_manifest_is_reported_once(tmp_path):
+    words = words_of(tmp_path, "model=demo", "dim=64")
+    finish(words)
+    wanted = run_file(tmp_path)
+    manifest = sorted((tmp_path / "cache" / "stores").glob("*/*.json"))[2]
+    manifest.write_bytes(manifest.read_bytes().replace(b"format", b"fOrmat", 1))
+    for path in [*(tmp_path / "cache" / "topk").glob("*/*"), *(tmp_path / "results" / "runs").glob("*/*")]:
+        path.unlink()
+    (said,) = [line for line in finish(words).splitlines() if "the shard is redone" in line]
+    assert said.startswith(f"{manifest}: manifest damaged")
+    assert run_file(tmp_path) == wanted
+
+
 def test_a_damaged_shard_is_redone_and_reported(tmp_path):
     words = words_of(tmp_path, "model=demo", "dim=64")
     finish(words)

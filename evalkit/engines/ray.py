@@ -169,6 +169,7 @@ class Pool:
         """
         self.resources = resources
         self.cpus_per_worker = 1
+        self._workers = 0  # that were asked for
         self._ray = _import_ray(resources)
         self._slots: list[_Slot] = []
         self._joined = resources.address is not None
@@ -195,8 +196,8 @@ class Pool:
 
     @property
     def lacks_workers(self) -> bool:
-        """Whether a worker was given up."""
-        return any(slot.given_up for slot in self._slots)
+        """Whether a worker was given up, or never started because its node had left."""
+        return len(self._slots) < self._workers or any(slot.given_up for slot in self._slots)
 
     def states(self) -> list[WorkerState]:
         """Return the state of every worker."""
@@ -224,6 +225,10 @@ class Pool:
                 try:
                     outcome: Outcome = self._ray.get(call.reference)
                 except self._ray.exceptions.RayError as error:
+                    if _fitting(self._ray, self.resources) < sum(not one.given_up for one in self._slots):
+                        self._give_up(slot, _cause(error), [])
+                        self._check_workers_left(0.0)
+                        continue
                     if not self._is_starting(error):
                         slot.deaths_in_a_row += 1
                     if slot.deaths_in_a_row >= MOST_LOADS or time.monotonic() - started > START_LIMIT_S:
@@ -310,7 +315,7 @@ class Pool:
         if threading.current_thread() is threading.main_thread():
             self._previous_handler = signal.signal(signal.SIGTERM, _exit_on_sigterm)
         count, gpus, cpus = _worker_shares(ray, resources)
-        self.cpus_per_worker = cpus
+        self.cpus_per_worker, self._workers = cpus, count
         options = {
             "num_cpus": cpus,
             "num_gpus": gpus,
@@ -323,8 +328,8 @@ class Pool:
         waiting = [actor.facts.remote() for actor in actors]
         answers = list(waiting)
         started = time.monotonic()
-        while waiting:
-            _, waiting = ray.wait(waiting, timeout=POLL_S)
+        while waiting and count - len(waiting) < _fitting(ray, resources):  # fewer fit if a node leaves
+            _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_S)
             if time.monotonic() - started > START_LIMIT_S:
                 msg = (
                     f"{len(waiting)} of {count} workers did not start within {START_LIMIT_S:.0f} s: the cluster is "
@@ -333,12 +338,21 @@ class Pool:
                 raise EngineError(msg)
         for number, (actor, answer) in enumerate(zip(actors, answers, strict=True)):
             try:
-                facts: Facts = ray.get(answer)
+                facts: Facts = ray.get(answer, timeout=0 if answer in waiting else None)
             except ray.exceptions.RayError as error:
+                if _fitting(ray, resources) < count:
+                    ray.kill(actor, no_restart=True)  # its node has left
+                    continue
                 msg = f"a worker could not start: {_cause(error)}; install the same evalkit[ray] on every node"
                 raise EngineError(msg) from error
             self._slots.append(_Slot(number, actor, facts))
             _refuse_other_versions(facts)
+        if not self._slots:
+            msg = "every node with room for a worker left the cluster while the workers started; repeat the command"
+            raise EngineError(msg)
+        if len(self._slots) < count:
+            left = len(self._slots)
+            log.warning("a node left the cluster while the workers started: %d of %d workers are left", left, count)
 
     def _box_loader(self, key: str, load: Load) -> list[Any]:
         """Return a list with a reference to the loader: Ray fetches an argument that is itself a reference.
@@ -595,14 +609,26 @@ def _half_of_memory() -> int:
     return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
 
 
+def _fitting(ray: Any, resources: Resources) -> int:
+    """Return the number of workers for which the cluster's live nodes have processors, busy or not."""
+    nodes = _live_nodes(ray)
+    if per_gpu := resources.gpus_per_worker:
+        return sum(int(node.get("GPU", 0) / per_gpu) for node in nodes)
+    return sum(int(node.get("CPU", 0) // (resources.cpus_per_worker or 1)) for node in nodes)
+
+
+def _live_nodes(ray: Any) -> list[dict[str, float]]:
+    """Return the resources of each node that is alive."""
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
 def _worker_shares(ray: Any, resources: Resources) -> tuple[int, float, int]:
     """Return the number of workers, and the GPUs and CPUs of each. Raises ConfigError if they do not fit."""
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _live_nodes(ray)
     gpus, cpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("GPU", "CPU"))
-    per_gpu = resources.gpus_per_worker
+    per_gpu, fitting = resources.gpus_per_worker, _fitting(ray, resources)
+    workers = resources.workers or fitting
     if per_gpu:
-        fitting = int(gpus / per_gpu) if per_gpu < 1 else sum(int(node.get("GPU", 0) // per_gpu) for node in nodes)
-        workers = resources.workers or fitting
         if workers > fitting or not workers:
             msg = (
                 f"engine.workers={workers or 1} with engine.gpus_per_worker={per_gpu:g}: Ray sees {gpus} GPUs on "
@@ -612,8 +638,6 @@ def _worker_shares(ray: Any, resources: Resources) -> tuple[int, float, int]:
         shares = [int(node.get("CPU", 1) * per_gpu / node["GPU"]) for node in nodes if node.get("GPU")]
         return workers, per_gpu, resources.cpus_per_worker or max(1, min(shares))
     each = resources.cpus_per_worker or 1
-    fitting = sum(int(node.get("CPU", 0) // each) for node in nodes)
-    workers = resources.workers or fitting
     if workers > fitting or not workers:
         msg = (
             f"engine.workers={workers or 1} with engine.cpus_per_worker={each}: Ray has {cpus} CPUs on {len(nodes)} "

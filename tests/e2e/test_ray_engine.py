@@ -234,6 +234,47 @@ def test_a_node_that_goes_takes_one_piece_with_it(cluster, tmp_path):
     cluster.wait_for_nodes()
 
 
+@pytest.mark.parametrize("moment", ["while workers start", "while they load"])
+def test_a_node_that_goes_before_the_first_shard_leaves_the_work_to_the_others(
+    cluster, tmp_path, caplog, monkeypatch, moment
+):
+    engine.close()
+    fitting, gone = engine._fitting, []
+
+    def take_a_node_away(*_):
+        if not gone:
+            gone.append(cluster.list_all_nodes()[-1])
+            cluster.remove_node(gone[0], allow_graceful=False)
+
+    def leaving(ray, resources):
+        if engine_is_starting:
+            take_a_node_away()
+        return fitting(ray, resources)
+
+    engine_is_starting = False
+    monkeypatch.setattr(engine, "_fitting", leaving)
+    shares = engine._worker_shares
+
+    def shared(ray, resources):
+        nonlocal engine_is_starting
+        found = shares(ray, resources)
+        engine_is_starting = moment == "while workers start"
+        return found
+
+    monkeypatch.setattr(engine, "_worker_shares", shared)
+    with caplog.at_level(logging.WARNING):
+        pool = engine.pool(asked(cluster))
+        take_a_node_away()
+        answers = done_with(pool, tmp_path, [1, 2, 3])
+    assert sorted(answer.result[0] for answer in answers.values()) == [2, 4, 6]
+    assert pool.lacks_workers
+    said = "1 of 2 workers are left" if moment == "while workers start" else "is given up: "
+    assert said in caplog.text
+    engine.close()
+    cluster.add_node(num_cpus=1)
+    cluster.wait_for_nodes()
+
+
 @pytest.mark.long
 def test_twenty_random_kills_cost_at_most_a_piece_each(cluster, tmp_path):
     engine.close()

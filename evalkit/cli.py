@@ -239,14 +239,16 @@ def run(
     """
     from evalkit.config import compose
     from evalkit.engines import ray as workers
-    from evalkit.storage.paths import make_folder, write_whole
+    from evalkit.storage.paths import make_folder, write_atomic
 
     words = _named(context, context.args)
     job = partial(_run_one, force=force)
     failed: list[str] = []
     try:
         if any(word in HYDRA_FLAGS for word in words):
-            outcomes = compose.hand_to_hydra(words, job, complain=_complain, make_folder=make_folder, write=write_whole)
+            outcomes = compose.hand_to_hydra(
+                words, job, complain=_complain, make_folder=make_folder, write=write_atomic
+            )
             answers = [outcome.done for outcome in outcomes]
             failed = [outcome.combination for outcome in outcomes if outcome.error is not None]
         else:
@@ -267,7 +269,7 @@ def run(
         deviations = [one for folder, found in by_folder.items() for one in reruns.measure(found, folder)[0]]
         lacking = [table.Lacking(**each) for each in lost]
         shown = table.rows(cells, deviations=deviations)
-        _out.print(table.terminal(shown, lacking=lacking, means=table.whole_means(cells), wide=wide))
+        _out.print(table.terminal(shown, lacking=lacking, means=table.collection_means(cells), wide=wide))
         if (costs := indexes.index_table(cells, wide=wide)) is not None:
             _out.print(costs)
     if failed or lost:

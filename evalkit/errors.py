@@ -31,7 +31,7 @@ class EvalkitError(ValueError):
     """Where something could not be fetched: the message's parts, which the command prints as a line each."""
 
     @classmethod
-    def not_had(cls, tried: Tried) -> Self:
+    def unobtainable(cls, tried: Tried) -> Self:
         """Return the error that something could not be fetched."""
         error = cls(f"{tried.what}: {tried.why}; {tried.remedy}")
         error.tried = tried
@@ -83,7 +83,7 @@ class ScoreError(EvalkitError):
 def lines(error: BaseException) -> list[str]:
     """Return an error as printed: three lines if something could not be fetched, otherwise one.
 
-    >>> lines(ModelError.not_had(Tried("o/m@main", "no network", "fetch it elsewhere")))
+    >>> lines(ModelError.unobtainable(Tried("o/m@main", "no network", "fetch it elsewhere")))
     ['tried: o/m@main', 'failed: no network', 'to do: fetch it elsewhere']
     >>> lines(ModelError("no such dim"))
     ['no such dim']

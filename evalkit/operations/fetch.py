@@ -34,7 +34,7 @@ from evalkit.models.encoder import checkpoints
 from evalkit.models.tokens import vocabulary_of
 from evalkit.run import pipeline
 from evalkit.run.cells import Task
-from evalkit.storage import keys, outside, seal
+from evalkit.storage import keys, seal, untrusted
 from evalkit.storage.hub import snapshot_folder
 from evalkit.storage.offline import network_off
 from evalkit.storage.paths import (
@@ -46,7 +46,7 @@ from evalkit.storage.paths import (
     publish,
     temporary,
     unwritable,
-    write_whole,
+    write_atomic,
 )
 from evalkit.texts import printable
 from evalkit.types import Dataset
@@ -104,7 +104,7 @@ def fetch(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:
     cache_dir = configs[0].cache_dir
     for each in found:
         record = {"name": each.name, "source": each.source, "checksums": dict(each.checksums)}
-        write_whole(fetched_file(cache_dir, each.name), f"{json.dumps(seal.seal(record), indent=1)}\n".encode())
+        write_atomic(fetched_file(cache_dir, each.name), f"{json.dumps(seal.seal(record), indent=1)}\n".encode())
     return found
 
 
@@ -242,7 +242,7 @@ def _manifest(archive: tarfile.TarFile, path: Path, cache_dir: Path) -> dict[str
         raise _unusable(path, f"no {_MANIFEST} at its beginning", "a file that evalkit fetch --bundle wrote")
     if first.size > _LARGEST_MANIFEST:
         raise _unusable(path, f"a manifest of {first.size} bytes", f"{_LARGEST_MANIFEST} at most")
-    manifest = outside.json_object(stream.read())
+    manifest = untrusted.json_object(stream.read())
     if manifest.get("format") != _FORMAT:
         raise _unusable(path, f"bundle format {manifest.get('format')!r}", f"{_FORMAT}")
     wanted = {}

@@ -29,7 +29,7 @@ from evalkit.config.settings import (
 )
 from evalkit.datasets import infer as datasets
 from evalkit.errors import ConfigError
-from evalkit.storage.paths import write_whole
+from evalkit.storage.paths import write_atomic
 
 PATH: Final = re.compile(r"(\.{1,2}|~[^/]*)?/.*|\.{1,2}|~")
 """A word that must be a path, because no config's name begins like this."""
@@ -52,7 +52,7 @@ def new_model(name: str, source: str, folder: Path) -> Written:
     """
     path = _place("model", name, folder)
     text, lines = _model_text(name, checkpoint_source(source))
-    write_whole(path, text.encode())
+    write_atomic(path, text.encode())
     return Written(path, tuple(lines))
 
 
@@ -66,7 +66,7 @@ def new_dataset(
     path = _place("dataset", name, folder)
     facts = datasets.infer(Path(source), name=name, language=language, split=split)
     facts = datasets.measured(facts, cache_dir=cache_dir)
-    write_whole(path, _dataset_text(facts).encode())
+    write_atomic(path, _dataset_text(facts).encode())
     return Written(path, tuple(datasets.lines(facts)))
 
 
@@ -143,7 +143,7 @@ def _made(group: str, value: str, words: Sequence[str], configs: Path, say: Call
         facts |= {key: _as_said(key, text) for key, _, text in given if key in ASSUMED}
         text, lines = _dataset_text(facts), datasets.lines(facts)
     chosen = f"{GIVEN}/{name}"
-    write_whole(configs / group / f"{chosen}.yaml", text.encode())
+    write_atomic(configs / group / f"{chosen}.yaml", text.encode())
     say(f"{group} {name}, made from {value}")
     for line in lines:
         say(f"  {line}")

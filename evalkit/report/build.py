@@ -10,7 +10,7 @@ from evalkit.analysis import collected, comparability
 from evalkit.errors import ScoreError
 from evalkit.report import card, commands, evidence, exports, hits, page, rounding, sheets, table
 from evalkit.scoring import mteb_results, published, reruns
-from evalkit.storage import outside, paths, results
+from evalkit.storage import paths, results, untrusted
 from evalkit.storage.results import CellScores
 
 EXPORTS = ("mteb", "model-index", "eval_results")
@@ -131,7 +131,7 @@ def write(report: Report, out: Path) -> None:
     for name, data in report.files.items():
         path = paths.below(out, name)
         if not path.is_file() or path.read_bytes() != data:
-            paths.write_whole(path, data)
+            paths.write_atomic(path, data)
 
 
 def drifted(report: Report, out: Path) -> tuple[str, ...]:
@@ -201,8 +201,8 @@ def _details(
 def _saved(results_dir: Path, cell: CellScores) -> dict[str, Any] | None:
     """Return the settings that a cell was computed with; None if its config.yaml is missing or damaged."""
     try:
-        values = outside.read_yaml(paths.run_dir(results_dir, cell.run_id) / results.CONFIG)
-    except outside.UnreadableError:
+        values = untrusted.read_yaml(paths.run_dir(results_dir, cell.run_id) / results.CONFIG)
+    except untrusted.UnreadableError:
         return None
     return values if isinstance(values, dict) else None
 

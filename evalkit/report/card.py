@@ -15,7 +15,7 @@ from evalkit.errors import ScoreError
 from evalkit.scoring import published
 from evalkit.scoring.published import CARD, PublishedMean, PublishedScore, Verdict
 from evalkit.scoring.reruns import Deviation
-from evalkit.storage import keys, outside, results
+from evalkit.storage import keys, results, untrusted
 from evalkit.storage.results import CellScores
 
 TITLES = {
@@ -372,8 +372,8 @@ def _entries(path: Path, names: set[str], wanted: str) -> list[dict[str, Any]]:
     if not path.is_file():
         return []
     try:
-        entries = outside.read_yaml(path) or []
-    except outside.UnreadableError as error:
+        entries = untrusted.read_yaml(path) or []
+    except untrusted.UnreadableError as error:
         msg = f"{path}: not YAML ({error}); {wanted}"
         raise ScoreError(msg) from error
     for entry in entries if isinstance(entries, list) else [entries]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from evalkit.analysis.compare import storage
 from evalkit.errors import ConfigError, ScoreError
 from evalkit.storage import keys
-from evalkit.storage.paths import write_whole
+from evalkit.storage.paths import write_atomic
 from evalkit.storage.results import CellScores
 
 if TYPE_CHECKING:
@@ -241,4 +241,4 @@ def draw(
             metadata={".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix),
         )
         plt.close(figure)
-    write_whole(path, data.getvalue())
+    write_atomic(path, data.getvalue())

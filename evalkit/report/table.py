@@ -67,7 +67,7 @@ class Mean(NamedTuple):
     judged: JudgedMean | None
 
 
-def whole_means(cells: Sequence[CellScores]) -> list[Mean]:
+def collection_means(cells: Sequence[CellScores]) -> list[Mean]:
     """Return the means over the collections that have published means, for each system with all of their datasets."""
     judged = [one for one in judge_means(cells) if len(one.cells) == len(one.mean.datasets)]
     found = [

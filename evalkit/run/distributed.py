@@ -37,7 +37,7 @@ from evalkit.run.progress import Counted, documents_bar
 from evalkit.run.search import hits_from_arrays, hits_to_arrays
 from evalkit.run.shard_step import Texts, VectorStep, vector_step
 from evalkit.storage import keys, shard_files
-from evalkit.storage.paths import make_folder, topk_dir, unwritable, write_whole
+from evalkit.storage.paths import make_folder, topk_dir, unwritable, write_atomic
 from evalkit.types import Dataset, Document, Query
 
 BYTES_PER_TOKEN = 2
@@ -305,7 +305,7 @@ class Token(NamedTuple):
                 "(cache_dir=DIR), or store.keep=topk, which writes on the driver's node alone"
             )
             raise StoreError(msg)
-        write_whole(self.path.with_suffix(f".{os.getpid()}"), b"")
+        write_atomic(self.path.with_suffix(f".{os.getpid()}"), b"")
         self.path.with_suffix(f".{os.getpid()}").unlink(missing_ok=True)
 
 
@@ -554,7 +554,7 @@ def _token(config: RunConfig) -> Iterator[Token | None]:
         return
     make_folder(config.cache_dir)
     token = Token(config.cache_dir / f".shared-{secrets.token_hex(8)}", secrets.token_hex(16))
-    write_whole(token.path, token.content.encode())
+    write_atomic(token.path, token.content.encode())
     try:
         yield token
     finally:

@@ -21,7 +21,7 @@ from evalkit.config.settings import RunConfig, RunFileConfig
 from evalkit.errors import ScoreError
 from evalkit.run import environment, identity, pipeline, ranked, scored
 from evalkit.run.cells import Task
-from evalkit.storage import keys, outside, results, trec
+from evalkit.storage import keys, results, trec, untrusted
 from evalkit.storage.results import CellScores
 from evalkit.types import Hit, Run
 
@@ -89,8 +89,8 @@ def read_facts(run_file: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        facts = outside.read_json_object(path)
-    except outside.UnreadableError as error:
+        facts = untrusted.read_json_object(path)
+    except untrusted.UnreadableError as error:
         msg = f"{path}: {error}; run the peer again, or move the run file away from it"
         raise ScoreError(msg) from error
     got = hashlib.sha256(run_file.read_bytes()).hexdigest()

@@ -29,9 +29,9 @@ from typing import IO, Any, NamedTuple
 
 from evalkit.config.settings import RunConfig
 from evalkit.errors import EngineError, EvalkitError, StoreError
-from evalkit.storage import outside, seal
+from evalkit.storage import seal, untrusted
 from evalkit.storage.keys import key_of
-from evalkit.storage.paths import make_folder, unwritable, write_whole
+from evalkit.storage.paths import make_folder, unwritable, write_atomic
 from evalkit.storage.results import config_of, plain
 
 FOLDER = "jobs"
@@ -63,8 +63,8 @@ class Job(NamedTuple):
     def workers(self) -> list[Mapping[str, Any]]:
         """Return the state of each worker, as written by `record_workers`; empty for a job without workers."""
         try:
-            found = outside.read_json(self.path.with_suffix(WORKERS))
-        except outside.UnreadableError:
+            found = untrusted.read_json(self.path.with_suffix(WORKERS))
+        except untrusted.UnreadableError:
             return []
         return [worker for worker in found if isinstance(worker, dict)] if isinstance(found, list) else []
 
@@ -167,7 +167,7 @@ def record_workers(config: RunConfig, workers: Sequence[Mapping[str, Any]]) -> N
     if path is None:  # a job without a record
         return
     with suppress(OSError, StoreError):
-        write_whole(path.with_suffix(WORKERS), json.dumps(list(workers), ensure_ascii=False).encode())
+        write_atomic(path.with_suffix(WORKERS), json.dumps(list(workers), ensure_ascii=False).encode())
 
 
 @contextmanager

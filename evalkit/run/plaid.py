@@ -40,7 +40,7 @@ from evalkit.storage.paths import (
     store_dir,
     temporary,
     unwritable,
-    write_whole,
+    write_atomic,
 )
 from evalkit.storage.shard_files import ShardVectors
 from evalkit.types import Run
@@ -252,7 +252,7 @@ def _record(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
 def _kept(folder: Path, unfinished: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Write the record of a new index and rename the index to its final folder."""
     record = {**facts, "bytes": _bytes(unfinished)}
-    write_whole(unfinished / RECORD, json.dumps(seal.seal(record), indent=1).encode())
+    write_atomic(unfinished / RECORD, json.dumps(seal.seal(record), indent=1).encode())
     try:
         publish(unfinished, folder)
     except OSError as error:
@@ -272,7 +272,7 @@ def _asked(
     kept = "" if job["build"] is None else "nothing of the index was kept: "
     again = f"{kept}run the same command again, or make its environment again: "
     again += f"python {script()} make {environment(cache_dir)}"
-    write_whole(work / "job.json", json.dumps(job).encode())
+    write_atomic(work / "job.json", json.dumps(job).encode())
     done = subprocess.run(  # noqa: S603 (the Python of an environment that the user made)
         [python(cache_dir), script(), "run", work / "job.json"],
         capture_output=True,

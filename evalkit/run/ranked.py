@@ -9,7 +9,7 @@ from evalkit.ranking import drop_self, self_hits
 from evalkit.run.cells import Task
 from evalkit.scoring import metrics
 from evalkit.storage import results, trec
-from evalkit.storage.paths import make_folder, run_dir, write_whole
+from evalkit.storage.paths import make_folder, run_dir, write_atomic
 from evalkit.types import Hit, Run, Scores
 
 
@@ -40,7 +40,7 @@ def write_files(task: Task, run_id: str, hits: Mapping[str, Sequence[Hit]]) -> R
         own = {query: [hit for hit in ranked if hit.document_id == query] for query, ranked in given.items()}
         trec.write_run(own, folder / results.DROPPED, tag=run_id)
     values = metrics.score(kept, dataset.qrels, config.metrics)
-    write_whole(folder / results.PER_QUERY, results.per_query_table(values.per_query, config.metrics).encode())
+    write_atomic(folder / results.PER_QUERY, results.per_query_table(values.per_query, config.metrics).encode())
     results.write_config(config, folder)
     return Ranked(kept, dropped, values)
 

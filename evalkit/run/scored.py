@@ -19,7 +19,7 @@ from evalkit.run import environment, identity
 from evalkit.run.cells import Cell, Task
 from evalkit.scoring import metrics
 from evalkit.storage import keys, results, trec
-from evalkit.storage.paths import run_dir, write_whole
+from evalkit.storage.paths import run_dir, write_atomic
 from evalkit.storage.results import CellScores
 from evalkit.types import Scores
 
@@ -53,7 +53,7 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
     results.begin_scoring(task.config.results_dir, cell.run_id)
     trec.write_qrels(task.dataset.qrels, folder / results.QRELS)
     scored = metrics.score(run, task.dataset.qrels, names)
-    write_whole(folder / results.PER_QUERY, results.per_query_table(scored.per_query, names).encode())
+    write_atomic(folder / results.PER_QUERY, results.per_query_table(scored.per_query, names).encode())
     results.write_config(task.config, folder, scored_again=True)
     here = environment.environment(None)
     fresh = dataclasses.replace(

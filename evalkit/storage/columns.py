@@ -20,9 +20,9 @@ BOM: Final = b"\xef\xbb\xbf"
 _GZIP: Final = b"\x1f\x8b"
 _BUFFER_BYTES: Final = 1 << 20
 _SPACES: Final = re.compile("[ \t]+")
-_ODD: Final = re.compile("[\x00\x0b\x0c\x1c-\x1f]|\r(?!\n)")
+_ODD_SEPARATORS: Final = re.compile("[\x00\x0b\x0c\x1c-\x1f]|\r(?!\n)")
 """ASCII characters at which only Python's str.split() splits, and NUL, which ends a string in C."""
-_FORMS: Final = {3: "query-id corpus-id score", 4: "query 0 document grade"}
+_COLUMN_NAMES: Final = {3: "query-id corpus-id score", 4: "query 0 document grade"}
 _HEADER: Final = ("query-id", "corpus-id", "score")
 _NUMBER: Final = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?([eE][+-]?[0-9]+)?")
 """Stricter than float(), which also accepts 1_000, digits of other scripts, nan and inf."""
@@ -33,7 +33,7 @@ _LONGEST_NUMBER: Final = 64
 
 
 class Bad(Protocol):
-    """Builds the error for a file or one of its lines."""
+    """Builds the error for a bad file or a bad line of it."""
 
     def __call__(self, path: Path, line: int | None, got: str, wanted: str, remedy: str) -> EvalkitError:
         """Return the error; `line` counts from 1 and is None for the whole file."""
@@ -87,7 +87,7 @@ def split(text: str, *, tabs: int | None = None) -> list[str]:
     """
     if tabs is not None and text.count("\t") == tabs:
         return [column.strip(" ") for column in text.split("\t")]
-    if text.isascii() and not _ODD.search(text):
+    if text.isascii() and not _ODD_SEPARATORS.search(text):
         return text.split()  # the same result as below, several times faster
     return [column for column in _SPACES.split(text.strip(" \t\r\n")) if column]
 
@@ -100,7 +100,7 @@ def is_identifier(text: str) -> bool:
 def check_identifier(path: Path, number: int, what: str, text: str, bad: Bad) -> None:
     """Raise the error of `bad` unless a text is an id; `what` is the name of the column."""
     if not is_identifier(text):
-        got = f"{what} {cut(repr(text))}"
+        got = f"{what} {shortened(repr(text))}"
         raise bad(path, number, got, "an id without white space or NUL", "rename it wherever it occurs")
 
 
@@ -121,10 +121,10 @@ def grade_of(value: object) -> int | None:
         return None
     try:
         exact = Decimal(text)
-        whole = abs(exact) <= LARGEST_GRADE and exact == exact.to_integral_value()
-    except ArithmeticError:  # the exponent is too large for Decimal, to read or to reckon with
+        is_grade = abs(exact) <= LARGEST_GRADE and exact == exact.to_integral_value()
+    except ArithmeticError:  # the exponent is too large for Decimal to parse or to compare
         return None
-    return int(exact) if whole else None
+    return int(exact) if is_grade else None
 
 
 class Judgement(NamedTuple):
@@ -155,12 +155,14 @@ def judgements(path: Path, bad: Bad, *, forms: Collection[int] = (3, 4)) -> Iter
                 continue
         if len(found) != columns or columns not in forms:
             first = min(forms)
-            wanted = f"{columns}, as on the first line" if columns in forms else f"{first} ({_FORMS[first]})"
+            wanted = f"{columns}, as on the first line" if columns in forms else f"{first} ({_COLUMN_NAMES[first]})"
             raise bad(path, number, f"{len(found)} columns", wanted, "ids hold no white space; repair the line")
         query, document, grade = found[0], found[-2], grade_of(found[-1])
         if grade is None:
             header = f"; a header line must read {' '.join(_HEADER)}" if number == 1 and 3 in forms else ""
-            raise bad(path, number, f"relevance {cut(repr(found[-1]))}", "a whole number", f"repair the line{header}")
+            raise bad(
+                path, number, f"relevance {shortened(repr(found[-1]))}", "a whole number", f"repair the line{header}"
+            )
         check_identifier(path, number, "query-id", query, bad)
         check_identifier(path, number, "corpus-id", document, bad)
         yield Judgement(number, query, document, grade)
@@ -185,6 +187,6 @@ def read_qrels(path: Path, bad: Bad, *, forms: Collection[int] = (3, 4)) -> dict
     return qrels
 
 
-def cut(text: str, *, most: int = 60) -> str:
+def shortened(text: str, *, most: int = 60) -> str:
     """Return a text shortened to `most` characters for a message, with an ellipsis if it was longer."""
     return text if len(text) <= most else f"{text[:most]}…"

@@ -13,7 +13,7 @@ import numpy as np
 from evalkit.errors import ScoreError
 from evalkit.ranking import FP32_LIMIT, check_hits, rank_hits
 from evalkit.storage import columns
-from evalkit.storage.paths import write_whole
+from evalkit.storage.paths import write_atomic
 from evalkit.types import Hit, Qrels, Run
 
 COLUMNS = 6
@@ -40,7 +40,7 @@ def write_run(run: Run, path: Path, *, tag: str) -> None:
                     raise ScoreError(msg)
             text.write(f"{query} Q0 {hit.document_id} {rank} {np.float32(hit.score)!s} {tag}\n")
     data = text.getvalue().encode()
-    write_whole(path, gzip.compress(data, compresslevel=6, mtime=0) if path.suffix == ".gz" else data)
+    write_atomic(path, gzip.compress(data, compresslevel=6, mtime=0) if path.suffix == ".gz" else data)
 
 
 def read_run(path: Path) -> dict[str, list[Hit]]:
@@ -59,10 +59,10 @@ def read_run(path: Path) -> dict[str, list[Hit]]:
         columns.check_identifier(path, number, "query id", query, _bad)
         columns.check_identifier(path, number, "document id", document, _bad)
         if _number(rank) is None:
-            raise _bad(path, number, f"rank {columns.cut(repr(rank))}", "a number: ids and tags hold no space")
+            raise _bad(path, number, f"rank {columns.shortened(repr(rank))}", "a number: ids and tags hold no space")
         score = _number(text)
         if score is None:
-            raise _bad(path, number, f"score {columns.cut(repr(text))}", "a number")
+            raise _bad(path, number, f"score {columns.shortened(repr(text))}", "a number")
         if not abs(score) < FP32_LIMIT:
             raise _bad(path, number, f"score {text!r}", "a finite number in fp32")
         if document in run.setdefault(query, {}):
@@ -85,19 +85,19 @@ def _number(text: str) -> float | None:
 def unmatched(run: Run, qrels: Qrels) -> str | None:
     """Describe how a run's document ids differ from those of the judgements; None if nothing shows a difference.
 
-    The scores of such a run are too low, but nothing in them shows it.
+    The scores of such a run are too low, but nothing in the scores shows it.
     """
-    asked = {query: grades for query, grades in qrels.items() if run.get(query)}
-    found = {query: {hit.document_id for hit in run[query]} for query in asked}
-    got = next((hit.document_id for query in asked for hit in run[query]), None)
-    wanted = next((document for grades in asked.values() for document in grades), None)
+    judged = {query: grades for query, grades in qrels.items() if run.get(query)}
+    found = {query: {hit.document_id for hit in run[query]} for query in judged}
+    got = next((hit.document_id for query in judged for hit in run[query]), None)
+    wanted = next((document for grades in judged.values() for document in grades), None)
     if got is None or wanted is None:
         return None
-    none = not any(found[query] & grades.keys() for query, grades in asked.items())
+    none = not any(found[query] & grades.keys() for query, grades in judged.items())
     for word, spelling in SPELLINGS.items():
         if word == "case" and not none:
             continue  # ids that differ only in case may be two documents
-        pairs = [pair for query, grades in asked.items() for pair in _alike(found[query], grades, spelling)]
+        pairs = [pair for query, grades in judged.items() for pair in _respelled_pairs(found[query], grades, spelling)]
         if pairs:
             some = "no document id of the run is judged" if none else f"{len(pairs)} judged documents are not found"
             return (
@@ -119,7 +119,9 @@ SPELLINGS: Mapping[str, Callable[[str], str]] = {
 """The usual differences between two spellings of one id."""
 
 
-def _alike(found: set[str], grades: Mapping[str, int], spelling: Callable[[str], str]) -> list[tuple[str, str]]:
+def _respelled_pairs(
+    found: set[str], grades: Mapping[str, int], spelling: Callable[[str], str]
+) -> list[tuple[str, str]]:
     """Return the pairs of an unjudged and a judged id that are identical under a spelling rule."""
     judged = {spelling(document): document for document in sorted(grades.keys() - found)}
     return [(got, judged[spelling(got)]) for got in sorted(found - grades.keys()) if spelling(got) in judged]
@@ -138,7 +140,7 @@ def write_qrels(qrels: Qrels, path: Path) -> None:
                     msg = f"{path}: {what} {name!r} cannot be written; qrels want no white space or NUL; rename it"
                     raise ScoreError(msg)
             text.write(f"{query} 0 {document} {grade}\n")
-    write_whole(path, gzip.compress(text.getvalue().encode(), compresslevel=6, mtime=0))
+    write_atomic(path, gzip.compress(text.getvalue().encode(), compresslevel=6, mtime=0))
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:

@@ -325,12 +325,12 @@ def test_ray_that_is_not_installed_is_one_line_with_the_remedy(monkeypatch):
 
 
 def test_a_cache_that_a_worker_does_not_see_is_refused_before_anything_starts(cluster, tmp_path, monkeypatch):
-    real = distributed.write_whole
+    real = distributed.write_atomic
 
     def elsewhere(path, data):
         real(path, b"of another folder" if path.name.startswith(".shared-") else data)
 
-    monkeypatch.setattr(distributed, "write_whole", elsewhere)
+    monkeypatch.setattr(distributed, "write_atomic", elsewhere)
     with pytest.raises(StoreError) as caught:
         run(tmp_path, "dim=64", "engine=ray", "engine.workers=2", f"engine.address={cluster.address}")
     assert f"cache_dir={tmp_path}/cache is not the folder that the driver sees" in str(caught.value)

@@ -1,4 +1,4 @@
-"""Readers of JSON and YAML files from outside, which may be damaged: they return plain values or raise one error.
+"""Readers of JSON and YAML that may be damaged or hostile: they return plain values or raise one error.
 
 Python's parsers raise many kinds of errors on such input: RecursionError for deep nesting, ValueError for numbers of
 5,000 digits, UnicodeDecodeError, and their own. Functions here raise only `UnreadableError`, whose text is a short

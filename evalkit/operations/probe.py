@@ -24,7 +24,7 @@ from evalkit.ranking import floors, merge_new, no_hits
 from evalkit.run import environment
 from evalkit.run.background import limit_tokenizer, tokenizer_threads
 from evalkit.run.encode import Encoding, encode
-from evalkit.run.search import asked, search_shard
+from evalkit.run.search import prepare_queries, search_shard
 from evalkit.run.shard_step import BM25_QUERY_BLOCK, bm25_score_step
 from evalkit.storage import shard_files
 from evalkit.storage.shard_files import ShardVectors
@@ -263,7 +263,7 @@ def _search(
     config: RunConfig, queries: ShardVectors, shards: Sequence[ShardVectors], *, depth: int, device: torch.device
 ) -> float:
     """Return the seconds of searching the sample's shards after a first shard, which prepares kernels and floors."""
-    ready = asked(queries, device)
+    ready = prepare_queries(queries, device)
     wall_s, best = 0.0, no_hits()
     for place, shard in enumerate([shards[0], *shards]):
         started = time.monotonic()

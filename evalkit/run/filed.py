@@ -1,6 +1,6 @@
 """File the run file of another program as a finished cell of its own system, for tables and comparisons.
 
-`scripts/peer.py run` writes a `peer.json` beside its run file: the library's versions and settings, times and peak
+`scripts/peer.py run` writes a `peer.json` next to its run file: the library's versions and settings, times and peak
 memory. If there is one, it is checked against the run file and recorded in the result.
 """
 
@@ -26,8 +26,9 @@ from evalkit.storage.results import CellScores
 from evalkit.types import Hit, Run
 
 FACTS = "peer.json"
-"""The file beside a run file with the facts of the program that wrote it."""
+"""The file next to a run file with the facts of the program that wrote it."""
 COUNTS = ("documents", "queries")
+"""The counts of the dataset in these facts that must be those of the dataset here."""
 
 
 def file_run(run_file: Path, system: str, config: RunConfig, *, console: Console) -> CellScores:
@@ -81,7 +82,7 @@ def file_run(run_file: Path, system: str, config: RunConfig, *, console: Console
 
 
 def read_facts(run_file: Path) -> dict[str, Any]:
-    """Return the content of the `peer.json` beside a run file; empty if there is none.
+    """Return the content of the `peer.json` next to a run file; empty if there is none.
 
     Raises ScoreError if it cannot be read or was written for another run file.
     """
@@ -117,10 +118,10 @@ def _refuse_other_dataset(run_file: Path, found: Run, facts: Mapping[str, Any], 
         msg = f"{where} no query that {dataset.name} ({dataset.split}) judges, but {got!r} and so on"
         raise ScoreError(f"{msg}, wanted {wanted!r} and so on; check dataset and dataset.split")
     counts = {"documents": task.survey.documents, "queries": len(dataset.queries)}
-    said = facts.get("dataset", {})
+    recorded = facts.get("dataset", {})
     for name in COUNTS:
-        if name in said and said[name] != counts[name]:
-            msg = f"{where} a run of {said[name]:,} {name}, wanted the {counts[name]:,} of {dataset.name}"
+        if name in recorded and recorded[name] != counts[name]:
+            msg = f"{where} a run of {recorded[name]:,} {name}, wanted the {counts[name]:,} of {dataset.name}"
             raise ScoreError(f"{msg}; {remedy}")
     if warning := trec.unmatched(found, dataset.qrels):
         msg = f"{run_file}: {warning}"
@@ -140,6 +141,7 @@ def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _seconds(facts: Mapping[str, Any]) -> dict[str, float]:
+    """Return the peer's times by stage, and the time of encoding and search together."""
     known = {
         name: float(value)
         for name, value in facts.get("seconds", {}).items()

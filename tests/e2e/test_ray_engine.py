@@ -117,7 +117,7 @@ def test_what_is_on_disk_is_not_sent_to_a_worker(cluster, tmp_path, monkeypatch)
     (gone, *_) = sorted((tmp_path / "cache" / "topk").glob("*/*.json"))
     gone.unlink()
     sent = []
-    monkeypatch.setattr(distributed, "_name", lambda shard: sent.append(shard.checksum) or "a shard")
+    monkeypatch.setattr(distributed, "_shard_name", lambda shard: sent.append(shard.checksum) or "a shard")
     run(tmp_path, *words, *of_ray)
     assert sent == [gone.stem]
     assert files(tmp_path / "results") == wanted
@@ -355,7 +355,7 @@ def test_a_second_driver_says_who_is_at_work_and_leaves(tmp_path):
 def test_failed_shards_are_named_with_their_documents_and_reasons():
     failed = [engine.Failed("documents 1 to 20", ("a (process 1): x", "b (process 2): y"))]
     with pytest.raises(EngineError) as caught:
-        distributed._refuse(failed, 3)
+        distributed._raise_failures(failed, 3)
     assert str(caught.value) == (
         "1 of 4 shards failed twice (documents 1 to 20: a (process 1): x and b (process 2): y); the others are "
         "finished: the same command does only what is missing"

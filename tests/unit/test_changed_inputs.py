@@ -618,7 +618,7 @@ def test_costs_that_are_lost_are_said(foxes: Path, tmp_path: Path, monkeypatch: 
     assert cell.metrics == whole.metrics
     assert cell.counts["shards_without_costs"] == 1
     assert "document_vectors" not in cell.counts
-    assert "the manifests of 1 of 1 shards do not say what they cost any more" in said
+    assert "the manifests of 1 of 1 shards no longer state their costs" in said
     assert "document_vectors" in said
 
 

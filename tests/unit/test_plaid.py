@@ -367,5 +367,5 @@ def test_embeddings_that_are_gone_are_not_searched(finished):
 def test_what_both_runs_share_is_counted_over_the_exact_first_ten():
     exact = {"q": [Hit(f"d{place}", 20.0 - place) for place in range(12)], "none": []}
     moved = {"q": [Hit("x", 9.0), *exact["q"][:9], *exact["q"][10:], exact["q"][9]]}
-    assert plaid.beside(moved, exact) == {"overlap@10": 0.9, "recall of exact 10": 1.0}
-    assert plaid.beside({}, exact) == {"overlap@10": 0.0, "recall of exact 10": 0.0}
+    assert plaid.overlap(moved, exact) == {"overlap@10": 0.9, "recall of exact 10": 1.0}
+    assert plaid.overlap({}, exact) == {"overlap@10": 0.0, "recall of exact 10": 0.0}

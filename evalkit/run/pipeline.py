@@ -307,16 +307,7 @@ def finish(
         for name in ("fitted_batch_tokens", "reused_shards", "shards_without_costs")
         if name in cost
     }
-    if lacking := counted.get("shards_without_costs"):
-        line = f"the manifests of {lacking:,} of {len(task.survey.shards):,} shards no longer state their costs"
-        task.console.print(
-            f"{cell.run_id}: {line}, so the result lacks document_vectors or times; the scores are complete",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-    if reused := counted.get("reused_shards"):
-        line = f"{reused:,} of {len(task.survey.shards):,} shards had been encoded before, for another cell"
+    for line in _cost_remarks(counted, shards=len(task.survey.shards)):
         task.console.print(f"{cell.run_id}: {line}", highlight=False, markup=False, soft_wrap=True)
     scores = CellScores(
         run_id=cell.run_id,
@@ -357,6 +348,17 @@ def finish(
     )
     results.write(scores, config.results_dir)
     return scores
+
+
+def _cost_remarks(counted: Mapping[str, int], *, shards: int) -> Iterator[str]:
+    """Yield a line if the costs of some shards are unknown, and one if some were encoded for another cell."""
+    if lacking := counted.get("shards_without_costs"):
+        yield (
+            f"the manifests of {lacking:,} of {shards:,} shards no longer state their costs, so the result lacks "
+            "document_vectors or times; the scores are complete"
+        )
+    if reused := counted.get("reused_shards"):
+        yield f"{reused:,} of {shards:,} shards had been encoded before, for another cell"
 
 
 def _title_only_documents(task: Task) -> dict[str, int]:

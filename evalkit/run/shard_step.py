@@ -134,8 +134,8 @@ class VectorStep:
         return [
             dim
             for dim, cell in self.cells.items()
-            if not shard_files.finished(self._topk(cell), shard.checksum)
-            and not shard_files.finished(self._store(cell), shard.checksum)
+            if not shard_files.finished(self._topk_dir(cell), shard.checksum)
+            and not shard_files.finished(self._store_dir(cell), shard.checksum)
         ]
 
     def encode_missing(self, shard: ShardRange) -> _EncodedShard:
@@ -144,40 +144,47 @@ class VectorStep:
         return self._encode(shard, dims) if dims else _EncodedShard({}, 0.0)
 
     def _run(self, shard: ShardRange) -> dict[str, Hits]:
-        name = shard.checksum
-        fresh = (
-            self.encoded.take(shard)
-            if self._unencoded(shard) or self.encoded.started(shard)
-            else _EncodedShard({}, 0.0)
-        )
-        hits: dict[str, Hits] = {}
-        embedded: dict[int, ShardVectors] = dict(fresh.vectors)
-        for dim, cell in self.cells.items():
-            if dim in embedded:
-                continue
-            if (arrays := shard_files.load(self._topk(cell), name)) is not None:
-                hits[cell.run_id] = hits_from_arrays(arrays)
-            elif (arrays := shard_files.load(self._store(cell), name)) is not None:
-                embedded[dim] = shard_files.vectors_from_arrays(arrays)
-        from_disk = embedded.keys() - fresh.vectors.keys()
-        stored = {dim: shard_files.finished(self._store(self.cells[dim]), name) for dim in from_disk}
-        known = {dim: _encoding_cost(facts, self.cells[dim]) for dim, facts in stored.items()}
-        for facts in stored.values():
-            here = environment.arithmetic(self.task.config, self.task.device)
-            log_other_arithmetic((facts or {}).get("instruction_set"), here)
-        known |= {dim: {"encode_s": fresh.wall_s} for dim in fresh.vectors}
-        damaged = [dim for dim, cell in self.cells.items() if cell.run_id not in hits and dim not in embedded]
+        """Take the shard's new vectors, read the rest from disk, and search all dims that have no hits yet."""
+        new = _EncodedShard({}, 0.0)
+        if self._unencoded(shard) or self.encoded.started(shard):
+            new = self.encoded.take(shard)
+        hits, stored = self._read(shard, [dim for dim in self.cells if dim not in new.vectors])
+        costs_of = {dim: self._stored_cost(shard, dim) for dim in stored}
+        costs_of |= {dim: {"encode_s": new.wall_s} for dim in new.vectors}
+        vectors = {**new.vectors, **stored}
+        damaged = [dim for dim, cell in self.cells.items() if cell.run_id not in hits and dim not in vectors]
         if damaged:
             again = self._encode(shard, damaged)
-            embedded |= again.vectors
-            known |= {dim: {"encode_s": again.wall_s} for dim in damaged}
-        elif not fresh.vectors:
+            vectors |= again.vectors
+            costs_of |= {dim: {"encode_s": again.wall_s} for dim in damaged}
+        elif not new.vectors:
             self.advance(shard.stop - shard.start, 0)
-        for dim in self.cells:
-            if dim in embedded:
-                found = self._searched(shard, dim, embedded[dim], encoding=known[dim])
-                hits[self.cells[dim].run_id] = found
+        for dim, cell in self.cells.items():
+            if dim in vectors:
+                hits[cell.run_id] = self._search(shard, dim, vectors[dim], encoding=costs_of[dim])
         return hits
+
+    def _read(self, shard: ShardRange, dims: Sequence[int]) -> tuple[dict[str, Hits], dict[int, ShardVectors]]:
+        """Return from disk a shard's hits by run id, and its vectors at those of the dims that have no hits.
+
+        Damaged files are left out.
+        """
+        hits: dict[str, Hits] = {}
+        vectors: dict[int, ShardVectors] = {}
+        for dim in dims:
+            cell = self.cells[dim]
+            if (arrays := shard_files.load(self._topk_dir(cell), shard.checksum)) is not None:
+                hits[cell.run_id] = hits_from_arrays(arrays)
+            elif (arrays := shard_files.load(self._store_dir(cell), shard.checksum)) is not None:
+                vectors[dim] = shard_files.vectors_from_arrays(arrays)
+        return hits, vectors
+
+    def _stored_cost(self, shard: ShardRange, dim: int) -> dict[str, float]:
+        """Return the encoding cost of a shard's stored vectors; log if other instructions computed them."""
+        facts = shard_files.finished(self._store_dir(self.cells[dim]), shard.checksum) or {}
+        here = environment.arithmetic(self.task.config, self.task.device)
+        log_other_arithmetic(facts.get("instruction_set"), here)
+        return _encoding_cost(facts, self.cells[dim])
 
     def _encode(self, shard: ShardRange, dims: Sequence[int]) -> _EncodedShard:
         """Encode a shard and queue its vectors for writing. Return them by dim, with the seconds of encoding."""
@@ -186,7 +193,7 @@ class VectorStep:
             self.writer.wait()
         started = time.monotonic()
         texts = self.tokenized.take(shard)
-        fresh = encode(
+        by_dim = encode(
             texts.ids,
             texts.tokens,
             self.encoder.only(dims),
@@ -203,15 +210,15 @@ class VectorStep:
         self._refuse_changed_checkpoints(dims)
         self.writer.wait_for_all_but(0 if self.task.device.type == "cpu" else UNWRITTEN_SHARDS * 2 * len(self.cells))
         if self.task.config.store.keep == "embeddings":
-            for dim, vectors in fresh.items():
+            for dim, vectors in by_dim.items():
                 facts = {**_facts(shard, self.cells[dim]), "run_id": self.cells[dim].run_id, "encode_s": wall_s}
                 if (units := environment.arithmetic(self.task.config, self.task.device)) is not None:
                     facts["instruction_set"] = units
                 arrays = shard_files.vectors_to_arrays(vectors)
-                self._save(self.save_vectors, self._store(self.cells[dim]), shard, arrays, facts)
-        return _EncodedShard(fresh, wall_s)
+                self._save(self.save_vectors, self._store_dir(self.cells[dim]), shard, arrays, facts)
+        return _EncodedShard(by_dim, wall_s)
 
-    def _searched(self, shard: ShardRange, dim: int, vectors: ShardVectors, *, encoding: Mapping[str, float]) -> Hits:
+    def _search(self, shard: ShardRange, dim: int, vectors: ShardVectors, *, encoding: Mapping[str, float]) -> Hits:
         """Search a shard's vectors and queue the hits for writing."""
         cell = self.cells[dim]
         started = time.monotonic()
@@ -227,10 +234,11 @@ class VectorStep:
         search_s = round(time.monotonic() - started, 3)
         self._refuse_changed_checkpoints([dim])  # the query vectors depend on it too
         cost = {"vectors": len(vectors.vectors.rows_XD), **encoding, "search_s": search_s}
-        self._save(self.save_hits, self._topk(cell), shard, hits_to_arrays(found), _facts(shard, cell) | cost)
+        self._save(self.save_hits, self._topk_dir(cell), shard, hits_to_arrays(found), _facts(shard, cell) | cost)
         return found
 
     def _refuse_changed_checkpoints(self, dims: Sequence[int]) -> None:
+        """Raise an error if a checkpoint's files have changed since they were loaded."""
         found = [self.cells[dim].checkpoint for dim in dims]
         refuse_changes(checkpoint for checkpoint in found if checkpoint is not None)
 
@@ -242,12 +250,13 @@ class VectorStep:
         arrays: Mapping[str, Tensor],
         facts: Mapping[str, Any],
     ) -> None:
+        """Save a checkpoint, with the batch limit in its facts if it fell."""
         save(folder, shard.checksum, arrays, {**facts, **self.limit.facts()})
 
-    def _store(self, cell: Cell) -> Path:
+    def _store_dir(self, cell: Cell) -> Path:
         return store_dir(self.task.config.cache_dir, cell.store_key)
 
-    def _topk(self, cell: Cell) -> Path:
+    def _topk_dir(self, cell: Cell) -> Path:
         return topk_dir(self.task.config.cache_dir, cell.search_key)
 
 
@@ -418,11 +427,10 @@ def costs(task: Task, cell: Cell) -> dict[str, float]:
     }
 
 
-def _encoding_cost(facts: Mapping[str, Any] | None, cell: Cell) -> dict[str, float]:
+def _encoding_cost(facts: Mapping[str, Any], cell: Cell) -> dict[str, float]:
     """Return the encoding time of a stored shard; mark it as reused if another cell had encoded it."""
-    known = facts or {}
-    reused = {} if known.get("run_id") == cell.run_id else {"reused_shards": 1}
-    return {"encode_s": float(known.get("encode_s", 0.0)), **reused}
+    reused = {} if facts.get("run_id") == cell.run_id else {"reused_shards": 1}
+    return {"encode_s": float(facts.get("encode_s", 0.0)), **reused}
 
 
 @cache
@@ -438,4 +446,5 @@ def log_other_arithmetic(stored: str | None, here: str | None) -> None:
 
 
 def _facts(shard: ShardRange, cell: Cell) -> dict[str, Any]:
+    """Return the facts that the manifest of every shard has."""
     return {"start": shard.start, "stop": shard.stop, "protocol": cell.protocol}

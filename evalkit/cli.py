@@ -194,7 +194,7 @@ def _named(context: typer.Context, words: Sequence[str]) -> list[str]:
         return list(words)
     from evalkit.operations import own
 
-    named, configs = own.with_given(words, say=_complain)
+    named, configs = own.with_temporary_configs(words, say=_complain)
     if configs is not None:
         _use_configs(context, configs)
     return named
@@ -345,7 +345,7 @@ def plan(
     does not fit.
     """
     from evalkit.operations import forecast
-    from evalkit.operations.cards import device_named
+    from evalkit.operations.device_rates import device_named
     from evalkit.report import plans
     from evalkit.storage import results
 
@@ -363,7 +363,7 @@ def plan(
         else:
             found = None if measured is None else measured(config)
             known = results.readable(config.results_dir)[0]
-            planned += forecast.look(config, known, probed=found, elsewhere=elsewhere)
+            planned += forecast.forecast_cells(config, known, probed=found, named_device=elsewhere)
     if planned:
         if wide or len(planned) <= plans.MOST_CELLS:
             _out.print(plans.plan_table(planned, wide=wide))
@@ -436,7 +436,7 @@ def status(
     if everything:
         finished, failed = results.readable(chosen[0].results_dir)
         chosen = [job.config for job in records if job.config is not None]
-    cells = forecast.with_jobs([cell for config in chosen for cell in forecast.look(config)], records)
+    cells = forecast.with_jobs([cell for config in chosen for cell in forecast.forecast_cells(config)], records)
     done = {cell.run_id for cell in finished}
     shown = [(cell, job) for cell, job in cells if cell.run_id is None or cell.run_id not in done]
     unreadable = [job for job in records if everything and job.config is None]
@@ -498,8 +498,8 @@ def cache_verify(cache_dir: CacheDir = None) -> None:
     from evalkit.report import rounding
 
     checked = inventory.verify(inventory.entries(_cache_dir(cache_dir), ()))
-    whole = f"{counted(checked.whole, 'shard')} whole"
-    _say(f"{whole} ({rounding.size(checked.bytes_read)}), {checked.unfinished} unfinished")
+    intact = f"{counted(checked.intact, 'shard')} intact"
+    _say(f"{intact} ({rounding.size(checked.bytes_read)}), {checked.unfinished} unfinished")
     for line in checked.damaged:
         _complain(line)
     if checked.damaged:

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from evalkit.operations import outlook
-from evalkit.operations.cards import Device
+from evalkit.operations.device_rates import Device
 from evalkit.operations.forecast import Amount, Planned
 from evalkit.operations.inventory import Entry
 from evalkit.operations.outlook import Outlook
@@ -61,7 +61,7 @@ def outlook_table(cells: Sequence[Planned], *, device: Device | None = None) -> 
     """Return a row per dataset and a total: tokens, time on one device, wall time by workers, disk, memory."""
     rows = outlook.by_dataset(cells, device=device)
     if len(rows) > 1:
-        rows.append(outlook.in_all(cells, device=device))
+        rows.append(outlook.total(cells, device=device))
     columns = (
         *(Column("dataset", "name"), Column("tokens", "number"), Column("work", "number")),
         *(Column("1 worker" if workers == 1 else f"on {workers}", "number") for workers in outlook.WORKERS),
@@ -91,7 +91,7 @@ def plan_lines(cells: Sequence[Planned], *, device: Device | None = None) -> Ite
     yield from _bases("time", [(cell, cell.seconds) for cell in left])
     states = Counter(cell.state for cell in cells)
     yield f"{counted(len(cells), 'cell')}: {', '.join(f'{many} {state}' for state, many in states.items())}"
-    whole = outlook.in_all(cells, device=device)
+    whole = outlook.total(cells, device=device)
     if whole.wall_s:
         unknown = f"; {whole.untimed} cells of unknown time are not in it" if whole.untimed else ""
         each = ", ".join(f"{duration(wall)} on {workers}" for workers, wall in whole.wall_s.items())
@@ -161,7 +161,7 @@ def _fewer(cells: Sequence[Planned], free: float) -> str:
 
 
 def _memory_problems(cells: Sequence[Planned], device: Device | None) -> list[str]:
-    whole = outlook.in_all(cells, device=device)
+    whole = outlook.total(cells, device=device)
     remedy = "set store.shard_tokens=N lower, or run fewer dims at a time (dim=)"
     found = []
     if device is None and whole.memory_bytes is not None and whole.memory_bytes > outlook.host_bytes():

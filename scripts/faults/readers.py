@@ -300,9 +300,9 @@ def _waivers(path: Path) -> object:
 
 
 def _rates(path: Path) -> object:
-    from evalkit.operations import cards
+    from evalkit.operations import device_rates
 
-    return cards.card_rates(path.parents[3], gpu="H", model="m")
+    return device_rates.measured_rates(path.parents[3], gpu="H", model="m")
 
 
 # Archives and columns.

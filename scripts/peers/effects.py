@@ -63,7 +63,7 @@ def score(checkpoint: Path, words: Sequence[str], changed: Sequence[str], work: 
     from evalkit.operations import own
 
     allowed = ("model.verify=false",) if changed else ()
-    named, configs = own.with_given([f"model={checkpoint.resolve()}", *words], say=lambda _line: None)
+    named, configs = own.with_temporary_configs([f"model={checkpoint.resolve()}", *words], say=lambda _line: None)
     os.environ[CONFIGS] = str(configs)
     (cell,) = evalkit.run(*named, *changed, *allowed, *_places(work))
     return float(cell.metrics[METRIC])

@@ -159,7 +159,7 @@ def test_status_and_cache_beside_a_run_after_its_kill_and_after_its_end(tmp_path
     assert int(row[4]) == 2 < int(row[6])
     assert str(process.pid) in beside.stdout
     assert refused.returncode == 1
-    assert "uses this cache since" in refused.stderr
+    assert "has used this cache since" in refused.stderr
     after = evalkit("status", *PLACES, cwd=tmp_path)
     assert [row[:4] for row in rows(after.stdout, "stopped")] == [["stopped", "demo", "64", "demo"]]
     assert after.returncode == 0

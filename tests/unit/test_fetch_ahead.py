@@ -257,7 +257,9 @@ def test_a_bundle_of_another_corpus_than_was_read_here_first_is_refused(words: l
     facts = seal.read(learned.read_bytes())
     learned.write_text(json.dumps(seal.seal({**facts, "checksum": "another"})), encoding="utf-8")
     message = refusal(lambda: fetch.unpack_bundle(tmp_path / "bundle.tar", cache_dir=cache))
-    assert f"by which a corpus was another than {learned} says of its first read here, wanted the same" in message
+    assert (
+        f"whose checksum of a corpus differs from that in {learned}, of its first read here, wanted the same" in message
+    )
 
 
 def test_nothing_to_move_is_said() -> None:
@@ -378,7 +380,7 @@ def test_a_record_of_a_fetch_that_cannot_be_believed_is_refused(
     path = paths.fetched_file(tmp_path / "cache", dataset.name)
     path.write_bytes(data)
     message = refusal(lambda: fetch.verify(configs, console=QUIET))
-    assert message.startswith(f"{path}: got no record that can be believed ({reason}")
+    assert message.startswith(f"{path}: got an unusable record ({reason}")
     assert message.endswith("; run evalkit fetch again")
     fetch.fetch(configs, console=QUIET)
     assert fetch.verify(configs, console=QUIET)[1].checksums == dataset.checksums
@@ -491,4 +493,4 @@ def test_a_record_of_a_fetch_that_cannot_be_read_is_one_line(tmp_path: Path, rec
     path = fetched_file(tmp_path, "model x")
     path.parent.mkdir()
     path.write_bytes(record.encode("latin-1"))
-    assert "got no record that can be believed (" in refusal(lambda: fetch._as_fetched(found, tmp_path))
+    assert "got an unusable record (" in refusal(lambda: fetch._compare_with_record(found, tmp_path))

@@ -279,7 +279,7 @@ def test_a_folder_without_judgements_or_of_another_split_is_refused_with_what_it
 
 def named(words, monkeypatch):
     said = []
-    changed, configs = own.with_given(words, say=said.append)
+    changed, configs = own.with_temporary_configs(words, say=said.append)
     if configs is not None:
         monkeypatch.setenv(CONFIGS, str(configs))
     return changed, said

@@ -588,7 +588,7 @@ def report(
     made = build.build(results_dir)
     if not made.rows:
         raise ScoreError("; ".join([*made.problems, _nothing(results_dir)]))
-    found = [*made.problems, *((*made.unwaived, *build.drifted(made, out or results_dir)) if check else ())]
+    found = [*made.problems, *((*made.unwaived, *build.out_of_date(made, out or results_dir)) if check else ())]
     if sys.stdout.isatty():
         _out.print(table.terminal(made.rows, wide=wide))
     else:

@@ -14,9 +14,9 @@ from evalkit.storage.results import CellScores
 
 SYSTEM = "jina-colbert-v2"
 """The system that the card belongs to."""
-NOTHING_SAID = ("NOT-RUN", "PROTOCOL-DIFFERS")
+UNDECIDED = ("NOT-RUN", "PROTOCOL-DIFFERS")
 """Verdicts that neither confirm nor contradict a published score."""
-HOLDS = ("MATCH", "NEAR")
+CONFIRMED = ("MATCH", "NEAR")
 
 
 def card_cells(judged: Iterable[Judged]) -> tuple[Judged, ...]:
@@ -52,12 +52,12 @@ def answer(judged: Iterable[Judged]) -> Answer:
 
 def measured(cells: Iterable[Judged]) -> tuple[Judged, ...]:
     """Return the cells that were measured under the published protocol."""
-    return tuple(one for one in cells if one.verdict.label not in NOTHING_SAID)
+    return tuple(one for one in cells if one.verdict.label not in UNDECIDED)
 
 
 def holding(cells: Iterable[Judged]) -> int:
     """Count the cells whose verdict is MATCH or NEAR."""
-    return sum(one.verdict.label in HOLDS for one in cells)
+    return sum(one.verdict.label in CONFIRMED for one in cells)
 
 
 def tally(cells: Iterable[Judged]) -> Counter[str]:
@@ -77,6 +77,7 @@ class Mean(NamedTuple):
     counts: Mapping[str, int]
     """The number of measured datasets by verdict."""
     of: int
+    """The number of datasets in the collection."""
     run: int
     """The number of datasets that were measured under the protocol."""
 
@@ -89,33 +90,33 @@ def means(board: Leaderboard, cells: Sequence[Judged]) -> dict[tuple[System, str
         if collection.name not in TITLES:
             continue
         for system in board.systems:
-            said = board.standings[system, collection.name]
+            standing = board.standings[system, collection.name]
             members = [scores.get((*system, dataset, collection.metric)) for dataset in collection.datasets]
             known = [one for one in members if one is not None]
-            ran = [one for one in known if one.measured is not None]
-            verdict = _verdict(said.published, said.measured, known)
-            both = said.published is not None and said.measured is not None
-            delta = (said.measured or 0.0) - (said.published or 0.0) if both else None
-            counts = dict(sorted(tally(ran).items()))
+            measured_cells = [one for one in known if one.measured is not None]
+            verdict = _verdict(standing.published, standing.measured, known)
+            both = standing.published is not None and standing.measured is not None
+            delta = (standing.measured or 0.0) - (standing.published or 0.0) if both else None
+            counts = dict(sorted(tally(measured_cells).items()))
             size = len(collection.datasets)
             found[system, collection.name] = Mean(
-                said.published, said.measured, delta, verdict, counts, size, len(said.measured_on)
+                standing.published, standing.measured, delta, verdict, counts, size, len(standing.measured_on)
             )
     return found
 
 
-def _verdict(said: float | None, value: float | None, members: Sequence[Judged]) -> str | None:
+def _verdict(stated: float | None, value: float | None, members: Sequence[Judged]) -> str | None:
     """Return the verdict on a mean by the rule for cells; for a mean over one cell, that cell's verdict."""
-    if said is None or value is None or not members:
+    if stated is None or value is None or not members:
         return None
     if len(members) == 1:
         return members[0].verdict.label
-    return mean_verdict(said, value, members[0].score)
+    return mean_verdict(stated, value, members[0].score)
 
 
-def mean_verdict(said: float, value: float, like: PublishedScore) -> str:
+def mean_verdict(stated: float, value: float, like: PublishedScore) -> str:
     """Return the verdict on a measured mean, given a stated one with as many digits as `like`."""
-    return published.verdict(value, like._replace(value=said, index_loss=0.0)).label
+    return published.verdict(value, like._replace(value=stated, index_loss=0.0)).label
 
 
 class Entry(NamedTuple):
@@ -142,7 +143,7 @@ class Board(NamedTuple):
 def own_boards(cells: Sequence[CellScores], judged: Sequence[Judged]) -> tuple[Board, ...]:
     """Return the cells that the card does not contain, as one board per family of datasets and metric.
 
-    These are the demo, XQuAD, the user's own data, and other systems on the card's datasets.
+    They are of the demo, XQuAD, the user's own data, and other systems on the card's datasets.
     """
     on_card = {one.cell.run_id for one in card_cells(judged) if one.cell is not None and one.measured is not None}
     others = {
@@ -176,6 +177,7 @@ def own_boards(cells: Sequence[CellScores], judged: Sequence[Judged]) -> tuple[B
 
 
 def _mean(entries: Sequence[Entry | None]) -> float | None:
+    """Return the mean value; None if an entry is missing."""
     known = [one.value for one in entries if one is not None]
     return math.fsum(known) / len(known) if len(known) == len(entries) else None
 
@@ -223,4 +225,5 @@ def _heat(title: str, values: Mapping[tuple[int, tuple[str, str]], float], colum
 
 
 def _share(value: float | None, base: float | None) -> tuple[float, float] | None:
+    """Return a value and its ratio to the largest dim's; None if one is missing."""
     return None if value is None or not base else (value, value / base)

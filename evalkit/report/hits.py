@@ -15,9 +15,9 @@ from evalkit.storage.results import CellScores, QueryTable
 
 CUTOFF = 10
 """Hits per query."""
-LARGEST = 2000
-"""Runs with more queries show no hits: reading them would take minutes, and the page would grow by megabytes."""
-LOWEST = 300
+MOST_QUERIES = 2000
+"""No hits of a run with more queries are shown: reading them takes minutes and would add megabytes to the page."""
+SHOWN_QUERIES = 300
 """Queries per run whose hits are shown: those with the lowest values of the main metric."""
 
 
@@ -38,7 +38,7 @@ def read(results_dir: Path, cell: CellScores, table: QueryTable) -> dict[str, Fo
 
     Empty for a run with too many queries, or if its files cannot be read: damaged files are reported elsewhere.
     """
-    if len(table.queries) > LARGEST:
+    if len(table.queries) > MOST_QUERIES:
         return {}
     folder = paths.run_dir(results_dir, cell.run_id)
     try:
@@ -47,7 +47,7 @@ def read(results_dir: Path, cell: CellScores, table: QueryTable) -> dict[str, Fo
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, ScoreError):
         return {}
     values = table.column(cell.main_metric)
-    lowest = sorted(range(len(table.queries)), key=lambda place: (values[place], place))[:LOWEST]
+    lowest = sorted(range(len(table.queries)), key=lambda place: (values[place], place))[:SHOWN_QUERIES]
     ranked: dict[str, list[str]] = {table.queries[place]: [] for place in sorted(lowest)}
     for line in lines:
         query, _, document, *_ = line.split(maxsplit=3)

@@ -231,9 +231,9 @@ def test_hits_without_stored_judgements_say_nothing_of_them(tmp_path):
 def test_hits_are_those_of_the_lowest_queries_in_the_table_s_order(tmp_path, monkeypatch):
     run = cell()
     put(tmp_path, run, per_query={"a": 0.5, "b": 0.9, "c": 0.1}, run={"a": ranking("d"), "b": ranking("d")})
-    monkeypatch.setattr(hits, "LOWEST", 2)
+    monkeypatch.setattr(hits, "SHOWN_QUERIES", 2)
     assert list(read(tmp_path, run)) == ["a", "c"]
-    monkeypatch.setattr(hits, "LARGEST", 2)
+    monkeypatch.setattr(hits, "MOST_QUERIES", 2)
     assert read(tmp_path, run) == {}
 
 
@@ -337,10 +337,10 @@ def mixed(one, other, share):
 
 def test_a_place_among_documents_takes_two_bytes_until_there_are_too_many():
     few, many = ({str(place): place for place in range(count)} for count in (65_534, 65_536))
-    assert (page._width(few), page._width(many)) == (2, 3)
-    places = np.array([[1, 70_000, page.NO_PLACE]], dtype="<u4")
-    assert page._in_bytes(places, 3).tobytes() == b"\x01\0\0" + b"\x70\x11\x01" + b"\xff\xff\xff"
-    assert page._in_bytes(np.array([[258]], dtype="<u4"), 2).tobytes() == b"\x02\x01"
+    assert (page._index_bytes(few), page._index_bytes(many)) == (2, 3)
+    places = np.array([[1, 70_000, page.NO_DOCUMENT]], dtype="<u4")
+    assert page._low_bytes(places, 3).tobytes() == b"\x01\0\0" + b"\x70\x11\x01" + b"\xff\xff\xff"
+    assert page._low_bytes(np.array([[258]], dtype="<u4"), 2).tobytes() == b"\x02\x01"
 
 
 def test_the_committed_page_stays_below_a_megabyte():

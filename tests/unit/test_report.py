@@ -764,7 +764,7 @@ def test_the_committed_tables_are_what_the_committed_runs_say():
     results_dir = Path(__file__).parents[2] / "results"
     made = build.build(results_dir)
     assert made.problems == made.unwaived == ()
-    assert build.drifted(made, results_dir) == (), "type: evalkit report"
+    assert build.out_of_date(made, results_dir) == (), "type: evalkit report"
 
 
 def test_a_report_needs_no_tensors(folder):

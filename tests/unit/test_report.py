@@ -351,7 +351,7 @@ def test_one_bad_run_is_one_clear_line_and_the_rest_is_reported(folder, damage, 
     assert "0.325 | +0.0005 | MATCH | card" in done.stdout
     assert "jina-colbert-v2" not in done.stdout
     page = (folder / "site" / "index.html").read_text(encoding="utf-8")
-    assert "Left out or set apart" in page
+    assert "<strong>Problems</strong>" in page
     assert "NaN" not in "".join(
         data.decode() for name, data in build.build(folder).files.items() if "index" not in name
     )

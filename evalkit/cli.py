@@ -55,15 +55,15 @@ class _Group(TyperGroup):
 
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
-PLACES = ("results_dir", "cache_dir")
+FOLDER_SETTINGS = ("results_dir", "cache_dir")
 """The folders that every verb accepts, as `results_dir=DIR` or as `--results-dir DIR`."""
 
 
 class _Verb(TyperCommand):
-    """A verb. It accepts these folders in both spellings, and completes settings and names."""
+    """A verb. It accepts the folders of FOLDER_SETTINGS in both spellings, and completes settings and names."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Rewrite folders in the spelling that this verb declares; drop those that it does not use."""
+        """Rewrite folders to the spelling that this verb declares; drop folders that it does not use."""
         options = {param.name for param in self.params}
         settings = "overrides" in options or ctx.allow_extra_args
         end = args.index("--") if "--" in args else len(args)
@@ -71,7 +71,7 @@ class _Verb(TyperCommand):
         for word in words:
             key, equals, value = word.partition("=")
             name = key.removeprefix("--").replace("-", "_")
-            if name not in PLACES or not (equals or key.startswith("--")):
+            if name not in FOLDER_SETTINGS or not (equals or key.startswith("--")):
                 kept.append(word)
                 continue
             value = value if equals else next(words, "")
@@ -185,7 +185,7 @@ def _use_configs(context: typer.Context, *folders: Path) -> None:
     context.call_on_close(restore)
 
 
-def _named(context: typer.Context, words: Sequence[str]) -> list[str]:
+def _with_temporary_configs(context: typer.Context, words: Sequence[str]) -> list[str]:
     """Return the words after writing configs for folders and repositories given as names (model=./checkpoint).
 
     The settings that were read or assumed are printed first.
@@ -241,7 +241,7 @@ def run(
     from evalkit.engines import ray as workers
     from evalkit.storage.paths import make_folder, write_atomic
 
-    words = _named(context, context.args)
+    words = _with_temporary_configs(context, context.args)
     job = partial(_run_one, force=force)
     failed: list[str] = []
     try:
@@ -256,7 +256,7 @@ def run(
     finally:
         workers.close()
     done = list(dict.fromkeys(Path(path) for answer in answers for path in answer.get("scores", ())))
-    lost = [each for answer in answers for each in answer.get("lacking", ())]
+    lacking = [each for answer in answers for each in answer.get("lacking", ())]
     if done:
         from evalkit.report import indexes, table
         from evalkit.scoring import reruns
@@ -267,15 +267,17 @@ def run(
             by_folder.setdefault(path.parents[2], []).append(results.read(path))
         cells = [cell for found in by_folder.values() for cell in found]
         deviations = [one for folder, found in by_folder.items() for one in reruns.measure(found, folder)[0]]
-        lacking = [table.Lacking(**each) for each in lost]
+        not_run = [table.Lacking(**each) for each in lacking]
         shown = table.rows(cells, deviations=deviations)
-        _out.print(table.terminal(shown, lacking=lacking, means=table.collection_means(cells), wide=wide))
+        _out.print(table.terminal(shown, lacking=not_run, means=table.collection_means(cells), wide=wide))
         if (costs := indexes.index_table(cells, wide=wide)) is not None:
             _out.print(costs)
-    if failed or lost:
-        what = "cells or combinations" if lost else "combinations"
+    if failed or lacking:
+        what = "cells or combinations" if lacking else "combinations"
         named = f" ({'; '.join(failed)})" if failed and all(failed) else ""
-        _complain(f"{len(failed) + len(lost)} of the {what} failed{named}; the same command runs only what is missing")
+        _complain(
+            f"{len(failed) + len(lacking)} of the {what} failed{named}; the same command runs only what is missing"
+        )
         raise typer.Exit(1)
 
 
@@ -353,10 +355,10 @@ def plan(
         msg = f"got --probe and --device {device}; wanted one: a probe measures the device that is here"
         raise ConfigError(msg)
     elsewhere = None if device is None else device_named(device)
-    words = _named(context, [word for word in context.args if word not in ("-m", "--multirun")])
+    words = _with_temporary_configs(context, [word for word in context.args if word not in ("-m", "--multirun")])
     planned: list[forecast.Planned] = []
     problems: list[str] = []
-    measured = _probing(say=_complain) if probe else None
+    measured = _prober(say=_complain) if probe else None
     for combination, config in forecast.combinations(words):
         if isinstance(config, EvalkitError):
             problems.append(f"{' '.join(combination)}: {config}")
@@ -378,8 +380,8 @@ def plan(
         raise typer.Exit(1)
 
 
-def _probing(*, say: Callable[[str], None]) -> Callable[[RunConfig], Probed | None]:
-    """Return a function that probes a config, or prints why that fails; a model stays loaded for the next dataset."""
+def _prober(*, say: Callable[[str], None]) -> Callable[[RunConfig], Probed | None]:
+    """Return a function that probes a config, or prints why that fails. It keeps the model for the next dataset."""
     from evalkit.operations.probe import Loader, probe
 
     loader = Loader()
@@ -419,7 +421,7 @@ def status(
     from evalkit.run import jobs
     from evalkit.storage import results
 
-    words = _named(context, [word for word in overrides or [] if word not in ("-m", "--multirun")])
+    words = _with_temporary_configs(context, [word for word in overrides or [] if word not in ("-m", "--multirun")])
     everything = all(word.startswith(("results_dir=", "cache_dir=")) for word in words)
     configs = [compose.compose(words)] if everything else [config for _, config in forecast.combinations(words)]
     failed = [str(config) for config in configs if isinstance(config, EvalkitError)]
@@ -483,7 +485,7 @@ def cache_ls(cache_dir: CacheDir = None, results_dir: ResultsDir = None, *, wide
     from evalkit.report import plans, rounding
 
     folder = _cache_dir(cache_dir)
-    found = inventory.entries(folder, _cells(results_dir or default_results_dir()))
+    found = inventory.entries(folder, _readable_cells(results_dir or default_results_dir()))
     _out.print(plans.cache_table(found, wide=wide))
     _say(f"{folder}: {rounding.size(sum(entry.size_bytes for entry in found))}")
 
@@ -526,7 +528,7 @@ def cache_rm(
     from evalkit.report import plans, rounding
 
     results_dir = results_dir or default_results_dir()
-    folder, finished = _cache_dir(cache_dir), _cells(results_dir)
+    folder, finished = _cache_dir(cache_dir), _readable_cells(results_dir)
     if not names and not unused:
         msg = "got nothing to remove, wanted keys, datasets or --unused (evalkit cache ls)"
         raise ConfigError(msg)
@@ -555,8 +557,8 @@ def list_names(
     from evalkit.report import listing
 
     results_dir = results_dir or default_results_dir()
-    if what == "runs" and not _cells(results_dir):
-        _complain(_nothing(results_dir))
+    if what == "runs" and not _readable_cells(results_dir):
+        _complain(_no_cells_message(results_dir))
     _out.print(listing.listing(what, results_dir=results_dir, wide=wide))
 
 
@@ -587,7 +589,7 @@ def report(
     results_dir = results_dir or default_results_dir()
     made = build.build(results_dir)
     if not made.rows:
-        raise ScoreError("; ".join([*made.problems, _nothing(results_dir)]))
+        raise ScoreError("; ".join([*made.problems, _no_cells_message(results_dir)]))
     found = [*made.problems, *((*made.unwaived, *build.out_of_date(made, out or results_dir)) if check else ())]
     if sys.stdout.isatty():
         _out.print(table.terminal(made.rows, wide=wide))
@@ -642,7 +644,7 @@ def score(
     from evalkit.errors import ConfigError
     from evalkit.report import rounding, verdicts
 
-    overrides = _named(context, overrides or [])
+    overrides = _with_temporary_configs(context, overrides or [])
     if mteb:
         if system is not None:
             msg = f"got --system {system} with --mteb, wanted one of them: a result of mteb names its own system"
@@ -654,7 +656,7 @@ def score(
         raise ConfigError(f"{msg} dataset=NAME, dataset.path=DIR, … (evalkit ls datasets)")
     config = compose.compose(overrides)
     if system is not None:
-        _file(run_file, system, config, overrides)
+        _file_run(run_file, system, config, overrides)
         return
     scored = score_file(run_file, config)
     dataset = scored.dataset
@@ -706,7 +708,7 @@ def _read_mteb(path: Path, overrides: Sequence[str], *, keep: bool) -> None:
             _say(f"{kept}: kept; evalkit report tables it as {cells[0].model}")
 
 
-def _file(run_file: Path, system: str, config: RunConfig, overrides: Sequence[str]) -> None:
+def _file_run(run_file: Path, system: str, config: RunConfig, overrides: Sequence[str]) -> None:
     """File a run as a system of its own and print its scores. Raises ConfigError if the words also name a model."""
     from evalkit.report import rounding
     from evalkit.run import filed
@@ -750,7 +752,7 @@ def rerank(
     from evalkit.scoring import metrics
     from evalkit.storage import results, trec
 
-    config = compose.compose(_named(context, overrides))
+    config = compose.compose(_with_temporary_configs(context, overrides))
     if config.reranker is None:
         msg = "no re-ranker chosen; wanted reranker=NAME (evalkit ls rerankers)"
         raise ConfigError(msg)
@@ -800,7 +802,7 @@ def check(
     from evalkit.run import canary
 
     failed = 0
-    for dims, findings in canary.findings_of(compose.compose(_named(context, overrides))):
+    for dims, findings in canary.findings_of(compose.compose(_with_temporary_configs(context, overrides))):
         _say(f"dim {', '.join(map(str, dims))}, one backbone")
         for finding in findings:
             _say(f"  {finding.verdict:<10}  {finding.question}: {finding.measured}")
@@ -839,7 +841,7 @@ def fetch(
     """
     from evalkit.operations import fetch as fetching
 
-    configs = fetching.selection(_named(context, context.args))
+    configs = fetching.selection(_with_temporary_configs(context, context.args))
     if unpack is not None:
         done = fetching.unpack_bundle(unpack, cache_dir=configs[0].cache_dir)
         _say(f"{unpack}: {done} files are in their places")
@@ -874,7 +876,7 @@ def replay(
     from evalkit.storage import results
 
     results_dir = results_dir or default_results_dir()
-    cells = _finished(results_dir)
+    cells = _require_cells(results_dir)
     cell = compare.one(cells, run)
     name = compare.measured(cell, metric)
     material = replay.load(results_dir, cell, dataset_path=dataset_path)
@@ -922,7 +924,7 @@ def explain(  # noqa: PLR0913 (each argument is an option of the command)
     from evalkit.report import verbs
 
     results_dir = results_dir or default_results_dir()
-    cells = _finished(results_dir)
+    cells = _require_cells(results_dir)
     cell = compare.one(cells, run)
     other = None if against is None else compare.one(cells, against)
     verbs.explain(
@@ -964,7 +966,7 @@ def compare(  # noqa: PLR0913 (each argument is an option of the command)
     from evalkit.report import indexes, pareto, verbs
 
     results_dir = results_dir or default_results_dir()
-    chosen = compare.choose(_finished(results_dir), run or [])
+    chosen = compare.choose(_require_cells(results_dir), run or [])
     if not (precision and len(chosen) == 1):
         comparisons = compare.compare(chosen, results_dir, metric=metric)
         _out.print(verbs.comparison_table(comparisons, wide=wide))
@@ -1100,14 +1102,14 @@ def audit() -> None:
         _say(line)
 
 
-def _nothing(results_dir: Path) -> str:
+def _no_cells_message(results_dir: Path) -> str:
     """Return the message that a folder has no finished cell, and what to do."""
     own = "; for the project's own published results: --results-dir results"
     there = results_dir != Path("results") and Path("results", "published").is_dir()
     return f"no finished cell under {results_dir}; run one first, for example: evalkit run{own if there else ''}"
 
 
-def _cells(results_dir: Path) -> list[CellScores]:
+def _readable_cells(results_dir: Path) -> list[CellScores]:
     """Return the finished cells; name those that cannot be read."""
     from evalkit.storage import results
 
@@ -1117,12 +1119,12 @@ def _cells(results_dir: Path) -> list[CellScores]:
     return cells
 
 
-def _finished(results_dir: Path) -> list[CellScores]:
+def _require_cells(results_dir: Path) -> list[CellScores]:
     """Return the finished cells that can be read. Raises ScoreError if there is none."""
     from evalkit.errors import ScoreError
 
-    if not (cells := _cells(results_dir)):
-        raise ScoreError(_nothing(results_dir))
+    if not (cells := _readable_cells(results_dir)):
+        raise ScoreError(_no_cells_message(results_dir))
     return cells
 
 

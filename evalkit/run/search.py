@@ -20,7 +20,7 @@ from evalkit.errors import DeviceError
 from evalkit.kernels.trouble import first_line, is_out_of_memory, warn_once
 from evalkit.maxsim import bounds, choice
 from evalkit.ragged import Ragged
-from evalkit.ranking import Hits, Ids, TieRule, best_of_shard, id_array, joined, merge, ranked_ids
+from evalkit.ranking import Hits, Ids, TieRule, best_of_shard, concatenated, id_array, merge, ranked_ids
 from evalkit.storage.shard_files import ShardVectors
 from evalkit.types import Hit
 
@@ -122,7 +122,7 @@ def _search(prepared: PreparedQueries, shard: ShardVectors, options: _Options, *
         reaching_H = score_H >= torch.from_numpy(floor_Q)[begin:end][query_H]
         found = ((query_H[reaching_H].numpy() + begin).astype(np.int32), document_H[reaching_H].numpy())
         best.append(best_of_shard(*found, score_H[reaching_H].numpy(), ids, depth=depth))
-    return joined(best)
+    return concatenated(best)
 
 
 def _halves(shard: ShardVectors) -> tuple[ShardVectors, ShardVectors]:

@@ -15,7 +15,7 @@ from evalkit.errors import DeviceError
 from evalkit.kernels import trouble
 from evalkit.maxsim import bounds, choice
 from evalkit.ragged import ragged
-from evalkit.ranking import Hits, floors, joined, merge, merge_new, no_hits
+from evalkit.ranking import Hits, concatenated, floors, merge, merge_new, no_hits
 from evalkit.run import background, environment, search
 from evalkit.run.background import Merger, Writer
 from evalkit.run.search import search_shard
@@ -56,8 +56,12 @@ def test_without_new_hits_nothing_is_merged():
 
 
 def test_blocks_of_queries_are_joined_in_their_order():
-    assert columns(joined([hits([(0, b"b", 1.0)]), hits([(1, b"aa", 2.0)])])) == [[0, 1], [b"b", b"aa"], [1.0, 2.0]]
-    assert columns(joined([])) == [[], [], []]
+    assert columns(concatenated([hits([(0, b"b", 1.0)]), hits([(1, b"aa", 2.0)])])) == [
+        [0, 1],
+        [b"b", b"aa"],
+        [1.0, 2.0],
+    ]
+    assert columns(concatenated([])) == [[], [], []]
 
 
 def test_merging_in_a_thread_ends_in_the_same_hits_and_raises_what_failed():

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from evalkit.analysis.precision import Narrowed
     from evalkit.config.settings import RunConfig
-    from evalkit.operations.own import Written
+    from evalkit.operations.own_configs import Written
     from evalkit.operations.probe import Probed
     from evalkit.storage.results import CellScores
 
@@ -90,7 +90,8 @@ class _Verb(TyperCommand):
         if incomplete.startswith("-") or not ctx.allow_extra_args:
             return list(super().shell_complete(ctx, incomplete))
         return [
-            SimpleNamespace(value=word, type="plain", help=None) for word in _words(ctx, list(ctx.args), incomplete)
+            SimpleNamespace(value=word, type="plain", help=None)
+            for word in _complete_words(ctx, list(ctx.args), incomplete)
         ]
 
 
@@ -102,7 +103,7 @@ class _Verbs(typer.Typer):
         return super().command(name, **{"cls": _Verb, **settings})
 
 
-def _words(_context: typer.Context, args: list[str], incomplete: str) -> list[str]:
+def _complete_words(_context: typer.Context, args: list[str], incomplete: str) -> list[str]:
     """Complete a setting, or a group's name after `=`; bash passes `model=de` as three words."""
     from evalkit.config import compose
 
@@ -114,7 +115,7 @@ def _words(_context: typer.Context, args: list[str], incomplete: str) -> list[st
     return compose.completions(incomplete)
 
 
-def _run_names(incomplete: str) -> list[str]:
+def _complete_cells(incomplete: str) -> list[str]:
     """Complete the systems of finished cells, with their dims."""
     from evalkit.storage import results
 
@@ -192,9 +193,9 @@ def _with_temporary_configs(context: typer.Context, words: Sequence[str]) -> lis
     """
     if not any("/" in word or word.endswith((".", "~")) for word in words):
         return list(words)
-    from evalkit.operations import own
+    from evalkit.operations import own_configs
 
-    named, configs = own.with_temporary_configs(words, say=_complain)
+    named, configs = own_configs.with_temporary_configs(words, say=_complain)
     if configs is not None:
         _use_configs(context, configs)
     return named
@@ -206,14 +207,16 @@ ResultsDir = Annotated[
 ]
 Run = Annotated[
     str,
-    typer.Argument(help="a finished cell: SYSTEM:DIM, or its run id or the beginning of it", autocompletion=_run_names),
+    typer.Argument(
+        help="a finished cell: SYSTEM:DIM, or its run id or the beginning of it", autocompletion=_complete_cells
+    ),
 ]
 Runs = Annotated[
     list[str] | None,
     typer.Argument(
         help="finished cells, the base first: SYSTEM, SYSTEM:DIM, a dim, a dataset, a run id; model=, dataset=, dim= "
         "narrow the choice; by default all",
-        autocompletion=_run_names,
+        autocompletion=_complete_cells,
     ),
 ]
 HYDRA_FLAGS = ("-m", "--multirun", "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p")
@@ -286,7 +289,7 @@ def _run_one(config: RunConfig, *, force: bool) -> dict[str, Any]:
 
     Hydra's launchers import this function by its name, possibly in another process.
     """
-    _begin(config)
+    _announce(config)
     from evalkit.run import jobs, loaded, pipeline
     from evalkit.storage import results
     from evalkit.storage.paths import run_dir
@@ -307,7 +310,7 @@ def _run_one(config: RunConfig, *, force: bool) -> dict[str, Any]:
     }
 
 
-def _begin(config: RunConfig) -> None:
+def _announce(config: RunConfig) -> None:
     """Print what is being run before loading libraries, which takes seconds, and silence the libraries' messages."""
     if not _err.is_terminal:
         _err.print(
@@ -401,7 +404,7 @@ def status(
     context: typer.Context,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="a selection, as for plan; by default everything", autocompletion=_words),
+        typer.Argument(help="a selection, as for plan; by default everything", autocompletion=_complete_words),
     ] = None,
     *,
     forget: Annotated[
@@ -613,7 +616,8 @@ def score(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="the dataset: dataset=NAME, dataset.path=DIR, …; the system: model=NAME, dim=N", autocompletion=_words
+            help="the dataset: dataset=NAME, dataset.path=DIR, …; the system: model=NAME, dim=N",
+            autocompletion=_complete_words,
         ),
     ] = None,
     *,
@@ -668,13 +672,13 @@ def score(
         _say(f"dropped {scored.dropped} hits whose id is the query's own")
     for name, value in scored.means.items():
         _say(f"{name}\t{rounding.fixed(value, 5)}")
-    named, declared = _declared(overrides)
+    named, declared = _declared_settings(overrides)
     own = scored.self_hits
     for line in verdicts.lines(config if named else None, dataset, scored.means, declared=declared, self_hits=own):
         _say(line)
 
 
-def _declared(overrides: Sequence[str]) -> tuple[bool, list[str]]:
+def _declared_settings(overrides: Sequence[str]) -> tuple[bool, list[str]]:
     """Return whether the words name the run's system, and the settings of it that they declare."""
     words = [word.lstrip("+").partition("=")[0] for word in overrides]
     return "model" in words, [word.removeprefix("model.") for word in words if word.startswith("model.")]
@@ -693,7 +697,7 @@ def _read_mteb(path: Path, overrides: Sequence[str], *, keep: bool) -> None:
         found, commands.packaged().wanted(), dataset=None if one is None else mteb_results.wanted(asked.dataset)
     )
     cells = [mteb_results.cell(found, dataset) for dataset in chosen]
-    named, declared = _declared(overrides)
+    named, declared = _declared_settings(overrides)
     _say(f"{found.model} at {found.revision}, task {found.task}: measured by {found.version}")
     for cell in cells:
         _say(f"{cell.dataset} ({cell.split})")
@@ -711,12 +715,12 @@ def _read_mteb(path: Path, overrides: Sequence[str], *, keep: bool) -> None:
 def _file_run(run_file: Path, system: str, config: RunConfig, overrides: Sequence[str]) -> None:
     """File a run as a system of its own and print its scores. Raises ConfigError if the words also name a model."""
     from evalkit.report import rounding
-    from evalkit.run import filed
+    from evalkit.run import external_run
 
     if named := next((word for word in overrides if word.lstrip("+").startswith(("model=", "model.", "dim="))), None):
         msg = f"got {named} with --system {system}, wanted one of them: --system files the run under a name of its own"
         raise ConfigError(msg)
-    cell = filed.file_run(run_file, system, config, console=_err)
+    cell = external_run.import_run(run_file, system, config, console=_err)
     for name, value in cell.metrics.items():
         _say(f"{name}\t{rounding.fixed(value, 5)}")
     _say(f"filed as {cell.run_id} in {config.results_dir}")
@@ -731,7 +735,9 @@ def rerank(
     run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
     overrides: Annotated[
         list[str],
-        typer.Argument(help="reranker=NAME, dataset=NAME, dataset.path=DIR, engine.device=…", autocompletion=_words),
+        typer.Argument(
+            help="reranker=NAME, dataset=NAME, dataset.path=DIR, engine.device=…", autocompletion=_complete_words
+        ),
     ],
     out: Annotated[Path, typer.Option(help="the file for the re-ranked run; gzipped if its name ends in .gz")],
     depth: Annotated[int, typer.Option(help="documents per query to score again; others are left out", min=1)] = 100,
@@ -788,7 +794,9 @@ def check(
     context: typer.Context,
     overrides: Annotated[
         list[str],
-        typer.Argument(help="the model: model=NAME, dim=…, model.dtype=…, engine.device=…", autocompletion=_words),
+        typer.Argument(
+            help="the model: model=NAME, dim=…, model.dtype=…, engine.device=…", autocompletion=_complete_words
+        ),
     ],
 ) -> None:
     """Check that a loaded model behaves as it should.
@@ -1032,9 +1040,9 @@ def new_model(
 
     Reads the layouts of Stanford ColBERT, PyLate and sentence-transformers. Other settings are marked as assumed.
     """
-    from evalkit.operations import own
+    from evalkit.operations import own_configs
 
-    _say_written(own.new_model(name, source, _configs_to(to)), f"evalkit check model={name}")
+    _say_written(own_configs.new_model(name, source, _configs_to(to)), f"evalkit check model={name}")
 
 
 @new.command(name="dataset", epilog="Example: evalkit new dataset tickets --from ./my_data --language es")
@@ -1054,11 +1062,11 @@ def new_dataset(
 
     Without --language, the language is asked for on a terminal. Otherwise it stays unknown, and a message says so.
     """
-    from evalkit.operations import own
+    from evalkit.operations import own_configs
 
     if language is None and sys.stdin.isatty():
         language = typer.prompt("language of the documents, as en, es or zh (multilingual where mixed)")
-    made = own.new_dataset(
+    made = own_configs.new_dataset(
         name, source, _configs_to(to), language=language, split=split, cache_dir=_cache_dir(cache_dir)
     )
     _say_written(made, f"evalkit run model=bm25 dataset={name}")
@@ -1136,7 +1144,7 @@ def _cache_dir(asked: Path | None) -> Path:
     return Path(at_home("--cache-dir", str(asked))) if asked is not None else compose.compose([]).cache_dir
 
 
-def _record(*arguments: Any, **settings: Any) -> logging.LogRecord:
+def _log_record(*arguments: Any, **settings: Any) -> logging.LogRecord:
     """Return a log record of any library as one printable line without secrets."""
     record = logging.LogRecord(*arguments, **settings)
     with suppress(TypeError, ValueError):  # an error in the library's format string
@@ -1150,7 +1158,7 @@ def main() -> None:
     handler = RichHandler(console=_err, show_path=False) if _err.is_terminal else logging.StreamHandler()
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("huggingface_hub").propagate = False  # its own handler would print each line twice
-    logging.setLogRecordFactory(_record)
+    logging.setLogRecordFactory(_log_record)
     try:
         Path.cwd()
     except OSError as error:

@@ -45,8 +45,8 @@ from evalkit.storage.paths import (
     make_folder,
     publish,
     temporary,
-    unwritable,
     write_atomic,
+    write_error,
 )
 from evalkit.texts import printable
 from evalkit.types import Dataset
@@ -177,7 +177,7 @@ def write_bundle(found: Sequence[Fetched], path: Path, *, cache_dir: Path) -> in
                 archive.add(file, arcname=name, recursive=False, filter=_anonymous)
         publish(unfinished, path)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise write_error(path, error) from error
     finally:
         unfinished.unlink(missing_ok=True)
     return path.stat().st_size
@@ -202,26 +202,28 @@ def unpack_bundle(path: Path, *, cache_dir: Path) -> int:
                 _check_name(path, member.name)
                 target = _unbundled_path(path, member, cache_dir)
                 if facts is None:
-                    raise _unusable(path, f"member {member.name!r}", "only files that its manifest lists, once each")
+                    raise _bundle_error(
+                        path, f"member {member.name!r}", "only files that its manifest lists, once each"
+                    )
                 if member.size != facts.bytes:
                     got = f"member {member.name!r} of {member.size} bytes"
-                    raise _unusable(path, got, f"{facts.bytes} as its manifest says")
+                    raise _bundle_error(path, got, f"{facts.bytes} as its manifest says")
                 if member.name.startswith(f"{CHECKSUMS_FOLDER}/"):
                     _refuse_other_checksum(path, member, target, facts.xxh3)
                 _extract(archive, member, target, facts.xxh3, path)
                 done += 1
     except FileNotFoundError as error:
-        raise _unusable(path, "nothing at this path", "a bundle") from error
+        raise _bundle_error(path, "nothing at this path", "a bundle") from error
     except EvalkitError:
         raise
     except OSError as error:
-        raise _unusable(
+        raise _bundle_error(
             path, f"{error.strerror or error}", "a bundle that can be read, and room to unpack it"
         ) from error
     except _READ_ERRORS as error:
-        raise _unusable(path, f"a damaged or half-copied archive ({error})", "a whole bundle") from error
+        raise _bundle_error(path, f"a damaged or half-copied archive ({error})", "a whole bundle") from error
     if wanted:
-        raise _unusable(
+        raise _bundle_error(
             path, f"an archive without {len(wanted)} of its files, first {next(iter(wanted))!r}", "all of them"
         )
     return done
@@ -239,18 +241,18 @@ def _manifest(archive: tarfile.TarFile, path: Path, cache_dir: Path) -> dict[str
     first = archive.next()
     stream = archive.extractfile(first) if first and first.name == _MANIFEST and first.isreg() else None
     if first is None or stream is None:
-        raise _unusable(path, f"no {_MANIFEST} at its beginning", "a file that evalkit fetch --bundle wrote")
+        raise _bundle_error(path, f"no {_MANIFEST} at its beginning", "a file that evalkit fetch --bundle wrote")
     if first.size > _MAX_MANIFEST_BYTES:
-        raise _unusable(path, f"a manifest of {first.size} bytes", f"{_MAX_MANIFEST_BYTES} at most")
+        raise _bundle_error(path, f"a manifest of {first.size} bytes", f"{_MAX_MANIFEST_BYTES} at most")
     manifest = untrusted.json_object(stream.read())
     if manifest.get("format") != _FORMAT:
-        raise _unusable(path, f"bundle format {manifest.get('format')!r}", f"{_FORMAT}")
+        raise _bundle_error(path, f"bundle format {manifest.get('format')!r}", f"{_FORMAT}")
     wanted = {}
     for name, facts in manifest["files"].items():
         _check_name(path, name)
         size, checksum = facts["bytes"], facts["xxh3"]
         if type(size) is not int or not 0 <= size < 1 << 62 or not isinstance(checksum, str):
-            raise _unusable(path, f"{facts!r} for {name!r} in its manifest", "its bytes and its checksum")
+            raise _bundle_error(path, f"{facts!r} for {name!r} in its manifest", "its bytes and its checksum")
         wanted[name] = _FileFacts(size, checksum)
     homes = _homes(cache_dir)
     needed: dict[Path, int] = {}
@@ -261,7 +263,7 @@ def _manifest(archive: tarfile.TarFile, path: Path, cache_dir: Path) -> dict[str
             needed[home] = needed.get(home, 0) + facts.bytes
     for home, size in needed.items():
         if size > (free := free_bytes(home)):
-            raise _unusable(path, f"{size:,} bytes for {home}, where {free:,} are free", "room for all of it")
+            raise _bundle_error(path, f"{size:,} bytes for {home}, where {free:,} are free", "room for all of it")
     return wanted
 
 
@@ -322,7 +324,7 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path, wa
             file.flush()
             os.fsync(file.fileno())
         if digest.hexdigest() != wanted:
-            raise _unusable(path, f"member {member.name!r} with checksum {digest.hexdigest()}", wanted)
+            raise _bundle_error(path, f"member {member.name!r} with checksum {digest.hexdigest()}", wanted)
         os.utime(unfinished, (member.mtime, member.mtime))  # the fingerprint of ir-datasets' files has size and time
         publish(unfinished, target)
     except OSError as error:
@@ -368,13 +370,13 @@ def _unbundled_path(path: Path, member: tarfile.TarInfo, cache_dir: Path) -> Pat
     name = PurePosixPath(member.name)
     if not member.isreg():
         kind = "a link" if member.issym() or member.islnk() else "no plain file"
-        raise _unusable(path, f"member {member.name!r}, which is {kind}", "plain files only")
+        raise _bundle_error(path, f"member {member.name!r}, which is {kind}", "plain files only")
     homes = _homes(cache_dir)
     if name.is_absolute() or ".." in name.parts or len(name.parts) < 2 or name.parts[0] not in homes:
-        raise _unusable(path, f"member {member.name!r}, which leads elsewhere", f"names under {' or '.join(homes)}")
+        raise _bundle_error(path, f"member {member.name!r}, which leads elsewhere", f"names under {' or '.join(homes)}")
     if not 0 <= member.mtime < _MAX_MTIME:
         got = f"member {member.name!r} of time {member.mtime}"
-        raise _unusable(path, got, "seconds since 1970, before the year 2242")
+        raise _bundle_error(path, got, "seconds since 1970, before the year 2242")
     return homes[name.parts[0]].joinpath(*name.parts[1:])
 
 
@@ -383,10 +385,10 @@ def _check_name(path: Path, name: str) -> None:
     long = any(len(os.fsencode(part)) > _MAX_PART_BYTES for part in name.split("/"))
     if long or len(name) > _MAX_NAME_CHARACTERS or printable(name) != name:
         shown = f"a member called {name[:_MAX_PART_BYTES]!r}"
-        raise _unusable(path, shown, f"printable names of {_MAX_PART_BYTES} bytes a part at most")
+        raise _bundle_error(path, shown, f"printable names of {_MAX_PART_BYTES} bytes a part at most")
 
 
-def _unusable(path: Path, got: str, wanted: str) -> StoreError:
+def _bundle_error(path: Path, got: str, wanted: str) -> StoreError:
     return StoreError(f"{path}: got {got}, wanted {wanted}; make or copy the bundle again")
 
 

@@ -35,8 +35,8 @@ NEVER_UNUSED = (CHECKSUM, ENVIRONMENT, "job")
 """The kinds that `--unused` keeps: no cell refers to them, but they are needed later."""
 
 
-class User(NamedTuple):
-    """A cell that is finished, running or stopped, with the keys of what it uses in the cache."""
+class CellKeys(NamedTuple):
+    """The keys of what one cell uses in the cache; the cell is finished, running or stopped."""
 
     run_id: str
     dataset: str
@@ -81,14 +81,14 @@ def entries(cache_dir: Path, finished: Iterable[CellScores]) -> list[Entry]:
 
     Its users are taken from the `finished` cells and from the records of running and stopped jobs.
     """
-    users = _users(cache_dir, finished)
+    users = _cell_keys(cache_dir, finished)
     searches = {folder.name: _shards(folder) for folder in _folders(topk_dir(cache_dir, "x").parent)}
     found = [*_embeddings(cache_dir, searches, users)]
     for key, shards in searches.items():
         using = [user for user in users if user.search_key == key]
         found.append(_entry("top-k", key, shards, [path for shard in shards for path in shard.files], using))
     for path in _files(survey_file(cache_dir, "x").parent, "*.json"):
-        using = [user for user in users if user.corpus == _surveyed(path)]
+        using = [user for user in users if user.corpus == _surveyed_corpus(path)]
         found.append(_entry("survey", path.stem, (), [path], using))
     for path in _files(corpora_dir(cache_dir), "*.json"):
         entry = _entry(CHECKSUM, path.stem, (), [path], ())
@@ -108,20 +108,23 @@ def entries(cache_dir: Path, finished: Iterable[CellScores]) -> list[Entry]:
     return sorted(existing, key=lambda entry: (-entry.size_bytes, entry.kind, entry.key))
 
 
-def _users(cache_dir: Path, finished: Iterable[CellScores]) -> list[User]:
+def _cell_keys(cache_dir: Path, finished: Iterable[CellScores]) -> list[CellKeys]:
+    """Return the keys of the `finished` cells, and of the cells of running and stopped jobs."""
     protocols = [(cell.run_id, cell.dataset, cell.protocol) for cell in finished]
     for job in jobs.known(cache_dir):
         if job.config is not None:
             cells = [planned.cell for planned in forecast.forecast_cells(job.config) if planned.cell is not None]
             protocols += [(cell.run_id, job.config.dataset.name, cell.protocol) for cell in cells]
-    return list(dict.fromkeys(_user(*of) for of in protocols))
+    return list(dict.fromkeys(_keys_of(*of) for of in protocols))
 
 
-def _user(run_id: str, dataset: str, protocol: Mapping[str, Any]) -> User:
-    return User(run_id, dataset, identity.store_key_in(protocol), keys.key_of(protocol), str(protocol.get("corpus")))
+def _keys_of(run_id: str, dataset: str, protocol: Mapping[str, Any]) -> CellKeys:
+    return CellKeys(
+        run_id, dataset, identity.store_key_in(protocol), keys.key_of(protocol), str(protocol.get("corpus"))
+    )
 
 
-def _embeddings(cache_dir: Path, searches: Mapping[str, Sequence[Shard]], users: Sequence[User]) -> Iterator[Entry]:
+def _embeddings(cache_dir: Path, searches: Mapping[str, Sequence[Shard]], users: Sequence[CellKeys]) -> Iterator[Entry]:
     """Yield a model's stored shards, grouped by the cells that use them: those whose top-k name them or wrote them."""
     by_search = {user.search_key: user for user in users}
     named: dict[tuple[str, str], set[str]] = {}
@@ -149,7 +152,7 @@ def _embeddings(cache_dir: Path, searches: Mapping[str, Sequence[Shard]], users:
             yield entry._replace(datasets=tuple(dict.fromkeys(names)))
 
 
-def _entry(kind: str, key: str, shards: Sequence[Shard], files: Sequence[Path], using: Sequence[User]) -> Entry:
+def _entry(kind: str, key: str, shards: Sequence[Shard], files: Sequence[Path], using: Sequence[CellKeys]) -> Entry:
     facts = [path.stat() for path in files]
     latest = max((max(fact.st_atime, fact.st_mtime) for fact in facts), default=0.0)
     return Entry(
@@ -186,7 +189,7 @@ def _facts(folder: Path, name: str) -> Mapping[str, Any]:
         return {}
 
 
-def _surveyed(path: Path) -> str:
+def _surveyed_corpus(path: Path) -> str:
     """Return the checksum of the corpus that a cached survey describes; empty if it is damaged."""
     try:
         found = seal.parse(path.read_bytes()).get("survey")

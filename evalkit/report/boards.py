@@ -182,7 +182,7 @@ def _mean(entries: Sequence[Entry | None]) -> float | None:
     return math.fsum(known) / len(known) if len(known) == len(entries) else None
 
 
-class Heat(NamedTuple):
+class Heatmap(NamedTuple):
     """The quality of every smaller dim relative to the largest one, by dataset."""
 
     title: str
@@ -193,7 +193,7 @@ class Heat(NamedTuple):
     """A dim, and for each column its value and the ratio to the largest dim's value; None if one is missing."""
 
 
-def heats(tables: Sequence[CardTable], cells: Sequence[CellScores]) -> tuple[Heat, ...]:
+def heatmaps(tables: Sequence[CardTable], cells: Sequence[CellScores]) -> tuple[Heatmap, ...]:
     """Return the card's published dims, then every system that was measured at two or more dims."""
     found = []
     for table in tables:
@@ -203,7 +203,7 @@ def heats(tables: Sequence[CardTable], cells: Sequence[CellScores]) -> tuple[Hea
                 for (dataset, system), one in table.cells.items()
                 for pair in [(dataset, one.score.metric)]
             }
-            found.append(_heat(f"Published by the card: {SYSTEM}", values, table.rows))
+            found.append(_heatmap(f"Published by the card: {SYSTEM}", values, table.rows))
     by_model: dict[str, dict[tuple[int, tuple[str, str]], float]] = {}
     for cell in sorted(cells, key=lambda cell: cell.dataset):
         if cell.dim is not None:
@@ -211,17 +211,19 @@ def heats(tables: Sequence[CardTable], cells: Sequence[CellScores]) -> tuple[Hea
             by_model.setdefault(cell.model, {})[cell.dim, pair] = cell.metrics[cell.main_metric]
     for model, values in sorted(by_model.items()):
         if len({dim for dim, _ in values}) > 1:
-            found.append(_heat(f"Measured here: {model}", values, tuple(dict.fromkeys(pair for _, pair in values))))
+            found.append(_heatmap(f"Measured here: {model}", values, tuple(dict.fromkeys(pair for _, pair in values))))
     return tuple(found)
 
 
-def _heat(title: str, values: Mapping[tuple[int, tuple[str, str]], float], columns: Sequence[tuple[str, str]]) -> Heat:
+def _heatmap(
+    title: str, values: Mapping[tuple[int, tuple[str, str]], float], columns: Sequence[tuple[str, str]]
+) -> Heatmap:
     dims = sorted({dim for dim, _ in values}, reverse=True)
     base = dims[0]
     rows = tuple(
         (dim, tuple(_share(values.get((dim, pair)), values.get((base, pair))) for pair in columns)) for dim in dims
     )
-    return Heat(title, base, tuple(columns), rows)
+    return Heatmap(title, base, tuple(columns), rows)
 
 
 def _share(value: float | None, base: float | None) -> tuple[float, float] | None:

@@ -18,9 +18,9 @@ from rich.console import Console, ConsoleOptions
 
 from evalkit.report.rounding import ABSENT
 
-GAP: Final = 2
+COLUMN_GAP: Final = 2
 INDENT: Final = 2
-BETWEEN: Final = " · "
+SEPARATOR: Final = " · "
 UNBOUNDED: Final = 1_000_000
 """The width for a pipe: every row is one line, and nothing is padded."""
 TEXT_WIDTH: Final = 24
@@ -145,7 +145,7 @@ def _has_text(cell: str) -> bool:
 
 
 def _total(widths: Mapping[int, int]) -> int:
-    return sum(widths.values()) + GAP * (len(widths) - 1)
+    return sum(widths.values()) + COLUMN_GAP * (len(widths) - 1)
 
 
 def _widened(widths: Mapping[int, int], natural: Mapping[int, int], spare: int) -> Mapping[int, int]:
@@ -195,14 +195,14 @@ def _side_by_side(
             text = lines[number] if number < len(lines) else ""
             padding = " " * (widths[place] - cell_len(text))
             parts.append(padding + text if grid.columns[place].kind == "number" else text + padding)
-        yield (" " * GAP).join(parts).rstrip()
+        yield (" " * COLUMN_GAP).join(parts).rstrip()
 
 
 def _paragraph(parts: Sequence[str], width: int) -> Iterator[str]:
     """Yield the indented lines below a row; a part is kept on one line if it fits."""
     room, line = max(1, width - INDENT), ""
     for part in parts:
-        joined = f"{line}{BETWEEN}{part}" if line else part
+        joined = f"{line}{SEPARATOR}{part}" if line else part
         if line and cell_len(joined) > room:
             yield " " * INDENT + line
             joined = part

@@ -129,7 +129,7 @@ def render(material: Material) -> str:
         own_boards=boards.own_boards((*ours, *material.mteb_cells), material.judged),
         measured_by=MEASURED_BY,
         mean_verdict=boards.mean_verdict,
-        heats=boards.heats(material.tables, ours),
+        heatmaps=boards.heatmaps(material.tables, ours),
         shade=shade,
         shades=[name for _, name in SHADES],
         representative=ours,

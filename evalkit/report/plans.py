@@ -138,13 +138,13 @@ def plan_problems(cells: Sequence[Planned], *, device: Device | None = None) -> 
         if wanted > (free := free_bytes(folder)):
             found.append(
                 f"{folder}: embeddings want {size(wanted)}, {size(free)} are free; set store.keep=topk, which keeps "
-                f"none, {_fewer(cells, free)}or cache_dir=DIR on a larger disk"
+                f"none, {_smaller_settings(cells, free)}or cache_dir=DIR on a larger disk"
             )
     found += _memory_problems(cells, device)
     return list(dict.fromkeys(found))
 
 
-def _fewer(cells: Sequence[Planned], free: float) -> str:
+def _smaller_settings(cells: Sequence[Planned], free: float) -> str:
     """Return the settings with which less is stored, if the rest would fit the free space."""
     if any(cell.config.store.dtype == "float32" for cell in cells):
         return "store.dtype=float16, which halves them, "

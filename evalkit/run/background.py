@@ -22,7 +22,7 @@ import torch
 
 from evalkit.errors import StoreError
 from evalkit.ranking import Hits, merge_new
-from evalkit.storage.paths import unwritable
+from evalkit.storage.paths import write_error
 
 log = logging.getLogger(__name__)
 
@@ -187,7 +187,7 @@ class Writer:
             self._failed = True
             if isinstance(error, StoreError):
                 raise
-            raise unwritable(path, error) from error
+            raise write_error(path, error) from error
 
     def __enter__(self) -> Self:
         return self

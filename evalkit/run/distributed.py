@@ -37,7 +37,7 @@ from evalkit.run.progress import ProgressCounter, documents_bar
 from evalkit.run.search import hits_from_arrays, hits_to_arrays
 from evalkit.run.shard_step import Texts, VectorStep, vector_step
 from evalkit.storage import keys, shard_files
-from evalkit.storage.paths import make_folder, topk_dir, unwritable, write_atomic
+from evalkit.storage.paths import make_folder, topk_dir, write_atomic, write_error
 from evalkit.types import Dataset, Document, Query
 
 BYTES_PER_TOKEN = 2
@@ -193,7 +193,7 @@ class WorkerVectorStep:
             try:
                 shard_files.save(folder, name, arrays, facts)
             except OSError as error:
-                raise unwritable(folder / name, error) from error
+                raise write_error(folder / name, error) from error
         return ShardResult(call.work.shard, call.hits, call.tokens_done, self._reproduced_dims)
 
     def close(self) -> None:

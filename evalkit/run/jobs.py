@@ -32,7 +32,7 @@ from evalkit.config.settings import RunConfig
 from evalkit.errors import EngineError, EvalkitError, StoreError
 from evalkit.storage import seal, untrusted
 from evalkit.storage.keys import key_of
-from evalkit.storage.paths import make_folder, unwritable, write_atomic
+from evalkit.storage.paths import make_folder, write_atomic, write_error
 from evalkit.storage.results import config_of, plain
 
 FOLDER = "jobs"
@@ -185,7 +185,7 @@ def claimed(config: RunConfig, run_ids: Iterable[str]) -> Iterator[None]:
             try:
                 file = held.enter_context(path.open("a+", encoding="utf-8"))
             except OSError as error:
-                raise unwritable(path, error) from error
+                raise write_error(path, error) from error
             if _is_held(_lock(file, fcntl.LOCK_EX)):
                 file.seek(0)
                 who = file.read().strip() or "another process"

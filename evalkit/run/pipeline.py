@@ -32,7 +32,7 @@ from evalkit.models import metadata, weights
 from evalkit.models.backbones.native import count_parameters
 from evalkit.models.encoder import obtainable
 from evalkit.ranking import Hits, merge, no_hits, separate_ties
-from evalkit.run import distributed, environment, loaded, plaid, ranked, scored
+from evalkit.run import cell_files, distributed, environment, loaded, plaid, reuse
 from evalkit.run.background import Merger, limit_tokenizer, tokenizer_threads
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.progress import documents_bar
@@ -78,8 +78,8 @@ def _run(config: RunConfig, *, console: Console, force: bool, lacking: dict[int,
     task = prepare(config, console=console)
     task, cells = _plan_obtainable(task, lacking)
     remove_left_over(_output_folders(config, cells))
-    done = {cell.run_id: None if force else scored.finished(task, cell, config.metrics) for cell in cells}
-    for line in scored.reused_lines([scores for scores in done.values() if scores is not None], config.results_dir):
+    done = {cell.run_id: None if force else reuse.finished(task, cell, config.metrics) for cell in cells}
+    for line in reuse.reused_lines([scores for scores in done.values() if scores is not None], config.results_dir):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     unfinished = [cell for cell in cells if done[cell.run_id] is None]
     if unfinished and config.search.name == "plaid":
@@ -113,7 +113,7 @@ def _require_index(config: RunConfig, *, console: Console, force: bool) -> None:
         plaid.python(config.cache_dir)
     except ConfigError:
         task, cells = _plan_obtainable(prepare(config, console=console), {})
-        if force or any(scored.finished(task, cell, config.metrics) is None for cell in cells):
+        if force or any(reuse.finished(task, cell, config.metrics) is None for cell in cells):
             raise
 
 
@@ -296,7 +296,7 @@ def finish(
     """
     started = time.monotonic()
     config, dataset = task.config, task.dataset
-    written = ranked.write_files(task, cell.run_id, to_run(hits, [query.id for query in dataset.queries]))
+    written = cell_files.write(task, cell.run_id, to_run(hits, [query.id for query in dataset.queries]))
     exact = None if indexed is None else plaid.exact_cell(task, cell)
     cost = {} if cell.dim is None else costs(task, exact or cell)
     if indexed is not None:
@@ -318,15 +318,15 @@ def finish(
         language=dataset.language,
         main_metric=dataset.main_metric,
         metrics=written.values.means,
-        groups=scored.group_means(task, written.values),
+        groups=reuse.group_means(task, written.values),
         counts={
-            **ranked.counts(task, written),
+            **cell_files.counts(task, written),
             **_title_only_documents(task),
             "shards": len(task.survey.shards),
             **vectors,
             **counted,
         },
-        deviations=(*task.deviations, *scored.accepted_contradictions(config, cell)),
+        deviations=(*task.deviations, *reuse.accepted_contradictions(config, cell)),
         protocol=cell.protocol,
         wall_s={
             "encode_and_search": round(search_s, 3),
@@ -337,8 +337,8 @@ def finish(
             **environment.environment(None if cell.dim is None else task.device),
             **environment.given_up(config, task.device),
             **distributed.provenance(config),
-            **scored.facts(task),
-            scored.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
+            **reuse.scoring_facts(task),
+            reuse.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
             **(
                 {"checkpoint": _weights(config, cell, vectors_reproduced=vectors_reproduced)}
                 if indexed is None or exact is None

@@ -39,8 +39,8 @@ from evalkit.storage.paths import (
     remove_left_over,
     store_dir,
     temporary,
-    unwritable,
     write_atomic,
+    write_error,
 )
 from evalkit.storage.shard_files import ShardVectors
 from evalkit.types import Run
@@ -256,7 +256,7 @@ def _publish(folder: Path, unfinished: Path, facts: Mapping[str, Any]) -> dict[s
     try:
         publish(unfinished, folder)
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise write_error(folder, error) from error
     return record
 
 

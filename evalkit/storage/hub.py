@@ -191,7 +191,7 @@ def _fetch(repo: str, name: str, *, commit: str, repo_type: RepoType) -> None:
             )
             file.flush()
             os.fsync(file.fileno())
-        if (found := _address(partial, like=facts.etag)) != facts.etag:
+        if (found := _content_hash(partial, like=facts.etag)) != facts.etag:
             partial.unlink()
             msg = (
                 f"{repo}/{name}: got content {found}, wanted {facts.etag}; "
@@ -201,7 +201,7 @@ def _fetch(repo: str, name: str, *, commit: str, repo_type: RepoType) -> None:
         publish(partial, blob)
 
 
-def _address(path: Path, *, like: str) -> str:
+def _content_hash(path: Path, *, like: str) -> str:
     """Return the hash of a file's content, of the same kind as `like`; `like` itself if that is no hash."""
     digest = address_digest(like, size_bytes=path.stat().st_size)
     if digest is None:

@@ -115,7 +115,7 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise write_error(path, error) from error
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -135,10 +135,10 @@ def write_atomic(path: Path, data: bytes) -> None:
         finally:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise write_error(path, error) from error
 
 
-def unwritable(path: Path, error: Exception) -> StoreError:
+def write_error(path: Path, error: Exception) -> StoreError:
     """Return a StoreError that says why a file could not be written and what to do."""
     reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
     return StoreError(
@@ -152,10 +152,10 @@ def temporary(path: Path) -> Path:
     name = path.name
     if len(os.fsencode(name)) > LONGEST_NAME:  # with the suffix it would exceed the file system's limit
         name = f"{name[:16]}-{zlib.crc32(os.fsencode(name)):08x}"
-    return path.with_name(f".{name}{_owner(os.getpid())}")
+    return path.with_name(f".{name}{_owner_suffix(os.getpid())}")
 
 
-def _owner(pid: int) -> str:
+def _owner_suffix(pid: int) -> str:
     """Return the suffix of the temporary files of a process on this machine."""
     return f".{socket.gethostname()}.{pid}.tmp"
 
@@ -181,7 +181,7 @@ def _left_over(path: Path) -> bool:
     pid = path.name.removesuffix(".tmp").rpartition(".")[2]
     if not (pid.isascii() and pid.isdigit()):
         return False
-    if path.name.endswith(_owner(int(pid))):
+    if path.name.endswith(_owner_suffix(int(pid))):
         try:
             os.kill(int(pid), 0)
         except (ProcessLookupError, OverflowError):

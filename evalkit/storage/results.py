@@ -344,10 +344,10 @@ def _path_settings(values: Mapping[str, Any]) -> list[str]:
     checkpoints = [f"model.checkpoints.{dim}.path" for dim in (values["model"].get("checkpoints") or {})]
     reranker = ["reranker.checkpoint.path"] if values.get("reranker") else []
     names = ["results_dir", "cache_dir", DATASET_PATH, *checkpoints, *reranker]
-    return [name for name in names if _get(values, name) is not None]
+    return [name for name in names if _setting(values, name) is not None]
 
 
-def _get(values: Any, name: str) -> Any:
+def _setting(values: Any, name: str) -> Any:
     for part in name.split("."):
         values = values[part]
     return values
@@ -356,7 +356,7 @@ def _get(values: Any, name: str) -> Any:
 def _pop_setting(values: dict[str, Any], name: str) -> Any:
     """Return a setting by its dotted name and replace it by null."""
     *above, last = name.split(".")
-    group = _get(values, ".".join(above)) if above else values
+    group = _setting(values, ".".join(above)) if above else values
     value, group[last] = group[last], None
     return value
 
@@ -374,7 +374,7 @@ def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | No
         values = untrusted.read_yaml(path)
         for name, value in _mapping(path.with_name(LOCAL)).items():
             *above, last = name.split(".")
-            (_get(values, ".".join(above)) if above else values)[last] = value
+            (_setting(values, ".".join(above)) if above else values)[last] = value
         values["results_dir"] = values.get("results_dir") or str(results_dir)
         values["cache_dir"] = values.get("cache_dir") or str(results_dir.parent / "cache")
         config = config_of(values, dataset_path=dataset_path)

@@ -25,7 +25,7 @@ from torch import Tensor
 from evalkit.errors import StoreError
 from evalkit.ragged import Ragged, ragged
 from evalkit.storage import seal
-from evalkit.storage.paths import file_checksum, make_folder, publish, temporary, unwritable, write_atomic
+from evalkit.storage.paths import file_checksum, make_folder, publish, temporary, write_atomic, write_error
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def save(folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[s
         size_bytes = unfinished.stat().st_size
         publish(unfinished, path)
     except (OSError, SafetensorError) as error:
-        raise unwritable(path, error) from error
+        raise write_error(path, error) from error
     finally:
         unfinished.unlink(missing_ok=True)
     manifest = {

@@ -51,22 +51,22 @@ def read_run(path: Path) -> dict[str, list[Hit]]:
     TREC run, and EmptyRunError if it has no lines.
     """
     run: dict[str, dict[str, float]] = {}
-    for number, line in columns.read_lines(path, _bad):
-        fields = columns.split(columns.decode(path, number, line, _bad))
+    for number, line in columns.read_lines(path, _error):
+        fields = columns.split(columns.decode(path, number, line, _error))
         if len(fields) != COLUMNS:
-            raise _bad(path, number, f"{len(fields)} columns", "6: query Q0 document rank score tag")
+            raise _error(path, number, f"{len(fields)} columns", "6: query Q0 document rank score tag")
         query, _, document, rank, text, _ = fields
-        columns.check_identifier(path, number, "query id", query, _bad)
-        columns.check_identifier(path, number, "document id", document, _bad)
+        columns.check_identifier(path, number, "query id", query, _error)
+        columns.check_identifier(path, number, "document id", document, _error)
         if _number(rank) is None:
-            raise _bad(path, number, f"rank {columns.shortened(repr(rank))}", "a number: ids and tags hold no space")
+            raise _error(path, number, f"rank {columns.shortened(repr(rank))}", "a number: ids and tags hold no space")
         score = _number(text)
         if score is None:
-            raise _bad(path, number, f"score {columns.shortened(repr(text))}", "a number")
+            raise _error(path, number, f"score {columns.shortened(repr(text))}", "a number")
         if not abs(score) < FP32_LIMIT:
-            raise _bad(path, number, f"score {text!r}", "a finite number in fp32")
+            raise _error(path, number, f"score {text!r}", "a finite number in fp32")
         if document in run.setdefault(query, {}):
-            raise _bad(path, number, f"document {document!r} again for query {query!r}", "every document once")
+            raise _error(path, number, f"document {document!r} again for query {query!r}", "every document once")
         run[query][document] = score
     if not run:
         msg = f"{path}: got an empty file, wanted a TREC run; check that the run was written to its end"
@@ -145,9 +145,9 @@ def write_qrels(qrels: Qrels, path: Path) -> None:
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     """Read TREC judgements. Raises ScoreError with file and line for invalid lines, and for a file without any."""
-    return columns.read_qrels(path, _bad, forms=(QRELS_COLUMNS,))
+    return columns.read_qrels(path, _error, forms=(QRELS_COLUMNS,))
 
 
-def _bad(path: Path, line: int | None, got: str, wanted: str, remedy: str = "repair the file") -> ScoreError:
+def _error(path: Path, line: int | None, got: str, wanted: str, remedy: str = "repair the file") -> ScoreError:
     where = f"{path}" if line is None else f"{path} line {line}"
     return ScoreError(f"{where}: got {got}, wanted {wanted}; {remedy}")

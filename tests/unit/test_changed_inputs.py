@@ -25,7 +25,7 @@ from evalkit.datasets.survey import ContentHash, ShardRange, read_shard, survey
 from evalkit.errors import ChangedError, ConfigError, DeviationError, ModelError, ScoreError
 from evalkit.models.checkpoint import resolve
 from evalkit.report import table
-from evalkit.run import loaded, pipeline, rerank, scored
+from evalkit.run import loaded, pipeline, rerank, reuse
 from evalkit.storage import results, seal
 from evalkit.storage.results import CellScores
 from evalkit.types import Document
@@ -382,7 +382,7 @@ def test_a_kill_while_scoring_again_leaves_no_scores_to_believe(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(scored.metrics, "score", killed)
+        patched.setattr(reuse.metrics, "score", killed)
         with pytest.raises(KeyboardInterrupt):
             run(config)
     interrupted = results.read(folder / results.SCORES)

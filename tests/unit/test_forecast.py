@@ -169,7 +169,7 @@ def test_a_probe_of_bm25_reads_the_dataset_alone(tmp_path):
     (found,) = forecast.forecast_cells(config, [], probed=probed)
     assert found.seconds.value == pytest.approx(probed.encode_s[None] + probed.search_s[None])
     # No checkpoint is read and no kernel compiled before its first document; reading for the survey comes on top.
-    started = outlook.BM25_START_S + outlook.EACH_S
+    started = outlook.BM25_START_S + outlook.PER_PASS_S
     assert outlook.total([found]).wall_s[1] == pytest.approx(started + found.seconds.value + probed.read_s)
 
 
@@ -184,10 +184,10 @@ def test_the_dims_of_a_pass_share_its_encoding_and_workers_share_its_shards(tmp_
     assert [cell.search_s for cell in cells] == [pytest.approx(40), pytest.approx(20)]
     (row,) = outlook.by_dataset(cells)
     assert row.device_s == pytest.approx(260)
-    assert row.wall_s[1] == pytest.approx(outlook.START_S + outlook.EACH_S + 260)
+    assert row.wall_s[1] == pytest.approx(outlook.START_S + outlook.PER_PASS_S + 260)
     shards = round(20000 * 300 / 125_000)  # nothing is known of the length of the demo's documents: the longest
-    assert row.wall_s[8] == pytest.approx(outlook.START_S + outlook.EACH_S + 260 * math.ceil(shards / 8) / shards)
-    assert row.wall_s[64] == pytest.approx(outlook.START_S + outlook.EACH_S + 260 / shards)
+    assert row.wall_s[8] == pytest.approx(outlook.START_S + outlook.PER_PASS_S + 260 * math.ceil(shards / 8) / shards)
+    assert row.wall_s[64] == pytest.approx(outlook.START_S + outlook.PER_PASS_S + 260 / shards)
 
 
 def test_a_selection_is_forecast_by_dataset_and_in_all_at_80_columns():

@@ -117,7 +117,7 @@ def test_a_system_without_every_dataset_stands_behind_those_with_all():
 
 
 def test_the_heatmap_gives_each_dim_s_share_of_the_greatest():
-    (card,) = boards.heats(card_tables(judge([])), [])
+    (card,) = boards.heatmaps(card_tables(judge([])), [])
     column = card.columns.index(("beir/nfcorpus", "ndcg@10"))
     shares = {dim: row[column] for dim, row in card.rows}
     assert card.base == 128
@@ -128,7 +128,7 @@ def test_the_heatmap_gives_each_dim_s_share_of_the_greatest():
 
 def test_a_system_measured_at_two_dims_has_a_heatmap_with_gaps():
     ours = [late(value=0.4), late(dim=64, value=0.3), late(dataset="beir/fiqa", dim=64, value=0.2)]
-    _, measured = boards.heats(card_tables(judge([])), ours)
+    _, measured = boards.heatmaps(card_tables(judge([])), ours)
     assert [name for name, _ in measured.columns] == ["beir/fiqa", "beir/nfcorpus"]
     assert measured.rows == ((128, (None, (0.4, 1.0))), (64, (None, (0.3, pytest.approx(0.75)))))
 

@@ -68,7 +68,7 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
         wall_s={**scores.wall_s, "score": round(time.monotonic() - started, 3)},
         environment={
             **scores.environment,
-            **facts(task),
+            **scoring_facts(task),
             "scored_again": {"evalkit": here["evalkit"], "ranx": here["packages"]["ranx"]},
         },
     )
@@ -94,7 +94,7 @@ def reused_lines(cells: Sequence[CellScores], results_dir: Path) -> list[str]:
     ]
 
 
-def facts(task: Task) -> dict[str, Any]:
+def scoring_facts(task: Task) -> dict[str, Any]:
     """Return the entries of a result's environment that describe the dataset and judgements it was scored with."""
     return {
         "dataset_source": task.dataset.source,

@@ -1,4 +1,4 @@
-"""File the run file of another program as a finished cell of its own system, for tables and comparisons.
+"""Import the run file of another program as a finished cell of a system of its own, for tables and comparisons.
 
 `scripts/peer.py run` writes a `peer.json` next to its run file: the library's versions and settings, times and peak
 memory. If there is one, it is checked against the run file and recorded in the result.
@@ -19,7 +19,7 @@ from rich.console import Console
 
 from evalkit.config.settings import RunConfig, RunFileConfig
 from evalkit.errors import ScoreError
-from evalkit.run import environment, identity, pipeline, ranked, scored
+from evalkit.run import cell_files, environment, identity, pipeline, reuse
 from evalkit.run.cells import Task
 from evalkit.storage import keys, results, trec, untrusted
 from evalkit.storage.results import CellScores
@@ -31,7 +31,7 @@ COUNTS = ("documents", "queries")
 """The counts of the dataset in these facts that must be those of the dataset here."""
 
 
-def file_run(run_file: Path, system: str, config: RunConfig, *, console: Console) -> CellScores:
+def import_run(run_file: Path, system: str, config: RunConfig, *, console: Console) -> CellScores:
     """Score a run file under a dataset's rules and write the finished cell of a system called `system`.
 
     Raises ScoreError, before anything is written, if the run belongs to another dataset or the `peer.json` to another
@@ -53,7 +53,7 @@ def file_run(run_file: Path, system: str, config: RunConfig, *, console: Console
         **identity.search_facts(task.dataset, task.config),
     }
     run_id = keys.run_id(task.dataset.name, task.dataset.split, system, dim, protocol)
-    written = ranked.write_files(task, run_id, {query: hits[: task.depth] for query, hits in judged.items()})
+    written = cell_files.write(task, run_id, {query: hits[: task.depth] for query, hits in judged.items()})
     vectors = {} if "document_vectors" not in facts else {"document_vectors": int(facts["document_vectors"])}
     scores = CellScores(
         run_id=run_id,
@@ -64,15 +64,15 @@ def file_run(run_file: Path, system: str, config: RunConfig, *, console: Console
         language=task.dataset.language,
         main_metric=task.dataset.main_metric,
         metrics=written.values.means,
-        groups=scored.group_means(task, written.values),
-        counts={**ranked.counts(task, written), **vectors},
+        groups=reuse.group_means(task, written.values),
+        counts={**cell_files.counts(task, written), **vectors},
         deviations=task.deviations,
         protocol=protocol,
         wall_s={**_seconds(facts), "score": round(time.monotonic() - started, 3)},
         environment={
             **environment.environment(None),
-            **scored.facts(task),
-            scored.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
+            **reuse.scoring_facts(task),
+            reuse.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
             "checkpoint": None,
             "made_by": {name: value for name, value in facts.items() if name not in ("run_sha256", "seconds")},
         },

@@ -852,12 +852,12 @@ def fetch(
     configs = fetching.selection(_with_temporary_configs(context, context.args))
     if unpack is not None:
         done = fetching.unpack_bundle(unpack, cache_dir=configs[0].cache_dir)
-        _say(f"{unpack}: {done} files are in their places")
+        _say(f"{unpack}: {done} files were extracted or are there already")
         if not context.args and not verify:
             return
     found = fetching.verify(configs, console=_err) if verify else fetching.fetch(configs, console=_err)
     for each in found:
-        _say(f"{each.name}: {'read whole, network off' if verify else 'on disk'}, from {each.source}")
+        _say(f"{each.name}: {'read completely, network off' if verify else 'on disk'}, from {each.source}")
         for line in (*(f"{part:<33} {checksum}" for part, checksum in each.checksums.items()), *each.notes):
             _say(f"  {line}")
     if bundle is not None:

@@ -328,7 +328,7 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path, wa
         os.utime(unfinished, (member.mtime, member.mtime))  # the fingerprint of ir-datasets' files has size and time
         publish(unfinished, target)
     except OSError as error:
-        msg = f"{target}: could not be written ({error.strerror}); free the place or the disk and unpack again"
+        msg = f"{target}: could not be written ({error.strerror}); free this path or disk space and unpack again"
         raise StoreError(msg) from error
     finally:
         with suppress(OSError):

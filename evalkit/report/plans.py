@@ -108,7 +108,7 @@ def plan_lines(cells: Sequence[Planned], *, device: Device | None = None) -> Ite
         yield f"disk: {size(wanted)} of embeddings to write{also}{much}; {size(free)} free in {folder}"
     if total.memory_bytes is not None:
         gpu = f", {size(total.device_bytes)} on its GPU" if total.device_bytes else ""
-        yield f"memory: about {size(total.memory_bytes)} a worker at most{gpu}"
+        yield f"memory: about {size(total.memory_bytes)} per worker at most{gpu}"
 
 
 def _basis_lines(what: str, amounts: Sequence[tuple[Planned, Amount]]) -> Iterator[str]:
@@ -137,7 +137,7 @@ def plan_problems(cells: Sequence[Planned], *, device: Device | None = None) -> 
     for folder, (wanted, _) in _disks(cells).items():
         if wanted > (free := free_bytes(folder)):
             found.append(
-                f"{folder}: embeddings want {size(wanted)}, {size(free)} are free; set store.keep=topk, which keeps "
+                f"{folder}: embeddings need {size(wanted)}, {size(free)} are free; set store.keep=topk, which keeps "
                 f"none, {_smaller_settings(cells, free)}or cache_dir=DIR on a larger disk"
             )
     found += _memory_problems(cells, device)
@@ -166,11 +166,11 @@ def _memory_problems(cells: Sequence[Planned], device: Device | None) -> list[st
     found = []
     if device is None and total.memory_bytes is not None and total.memory_bytes > outlook.host_bytes():
         found.append(
-            f"memory: about {size(total.memory_bytes)} wanted, {size(outlook.host_bytes())} are here; {remedy}"
+            f"memory: about {size(total.memory_bytes)} needed, {size(outlook.host_bytes())} available; {remedy}"
         )
-    there = outlook.gpu_bytes(device)
-    if there is not None and total.device_bytes is not None and total.device_bytes > there:
-        found.append(f"GPU memory: about {size(total.device_bytes)} wanted, {size(there)} are there; {remedy}")
+    available = outlook.gpu_bytes(device)
+    if available is not None and total.device_bytes is not None and total.device_bytes > available:
+        found.append(f"GPU memory: about {size(total.device_bytes)} needed, {size(available)} available; {remedy}")
     return found
 
 

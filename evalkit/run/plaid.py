@@ -211,7 +211,7 @@ def _stored(task: Task, cell: Cell) -> _Stored:
     for shard in task.survey.shards:
         arrays = shard_files.load(folder, shard.checksum)
         if arrays is None:
-            msg = f"{folder / shard.checksum}: the embeddings of this shard are not stored, and search=plaid wants them"
+            msg = f"{folder / shard.checksum}: the embeddings of this shard are not stored, and search=plaid needs them"
             raise StoreError(f"{msg}; run the cell again with an empty results_dir and cache_dir")
         found = shard_files.vectors_from_arrays(arrays)
         if (got := found.vectors.rows_XD.shape[1]) != cell.dim:
@@ -282,7 +282,7 @@ def _run_library(
         stdin=subprocess.DEVNULL,
     )
     if done.returncode:
-        reason = _last_line(done.stderr) or _last_line(done.stdout) or "it said nothing"
+        reason = _last_line(done.stderr) or _last_line(done.stdout) or "it printed nothing"
         raise EngineError(f"search=plaid: fast-plaid failed while {doing} (exit {done.returncode}: {reason}); {again}")
     try:
         answer = json.loads((work / "answer.json").read_bytes())

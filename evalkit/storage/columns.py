@@ -157,7 +157,9 @@ def judgements(path: Path, make_error: MakeError, *, forms: Collection[int] = (3
         if len(found) != columns or columns not in forms:
             first = min(forms)
             wanted = f"{columns}, as on the first line" if columns in forms else f"{first} ({_COLUMN_NAMES[first]})"
-            raise make_error(path, number, f"{len(found)} columns", wanted, "ids hold no white space; repair the line")
+            raise make_error(
+                path, number, f"{len(found)} columns", wanted, "ids must not contain white space; repair the line"
+            )
         query, document, grade = found[0], found[-2], grade_of(found[-1])
         if grade is None:
             header = f"; a header line must read {' '.join(_HEADER)}" if number == 1 and 3 in forms else ""

@@ -128,7 +128,7 @@ def read(path: Path) -> CellScores:
         msg = f"{path}: cannot be read ({error.strerror}); wanted the scores.json of a finished cell"
         raise ScoreError(msg) from error
     except ValueError as error:
-        msg = f"{path}: not whole JSON ({error}); {again}"
+        msg = f"{path}: not valid JSON ({error}); {again}"
         raise ScoreError(msg) from error
     version = values.get("schema_version")
     if version != SCHEMA:
@@ -478,7 +478,7 @@ def read_per_query(path: Path) -> QueryTable:
             msg = f"{value_QM[place].tolist()} on line {place + 2}, wanted numbers from 0 to 1"
             raise ValueError(msg)
     except (OSError, ValueError, KeyError) as error:  # Arrow's errors are subclasses of ValueError and KeyError
-        msg = f"{path}: not a whole table of queries ({error}); delete the cell's scores.json and run the cell again"
+        msg = f"{path}: not a complete table of queries ({error}); delete the cell's scores.json and run the cell again"
         raise ScoreError(msg) from error
     return QueryTable(tuple(names), queries, value_QM)
 

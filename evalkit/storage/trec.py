@@ -36,7 +36,7 @@ def write_run(run: Run, path: Path, *, tag: str) -> None:
         for rank, hit in enumerate(hits, start=1):
             for what, name in (("query id", query), ("document id", hit.document_id), ("tag", tag)):
                 if not columns.is_identifier(name):
-                    msg = f"{path}: {what} {name!r} cannot be written; a run wants no white space or NUL; rename it"
+                    msg = f"{path}: {what} {name!r} cannot be written; wanted no white space or NUL; rename it"
                     raise ScoreError(msg)
             text.write(f"{query} Q0 {hit.document_id} {rank} {np.float32(hit.score)!s} {tag}\n")
     data = text.getvalue().encode()
@@ -59,7 +59,9 @@ def read_run(path: Path) -> dict[str, list[Hit]]:
         columns.check_identifier(path, number, "query id", query, _error)
         columns.check_identifier(path, number, "document id", document, _error)
         if _number(rank) is None:
-            raise _error(path, number, f"rank {columns.shortened(repr(rank))}", "a number: ids and tags hold no space")
+            raise _error(
+                path, number, f"rank {columns.shortened(repr(rank))}", "a number: ids and tags must not contain spaces"
+            )
         score = _number(text)
         if score is None:
             raise _error(path, number, f"score {columns.shortened(repr(text))}", "a number")
@@ -137,7 +139,7 @@ def write_qrels(qrels: Qrels, path: Path) -> None:
         for document, grade in grades.items():
             for what, name in (("query id", query), ("document id", document)):
                 if not columns.is_identifier(name):
-                    msg = f"{path}: {what} {name!r} cannot be written; qrels want no white space or NUL; rename it"
+                    msg = f"{path}: {what} {name!r} cannot be written; wanted no white space or NUL; rename it"
                     raise ScoreError(msg)
             text.write(f"{query} 0 {document} {grade}\n")
     write_atomic(path, gzip.compress(text.getvalue().encode(), compresslevel=6, mtime=0))

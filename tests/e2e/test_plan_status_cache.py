@@ -219,7 +219,7 @@ def test_a_damaged_result_is_told_by_status(finished, tmp_path):
     done = evalkit("status", "model=bm25", *SMALL, f"results_dir={tmp_path}", "cache_dir=cache", cwd=finished)
     assert done.returncode == 1
     assert rows(done.stdout, "damaged")[0][:2] == ["damaged", "bm25"]
-    assert "not whole JSON" in done.stderr
+    assert "not valid JSON" in done.stderr
 
 
 def test_the_cache_is_listed_verified_and_emptied_by_name(finished, tmp_path):

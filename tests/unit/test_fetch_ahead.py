@@ -182,7 +182,7 @@ def test_a_further_source_that_cannot_be_read_is_said_not_to_be_compared(
     notes = fetch.verify(fetch.selection(both), console=QUIET)[1].notes
     assert notes[-2].startswith("not compared                      ")
     assert notes[-2].endswith(
-        "got 2 columns, wanted 3 (query-id corpus-id score); ids hold no white space; repair the line"
+        "got 2 columns, wanted 3 (query-id corpus-id score); ids must not contain white space; repair the line"
     )
 
 
@@ -468,7 +468,7 @@ def test_a_folder_where_a_file_belongs_is_told(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "hub" / "x" / "y").mkdir(parents=True)
     path = bundle_bytes(tmp_path / "bundle.tar", b"abc")
-    assert "could not be written (Is a directory); free the place" in refusal(
+    assert "could not be written (Is a directory); free this path" in refusal(
         lambda: fetch.unpack_bundle(path, cache_dir=tmp_path / "cache")
     )
     assert "Is a directory, wanted a bundle that can be read" in refusal(

@@ -213,12 +213,12 @@ def test_what_does_not_fit_is_refused_with_the_settings_that_would(tmp_path, mon
     words = ["model=demo", "dim=[128,64]", "dataset.demo.documents=20000", f"results_dir={tmp_path}/r"]
     cells = forecast.forecast_cells(compose([*words, f"cache_dir={tmp_path}/c"]), [known()])
     (problem,) = plans.plan_problems(cells)
-    assert "embeddings want 768.0 MB, 600.0 MB are free; set store.keep=topk" in problem
+    assert "embeddings need 768.0 MB, 600.0 MB are free; set store.keep=topk" in problem
     assert "fewer dims (dim=64 would write 256.0 MB)" in problem
     monkeypatch.setattr(plans, "free_bytes", lambda _folder: 1e12)
     monkeypatch.setattr(outlook, "host_bytes", lambda: 1e8)
     (problem,) = plans.plan_problems(cells)
-    assert "wanted, 100.0 MB are here; set store.shard_tokens=N lower" in problem
+    assert "needed, 100.0 MB available; set store.shard_tokens=N lower" in problem
 
 
 @pytest.mark.parametrize(("free", "said"), [(2_559_000_000, True), (2_561_000_000, False)])

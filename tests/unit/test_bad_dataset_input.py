@@ -228,8 +228,10 @@ def test_a_query_id_that_occurs_twice_is_named_with_both_lines(tmp_path: Path) -
     [
         (
             "q1 d1\n",
-            " line 1: got 2 columns, wanted 3 (query-id corpus-id score); ids must not contain white space; "
-            "repair the line",
+            (
+                " line 1: got 2 columns, wanted 3 (query-id corpus-id score); ids must not contain white space; "
+                "repair the line"
+            ),
         ),
         (
             "q1 d1 1\nq1 0 d2 1\n",

@@ -68,7 +68,7 @@ class Detail(NamedTuple):
     """The command that computes the cell again."""
     tokens: bool
     """Whether it has token vectors, so that `evalkit explain` can show a pair token by token."""
-    hits: Mapping[str, hits.Found]
+    hits: Mapping[str, hits.QueryHits]
     texts: Mapping[str, str]
     """The queries' texts, if the results and the package contain them."""
 

@@ -218,14 +218,14 @@ def test_hits_have_their_judgements_and_the_rank_of_the_first_relevant(tmp_path)
     assert found["q1"].documents == tuple(names[:10])
     assert found["q1"].grades == (None, 0, *[None] * 8)
     assert (found["q1"].relevant, found["q1"].first) == (2, 11)
-    assert found["q2"] == hits.Found(("x",), (None,), 1, 0)
+    assert found["q2"] == hits.QueryHits(("x",), (None,), 1, 0)
 
 
 def test_hits_without_stored_judgements_say_nothing_of_them(tmp_path):
     run = cell()
     path = put(tmp_path, run, run={"q1": ranking("a", "b")})
     (path / results.QRELS).unlink()
-    assert read(tmp_path, run) == {"q1": hits.Found(("a", "b"), (), None, 0), "q2": hits.Found((), (), None, 0)}
+    assert read(tmp_path, run) == {"q1": hits.QueryHits(("a", "b"), (), None, 0), "q2": hits.QueryHits((), (), None, 0)}
 
 
 def test_hits_are_those_of_the_lowest_queries_in_the_table_s_order(tmp_path, monkeypatch):

@@ -385,7 +385,7 @@ def _check_name(path: Path, name: str) -> None:
     long = any(len(os.fsencode(part)) > _MAX_PART_BYTES for part in name.split("/"))
     if long or len(name) > _MAX_NAME_CHARACTERS or printable(name) != name:
         shown = f"a member called {name[:_MAX_PART_BYTES]!r}"
-        raise _bundle_error(path, shown, f"printable names of {_MAX_PART_BYTES} bytes a part at most")
+        raise _bundle_error(path, shown, f"printable names of {_MAX_PART_BYTES} bytes per part at most")
 
 
 def _bundle_error(path: Path, got: str, wanted: str) -> StoreError:

@@ -304,7 +304,7 @@ class _BatchQueue:
 def _encode_all(queue: _BatchQueue, executor: _Executor, ids: Sequence[str]) -> None:
     """Encode every batch, with up to `executor.max_in_flight` of them in flight.
 
-    A batch that does not fit memory is halved. A single text that does not fit beside others in flight is tried alone,
+    A batch that does not fit memory is halved. A single text that does not fit with others in flight is tried alone,
     and so are all batches after it. Raises DeviceError for a text that does not fit alone.
     """
     in_flight: deque[tuple[BatchRows, Callable[[], str]]] = deque()

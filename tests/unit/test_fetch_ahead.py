@@ -436,8 +436,8 @@ def sparse_headers() -> dict[str, str]:
         ({"facts": {"bytes": 1 << 61}}, "bytes for "),
         ({"mtime": 2**70}, "of time 1.1805916207174113e+21, wanted seconds since 1970"),
         ({"mtime": -5}, "of time -5.0, wanted seconds since 1970"),
-        ({"name": f"huggingface/{'x' * 5000}"}, "wanted printable names of 200 bytes a part at most"),
-        ({"name": "huggingface/\x1b[2J"}, "wanted printable names of 200 bytes a part at most"),
+        ({"name": f"huggingface/{'x' * 5000}"}, "wanted printable names of 200 bytes per part at most"),
+        ({"name": "huggingface/\x1b[2J"}, "wanted printable names of 200 bytes per part at most"),
         ({"pax_headers": {"comment": "x" * 100_000}}, "a damaged or half-copied archive (a header of "),
     ],
 )

@@ -1,8 +1,7 @@
 """evalkit re-measures a retrieval model card, cell by cell, and says of every cell whether it holds.
 
 From Python: `evalkit.run`, `evalkit.load`, `evalkit.leaderboard`, `evalkit.compare` (see `evalkit.api`), and
-`evalkit.mteb`. They are imported when they are first asked for, by name: `import evalkit` stays instant, and imports
-stay one-way.
+`evalkit.mteb`. They are imported on first use, so that `import evalkit` is fast and this module depends on no other.
 """
 
 from importlib import import_module
@@ -14,7 +13,7 @@ _MODULES = ("mteb", "run")
 
 
 def __getattr__(name: str) -> object:
-    """Return a function of the API, a module, or the package that `evalkit.run` is and that can be called."""
+    """Import a function of the API or a module. `evalkit.run` is a package that can be called like a function."""
     if name in _MODULES:
         return import_module(f"{__name__}.{name}")
     if name in _FUNCTIONS:
@@ -24,5 +23,5 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """Return what can be asked for."""
+    """Return all names, including those that are not imported yet."""
     return sorted([*globals(), *_MODULES, *_FUNCTIONS])

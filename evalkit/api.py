@@ -5,11 +5,11 @@ evalkit-results, or EVALKIT_RESULTS. Results are the files that the command line
 a finished cell is not computed again.
 
     run(*words)           finished cells (`evalkit run`); several values per word are a sweep
-    load(run)             one of them, by its id or the beginning of it: its cell, ranking, per_query and qrels
+    load(run)             a finished cell by its run id, the beginning of one, or its system: scores and frames
     leaderboard()         published and measured means by system and collection (`evalkit report`)
     compare(*runs)        paired differences with intervals and p-values (`evalkit compare`), the base first
 
-Failures raise `evalkit.errors.EvalkitError`, whose text says what was got and what to do.
+Errors are subclasses of `evalkit.errors.EvalkitError`, whose text says what was got, what was wanted and what to do.
 
 >>> import tempfile
 >>> import evalkit
@@ -19,7 +19,7 @@ Failures raise `evalkit.errors.EvalkitError`, whose text says what was got and w
 >>> [(cell.model, cell.dim, cell.main_metric) for cell in cells]
 [('demo', 128, 'ndcg@10'), ('demo', 64, 'ndcg@10')]
 
-A finished run, as frames; the mean of its values by query is its score:
+A finished cell as frames. The mean of its values by query is its score:
 
 >>> found = evalkit.load(cells[0].run_id, results_dir=folder)
 >>> list(found.ranking.columns), list(found.qrels.columns)
@@ -27,7 +27,7 @@ A finished run, as frames; the mean of its values by query is its score:
 >>> bool(abs(found.per_query["ndcg@10"].mean() - found.cell.metrics["ndcg@10"]) < 1e-9)
 True
 
-What half the dim costs, paired by query:
+The loss from half the dim, paired by query:
 
 >>> evalkit.compare("demo-128", "demo-64", results_dir=folder)[["base", "other", "queries"]].to_dict("records")
 [{'base': 'demo-128', 'other': 'demo-64', 'queries': 200}]
@@ -57,30 +57,30 @@ __all__ = ["Loaded", "compare", "leaderboard", "load", "run"]
 
 @dataclass(frozen=True)
 class Loaded:
-    """A finished run and its files as frames."""
+    """A finished cell and its files as frames."""
 
     cell: CellScores
-    """Its scores, the protocol that they were measured under, and the environment."""
+    """Its scores, protocol and environment."""
     ranking: pd.DataFrame
     """A row per hit: query, document, rank from 1, score."""
     per_query: pd.DataFrame
     """A row per query, a column per metric."""
     qrels: pd.DataFrame
-    """A row per judgement: query, document, grade; of a dataset too large to be copied, read from where it is."""
+    """A row per judgement: query, document, grade. If the cell has no copy of them, they are read from the dataset."""
 
 
 def _folder(results_dir: str | Path | None) -> Path:
-    """Return the results folder that is named, else the one that `run` writes to."""
+    """Return the given results folder, else the default one."""
     from evalkit.storage.paths import default_results_dir
 
     return default_results_dir() if results_dir is None else Path(results_dir)
 
 
 def load(run: str, *, results_dir: str | Path | None = None, dataset_path: str | Path | None = None) -> Loaded:
-    """Return the finished run of this id, or of this beginning of one, or of a system where that is clear.
+    """Return a finished cell by its run id, by the beginning of one, or by its system if only one cell has it.
 
-    `dataset_path` is where its dataset is now, if the judgements lie there and it moved. Raises EvalkitError when there
-    is no such run, more than one, or a file of it is missing, damaged or edited.
+    `dataset_path` is the dataset's new place, needed if its judgements are not in the results and it has moved. Raises
+    EvalkitError if no cell or several cells fit, or if one of its files is missing, damaged or edited.
     """
     from evalkit.analysis import compare, replay
     from evalkit.report import frames
@@ -90,20 +90,20 @@ def load(run: str, *, results_dir: str | Path | None = None, dataset_path: str |
     cell = compare.one(results.readable(folder)[0], run)
     material = replay.load(folder, cell, dataset_path=None if dataset_path is None else Path(dataset_path))
     results.require_unedited(folder, cell, results.PER_QUERY)
-    below = paths.run_dir(folder, cell.run_id)
+    run_dir = paths.run_dir(folder, cell.run_id)
     return Loaded(
         cell,
-        frames.ranking(results.read_run(below / results.RUN)),
-        frames.per_query(results.read_per_query(below / results.PER_QUERY)),
+        frames.ranking(results.read_run(run_dir / results.RUN)),
+        frames.per_query(results.read_per_query(run_dir / results.PER_QUERY)),
         frames.judgements(material.qrels),
     )
 
 
 def leaderboard(*, results_dir: str | Path | None = None) -> pd.DataFrame:
-    """Return every system, the card's and the measured ones, with its published and measured means, as a report does.
+    """Return the published and measured means of every system, those of the card and the measured ones.
 
-    Rows are (system, dim), dim 0 for a system without vectors; columns are (collection, metric, datasets, mean). Raises
-    ScoreError for waivers that cannot be read; a run that cannot be read is left out, which `evalkit report` names.
+    Rows are (system, dim), dim 0 for a system without vectors; columns are (collection, metric, datasets, mean). Cells
+    that cannot be read are left out; `evalkit report` names them. Raises ScoreError for invalid waivers.
     """
     from evalkit.report import build, frames
 
@@ -111,10 +111,11 @@ def leaderboard(*, results_dir: str | Path | None = None) -> pd.DataFrame:
 
 
 def compare(*runs: str, results_dir: str | Path | None = None, metric: str | None = None) -> pd.DataFrame:
-    """Return paired differences: each run against the first of its dataset, by `metric` or the dataset's main one.
+    """Return paired differences of each cell to the first one of its dataset, by `metric` or the main metric.
 
-    Runs are named as for `load`, or by a dataset; none means all. p comes from a paired t-test, p_holm is corrected
-    over all rows, low and high are the 95 % of a paired bootstrap. Raises EvalkitError when a name fits no run.
+    Cells are named as for `load`, or by a dataset; without names all are compared. `p` is that of a paired t-test,
+    `p_holm` is corrected over all rows, `low` and `high` are the 95 % interval of a paired bootstrap over queries.
+    Raises EvalkitError if no cell fits a name.
     """
     from evalkit.analysis import compare as pairs
     from evalkit.report import frames

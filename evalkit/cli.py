@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from evalkit.analysis.precision import Narrowed
     from evalkit.config.settings import RunConfig
-    from evalkit.operations.own import Written
+    from evalkit.operations.own_configs import Written
     from evalkit.operations.probe import Probed
     from evalkit.storage.results import CellScores
 
@@ -55,15 +55,15 @@ class _Group(TyperGroup):
 
 
 Function = TypeVar("Function", bound="Callable[..., Any]")
-PLACES = ("results_dir", "cache_dir")
+FOLDER_SETTINGS = ("results_dir", "cache_dir")
 """The folders that every verb accepts, as `results_dir=DIR` or as `--results-dir DIR`."""
 
 
 class _Verb(TyperCommand):
-    """A verb. It accepts these folders in both spellings, and completes settings and names."""
+    """A verb. It accepts the folders of FOLDER_SETTINGS in both spellings, and completes settings and names."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """Rewrite folders in the spelling that this verb declares; drop those that it does not use."""
+        """Rewrite folders to the spelling that this verb declares; drop folders that it does not use."""
         options = {param.name for param in self.params}
         settings = "overrides" in options or ctx.allow_extra_args
         end = args.index("--") if "--" in args else len(args)
@@ -71,7 +71,7 @@ class _Verb(TyperCommand):
         for word in words:
             key, equals, value = word.partition("=")
             name = key.removeprefix("--").replace("-", "_")
-            if name not in PLACES or not (equals or key.startswith("--")):
+            if name not in FOLDER_SETTINGS or not (equals or key.startswith("--")):
                 kept.append(word)
                 continue
             value = value if equals else next(words, "")
@@ -90,7 +90,8 @@ class _Verb(TyperCommand):
         if incomplete.startswith("-") or not ctx.allow_extra_args:
             return list(super().shell_complete(ctx, incomplete))
         return [
-            SimpleNamespace(value=word, type="plain", help=None) for word in _words(ctx, list(ctx.args), incomplete)
+            SimpleNamespace(value=word, type="plain", help=None)
+            for word in _complete_words(ctx, list(ctx.args), incomplete)
         ]
 
 
@@ -102,7 +103,7 @@ class _Verbs(typer.Typer):
         return super().command(name, **{"cls": _Verb, **settings})
 
 
-def _words(_context: typer.Context, args: list[str], incomplete: str) -> list[str]:
+def _complete_words(_context: typer.Context, args: list[str], incomplete: str) -> list[str]:
     """Complete a setting, or a group's name after `=`; bash passes `model=de` as three words."""
     from evalkit.config import compose
 
@@ -114,7 +115,7 @@ def _words(_context: typer.Context, args: list[str], incomplete: str) -> list[st
     return compose.completions(incomplete)
 
 
-def _run_names(incomplete: str) -> list[str]:
+def _complete_cells(incomplete: str) -> list[str]:
     """Complete the systems of finished cells, with their dims."""
     from evalkit.storage import results
 
@@ -185,16 +186,16 @@ def _use_configs(context: typer.Context, *folders: Path) -> None:
     context.call_on_close(restore)
 
 
-def _named(context: typer.Context, words: Sequence[str]) -> list[str]:
+def _with_temporary_configs(context: typer.Context, words: Sequence[str]) -> list[str]:
     """Return the words after writing configs for folders and repositories given as names (model=./checkpoint).
 
     The settings that were read or assumed are printed first.
     """
     if not any("/" in word or word.endswith((".", "~")) for word in words):
         return list(words)
-    from evalkit.operations import own
+    from evalkit.operations import own_configs
 
-    named, configs = own.with_given(words, say=_complain)
+    named, configs = own_configs.with_temporary_configs(words, say=_complain)
     if configs is not None:
         _use_configs(context, configs)
     return named
@@ -206,14 +207,16 @@ ResultsDir = Annotated[
 ]
 Run = Annotated[
     str,
-    typer.Argument(help="a finished cell: SYSTEM:DIM, or its run id or the beginning of it", autocompletion=_run_names),
+    typer.Argument(
+        help="a finished cell: SYSTEM:DIM, or its run id or the beginning of it", autocompletion=_complete_cells
+    ),
 ]
 Runs = Annotated[
     list[str] | None,
     typer.Argument(
         help="finished cells, the base first: SYSTEM, SYSTEM:DIM, a dim, a dataset, a run id; model=, dataset=, dim= "
         "narrow the choice; by default all",
-        autocompletion=_run_names,
+        autocompletion=_complete_cells,
     ),
 ]
 HYDRA_FLAGS = ("-m", "--multirun", "--cfg", "-c", "--info", "-i", "--resolve", "--package", "-p")
@@ -239,14 +242,16 @@ def run(
     """
     from evalkit.config import compose
     from evalkit.engines import ray as workers
-    from evalkit.storage.paths import make_folder, write_whole
+    from evalkit.storage.paths import make_folder, write_atomic
 
-    words = _named(context, context.args)
+    words = _with_temporary_configs(context, context.args)
     job = partial(_run_one, force=force)
     failed: list[str] = []
     try:
         if any(word in HYDRA_FLAGS for word in words):
-            outcomes = compose.hand_to_hydra(words, job, complain=_complain, make_folder=make_folder, write=write_whole)
+            outcomes = compose.hand_to_hydra(
+                words, job, complain=_complain, make_folder=make_folder, write=write_atomic
+            )
             answers = [outcome.done for outcome in outcomes]
             failed = [outcome.combination for outcome in outcomes if outcome.error is not None]
         else:
@@ -254,7 +259,7 @@ def run(
     finally:
         workers.close()
     done = list(dict.fromkeys(Path(path) for answer in answers for path in answer.get("scores", ())))
-    lost = [each for answer in answers for each in answer.get("lacking", ())]
+    lacking = [each for answer in answers for each in answer.get("lacking", ())]
     if done:
         from evalkit.report import indexes, table
         from evalkit.scoring import reruns
@@ -265,15 +270,17 @@ def run(
             by_folder.setdefault(path.parents[2], []).append(results.read(path))
         cells = [cell for found in by_folder.values() for cell in found]
         deviations = [one for folder, found in by_folder.items() for one in reruns.measure(found, folder)[0]]
-        lacking = [table.Lacking(**each) for each in lost]
+        not_run = [table.Lacking(**each) for each in lacking]
         shown = table.rows(cells, deviations=deviations)
-        _out.print(table.terminal(shown, lacking=lacking, means=table.whole_means(cells), wide=wide))
+        _out.print(table.terminal(shown, lacking=not_run, means=table.collection_means(cells), wide=wide))
         if (costs := indexes.index_table(cells, wide=wide)) is not None:
             _out.print(costs)
-    if failed or lost:
-        what = "cells or combinations" if lost else "combinations"
+    if failed or lacking:
+        what = "cells or combinations" if lacking else "combinations"
         named = f" ({'; '.join(failed)})" if failed and all(failed) else ""
-        _complain(f"{len(failed) + len(lost)} of the {what} failed{named}; the same command runs only what is missing")
+        _complain(
+            f"{len(failed) + len(lacking)} of the {what} failed{named}; the same command runs only what is missing"
+        )
         raise typer.Exit(1)
 
 
@@ -282,7 +289,7 @@ def _run_one(config: RunConfig, *, force: bool) -> dict[str, Any]:
 
     Hydra's launchers import this function by its name, possibly in another process.
     """
-    _begin(config)
+    _announce(config)
     from evalkit.run import jobs, loaded, pipeline
     from evalkit.storage import results
     from evalkit.storage.paths import run_dir
@@ -303,7 +310,7 @@ def _run_one(config: RunConfig, *, force: bool) -> dict[str, Any]:
     }
 
 
-def _begin(config: RunConfig) -> None:
+def _announce(config: RunConfig) -> None:
     """Print what is being run before loading libraries, which takes seconds, and silence the libraries' messages."""
     if not _err.is_terminal:
         _err.print(
@@ -343,7 +350,7 @@ def plan(
     does not fit.
     """
     from evalkit.operations import forecast
-    from evalkit.operations.cards import device_named
+    from evalkit.operations.device_rates import device_named
     from evalkit.report import plans
     from evalkit.storage import results
 
@@ -351,17 +358,17 @@ def plan(
         msg = f"got --probe and --device {device}; wanted one: a probe measures the device that is here"
         raise ConfigError(msg)
     elsewhere = None if device is None else device_named(device)
-    words = _named(context, [word for word in context.args if word not in ("-m", "--multirun")])
+    words = _with_temporary_configs(context, [word for word in context.args if word not in ("-m", "--multirun")])
     planned: list[forecast.Planned] = []
     problems: list[str] = []
-    measured = _probing(say=_complain) if probe else None
+    measured = _prober(say=_complain) if probe else None
     for combination, config in forecast.combinations(words):
         if isinstance(config, EvalkitError):
             problems.append(f"{' '.join(combination)}: {config}")
         else:
             found = None if measured is None else measured(config)
             known = results.readable(config.results_dir)[0]
-            planned += forecast.look(config, known, probed=found, elsewhere=elsewhere)
+            planned += forecast.forecast_cells(config, known, probed=found, named_device=elsewhere)
     if planned:
         if wide or len(planned) <= plans.MOST_CELLS:
             _out.print(plans.plan_table(planned, wide=wide))
@@ -376,8 +383,8 @@ def plan(
         raise typer.Exit(1)
 
 
-def _probing(*, say: Callable[[str], None]) -> Callable[[RunConfig], Probed | None]:
-    """Return a function that probes a config, or prints why that fails; a model stays loaded for the next dataset."""
+def _prober(*, say: Callable[[str], None]) -> Callable[[RunConfig], Probed | None]:
+    """Return a function that probes a config, or prints why that fails. It keeps the model for the next dataset."""
     from evalkit.operations.probe import Loader, probe
 
     loader = Loader()
@@ -397,7 +404,7 @@ def status(
     context: typer.Context,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(help="a selection, as for plan; by default everything", autocompletion=_words),
+        typer.Argument(help="a selection, as for plan; by default everything", autocompletion=_complete_words),
     ] = None,
     *,
     forget: Annotated[
@@ -417,7 +424,7 @@ def status(
     from evalkit.run import jobs
     from evalkit.storage import results
 
-    words = _named(context, [word for word in overrides or [] if word not in ("-m", "--multirun")])
+    words = _with_temporary_configs(context, [word for word in overrides or [] if word not in ("-m", "--multirun")])
     everything = all(word.startswith(("results_dir=", "cache_dir=")) for word in words)
     configs = [compose.compose(words)] if everything else [config for _, config in forecast.combinations(words)]
     failed = [str(config) for config in configs if isinstance(config, EvalkitError)]
@@ -434,7 +441,7 @@ def status(
     if everything:
         finished, failed = results.readable(chosen[0].results_dir)
         chosen = [job.config for job in records if job.config is not None]
-    cells = forecast.with_jobs([cell for config in chosen for cell in forecast.look(config)], records)
+    cells = forecast.with_jobs([cell for config in chosen for cell in forecast.forecast_cells(config)], records)
     done = {cell.run_id for cell in finished}
     shown = [(cell, job) for cell, job in cells if cell.run_id is None or cell.run_id not in done]
     unreadable = [job for job in records if everything and job.config is None]
@@ -481,7 +488,7 @@ def cache_ls(cache_dir: CacheDir = None, results_dir: ResultsDir = None, *, wide
     from evalkit.report import plans, rounding
 
     folder = _cache_dir(cache_dir)
-    found = inventory.entries(folder, _cells(results_dir or default_results_dir()))
+    found = inventory.entries(folder, _readable_cells(results_dir or default_results_dir()))
     _out.print(plans.cache_table(found, wide=wide))
     _say(f"{folder}: {rounding.size(sum(entry.size_bytes for entry in found))}")
 
@@ -496,8 +503,8 @@ def cache_verify(cache_dir: CacheDir = None) -> None:
     from evalkit.report import rounding
 
     checked = inventory.verify(inventory.entries(_cache_dir(cache_dir), ()))
-    whole = f"{counted(checked.whole, 'shard')} whole"
-    _say(f"{whole} ({rounding.size(checked.bytes_read)}), {checked.unfinished} unfinished")
+    intact = f"{counted(checked.intact, 'shard')} intact"
+    _say(f"{intact} ({rounding.size(checked.bytes_read)}), {checked.unfinished} unfinished")
     for line in checked.damaged:
         _complain(line)
     if checked.damaged:
@@ -524,7 +531,7 @@ def cache_rm(
     from evalkit.report import plans, rounding
 
     results_dir = results_dir or default_results_dir()
-    folder, finished = _cache_dir(cache_dir), _cells(results_dir)
+    folder, finished = _cache_dir(cache_dir), _readable_cells(results_dir)
     if not names and not unused:
         msg = "got nothing to remove, wanted keys, datasets or --unused (evalkit cache ls)"
         raise ConfigError(msg)
@@ -553,8 +560,8 @@ def list_names(
     from evalkit.report import listing
 
     results_dir = results_dir or default_results_dir()
-    if what == "runs" and not _cells(results_dir):
-        _complain(_nothing(results_dir))
+    if what == "runs" and not _readable_cells(results_dir):
+        _complain(_no_cells_message(results_dir))
     _out.print(listing.listing(what, results_dir=results_dir, wide=wide))
 
 
@@ -585,8 +592,8 @@ def report(
     results_dir = results_dir or default_results_dir()
     made = build.build(results_dir)
     if not made.rows:
-        raise ScoreError("; ".join([*made.problems, _nothing(results_dir)]))
-    found = [*made.problems, *((*made.unwaived, *build.drifted(made, out or results_dir)) if check else ())]
+        raise ScoreError("; ".join([*made.problems, _no_cells_message(results_dir)]))
+    found = [*made.problems, *((*made.unwaived, *build.out_of_date(made, out or results_dir)) if check else ())]
     if sys.stdout.isatty():
         _out.print(table.terminal(made.rows, wide=wide))
     else:
@@ -609,7 +616,8 @@ def score(
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
-            help="the dataset: dataset=NAME, dataset.path=DIR, …; the system: model=NAME, dim=N", autocompletion=_words
+            help="the dataset: dataset=NAME, dataset.path=DIR, …; the system: model=NAME, dim=N",
+            autocompletion=_complete_words,
         ),
     ] = None,
     *,
@@ -640,7 +648,7 @@ def score(
     from evalkit.errors import ConfigError
     from evalkit.report import rounding, verdicts
 
-    overrides = _named(context, overrides or [])
+    overrides = _with_temporary_configs(context, overrides or [])
     if mteb:
         if system is not None:
             msg = f"got --system {system} with --mteb, wanted one of them: a result of mteb names its own system"
@@ -652,7 +660,7 @@ def score(
         raise ConfigError(f"{msg} dataset=NAME, dataset.path=DIR, … (evalkit ls datasets)")
     config = compose.compose(overrides)
     if system is not None:
-        _file(run_file, system, config, overrides)
+        _file_run(run_file, system, config, overrides)
         return
     scored = score_file(run_file, config)
     dataset = scored.dataset
@@ -664,13 +672,13 @@ def score(
         _say(f"dropped {scored.dropped} hits whose id is the query's own")
     for name, value in scored.means.items():
         _say(f"{name}\t{rounding.fixed(value, 5)}")
-    named, declared = _declared(overrides)
+    named, declared = _declared_settings(overrides)
     own = scored.self_hits
     for line in verdicts.lines(config if named else None, dataset, scored.means, declared=declared, self_hits=own):
         _say(line)
 
 
-def _declared(overrides: Sequence[str]) -> tuple[bool, list[str]]:
+def _declared_settings(overrides: Sequence[str]) -> tuple[bool, list[str]]:
     """Return whether the words name the run's system, and the settings of it that they declare."""
     words = [word.lstrip("+").partition("=")[0] for word in overrides]
     return "model" in words, [word.removeprefix("model.") for word in words if word.startswith("model.")]
@@ -689,7 +697,7 @@ def _read_mteb(path: Path, overrides: Sequence[str], *, keep: bool) -> None:
         found, commands.packaged().wanted(), dataset=None if one is None else mteb_results.wanted(asked.dataset)
     )
     cells = [mteb_results.cell(found, dataset) for dataset in chosen]
-    named, declared = _declared(overrides)
+    named, declared = _declared_settings(overrides)
     _say(f"{found.model} at {found.revision}, task {found.task}: measured by {found.version}")
     for cell in cells:
         _say(f"{cell.dataset} ({cell.split})")
@@ -704,15 +712,15 @@ def _read_mteb(path: Path, overrides: Sequence[str], *, keep: bool) -> None:
             _say(f"{kept}: kept; evalkit report tables it as {cells[0].model}")
 
 
-def _file(run_file: Path, system: str, config: RunConfig, overrides: Sequence[str]) -> None:
+def _file_run(run_file: Path, system: str, config: RunConfig, overrides: Sequence[str]) -> None:
     """File a run as a system of its own and print its scores. Raises ConfigError if the words also name a model."""
     from evalkit.report import rounding
-    from evalkit.run import filed
+    from evalkit.run import external_run
 
     if named := next((word for word in overrides if word.lstrip("+").startswith(("model=", "model.", "dim="))), None):
         msg = f"got {named} with --system {system}, wanted one of them: --system files the run under a name of its own"
         raise ConfigError(msg)
-    cell = filed.file_run(run_file, system, config, console=_err)
+    cell = external_run.import_run(run_file, system, config, console=_err)
     for name, value in cell.metrics.items():
         _say(f"{name}\t{rounding.fixed(value, 5)}")
     _say(f"filed as {cell.run_id} in {config.results_dir}")
@@ -727,7 +735,9 @@ def rerank(
     run_file: Annotated[Path, typer.Argument(help="a TREC run file of any system, .gz or not")],
     overrides: Annotated[
         list[str],
-        typer.Argument(help="reranker=NAME, dataset=NAME, dataset.path=DIR, engine.device=…", autocompletion=_words),
+        typer.Argument(
+            help="reranker=NAME, dataset=NAME, dataset.path=DIR, engine.device=…", autocompletion=_complete_words
+        ),
     ],
     out: Annotated[Path, typer.Option(help="the file for the re-ranked run; gzipped if its name ends in .gz")],
     depth: Annotated[int, typer.Option(help="documents per query to score again; others are left out", min=1)] = 100,
@@ -748,7 +758,7 @@ def rerank(
     from evalkit.scoring import metrics
     from evalkit.storage import results, trec
 
-    config = compose.compose(_named(context, overrides))
+    config = compose.compose(_with_temporary_configs(context, overrides))
     if config.reranker is None:
         msg = "no re-ranker chosen; wanted reranker=NAME (evalkit ls rerankers)"
         raise ConfigError(msg)
@@ -784,7 +794,9 @@ def check(
     context: typer.Context,
     overrides: Annotated[
         list[str],
-        typer.Argument(help="the model: model=NAME, dim=…, model.dtype=…, engine.device=…", autocompletion=_words),
+        typer.Argument(
+            help="the model: model=NAME, dim=…, model.dtype=…, engine.device=…", autocompletion=_complete_words
+        ),
     ],
 ) -> None:
     """Check that a loaded model behaves as it should.
@@ -798,7 +810,7 @@ def check(
     from evalkit.run import canary
 
     failed = 0
-    for dims, findings in canary.findings_of(compose.compose(_named(context, overrides))):
+    for dims, findings in canary.findings_of(compose.compose(_with_temporary_configs(context, overrides))):
         _say(f"dim {', '.join(map(str, dims))}, one backbone")
         for finding in findings:
             _say(f"  {finding.verdict:<10}  {finding.question}: {finding.measured}")
@@ -837,15 +849,15 @@ def fetch(
     """
     from evalkit.operations import fetch as fetching
 
-    configs = fetching.selection(_named(context, context.args))
+    configs = fetching.selection(_with_temporary_configs(context, context.args))
     if unpack is not None:
         done = fetching.unpack_bundle(unpack, cache_dir=configs[0].cache_dir)
-        _say(f"{unpack}: {done} files are in their places")
+        _say(f"{unpack}: {done} files were extracted or are there already")
         if not context.args and not verify:
             return
     found = fetching.verify(configs, console=_err) if verify else fetching.fetch(configs, console=_err)
     for each in found:
-        _say(f"{each.name}: {'read whole, network off' if verify else 'on disk'}, from {each.source}")
+        _say(f"{each.name}: {'read completely, network off' if verify else 'on disk'}, from {each.source}")
         for line in (*(f"{part:<33} {checksum}" for part, checksum in each.checksums.items()), *each.notes):
             _say(f"  {line}")
     if bundle is not None:
@@ -872,7 +884,7 @@ def replay(
     from evalkit.storage import results
 
     results_dir = results_dir or default_results_dir()
-    cells = _finished(results_dir)
+    cells = _require_cells(results_dir)
     cell = compare.one(cells, run)
     name = compare.measured(cell, metric)
     material = replay.load(results_dir, cell, dataset_path=dataset_path)
@@ -920,7 +932,7 @@ def explain(  # noqa: PLR0913 (each argument is an option of the command)
     from evalkit.report import verbs
 
     results_dir = results_dir or default_results_dir()
-    cells = _finished(results_dir)
+    cells = _require_cells(results_dir)
     cell = compare.one(cells, run)
     other = None if against is None else compare.one(cells, against)
     verbs.explain(
@@ -962,7 +974,7 @@ def compare(  # noqa: PLR0913 (each argument is an option of the command)
     from evalkit.report import indexes, pareto, verbs
 
     results_dir = results_dir or default_results_dir()
-    chosen = compare.choose(_finished(results_dir), run or [])
+    chosen = compare.choose(_require_cells(results_dir), run or [])
     if not (precision and len(chosen) == 1):
         comparisons = compare.compare(chosen, results_dir, metric=metric)
         _out.print(verbs.comparison_table(comparisons, wide=wide))
@@ -1028,9 +1040,9 @@ def new_model(
 
     Reads the layouts of Stanford ColBERT, PyLate and sentence-transformers. Other settings are marked as assumed.
     """
-    from evalkit.operations import own
+    from evalkit.operations import own_configs
 
-    _say_written(own.new_model(name, source, _configs_to(to)), f"evalkit check model={name}")
+    _say_written(own_configs.new_model(name, source, _configs_to(to)), f"evalkit check model={name}")
 
 
 @new.command(name="dataset", epilog="Example: evalkit new dataset tickets --from ./my_data --language es")
@@ -1050,11 +1062,11 @@ def new_dataset(
 
     Without --language, the language is asked for on a terminal. Otherwise it stays unknown, and a message says so.
     """
-    from evalkit.operations import own
+    from evalkit.operations import own_configs
 
     if language is None and sys.stdin.isatty():
         language = typer.prompt("language of the documents, as en, es or zh (multilingual where mixed)")
-    made = own.new_dataset(
+    made = own_configs.new_dataset(
         name, source, _configs_to(to), language=language, split=split, cache_dir=_cache_dir(cache_dir)
     )
     _say_written(made, f"evalkit run model=bm25 dataset={name}")
@@ -1098,14 +1110,14 @@ def audit() -> None:
         _say(line)
 
 
-def _nothing(results_dir: Path) -> str:
+def _no_cells_message(results_dir: Path) -> str:
     """Return the message that a folder has no finished cell, and what to do."""
     own = "; for the project's own published results: --results-dir results"
     there = results_dir != Path("results") and Path("results", "published").is_dir()
     return f"no finished cell under {results_dir}; run one first, for example: evalkit run{own if there else ''}"
 
 
-def _cells(results_dir: Path) -> list[CellScores]:
+def _readable_cells(results_dir: Path) -> list[CellScores]:
     """Return the finished cells; name those that cannot be read."""
     from evalkit.storage import results
 
@@ -1115,12 +1127,12 @@ def _cells(results_dir: Path) -> list[CellScores]:
     return cells
 
 
-def _finished(results_dir: Path) -> list[CellScores]:
+def _require_cells(results_dir: Path) -> list[CellScores]:
     """Return the finished cells that can be read. Raises ScoreError if there is none."""
     from evalkit.errors import ScoreError
 
-    if not (cells := _cells(results_dir)):
-        raise ScoreError(_nothing(results_dir))
+    if not (cells := _readable_cells(results_dir)):
+        raise ScoreError(_no_cells_message(results_dir))
     return cells
 
 
@@ -1132,7 +1144,7 @@ def _cache_dir(asked: Path | None) -> Path:
     return Path(at_home("--cache-dir", str(asked))) if asked is not None else compose.compose([]).cache_dir
 
 
-def _record(*arguments: Any, **settings: Any) -> logging.LogRecord:
+def _log_record(*arguments: Any, **settings: Any) -> logging.LogRecord:
     """Return a log record of any library as one printable line without secrets."""
     record = logging.LogRecord(*arguments, **settings)
     with suppress(TypeError, ValueError):  # an error in the library's format string
@@ -1162,7 +1174,7 @@ def main() -> None:
     handler.addFilter(_Once())
     logging.basicConfig(level=logging.WARNING, format="%(message)s", handlers=[handler])
     logging.getLogger("huggingface_hub").propagate = False  # its own handler would print each line twice
-    logging.setLogRecordFactory(_record)
+    logging.setLogRecordFactory(_log_record)
     try:
         Path.cwd()
     except OSError as error:

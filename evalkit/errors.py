@@ -1,4 +1,4 @@
-"""The errors that a user can cause, each saying what was got, what was wanted and what to do."""
+"""The errors that a user can cause. Each message says what was got, what was wanted and what to do."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Final, NamedTuple, Self
 from evalkit import texts
 
 MOST_NAMED: Final = 20
-"""Most valid names that a message lists."""
+"""The maximum number of valid names that a message lists."""
 
 
 class Tried(NamedTuple):
@@ -21,18 +21,18 @@ class Tried(NamedTuple):
 
 
 class EvalkitError(ValueError):
-    """A user's input cannot be used; the message is one clear line and the command exits with `exit_code`.
+    """An error that the user can fix. The command prints its message, one line, and exits with `exit_code`.
 
     Line breaks, terminal escapes and secrets are removed from the message here, before it is printed or stored.
     """
 
     exit_code = 1
     tried: Tried | None = None
-    """Where something could not be fetched: the message's parts, which the command prints as a line each."""
+    """The parts of the message if something could not be fetched; the command prints each on a line of its own."""
 
     @classmethod
-    def not_had(cls, tried: Tried) -> Self:
-        """Return the error that something could not be fetched."""
+    def unobtainable(cls, tried: Tried) -> Self:
+        """Return the error for something that could not be fetched."""
         error = cls(f"{tried.what}: {tried.why}; {tried.remedy}")
         error.tried = tried
         return error
@@ -53,7 +53,7 @@ class DatasetError(EvalkitError):
 
 
 class DeviationError(DatasetError):
-    """A dataset can be read and is not the published one."""
+    """A dataset can be read but is not the published one."""
 
 
 class ChangedError(DatasetError):
@@ -69,11 +69,11 @@ class DeviceError(EvalkitError):
 
 
 class EngineError(EvalkitError):
-    """Workers cannot be started or have ended, or shards failed on every worker that tried them."""
+    """Workers cannot be started or have ended, shards failed on every worker that tried them, or a library failed."""
 
 
 class StoreError(EvalkitError):
-    """A checkpointed shard on disk is not what its manifest says."""
+    """A file of the cache or of a bundle is damaged, or a file cannot be written."""
 
 
 class ScoreError(EvalkitError):
@@ -83,7 +83,7 @@ class ScoreError(EvalkitError):
 def lines(error: BaseException) -> list[str]:
     """Return an error as printed: three lines if something could not be fetched, otherwise one.
 
-    >>> lines(ModelError.not_had(Tried("o/m@main", "no network", "fetch it elsewhere")))
+    >>> lines(ModelError.unobtainable(Tried("o/m@main", "no network", "fetch it elsewhere")))
     ['tried: o/m@main', 'failed: no network', 'to do: fetch it elsewhere']
     >>> lines(ModelError("no such dim"))
     ['no such dim']
@@ -99,7 +99,7 @@ def lines(error: BaseException) -> list[str]:
 
 
 def nearest(name: str, valid: Iterable[str], *, count: int = 3) -> str:
-    """Return a clause naming the valid names nearest to `name`, or, when none is near, all of them up to MOST_NAMED.
+    """Return a clause with the valid names nearest to `name`; if none is near, all of them up to MOST_NAMED.
 
     >>> nearest("scifcat", ["scifact", "scidocs", "fiqa"])
     'did you mean scifact?'

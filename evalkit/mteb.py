@@ -1,8 +1,9 @@
 """A configured system as a model of mteb: `mteb.evaluate(evalkit.mteb.encoder("model=demo", "dim=128"), tasks)`.
 
-mteb 2 takes any object that follows one of its protocols. A system with vectors follows `EncoderProtocol`: `encode`
-gives each text's vectors as evalkit stores them, `similarity` is exact MaxSim. BM25 follows `SearchProtocol`. mteb
-reads the data, searches and scores; on the same texts its NDCG@10 is evalkit's. mteb is the extra `evalkit[mteb]`.
+mteb 2 accepts any object that implements one of its protocols. A system with vectors implements `EncoderProtocol`:
+`encode` returns each text's vectors as evalkit stores them, and `similarity` is exact MaxSim. BM25 implements
+`SearchProtocol`. mteb reads the data, searches and scores; on the same texts, its NDCG@10 equals evalkit's. It is
+installed with the extra `evalkit[mteb]`.
 
 Shapes: Q queries, N documents, T vectors of a text, X vectors of all texts, D dim; H pairs.
 """
@@ -37,35 +38,35 @@ from evalkit.storage import keys
 from evalkit.types import Document, Query
 
 Embeddings: TypeAlias = "Tensor | np.ndarray | Sequence[Tensor | np.ndarray]"
-"""What mteb hands to `similarity`: texts' vectors as a list of [T, D], as [N, T, D], or, of one vector each, [N, D]."""
-PAIRS = 1 << 20
-"""Pairs that are scored at a time."""
+"""The arguments of `similarity`: vectors as a list of [T, D], as [N, T, D], or as [N, D] for one vector per text."""
+PAIRS_AT_ONCE = 1 << 20
+"""Pairs of a query and a document that are scored at a time."""
 MODEL_TYPES = {"tokens": "late-interaction", "cls": "dense", "mean": "dense"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoder:
-    """A system with vectors at one dim, as mteb's `EncoderProtocol` wants it."""
+    """A system with vectors at one dim, as mteb's `EncoderProtocol`."""
 
     config: RunConfig
     backbone: Backbone
     dim: int
     mteb_model_meta: Any
-    """mteb's ModelMeta: name, revision, dim and similarity; a result of mteb's is filed under them."""
+    """mteb's ModelMeta: name, revision, dim and similarity. mteb files its results under name and revision."""
 
     @property
     def per_token(self) -> bool:
-        """Whether a text has a vector per token, not one alone."""
+        """Whether a text has a vector per token; otherwise it has one vector."""
         return self.backbone.config.pooling == "tokens"
 
     def encode(
         self, inputs: Iterable[Mapping[str, Any]], *, prompt_type: Any = None, **_settings: Any
     ) -> list[Tensor] | Tensor:
-        """Return the vectors of mteb's batches of texts in their order: a list of [T, D], or [N, D] of single vectors.
+        """Return the vectors of mteb's batches of texts in order: a list of [T, D], or [N, D] for one vector per text.
 
-        They are those that `evalkit run` searches: encoded under the model's own rules for queries
-        (`prompt_type="query"`) or documents (anything else), and rounded to `store.dtype`. mteb joins title and text as
-        evalkit does. Its batch size, prompts and task are not used.
+        They are the vectors that `evalkit run` searches: encoded under the model's own rules for queries
+        (`prompt_type="query"`) or documents (any other type), and rounded to `store.dtype`. mteb joins title and text
+        as evalkit does. Its batch size, prompts and task are ignored.
         """
         texts = [str(text) for batch in inputs for text in batch["text"]]
         if not texts:
@@ -85,9 +86,9 @@ class Encoder:
         return list(torch.split(found.rows_XD, found.lengths_N.tolist()))
 
     def similarity(self, embeddings1: Embeddings, embeddings2: Embeddings) -> Tensor:
-        """Return the exact MaxSim of every query (first) with every document (second), rounded once to fp32 [Q, N].
+        """Return the exact MaxSim of every query (first argument) with every document (second) in fp32 [Q, N].
 
-        Of single vectors it is their dot product. Raises ConfigError for embeddings of another dim.
+        With one vector per text it is the dot product. Raises ConfigError for embeddings of another dim.
         """
         queries, documents = self._ragged(embeddings1), self._ragged(embeddings2)
         count_Q, count_N = len(queries.offsets_N) - 1, len(documents.offsets_N) - 1
@@ -95,7 +96,7 @@ class Encoder:
         if not count_Q or not count_N:
             return score_QN
         exact_scores = self._kernel(documents).exact_scores
-        at_once = max(1, PAIRS // count_N)
+        at_once = max(1, PAIRS_AT_ONCE // count_N)
         for begin in range(0, count_Q, at_once):
             some_Q = torch.arange(begin, min(begin + at_once, count_Q))
             query_H, document_H = some_Q.repeat_interleave(count_N), torch.arange(count_N).repeat(len(some_Q))
@@ -103,9 +104,9 @@ class Encoder:
         return score_QN
 
     def similarity_pairwise(self, embeddings1: Embeddings, embeddings2: Embeddings) -> Tensor:
-        """Return the exact MaxSim of each text of the first with the text at its place in the second, in fp32 [N].
+        """Return the exact MaxSim of each query with the document at the same position in fp32 [N].
 
-        Raises ConfigError where they are not as many, or of another dim.
+        Raises ConfigError if their numbers differ, or for embeddings of another dim.
         """
         queries, documents = self._ragged(embeddings1), self._ragged(embeddings2)
         if len(queries.offsets_N) != len(documents.offsets_N):
@@ -122,7 +123,7 @@ class Encoder:
         return choice.bind(engine.maxsim, documents, device=self.backbone.device, precision=engine.nominate)
 
     def _ragged(self, embeddings: Embeddings) -> Ragged:
-        """Return texts' vectors packed, in the dtype that they are stored in."""
+        """Return vectors as concatenated rows with offsets, in the dtype of the store."""
         if isinstance(embeddings, (Tensor, np.ndarray)):
             rows = torch.as_tensor(embeddings)
             if not self.per_token:
@@ -143,14 +144,14 @@ class Encoder:
 
 @dataclass(kw_only=True)
 class Bm25:
-    """BM25 as a `SearchProtocol` of mteb: because it has no vectors, it does the search itself."""
+    """BM25 as mteb's `SearchProtocol`: it has no vectors, so it searches itself."""
 
     config: RunConfig
     mteb_model_meta: Any
     _documents: list[Document] = field(default_factory=list)
 
     def index(self, corpus: Iterable[Mapping[str, Any]], **_settings: Any) -> None:
-        """Take mteb's corpus, rows of id, title and text; what is counted depends on the queries."""
+        """Keep mteb's corpus, rows of id, title and text. Terms are counted in `search`, when the queries are known."""
         self._documents = [
             Document(str(row["id"]), str(row.get("title") or ""), str(row.get("text") or "")) for row in corpus
         ]
@@ -163,32 +164,33 @@ class Bm25:
         top_ranked: Mapping[str, Sequence[str]] | None = None,
         **_settings: Any,
     ) -> dict[str, dict[str, float]]:
-        """Return each query's best `top_k` documents with their scores; of a re-ranking task, among its candidates."""
+        """Return each query's best `top_k` documents with their scores; for a re-ranking task, only its candidates."""
         model = self.config.model
         assert isinstance(model, Bm25Config)
-        asked = [Query(str(row["id"]), str(row["text"])) for row in queries]
+        wanted = [Query(str(row["id"]), str(row["text"])) for row in queries]
         analyzer = ANALYZERS[model.analyzer]()
-        terms = lucene.query_terms(asked, analyzer)
+        terms = lucene.query_terms(wanted, analyzer)
         counts = lucene.count_shard(
             self._documents, vocabulary=terms.vocabulary, fields=model.fields, analyzer=analyzer
         )
         depth = top_k if top_ranked is None else len(self._documents)
         hits = bm25_score_step(counts, counts.statistics(), model, terms.queries, depth=depth)
-        ranked = to_run(hits if model.ties == "trec_eval" else separate_ties(hits), [query.id for query in asked])
+        ranked = to_run(hits if model.ties == "trec_eval" else separate_ties(hits), [query.id for query in wanted])
         found = {}
-        for query, list_of in ranked.items():
-            among = None if top_ranked is None else set(top_ranked.get(query, ()))
-            kept = [hit for hit in list_of if among is None or hit.document_id in among][:top_k]
+        for query, hits_of in ranked.items():
+            candidates = None if top_ranked is None else set(top_ranked.get(query, ()))
+            kept = [hit for hit in hits_of if candidates is None or hit.document_id in candidates][:top_k]
             found[query] = {hit.document_id: hit.score for hit in kept}
         return found
 
 
 def encoder(*words: str) -> Encoder | Bm25:
-    """Return the system that the words name, as `evalkit run` takes them, for `mteb.evaluate`.
+    """Return the system that the words of `evalkit run` name, for `mteb.evaluate`.
 
-    `encoder("model=jina-colbert-v2", "dim=64")` loads its weights and puts the canary's questions to it. Words of a
-    dataset choose only what a config gives per dataset or language, as BM25's analyzer; the data are mteb's task.
-    Raises ConfigError unless it is one system at one dim and mteb 2 is installed, ModelError as `evalkit run` does.
+    `encoder("model=jina-colbert-v2", "dim=64")` loads the weights and runs the canary. The word `dataset=` only chooses
+    settings that a config gives per dataset or language, such as BM25's analyzer; the data are those of mteb's task.
+    Raises ConfigError unless the words name one system at one dim and mteb 2 is installed, and ModelError for weights
+    that cannot be loaded or fail the canary.
     """
     config = compose.compose(words)
     if len(config.dims) != 1:
@@ -229,10 +231,10 @@ def encoder(*words: str) -> Encoder | Bm25:
 
 
 def _require_mteb() -> Any:
-    """Return mteb. Raises ConfigError where it is not installed, or is a version without the protocols."""
+    """Return mteb. Raises ConfigError if it is not installed or its version has no such protocols."""
     try:
         import mteb
-        from mteb.models import ModelMeta  # noqa: F401 (what version 1 lacks)
+        from mteb.models import ModelMeta  # noqa: F401 (version 1 lacks it)
     except ImportError as error:
         msg = f"mteb cannot be imported ({error}), wanted version 2: pip install 'evalkit[mteb]'"
         raise ConfigError(msg) from error

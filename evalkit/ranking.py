@@ -19,17 +19,17 @@ from evalkit.errors import ScoreError
 from evalkit.types import Hit
 
 FP32_LIMIT = 2.0**128 - 2.0**103
-"""The smallest number that rounds to infinity in fp32, where every run is ranked."""
+"""The smallest number that rounds to infinity in fp32; runs are ranked in fp32."""
 SHORT_ID = 64
-"""Bytes up to which ids are compared at a fixed width, which takes half the time."""
+"""Ids of up to this many bytes are compared in an array of fixed width, which takes half the time."""
 TieRule = Literal["trec_eval", "anserini"]
 
 
 class Hits(NamedTuple):
     """Hits of many queries as flat arrays: query position, document id (UTF-8 bytes), exact fp32 score.
 
-    Ids are Python objects, one for each document however often it is hit: in an array of fixed width every id would
-    take as many bytes as the longest.
+    Ids are Python objects that all hits of a document share. In an array of fixed width every id would take as many
+    bytes as the longest.
     """
 
     query_H: np.ndarray
@@ -38,7 +38,7 @@ class Hits(NamedTuple):
 
 
 class Ids(NamedTuple):
-    """The ids of a shard's documents, and the place of each among them in the order of UTF-8 bytes."""
+    """The ids of a shard's documents, and the rank of each in the order of UTF-8 bytes."""
 
     id_N: np.ndarray
     rank_N: np.ndarray
@@ -52,7 +52,7 @@ def id_array(ids: Sequence[bytes]) -> np.ndarray:
 
 
 def ranked_ids(ids: Sequence[str]) -> Ids:
-    """Return the ids of a shard with their ranks, so that its ties are settled by numbers.
+    """Return the ids of a shard with their ranks, so that ties are decided by comparing numbers.
 
     >>> ranked_ids(["b", "a"]).rank_N.tolist()
     [1, 0]
@@ -91,8 +91,8 @@ def best_of_shard(
 def merge(parts: Sequence[Hits], *, depth: int, ties: TieRule = "trec_eval") -> Hits:
     """Merge sets of hits and keep each query's best `depth`; the result is ordered by query, then rank.
 
-    Of equal fp32 scores trec_eval ranks the higher id first, by UTF-8 bytes; Anserini the lower.
-    Merging is associative, so shards may come in any grouping; the result is ordered by query and rank.
+    Among equal fp32 scores, trec_eval ranks the greater id first (by UTF-8 bytes), Anserini the smaller. Merging is
+    associative, so shards may be merged in any grouping.
     """
     query_H = np.concatenate([part.query_H for part in parts])
     id_H = np.concatenate([part.id_H.astype(object) for part in parts])
@@ -106,7 +106,7 @@ def merge(parts: Sequence[Hits], *, depth: int, ties: TieRule = "trec_eval") -> 
 def _settle_ties(
     order_H: np.ndarray, query_H: np.ndarray, id_H: np.ndarray, score_H: np.ndarray, *, ties: TieRule
 ) -> None:
-    """Put hits of one query and one score in the order of their ids, in place; only these ids are compared."""
+    """Sort hits of one query with equal scores by their ids, in place. No other ids are compared."""
     same_H = (query_H[order_H][1:] == query_H[order_H][:-1]) & (score_H[order_H][1:] == score_H[order_H][:-1])
     if not same_H.any():
         return
@@ -123,15 +123,15 @@ def _settle_ties(
     order_H[places_T] = order_H[places_T][settled_T]
 
 
-def joined(parts: Sequence[Hits]) -> Hits:
-    """Concatenate hits of consecutive queries, each part ordered as `merge` orders: nothing is sorted again."""
+def concatenated(parts: Sequence[Hits]) -> Hits:
+    """Concatenate hits of consecutive queries, each part in the order of `merge`; nothing is sorted."""
     return Hits(*(np.concatenate(columns) for columns in zip(*parts, strict=True))) if parts else no_hits()
 
 
 def merge_new(best: Hits, found: Hits, *, depth: int) -> Hits:
-    """Return `merge([best, found])`, sorting the hits of only those queries that have new ones.
+    """Return `merge([best, found])`, but sort only the hits of queries that have new ones.
 
-    `best` must be a result of `merge` or of this function. After the first shards few queries still get better hits.
+    `best` must be a result of `merge` or of this function. After the first shards, few queries get better hits.
     """
     if not len(found.query_H):
         return best
@@ -141,7 +141,7 @@ def merge_new(best: Hits, found: Hits, *, depth: int) -> Hits:
     touched_H = touched_Q[best.query_H]
     changed = merge([Hits(*(column[touched_H] for column in best)), found], depth=depth)
     both = [Hits(*(column[~touched_H] for column in best)), changed]
-    query_H, id_H, score_H = joined(both)
+    query_H, id_H, score_H = concatenated(both)
     order_H = np.argsort(query_H, kind="stable")
     return Hits(query_H[order_H], id_H[order_H], score_H[order_H])
 
@@ -158,7 +158,10 @@ def _rank_within(query_H: np.ndarray) -> np.ndarray:
 
 
 def floors(best: Hits, *, queries: int, depth: int) -> np.ndarray:
-    """Return per query the lowest score that can still enter the best `depth` [Q]; -inf for fewer hits than that."""
+    """Return for each query the score of its hit at rank `depth` [Q]; -inf for a query with fewer hits.
+
+    A document with a lower score cannot enter the best `depth`.
+    """
     floor_Q = np.full(queries, -np.inf, dtype=np.float32)
     last_H = _rank_within(best.query_H) == depth - 1
     floor_Q[best.query_H[last_H]] = best.score_H[last_H]

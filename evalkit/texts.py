@@ -1,4 +1,4 @@
-"""Rules for text from outside, before it becomes the name of a file, a line on a terminal or a message.
+"""Rules for untrusted text that becomes the name of a file, a line on a terminal or a message.
 
 Names are checked when they are read (`unusable_name`), printed text is escaped (`printable`), and every message passes
 `one_line`, which removes secrets and line breaks.
@@ -12,22 +12,22 @@ from collections.abc import Mapping
 from typing import Final
 
 NAME: Final = re.compile(r"\w[\w.+@=,-]*")
-"""A name that can be a file's on every system, a column's in a run file, and plain text in a table."""
+"""A name that is valid as a file name on every system, as a column of a run file, and as plain text in a table."""
 NAME_BYTES: Final = 72
-"""Three names, a dim and a hash make a folder's name, of which file systems take 255 bytes."""
+"""The maximum length of a name. A folder's name has three names, a dim and a hash, and may have 255 bytes."""
 SECRET_NAMES: Final = re.compile(r"(?:.*_)?(?:TOKEN|SECRET|PASSWORD|PASSWD|KEY|CREDENTIALS?)", re.IGNORECASE)
 """Environment variables that hold secrets, by the end of their names."""
 SECRET_CHARACTERS: Final = 8
-"""A shorter value is no secret, and taking it out of messages would garble them."""
+"""Shorter values are not treated as secrets, because they occur in messages by chance."""
 
 _USER_OF_URL = re.compile(r"(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*://)[^\s/@'\"]+@")
 _LINE_BREAKS = re.compile(r"\s*[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]\s*")
-_HARMFUL = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-"""Control characters, which move a terminal's cursor or worse; marks that reverse text; halves of surrogate pairs."""
+_UNPRINTABLE = re.compile("[\x00-\x1f\x7f-\x9f\u2028\u2029\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+"""Control characters, which a terminal would execute; marks that reverse text; halves of surrogate pairs."""
 
 
 def unusable_name(name: object, *, parts: bool = False) -> str | None:
-    """Say why a text cannot be (part of) a file's name, or return None; `parts` allows several with slashes between.
+    """Return why a text cannot be used in a file name, or None; `parts` allows several names separated by slashes.
 
     >>> unusable_name("jina-colbert-v2"), unusable_name("beir/nfcorpus", parts=True)
     (None, None)
@@ -44,9 +44,9 @@ def unusable_name(name: object, *, parts: bool = False) -> str | None:
 
 
 def unusable_system(name: object) -> str | None:
-    """Say why a text cannot be a system's name, or return None; `LIBRARY:SYSTEM` is one that another program ran.
+    """Return why a text cannot be a system's name, or None; `LIBRARY:SYSTEM` is a system that another program ran.
 
-    The colon is for people: what becomes a path has it replaced (`in_path`).
+    In paths the colon is replaced (`in_path`).
 
     >>> unusable_system("pylate:jina-colbert-v2"), unusable_system("bm25")
     (None, None)
@@ -62,7 +62,7 @@ def unusable_system(name: object) -> str | None:
 
 
 def in_path(name: str) -> str:
-    """Return a system's name as a path can hold it: some file systems have no colons.
+    """Return a system's name in the form used in paths, because some file systems allow no colons.
 
     >>> in_path("pylate:jina-colbert-v2")
     'pylate-jina-colbert-v2'
@@ -71,12 +71,12 @@ def in_path(name: str) -> str:
 
 
 def printable(text: str) -> str:
-    r"""Return a text that cannot move the cursor or reverse a line: such characters become Python's escapes.
+    r"""Return a text in which characters that control a terminal or reverse text are replaced by Python's escapes.
 
     >>> print(printable("a\x1b[2Jb\tc"))
     a\x1b[2Jb\tc
     """
-    return _HARMFUL.sub(lambda match: _escaped(match[0]), text)
+    return _UNPRINTABLE.sub(lambda match: _escaped(match[0]), text)
 
 
 def _escaped(character: str) -> str:
@@ -119,5 +119,5 @@ def secrets() -> Mapping[str, str]:
 
 
 def secret_in(text: str) -> str | None:
-    """Return the name of the environment variable whose secret a text holds, if any does."""
+    """Return the name of an environment variable whose secret a text contains, or None."""
     return next((name for name, value in secrets().items() if value in text), None)

@@ -1,4 +1,4 @@
-"""The values that every room passes to the next: documents, queries, judgements, runs and scores."""
+"""The values that modules exchange: documents, queries, judgements, runs and scores."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
 Qrels = Mapping[str, Mapping[str, int]]
-"""Judgements: query id → document id → relevance grade; zero grades are kept."""
+"""Judgements: query id → document id → relevance grade, including zero grades."""
 
 
 class Document(NamedTuple):
-    """One passage of a corpus; `title` is empty where the collection has none."""
+    """One passage of a corpus; `title` is empty if the collection has none."""
 
     id: str
     title: str
     text: str
 
     def joined(self) -> str:
-        """Title and text joined by one space and stripped, as BEIR's retrievers feed it to a model.
+        """Return title and text, joined by a space and stripped: the input of a model, as in BEIR.
 
         >>> Document("d", "", " a b ").joined()
         'a b'
@@ -43,7 +43,7 @@ class Hit(NamedTuple):
 
 
 Run = Mapping[str, list[Hit]]
-"""What a system retrieved: query id → hits, best first under evalkit's tie rule."""
+"""A ranking: query id → hits, the best first under the tie rule of `evalkit.ranking`."""
 
 
 class Corpus(Protocol):
@@ -58,7 +58,7 @@ class Corpus(Protocol):
         ...
 
     def where(self, index: int) -> str:
-        """Say where document `index` stands, for messages; a reader of files names the file and the line."""
+        """Return the place of document `index` for messages, for example file and line."""
         ...
 
 
@@ -73,10 +73,10 @@ class Dataset:
     queries: tuple[Query, ...]
     qrels: Qrels
     drop_self: bool
-    """Drop a retrieved document whose id equals the query's id (BEIR's rule for sets whose ids overlap)."""
+    """Whether a retrieved document is dropped if its id is the query's (BEIR's rule for sets whose ids overlap)."""
     main_metric: str
     query_groups: Mapping[str, tuple[str, ...]]
-    """Named subsets of query ids that the table reports separately (the demo: same-language and cross-lingual)."""
+    """Named subsets of query ids that tables report separately (in the demo: same-language and cross-lingual)."""
     source: str = "unknown"
     """The source, including the commit or package version; a result records it."""
     unjudged_queries: int = 0

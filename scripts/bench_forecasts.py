@@ -87,8 +87,8 @@ def forecast(words: Sequence[str]) -> None:
     from evalkit.operations.probe import Loader, probe
 
     config = compose.compose(list(words))
-    planned = forecasts.look(config, (), probed=probe(config, Loader()))
-    print(outlook.in_all(planned).wall_s[1])
+    planned = forecasts.forecast_cells(config, (), probed=probe(config, Loader()))
+    print(outlook.total(planned).wall_s[1])
 
 
 if __name__ == "__main__":

@@ -104,7 +104,9 @@ def load_read(config: DatasetConfig, read: Callable[[Dataset], Read]) -> tuple[D
     if len(tried) == len(reasons):
         whys = dict.fromkeys(one.why for one in tried)
         what = f"dataset {config.name}: {', then '.join(one.what for one in tried)}"
-        raise DatasetError.not_had(Tried(what, "; ".join(whys), f"{tried[-1].remedy} (also: evalkit fetch --bundle)"))
+        raise DatasetError.unobtainable(
+            Tried(what, "; ".join(whys), f"{tried[-1].remedy} (also: evalkit fetch --bundle)")
+        )
     msg = f"dataset {config.name}: got it from none of its sources, wanted one of {', '.join(names)}"
     raise DatasetError(f"{msg}; {'; '.join(f'{name}: {reason}' for name, reason in zip(names, reasons, strict=True))}")
 

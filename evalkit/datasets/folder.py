@@ -248,7 +248,7 @@ def _text(path: Path, number: int, key: str, value: object) -> str:
 
 def shown(value: object) -> str:
     """Return the repr of a value for messages, shortened if it is long."""
-    return columns.cut(repr(value))
+    return columns.shortened(repr(value))
 
 
 def bad(path: Path, line: int | None, got: str, wanted: str, remedy: str) -> DatasetError:

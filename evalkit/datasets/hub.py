@@ -168,13 +168,15 @@ def _snapshot(copy: HubCopy, patterns: Sequence[str]) -> Path:
             copy.repo,
             revision=copy.revision,
             patterns=patterns,
-            whole=lambda folder: _complete(folder, patterns, copy),
+            is_complete=lambda folder: _complete(folder, patterns, copy),
             repo_type="dataset",
         )
     except (OSError, ValueError, RuntimeError) as error:  # the Hub's own errors are kinds of these
         why = f"got {reason(error, most=_REASON_CHARACTERS)}, wanted its files in the Hugging Face cache or a download"
         remedy = "check the network and HF_HOME, or give a BEIR-format folder by dataset.path=DIR"
-        raise DatasetError.not_had(Tried(f"hub dataset {copy.repo}@{copy.revision or 'main'}", why, remedy)) from error
+        raise DatasetError.unobtainable(
+            Tried(f"hub dataset {copy.repo}@{copy.revision or 'main'}", why, remedy)
+        ) from error
 
 
 def qrels_splits(copy: HubCopy) -> tuple[str, ...]:

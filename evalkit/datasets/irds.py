@@ -250,4 +250,4 @@ def _as_dataset_errors(identifier: str) -> Iterator[None]:
             f"check the network, delete damaged files under {ir_datasets.util.home_path()} or copy complete ones "
             "there, or give a BEIR-format folder by dataset.path=DIR"
         )
-        raise DatasetError.not_had(Tried(f"ir_datasets id {identifier!r}", why, remedy)) from error
+        raise DatasetError.unobtainable(Tried(f"ir_datasets id {identifier!r}", why, remedy)) from error

@@ -16,7 +16,7 @@ import xxhash
 from evalkit.config.settings import DatasetConfig
 from evalkit.datasets.survey import Survey
 from evalkit.storage import seal
-from evalkit.storage.paths import learned_file, write_whole
+from evalkit.storage.paths import learned_file, write_atomic
 from evalkit.types import Dataset
 
 _REVISIONED: Final = ("ir_datasets", "hub", "mirror")
@@ -61,7 +61,7 @@ def keep(cache_dir: Path, dataset: Dataset, config: DatasetConfig, survey: Surve
     """Store the checksum of a corpus that was read completely and has no deviation; a user's folder is left out."""
     if (path := _path(cache_dir, dataset, config)) is not None:
         facts = {**_facts(dataset, config), "documents": survey.documents, "checksum": survey.checksum}
-        write_whole(path, f"{json.dumps(seal.seal(facts), ensure_ascii=False, indent=1)}\n".encode())
+        write_atomic(path, f"{json.dumps(seal.seal(facts), ensure_ascii=False, indent=1)}\n".encode())
 
 
 def verified(config: DatasetConfig, learned: Learned | None) -> Verified:

@@ -27,8 +27,8 @@ import xxhash
 
 from evalkit.datasets.judged import LONGEST_ID
 from evalkit.errors import ChangedError, DatasetError
-from evalkit.storage import outside
-from evalkit.storage.paths import survey_file, write_whole
+from evalkit.storage import untrusted
+from evalkit.storage.paths import survey_file, write_atomic
 from evalkit.types import Corpus, Document
 
 log = logging.getLogger(__name__)
@@ -296,13 +296,13 @@ def _write(path: Path, found: Survey) -> None:
         "missing": list(found.missing),
         "title_only": found.title_only,
     }
-    write_whole(path, json.dumps({"survey": facts, "xxh3": _own_checksum(facts)}).encode())
+    write_atomic(path, json.dumps({"survey": facts, "xxh3": _own_checksum(facts)}).encode())
 
 
 def _read(path: Path) -> Survey | None:
     """Return a cached survey; None for a missing or damaged file, because another pass replaces it."""
     try:
-        stored = outside.read_json_object(path)
+        stored = untrusted.read_json_object(path)
         facts = stored["survey"]
         if stored["xxh3"] != _own_checksum(facts):
             return None
@@ -314,7 +314,7 @@ def _read(path: Path) -> Survey | None:
             tuple(facts["missing"]),
             facts["title_only"],
         )
-    except (outside.UnreadableError, KeyError, TypeError):
+    except (untrusted.UnreadableError, KeyError, TypeError):
         return None
 
 

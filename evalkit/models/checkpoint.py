@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from evalkit.config.settings import CheckpointSource
 from evalkit.errors import ModelError, Tried
-from evalkit.storage import hub, outside
+from evalkit.storage import hub, untrusted
 from evalkit.storage.paths import file_checksum
 
 WEIGHTS = "model.safetensors"
@@ -113,8 +113,8 @@ def refuse_changes(checkpoints: Iterable[Checkpoint]) -> None:
 def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in one of a checkpoint's files. Raises ModelError if it contains none."""
     try:
-        return outside.read_json_object(path)
-    except outside.UnreadableError as error:
+        return untrusted.read_json_object(path)
+    except untrusted.UnreadableError as error:
         msg = f"{path}: not JSON ({error}); wanted the checkpoint's configuration; fetch the file again"
         raise ModelError(msg) from error
 
@@ -122,8 +122,8 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_list(path: Path) -> list[dict[str, Any]]:
     """Return the JSON list of objects in one of a checkpoint's files. Raises ModelError if it contains none."""
     try:
-        values: Any = outside.read_json(path)
-    except outside.UnreadableError as error:
+        values: Any = untrusted.read_json(path)
+    except untrusted.UnreadableError as error:
         msg = f"{path}: not JSON ({error}); wanted a list of modules; fetch the file again"
         raise ModelError(msg) from error
     if not isinstance(values, list) or not all(isinstance(value, dict) for value in values):
@@ -200,7 +200,7 @@ def small_files(source: CheckpointSource) -> SmallFiles:
     if source.path is None and source.package is None:
         assert source.repo is not None  # CheckpointSource admits no source without one of the three
         patterns = ["*.json", f"*/{CONFIG}", METADATA, "README.md"]
-        folder = _snapshot(source.repo, source.revision, patterns, whole=_never_whole)
+        folder = _snapshot(source.repo, source.revision, patterns, is_complete=_never_complete)
         files = SmallFiles(folder, source.repo, folder.name)
     else:
         packaged = _package_folder(source.package) if source.path is None and source.package is not None else None
@@ -220,7 +220,9 @@ def _with_dense(checkpoint: Checkpoint) -> Checkpoint:
     """
     if checkpoint.revision is not None:
         listed = [MODULES, ST_CONFIG]
-        _snapshot(checkpoint.origin, checkpoint.revision, listed, whole=lambda folder: (folder / MODULES).is_file())
+        _snapshot(
+            checkpoint.origin, checkpoint.revision, listed, is_complete=lambda folder: (folder / MODULES).is_file()
+        )
     if not (folders := dense_folders(checkpoint.folder)):
         got = "no Dense module in it" if (checkpoint.folder / MODULES).is_file() else "no such file"
         msg = f"{checkpoint.folder / MODULES}: got {got}, wanted the Dense modules of model.head=dense"
@@ -228,10 +230,10 @@ def _with_dense(checkpoint: Checkpoint) -> Checkpoint:
     names = [f"{folder}/{name}" for folder in folders for name in (CONFIG, WEIGHTS)]
     if checkpoint.revision is not None:
 
-        def whole(folder: Path) -> bool:
+        def complete(folder: Path) -> bool:
             return all((folder / name).is_file() for name in names)
 
-        _snapshot(checkpoint.origin, checkpoint.revision, names, whole=whole)
+        _snapshot(checkpoint.origin, checkpoint.revision, names, is_complete=complete)
     missing = [name for name in names if not (checkpoint.folder / name).is_file()]
     if missing:
         msg = f"checkpoint {checkpoint.origin} lacks {', '.join(missing)}; wanted every Dense module of {MODULES}"
@@ -293,7 +295,7 @@ def _code(
     if others:
         if not hub.COMMIT.fullmatch(source.code_revision or ""):
             _refuse_unpinned(checkpoint, others[0], "code_revision")
-        folder = _snapshot(others[0], source.code_revision, [f"*{CODE}"], whole=_never_whole)
+        folder = _snapshot(others[0], source.code_revision, [f"*{CODE}"], is_complete=_never_complete)
         names = _python_files(folder)
         states |= _states(folder / name for name in names)
         found |= {f"{others[0]}@{folder.name}/{name}": _identify(folder / name, snapshot=folder) for name in names}
@@ -352,33 +354,33 @@ def _from_hub(repo: str, revision: str | None, *, allow_pickle: bool, remote_cod
     """Return a hub repository's files from the local cache; missing files are downloaded, resuming partial ones."""
     patterns = [*FILES, METADATA, *([f"*{CODE}"] if remote_code else [])]
 
-    def whole(folder: Path) -> bool:
+    def complete(folder: Path) -> bool:
         """Whether a folder has every file that is read; METADATA is optional."""
         weights = [WEIGHTS, PICKLE] if allow_pickle else [WEIGHTS]
         found = {path.name for path in folder.iterdir() if path.is_file()}
         return {CONFIG, TOKENIZER} <= found and not found.isdisjoint(weights)
 
-    complete = _never_whole if remote_code else whole
-    folder = _snapshot(repo, revision, patterns, whole=complete)
+    check = _never_complete if remote_code else complete
+    folder = _snapshot(repo, revision, patterns, is_complete=check)
     # As in transformers, pickled weights are used only if a commit has no others.
     if allow_pickle and not (folder / WEIGHTS).is_file():
-        folder = _snapshot(repo, revision, [*patterns, PICKLE], whole=complete)
+        folder = _snapshot(repo, revision, [*patterns, PICKLE], is_complete=check)
     # A snapshot folder is named by its commit.
     return _checkpoint(folder, origin=repo, revision=folder.name, allow_pickle=allow_pickle)
 
 
-def _never_whole(_folder: Path) -> bool:
+def _never_complete(_folder: Path) -> bool:
     """Return False, so that the hub is asked: only it knows all files that match the patterns."""
     return False
 
 
-def _snapshot(repo: str, revision: str | None, patterns: list[str], *, whole: Callable[[Path], bool]) -> Path:
+def _snapshot(repo: str, revision: str | None, patterns: list[str], *, is_complete: Callable[[Path], bool]) -> Path:
     """Return the folder of a commit. Raises ModelError that says why it cannot be obtained and what to do."""
     from huggingface_hub.errors import RevisionNotFoundError
 
     wanted = f"{repo}@{revision or 'main'}"
     try:
-        return hub.snapshot(repo, revision=revision, patterns=patterns, whole=whole)
+        return hub.snapshot(repo, revision=revision, patterns=patterns, is_complete=is_complete)
     except RevisionNotFoundError as error:
         msg = f"{wanted}: the repository has no such revision; check the revision in the model's config"
         raise ModelError(msg) from error
@@ -386,7 +388,7 @@ def _snapshot(repo: str, revision: str | None, patterns: list[str], *, whole: Ca
         msg = f"{wanted}: {error}"
         raise ModelError(msg) from error
     except OSError as error:  # the base class of the hub's own errors
-        if (status := hub.answered(error)) in _NO_ACCESS:
+        if (status := hub.http_status(error)) in _NO_ACCESS:
             msg = (
                 f"{wanted}: the hub answers {status}, as for a repository that is missing, private or gated; "
                 "set HF_TOKEN to a token with access, or choose other dims with dim="
@@ -400,7 +402,7 @@ def _snapshot(repo: str, revision: str | None, patterns: list[str], *, whole: Ca
             "fetch it on a machine with network (evalkit fetch --bundle FILE), or give the folder of a copy: "
             "model.checkpoints.DIM.path=DIR"
         )
-        raise ModelError.not_had(Tried(wanted, why, remedy)) from error
+        raise ModelError.unobtainable(Tried(wanted, why, remedy)) from error
 
 
 def _checkpoint(folder: Path, *, origin: str, revision: str | None, allow_pickle: bool) -> Checkpoint:
@@ -444,7 +446,7 @@ def _identify(path: Path, *, snapshot: Path) -> _FileIdentity:
     """
     blob = hub.blob_of(path)
     proof = None if blob is None else hub.address_digest(blob.name, size_bytes=path.stat().st_size)
-    checksum = file_checksum(path, beside=proof)
+    checksum = file_checksum(path, also=proof)
     if blob is not None and proof is not None and proof.hexdigest() != blob.name:
         msg = (
             f"{path}: got content {proof.hexdigest()}, wanted {blob.name}, which its name in the cache says; "

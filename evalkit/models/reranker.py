@@ -136,7 +136,7 @@ def _resolved(config: RerankerConfig) -> Checkpoint:
             parts = tuple(part.replace(encoder_text, reranker_text) for part in parts)
         if error.tried is None:
             raise ModelError(parts[0]) from error
-        raise ModelError.not_had(Tried(*parts)) from error
+        raise ModelError.unobtainable(Tried(*parts)) from error
 
 
 def _native_names(tensors: Mapping[str, Tensor]) -> Iterable[tuple[str, Tensor]]:

@@ -62,10 +62,10 @@ def _packaged(folder: Path) -> dict[str, PublishedWeights]:
     return found
 
 
-def prove(system: str, dim: int, checkpoint: Checkpoint, *, met_vectors: bool) -> Proof | None:
+def prove(system: str, dim: int, checkpoint: Checkpoint, *, vectors_reproduced: bool) -> Proof | None:
     """Return the strongest proof that a loaded checkpoint is the published one of a system at a dim, or None.
 
-    `met_vectors` is true if the canary reproduced the vectors that are published for the system at this dim.
+    `vectors_reproduced` is true if the canary reproduced the vectors that are published for the system at this dim.
     """
     known = published_weights(system)
     source = None if known is None else known.checkpoints.get(str(dim))
@@ -76,12 +76,14 @@ def prove(system: str, dim: int, checkpoint: Checkpoint, *, met_vectors: bool) -
     provenance = {"origin": checkpoint.origin, "revision": checkpoint.revision}
     if _is_repository(source, provenance) and checkpoint.addressed >= set(checkpoint.checksums):
         return "repository"
-    return "vectors" if met_vectors else None
+    return "vectors" if vectors_reproduced else None
 
 
-def record(system: str, dim: int, checkpoint: Checkpoint, *, parameters: int, met_vectors: bool) -> dict[str, Any]:
+def record(
+    system: str, dim: int, checkpoint: Checkpoint, *, parameters: int, vectors_reproduced: bool
+) -> dict[str, Any]:
     """Return the entry of scores.json for a checkpoint: origin, checksums, parameter count and proof."""
-    proof = prove(system, dim, checkpoint, met_vectors=met_vectors)
+    proof = prove(system, dim, checkpoint, vectors_reproduced=vectors_reproduced)
     return {**checkpoint.facts(), "parameters": parameters, "proof": proof}
 
 

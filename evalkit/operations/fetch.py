@@ -34,7 +34,7 @@ from evalkit.models.encoder import checkpoints
 from evalkit.models.tokens import vocabulary_of
 from evalkit.run import pipeline
 from evalkit.run.cells import Task
-from evalkit.storage import keys, outside, seal
+from evalkit.storage import keys, seal, untrusted
 from evalkit.storage.hub import snapshot_folder
 from evalkit.storage.offline import network_off
 from evalkit.storage.paths import (
@@ -45,14 +45,14 @@ from evalkit.storage.paths import (
     make_folder,
     publish,
     temporary,
-    unwritable,
-    write_whole,
+    write_atomic,
+    write_error,
 )
 from evalkit.texts import printable
 from evalkit.types import Dataset
 
-LEARNED: Final = "evalkit"
-"""The folder in a bundle that has the checksums of corpora, as first read completely."""
+CHECKSUMS_FOLDER: Final = "evalkit"
+"""The folder in a bundle that has the checksums of corpora when first read completely."""
 _MANIFEST: Final = "evalkit-bundle.json"
 _FORMAT: Final = 1
 _BLOCK_BYTES: Final = 1 << 20
@@ -62,11 +62,11 @@ _EXTENSIONS: Final = (
     *(tarfile.GNUTYPE_LONGNAME, tarfile.GNUTYPE_LONGLINK),
 )
 """Headers whose content tarfile reads into memory completely, for example long names."""
-_LARGEST_EXTENSION: Final = 1 << 16
-_LARGEST_MANIFEST: Final = 1 << 26
-_LONGEST_PART: Final = 200
-_LONGEST_NAME: Final = 1000
-_LATEST: Final = 1 << 33
+_MAX_EXTENSION_BYTES: Final = 1 << 16
+_MAX_MANIFEST_BYTES: Final = 1 << 26
+_MAX_PART_BYTES: Final = 200
+_MAX_NAME_CHARACTERS: Final = 1000
+_MAX_MTIME: Final = 1 << 33
 """The latest time of a member, in seconds since 1970: in the year 2242."""
 _READ_ERRORS: Final = (
     *(tarfile.TarError, EOFError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError),
@@ -96,15 +96,15 @@ def fetch(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:
 
     Raises EvalkitError subclasses for files that cannot be obtained or differ from their config.
     """
-    found = [_model(config) for config in _once(configs, "model")]
+    found = [_model(config) for config in _distinct(configs, "model")]
     found += [
         _dataset(pipeline.prepare(config, console=console), cache_dir=config.cache_dir)
-        for config in _once(configs, "dataset")
+        for config in _distinct(configs, "dataset")
     ]
     cache_dir = configs[0].cache_dir
     for each in found:
         record = {"name": each.name, "source": each.source, "checksums": dict(each.checksums)}
-        write_whole(fetched_file(cache_dir, each.name), f"{json.dumps(seal.seal(record), indent=1)}\n".encode())
+        write_atomic(fetched_file(cache_dir, each.name), f"{json.dumps(seal.seal(record), indent=1)}\n".encode())
     return found
 
 
@@ -116,16 +116,16 @@ def verify(configs: Sequence[RunConfig], *, console: Console) -> list[Fetched]:
     Raises EvalkitError subclasses for what is missing, damaged, changed, or differs between sources.
     """
     with network_off(), tempfile.TemporaryDirectory() as scratch:
-        found = [_model(config) for config in _once(configs, "model")]
-        for config in _once(configs, "dataset"):
+        found = [_model(config) for config in _distinct(configs, "model")]
+        for config in _distinct(configs, "dataset"):
             # A survey in the cache would be used without reading the corpus, hence an empty cache folder.
             task = pipeline.prepare(replace(config, cache_dir=Path(scratch)), console=console)
-            report = (*integrity(task.dataset).lines(), *_compared(config, task.dataset))
+            report = (*integrity(task.dataset).lines(), *_compare_sources(config, task.dataset))
             found.append(_dataset(task, cache_dir=config.cache_dir)._replace(notes=(*task.deviations, *report)))
-    return [_as_fetched(each, configs[0].cache_dir) for each in found]
+    return [_compare_with_record(each, configs[0].cache_dir) for each in found]
 
 
-def _as_fetched(found: Fetched, cache_dir: Path) -> Fetched:
+def _compare_with_record(found: Fetched, cache_dir: Path) -> Fetched:
     """Compare what was found with its fetch record; add a note if there is none. Raises StoreError for a change."""
     path = fetched_file(cache_dir, found.name)
     if not path.is_file():
@@ -139,7 +139,7 @@ def _as_fetched(found: Fetched, cache_dir: Path) -> Fetched:
             msg = f"it is of {record['name']}"
             raise ValueError(msg)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        msg = f"{path}: got no record that can be believed ({error}), wanted the checksums of {found.name} as fetched"
+        msg = f"{path}: got an unusable record ({error}), wanted the checksums of {found.name} as fetched"
         raise StoreError(f"{msg}; run evalkit fetch again") from error
     if recorded != found.checksums:
         part = next(key for key in {**recorded, **found.checksums} if recorded.get(key) != found.checksums.get(key))
@@ -154,8 +154,8 @@ def write_bundle(found: Sequence[Fetched], path: Path, *, cache_dir: Path) -> in
     """Write a tar file of everything that a selection needs, atomically; return its size in bytes.
 
     It begins with a manifest of checksums. Its plain files (links are resolved) lie under `huggingface/`,
-    `ir_datasets/` and `evalkit/`, the checksums of corpora that were read completely here. Raises StoreError if there
-    is nothing to move, or if the file cannot be written.
+    `ir_datasets/` and `evalkit/`; the last has the checksums of corpora that were read completely here. Raises
+    StoreError if there is nothing to move, or if the file cannot be written.
     """
     names = {_bundled_name(file, cache_dir): file for each in found for file in each.files}
     if not names:
@@ -177,7 +177,7 @@ def write_bundle(found: Sequence[Fetched], path: Path, *, cache_dir: Path) -> in
                 archive.add(file, arcname=name, recursive=False, filter=_anonymous)
         publish(unfinished, path)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise write_error(path, error) from error
     finally:
         unfinished.unlink(missing_ok=True)
     return path.stat().st_size
@@ -202,56 +202,58 @@ def unpack_bundle(path: Path, *, cache_dir: Path) -> int:
                 _check_name(path, member.name)
                 target = _unbundled_path(path, member, cache_dir)
                 if facts is None:
-                    raise _unusable(path, f"member {member.name!r}", "only files that its manifest lists, once each")
+                    raise _bundle_error(
+                        path, f"member {member.name!r}", "only files that its manifest lists, once each"
+                    )
                 if member.size != facts.bytes:
                     got = f"member {member.name!r} of {member.size} bytes"
-                    raise _unusable(path, got, f"{facts.bytes} as its manifest says")
-                if member.name.startswith(f"{LEARNED}/"):
+                    raise _bundle_error(path, got, f"{facts.bytes} as its manifest says")
+                if member.name.startswith(f"{CHECKSUMS_FOLDER}/"):
                     _refuse_other_checksum(path, member, target, facts.xxh3)
                 _extract(archive, member, target, facts.xxh3, path)
                 done += 1
     except FileNotFoundError as error:
-        raise _unusable(path, "nothing at this path", "a bundle") from error
+        raise _bundle_error(path, "nothing at this path", "a bundle") from error
     except EvalkitError:
         raise
     except OSError as error:
-        raise _unusable(
+        raise _bundle_error(
             path, f"{error.strerror or error}", "a bundle that can be read, and room to unpack it"
         ) from error
     except _READ_ERRORS as error:
-        raise _unusable(path, f"a damaged or half-copied archive ({error})", "a whole bundle") from error
+        raise _bundle_error(path, f"a damaged or half-copied archive ({error})", "a whole bundle") from error
     if wanted:
-        raise _unusable(
+        raise _bundle_error(
             path, f"an archive without {len(wanted)} of its files, first {next(iter(wanted))!r}", "all of them"
         )
     return done
 
 
-class _Facts(NamedTuple):
+class _FileFacts(NamedTuple):
     """What a bundle's manifest says of a file."""
 
     bytes: int
     xxh3: str
 
 
-def _manifest(archive: tarfile.TarFile, path: Path, cache_dir: Path) -> dict[str, _Facts]:
+def _manifest(archive: tarfile.TarFile, path: Path, cache_dir: Path) -> dict[str, _FileFacts]:
     """Return the manifest at an archive's beginning. Raises StoreError if it is invalid or the disks lack space."""
     first = archive.next()
     stream = archive.extractfile(first) if first and first.name == _MANIFEST and first.isreg() else None
     if first is None or stream is None:
-        raise _unusable(path, f"no {_MANIFEST} at its beginning", "a file that evalkit fetch --bundle wrote")
-    if first.size > _LARGEST_MANIFEST:
-        raise _unusable(path, f"a manifest of {first.size} bytes", f"{_LARGEST_MANIFEST} at most")
-    manifest = outside.json_object(stream.read())
+        raise _bundle_error(path, f"no {_MANIFEST} at its beginning", "a file that evalkit fetch --bundle wrote")
+    if first.size > _MAX_MANIFEST_BYTES:
+        raise _bundle_error(path, f"a manifest of {first.size} bytes", f"{_MAX_MANIFEST_BYTES} at most")
+    manifest = untrusted.json_object(stream.read())
     if manifest.get("format") != _FORMAT:
-        raise _unusable(path, f"bundle format {manifest.get('format')!r}", f"{_FORMAT}")
+        raise _bundle_error(path, f"bundle format {manifest.get('format')!r}", f"{_FORMAT}")
     wanted = {}
     for name, facts in manifest["files"].items():
         _check_name(path, name)
         size, checksum = facts["bytes"], facts["xxh3"]
         if type(size) is not int or not 0 <= size < 1 << 62 or not isinstance(checksum, str):
-            raise _unusable(path, f"{facts!r} for {name!r} in its manifest", "its bytes and its checksum")
-        wanted[name] = _Facts(size, checksum)
+            raise _bundle_error(path, f"{facts!r} for {name!r} in its manifest", "its bytes and its checksum")
+        wanted[name] = _FileFacts(size, checksum)
     homes = _homes(cache_dir)
     needed: dict[Path, int] = {}
     for name, facts in wanted.items():
@@ -261,7 +263,7 @@ def _manifest(archive: tarfile.TarFile, path: Path, cache_dir: Path) -> dict[str
             needed[home] = needed.get(home, 0) + facts.bytes
     for home, size in needed.items():
         if size > (free := free_bytes(home)):
-            raise _unusable(path, f"{size:,} bytes for {home}, where {free:,} are free", "room for all of it")
+            raise _bundle_error(path, f"{size:,} bytes for {home}, where {free:,} are free", "room for all of it")
     return wanted
 
 
@@ -290,7 +292,7 @@ def _refuse_header(kind: bytes, size: int, file: Any) -> None:
         msg = f"a member of {size} bytes"
     elif kind == tarfile.GNUTYPE_SPARSE:
         msg = "a sparse member"
-    elif kind in _EXTENSIONS and size > _LARGEST_EXTENSION:
+    elif kind in _EXTENSIONS and size > _MAX_EXTENSION_BYTES:
         msg = f"a header of {size} bytes"
     elif kind in _EXTENSIONS and b"GNU.sparse" in file.read(size):
         msg = "a sparse member"
@@ -322,11 +324,11 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path, wa
             file.flush()
             os.fsync(file.fileno())
         if digest.hexdigest() != wanted:
-            raise _unusable(path, f"member {member.name!r} with checksum {digest.hexdigest()}", wanted)
+            raise _bundle_error(path, f"member {member.name!r} with checksum {digest.hexdigest()}", wanted)
         os.utime(unfinished, (member.mtime, member.mtime))  # the fingerprint of ir-datasets' files has size and time
         publish(unfinished, target)
     except OSError as error:
-        msg = f"{target}: could not be written ({error.strerror}); free the place or the disk and unpack again"
+        msg = f"{target}: could not be written ({error.strerror}); free this path or disk space and unpack again"
         raise StoreError(msg) from error
     finally:
         with suppress(OSError):
@@ -336,7 +338,7 @@ def _extract(archive: tarfile.TarFile, member: tarfile.TarInfo, target: Path, wa
 def _refuse_other_checksum(path: Path, member: tarfile.TarInfo, target: Path, wanted: str) -> None:
     """Raise StoreError if the checksum of a corpus' first read here differs from that in the bundle."""
     if target.is_file() and file_checksum(target) != wanted:
-        msg = f"{member.name!r}, by which a corpus was another than {target} says of its first read here"
+        msg = f"{member.name!r}, whose checksum of a corpus differs from that in {target}, of its first read here"
         raise StoreError(
             f"{path}: got {msg}, wanted the same; find out which copy is damaged, and delete that file here"
         )
@@ -350,7 +352,7 @@ def _homes(cache_dir: Path) -> dict[str, Path]:
     return {
         "huggingface": Path(huggingface_hub.constants.HF_HUB_CACHE),
         "ir_datasets": Path(ir_datasets.util.home_path()),
-        LEARNED: corpora_dir(cache_dir),
+        CHECKSUMS_FOLDER: corpora_dir(cache_dir),
     }
 
 
@@ -368,42 +370,43 @@ def _unbundled_path(path: Path, member: tarfile.TarInfo, cache_dir: Path) -> Pat
     name = PurePosixPath(member.name)
     if not member.isreg():
         kind = "a link" if member.issym() or member.islnk() else "no plain file"
-        raise _unusable(path, f"member {member.name!r}, which is {kind}", "plain files only")
+        raise _bundle_error(path, f"member {member.name!r}, which is {kind}", "plain files only")
     homes = _homes(cache_dir)
     if name.is_absolute() or ".." in name.parts or len(name.parts) < 2 or name.parts[0] not in homes:
-        raise _unusable(path, f"member {member.name!r}, which leads elsewhere", f"names under {' or '.join(homes)}")
-    if not 0 <= member.mtime < _LATEST:
+        raise _bundle_error(path, f"member {member.name!r}, which leads elsewhere", f"names under {' or '.join(homes)}")
+    if not 0 <= member.mtime < _MAX_MTIME:
         got = f"member {member.name!r} of time {member.mtime}"
-        raise _unusable(path, got, "seconds since 1970, before the year 2242")
+        raise _bundle_error(path, got, "seconds since 1970, before the year 2242")
     return homes[name.parts[0]].joinpath(*name.parts[1:])
 
 
 def _check_name(path: Path, name: str) -> None:
     """Raise StoreError for a name that is too long for a file system, or that has control characters."""
-    long = any(len(os.fsencode(part)) > _LONGEST_PART for part in name.split("/"))
-    if long or len(name) > _LONGEST_NAME or printable(name) != name:
-        shown = f"a member called {name[:_LONGEST_PART]!r}"
-        raise _unusable(path, shown, f"printable names of {_LONGEST_PART} bytes a part at most")
+    long = any(len(os.fsencode(part)) > _MAX_PART_BYTES for part in name.split("/"))
+    if long or len(name) > _MAX_NAME_CHARACTERS or printable(name) != name:
+        shown = f"a member called {name[:_MAX_PART_BYTES]!r}"
+        raise _bundle_error(path, shown, f"printable names of {_MAX_PART_BYTES} bytes per part at most")
 
 
-def _unusable(path: Path, got: str, wanted: str) -> StoreError:
+def _bundle_error(path: Path, got: str, wanted: str) -> StoreError:
     return StoreError(f"{path}: got {got}, wanted {wanted}; make or copy the bundle again")
 
 
-def _once(configs: Sequence[RunConfig], part: str) -> list[RunConfig]:
+def _distinct(configs: Sequence[RunConfig], part: str) -> list[RunConfig]:
     """Return one config for each distinct model (with its dims) or dataset."""
     if not configs:
         msg = "got an empty selection, wanted for example model=bm25 dataset=beir/scifact"
         raise ConfigError(msg)
     distinct: list[RunConfig] = []
     for config in configs:
-        alike = (getattr(config, part), config.dims if part == "model" else None)
-        if all(alike != (getattr(seen, part), seen.dims if part == "model" else None) for seen in distinct):
+        key = (getattr(config, part), config.dims if part == "model" else None)
+        if all(key != (getattr(seen, part), seen.dims if part == "model" else None) for seen in distinct):
             distinct.append(config)
     return distinct
 
 
 def _model(config: RunConfig) -> Fetched:
+    """Fetch a model's checkpoints and tokenizers; a model without weights needs no files."""
     model = config.model
     if not isinstance(model, EncoderConfig):
         return Fetched(f"model {model.name}", "no files needed", {}, ())
@@ -434,6 +437,7 @@ def _stored_files(checkpoint: Checkpoint) -> list[Path]:
 
 
 def _dataset(task: Task, *, cache_dir: Path) -> Fetched:
+    """Return a surveyed dataset with the files that a bundle needs."""
     corpus = task.dataset.corpus
     moved = corpus.stored_files() if isinstance(corpus, (HubCorpus, IrdsCorpus)) else ()
     return Fetched(
@@ -445,7 +449,7 @@ def _dataset(task: Task, *, cache_dir: Path) -> Fetched:
     )
 
 
-def _compared(config: RunConfig, used: Dataset) -> Iterator[str]:
+def _compare_sources(config: RunConfig, used: Dataset) -> Iterator[str]:
     """Compare the dataset with each further source on disk; yield a line for each.
 
     Counts of further sources are not checked against the config. Raises DatasetError for a difference.

@@ -18,12 +18,12 @@ from evalkit.config import compose
 from evalkit.config.settings import EncoderConfig, ModelConfig, RunConfig
 from evalkit.datasets import learned
 from evalkit.datasets.irds import IrdsCorpus
-from evalkit.datasets.survey import Survey, survey
+from evalkit.datasets.survey import ShardRange, Survey, survey
 from evalkit.errors import ConfigError, EvalkitError
 from evalkit.models import weights
 from evalkit.models.checkpoint import on_disk
 from evalkit.operations import rates
-from evalkit.operations.cards import Device
+from evalkit.operations.device_rates import Device
 from evalkit.operations.probe import Probed
 from evalkit.operations.rates import Time
 from evalkit.run import environment, jobs
@@ -35,7 +35,7 @@ from evalkit.storage.paths import store_dir, topk_dir
 from evalkit.storage.results import CellScores
 from evalkit.types import Corpus, Dataset, Document
 
-WIDTHS = {"float16": 2, "float32": 4}
+COMPONENT_BYTES = {"float16": 2, "float32": 4}
 
 
 class Amount(NamedTuple):
@@ -91,12 +91,12 @@ def combinations(words: Sequence[str]) -> Iterator[tuple[tuple[str, ...], RunCon
             yield combination, error
 
 
-def look(
+def forecast_cells(
     config: RunConfig,
     known: Iterable[CellScores] = (),
     *,
     probed: Probed | None = None,
-    elsewhere: Device | None = None,
+    named_device: Device | None = None,
 ) -> list[Planned]:
     """Return every cell of a config with its state and forecast.
 
@@ -104,17 +104,17 @@ def look(
     """
     offline = bool(huggingface_hub.constants.HF_HUB_OFFLINE)
     with network_off():
-        return _look(
+        return _forecast_cells(
             config,
-            tuple(run for run in known if _of_one_size(run, config.model)),
+            tuple(run for run in known if _same_size(run, config.model)),
             offline=offline,
             probed=probed,
-            elsewhere=elsewhere,
+            named_device=named_device,
         )
 
 
-class _Seen(NamedTuple):
-    """Everything that the forecast of one config's cells is made from."""
+class _Inputs(NamedTuple):
+    """The inputs of the forecast of one config's cells."""
 
     config: RunConfig
     device: torch.device | None
@@ -126,10 +126,10 @@ class _Seen(NamedTuple):
     known: Sequence[CellScores]
     """The finished cells."""
     probed: Probed | None = None
-    elsewhere: Device | None = None
+    named_device: Device | None = None
 
 
-class _Done(NamedTuple):
+class _FinishedShards(NamedTuple):
     """Totals over the cell's shards that are on disk. BM25's shards have no vectors."""
 
     shards: int = 0
@@ -139,43 +139,43 @@ class _Done(NamedTuple):
     search_s: float = 0.0
 
 
-class _Work(NamedTuple):
+class _CellWork(NamedTuple):
     """The work of a cell, done and left."""
 
     documents: int | None
     vectors: Amount
-    done: _Done
+    done: _FinishedShards
     left: float
     """The fraction of the shards that have no top-k yet."""
     unstored: float
     """The fraction of the shards that have no embeddings yet."""
 
 
-def _look(
+def _forecast_cells(
     config: RunConfig,
     known: Sequence[CellScores],
     *,
     offline: bool,
     probed: Probed | None,
-    elsewhere: Device | None,
+    named_device: Device | None,
 ) -> list[Planned]:
     try:
         device, absent = environment.choose_device(config.engine.device), None
     except ConfigError as error:
         device, absent = None, str(error)
-    task, source, problem = _opened(config, device or torch.device("cpu"), offline=offline)
-    seen = _Seen(config, device, task, source, absent or problem, known, probed, elsewhere)
+    task, source, problem = _open_dataset(config, device or torch.device("cpu"), offline=offline)
+    inputs = _Inputs(config, device, task, source, absent or problem, known, probed, named_device)
     found = []
     for dim in config.dims:
         checkpoint, missing = _checkpoint(config, dim, offline=offline)
-        why, cell = seen.problem or missing, None
+        why, cell = inputs.problem or missing, None
         here = dim is None or checkpoint.startswith("on disk")
         if task is not None and device is not None and task.survey.documents and here:
             try:
                 (cell,) = plan(task._replace(config=dataclasses.replace(task.config, dims=(dim,))))
             except (EvalkitError, OSError) as error:
                 why = why or _reason(error)
-        found.append(_planned(seen, dim, cell, checkpoint=checkpoint, problem=why))
+        found.append(_planned(inputs, dim, cell, checkpoint=checkpoint, problem=why))
     return found
 
 
@@ -184,13 +184,13 @@ def _reason(error: EvalkitError | OSError) -> str:
     return str(error) if isinstance(error, EvalkitError) else f"{error.filename}: {error.strerror}"
 
 
-def _opened(config: RunConfig, device: torch.device, *, offline: bool) -> tuple[Task | None, str, str | None]:
+def _open_dataset(config: RunConfig, device: torch.device, *, offline: bool) -> tuple[Task | None, str, str | None]:
     """Return a config's dataset with its cached survey, its source, and the reason if it is not available."""
     name = None
     try:
         name = datasets.on_disk(config.dataset)
         if name is None:
-            return None, *_absent(config, offline=offline)
+            return None, *_missing_dataset(config, offline=offline)
         dataset = datasets.load(dataclasses.replace(config.dataset, sources=(name,)))
         surveyed = _cached_survey(config, dataset, device)
         deviations = (
@@ -207,7 +207,7 @@ def _opened(config: RunConfig, device: torch.device, *, offline: bool) -> tuple[
     return Task(cut, dataset, surveyed or nothing, deviations, device, Console(quiet=True)), f"on disk: {name}", None
 
 
-def _absent(config: RunConfig, *, offline: bool) -> tuple[str, str | None]:
+def _missing_dataset(config: RunConfig, *, offline: bool) -> tuple[str, str | None]:
     """Return where a missing dataset would be fetched from, and the reason if it cannot be fetched."""
     names = [name for name in datasets.source_names(config.dataset) if name in ("ir_datasets", "hub", "mirror")]
     if config.dataset.path is not None:
@@ -222,7 +222,7 @@ class _NotSurveyedError(Exception):
 
 
 @dataclasses.dataclass(frozen=True)
-class _Unread:
+class _NeverReadCorpus:
     """A corpus that refuses to be read, so that `survey` can only return a cached survey."""
 
     corpus: Corpus
@@ -239,11 +239,11 @@ class _Unread:
 
 def _cached_survey(config: RunConfig, dataset: Dataset, device: torch.device) -> Survey | None:
     inner = getattr(dataset.corpus, "corpus", dataset.corpus)
-    if isinstance(inner, IrdsCorpus) and not _built(inner):
+    if isinstance(inner, IrdsCorpus) and not _has_fingerprint(inner):
         return None  # taking its fingerprint would build a document store first
     try:
         return survey(
-            _Unread(dataset.corpus),
+            _NeverReadCorpus(dataset.corpus),
             shard_tokens=environment.shard_tokens(config, device),  # the arguments that `pipeline.prepare` passes
             max_document_tokens=environment.max_document_tokens(config, device),
             cache_dir=config.cache_dir,
@@ -254,7 +254,7 @@ def _cached_survey(config: RunConfig, dataset: Dataset, device: torch.device) ->
         return None
 
 
-def _built(corpus: IrdsCorpus) -> bool:
+def _has_fingerprint(corpus: IrdsCorpus) -> bool:
     """Whether a collection's fingerprint can be taken without building a document store."""
     import ir_datasets
 
@@ -284,42 +284,66 @@ def _checkpoint(config: RunConfig, dim: int | None, *, offline: bool) -> tuple[s
     return f"to fetch: {name}", None
 
 
-def _planned(seen: _Seen, dim: int | None, cell: Cell | None, *, checkpoint: str, problem: str | None) -> Planned:
-    config = seen.config
-    shards = seen.task.survey.shards if seen.task is not None and cell is not None else ()
-    done, stored, made = 0, 0, _Done()
-    state = "cannot run" if problem else "to do"
+class _Progress(NamedTuple):
+    """What exists of a cell already."""
+
+    state: str
+    problem: str | None
+    topk: _FinishedShards
+    """The shards whose top-k are on disk."""
+    stored: int
+    """The number of shards whose embeddings are on disk; for BM25, whose counts are."""
+
+
+def _progress(config: RunConfig, dim: int | None, cell: Cell, shards: Sequence[ShardRange]) -> _Progress:
+    """Return a cell's state (`finished`, `damaged`, `started` or `to do`) and its shards on disk."""
+    names = [shard.checksum for shard in shards]
+    topk, embeddings = topk_dir(config.cache_dir, cell.search_key), store_dir(config.cache_dir, cell.store_key)
+    done = _finished_shards([facts for name in names if (facts := shard_files.finished(topk, name)) is not None])
+    stored = done.shards if dim is None else sum(shard_files.finished(embeddings, name) is not None for name in names)
+    try:
+        if results.finished(config.results_dir, cell.run_id) is not None:
+            return _Progress("finished", None, done, stored)
+    except EvalkitError as error:
+        return _Progress("damaged", str(error), done, stored)
+    return _Progress("started" if done.shards or stored else "to do", None, done, stored)
+
+
+def _planned(inputs: _Inputs, dim: int | None, cell: Cell | None, *, checkpoint: str, problem: str | None) -> Planned:
+    """Return the forecast of one cell; `cell` is None if its run id cannot be known yet."""
+    config = inputs.config
+    shards = inputs.task.survey.shards if inputs.task is not None and cell is not None else ()
+    found = _Progress("to do", None, _FinishedShards(), 0)
     if cell is not None:
-        names = [shard.checksum for shard in shards]
-        topk, embeddings = topk_dir(config.cache_dir, cell.search_key), store_dir(config.cache_dir, cell.store_key)
-        manifests = [facts for name in names if (facts := shard_files.finished(topk, name)) is not None]
-        done, made = len(manifests), _done(manifests)
-        stored = done if dim is None else sum(shard_files.finished(embeddings, name) is not None for name in names)
-        if state == "to do" and (done or stored):
-            state = "started"
-        try:
-            if results.finished(config.results_dir, cell.run_id) is not None:
-                state, problem = "finished", None
-        except EvalkitError as error:
-            state, problem = "damaged", str(error)
-    parts = max(1, len(shards))
-    over = state == "finished"
-    documents = _documents(seen)
-    vectors = _vectors(seen, dim, documents, cell, made)
-    work = _Work(documents, vectors, made, 0.0 if over else 1 - done / parts, 0.0 if over else 1 - stored / parts)
-    tokens = _tokens(seen, documents)
-    size, time = _bytes(seen, dim, vectors), _time(seen, dim, work, tokens)
+        found = _progress(config, dim, cell, shards)
+    state = found.state
+    if problem and state in ("to do", "started"):
+        state = "cannot run"
+    elif state in ("finished", "damaged"):
+        problem = found.problem
+    finished, count = state == "finished", max(1, len(shards))
+    documents = _documents(inputs)
+    vectors = _vectors(inputs, dim, documents, cell, found.topk)
+    work = _CellWork(
+        documents,
+        vectors,
+        found.topk,
+        left=0.0 if finished else 1 - found.topk.shards / count,
+        unstored=0.0 if finished else 1 - found.stored / count,
+    )
+    tokens = _tokens(inputs, documents)
+    size, time = _stored_bytes(inputs, dim, vectors), _time(inputs, dim, work, tokens)
     return Planned(
         config=config,
         dim=dim,
         run_id=None if cell is None else cell.run_id,
         state=state,
         problem=problem,
-        source=seen.source,
+        source=inputs.source,
         checkpoint=checkpoint,
         documents=documents,
         shards=len(shards) or None,
-        done=len(shards) if over else done,
+        done=len(shards) if finished else found.topk.shards,
         tokens=tokens,
         vectors=vectors,
         stored_bytes=size,
@@ -327,12 +351,13 @@ def _planned(seen: _Seen, dim: int | None, cell: Cell | None, *, checkpoint: str
         seconds=Amount(time.total_s, time.basis),
         cell=cell,
         search_s=time.search_s or 0.0,
-        probed=seen.probed,
+        probed=inputs.probed,
     )
 
 
-def _done(manifests: Sequence[Mapping[str, Any]]) -> _Done:
-    return _Done(
+def _finished_shards(manifests: Sequence[Mapping[str, Any]]) -> _FinishedShards:
+    """Return the totals over the manifests of top-k."""
+    return _FinishedShards(
         len(manifests),
         sum(facts["stop"] - facts["start"] for facts in manifests),
         sum(facts.get("vectors", 0) for facts in manifests),
@@ -341,92 +366,108 @@ def _done(manifests: Sequence[Mapping[str, Any]]) -> _Done:
     )
 
 
-def _documents(seen: _Seen) -> int | None:
+def _documents(inputs: _Inputs) -> int | None:
     """Return the number of documents in a corpus: surveyed, stated in its config, or counted by the probe.
 
     With `dataset.verify=false` a folder may hold another corpus than the config describes, so its count is not used.
     """
-    config, task = seen.config, seen.task
+    config, task = inputs.config, inputs.task
     surveyed = task.survey.documents if task is not None else 0
     demo = config.dataset.demo
     stated = None if config.dataset.path is not None and not config.dataset.verify else config.dataset.counts.documents
     known = surveyed or stated or (None if demo is None else demo.documents)
-    return known or (seen.probed.corpus_documents if _of_its_own(seen) and seen.probed is not None else None)
+    return known or (
+        inputs.probed.corpus_documents if _probed_own_dataset(inputs) and inputs.probed is not None else None
+    )
 
 
-def _of_its_own(seen: _Seen) -> bool:
+def _probed_own_dataset(inputs: _Inputs) -> bool:
     """Whether the probe read this dataset's own documents."""
-    return seen.probed is not None and seen.probed.dataset == seen.config.dataset.name
+    return inputs.probed is not None and inputs.probed.dataset == inputs.config.dataset.name
 
 
-def _vectors(seen: _Seen, dim: int | None, documents: int | None, cell: Cell | None, done: _Done) -> Amount:
-    """Return the number of vectors in the corpus: one per document, or about one per token."""
-    config, model = seen.config, seen.config.model
+def _vectors(
+    inputs: _Inputs, dim: int | None, documents: int | None, cell: Cell | None, done: _FinishedShards
+) -> Amount:
+    """Return the number of vectors in the corpus: one per document, or about one per token.
+
+    Of the latter, the best source is used: a finished cell on this corpus, this cell's finished shards, a probe, a
+    finished cell on a dataset with this name, the estimate of tokens.
+    """
+    config, model = inputs.config, inputs.config.model
     if not isinstance(model, EncoderConfig) or dim is None:
         return Amount(None, "none")
     if model.pooling != "tokens":
         return Amount(documents, "one a document")
-    alike = [
+    same_lengths = [
         run
-        for run in seen.known
+        for run in inputs.known
         if (run.model, run.dataset) == (model.name, config.dataset.name)
         and run.counts.get("document_vectors")
         and run.counts.get("documents")
         and _same_lengths(run, model)
     ]
-    same = [] if cell is None else [run for run in alike if run.protocol.get("corpus") == cell.protocol["corpus"]]
-    if same:
-        return Amount(same[0].counts["document_vectors"], f"counted by {same[0].run_id}")
-    tokens = _tokens(seen, documents)
+    corpus = None if cell is None else cell.protocol["corpus"]
+    same_corpus = [] if corpus is None else [run for run in same_lengths if run.protocol.get("corpus") == corpus]
+    if same_corpus:
+        return Amount(same_corpus[0].counts["document_vectors"], f"counted by {same_corpus[0].run_id}")
+    tokens = _tokens(inputs, documents)
     found = tokens._replace(basis="estimated as the tokens") if tokens.value is not None else tokens
     if documents and done.vectors:
         found = Amount(done.vectors * documents / done.documents, "estimated from the shards that are done")
-    elif documents and _of_its_own(seen) and (probed := seen.probed) is not None:
+    elif documents and _probed_own_dataset(inputs) and (probed := inputs.probed) is not None:
         found = Amount(probed.vectors * documents / probed.documents, _measured(probed))
-    elif documents and alike and (config.dataset.counts.documents or config.dataset.demo is not None):
+    elif documents and same_lengths and (config.dataset.counts.documents or config.dataset.demo is not None):
         # Two folders with the same name may have nothing in common. A named corpus has texts of one kind.
-        each = alike[0].counts["document_vectors"] / alike[0].counts["documents"]
-        found = Amount(each * documents, f"estimated from {each:,.0f} a document in {alike[0].run_id}")
+        each = same_lengths[0].counts["document_vectors"] / same_lengths[0].counts["documents"]
+        found = Amount(each * documents, f"estimated from {each:,.0f} a document in {same_lengths[0].run_id}")
     return found
 
 
 def _measured(probed: Probed) -> str:
+    """Return the basis of a number that a probe of this dataset gives."""
     return f"estimated from {probed.documents:,} of its documents, measured"
 
 
-def _tokens(seen: _Seen, documents: int | None) -> Amount:
+def _tokens(inputs: _Inputs, documents: int | None) -> Amount:
     """Estimate the tokens of a corpus from a probe or the dataset's config, because a survey does not count them."""
     if not documents:
         return Amount(None, "unknown until a job has surveyed the corpus")
-    if _of_its_own(seen) and (probed := seen.probed) is not None and probed.tokens:
+    if _probed_own_dataset(inputs) and (probed := inputs.probed) is not None and probed.tokens:
         return Amount(probed.tokens * documents / probed.documents, _measured(probed))
-    tokens = rates.tokens_of(seen.config.dataset, seen.config.model, documents)
+    tokens = rates.tokens_of(inputs.config.dataset, inputs.config.model, documents)
     if tokens is None:
-        return Amount(None, "unknown, for the dataset's config states no mean length")
+        return Amount(None, "unknown, because the dataset's config states no mean length")
     return Amount(tokens, "estimated from the mean length in the dataset's config")
 
 
-def _bytes(seen: _Seen, dim: int | None, vectors: Amount) -> int | None:
-    if dim is None or seen.config.store.keep == "topk":
+def _stored_bytes(inputs: _Inputs, dim: int | None, vectors: Amount) -> int | None:
+    """Return the bytes of the whole corpus' embeddings; 0 if none are stored, None if their number is unknown."""
+    if dim is None or inputs.config.store.keep == "topk":
         return 0
     if vectors.value is None:
         return None
-    if _of_its_own(seen) and (probed := seen.probed) is not None and probed.vectors and dim in probed.stored_bytes:
+    if (
+        _probed_own_dataset(inputs)
+        and (probed := inputs.probed) is not None
+        and probed.vectors
+        and dim in probed.stored_bytes
+    ):
         return round(vectors.value * probed.stored_bytes[dim] / probed.vectors)
-    return round(vectors.value * dim * WIDTHS[seen.config.store.dtype])
+    return round(vectors.value * dim * COMPONENT_BYTES[inputs.config.store.dtype])
 
 
-def _time(seen: _Seen, dim: int | None, work: _Work, tokens: Amount) -> Time:
+def _time(inputs: _Inputs, dim: int | None, work: _CellWork, tokens: Amount) -> Time:
     """Return the time that is left, from the best source of a rate."""
     if not work.left:
         return Time(0.0, 0.0, "nothing left")
-    config, task = seen.config, seen.task
+    config, task = inputs.config, inputs.task
     queries = len(task.dataset.queries) if task is not None else config.dataset.counts.queries or 0
     amounts = rates.Amounts(work.documents, work.vectors.value, tokens.value, queries, dim)
-    if seen.elsewhere is not None:
-        found = rates.of_device(seen.elsewhere, config)
-    elif seen.probed is not None:
-        found = rates.of_probe(seen.probed, config, dim, own=_of_its_own(seen))
+    if inputs.named_device is not None:
+        found = rates.of_device(inputs.named_device, config)
+    elif inputs.probed is not None:
+        found = rates.of_probe(inputs.probed, config, dim, own=_probed_own_dataset(inputs))
     elif work.done.encode_s > 0 and work.vectors.value is not None:  # the cell's own shards are the best source
         done = work.done
         found = rates.Rate(
@@ -436,7 +477,9 @@ def _time(seen: _Seen, dim: int | None, work: _Work, tokens: Amount) -> Time:
             f"as the {done.shards} shards that are done",
         )
     else:
-        found = rates.of_runs(seen.known, config, dim, environment.environment(None if dim is None else seen.device))
+        found = rates.of_runs(
+            inputs.known, config, dim, environment.environment(None if dim is None else inputs.device)
+        )
     return rates.time(found, amounts, encode_part=min(work.left, work.unstored), search_part=work.left)
 
 
@@ -445,7 +488,7 @@ OTHER_SIZE_RTOL: Final = 0.1
 depends on the dim, is a few percent of it."""
 
 
-def _of_one_size(run: CellScores, model: ModelConfig) -> bool:
+def _same_size(run: CellScores, model: ModelConfig) -> bool:
     """Whether a run's weights, where they are recorded, are as large as those that this system's config names."""
     recorded = run.environment.get("checkpoint")
     count = recorded.get("parameters") if isinstance(recorded, Mapping) else None
@@ -469,14 +512,14 @@ def with_jobs(cells: Iterable[Planned], records: Sequence[Job]) -> list[tuple[Pl
     for job in records:
         if job.config is not None:
             for dim in job.config.dims:
-                key = _settings(job.config, dim)
+                key = _cell_key(job.config, dim)
                 if key not in owners or job.running:
                     owners[key] = job
-    found = {key: cell for cell in cells if (key := _settings(cell.config, cell.dim))}
+    found = {key: cell for cell in cells if (key := _cell_key(cell.config, cell.dim))}
     return [(cell, owners.get(key)) for key, cell in found.items()]
 
 
-def _settings(config: RunConfig, dim: int | None) -> tuple[object, ...]:
+def _cell_key(config: RunConfig, dim: int | None) -> tuple[object, ...]:
     """Return a key that identifies a cell before its run id is known."""
     absolute = jobs.absolute(config)
     one = dataclasses.replace(absolute, dims=(dim,))

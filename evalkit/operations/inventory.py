@@ -31,12 +31,12 @@ from evalkit.storage.results import CellScores
 
 CHECKSUM = "checksum"
 ENVIRONMENT = "environment"
-KEPT = (CHECKSUM, ENVIRONMENT, "job")
+NEVER_UNUSED = (CHECKSUM, ENVIRONMENT, "job")
 """The kinds that `--unused` keeps: no cell refers to them, but they are needed later."""
 
 
-class User(NamedTuple):
-    """A cell that is finished, running or stopped, with the keys of what it uses in the cache."""
+class CellKeys(NamedTuple):
+    """The keys of what one cell uses in the cache; the cell is finished, running or stopped."""
 
     run_id: str
     dataset: str
@@ -81,14 +81,14 @@ def entries(cache_dir: Path, finished: Iterable[CellScores]) -> list[Entry]:
 
     Its users are taken from the `finished` cells and from the records of running and stopped jobs.
     """
-    users = _users(cache_dir, finished)
+    users = _cell_keys(cache_dir, finished)
     searches = {folder.name: _shards(folder) for folder in _folders(topk_dir(cache_dir, "x").parent)}
     found = [*_embeddings(cache_dir, searches, users)]
     for key, shards in searches.items():
         using = [user for user in users if user.search_key == key]
         found.append(_entry("top-k", key, shards, [path for shard in shards for path in shard.files], using))
     for path in _files(survey_file(cache_dir, "x").parent, "*.json"):
-        using = [user for user in users if user.corpus == _surveyed(path)]
+        using = [user for user in users if user.corpus == _surveyed_corpus(path)]
         found.append(_entry("survey", path.stem, (), [path], using))
     for path in _files(corpora_dir(cache_dir), "*.json"):
         entry = _entry(CHECKSUM, path.stem, (), [path], ())
@@ -104,24 +104,27 @@ def entries(cache_dir: Path, finished: Iterable[CellScores]) -> list[Entry]:
         found.append(entry._replace(datasets=tuple(planned)))
     if leftover := [path for path in sorted(cache_dir.rglob(".*.tmp")) if path.is_file()]:
         found.append(_entry("leftover", "tmp", (), leftover, ()))
-    there = (entry for entry in found if entry.files)
-    return sorted(there, key=lambda entry: (-entry.size_bytes, entry.kind, entry.key))
+    existing = (entry for entry in found if entry.files)
+    return sorted(existing, key=lambda entry: (-entry.size_bytes, entry.kind, entry.key))
 
 
-def _users(cache_dir: Path, finished: Iterable[CellScores]) -> list[User]:
+def _cell_keys(cache_dir: Path, finished: Iterable[CellScores]) -> list[CellKeys]:
+    """Return the keys of the `finished` cells, and of the cells of running and stopped jobs."""
     protocols = [(cell.run_id, cell.dataset, cell.protocol) for cell in finished]
     for job in jobs.known(cache_dir):
         if job.config is not None:
-            cells = [planned.cell for planned in forecast.look(job.config) if planned.cell is not None]
+            cells = [planned.cell for planned in forecast.forecast_cells(job.config) if planned.cell is not None]
             protocols += [(cell.run_id, job.config.dataset.name, cell.protocol) for cell in cells]
-    return list(dict.fromkeys(_user(*of) for of in protocols))
+    return list(dict.fromkeys(_keys_of(*of) for of in protocols))
 
 
-def _user(run_id: str, dataset: str, protocol: Mapping[str, Any]) -> User:
-    return User(run_id, dataset, identity.store_key_in(protocol), keys.key_of(protocol), str(protocol.get("corpus")))
+def _keys_of(run_id: str, dataset: str, protocol: Mapping[str, Any]) -> CellKeys:
+    return CellKeys(
+        run_id, dataset, identity.store_key_in(protocol), keys.key_of(protocol), str(protocol.get("corpus"))
+    )
 
 
-def _embeddings(cache_dir: Path, searches: Mapping[str, Sequence[Shard]], users: Sequence[User]) -> Iterator[Entry]:
+def _embeddings(cache_dir: Path, searches: Mapping[str, Sequence[Shard]], users: Sequence[CellKeys]) -> Iterator[Entry]:
     """Yield a model's stored shards, grouped by the cells that use them: those whose top-k name them or wrote them."""
     by_search = {user.search_key: user for user in users}
     named: dict[tuple[str, str], set[str]] = {}
@@ -138,8 +141,8 @@ def _embeddings(cache_dir: Path, searches: Mapping[str, Sequence[Shard]], users:
             groups.setdefault(tuple(sorted(using)), []).append(shard)
         if len(groups) == 2 and () in groups:
             # Arrays without a manifest do not name a user. All other shards have the same users, so these have too.
-            unsigned = groups.pop(())
-            next(iter(groups.values())).extend(unsigned)
+            without_manifest = groups.pop(())
+            next(iter(groups.values())).extend(without_manifest)
         for runs, members in groups.items():
             known = [by_run[run] for run in runs if run in by_run]
             files = [path for shard in members for path in shard.files]
@@ -149,7 +152,7 @@ def _embeddings(cache_dir: Path, searches: Mapping[str, Sequence[Shard]], users:
             yield entry._replace(datasets=tuple(dict.fromkeys(names)))
 
 
-def _entry(kind: str, key: str, shards: Sequence[Shard], files: Sequence[Path], using: Sequence[User]) -> Entry:
+def _entry(kind: str, key: str, shards: Sequence[Shard], files: Sequence[Path], using: Sequence[CellKeys]) -> Entry:
     facts = [path.stat() for path in files]
     latest = max((max(fact.st_atime, fact.st_mtime) for fact in facts), default=0.0)
     return Entry(
@@ -179,13 +182,14 @@ def _shards(folder: Path) -> tuple[Shard, ...]:
 
 
 def _facts(folder: Path, name: str) -> Mapping[str, Any]:
+    """Return the facts of a shard's manifest; empty if it is missing or damaged."""
     try:
         return shard_files.read_manifest(folder, name).facts
     except (FileNotFoundError, StoreError):
         return {}
 
 
-def _surveyed(path: Path) -> str:
+def _surveyed_corpus(path: Path) -> str:
     """Return the checksum of the corpus that a cached survey describes; empty if it is damaged."""
     try:
         found = seal.parse(path.read_bytes()).get("survey")
@@ -197,7 +201,7 @@ def _surveyed(path: Path) -> str:
 class Checked(NamedTuple):
     """The result of reading every shard."""
 
-    whole: int
+    intact: int
     """Shards that are complete and undamaged."""
     bytes_read: int
     damaged: tuple[str, ...]
@@ -208,7 +212,7 @@ class Checked(NamedTuple):
 
 def verify(found: Iterable[Entry]) -> Checked:
     """Read every shard of some entries; compare it with its manifest, and the manifest with its own checksum."""
-    whole = unfinished = read = 0
+    intact = unfinished = read = 0
     damaged = []
     for shard in (shard for entry in found for shard in entry.shards):
         if not shard.manifest.exists():
@@ -220,10 +224,10 @@ def verify(found: Iterable[Entry]) -> Checked:
         except OSError as error:
             problem = f"{error.filename}: cannot be read ({error.strerror})"
         if problem is None:
-            whole += 1
+            intact += 1
         else:
             damaged.append(f"{problem}; the next job that needs it writes it again, or remove it: evalkit cache rm")
-    return Checked(whole, read, tuple(damaged), unfinished)
+    return Checked(intact, read, tuple(damaged), unfinished)
 
 
 def _problem(shard: Shard) -> str | None:
@@ -257,7 +261,9 @@ def chosen(found: Sequence[Entry], words: Sequence[str], *, unused: bool) -> lis
         if not word.strip():
             msg = f"got {word!r}, an empty word (an unset variable?), wanted a key or a dataset; nothing was removed"
             raise StoreError(f"{msg} (evalkit cache ls)")
-        if any(_plain(name) == _plain(word) for entry in found if entry.kind != CHECKSUM for name in entry.datasets):
+        if any(
+            _in_run_id(name) == _in_run_id(word) for entry in found if entry.kind != CHECKSUM for name in entry.datasets
+        ):
             continue
         begun = sorted({(entry.kind, entry.key) for entry in found if entry.key.startswith(word)})
         exact = [pair for pair in begun if pair[1] == word]
@@ -274,23 +280,27 @@ def chosen(found: Sequence[Entry], words: Sequence[str], *, unused: bool) -> lis
         entry
         for entry in found
         if (entry.kind, entry.key) in keys
-        or (entry.kind != CHECKSUM and entry.datasets and {*map(_plain, entry.datasets)} <= {*map(_plain, words)})
-        or (unused and not entry.runs and entry.kind not in KEPT)
+        or (
+            entry.kind != CHECKSUM
+            and entry.datasets
+            and {*map(_in_run_id, entry.datasets)} <= {*map(_in_run_id, words)}
+        )
+        or (unused and not entry.runs and entry.kind not in NEVER_UNUSED)
     ]
 
 
-def _plain(dataset: str) -> str:
+def _in_run_id(dataset: str) -> str:
     """Return a dataset's name as run ids spell it."""
     return dataset.replace("/", "-")
 
 
-def remove(entries_: Sequence[Entry], cache_dir: Path) -> int:
+def remove(chosen_entries: Sequence[Entry], cache_dir: Path) -> int:
     """Delete entries and return their bytes. Raises StoreError while a job uses this cache."""
     working = [job for job in jobs.known(cache_dir) if job.running]
     if working:
-        msg = f"{cache_dir}: {working[0].process} uses this cache since {working[0].started}; nothing was removed"
+        msg = f"{cache_dir}: {working[0].process} has used this cache since {working[0].started}; nothing was removed"
         raise StoreError(f"{msg}: wait for it or stop it (evalkit status)")
-    for entry in entries_:
+    for entry in chosen_entries:
         if entry.kind == ENVIRONMENT:
             shutil.rmtree(environments_dir(cache_dir) / entry.key)
             continue
@@ -299,4 +309,4 @@ def remove(entries_: Sequence[Entry], cache_dir: Path) -> int:
         for folder in sorted({path.parent for path in entry.files}, reverse=True):  # inner folders first
             if folder.is_dir() and not any(folder.iterdir()):
                 folder.rmdir()
-    return sum(entry.size_bytes for entry in entries_)
+    return sum(entry.size_bytes for entry in chosen_entries)

@@ -13,24 +13,27 @@ from typing import Final, NamedTuple
 import torch
 
 from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
-from evalkit.operations.cards import Device
-from evalkit.operations.forecast import WIDTHS, Planned
+from evalkit.operations.device_rates import Device
+from evalkit.operations.forecast import COMPONENT_BYTES, Planned
 from evalkit.run import environment
 
 WORKERS: Final = (1, 8, 64)
 START_S: Final = 8.0
 """Time from the command to the first document, measured on two cores: imports, checkpoint, first use of each kernel."""
 BM25_START_S: Final = 4.0
-"""The same without a checkpoint and without compiled kernels: imports alone."""
-EACH_S: Final = 2.0
+"""The same for BM25, which has no checkpoint and no compiled kernels: imports only."""
+PER_PASS_S: Final = 2.0
 """Time per pass to open the dataset, score, and write the result; measured on two cores."""
 READ_BYTES_PER_S: Final = 42e6
-"""Bytes of JSON lines that a driver reads per second beside other work; 89 MB/s alone (results/bench/engines.json)."""
+"""Bytes of JSON lines that a driver reads per second while it does other work (results/bench/engines.json).
+
+Without other work it reads 89 MB/s.
+"""
 HIT_BYTES: Final = 28
 """Bytes of a stored hit: query, id, end offset of the id, score."""
 PROCESS_BYTES: Final = 0.7e9
 """Memory of a process without weights and documents, measured (results/bench/memory.json)."""
-BEHIND: Final = {"cpu": 2, "cuda": 3}
+SHARDS_IN_MEMORY: Final = {"cpu": 2, "cuda": 3}
 """Shards whose vectors a process holds at once: the current one, and those that are being written."""
 SURVEY_BYTES_PER_TOKEN: Final = 2
 """The survey's estimate of a token's length, which decides where shards end."""
@@ -60,6 +63,8 @@ class Outlook(NamedTuple):
 
 
 class _Pass(NamedTuple):
+    """The cells of one model on one dataset; `device` is the named device, or None for this machine."""
+
     cells: Sequence[Planned]
     config: RunConfig
     device: Device | None
@@ -77,12 +82,12 @@ def by_dataset(cells: Iterable[Planned], *, device: Device | None = None) -> lis
     """Return an outlook for each dataset, in the order in which they first occur."""
     passes = _passes(cells, device)
     names = list(dict.fromkeys(one.config.dataset.name for one in passes))
-    return [_joined(name, [one for one in passes if one.config.dataset.name == name]) for name in names]
+    return [_outlook(name, [one for one in passes if one.config.dataset.name == name]) for name in names]
 
 
-def in_all(cells: Iterable[Planned], *, device: Device | None = None) -> Outlook:
+def total(cells: Iterable[Planned], *, device: Device | None = None) -> Outlook:
     """Return the outlook of all cells together."""
-    return _joined("all", _passes(cells, device))
+    return _outlook("all", _passes(cells, device))
 
 
 def _passes(cells: Iterable[Planned], device: Device | None) -> list[_Pass]:
@@ -93,9 +98,10 @@ def _passes(cells: Iterable[Planned], device: Device | None) -> list[_Pass]:
     return [_Pass(of_pass, of_pass[0].config, device) for of_pass in found.values()]
 
 
-def _joined(name: str, passes: Sequence[_Pass]) -> Outlook:
-    timed = [one for one in passes if _work(one) is not None and any(cell.seconds.value != 0 for cell in one.cells)]
-    works = [_work(one) or 0.0 for one in timed]
+def _outlook(name: str, passes: Sequence[_Pass]) -> Outlook:
+    """Return the outlook of some passes together."""
+    timed = [one for one in passes if _device_s(one) is not None and any(cell.seconds.value != 0 for cell in one.cells)]
+    works = [_device_s(one) or 0.0 for one in timed]
     read = [one.cells[0].tokens for one in passes if isinstance(one.config.model, EncoderConfig)]
     tokens = [amount.value for amount in read if amount.value is not None]
     sizes = [size for one in passes if (size := _disk(one)) is not None]
@@ -103,14 +109,14 @@ def _joined(name: str, passes: Sequence[_Pass]) -> Outlook:
     models = {one.config.model.name for one in timed}
     loads = any(isinstance(one.config.model, EncoderConfig) for one in timed)
     start_s = (START_S if loads else BM25_START_S) + 2.0 * max(0, len(models) - 1)
-    unknown = [cell for one in passes if _work(one) is None for cell in one.cells]
+    unknown = [cell for one in passes if _device_s(one) is None for cell in one.cells]
     nothing_left = all(cell.seconds.value == 0 for one in passes for cell in one.cells)
     return Outlook(
         name=name,
         tokens=sum(tokens) if tokens else None,
         device_s=0.0 if nothing_left else sum(works) if timed else None,
         wall_s={
-            workers: start_s + sum(_wall(one, work, workers) for one, work in zip(timed, works, strict=True))
+            workers: start_s + sum(_wall_s(one, work, workers) for one, work in zip(timed, works, strict=True))
             for workers in WORKERS
         }
         if timed
@@ -123,7 +129,7 @@ def _joined(name: str, passes: Sequence[_Pass]) -> Outlook:
     )
 
 
-def _work(one: _Pass) -> float | None:
+def _device_s(one: _Pass) -> float | None:
     """Return the seconds on one device: the encoding once, plus the search of every dim."""
     totals = [cell.seconds.value for cell in one.cells]
     known = [total for total in totals if total is not None]
@@ -133,7 +139,7 @@ def _work(one: _Pass) -> float | None:
     return encoding + sum(cell.search_s for cell in one.cells)
 
 
-def _wall(one: _Pass, work_s: float, workers: int) -> float:
+def _wall_s(one: _Pass, work_s: float, workers: int) -> float:
     """Return the seconds of a pass. The shards are spread over the workers; reading by one driver may take longer."""
     read_s = _text_bytes(one) / READ_BYTES_PER_S
     if (probed := one.cells[0].probed) is not None and probed.dataset == one.config.dataset.name:
@@ -141,16 +147,17 @@ def _wall(one: _Pass, work_s: float, workers: int) -> float:
     surveyed = one.cells[0].shards is not None
     shards = one.cells[0].shards or _shards(one)
     turns = math.ceil(shards / min(workers, shards)) / shards
-    return EACH_S + max(work_s * turns, read_s if workers > 1 else 0.0) + (0.0 if surveyed else read_s)
+    return PER_PASS_S + max(work_s * turns, read_s if workers > 1 else 0.0) + (0.0 if surveyed else read_s)
 
 
 def _text_bytes(one: _Pass) -> float:
+    """Estimate the bytes of a corpus in UTF-8 from its language and mean length; 0 if the config states none."""
     documents, characters = one.cells[0].documents, one.config.dataset.mean_characters
     if not documents or not characters:
         return 0.0
-    wide = one.config.dataset.language in ("zh", "ja", "ko", "th", "hi", "bn", "te")
-    half = one.config.dataset.language in ("ar", "fa", "ru")
-    return float(documents * characters * (3 if wide else 2 if half else 1))
+    three_bytes = one.config.dataset.language in ("zh", "ja", "ko", "th", "hi", "bn", "te")
+    two_bytes = one.config.dataset.language in ("ar", "fa", "ru")
+    return float(documents * characters * (3 if three_bytes else 2 if two_bytes else 1))
 
 
 def _shards(one: _Pass) -> int:
@@ -188,11 +195,11 @@ def _memory(one: _Pass) -> tuple[float, float]:
     vectors = one.cells[0].vectors.value or 0.0
     if model.pooling == "tokens":
         vectors = min(vectors, _shard_tokens(one))
-    shard = vectors * sum(dims) * WIDTHS[one.config.store.dtype]
+    shard = vectors * sum(dims) * COMPONENT_BYTES[one.config.store.dtype]
     if not one.on_gpu:
-        return PROCESS_BYTES + weights + BEHIND["cpu"] * shard, 0.0
+        return PROCESS_BYTES + weights + SHARDS_IN_MEMORY["cpu"] * shard, 0.0
     kept = one.config.store.keep == "embeddings"
-    return PROCESS_BYTES + weights + (BEHIND["cuda"] * shard if kept else 0.0), weights + 2 * shard
+    return PROCESS_BYTES + weights + (SHARDS_IN_MEMORY["cuda"] * shard if kept else 0.0), weights + 2 * shard
 
 
 def host_bytes() -> float:

@@ -24,22 +24,22 @@ from evalkit.ranking import floors, merge_new, no_hits
 from evalkit.run import environment
 from evalkit.run.background import limit_tokenizer, tokenizer_threads
 from evalkit.run.encode import Encoding, encode
-from evalkit.run.search import asked, search_shard
+from evalkit.run.search import prepare_queries, search_shard
 from evalkit.run.shard_step import BM25_QUERY_BLOCK, bm25_score_step
 from evalkit.storage import shard_files
 from evalkit.storage.shard_files import ShardVectors
 from evalkit.types import Corpus, Dataset, Document, Query
 
 DOCUMENTS: Final = 1024
-PLACES: Final = 16
+BLOCKS: Final = 16
 """Blocks of consecutive documents in the sample, evenly spaced, because a corpus may be sorted."""
-SPREAD: Final = 100_000
-"""The sample is taken from this many first documents: a file of lines must be read up to the last of the sample."""
+SAMPLED_DOCUMENTS: Final = 100_000
+"""The sample comes from this many documents at the beginning: a text file must be read up to the last one."""
 QUERIES: Final = 256
 LIMIT_S: Final = 40.0
 """Fewer documents are encoded if the whole sample would take longer than this."""
 DEPTH: Final = 100
-WARM: Final = 64
+WARMUP_DOCUMENTS: Final = 64
 """Documents that are encoded before the measurement, because native libraries prepare for each new shape."""
 
 
@@ -96,6 +96,8 @@ class Loader:
 
 
 class _Sample(NamedTuple):
+    """The documents and queries of a dataset that are probed."""
+
     dataset: Dataset
     corpus_documents: int
     documents: Sequence[Document]
@@ -119,15 +121,15 @@ def probe(config: RunConfig, loader: Loader, *, limit_s: float = LIMIT_S) -> Pro
         torch.set_num_threads(config.engine.threads)
     dataset = _dataset(config)
     total = _documents(config.dataset, dataset)
-    documents, read_s = _read(dataset.corpus, places(total))
+    documents, read_s = _read(dataset.corpus, sample_ranges(total))
     queries = dataset.queries[:: max(1, len(dataset.queries) // QUERIES)][:QUERIES]
     sample = _Sample(dataset, total, documents, queries, read_s)
     if isinstance(config.model, Bm25Config):
         return _bm25(config.model, sample)
     limit_tokenizer(tokenizer_threads(config.engine.tokenizer_workers, device))
     assert isinstance(config.model, EncoderConfig)  # nothing here runs another program
-    made, load_s = loader.encoders(config, config.model, device)
-    return _vectors(config, made, sample, device=device, limit_s=limit_s)._replace(load_s=load_s)
+    encoders, load_s = loader.encoders(config, config.model, device)
+    return _vectors(config, encoders, sample, device=device, limit_s=limit_s)._replace(load_s=load_s)
 
 
 def _dataset(config: RunConfig) -> Dataset:
@@ -147,18 +149,18 @@ def _documents(config: DatasetConfig, dataset: Dataset) -> int:
     return sum(1 for _ in dataset.corpus.documents())
 
 
-def places(total: int) -> list[tuple[int, int]]:
+def sample_ranges(total: int) -> list[tuple[int, int]]:
     """Return the index ranges of the sample's documents in a corpus of `total` documents, evenly spaced.
 
-    >>> places(100)
+    >>> sample_ranges(100)
     [(0, 100)]
-    >>> places(1_000_000)[:2], len(places(1_000_000))
+    >>> sample_ranges(1_000_000)[:2], len(sample_ranges(1_000_000))
     ([(0, 64), (6250, 6314)], 16)
     """
     if total <= DOCUMENTS:
         return [(0, total)]
-    step, each = min(total, SPREAD) / PLACES, DOCUMENTS // PLACES
-    return [(int(step * place), int(step * place) + each) for place in range(PLACES)]
+    step, each = min(total, SAMPLED_DOCUMENTS) / BLOCKS, DOCUMENTS // BLOCKS
+    return [(int(step * place), int(step * place) + each) for place in range(BLOCKS)]
 
 
 def _read(corpus: Corpus, ranges: Sequence[tuple[int, int]]) -> tuple[list[Document], float]:
@@ -185,14 +187,17 @@ Texts = Sequence[Document] | Sequence[Query]
 
 
 class _Encoded(NamedTuple):
+    """Encoded texts, by dim, with the number of their tokens and the seconds that it took."""
+
     vectors: Mapping[int, ShardVectors]
     tokens: int
     wall_s: float
 
 
 def _vectors(
-    config: RunConfig, made: Sequence[Encoder], sample: _Sample, *, device: torch.device, limit_s: float
+    config: RunConfig, encoders: Sequence[Encoder], sample: _Sample, *, device: torch.device, limit_s: float
 ) -> Probed:
+    """Encode and search the sample, at all dims of a model."""
     # Shuffled, so that the part that fits the time limit is spread over the corpus.
     order = [sample.documents[place] for place in np.random.default_rng(0).permutation(len(sample.documents)).tolist()]
     encode_s: dict[int | None, float] = {}
@@ -201,11 +206,11 @@ def _vectors(
     tokens = vectors = 0
     queries_s = read_s = 0.0
     depth = config.search.depth + int(sample.dataset.drop_self)
-    for encoder in made:
-        if len(order) > WARM:
+    for encoder in encoders:
+        if len(order) > WARMUP_DOCUMENTS:
             for _ in range(2):  # the first prepares the libraries
-                warm = _encode(config, encoder, order[:WARM], documents=True)
-            order = order[: max(WARM, int(WARM * limit_s / max(warm.wall_s, 1e-9)))]
+                warm = _encode(config, encoder, order[:WARMUP_DOCUMENTS], documents=True)
+            order = order[: max(WARMUP_DOCUMENTS, int(WARMUP_DOCUMENTS * limit_s / max(warm.wall_s, 1e-9)))]
         queries = _encode(config, encoder, sample.queries, documents=False)
         shards = [_encode(config, encoder, part, documents=True) for part in _parts(config, order, device)]
         queries_s += queries.wall_s * sample.times
@@ -263,7 +268,7 @@ def _search(
     config: RunConfig, queries: ShardVectors, shards: Sequence[ShardVectors], *, depth: int, device: torch.device
 ) -> float:
     """Return the seconds of searching the sample's shards after a first shard, which prepares kernels and floors."""
-    ready = asked(queries, device)
+    ready = prepare_queries(queries, device)
     wall_s, best = 0.0, no_hits()
     for place, shard in enumerate([shards[0], *shards]):
         started = time.monotonic()
@@ -282,6 +287,7 @@ def _search(
 
 
 def _bm25(model: Bm25Config, sample: _Sample) -> Probed:
+    """Count and score the sample with BM25."""
     lucene.check_settings(model)
     analyzer = ANALYZERS[model.analyzer]()
     terms = lucene.query_terms(sample.queries, analyzer)
@@ -289,7 +295,7 @@ def _bm25(model: Bm25Config, sample: _Sample) -> Probed:
     def count(documents: Sequence[Document]) -> lucene.ShardCounts:
         return lucene.count_shard(documents, vocabulary=terms.vocabulary, fields=model.fields, analyzer=analyzer)
 
-    count(sample.documents[:WARM])
+    count(sample.documents[:WARMUP_DOCUMENTS])
     started = time.monotonic()
     counts = count(sample.documents)
     count_s = time.monotonic() - started

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, NamedTuple
 from evalkit.config import compose
 from evalkit.config.settings import DatasetConfig, EncoderConfig, ModelConfig, RunConfig
 from evalkit.errors import ConfigError
-from evalkit.operations.cards import DEVICES, CardRates, Device, assumed_rates, card_rates
+from evalkit.operations.device_rates import DEVICES, Device, DeviceRates, assumed_rates, measured_rates
 from evalkit.operations.probe import Probed
 from evalkit.storage.results import CellScores
 
@@ -21,10 +21,10 @@ CHARACTERS_PER_TOKEN: Final[Mapping[str, float]] = {"ja": 1.6, "ko": 2.0, "zh": 
 """Approximate characters per token of a multilingual subword vocabulary; 4 in alphabetic scripts."""
 NO_LIMIT: Final = 1 << 62
 """The maximum length of a document for BM25, in tokens: there is none."""
-MACHINE: Final = ("processor", "processors", "device", "threads", "instruction_set")
+MACHINE_FACTS: Final = ("processor", "processors", "device", "threads", "instruction_set")
 """The facts of a cell's environment that must be the same here for its times to hold here."""
 UNKNOWN: Final = "unknown: run with --probe"
-UNSIZED: Final = "unknown, for the size is"
+UNKNOWN_SIZE: Final = "unknown, because the size is unknown"
 
 
 class Amounts(NamedTuple):
@@ -92,7 +92,7 @@ def time(rate: Rate | str, amounts: Amounts, *, encode_part: float, search_part:
         return Time(None, None, rate)
     amount = {"documents": amounts.documents, "vectors": amounts.vectors, "tokens": amounts.tokens}[rate.unit]
     if amount is None:
-        return Time(None, None, UNSIZED)
+        return Time(None, None, UNKNOWN_SIZE)
     search_s = 0.0
     if rate.products_per_s and amounts.dim is not None and amounts.vectors is not None:
         search_s = amounts.queries * amounts.vectors * amounts.dim * search_part / rate.products_per_s
@@ -106,16 +106,16 @@ def of_device(device: Device, config: RunConfig) -> Rate | str:
     model = config.model
     if not isinstance(model, EncoderConfig):
         return UNKNOWN
-    known = card_rates(config.results_dir, gpu=device.title, model=model.name)
-    return _of_card(known or assumed_rates(device, model=model.name), model, measured=known is not None)
+    known = measured_rates(config.results_dir, gpu=device.title, model=model.name)
+    return _rate_of(known or assumed_rates(device, model=model.name), model, measured=known is not None)
 
 
-def _of_card(card: CardRates | None, model: EncoderConfig, *, measured: bool) -> Rate | str:
-    if card is None:
+def _rate_of(known: DeviceRates | None, model: EncoderConfig, *, measured: bool) -> Rate | str:
+    if known is None:
         return UNKNOWN
-    basis = f"measured on {card.gpu} ({card.source})" if measured else f"assumed for {card.gpu}: {card.source}"
+    basis = f"measured on {known.gpu} ({known.source})" if measured else f"assumed for {known.gpu}: {known.source}"
     unit: Literal["vectors", "tokens"] = "vectors" if measured and model.pooling == "tokens" else "tokens"
-    return Rate(unit, card.tokens_per_s, card.search_flop_per_s / (2 * card.query_vectors), basis)
+    return Rate(unit, known.tokens_per_s, known.search_flop_per_s / (2 * known.query_vectors), basis)
 
 
 def of_probe(probed: Probed, config: RunConfig, dim: int | None, *, own: bool) -> Rate | str:
@@ -126,8 +126,8 @@ def of_probe(probed: Probed, config: RunConfig, dim: int | None, *, own: bool) -
     encode_s, search_s = probed.encode_s[dim], probed.search_s[dim]
     if dim is None:
         return Rate("documents", probed.documents / (encode_s + search_s), None, basis) if own else UNKNOWN
-    late = isinstance(config.model, EncoderConfig) and config.model.pooling == "tokens"
-    unit: Literal["documents", "vectors", "tokens"] = "vectors" if late else "documents" if own else "tokens"
+    per_token = isinstance(config.model, EncoderConfig) and config.model.pooling == "tokens"
+    unit: Literal["documents", "vectors", "tokens"] = "vectors" if per_token else "documents" if own else "tokens"
     amount = {"vectors": probed.vectors, "documents": probed.documents, "tokens": probed.tokens}[unit]
     products = probed.queries * probed.vectors * dim / search_s if search_s else None
     return Rate(unit, amount / encode_s, products, basis, probed.queries_s if own else 0.0)
@@ -139,7 +139,7 @@ def of_runs(known: Sequence[CellScores], config: RunConfig, dim: int | None, her
         run
         for run in known
         if run.model == config.model.name
-        and all(run.environment.get(name) == here.get(name) for name in MACHINE)
+        and all(run.environment.get(name) == here.get(name) for name in MACHINE_FACTS)
         and (not isinstance(config.model, EncoderConfig) or run.protocol.get("dtype") == config.model.dtype)
     ]
     own = [run for run in runs if run.dataset == config.dataset.name]
@@ -147,17 +147,21 @@ def of_runs(known: Sequence[CellScores], config: RunConfig, dim: int | None, her
         return _of_bm25(own, [run for run in runs if run not in own], config.model)
     own = [run for run in own if _encoded(run)]
     others = [run for run in runs if run.dataset != config.dataset.name and _encoded(run)]
-    late = isinstance(config.model, EncoderConfig) and config.model.pooling == "tokens"
+    per_token = isinstance(config.model, EncoderConfig) and config.model.pooling == "tokens"
     chosen = own or others
-    unit: Literal["documents", "vectors", "tokens"] = "vectors" if late else "documents" if own else "tokens"
+    unit: Literal["documents", "vectors", "tokens"] = "vectors" if per_token else "documents" if own else "tokens"
     rate = _rate([(_amount(run, unit, config.model), run.wall_s["encode"]) for run in chosen])
     if rate is None:
         return _of_this_device(config, str(here.get("device")))
-    products = _rate([(_products(run) * (1 - _first(run)[0]), run.wall_s["search"] - _first(run)[1]) for run in chosen])
-    return Rate(unit, rate, products, _named(chosen), max(_first(run)[1] for run in chosen))
+    searches = []
+    for run in chosen:
+        part, slowest_s = _slowest_search(run)
+        searches.append((_products(run) * (1 - part), run.wall_s["search"] - slowest_s))
+    return Rate(unit, rate, _rate(searches), _basis(chosen), max(_slowest_search(run)[1] for run in chosen))
 
 
 def _of_bm25(own: Sequence[CellScores], others: Sequence[CellScores], model: ModelConfig) -> Rate | str:
+    """Return BM25's rate: by documents from cells on this dataset (`own`), else by tokens from the others."""
     for unit, runs in (("documents", own), ("tokens", others)):
         amounts = [
             (_amount(run, unit, model), run.wall_s["encode_and_search"])
@@ -165,7 +169,7 @@ def _of_bm25(own: Sequence[CellScores], others: Sequence[CellScores], model: Mod
             if run.wall_s.get("encode_and_search", 0) > 0
         ]
         if (rate := _rate(amounts)) is not None:
-            return Rate("documents" if unit == "documents" else "tokens", rate, None, _named(runs))
+            return Rate("documents" if unit == "documents" else "tokens", rate, None, _basis(runs))
     return UNKNOWN
 
 
@@ -173,12 +177,12 @@ def _of_this_device(config: RunConfig, device: str) -> Rate | str:
     """Return the rate of this machine's GPU, if rates are known for its name."""
     model = config.model
     assert isinstance(model, EncoderConfig)
-    measured = card_rates(config.results_dir, gpu=device, model=model.name)
+    measured = measured_rates(config.results_dir, gpu=device, model=model.name)
     if measured is not None:
-        return _of_card(measured, model, measured=True)
+        return _rate_of(measured, model, measured=True)
     for known in DEVICES.values():
         if known.matches and known.matches in device:
-            return _of_card(assumed_rates(known, model=model.name), model, measured=False)
+            return _rate_of(assumed_rates(known, model=model.name), model, measured=False)
     return UNKNOWN
 
 
@@ -188,6 +192,7 @@ def _encoded(run: CellScores) -> bool:
 
 
 def _amount(run: CellScores, unit: str, model: ModelConfig) -> float | None:
+    """Return the size of a cell in a unit; None if its dataset's config states no mean length."""
     if unit == "vectors":
         return run.counts["document_vectors"]
     if unit == "documents":
@@ -199,7 +204,7 @@ def _amount(run: CellScores, unit: str, model: ModelConfig) -> float | None:
     return tokens_of(dataset, model, run.counts["documents"])
 
 
-def _first(run: CellScores) -> tuple[float, float]:
+def _slowest_search(run: CellScores) -> tuple[float, float]:
     """Return the fraction of shards and the seconds of a cell's slowest search, which includes preparing the kernels.
 
     In a cell with few shards it is most of the time, so rates exclude it.
@@ -210,6 +215,7 @@ def _first(run: CellScores) -> tuple[float, float]:
 
 
 def _products(run: CellScores) -> float:
+    """Return the work of a cell's search: queries × document vectors × dim."""
     return float(run.counts["queries"] * run.counts["document_vectors"] * (run.dim or 0))
 
 
@@ -221,5 +227,5 @@ def _rate(pairs: Sequence[tuple[float | None, float]]) -> float | None:
     return sum(amount for amount, _ in known) / sum(seconds for _, seconds in known)
 
 
-def _named(runs: Sequence[CellScores]) -> str:
+def _basis(runs: Sequence[CellScores]) -> str:
     return f"as {runs[0].run_id} here" if len(runs) == 1 else f"over {len(runs)} cells here"

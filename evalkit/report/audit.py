@@ -12,7 +12,7 @@ def audit_table() -> Grid:
     columns = (
         *(Column("table"), Column("system", "name"), Column("dim", "number"), Column("rows", "number")),
         *(Column("stated", "number"), Column("recomputed", "number"), Column("holds")),
-        Column("comes out without", moves=1),
+        Column("follows without", moves=1),
     )
     lines = []
     for found in audit():
@@ -30,7 +30,7 @@ def audit_lines() -> list[str]:
         f"likely slip: {score.system} on {score.dataset}: {score.slip}" for score in published_scores() if score.slip
     ]
     lines += [
-        f"otherwise elsewhere: {found.card.system} on {found.card.dataset}: {found.card.metric} "
+        f"different elsewhere: {found.card.system} on {found.card.dataset}: {found.card.metric} "
         f"{fixed(found.card.value, found.card.digits)} on the card, {found.other.source} has "
         f"{fixed(found.other.value, found.other.digits)}"
         for found in disagreements()

@@ -14,9 +14,9 @@ from evalkit.storage.results import CellScores
 
 SYSTEM = "jina-colbert-v2"
 """The system that the card belongs to."""
-NOTHING_SAID = ("NOT-RUN", "PROTOCOL-DIFFERS")
+UNDECIDED = ("NOT-RUN", "PROTOCOL-DIFFERS")
 """Verdicts that neither confirm nor contradict a published score."""
-HOLDS = ("MATCH", "NEAR")
+CONFIRMED = ("MATCH", "NEAR")
 
 
 def card_cells(judged: Iterable[Judged]) -> tuple[Judged, ...]:
@@ -52,12 +52,12 @@ def answer(judged: Iterable[Judged]) -> Answer:
 
 def measured(cells: Iterable[Judged]) -> tuple[Judged, ...]:
     """Return the cells that were measured under the published protocol."""
-    return tuple(one for one in cells if one.verdict.label not in NOTHING_SAID)
+    return tuple(one for one in cells if one.verdict.label not in UNDECIDED)
 
 
 def holding(cells: Iterable[Judged]) -> int:
     """Count the cells whose verdict is MATCH or NEAR."""
-    return sum(one.verdict.label in HOLDS for one in cells)
+    return sum(one.verdict.label in CONFIRMED for one in cells)
 
 
 def tally(cells: Iterable[Judged]) -> Counter[str]:
@@ -77,6 +77,7 @@ class Mean(NamedTuple):
     counts: Mapping[str, int]
     """The number of measured datasets by verdict."""
     of: int
+    """The number of datasets in the collection."""
     run: int
     """The number of datasets that were measured under the protocol."""
 
@@ -89,33 +90,33 @@ def means(board: Leaderboard, cells: Sequence[Judged]) -> dict[tuple[System, str
         if collection.name not in TITLES:
             continue
         for system in board.systems:
-            said = board.standings[system, collection.name]
+            standing = board.standings[system, collection.name]
             members = [scores.get((*system, dataset, collection.metric)) for dataset in collection.datasets]
             known = [one for one in members if one is not None]
-            ran = [one for one in known if one.measured is not None]
-            verdict = _verdict(said.published, said.measured, known)
-            both = said.published is not None and said.measured is not None
-            delta = (said.measured or 0.0) - (said.published or 0.0) if both else None
-            counts = dict(sorted(tally(ran).items()))
+            measured_cells = [one for one in known if one.measured is not None]
+            verdict = _verdict(standing.published, standing.measured, known)
+            both = standing.published is not None and standing.measured is not None
+            delta = (standing.measured or 0.0) - (standing.published or 0.0) if both else None
+            counts = dict(sorted(tally(measured_cells).items()))
             size = len(collection.datasets)
             found[system, collection.name] = Mean(
-                said.published, said.measured, delta, verdict, counts, size, len(said.measured_on)
+                standing.published, standing.measured, delta, verdict, counts, size, len(standing.measured_on)
             )
     return found
 
 
-def _verdict(said: float | None, value: float | None, members: Sequence[Judged]) -> str | None:
+def _verdict(stated: float | None, value: float | None, members: Sequence[Judged]) -> str | None:
     """Return the verdict on a mean by the rule for cells; for a mean over one cell, that cell's verdict."""
-    if said is None or value is None or not members:
+    if stated is None or value is None or not members:
         return None
     if len(members) == 1:
         return members[0].verdict.label
-    return mean_verdict(said, value, members[0].score)
+    return mean_verdict(stated, value, members[0].score)
 
 
-def mean_verdict(said: float, value: float, like: PublishedScore) -> str:
+def mean_verdict(stated: float, value: float, like: PublishedScore) -> str:
     """Return the verdict on a measured mean, given a stated one with as many digits as `like`."""
-    return published.verdict(value, like._replace(value=said, index_loss=0.0)).label
+    return published.verdict(value, like._replace(value=stated, index_loss=0.0)).label
 
 
 class Entry(NamedTuple):
@@ -142,7 +143,7 @@ class Board(NamedTuple):
 def own_boards(cells: Sequence[CellScores], judged: Sequence[Judged]) -> tuple[Board, ...]:
     """Return the cells that the card does not contain, as one board per family of datasets and metric.
 
-    These are the demo, XQuAD, the user's own data, and other systems on the card's datasets.
+    They are of the demo, XQuAD, the user's own data, and other systems on the card's datasets.
     """
     on_card = {one.cell.run_id for one in card_cells(judged) if one.cell is not None and one.measured is not None}
     others = {
@@ -176,11 +177,12 @@ def own_boards(cells: Sequence[CellScores], judged: Sequence[Judged]) -> tuple[B
 
 
 def _mean(entries: Sequence[Entry | None]) -> float | None:
+    """Return the mean value; None if an entry is missing."""
     known = [one.value for one in entries if one is not None]
     return math.fsum(known) / len(known) if len(known) == len(entries) else None
 
 
-class Heat(NamedTuple):
+class Heatmap(NamedTuple):
     """The quality of every smaller dim relative to the largest one, by dataset."""
 
     title: str
@@ -191,7 +193,7 @@ class Heat(NamedTuple):
     """A dim, and for each column its value and the ratio to the largest dim's value; None if one is missing."""
 
 
-def heats(tables: Sequence[CardTable], cells: Sequence[CellScores]) -> tuple[Heat, ...]:
+def heatmaps(tables: Sequence[CardTable], cells: Sequence[CellScores]) -> tuple[Heatmap, ...]:
     """Return the card's published dims, then every system that was measured at two or more dims."""
     found = []
     for table in tables:
@@ -201,7 +203,7 @@ def heats(tables: Sequence[CardTable], cells: Sequence[CellScores]) -> tuple[Hea
                 for (dataset, system), one in table.cells.items()
                 for pair in [(dataset, one.score.metric)]
             }
-            found.append(_heat(f"Published by the card: {SYSTEM}", values, table.rows))
+            found.append(_heatmap(f"Published by the card: {SYSTEM}", values, table.rows))
     by_model: dict[str, dict[tuple[int, tuple[str, str]], float]] = {}
     for cell in sorted(cells, key=lambda cell: cell.dataset):
         if cell.dim is not None:
@@ -209,18 +211,21 @@ def heats(tables: Sequence[CardTable], cells: Sequence[CellScores]) -> tuple[Hea
             by_model.setdefault(cell.model, {})[cell.dim, pair] = cell.metrics[cell.main_metric]
     for model, values in sorted(by_model.items()):
         if len({dim for dim, _ in values}) > 1:
-            found.append(_heat(f"Measured here: {model}", values, tuple(dict.fromkeys(pair for _, pair in values))))
+            found.append(_heatmap(f"Measured here: {model}", values, tuple(dict.fromkeys(pair for _, pair in values))))
     return tuple(found)
 
 
-def _heat(title: str, values: Mapping[tuple[int, tuple[str, str]], float], columns: Sequence[tuple[str, str]]) -> Heat:
+def _heatmap(
+    title: str, values: Mapping[tuple[int, tuple[str, str]], float], columns: Sequence[tuple[str, str]]
+) -> Heatmap:
     dims = sorted({dim for dim, _ in values}, reverse=True)
     base = dims[0]
     rows = tuple(
         (dim, tuple(_share(values.get((dim, pair)), values.get((base, pair))) for pair in columns)) for dim in dims
     )
-    return Heat(title, base, tuple(columns), rows)
+    return Heatmap(title, base, tuple(columns), rows)
 
 
 def _share(value: float | None, base: float | None) -> tuple[float, float] | None:
+    """Return a value and its ratio to the largest dim's; None if one is missing."""
     return None if value is None or not base else (value, value / base)

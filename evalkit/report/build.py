@@ -10,7 +10,7 @@ from evalkit.analysis import collected, comparability
 from evalkit.errors import ScoreError
 from evalkit.report import card, commands, evidence, exports, hits, page, rounding, sheets, table
 from evalkit.scoring import mteb_results, published, reruns
-from evalkit.storage import outside, paths, results
+from evalkit.storage import paths, results, untrusted
 from evalkit.storage.results import CellScores
 
 EXPORTS = ("mteb", "model-index", "eval_results")
@@ -37,32 +37,32 @@ def build(results_dir: Path) -> Report:
     waivers = card.read_waivers(results_dir)
     found, per_query = _with_queries(results_dir, found)
     ours = comparability.representative(found.cells)
-    deviations, odd_reruns = reruns.measure(ours, results_dir)
+    deviations, rerun_problems = reruns.measure(ours, results_dir)
     judged = card.judge(ours, waivers=waivers, deviations=deviations)
     means = card.judge_means(ours, waivers=waivers)
     tables = card.card_tables(judged)
-    theirs, unread = mteb_results.kept(results_dir)
-    board = card.leaderboard(tables, (*ours, *theirs))
-    everything: tuple[card.Judged | card.JudgedMean, ...] = (*judged, *means)
-    problems = [*found.problems, *odd_reruns, *unread]
-    used = {one.waiver for one in everything if one.waiver is not None}
+    mteb_cells, unread = mteb_results.kept(results_dir)
+    board = card.leaderboard(tables, (*ours, *mteb_cells))
+    all_judged: tuple[card.Judged | card.JudgedMean, ...] = (*judged, *means)
+    problems = [*found.problems, *rerun_problems, *unread]
+    used = {one.waiver for one in all_judged if one.waiver is not None}
     problems += [
         f"{results_dir / 'waivers.yaml'}: the waiver of {waiver.system} on {waiver.dataset} ({waiver.metric}) "
         "waives nothing; remove it"
         for waiver in waivers
         if waiver not in used
     ]
-    rows = tuple(table.rows((*found.cells, *theirs), deviations=deviations))
+    rows = tuple(table.rows((*found.cells, *mteb_cells), deviations=deviations))
     runs = "# Measured cells\n\n" + table.markdown(rows)
     files: dict[str, str] = {
         "tables/runs.md": runs,
         "tables/runs.csv": sheets.csv_text(
             ("run_id", "system", "dim", "dataset", "split", "queries", "metric", "value"),
-            sheets.run_rows((*found.cells, *theirs)),
+            sheets.run_rows((*found.cells, *mteb_cells)),
         ),
         "tables/cells.csv": sheets.csv_text(sheets.LONG_COLUMNS, sheets.long_rows(judged)),
     }
-    for sheet in (*map(sheets.card_sheet, tables), *_others(board, means, ours, deviations, theirs)):
+    for sheet in (*map(sheets.card_sheet, tables), *_other_sheets(board, means, ours, deviations, mteb_cells)):
         files[f"tables/{sheet.name}.md"] = sheets.markdown(sheet)
         files[f"tables/{sheet.name}.csv"] = sheets.csv_sheet(sheet)
         files[f"tables/{sheet.name}.tex"] = sheets.latex(sheet)
@@ -73,7 +73,7 @@ def build(results_dir: Path) -> Report:
     files["site/index.html"] = page.render(
         page.Material(
             cells=found.cells,
-            theirs=theirs,
+            mteb_cells=mteb_cells,
             judged=judged,
             tables=tables,
             leaderboard=board,
@@ -89,7 +89,7 @@ def build(results_dir: Path) -> Report:
     unwaived = tuple(
         f"{one.score.system} on {one.score.dataset}: {one.score.metric} {rounding.fixed(one.measured, 5)} is "
         f"{one.verdict.label} than {one.score.source}'s {rounding.fixed(one.score.value, one.score.digits)}"
-        for one in everything
+        for one in all_judged
         if one.verdict.label in ("HIGHER", "LOWER") and one.waiver is None
     )
     return Report(
@@ -113,14 +113,14 @@ def leaderboard(results_dir: Path) -> card.Leaderboard:
     return card.leaderboard(card.card_tables(judged), (*ours, *mteb_results.kept(results_dir)[0]))
 
 
-def _others(
+def _other_sheets(
     board: card.Leaderboard,
     means: Sequence[card.JudgedMean],
     cells: Sequence[CellScores],
     deviations: Sequence[reruns.Deviation],
-    theirs: Sequence[CellScores],
+    mteb_cells: Sequence[CellScores],
 ) -> tuple[sheets.Sheet, ...]:
-    boards = sheets.leaderboard_sheet(board, theirs), sheets.means_sheet(means)
+    boards = sheets.leaderboard_sheet(board, mteb_cells), sheets.means_sheet(means)
     return *boards, sheets.dims_sheet(cells), sheets.reruns_sheet(deviations)
 
 
@@ -131,10 +131,10 @@ def write(report: Report, out: Path) -> None:
     for name, data in report.files.items():
         path = paths.below(out, name)
         if not path.is_file() or path.read_bytes() != data:
-            paths.write_whole(path, data)
+            paths.write_atomic(path, data)
 
 
-def drifted(report: Report, out: Path) -> tuple[str, ...]:
+def out_of_date(report: Report, out: Path) -> tuple[str, ...]:
     """Return a line for every file that differs from the report, is missing, or should not exist."""
     lines = [f"{out / name}: should not be there" for name in _stale(report, out)]
     for name, data in report.files.items():
@@ -172,9 +172,9 @@ def _with_queries(results_dir: Path, found: collected.Collected) -> tuple[collec
         if wrong := results.disagreement(cell, queries):
             problems.append(f"{path}: {wrong}; the cell is left out: run it again")
             continue
-        lines, borne_out = evidence.hold(results_dir, cell, queries)
+        lines, confirmed = evidence.confirm(results_dir, cell, queries)
         problems += lines
-        if borne_out:
+        if confirmed:
             per_query[cell.run_id] = queries
             cells.append(cell)
     return collected.Collected(tuple(cells), tuple(problems)), per_query
@@ -201,8 +201,8 @@ def _details(
 def _saved(results_dir: Path, cell: CellScores) -> dict[str, Any] | None:
     """Return the settings that a cell was computed with; None if its config.yaml is missing or damaged."""
     try:
-        values = outside.read_yaml(paths.run_dir(results_dir, cell.run_id) / results.CONFIG)
-    except outside.UnreadableError:
+        values = untrusted.read_yaml(paths.run_dir(results_dir, cell.run_id) / results.CONFIG)
+    except untrusted.UnreadableError:
         return None
     return values if isinstance(values, dict) else None
 

@@ -15,7 +15,7 @@ from evalkit.errors import ScoreError
 from evalkit.scoring import published
 from evalkit.scoring.published import CARD, PublishedMean, PublishedScore, Verdict
 from evalkit.scoring.reruns import Deviation
-from evalkit.storage import keys, outside, results
+from evalkit.storage import keys, results, untrusted
 from evalkit.storage.results import CellScores
 
 TITLES = {
@@ -28,7 +28,7 @@ TITLES = {
 """The card's tables, in the card's order."""
 FAMILIES = {"xquad": "XQuAD", "nanobeir": "NanoBEIR"}
 """Titles of families of datasets whose title differs from the first part of the name."""
-SHOWN = 200
+SHOWN_CHARACTERS = 200
 """Characters of an invalid entry that are quoted in messages."""
 
 
@@ -176,7 +176,7 @@ def verdict_on(cell: CellScores | None, score: PublishedScore, *, deviation: flo
     )
 
 
-ONE_PROTOCOL_BUT = frozenset(
+IGNORED_WITHIN_PROTOCOL = frozenset(
     ("corpus", "queries", "attention", "elementwise", "batch_tokens", "shard_tokens", "cut", "heads", "encoding_rules")
 )
 """Settings that may differ within one protocol: those of the dataset, and those that change only the last bits of
@@ -204,10 +204,11 @@ def judge_means(cells: Iterable[CellScores], *, waivers: Sequence[Waiver] = ()) 
 
 
 def _mean_verdict(mean: PublishedMean, found: Mapping[str, CellScores]) -> tuple[float | None, Verdict]:
+    """Return the measured mean over cells by dataset, None if it has no single protocol, and its verdict."""
     score = mean.score
     if len(found) < len(mean.datasets):
         return None, published.verdict(None, score)
-    varying = [name for name in results.differing(list(found.values())) if name not in ONE_PROTOCOL_BUT]
+    varying = [name for name in results.differing(list(found.values())) if name not in IGNORED_WITHIN_PROTOCOL]
     value = math.fsum(cell.metrics[score.metric] for cell in found.values()) / len(found)
     if varying:
         several = tuple(f"{name} is not the same on every dataset" for name in varying)
@@ -229,7 +230,7 @@ def card_tables(judged: Iterable[Judged]) -> tuple[CardTable, ...]:
     for found in judged:
         if found.score.source == CARD:
             by_table[found.score.table].append(found)
-    stated = {(average.table, average.system, average.dim): average for average in published.stated_averages()}
+    stated_averages = {(average.table, average.system, average.dim): average for average in published.stated_averages()}
     tables = []
     for name, members in by_table.items():
         # In the Matryoshka table MS MARCO's MRR follows the five datasets of the average.
@@ -239,12 +240,12 @@ def card_tables(judged: Iterable[Judged]) -> tuple[CardTable, ...]:
         cells = {(found.score.dataset, System(found.score.system, found.score.dim)): found for found in members}
         averages = {}
         for system in systems:
-            said = stated.get((name, *system))
-            datasets = tuple(said.rows) if said else tuple(dataset for dataset, _ in rows)
+            stated_average = stated_averages.get((name, *system))
+            datasets = tuple(stated_average.rows) if stated_average else tuple(dataset for dataset, _ in rows)
             if len(datasets) > 1:
                 averages[system] = _average(
                     [cells[dataset, system] for dataset in datasets if (dataset, system) in cells],
-                    stated=said.value if said else None,
+                    stated=stated_average.value if stated_average else None,
                 )
         protocol = "; ".join(dict.fromkeys(found.score.protocol for found in members))
         tables.append(CardTable(name, TITLES[name], protocol, rows, systems, cells, averages))
@@ -252,7 +253,8 @@ def card_tables(judged: Iterable[Judged]) -> tuple[CardTable, ...]:
 
 
 def _average(members: Sequence[Judged], *, stated: float | None) -> Average:
-    faithful = [
+    """Return the average of one column over some rows; `stated` is the card's own."""
+    under_protocol = [
         found.measured for found in members if found.measured is not None and found.verdict.label != "PROTOCOL-DIFFERS"
     ]
     return Average(
@@ -260,8 +262,8 @@ def _average(members: Sequence[Judged], *, stated: float | None) -> Average:
         stated=stated,
         digits=members[0].score.digits,
         of_rows=math.fsum(found.score.value for found in members) / len(members),
-        measured=math.fsum(faithful) / len(faithful) if len(faithful) == len(members) else None,
-        rows_measured=len(faithful),
+        measured=math.fsum(under_protocol) / len(under_protocol) if len(under_protocol) == len(members) else None,
+        rows_measured=len(under_protocol),
         datasets=tuple(found.score.dataset for found in members),
     )
 
@@ -284,7 +286,7 @@ class Collection(NamedTuple):
 
 
 class Leaderboard(NamedTuple):
-    """Every system by collection."""
+    """Published and measured means of every system on every collection."""
 
     collections: tuple[Collection, ...]
     systems: tuple[System, ...]
@@ -334,24 +336,25 @@ def _standing(
     cells: Sequence[CellScores],
     tables: Sequence[CardTable],
 ) -> Standing:
-    said = table.averages[system].stated if table is not None and system in table.averages else None
+    published_mean = table.averages[system].stated if table is not None and system in table.averages else None
     if len(collection.datasets) == 1:  # the Matryoshka table has MS MARCO at the smaller dims
         (dataset,) = collection.datasets
         found = [other.cells[dataset, system].score for other in tables if (dataset, system) in other.cells]
-        said = found[0].value if found else None
+        published_mean = found[0].value if found else None
     values = {
         cell.dataset: cell.metrics[collection.metric]
         for cell in cells
         if (cell.model, cell.dim) == system
         and cell.dataset in collection.datasets
         and collection.metric in cell.metrics
-        and not _unfaithful(cell, table, system)
+        and not _differs_from_card(cell, table, system)
     }
-    whole = len(values) == len(collection.datasets)
-    return Standing(said, math.fsum(values.values()) / len(values) if whole else None, tuple(sorted(values)))
+    complete = len(values) == len(collection.datasets)
+    measured = math.fsum(values.values()) / len(values) if complete else None
+    return Standing(published_mean, measured, tuple(sorted(values)))
 
 
-def _unfaithful(cell: CellScores, table: CardTable | None, system: System) -> bool:
+def _differs_from_card(cell: CellScores, table: CardTable | None, system: System) -> bool:
     """Whether a cell is known to differ from the card in protocol, weights or corpus."""
     found = table.cells.get((cell.dataset, system)) if table else None
     return not comparability.representative([cell]) or (found is not None and found.verdict.label == "PROTOCOL-DIFFERS")
@@ -364,28 +367,30 @@ def read_waivers(results_dir: Path) -> tuple[Waiver, ...]:
     return tuple(
         Waiver(**entry)
         for entry in _entries(path, set(Waiver._fields), wanted)
-        if _checked(isinstance(entry["reason"], str) and entry["reason"].strip(), path, entry, wanted)
+        if _require(isinstance(entry["reason"], str) and entry["reason"].strip(), path, entry, wanted)
     )
 
 
 def _entries(path: Path, names: set[str], wanted: str) -> list[dict[str, Any]]:
+    """Return the entries of a YAML list, which must have exactly these fields; none if the file does not exist."""
     if not path.is_file():
         return []
     try:
-        entries = outside.read_yaml(path) or []
-    except outside.UnreadableError as error:
+        entries = untrusted.read_yaml(path) or []
+    except untrusted.UnreadableError as error:
         msg = f"{path}: not YAML ({error}); {wanted}"
         raise ScoreError(msg) from error
     for entry in entries if isinstance(entries, list) else [entries]:
-        _checked(isinstance(entry, dict) and set(entry) == names, path, entry, wanted)
+        _require(isinstance(entry, dict) and set(entry) == names, path, entry, wanted)
         plain = all(isinstance(value, (str, int, type(None))) for value in entry.values())  # a list cannot be a key
-        _checked(plain, path, entry, wanted)
+        _require(plain, path, entry, wanted)
     return list(entries)
 
 
-def _checked(holds: object, path: Path, entry: object, wanted: str) -> bool:
+def _require(holds: object, path: Path, entry: object, wanted: str) -> bool:
+    """Return True, or raise ScoreError that quotes the entry if the condition does not hold."""
     if not holds:
         shown = repr(entry)
-        msg = f"{path}: got {shown if len(shown) <= SHOWN else f'{shown[:SHOWN]}…'}, {wanted}"
+        msg = f"{path}: got {shown if len(shown) <= SHOWN_CHARACTERS else f'{shown[:SHOWN_CHARACTERS]}…'}, {wanted}"
         raise ScoreError(msg)
     return True

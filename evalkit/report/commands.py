@@ -144,17 +144,19 @@ def _section(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _differences(part: str, asked: Mapping[str, Any], got: Mapping[str, Any]) -> Iterator[str]:
-    yield from (f"{part}.{name}={_typed(got[name])}" for name, value in asked.items() if got.get(name, value) != value)
+    yield from (
+        f"{part}.{name}={_as_word(got[name])}" for name, value in asked.items() if got.get(name, value) != value
+    )
 
 
-def _typed(value: Any) -> str:
+def _as_word(value: Any) -> str:
     """Return a value in the syntax of the command line.
 
-    >>> _typed(["text", "title"]), _typed(False), _typed(None), _typed(200)
+    >>> _as_word(["text", "title"]), _as_word(False), _as_word(None), _as_word(200)
     ('[text,title]', 'false', 'null', '200')
     """
     if isinstance(value, list):
-        return f"[{','.join(map(_typed, value))}]"
+        return f"[{','.join(map(_as_word, value))}]"
     if value is None:
         return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)

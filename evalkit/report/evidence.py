@@ -1,4 +1,4 @@
-"""Verify that the files beside a cell's scores still give these scores: by checksum, or else by scoring them again."""
+"""Verify that a cell's other files still give its scores: by checksum, or else by scoring them again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _TOLERANCE = 1e-9
 """Sums in another order differ by less than this; any other change of a value is larger."""
 
 
-def hold(results_dir: Path, cell: CellScores, queries: QueryTable) -> tuple[list[str], bool]:
+def confirm(results_dir: Path, cell: CellScores, queries: QueryTable) -> tuple[list[str], bool]:
     """Return a line for every edited file of a cell, and whether its scores are still confirmed.
 
     If a checksum does not match, the cell is scored again from its run file and judgements and compared with its values
@@ -55,12 +55,12 @@ def _disagreement(results_dir: Path, cell: CellScores, queries: QueryTable) -> s
 def _first_difference(again: dict[str, dict[str, float]], queries: QueryTable) -> str | None:
     for metric in queries.metrics:
         values: Sequence[float] = [again[query][metric] for query in queries.queries]
-        said = queries.column(metric)
-        if not np.allclose(values, said, rtol=0, atol=_TOLERANCE):
-            place = int(np.argmax(np.abs(np.asarray(values) - said)))
+        stored = queries.column(metric)
+        if not np.allclose(values, stored, rtol=0, atol=_TOLERANCE):
+            place = int(np.argmax(np.abs(np.asarray(values) - stored)))
             query, mean = queries.queries[place], math.fsum(values) / len(values)
             return (
-                f"query {query!r} scored again has {metric} {values[place]:.5f}, its table says {said[place]:.5f} "
+                f"query {query!r} scored again has {metric} {values[place]:.5f}, its table says {stored[place]:.5f} "
                 f"(mean {mean:.5f})"
             )
     return None

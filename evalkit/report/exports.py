@@ -19,7 +19,7 @@ MTEB_VERSION = "2.0.0"
 """The release of mteb whose result schema is written; its reader needs the version."""
 BENCHMARKS = "mteb/"
 """The owner of the Hub repositories that are registered as benchmarks; the tasks are in their eval.yaml."""
-MAIN = "ndcg@10"
+MAIN_METRIC = "ndcg@10"
 """The main score of all these tasks, also of MS MARCO, whose main metric on the card is MRR@10."""
 LANGUAGES = {
     "ar": "ara-Arab",
@@ -54,7 +54,7 @@ TAGS = {"xquad/ar": "arb-Arab"}
 def main_metric_of(cell: CellScores) -> str:
     """Return the metric to export as `main_score`: that of MTEB's task, else the dataset's own."""
     own = cell.dataset in TASKS or cell.dataset.partition("/")[0] in ("miracl", "xquad")
-    return MAIN if own and MAIN in cell.metrics else cell.main_metric
+    return MAIN_METRIC if own and MAIN_METRIC in cell.metrics else cell.main_metric
 
 
 def mteb_files(cells: Sequence[CellScores]) -> dict[str, str]:
@@ -117,7 +117,7 @@ def model_index(cells: Sequence[CellScores]) -> dict[str, str]:
     files = {}
     for name, members in sorted(grouped.items()):
         block = {"model-index": [{"name": name, "results": [_result(cell) for cell in members]}]}
-        files[f"{name}.yaml"] = "\n".join(_block(block, "")) + "\n"
+        files[f"{name}.yaml"] = "\n".join(_yaml_lines(block, "")) + "\n"
     return files
 
 
@@ -160,30 +160,30 @@ def eval_results(cells: Sequence[CellScores], hubs: Mapping[str, Mapping[str, An
         )
         grouped.setdefault((model_name(cell), task), []).append(entry)
     return {
-        f"{model}/{task}.yaml": "\n".join(_block(eval_result_entries_to_yaml(entries), "")) + "\n"
+        f"{model}/{task}.yaml": "\n".join(_yaml_lines(eval_result_entries_to_yaml(entries), "")) + "\n"
         for (model, task), entries in sorted(grouped.items())
     }
 
 
-def _block(value: Any, indent: str) -> Iterator[str]:
+def _yaml_lines(value: Any, indent: str) -> Iterator[str]:
     """Yield a mapping or list as lines of YAML. PyYAML would take two seconds for the whole card.
 
-    >>> "|".join(_block({"a": [{"b": "x: y", "c": 0.1}]}, ""))
+    >>> "|".join(_yaml_lines({"a": [{"b": "x: y", "c": 0.1}]}, ""))
     'a:|- b: "x: y"|  c: 0.1'
     """
     if isinstance(value, Mapping):
         for name, item in value.items():
             if isinstance(item, Mapping):
                 yield f"{indent}{_scalar(name)}:"
-                yield from _block(item, f"{indent}  ")
+                yield from _yaml_lines(item, f"{indent}  ")
             elif isinstance(item, list):
                 yield f"{indent}{_scalar(name)}:"
-                yield from _block(item, indent)
+                yield from _yaml_lines(item, indent)
             else:
                 yield f"{indent}{_scalar(name)}: {_scalar(item)}"
         return
     for item in value:
-        first, *rest = _block(item, f"{indent}  ")
+        first, *rest = _yaml_lines(item, f"{indent}  ")
         yield f"{indent}- {first[len(indent) + 2 :]}"
         yield from rest
 

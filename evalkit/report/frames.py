@@ -81,13 +81,13 @@ def comparisons(found: Sequence[Comparison]) -> pd.DataFrame:
     """Return paired differences with their sampling error, one row per comparison, as printed by `evalkit compare`."""
     import pandas as pd
 
-    distinguished = distinctions(cell for one in found for cell in (one.base, one.other))
+    suffixes = distinctions(cell for one in found for cell in (one.base, one.other))
     rows = [
         {
             "dataset": one.dataset,
             "metric": one.metric,
             **{
-                name: (cell.model if cell.dim is None else f"{cell.model}-{cell.dim}") + distinguished[cell.run_id]
+                name: (cell.model if cell.dim is None else f"{cell.model}-{cell.dim}") + suffixes[cell.run_id]
                 for name, cell in (("base", one.base), ("other", one.other))
             },
             "base_value": one.base.metrics[one.metric],

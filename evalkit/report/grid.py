@@ -18,9 +18,9 @@ from rich.console import Console, ConsoleOptions
 
 from evalkit.report.rounding import ABSENT
 
-GAP: Final = 2
+COLUMN_GAP: Final = 2
 INDENT: Final = 2
-BETWEEN: Final = " · "
+SEPARATOR: Final = " · "
 UNBOUNDED: Final = 1_000_000
 """The width for a pipe: every row is one line, and nothing is padded."""
 TEXT_WIDTH: Final = 24
@@ -36,7 +36,7 @@ class Column(NamedTuple):
     kind: Literal["name", "number", "word", "text"] = "word"
     """Numbers and words are never shortened; a name may be shortened in the middle; a text is wrapped."""
     moves: int = 0
-    """0 stays on the row's line; among the others, the column with the largest number moves below first."""
+    """If columns do not fit, the one with the largest number moves below its row first; 0 never moves."""
     wide: bool = False
     """Shown only with `--wide`."""
 
@@ -72,9 +72,9 @@ class Grid:
         below = [place for place in shown if place not in top]
         yield from _side_by_side([wrapped(self.columns[place].name, widths[place]) for place in top], self, top, widths)
         for row in self.rows:
-            cells = [_fold(row.cells[place], widths[place], self.columns[place].kind) for place in top]
+            cells = [_cell_lines(row.cells[place], widths[place], self.columns[place].kind) for place in top]
             yield from _side_by_side(cells, self, top, widths)
-            pairs = [f"{self.columns[place].name} {row.cells[place]}" for place in below if _says(row.cells[place])]
+            pairs = [f"{self.columns[place].name} {row.cells[place]}" for place in below if _has_text(row.cells[place])]
             yield from _paragraph(pairs, width)
             for note in row.notes:
                 yield from _paragraph([note], width)
@@ -86,7 +86,7 @@ class Grid:
             natural = {place: self._natural(place) for place in top}
             for narrow in (natural, {place: self._narrow(place, natural[place]) for place in top}):
                 if (spare := width - _total(narrow)) >= 0:
-                    return top, _grown(narrow, natural, spare)
+                    return top, _widened(narrow, natural, spare)
             movable = [place for place in top[1:] if self.columns[place].moves]
             if not movable:
                 return top, self._shortened(narrow, _total(narrow) - width)
@@ -139,15 +139,16 @@ def shortened(name: str, width: int) -> str:
     return f"{name[:front]}…{name[-back:] if back else ''}"
 
 
-def _says(cell: str) -> bool:
+def _has_text(cell: str) -> bool:
+    """Whether a cell is neither empty nor a dash."""
     return cell not in ("", ABSENT)
 
 
 def _total(widths: Mapping[int, int]) -> int:
-    return sum(widths.values()) + GAP * (len(widths) - 1)
+    return sum(widths.values()) + COLUMN_GAP * (len(widths) - 1)
 
 
-def _grown(widths: Mapping[int, int], natural: Mapping[int, int], spare: int) -> Mapping[int, int]:
+def _widened(widths: Mapping[int, int], natural: Mapping[int, int], spare: int) -> Mapping[int, int]:
     """Distribute spare width among the columns that need more, the leftmost first."""
     found = dict(widths)
     for place, wanted in natural.items():
@@ -157,7 +158,8 @@ def _grown(widths: Mapping[int, int], natural: Mapping[int, int], spare: int) ->
     return found
 
 
-def _fold(cell: str, width: int, kind: str) -> list[str]:
+def _cell_lines(cell: str, width: int, kind: str) -> list[str]:
+    """Return a cell as lines of at most `width` columns: texts are wrapped, names shortened."""
     if kind == "text":
         return wrapped(cell, width)
     return [shortened(cell, width) if kind == "name" else cell]
@@ -193,14 +195,14 @@ def _side_by_side(
             text = lines[number] if number < len(lines) else ""
             padding = " " * (widths[place] - cell_len(text))
             parts.append(padding + text if grid.columns[place].kind == "number" else text + padding)
-        yield (" " * GAP).join(parts).rstrip()
+        yield (" " * COLUMN_GAP).join(parts).rstrip()
 
 
 def _paragraph(parts: Sequence[str], width: int) -> Iterator[str]:
     """Yield the indented lines below a row; a part is kept on one line if it fits."""
     room, line = max(1, width - INDENT), ""
     for part in parts:
-        joined = f"{line}{BETWEEN}{part}" if line else part
+        joined = f"{line}{SEPARATOR}{part}" if line else part
         if line and cell_len(joined) > room:
             yield " " * INDENT + line
             joined = part

@@ -15,13 +15,13 @@ from evalkit.storage.results import CellScores, QueryTable
 
 CUTOFF = 10
 """Hits per query."""
-LARGEST = 2000
-"""Runs with more queries show no hits: reading them would take minutes, and the page would grow by megabytes."""
-LOWEST = 300
+MOST_QUERIES = 2000
+"""No hits of a run with more queries are shown: reading them takes minutes and would add megabytes to the page."""
+SHOWN_QUERIES = 300
 """Queries per run whose hits are shown: those with the lowest values of the main metric."""
 
 
-class Found(NamedTuple):
+class QueryHits(NamedTuple):
     """One query's first hits, the best one first."""
 
     documents: tuple[str, ...]
@@ -33,12 +33,12 @@ class Found(NamedTuple):
     """The rank of the first relevant hit; 0 if none was retrieved."""
 
 
-def read(results_dir: Path, cell: CellScores, table: QueryTable) -> dict[str, Found]:
+def read(results_dir: Path, cell: CellScores, table: QueryTable) -> dict[str, QueryHits]:
     """Return the first hits of a run's lowest-scoring queries, in the table's order.
 
     Empty for a run with too many queries, or if its files cannot be read: damaged files are reported elsewhere.
     """
-    if len(table.queries) > LARGEST:
+    if len(table.queries) > MOST_QUERIES:
         return {}
     folder = paths.run_dir(results_dir, cell.run_id)
     try:
@@ -47,14 +47,15 @@ def read(results_dir: Path, cell: CellScores, table: QueryTable) -> dict[str, Fo
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, ScoreError):
         return {}
     values = table.column(cell.main_metric)
-    lowest = sorted(range(len(table.queries)), key=lambda place: (values[place], place))[:LOWEST]
+    lowest = sorted(range(len(table.queries)), key=lambda place: (values[place], place))[:SHOWN_QUERIES]
     ranked: dict[str, list[str]] = {table.queries[place]: [] for place in sorted(lowest)}
     for line in lines:
         query, _, document, *_ = line.split(maxsplit=3)
         if (known := ranked.get(query)) is not None:
             known.append(document)
     return {
-        query: _found(documents, None if qrels is None else qrels.get(query, {})) for query, documents in ranked.items()
+        query: _query_hits(documents, None if qrels is None else qrels.get(query, {}))
+        for query, documents in ranked.items()
     }
 
 
@@ -81,9 +82,9 @@ def texts(cell: CellScores, saved: Mapping[str, Any] | None) -> dict[str, str]:
     return {query.id: query.text for query in queries} if known else {}
 
 
-def _found(documents: list[str], grades: dict[str, int] | None) -> Found:
+def _query_hits(documents: list[str], grades: dict[str, int] | None) -> QueryHits:
     shown = tuple(documents[:CUTOFF])
     if grades is None:
-        return Found(shown, (), None, 0)
+        return QueryHits(shown, (), None, 0)
     first = next((rank for rank, document in enumerate(documents, start=1) if grades.get(document, 0) > 0), 0)
-    return Found(shown, tuple(map(grades.get, shown)), sum(grade > 0 for grade in grades.values()), first)
+    return QueryHits(shown, tuple(map(grades.get, shown)), sum(grade > 0 for grade in grades.values()), first)

@@ -29,7 +29,7 @@ def listing(what: str, *, results_dir: Path, wide: bool = False) -> Grid:
     if what not in LISTINGS:
         msg = f"ls {what!r} unknown; {nearest(what, LISTINGS)}"
         raise ConfigError(msg)
-    made: dict[str, Callable[[], Grid]] = {
+    tables: dict[str, Callable[[], Grid]] = {
         "models": lambda: _models(wide=wide),
         "datasets": lambda: _datasets(wide=wide),
         "analyzers": _analyzers,
@@ -38,7 +38,7 @@ def listing(what: str, *, results_dir: Path, wide: bool = False) -> Grid:
         "settings": _settings,
         "runs": lambda: terminal(rows(results.read_all(results_dir)), wide=wide),
     }
-    return made[what]() if what in made else _group(next(group for group, name in LISTING.items() if name == what))
+    return tables[what]() if what in tables else _group(next(group for group, name in LISTING.items() if name == what))
 
 
 def _experiments() -> Grid:
@@ -52,6 +52,7 @@ def _experiments() -> Grid:
 
 
 def _group(group: str) -> Grid:
+    """Return the configs of a group with their main settings."""
     shown = {
         "reranker": ("parameters", "max_tokens", "dtype", "licence"),
         "search": ("nbits", "n_ivf_probe", "n_full_scores", "kmeans_iterations", "seed"),
@@ -70,7 +71,7 @@ def _models(*, wide: bool) -> Grid:
         Column("on disk"),
         *(Column(name, moves=3, wide=True) for name in ("query tokens", "document tokens", "dtype", "revision")),
         Column("licence", moves=2, wide=True),
-        Column("config", moves=4, wide=not _own("model")),
+        Column("config", moves=4, wide=not _has_own_configs("model")),
     )
     lines = []
     for name, path in group_files("model").items():
@@ -109,7 +110,7 @@ def _datasets(*, wide: bool) -> Grid:
         *(Column("name", "name"), Column("documents", "number"), Column("queries", "number")),
         *(Column("language", moves=2), Column("metric", moves=3), Column("tokens, about", "number", moves=1)),
         *(Column("on disk"), Column("licence", moves=4, wide=True)),
-        Column("config", moves=5, wide=not _own("dataset")),
+        Column("config", moves=5, wide=not _has_own_configs("dataset")),
     )
     lines = []
     for name, path in group_files("dataset").items():
@@ -143,13 +144,13 @@ def _analyzers() -> Grid:
     return Grid(columns, [Line((name, LUCENE_DEPARTURES[name] or "none")) for name in ANALYZERS])
 
 
-def _own(group: str) -> bool:
-    """Whether the user has configs of this group beside evalkit's; then their files are always listed."""
+def _has_own_configs(group: str) -> bool:
+    """Whether the user has configs of this group in addition to evalkit's; their files are then always listed."""
     return any(not path.is_relative_to(configs_dir()) for path in group_files(group).values())
 
 
 def _config(path: Path, *, wide: bool) -> str:
-    """Say where a config comes from: the user's own file, or evalkit itself, which goes without saying unless asked."""
+    """Return the file of the user's own config; for one of evalkit's, "evalkit" if `wide`, else a dash."""
     if path.is_relative_to(configs_dir()):
         return "evalkit" if wide else ABSENT
     return str(path)
@@ -198,5 +199,6 @@ def _short(value: object) -> str:
 
 
 def _settings() -> Grid:
+    """Return every setting of the command line with the values that it takes."""
     lines = [Line((key, takes)) for key, takes in all_settings().items()]
     return Grid((Column("setting"), Column("takes", "text", moves=1)), lines)

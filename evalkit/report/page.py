@@ -35,8 +35,8 @@ MEANINGS = {
     "PROTOCOL-DIFFERS": "measured under another setting, which is named",
     "NOT-RUN": "not measured here",
 }
-DEVIATES = f" {SYMBOLS['PROTOCOL-DIFFERS']}"
-"""The mark after the name of a cell that may not stand for its system."""
+DEVIATES_MARK = f" {SYMBOLS['PROTOCOL-DIFFERS']}"
+"""The mark after the name of a cell that does not represent its system (`comparability.representative`)."""
 SCALE = 10_000
 """Values by query have four decimals on the page."""
 ORIGINS = {"run": "card’s own", "quoted": "quoted"}
@@ -48,13 +48,12 @@ LINKS = {
     "mteb": "https://github.com/embeddings-benchmark/results",
 }
 """Where each source publishes its scores."""
-FEW = 3
-"""Up to this many measured cells are named in the answer; otherwise it has only their number."""
-SHARES = ((1.005, "up"), (0.995, "k0"), (0.99, "k1"), (0.97, "k2"), (0.95, "k3"), (0.0, "k4"))
+MOST_NAMED_CELLS = 3
+"""Up to this many measured cells are named in the summary; otherwise it has only their number."""
+SHADES = ((1.005, "up"), (0.995, "k0"), (0.99, "k1"), (0.97, "k2"), (0.95, "k3"), (0.0, "k4"))
 """The shades of the heatmap: the least ratio of each, and its CSS class."""
-NO_PLACE = 0xFF_FFFF
-"""The index for "no document" in the page's lists of hits. As many of its low bytes are used as an
-index has."""
+NO_DOCUMENT = 0xFF_FFFF
+"""The index for "no document" in the page's lists of hits. Only its low bytes are written, as many as an index has."""
 NO_GRADE = 255
 """The grade of a document without a judgement."""
 
@@ -69,7 +68,7 @@ class Detail(NamedTuple):
     """The command that computes the cell again."""
     tokens: bool
     """Whether it has token vectors, so that `evalkit explain` can show a pair token by token."""
-    hits: Mapping[str, hits.Found]
+    hits: Mapping[str, hits.QueryHits]
     texts: Mapping[str, str]
     """The queries' texts, if the results and the package contain them."""
 
@@ -86,11 +85,11 @@ class Material(NamedTuple):
     problems: Sequence[str]
     deviations: Sequence[Deviation] = ()
     judged_runs: Sequence[Judged] = ()
-    """Every cell with its published scores, including cells that may not stand for their system."""
+    """Every cell with its published scores, including cells that do not represent their system."""
     configs: Packaged = Packaged({}, {}, {})
     details: Mapping[str, Detail] = {}
     """Run id → details."""
-    theirs: Sequence[CellScores] = ()
+    mteb_cells: Sequence[CellScores] = ()
     """Scores that mteb measured: means without a run."""
 
 
@@ -106,7 +105,7 @@ def render(material: Material) -> str:
             material.cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0), cell.search != "exact")
         ),
         losses=comparability.index_losses(material.cells),
-        distinguished=distinctions(material.cells),
+        suffixes=distinctions(material.cells),
         symbols=SYMBOLS,
         meanings=MEANINGS,
         metrics=METRICS,
@@ -121,18 +120,18 @@ def render(material: Material) -> str:
         sheets={table.name: sheets.card_sheet(table) for table in material.tables},
         system=boards.SYSTEM,
         answer=answer,
-        few=FEW,
+        few=MOST_NAMED_CELLS,
         measured_cells=boards.measured,
         holding=boards.holding,
         tally=boards.tally,
-        unfounded=sum(not found.holds for found in material.audit),
+        broken_averages=sum(not found.holds for found in material.audit),
         board=_leaderboard(material, answer),
-        own_boards=boards.own_boards((*ours, *material.theirs), material.judged),
+        own_boards=boards.own_boards((*ours, *material.mteb_cells), material.judged),
         measured_by=MEASURED_BY,
         mean_verdict=boards.mean_verdict,
-        heats=boards.heats(material.tables, ours),
+        heatmaps=boards.heatmaps(material.tables, ours),
         shade=shade,
-        shades=[name for _, name in SHARES],
+        shades=[name for _, name in SHADES],
         representative=ours,
         by_run=_by_run(material.judged_runs),
         deviations={(one.system, one.dim, one.dataset, one.metric): one for one in material.deviations},
@@ -140,15 +139,15 @@ def render(material: Material) -> str:
         elsewhere=_elsewhere(material.judged),
         others=[found for found in material.judged if found.score.source != CARD],
         frontiers=[(panel, plot.svg(panel)) for panel in _frontiers(material, ours)],
-        paired=[(panel, plot.differences(panel)) for panel in _paired(material, ours)],
+        paired=[(panel, plot.differences(panel)) for panel in _difference_panels(material, ours)],
         filters=_filters(material),
         language=_languages(material),
         command=lambda score: commands.command(score.system, score.dim, score.dataset, material.configs),
         flat=flat,
-        deviates=DEVIATES,
+        deviates=DEVIATES_MARK,
         departures=comparability.departures,
         limits=hits,
-        no_place=NO_PLACE,
+        no_document=NO_DOCUMENT,
         no_grade=NO_GRADE,
         data=_data(material),
     )
@@ -217,7 +216,7 @@ def shade(share: float) -> str:
     >>> shade(1.0), shade(0.989), shade(1.02)
     ('k0', 'k2', 'up')
     """
-    return next(name for least, name in SHARES if share >= least)
+    return next(name for least, name in SHADES if share >= least)
 
 
 def _leaderboard(material: Material, answer: boards.Answer) -> dict[str, Any]:
@@ -237,7 +236,7 @@ def _leaderboard(material: Material, answer: boards.Answer) -> dict[str, Any]:
 def _filters(material: Material) -> dict[str, list[str]]:
     """Return the values of the page's filters; groups come before their members."""
     places = {(one.score.system, one.score.dim, one.score.dataset) for one in material.judged}
-    places |= {(cell.model, cell.dim, cell.dataset) for cell in (*material.cells, *material.theirs)}
+    places |= {(cell.model, cell.dim, cell.dataset) for cell in (*material.cells, *material.mteb_cells)}
     labels: dict[str, set[int | None]] = {}
     for system, dim, _ in places:
         labels.setdefault(system, set()).add(dim)
@@ -264,7 +263,7 @@ def _languages(material: Material) -> dict[str, str]:
     """Return each dataset's language: from its cells, else from its config, else ""."""
     known = {str(one.get("name")): str(one.get("language", "")) for one in material.configs.datasets.values()}
     found = {one.score.dataset: known.get(one.score.dataset, "") for one in material.judged}
-    return found | {cell.dataset: cell.language for cell in (*material.theirs, *material.cells)}
+    return found | {cell.dataset: cell.language for cell in (*material.mteb_cells, *material.cells)}
 
 
 def _frontiers(material: Material, ours: Sequence[CellScores]) -> list[plot.Plot]:
@@ -278,7 +277,7 @@ def _frontiers(material: Material, ours: Sequence[CellScores]) -> list[plot.Plot
             ]
             datasets = next(iter(table.averages.values())).datasets
             title = f"Published: {boards.SYSTEM}, mean of {', '.join(name.split('/')[1] for name in datasets)}"
-            series = (plot.Series(boards.SYSTEM, tuple(_front(points))),)
+            series = (plot.Series(boards.SYSTEM, tuple(_mark_best(points))),)
             panels.append(plot.Plot(title, "bytes per vector (fp16)", "NDCG@10", series))
     by_dataset: dict[str, list[CellScores]] = {}
     for cell in ours:
@@ -305,7 +304,7 @@ def _measured_frontier(dataset: str, cells: Sequence[CellScores], per_query: Per
         name = label(cell.model, cell.dim) if several else f"dim {cell.dim}"
         points.append(plot.Point(x, cell.metrics[cell.main_metric], name, interval))
     series: dict[str, list[plot.Point]] = {}
-    for cell, point in zip(ordered, _front(points), strict=True):
+    for cell, point in zip(ordered, _mark_best(points), strict=True):
         series.setdefault(cell.model, []).append(point)
     unit = "kB per passage" if counted else "bytes per vector"
     lines = tuple(plot.Series(name, tuple(points)) for name, points in series.items())
@@ -313,13 +312,13 @@ def _measured_frontier(dataset: str, cells: Sequence[CellScores], per_query: Per
     return plot.Plot(title, unit, sheets.METRIC_NAMES.get(cells[0].main_metric, cells[0].main_metric), lines)
 
 
-def _front(points: Sequence[plot.Point]) -> list[plot.Point]:
+def _mark_best(points: Sequence[plot.Point]) -> list[plot.Point]:
     """Mark the Pareto-optimal points in storage and quality."""
     best = pareto.front([(point.x, point.y) for point in points])
     return [point._replace(best=place in best) for place, point in enumerate(points)]
 
 
-def _paired(material: Material, ours: Sequence[CellScores]) -> list[plot.Differences]:
+def _difference_panels(material: Material, ours: Sequence[CellScores]) -> list[plot.Differences]:
     """Return a panel of paired differences to the largest dim, for each system with several dims on one dataset."""
     by_system: dict[tuple[str, str, str], list[CellScores]] = {}
     for cell in ours:
@@ -359,7 +358,7 @@ def _data(material: Material) -> Markup:
         place = lists.setdefault(table.queries, len(lists))
         runs[cell.run_id] = {
             "system": label(cell.model, cell.dim)
-            + (DEVIATES if comparability.departures(cell) else "")
+            + (DEVIATES_MARK if comparability.departures(cell) else "")
             + ("" if cell.search == "exact" else distinctions(material.cells)[cell.run_id]),
             "dataset": cell.dataset,
             "main": cell.main_metric,
@@ -375,12 +374,12 @@ def _data(material: Material) -> Markup:
                 texts[str(place)] = [detail.texts.get(query, "") for query in table.queries]
     for cell in material.cells:  # the bytes per index are known only after all documents of a dataset are
         if (packed := runs.get(cell.run_id, {}).get("hits")) is not None:
-            packed["documents"] = _base64(_in_bytes(packed["documents"], _width(documents[cell.dataset])))
+            packed["documents"] = _base64(_low_bytes(packed["documents"], _index_bytes(documents[cell.dataset])))
     data = {
         "scale": SCALE,
         "queries": list(lists),
         "texts": texts,
-        "documents": {name: {"bytes": _width(known), "ids": list(known)} for name, known in documents.items()},
+        "documents": {name: {"bytes": _index_bytes(known), "ids": list(known)} for name, known in documents.items()},
         "runs": runs,
     }
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
@@ -396,7 +395,7 @@ def _packed_hits(table: QueryTable, detail: Detail, documents: dict[str, int]) -
     """
     places = {query: place for place, query in enumerate(table.queries)}
     shown = [(places[query], found) for query, found in detail.hits.items()]
-    chosen_QK = np.full((len(shown), hits.CUTOFF), NO_PLACE, dtype="<u4")
+    chosen_QK = np.full((len(shown), hits.CUTOFF), NO_DOCUMENT, dtype="<u4")
     grade_QK = np.full((len(shown), hits.CUTOFF), NO_GRADE, dtype="u1")
     for row, (_, found) in enumerate(shown):
         for rank, document in enumerate(found.documents):
@@ -414,12 +413,12 @@ def _packed_hits(table: QueryTable, detail: Detail, documents: dict[str, int]) -
     return packed
 
 
-def _width(documents: Mapping[str, int]) -> int:
+def _index_bytes(documents: Mapping[str, int]) -> int:
     """Return the number of bytes of a document's index, with one value reserved for "no document"."""
-    return 2 if len(documents) < NO_PLACE >> 8 else 3
+    return 2 if len(documents) < NO_DOCUMENT >> 8 else 3
 
 
-def _in_bytes(place_QK: np.ndarray, width: int) -> np.ndarray:
+def _low_bytes(place_QK: np.ndarray, width: int) -> np.ndarray:
     """Return the low bytes of whole numbers. They are enough, because no page shows 16 million documents."""
     return np.ascontiguousarray(place_QK.view("u1").reshape(*place_QK.shape, 4)[..., :width])
 

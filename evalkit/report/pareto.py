@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from evalkit.analysis.compare import storage
 from evalkit.errors import ConfigError, ScoreError
 from evalkit.storage import keys
-from evalkit.storage.paths import write_whole
+from evalkit.storage.paths import write_atomic
 from evalkit.storage.results import CellScores
 
 if TYPE_CHECKING:
@@ -22,9 +22,9 @@ if TYPE_CHECKING:
     from evalkit.analysis.precision import Narrowed
 
 INK = "#1f5f8b"
-MARK = 5
+HALF_MARK = 5
 """Half a mark's width in pixels of the drawing."""
-PLACES = tuple((x, y) for y in (5, -12, 17, -24, 29, -36, 41, -48) for x in (6, -6))
+LABEL_OFFSETS = tuple((x, y) for y in (5, -12, 17, -24, 29, -36, 41, -48) for x in (6, -6))
 """Positions of a label relative to its point, in points to the right and up; the preferred ones first."""
 COLUMNS = 3
 """Panels side by side."""
@@ -32,7 +32,7 @@ MOST_LABELS = 14
 """Up to this many points of a panel have labels; more are distinguished by shape and colour."""
 SHAPES = {"float32": "P", "float16": "o", "int8": "s", "int4": "^", "binary": "D"}
 """The mark of each storage format."""
-SHADES = (INK, "#c8553d", "#4f8a4c", "#7b5ea7")
+COLOURS = (INK, "#c8553d", "#4f8a4c", "#7b5ea7")
 """The colours of pooling factors, the smallest first."""
 FORMATS = (".svg", ".png", ".pdf")
 
@@ -79,10 +79,10 @@ def points(
         size = storage(cell)
         if size is None or size.per_passage is None:
             continue
-        name, here = keys.label(cell.model, cell.dim), found.setdefault(cell.dataset, [])
+        name, panel = keys.label(cell.model, cell.dim), found.setdefault(cell.dataset, [])
         quality = cell.metrics[cell.main_metric]
         stored = str(cell.protocol.get("stored_dtype", "float16")) if narrowed.get(cell.run_id) else ""
-        here.append(Point(size.per_passage / 1000, quality, name, intervals.get(cell.run_id), (stored, 1)))
+        panel.append(Point(size.per_passage / 1000, quality, name, intervals.get(cell.run_id), (stored, 1)))
         for one in narrowed.get(cell.run_id, ()):
             if one.bytes_per_vector == size.per_vector and one.factor == 1:
                 continue  # the form in which the cell is stored
@@ -90,12 +90,12 @@ def points(
             if one.bytes_per_document is not None:
                 kilobytes = one.bytes_per_document / 1000
             pooled = "" if one.factor == 1 else f" pool {one.factor}"
-            here.append(Point(kilobytes, one.value, f"{name} {one.width}{pooled}", None, (one.width, one.factor)))
+            panel.append(Point(kilobytes, one.value, f"{name} {one.width}{pooled}", None, (one.width, one.factor)))
     return dict(sorted(found.items()))
 
 
-def label(axis: Axes, here: Sequence[Point]) -> list[Annotation]:
-    """Place each point's label at the first of PLACES where it covers no other label and no point.
+def label(axis: Axes, panel: Sequence[Point]) -> list[Annotation]:
+    """Place each point's label at the first of LABEL_OFFSETS where it covers no other label and no point.
 
     The axis must have its final size and limits. A label that fits nowhere is placed where it covers least.
     """
@@ -103,24 +103,24 @@ def label(axis: Axes, here: Sequence[Point]) -> list[Annotation]:
 
     frame = axis.get_window_extent()
     marks = [
-        Bbox.from_bounds(x - MARK, y - MARK, 2 * MARK, 2 * MARK)
-        for x, y in (axis.transData.transform((point.kilobytes, point.quality)) for point in here)
+        Bbox.from_bounds(x - HALF_MARK, y - HALF_MARK, 2 * HALF_MARK, 2 * HALF_MARK)
+        for x, y in (axis.transData.transform((point.kilobytes, point.quality)) for point in panel)
     ]
     written: list[Annotation] = []
     taken: list[BboxBase] = []
-    for place, point in enumerate(here):
+    for place, point in enumerate(panel):
         text = axis.annotate(
-            point.label, (point.kilobytes, point.quality), xytext=PLACES[0], textcoords="offset points"
+            point.label, (point.kilobytes, point.quality), xytext=LABEL_OFFSETS[0], textcoords="offset points"
         )
         others = [*taken, *marks[:place], *marks[place + 1 :]]
         costs = []
-        for number, (x, y) in enumerate(PLACES):
+        for number, (x, y) in enumerate(LABEL_OFFSETS):
             text.set(position=(x, y), horizontalalignment="left" if x > 0 else "right")
             box = text.get_window_extent()
             outside = not (frame.containsx(box.x0) and frame.containsx(box.x1) and frame.containsy(box.y0))
             outside = outside or not frame.containsy(box.y1)
             costs.append((outside + box.count_overlaps(others), number))
-        x, y = PLACES[min(costs)[1]]
+        x, y = LABEL_OFFSETS[min(costs)[1]]
         text.set(position=(x, y), horizontalalignment="left" if x > 0 else "right")
         taken.append(text.get_window_extent())
         written.append(text)
@@ -137,7 +137,7 @@ def _legend(panels: Mapping[str, Sequence[Point]], *, intervals: bool) -> list[L
     ]
     if intervals:
         meanings.append(Line2D([], [], color=INK, alpha=0.35, marker="|", linestyle="none", label="95 % over queries"))
-    forms = {point.form for here in panels.values() if len(here) > MOST_LABELS for point in here}
+    forms = {point.form for panel in panels.values() if len(panel) > MOST_LABELS for point in panel}
     factors = sorted({factor for _, factor in forms})
     meanings += [
         Line2D([], [], color=INK, marker=shape, linestyle="none", markerfacecolor="white", label=width)
@@ -145,42 +145,42 @@ def _legend(panels: Mapping[str, Sequence[Point]], *, intervals: bool) -> list[L
         if width in {width for width, _ in forms}
     ]
     meanings += [
-        Line2D([], [], color=_shade(factor, factors), marker="o", linestyle="none", label=f"pool {factor}")
+        Line2D([], [], color=_colour(factor, factors), marker="o", linestyle="none", label=f"pool {factor}")
         for factor in factors
     ]
     return meanings
 
 
-def _labelled(here: Sequence[Point]) -> list[Point]:
+def _labelled(panel: Sequence[Point]) -> list[Point]:
     """Return the points that get a label: all, or if they are too many, those of the cells as they are stored."""
-    return list(here) if len(here) <= MOST_LABELS else [point for point in here if point.interval is not None]
+    return list(panel) if len(panel) <= MOST_LABELS else [point for point in panel if point.interval is not None]
 
 
-def _shade(factor: int, factors: Sequence[int]) -> str:
-    return SHADES[factors.index(factor) % len(SHADES)]
+def _colour(factor: int, factors: Sequence[int]) -> str:
+    return COLOURS[factors.index(factor) % len(COLOURS)]
 
 
-def _scatter_few(axis: Axes, here: Sequence[Point], best: Sequence[int]) -> None:
+def _scatter_few(axis: Axes, panel: Sequence[Point], best: Sequence[int]) -> None:
     """Draw points that labels distinguish. The axis of quality begins at zero, so differences keep their proportion."""
-    for place, point in enumerate(here):
+    for place, point in enumerate(panel):
         axis.scatter(point.kilobytes, point.quality, edgecolors=INK, color=INK if place in best else "white", zorder=3)
     axis.margins(0.1)
     axis.set_xlim(left=0)
-    top = max(end for point in here for end in (point.quality, *(point.interval or ())))
+    top = max(end for point in panel for end in (point.quality, *(point.interval or ())))
     axis.set_ylim(0, 1.12 * top or 1)
 
 
-def _scatter_many(axis: Axes, here: Sequence[Point], best: Sequence[int]) -> None:
+def _scatter_many(axis: Axes, panel: Sequence[Point], best: Sequence[int]) -> None:
     """Draw points that shape and colour distinguish. Storage is in powers of two, and quality is zoomed in."""
-    factors = sorted({point.form[1] for point in here})
-    for place, point in enumerate(here):
-        shade = _shade(point.form[1], factors)
+    factors = sorted({point.form[1] for point in panel})
+    for place, point in enumerate(panel):
+        colour = _colour(point.form[1], factors)
         axis.scatter(
             point.kilobytes,
             point.quality,
             marker=SHAPES.get(point.form[0], "o"),
-            edgecolors=shade,
-            color=shade if place in best else "white",
+            edgecolors=colour,
+            color=colour if place in best else "white",
             zorder=3,
         )
     axis.set_xscale("log", base=2)
@@ -220,20 +220,20 @@ def draw(
         figure, axes = plt.subplots(rows, columns, figsize=(5.4 * columns, 0.4 + 3.6 * rows), squeeze=False)
         for axis in axes.flat[len(panels) :]:
             axis.axis("off")
-        for axis, (dataset, here) in zip(axes.flat, panels.items(), strict=False):
-            best = front([(point.kilobytes, point.quality) for point in here])
-            axis.plot([here[place].kilobytes for place in best], [here[place].quality for place in best], color=INK)
-            for point in here:
+        for axis, (dataset, panel) in zip(axes.flat, panels.items(), strict=False):
+            best = front([(point.kilobytes, point.quality) for point in panel])
+            axis.plot([panel[place].kilobytes for place in best], [panel[place].quality for place in best], color=INK)
+            for point in panel:
                 if point.interval is not None:
                     axis.vlines(point.kilobytes, *point.interval, color=INK, alpha=0.35)
-            (_scatter_many if len(here) > MOST_LABELS else _scatter_few)(axis, here, best)
+            (_scatter_many if len(panel) > MOST_LABELS else _scatter_few)(axis, panel, best)
             axis.set(title=f"{dataset}: quality against storage", xlabel="kB per passage", ylabel=metric[dataset])
             axis.grid(alpha=0.3)
         legend = _legend(panels, intervals=bool(intervals))
         figure.legend(handles=legend, loc="lower center", ncols=3, frameon=False, fontsize=8)
         figure.tight_layout(rect=(0, 0.08 * -(-len(legend) // 3) / rows * (0.7 if len(legend) > 3 else 1), 1, 1))
-        for axis, here in zip(axes.flat, panels.values(), strict=False):
-            label(axis, _labelled(here))
+        for axis, panel in zip(axes.flat, panels.values(), strict=False):
+            label(axis, _labelled(panel))
         data = io.BytesIO()
         figure.savefig(
             data,
@@ -241,4 +241,4 @@ def draw(
             metadata={".svg": {"Date": None}, ".pdf": {"CreationDate": None}}.get(path.suffix),
         )
         plt.close(figure)
-    write_whole(path, data.getvalue())
+    write_atomic(path, data.getvalue())

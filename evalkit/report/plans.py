@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from evalkit.operations import outlook
-from evalkit.operations.cards import Device
+from evalkit.operations.device_rates import Device
 from evalkit.operations.forecast import Amount, Planned
 from evalkit.operations.inventory import Entry
 from evalkit.operations.outlook import Outlook
@@ -20,13 +20,13 @@ from evalkit.storage.paths import free_bytes
 from evalkit.storage.results import CellScores
 from evalkit.texts import counted
 
-SHOWN = 3
+MOST_NAMED = 3
 """The maximum number of cells named in a line that holds for many."""
-MUCH = 0.1
+LARGE_DISK_SHARE = 0.1
 """If embeddings take more than this fraction of the free disk, a plan mentions store.keep=topk."""
 MOST_CELLS = 24
 """A plan lists up to this many cells; of a larger selection it lists only datasets, unless `--wide` is given."""
-NAMED = (Column("system", "name"), Column("dim", "number"), Column("dataset", "name"))
+SYSTEM_COLUMNS = (Column("system", "name"), Column("dim", "number"), Column("dataset", "name"))
 
 
 def plan_table(cells: Sequence[Planned], *, wide: bool = False) -> Grid:
@@ -35,7 +35,7 @@ def plan_table(cells: Sequence[Planned], *, wide: bool = False) -> Grid:
     Below the row are the files still to be fetched, and the reason if the cell cannot run.
     """
     columns = (
-        *(*NAMED, Column("state"), Column("shards", "number", moves=1)),
+        *(*SYSTEM_COLUMNS, Column("state"), Column("shards", "number", moves=1)),
         *(Column("to write", "number", moves=2), Column("time left", "number", moves=3)),
         *(Column(name, "number", moves=5, wide=True) for name in ("documents", "tokens", "vectors", "embeddings")),
         *(Column(name, moves=6, wide=True) for name in ("checkpoint", "data", "run id")),
@@ -43,7 +43,7 @@ def plan_table(cells: Sequence[Planned], *, wide: bool = False) -> Grid:
     lines = []
     for cell in cells:
         shards = ABSENT if cell.shards is None else f"{cell.done} of {cell.shards}"
-        notes = [f"{what} {where}" for what, where in _places(cell) if where.startswith("to fetch")]
+        notes = [f"{what} {where}" for what, where in _sources(cell) if where.startswith("to fetch")]
         notes += [] if cell.problem is None else [cell.problem]
         left = (shards, size(cell.missing_bytes), duration(cell.seconds.value))
         sizes = (count(cell.documents), about(cell.tokens), about(cell.vectors), size(cell.stored_bytes))
@@ -53,7 +53,7 @@ def plan_table(cells: Sequence[Planned], *, wide: bool = False) -> Grid:
     return Grid(columns, lines, wide)
 
 
-def _places(cell: Planned) -> tuple[tuple[str, str], ...]:
+def _sources(cell: Planned) -> tuple[tuple[str, str], ...]:
     return (("checkpoint", cell.checkpoint), ("data", cell.source))
 
 
@@ -61,7 +61,7 @@ def outlook_table(cells: Sequence[Planned], *, device: Device | None = None) -> 
     """Return a row per dataset and a total: tokens, time on one device, wall time by workers, disk, memory."""
     rows = outlook.by_dataset(cells, device=device)
     if len(rows) > 1:
-        rows.append(outlook.in_all(cells, device=device))
+        rows.append(outlook.total(cells, device=device))
     columns = (
         *(Column("dataset", "name"), Column("tokens", "number"), Column("work", "number")),
         *(Column("1 worker" if workers == 1 else f"on {workers}", "number") for workers in outlook.WORKERS),
@@ -85,46 +85,46 @@ def _outlook_line(row: Outlook) -> Line:
 
 def plan_lines(cells: Sequence[Planned], *, device: Device | None = None) -> Iterator[str]:
     """Yield lines with the source of each kind of number, and with the total time, disk and memory."""
-    yield from _bases("tokens", [(cell, cell.tokens) for cell in cells])
-    yield from _bases("vectors", [(cell, cell.vectors) for cell in cells if cell.dim is not None])
+    yield from _basis_lines("tokens", [(cell, cell.tokens) for cell in cells])
+    yield from _basis_lines("vectors", [(cell, cell.vectors) for cell in cells if cell.dim is not None])
     left = [cell for cell in cells if cell.state != "finished"]
-    yield from _bases("time", [(cell, cell.seconds) for cell in left])
+    yield from _basis_lines("time", [(cell, cell.seconds) for cell in left])
     states = Counter(cell.state for cell in cells)
     yield f"{counted(len(cells), 'cell')}: {', '.join(f'{many} {state}' for state, many in states.items())}"
-    whole = outlook.in_all(cells, device=device)
-    if whole.wall_s:
-        unknown = f"; {whole.untimed} cells of unknown time are not in it" if whole.untimed else ""
-        each = ", ".join(f"{duration(wall)} on {workers}" for workers, wall in whole.wall_s.items())
-        on_gpu = bool(whole.device_bytes)
-        hours = (whole.device_s or 0.0) / 3600
-        took = f"{hours:,.1f} {'GPU' if on_gpu else 'CPU'}-hours" if hours >= 0.1 else duration(whole.device_s)
+    total = outlook.total(cells, device=device)
+    if total.wall_s:
+        unknown = f"; {total.untimed} cells of unknown time are not in it" if total.untimed else ""
+        each = ", ".join(f"{duration(wall)} on {workers}" for workers, wall in total.wall_s.items())
+        on_gpu = bool(total.device_bytes)
+        hours = (total.device_s or 0.0) / 3600
+        took = f"{hours:,.1f} {'GPU' if on_gpu else 'CPU'}-hours" if hours >= 0.1 else duration(total.device_s)
         passes = {(cell.config.model.name, cell.config.dataset.name) for cell in left}
         shared = "; dims of one model share the encoding" if len(passes) < len(left) else ""
         yield f"forecast: {took} of work; with start and reading {each} workers{shared}{unknown}"
     for folder, (wanted, unsized) in _disks(cells).items():
         also = f", and {counted(unsized, 'cell')} of unknown size" if unsized else ""
         free = free_bytes(folder)
-        much = "; store.keep=topk writes none of them" if wanted > free * MUCH else ""
+        much = "; store.keep=topk writes none of them" if wanted > free * LARGE_DISK_SHARE else ""
         yield f"disk: {size(wanted)} of embeddings to write{also}{much}; {size(free)} free in {folder}"
-    if whole.memory_bytes is not None:
-        gpu = f", {size(whole.device_bytes)} on its GPU" if whole.device_bytes else ""
-        yield f"memory: about {size(whole.memory_bytes)} a worker at most{gpu}"
+    if total.memory_bytes is not None:
+        gpu = f", {size(total.device_bytes)} on its GPU" if total.device_bytes else ""
+        yield f"memory: about {size(total.memory_bytes)} per worker at most{gpu}"
 
 
-def _bases(what: str, amounts: Sequence[tuple[Planned, Amount]]) -> Iterator[str]:
+def _basis_lines(what: str, amounts: Sequence[tuple[Planned, Amount]]) -> Iterator[str]:
     """Yield a line for each source of a kind of number, with the cells for which it was used."""
     by_basis: dict[str, list[str]] = {}
     for cell, amount in amounts:
         by_basis.setdefault(amount.basis, []).append(f"{system(cell)} on {cell.config.dataset.name}")
     for basis, cells in by_basis.items():
-        said = f"{basis} here, on a device that has the weights and data" if basis == UNKNOWN else basis
-        yield f"{what} {said}: {_some(cells)}"
+        text = f"{basis} here, on a device that has the weights and data" if basis == UNKNOWN else basis
+        yield f"{what} {text}: {_first_names(cells)}"
 
 
-def _some(names: Sequence[str]) -> str:
+def _first_names(names: Sequence[str]) -> str:
     """Return the first names, and the number of further ones."""
-    more = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return f"{', '.join(names[:SHOWN])}{more}"
+    more = f" and {len(names) - MOST_NAMED} more" if len(names) > MOST_NAMED else ""
+    return f"{', '.join(names[:MOST_NAMED])}{more}"
 
 
 def plan_problems(cells: Sequence[Planned], *, device: Device | None = None) -> list[str]:
@@ -133,18 +133,18 @@ def plan_problems(cells: Sequence[Planned], *, device: Device | None = None) -> 
     for cell in cells:
         if cell.problem is not None:
             by_problem.setdefault(cell.problem, []).append(f"{system(cell)} on {cell.config.dataset.name}")
-    found = [f"{_some(names)}: {problem}" for problem, names in by_problem.items()]
+    found = [f"{_first_names(names)}: {problem}" for problem, names in by_problem.items()]
     for folder, (wanted, _) in _disks(cells).items():
         if wanted > (free := free_bytes(folder)):
             found.append(
-                f"{folder}: embeddings want {size(wanted)}, {size(free)} are free; set store.keep=topk, which keeps "
-                f"none, {_fewer(cells, free)}or cache_dir=DIR on a larger disk"
+                f"{folder}: embeddings need {size(wanted)}, {size(free)} are free; set store.keep=topk, which keeps "
+                f"none, {_smaller_settings(cells, free)}or cache_dir=DIR on a larger disk"
             )
     found += _memory_problems(cells, device)
     return list(dict.fromkeys(found))
 
 
-def _fewer(cells: Sequence[Planned], free: float) -> str:
+def _smaller_settings(cells: Sequence[Planned], free: float) -> str:
     """Return the settings with which less is stored, if the rest would fit the free space."""
     if any(cell.config.store.dtype == "float32" for cell in cells):
         return "store.dtype=float16, which halves them, "
@@ -161,16 +161,16 @@ def _fewer(cells: Sequence[Planned], free: float) -> str:
 
 
 def _memory_problems(cells: Sequence[Planned], device: Device | None) -> list[str]:
-    whole = outlook.in_all(cells, device=device)
+    total = outlook.total(cells, device=device)
     remedy = "set store.shard_tokens=N lower, or run fewer dims at a time (dim=)"
     found = []
-    if device is None and whole.memory_bytes is not None and whole.memory_bytes > outlook.host_bytes():
+    if device is None and total.memory_bytes is not None and total.memory_bytes > outlook.host_bytes():
         found.append(
-            f"memory: about {size(whole.memory_bytes)} wanted, {size(outlook.host_bytes())} are here; {remedy}"
+            f"memory: about {size(total.memory_bytes)} needed, {size(outlook.host_bytes())} available; {remedy}"
         )
-    there = outlook.gpu_bytes(device)
-    if there is not None and whole.device_bytes is not None and whole.device_bytes > there:
-        found.append(f"GPU memory: about {size(whole.device_bytes)} wanted, {size(there)} are there; {remedy}")
+    available = outlook.gpu_bytes(device)
+    if available is not None and total.device_bytes is not None and total.device_bytes > available:
+        found.append(f"GPU memory: about {size(total.device_bytes)} needed, {size(available)} available; {remedy}")
     return found
 
 
@@ -193,7 +193,7 @@ def status_table(
 ) -> Grid:
     """Return a row per cell: its state, finished shards, and for an unfinished cell its job's process."""
     columns = (
-        *(Column("state"), *NAMED, Column("shards", "number")),
+        *(Column("state"), *SYSTEM_COLUMNS, Column("shards", "number")),
         *(Column("process", moves=1), Column("run id", moves=2, wide=True)),
     )
     lines = []

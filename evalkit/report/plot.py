@@ -10,11 +10,11 @@ from markupsafe import Markup
 
 WIDTH, HEIGHT = 460, 280
 LEFT, RIGHT, TOP, BOTTOM = 58, 24, 22, 46
-ROW = 34
+ROW_HEIGHT = 34
 """Height of a row in a plot of differences."""
 LEAST_SPAN = 0.02
 """The axis of a plot of differences reaches at least this far to both sides, so that noise looks small."""
-LETTER = 6.3
+CHARACTER_WIDTH = 6.3
 """Approximate width of a label's character."""
 
 
@@ -78,8 +78,8 @@ def svg(plot: Plot) -> Markup:
     def y(value: float) -> float:
         return base - max(value, 0.0) / (y_ticks[-1] or 1) * (base - TOP)
 
-    said = "; ".join(f"{point.label}, {point.x:.4g} {plot.x_title}, {point.y:.5g}" for point in points)
-    parts = [_open(HEIGHT, f"{plot.title}: {said}")]
+    description = "; ".join(f"{point.label}, {point.x:.4g} {plot.x_title}, {point.y:.5g}" for point in points)
+    parts = [_svg_tag(HEIGHT, f"{plot.title}: {description}")]
     digits = _digits(y_ticks)
     for tick in y_ticks:
         parts += [
@@ -96,7 +96,9 @@ def svg(plot: Plot) -> Markup:
     best = sorted({(point.x, point.y) for point in points if point.best})
     path = " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in best)
     parts.append(Markup('<polyline class="frontier" points="{}"/>').format(path))
-    places = _label_places([(x(point.x), *_reach(y, point), len(point.label) * LETTER) for point in points])
+    places = _label_places(
+        [(x(point.x), *_vertical_extent(y, point), len(point.label) * CHARACTER_WIDTH) for point in points]
+    )
     for number, series in enumerate(plot.series):
         parts.append(Markup('<g class="series s{}">').format(number % 4))
         for point in series.points:
@@ -117,7 +119,7 @@ def svg(plot: Plot) -> Markup:
 
 def differences(plot: Differences) -> Markup:
     """Return a panel of paired differences as SVG with zero in the middle."""
-    left, right, height = 100, WIDTH - RIGHT, TOP + ROW * len(plot.rows) + BOTTOM
+    left, right, height = 100, WIDTH - RIGHT, TOP + ROW_HEIGHT * len(plot.rows) + BOTTOM
     most = max(LEAST_SPAN, *(abs(end) for row in plot.rows for end in (row.value, *row.interval)))
     half = _ticks([0.0, most])[-1]
     middle, base = (left + right) / 2, height - BOTTOM
@@ -125,10 +127,10 @@ def differences(plot: Differences) -> Markup:
     def x(value: float) -> float:
         return middle + value / half * (right - left) / 2
 
-    said = "; ".join(
+    description = "; ".join(
         f"{row.label}, {row.value:+.4f}, {row.interval[0]:+.4f} to {row.interval[1]:+.4f}" for row in plot.rows
     )
-    parts = [_open(height, f"{plot.title}: {said}")]
+    parts = [_svg_tag(height, f"{plot.title}: {description}")]
     for tick in (-half, -half / 2, 0.0, half / 2, half):
         parts += [
             _line("grid" if tick else "zero", x(tick), x(tick), TOP - 8, base),
@@ -136,7 +138,7 @@ def differences(plot: Differences) -> Markup:
         ]
     parts.append(_text(middle, height - 8, plot.x_title, kind="axis"))
     for number, row in enumerate(plot.rows):
-        y = TOP + ROW * (number + 0.5)
+        y = TOP + ROW_HEIGHT * (number + 0.5)
         parts += [
             _text(left - 10, y + 4, row.label, anchor="end", kind="row"),
             Markup('<g class="series s0">'),
@@ -150,8 +152,8 @@ def differences(plot: Differences) -> Markup:
     return Markup("").join([*parts, Markup("</svg>")])
 
 
-def _open(height: int, said: str) -> Markup:
-    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, height, said)
+def _svg_tag(height: int, description: str) -> Markup:
+    return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">').format(WIDTH, height, description)
 
 
 def _line(kind: str, x1: float, x2: float, y1: float, y2: float) -> Markup:
@@ -159,12 +161,12 @@ def _line(kind: str, x1: float, x2: float, y1: float, y2: float) -> Markup:
 
 
 def _text(x: float, y: float, text: str, *, anchor: str = "middle", kind: str = "tick") -> Markup:
-    """Return a text element; labels beside a point are centred vertically."""
+    """Return a text element."""
     return Markup('<text class="{}" x="{:.1f}" y="{:.1f}" text-anchor="{}">{}</text>').format(kind, x, y, anchor, text)
 
 
-def _reach(y: Callable[[float], float], point: Point) -> tuple[float, float]:
-    """Return the top and the bottom of a point's marker and interval bar, as drawn; y maps a value to its place."""
+def _vertical_extent(y: Callable[[float], float], point: Point) -> tuple[float, float]:
+    """Return the top and bottom of a point's marker and interval bar; `y` maps a value to its drawn position."""
     low, high = point.interval or (point.y, point.y)
     return min(y(high), y(point.y) - 5), max(y(low), y(point.y) + 5)
 
@@ -172,7 +174,7 @@ def _reach(y: Callable[[float], float], point: Point) -> tuple[float, float]:
 def _label_places(points: Sequence[tuple[float, float, float, float]]) -> list[tuple[float, float, str]]:
     """Return x, y and anchor of each label: above its point and bar, or below if it would cover another label.
 
-    A point is its x, its top and bottom (see `_reach`) and the width of its label.
+    A point is its x, its top and bottom (see `_vertical_extent`) and the width of its label.
     """
     taken: list[tuple[float, float, float, float]] = [(x - 5, top, x + 5, bottom) for x, top, bottom, _ in points]
     found = []
@@ -182,14 +184,14 @@ def _label_places(points: Sequence[tuple[float, float, float, float]]) -> list[t
         places = (top - 4, bottom + 14, top - 18, bottom + 28, top - 32, bottom + 42, bottom + 56, bottom + 70)
         downs = [place for place in places if place > TOP / 2]
         boxes = [(left, down - 10, left + width, down + 2) for down in downs]
-        free = [place for place, box in enumerate(boxes) if not any(_cover(box, other) for other in taken)]
+        free = [place for place, box in enumerate(boxes) if not any(_overlap(box, other) for other in taken)]
         chosen = free[0] if free else 0
         taken.append(boxes[chosen])
         found.append((x, downs[chosen], anchor))
     return found
 
 
-def _cover(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
+def _overlap(one: tuple[float, float, float, float], other: tuple[float, float, float, float]) -> bool:
     return one[0] < other[2] and other[0] < one[2] and one[1] < other[3] and other[1] < one[3]
 
 

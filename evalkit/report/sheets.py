@@ -11,7 +11,7 @@ from evalkit.config.settings import METRICS
 from evalkit.report import frames
 from evalkit.report.card import Average, CardTable, Judged, JudgedMean, Leaderboard, System
 from evalkit.report.rounding import ABSENT, fixed, signed
-from evalkit.report.table import markdown_text, said
+from evalkit.report.table import markdown_text, verdict_text
 from evalkit.scoring.mteb_results import MEASURED_BY
 from evalkit.scoring.published import NEAR, rounded
 from evalkit.scoring.reruns import Deviation
@@ -116,15 +116,15 @@ def _average(average: Average) -> str:
 
 
 def _why(found: Judged) -> str:
-    parts = [found.score.slip, said(found.verdict) if found.verdict.differs else ""]
+    parts = [found.score.slip, verdict_text(found.verdict) if found.verdict.differs else ""]
     parts.append(f"waived: {found.waiver.reason}" if found.waiver else "")
     return "; ".join(filter(None, parts))
 
 
-def leaderboard_sheet(board: Leaderboard, theirs: Sequence[CellScores] = ()) -> Sheet:
+def leaderboard_sheet(board: Leaderboard, mteb_cells: Sequence[CellScores] = ()) -> Sheet:
     """Return the leaderboard: a row per system, published and measured mean of each collection.
 
-    `theirs` are the cells that mteb measured. The notes name its release for each of them.
+    `mteb_cells` are the cells that mteb measured. The notes name its release for each of them.
     """
     header = ["system"]
     notes: list[str] = []
@@ -148,7 +148,7 @@ def leaderboard_sheet(board: Leaderboard, theirs: Sequence[CellScores] = ()) -> 
             row += [fixed(standing.published, CARD_DIGITS), measured]
         rows.append(tuple(row))
     notes.append("A measured mean is shown only if all of its datasets were measured under the protocol.")
-    notes += [f"{one.model} on {one.dataset}: measured by {one.environment[MEASURED_BY]}." for one in theirs]
+    notes += [f"{one.model} on {one.dataset}: measured by {one.environment[MEASURED_BY]}." for one in mteb_cells]
     return Sheet("leaderboard", "Leaderboard", tuple(header), tuple(rows), tuple(notes), long_names)
 
 
@@ -162,9 +162,9 @@ def means_sheet(judged: Sequence[JudgedMean]) -> Sheet:
             METRIC_NAMES[found.score.metric],
             found.score.source,
             fixed(found.score.value, found.score.digits),
-            fixed(found.measured, 5) if found.measured is not None or not found.cells else _part(found),
+            fixed(found.measured, 5) if found.measured is not None or not found.cells else _measured_count(found),
             ABSENT if found.delta is None else signed(found.delta, 4),
-            said(found.verdict),
+            verdict_text(found.verdict),
         )
         for found in judged
     )
@@ -181,7 +181,7 @@ def means_sheet(judged: Sequence[JudgedMean]) -> Sheet:
     return Sheet("means", "Published means", header, rows, tuple(notes))
 
 
-def _part(found: JudgedMean) -> str:
+def _measured_count(found: JudgedMean) -> str:
     return f"{len(found.cells)} of {len(found.mean.datasets)}"
 
 

@@ -67,7 +67,7 @@ class Mean(NamedTuple):
     judged: JudgedMean | None
 
 
-def whole_means(cells: Sequence[CellScores]) -> list[Mean]:
+def collection_means(cells: Sequence[CellScores]) -> list[Mean]:
     """Return the means over the collections that have published means, for each system with all of their datasets."""
     judged = [one for one in judge_means(cells) if len(one.cells) == len(one.mean.datasets)]
     found = [
@@ -124,12 +124,12 @@ def terminal(
         *(Column(name, "number", moves=5, wide=True) for name in (*others, *(f"ndcg@10 {name}" for name in groups))),
         Column("run id", moves=6, wide=True),
     )
-    distinguished = distinctions(row.cell for row in table_rows)
+    suffixes = distinctions(row.cell for row in table_rows)
     lines = []
     for row in table_rows:
         cell = row.cell
         measured = fixed(cell.metrics.get(cell.main_metric), 5)
-        judged, notes = [ABSENT] * 4, [distinguished[cell.run_id].strip(" ()")]
+        judged, notes = [ABSENT] * 4, [suffixes[cell.run_id].strip(" ()")]
         if row.published is not None and row.verdict is not None:
             delta = signed(cell.metrics[cell.main_metric] - row.published.value, 4)
             judged = [fixed(row.published.value, row.published.digits), delta, row.verdict.label, row.published.source]
@@ -146,9 +146,9 @@ def terminal(
         measured, judged, notes = fixed(mean.value, 5), [ABSENT] * 4, []
         if (against := mean.judged) is not None:
             delta = ABSENT if against.delta is None else signed(against.delta, 4)
-            said_of = against.verdict
-            judged = [fixed(against.score.value, against.score.digits), delta, said_of.label, against.score.source]
-            notes = ["; ".join(said_of.differs)]
+            verdict = against.verdict
+            judged = [fixed(against.score.value, against.score.digits), delta, verdict.label, against.score.source]
+            notes = ["; ".join(verdict.differs)]
         shown = [measured] if len(metrics) == 1 else [mean.metric, measured]
         nothing = [ABSENT] * (len(asked) + len(others) + len(groups) + 1)
         cells = (mean.system, dim_of(mean.dim), f"mean of {mean.collection}", *shown, *judged, *nothing)
@@ -182,10 +182,10 @@ def markdown_text(text: str) -> str:
     return printable(text).replace("&", "&amp;").replace("<", "&lt;").replace("|", r"\|")
 
 
-def said(verdict: published.Verdict) -> str:
+def verdict_text(verdict: published.Verdict) -> str:
     """Return a verdict with the settings that differ.
 
-    >>> said(published.Verdict("PROTOCOL-DIFFERS", ("split is train, published with test",)))
+    >>> verdict_text(published.Verdict("PROTOCOL-DIFFERS", ("split is train, published with test",)))
     'PROTOCOL-DIFFERS: split is train, published with test'
     """
     return ": ".join([verdict.label, *filter(None, ["; ".join(verdict.differs)])])
@@ -225,13 +225,13 @@ def _header(table_rows: Sequence[Row]) -> list[str]:
 
 def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
     lines, names = [], _groups(table_rows)
-    distinguished = distinctions(row.cell for row in table_rows)
+    suffixes = distinctions(row.cell for row in table_rows)
     losses = comparability.index_losses(row.cell for row in table_rows)
     for row in table_rows:
         cell = row.cell
         groups = [cell.groups.get(name, {}).get("ndcg@10") for name in names]
         measured_by = f" ({cell.environment[MEASURED_BY]})" if MEASURED_BY in cell.environment else ""
-        line = [cell.model + measured_by + distinguished[cell.run_id], dim_of(cell.dim), cell.dataset]
+        line = [cell.model + measured_by + suffixes[cell.run_id], dim_of(cell.dim), cell.dataset]
         line += [fixed(cell.metrics.get(name), 5) for name in _metrics(table_rows)]
         line += [fixed(value, 5) for value in groups]
         line += [_loss(cell, losses)] if losses else []
@@ -240,6 +240,6 @@ def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
         else:
             delta = cell.metrics[cell.main_metric] - row.published.value
             value = fixed(row.published.value, row.published.digits)
-            line += [row.published.metric, value, signed(delta, 4), said(row.verdict), row.published.source]
+            line += [row.published.metric, value, signed(delta, 4), verdict_text(row.verdict), row.published.source]
         lines.append(line)
     return lines

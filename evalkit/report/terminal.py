@@ -22,7 +22,7 @@ from rich.text import Text
 from evalkit.report.grid import terminal_width
 from evalkit.texts import one_line, printable
 
-TAB = 12
+TAB_COLUMNS = 12
 """The columns of a terminal that a metric's name takes; a pipe gets a tab."""
 
 
@@ -41,7 +41,7 @@ class PlainConsole(Console):
 
     def render_str(self, text: str, **settings: Any) -> Text:
         """Return a text unchanged, except that control characters other than line breaks are made visible."""
-        return super().render_str(_shown(text), **{**settings, "markup": False, "emoji": False})
+        return super().render_str(_visible(text), **{**settings, "markup": False, "emoji": False})
 
 
 def out() -> PlainConsole:
@@ -51,7 +51,7 @@ def out() -> PlainConsole:
 
 def say(line: str) -> None:
     """Print a line to standard output; a terminal gets values below each other, and a long line in several."""
-    write(f"{folded(line.expandtabs(TAB), terminal_width()) if sys.stdout.isatty() else line}\n")
+    write(f"{folded(line.expandtabs(TAB_COLUMNS), terminal_width()) if sys.stdout.isatty() else line}\n")
 
 
 def folded(line: str, width: int) -> str:
@@ -75,10 +75,10 @@ def folded(line: str, width: int) -> str:
 
 def write(text: str) -> None:
     """Print to standard output; control characters other than tabs and line breaks are made visible."""
-    sys.stdout.write(_shown(text))
+    sys.stdout.write(_visible(text))
 
 
-def _shown(text: str) -> str:
+def _visible(text: str) -> str:
     return "\n".join("\t".join(map(printable, line.split("\t"))) for line in text.split("\n"))
 
 

@@ -18,7 +18,7 @@ from evalkit.errors import ConfigError, EvalkitError
 from evalkit.report.grid import Column, Grid, Line, wrapped
 from evalkit.report.pareto import front
 from evalkit.report.rounding import ABSENT, dim, fixed, p_value, signed
-from evalkit.report.table import said
+from evalkit.report.table import verdict_text
 from evalkit.scoring import published
 from evalkit.storage import keys, results
 from evalkit.storage.results import CellScores
@@ -64,24 +64,24 @@ def explain(question: Question, results_dir: Path, out: Console, *, complain: Ca
         name = f"{known[0].source}'s {fixed(mean, known[0].digits)}" if known else "its own mean"
         total = cell.metrics[metric] - mean
         shown = evalkit.analysis.explain.lowest(material, values, mean, most=question.top)
-    odd: Mapping[str, Sequence[str]] = {}
+    flags_of: Mapping[str, Sequence[str]] = {}
     if question.texts:
         try:
             config = results.saved_config(results_dir, cell, dataset_path=question.dataset_path)
-            odd = evalkit.analysis.explain.text_flags(config, material, [one.query for one in shown])
+            flags_of = evalkit.analysis.explain.text_flags(config, material, [one.query for one in shown])
         except EvalkitError as error:
             complain(f"truncation is not checked: {error}")
     value = fixed(cell.metrics[metric], 5)
     title = f"{cell.run_id}: {metric} {value}, Δ {signed(total, 5)} against {name}, over {len(values)} queries"
     out.print("\n".join(wrapped(title, out.width)), markup=False)
     if question.other is not None:
-        out.print(contributions_table(shown, odd, metric=metric, against=name))
+        out.print(contributions_table(shown, flags_of, metric=metric, against=name))
         return
     out.print(distribution_table(evalkit.analysis.explain.distribution(values), metric=metric))
     zero = sum(value == 0 for value in values.values())
     many = f"{zero} of {len(values)} queries score 0" if zero else "no query scores 0; the lowest are"
     out.print(f"{many}{f', {len(shown)} shown (--top)' if zero > len(shown) else ''}:", markup=False)
-    out.print(lowest_table(shown, odd, metric=metric))
+    out.print(lowest_table(shown, flags_of, metric=metric))
 
 
 def show_pair(view: PairView, out: Console) -> None:
@@ -113,7 +113,7 @@ def reproduction_lines(reproductions: Sequence[Reproduction]) -> list[str]:
         reached = f"reached with {rules}" if rules else "reached by none of these rules"
         slip = f" (known: {score.slip})" if score.slip else ""
         value = fixed(score.value, score.digits)
-        lines.append(f"{score.source} {score.metric} {value}: {said(reproduction.verdict)}; {reached}{slip}")
+        lines.append(f"{score.source} {score.metric} {value}: {verdict_text(reproduction.verdict)}; {reached}{slip}")
     return lines or ["nothing is published for this cell"]
 
 
@@ -140,17 +140,17 @@ def distribution_table(bands: Sequence[Band], *, metric: str) -> Grid:
     return Grid(columns, lines)
 
 
-def lowest_table(parts: Sequence[Contribution], odd: Mapping[str, Sequence[str]], *, metric: str) -> Grid:
+def lowest_table(parts: Sequence[Contribution], flags_of: Mapping[str, Sequence[str]], *, metric: str) -> Grid:
     """Return queries with their values and remarks."""
     lines = []
     for one in parts:
-        found = "; ".join([*one.flags, *odd.get(one.query, ())]) or ABSENT
+        found = "; ".join([*one.flags, *flags_of.get(one.query, ())]) or ABSENT
         lines.append(Line((one.query, fixed(one.value, 4), found)))
     return Grid((Column("query", "name"), Column(metric, "number"), Column("flags", "text", moves=1)), lines)
 
 
 def contributions_table(
-    parts: Sequence[Contribution], odd: Mapping[str, Sequence[str]], *, metric: str, against: str
+    parts: Sequence[Contribution], flags_of: Mapping[str, Sequence[str]], *, metric: str, against: str
 ) -> Grid:
     """Return queries with their contributions to Δ and remarks."""
     columns = (
@@ -159,7 +159,7 @@ def contributions_table(
     )
     lines = []
     for one in parts:
-        found = "; ".join([*one.flags, *odd.get(one.query, ())]) or ABSENT
+        found = "; ".join([*one.flags, *flags_of.get(one.query, ())]) or ABSENT
         lines.append(Line((one.query, fixed(one.value, 4), fixed(one.against, 4), signed(one.part, 5), found)))
     return Grid(columns, lines)
 
@@ -182,34 +182,35 @@ def comparison_table(comparisons: Sequence[Comparison], *, wide: bool = False) -
     metrics = {one.metric for one in comparisons}
     columns = (
         *(Column("system", "name"), Column("dim", "number"), Column("dataset", "name")),
-        *(Column("metric", moves=3, wide=len(metrics) == 1), Column(_only(metrics) or "value", "number")),
+        *(Column("metric", moves=3, wide=len(metrics) == 1), Column(_single(metrics) or "value", "number")),
         *(Column("Δ", "number"), Column("95 % of Δ", moves=2), Column("p (Holm)", "number", moves=1)),
         *(Column("p", "number", moves=4, wide=True), Column("+/-", moves=5, wide=True)),
         Column("run id", moves=6, wide=True),
     )
-    distinguished = results.distinctions(cell for one in comparisons for cell in (one.base, one.other))
+    suffixes = results.distinctions(cell for one in comparisons for cell in (one.base, one.other))
     lines, bases = [], set()
     for one in comparisons:
         if one.base.run_id not in bases:
             bases.add(one.base.run_id)
             value = fixed(one.base.metrics[one.metric], 5)
             judged = ("base", *[ABSENT] * 4, one.base.run_id)
-            lines.append(_named_line(one.base, distinguished, (one.metric, value, *judged)))
+            lines.append(_named_line(one.base, suffixes, (one.metric, value, *judged)))
         value, (low, high) = fixed(one.other.metrics[one.metric], 5), one.interval
         tests = (f"{signed(low, 4)} … {signed(high, 4)}", p_value(one.p_holm), p_value(one.p))
         judged = (signed(one.delta, 4), *tests, f"{one.wins}/{one.losses}", one.other.run_id)
-        lines.append(_named_line(one.other, distinguished, (one.metric, value, *judged)))
+        lines.append(_named_line(one.other, suffixes, (one.metric, value, *judged)))
     return Grid(columns, lines, wide)
 
 
-def _only(metrics: set[str]) -> str:
+def _single(metrics: set[str]) -> str:
+    """Return the metric if there is only one, else an empty text."""
     return next(iter(metrics)) if len(metrics) == 1 else ""
 
 
-def _named_line(cell: CellScores, distinguished: Mapping[str, str], cells: Sequence[str]) -> Line:
+def _named_line(cell: CellScores, suffixes: Mapping[str, str], cells: Sequence[str]) -> Line:
     """Return a row that begins with system, dim and dataset; distinguishing settings are printed below it."""
     departs = comparability.departures(cell)
-    notes = (distinguished.get(cell.run_id, "").strip(" ()"), f"deviates: {'; '.join(departs)}" if departs else "")
+    notes = (suffixes.get(cell.run_id, "").strip(" ()"), f"deviates: {'; '.join(departs)}" if departs else "")
     return Line((cell.model, dim(cell.dim), cell.dataset, *cells), tuple(filter(None, notes)))
 
 
@@ -228,7 +229,7 @@ def costs_table(cells: Sequence[CellScores]) -> Grid:
         *(Column("bytes / vector", "number"), Column("bytes / passage", "number"), Column("corpus MB", "number")),
         *(Column("encode s", "number", moves=1), Column("search s", "number", moves=2)),
     )
-    distinguished = results.distinctions(cells)
+    suffixes = results.distinctions(cells)
     lines = []
     for cell in cells:
         size = storage(cell)
@@ -238,7 +239,7 @@ def costs_table(cells: Sequence[CellScores]) -> Grid:
             fixed(None if size is None else size.per_passage, 0),
         )
         took = (fixed(cell.wall_s.get("encode"), 2), fixed(cell.wall_s.get("search"), 2))
-        lines.append(_named_line(cell, distinguished, (*stored, fixed(corpus, 2), *took)))
+        lines.append(_named_line(cell, suffixes, (*stored, fixed(corpus, 2), *took)))
     return Grid(columns, lines)
 
 
@@ -283,6 +284,6 @@ def frontier_lines(base: CellScores, *, normalized: bool) -> list[str]:
 
 
 def system(cell: CellScores) -> str:
-    """Return a system's name with its dim; a cell that may not stand for that system is marked."""
+    """Return a system's name with its dim; a cell that does not represent that system is marked."""
     name = keys.label(cell.model, cell.dim)
     return f"{name} (deviates)" if comparability.departures(cell) else name

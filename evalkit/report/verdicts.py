@@ -7,12 +7,12 @@ from collections.abc import Collection, Mapping
 from evalkit.config.settings import DatasetConfig, EncoderConfig, RunConfig
 from evalkit.models import weights
 from evalkit.report.rounding import fixed, signed
-from evalkit.report.table import said
+from evalkit.report.table import verdict_text
 from evalkit.scoring import published
 from evalkit.storage import keys, results
 from evalkit.types import Dataset
 
-KNOWN = ("split", "drop_self", "first_stage")
+DECIDED_BY_SCORING = ("split", "drop_self", "first_stage")
 """The published settings that scoring itself decides. Other settings count only if the user declares them.
 
 A run file counts as the result of a search by the named system, without a first stage.
@@ -30,8 +30,8 @@ def lines(
     """Return one line per published score of a system on this dataset; without a system, name the published systems.
 
     `declared` names the settings of `config` that the user declares for the run. `self_hits` counts the file's hits
-    whose id is the query's own. A file without any may be the result of dropping them, which agrees only with a rule
-    that drops them.
+    whose id is the query's own. A file without any may be the result of a rule that drops them, so
+    a published score without that rule is then PROTOCOL-DIFFERS.
     """
     if config is None:
         found = {score.system for score in published.published_scores() if score.dataset == dataset.name}
@@ -42,19 +42,21 @@ def lines(
     name = config.model.name
     protocol = {**results.plain(config.model), "drop_self": dataset.drop_self}
     kept_none = self_hits if not dataset.drop_self else None
-    said_of = []
+    verdict_lines = []
     for dim in config.dims:
         for metric, value in means.items():
             for score in published.find(name, dim, dataset.name, metric):
-                settings = {key: wanted for key, wanted in score.settings.items() if _known(key, declared)}
-                asked = score._replace(settings=settings)
-                settings_differ = published.differing(asked, protocol, dataset.split, self_hits=kept_none)
+                settings = {key: wanted for key, wanted in score.settings.items() if _is_known(key, declared)}
+                checkable = score._replace(settings=settings)
+                settings_differ = published.differing(checkable, protocol, dataset.split, self_hits=kept_none)
                 differs = (*_other_system(config, dim), *settings_differ)
                 verdict = published.verdict(value, score, declared_loss=score.index_loss, differs=differs)
                 printed = f"{score.version or score.source} {fixed(score.value, score.digits)}"
                 delta = signed(value - score.value, 4)
-                said_of.append(f"{metric}\t{said(verdict)} ({printed} for {keys.label(name, dim)}, Δ {delta})")
-    return said_of or [f"nothing is published for {name} on {dataset.name}"]
+                verdict_lines.append(
+                    f"{metric}\t{verdict_text(verdict)} ({printed} for {keys.label(name, dim)}, Δ {delta})"
+                )
+    return verdict_lines or [f"nothing is published for {name} on {dataset.name}"]
 
 
 def _other_system(config: RunConfig, dim: int | None) -> tuple[str, ...]:
@@ -65,6 +67,6 @@ def _other_system(config: RunConfig, dim: int | None) -> tuple[str, ...]:
     return (*reranked, *weights.declared_otherwise(model.name, dim, source))
 
 
-def _known(setting: str, declared: Collection[str]) -> bool:
+def _is_known(setting: str, declared: Collection[str]) -> bool:
     """Whether a setting is decided by scoring or declared, by its own name or that of its group."""
-    return setting in KNOWN or any(f"{setting}.".startswith(f"{name}.") for name in declared)
+    return setting in DECIDED_BY_SCORING or any(f"{setting}.".startswith(f"{name}.") for name in declared)

@@ -2,9 +2,10 @@
 
 Read `pipeline` first. It opens the dataset (a `cells.Task`), plans its cells (`cells`, `identity`), and applies the
 step of `shard_step` to every shard: tokenise and `encode` its documents, `search` them, checkpoint both (`background`
-has the threads). `ranked` writes a cell's files, and `scored` reuses finished cells. `canary` and `loaded` guard and
-keep the model. `distributed` runs the step on workers, `plaid` adds an index search, `rerank` and `filed` take run
-files of other programs. `jobs` records what runs, and `progress` shows it.
+has the threads). `cell_files` writes a cell's files, and `reuse` returns finished cells. `canary` checks the loaded
+model, and `loaded` keeps it. `distributed` runs the step on workers, `plaid` adds an index search, `rerank` and
+`external_run` read run files of other programs. `jobs` records jobs, `progress` shows their progress, and `words` is
+`evalkit.run` of the Python API.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from evalkit.storage.results import CellScores
 
 
-class _Room(ModuleType):
+class _CallablePackage(ModuleType):
     """Makes this package callable, because importing it replaces the function `evalkit.run` of the same name."""
 
     def __call__(self, *words: str) -> tuple[CellScores, ...]:
@@ -27,4 +28,4 @@ class _Room(ModuleType):
         return run(*words)
 
 
-sys.modules[__name__].__class__ = _Room
+sys.modules[__name__].__class__ = _CallablePackage

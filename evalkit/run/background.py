@@ -22,13 +22,13 @@ import torch
 
 from evalkit.errors import StoreError
 from evalkit.ranking import Hits, merge_new
-from evalkit.storage.paths import unwritable
+from evalkit.storage.paths import write_error
 
 log = logging.getLogger(__name__)
 
 Item = TypeVar("Item")
 Prepared = TypeVar("Prepared")
-MOST_WORKERS = 8
+MAX_AUTO_WORKERS = 8
 """Upper limit of `auto`: this many threads produce a few million token ids per second, more than a GPU consumes."""
 
 
@@ -39,7 +39,7 @@ def tokenizer_threads(asked: Literal["auto"] | int, device: torch.device) -> int
     """
     if asked != "auto":
         return asked
-    return 0 if device.type == "cpu" else max(1, min(MOST_WORKERS, (os.cpu_count() or 1) - 1))
+    return 0 if device.type == "cpu" else max(1, min(MAX_AUTO_WORKERS, (os.cpu_count() or 1) - 1))
 
 
 def limit_tokenizer(threads: int) -> None:
@@ -48,7 +48,7 @@ def limit_tokenizer(threads: int) -> None:
         os.environ.setdefault("RAYON_NUM_THREADS", str(threads))
 
 
-class Ahead(Generic[Item, Prepared]):
+class Prefetcher(Generic[Item, Prepared]):
     """Prefetches items in a background thread, or prepares each on use if `threaded` is false."""
 
     def __init__(self, prepare: Callable[[Item], Prepared], *, threaded: bool) -> None:
@@ -84,7 +84,7 @@ class Ahead(Generic[Item, Prepared]):
             self._pool.shutdown(wait=True, cancel_futures=True)
 
 
-class Merging:
+class Merger:
     """Merges each shard's hits into the best so far; if `threaded`, in a thread while the next shard is searched."""
 
     def __init__(self, best: dict[str, Hits], *, depth: int, threaded: bool) -> None:
@@ -119,8 +119,8 @@ class Merging:
                 self._pending.popleft().result()
 
 
-WAIT_WORTH_SAYING = 0.1
-"""If more than this share of the time since the first checkpoint was spent waiting for the disk, it is logged."""
+LOGGED_WAIT_SHARE = 0.1
+"""Waiting for the disk is logged if it took more than this share of the time since the first checkpoint."""
 
 
 class Writer:
@@ -134,21 +134,23 @@ class Writer:
         self._failed = False
         self._began: float | None = None
         self._waited_s = 0.0
-        self._said = False
+        self._logged = False
 
     def submit(self, path: Path, write: Callable[[], None]) -> None:
         """Queue the writing of a checkpoint. Raises StoreError if an earlier one failed."""
         with self._lock:  # called by the thread that encodes and by the one that searches
             done = [self._pending.popleft() for _ in range(self._leading_done())]
             self._began = self._began or time.monotonic()
-            self._pending.append(self._pool.submit(self._written, path, write))
+            self._pending.append(self._pool.submit(self._write, path, write))
         for write_done in done:
             write_done.result()
 
     def _leading_done(self) -> int:
+        """Return how many of the oldest pending writes are done."""
         return len(list(takewhile(Future.done, self._pending)))
 
     def _oldest(self, pending: int) -> Future[None] | None:
+        """Remove and return the oldest write if more than `pending` are queued; else return None."""
         with self._lock:
             return self._pending.popleft() if len(self._pending) > pending else None
 
@@ -162,8 +164,8 @@ class Writer:
             oldest.result()
         self._waited_s += time.monotonic() - started
         elapsed_s = time.monotonic() - (self._began or started)
-        if not self._said and self._waited_s > max(10.0, WAIT_WORTH_SAYING * elapsed_s):
-            self._said = True
+        if not self._logged and self._waited_s > max(10.0, LOGGED_WAIT_SHARE * elapsed_s):
+            self._logged = True
             log.warning(
                 "the disk is the limit: %.0f s of %.0f s were spent waiting for embeddings to be written; use a faster "
                 "cache_dir=DIR, or store.keep=topk, which stores no embeddings",
@@ -176,7 +178,7 @@ class Writer:
         while (oldest := self._oldest(0)) is not None:
             oldest.result()
 
-    def _written(self, path: Path, write: Callable[[], None]) -> None:
+    def _write(self, path: Path, write: Callable[[], None]) -> None:
         if self._failed:
             return
         try:
@@ -185,7 +187,7 @@ class Writer:
             self._failed = True
             if isinstance(error, StoreError):
                 raise
-            raise unwritable(path, error) from error
+            raise write_error(path, error) from error
 
     def __enter__(self) -> Self:
         return self

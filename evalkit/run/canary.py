@@ -47,11 +47,12 @@ NORM_ATOL = 1e-4
 ROPE_BASES = (10_000.0, 20_000.0)
 """The RoPE bases that are tried: the default of the original code, and that of jina-embeddings-v3."""
 
-Verdict = Literal["ok", "FAILED", "no figures"]
+Verdict = Literal["ok", "FAILED", "skipped"]
+"""`skipped`: there is nothing to compare with, or the question does not apply to the model."""
 
 
 class Finding(NamedTuple):
-    """One question to a model, the measured answer, and for a failure its likeliest cause."""
+    """One question to a model, the verdict on its answer, what was measured, and for a failure the likeliest cause."""
 
     question: str
     verdict: Verdict
@@ -149,12 +150,12 @@ def canary(encoder: Encoder, found: Mapping[int, Checkpoint]) -> frozenset[int]:
     packed = packing(encoder) if encoder.attention != "sdpa" else ()
     for finding in chain(examine(encoder, reload=reload), packed):
         _refuse_failed(finding, encoder)
-    met = True
+    reproduced = True
     for finding in _published(encoder, found):
         _refuse_failed(finding, encoder)
-        met = met and finding.verdict == "ok"
+        reproduced = reproduced and finding.verdict == "ok"
     published = _published_of(encoder)
-    return frozenset({published.dim} & set(encoder.heads)) if met and published is not None else frozenset()
+    return frozenset({published.dim} & set(encoder.heads)) if reproduced and published is not None else frozenset()
 
 
 def _refuse_failed(finding: Finding, encoder: Encoder) -> None:
@@ -184,13 +185,13 @@ def published_vectors() -> tuple[Published, ...]:
 
 
 def _read_published(name: str) -> Published:
-    values = _packaged(name)
+    values = _packaged_json(name)
     names = ("model", "dim", "vocabulary", "text", "atol")
     query, document = (tuple(tuple(row) for row in values[side]) for side in ("query", "document"))
     return Published(**{name: values[name] for name in names}, query=query, document=document)
 
 
-def _packaged(name: str) -> dict[str, Any]:
+def _packaged_json(name: str) -> dict[str, Any]:
     values: dict[str, Any] = json.loads((Path(__file__).parents[1] / "models" / name).read_text(encoding="utf-8"))
     return values
 
@@ -202,6 +203,7 @@ def vectors_of(encoder: Encoder, texts: Sequence[Tokens], *, documents: bool) ->
 
 
 def _sides(encoder: Encoder) -> Iterator[tuple[str, Sequence[Tokens], bool]]:
+    """Yield for queries and documents the name of the side, the tokenised fixed texts, and whether it is documents."""
     yield "query", encoder.tokenize_queries(TEXTS), False
     yield "document", encoder.tokenize_documents(TEXTS), True
 
@@ -215,7 +217,7 @@ def _own_settings(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> Fin
     """Report accepted differences between `artifact.metadata` and the config; others were refused on loading."""
     files = list(dict.fromkeys(filter(None, map(metadata.settings_file, found.values()))))
     if not files:
-        return Finding("the checkpoint's own settings", "no figures", "it has no artifact.metadata")
+        return Finding("the checkpoint's own settings", "skipped", "it has no artifact.metadata")
     measured = "; ".join(metadata.notes(config, found)) or f"{', '.join(files)} says what the config says"
     return Finding("the checkpoint's own settings", "ok", measured)
 
@@ -233,10 +235,10 @@ def _variants(config: EncoderConfig) -> Iterator[Finding]:
 def _token_ids(encoder: Encoder) -> Iterator[Finding]:
     """Compare the ids of single tokens with those of the published vocabulary."""
     question = "ids of known tokens"
-    facts, rows = _packaged("token_ids.json").get(encoder.config.name), vocabulary_rows(encoder)
+    facts, rows = _packaged_json("token_ids.json").get(encoder.config.name), vocabulary_rows(encoder)
     if facts is None or facts["vocabulary"] != rows:
         reason = "none are published" if facts is None else f"they are for a vocabulary of {facts['vocabulary']}"
-        yield Finding(question, "no figures", f"{rows} rows; {reason}")
+        yield Finding(question, "skipped", f"{rows} rows; {reason}")
         return
     found = {token: encoder.vocabulary.tokenizer.token_to_id(token) for token in facts["ids"]}
     wrong = [
@@ -245,7 +247,7 @@ def _token_ids(encoder: Encoder) -> Iterator[Finding]:
         if found[token] != wanted
     ]
     measured = "; ".join(wrong) or f"{len(found)} of {len(found)} as published"
-    yield _judged(question, not wrong, measured, "marker ids: tokenizer.json is not the checkpoint's own")
+    yield _finding(question, not wrong, measured, "marker ids: tokenizer.json is not the checkpoint's own")
 
 
 def _layout(encoder: Encoder) -> Iterator[Finding]:
@@ -273,11 +275,11 @@ def _layout(encoder: Encoder) -> Iterator[Finding]:
         measured = (
             problems[0] if problems else f"{HELLO!r} is {shown}{'…' if len(ids) > len(shown) else ''} ({len(ids)} ids)"
         )
-        yield _judged(f"layout of a {side}", not problems, measured, "marker ids or expansion in the model's config")
+        yield _finding(f"layout of a {side}", not problems, measured, "marker ids or expansion in the model's config")
     query, document = (vocabulary.markers(rules) for rules in (encoder.config.query, encoder.config.document))
     if query and encoder.config.query.marker != encoder.config.document.marker:
         cause = "marker ids: two markers with one id"
-        yield _judged("markers of both sides differ", query != document, f"{query} and {document}", cause)
+        yield _finding("markers of both sides differ", query != document, f"{query} and {document}", cause)
 
 
 def _unexpanded(encoder: Encoder, side: str, texts: Sequence[str]) -> TokenTable:
@@ -302,19 +304,19 @@ def _counts_and_norms(encoder: Encoder) -> Iterator[Finding]:
             )
             counted = counts == wanted and widths == {dim}
             measured = f"{counts} of width {sorted(widths)}" + ("" if counted else f", wanted {wanted} of width {dim}")
-            yield _judged(f"{side} vectors at {dim}", counted, measured, cause)
+            yield _finding(f"{side} vectors at {dim}", counted, measured, cause)
             norms = torch.cat(vectors).norm(dim=1)
             if not bool(torch.isfinite(norms).all()):
-                yield Finding(f"{side} norms at {dim}", "FAILED", "not finite", _unfinite(encoder))
+                yield Finding(f"{side} norms at {dim}", "FAILED", "not finite", _cause_of_non_finite(encoder))
                 continue
             low, high = float(norms.min()), float(norms.max())
             unit = abs(low - 1) < NORM_ATOL and abs(high - 1) < NORM_ATOL
             good = unit if encoder.config.normalize else low > 0
             cause = "head missing or zero: a vector has no length" if low == 0 else "normalisation"
-            yield _judged(f"{side} norms at {dim}", good, f"{low:.5f} to {high:.5f}", cause)
+            yield _finding(f"{side} norms at {dim}", good, f"{low:.5f} to {high:.5f}", cause)
 
 
-def _unfinite(encoder: Encoder) -> str:
+def _cause_of_non_finite(encoder: Encoder) -> str:
     """Return the likeliest cause of vectors that are not finite. A NaN in a weight means a damaged checkpoint."""
     heads = {f"the head of {dim}": head for dim, head in encoder.heads.items() if isinstance(head, Tensor)}
     for dim, head in encoder.heads.items():
@@ -342,7 +344,7 @@ def _positions(encoder: Encoder) -> Iterator[Finding]:
     pair = [place for place in places if text.ids[place] == text.ids[places[0]]]
     moved = float((vectors_TD[pair[0]] - vectors_TD[pair[-1]]).abs().max())
     cause = "RoPE base: positions do not reach the attention" if encoder.rope_theta else "position embeddings or ALiBi"
-    yield _judged("one token at two places", moved > 1e-4, f"its vectors differ by {moved:.1e}", cause)
+    yield _finding("one token at two places", moved > 1e-4, f"its vectors differ by {moved:.1e}", cause)
 
 
 def _expansion(encoder: Encoder) -> Iterator[Finding]:
@@ -366,16 +368,16 @@ def _expansion(encoder: Encoder) -> Iterator[Finding]:
         shortest = float(masks.norm(dim=1).min()) if len(masks) else math.nan
         measured = f"{len(masks)} masks, the shortest vector {shortest:.3f}"
         cause = "expansion: no masks, or masks zeroed as padding"
-        yield _judged(f"expansion vectors at {dim}", len(masks) > 0 and shortest > 0, measured, cause)
+        yield _finding(f"expansion vectors at {dim}", len(masks) > 0 and shortest > 0, measured, cause)
         by_seen, by_unseen = (float((vectors[:real] - alone).abs().max()) for vectors in (seen, unseen))
         # A ratio, because rounding alone moves a half-precision vector as far as some masks do.
         measured = f"attended to, they move the others by {by_seen:.1e}, else by {by_unseen:.1e}; in force: {in_force}"
         if any(getattr(part, "is_causal", False) for part in encoder.module.modules()):
             question = f"masks and the other tokens at {dim}"
-            yield Finding(question, "no figures", "causal attention: no token sees what comes after it")
+            yield Finding(question, "skipped", "causal attention: no token sees what comes after it")
             continue
         cause = "expansion attention: the attention mask does not reach the model"
-        yield _judged(f"masks and the other tokens at {dim}", by_seen > 4 * by_unseen, measured, cause)
+        yield _finding(f"masks and the other tokens at {dim}", by_seen > 4 * by_unseen, measured, cause)
 
 
 def _batching(encoder: Encoder) -> Iterator[Finding]:
@@ -390,7 +392,9 @@ def _batching(encoder: Encoder) -> Iterator[Finding]:
                     scale = max(1.0, float(alone_TD.norm(dim=1).max()))
                     worst = max(worst, float((vectors_TD - alone_TD).abs().max()) / scale)
         measured = f"max |Δ| {worst:.1e}, at most {atol:.0e} in {encoder.config.dtype}"
-        yield _judged(f"{side} alone and in a batch", worst <= atol, measured, "padding: padded tokens are attended to")
+        yield _finding(
+            f"{side} alone and in a batch", worst <= atol, measured, "padding: padded tokens are attended to"
+        )
 
 
 def packing(encoder: Encoder) -> Iterator[Finding]:
@@ -399,7 +403,7 @@ def packing(encoder: Encoder) -> Iterator[Finding]:
     asked = encoder.attention if encoder.attention != "sdpa" else "varlen"
     path = choose(asked, config=config, device=encoder.device).path
     if path == "sdpa":
-        yield Finding("packed and padded", "no figures", f"{config.backbone} in {config.dtype} is not packed here")
+        yield Finding("packed and padded", "skipped", f"{config.backbone} in {config.dtype} is not packed here")
         return
     packed, padded = replace(encoder, attention=path), replace(encoder, attention="sdpa")
     atol = BATCHED_ATOL[config.dtype]
@@ -412,7 +416,7 @@ def packing(encoder: Encoder) -> Iterator[Finding]:
             worst = max(worst, float((torch.cat(ours) - together_XD).abs().max()) / scale)
         measured = f"{path}: max |Δ| {worst:.1e}, at most {atol:.0e} in {config.dtype}"
         cause = "packed attention: texts attend to their neighbours, or positions run on (engine.attention=sdpa)"
-        yield _judged(f"{side} packed and padded", worst <= atol, measured, cause)
+        yield _finding(f"{side} packed and padded", worst <= atol, measured, cause)
 
 
 def _dtype(encoder: Encoder, *, reload: Reload) -> Iterator[Finding]:
@@ -430,7 +434,9 @@ def _dtype(encoder: Encoder, *, reload: Reload) -> Iterator[Finding]:
             worst = max(worst, float((1 - cosines).max()))
         limit = DTYPE_COSINE[config.dtype]
         measured = f"{config.dtype}: 1 − cosine at most {worst:.1e}, wanted {limit:.0e} or less"
-        yield _judged(f"{side} in the job's dtype against fp32", worst <= limit, measured, "dtype: model.dtype=float32")
+        yield _finding(
+            f"{side} in the job's dtype against fp32", worst <= limit, measured, "dtype: model.dtype=float32"
+        )
 
 
 def _published(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Iterator[Finding]:
@@ -438,13 +444,13 @@ def _published(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Iterator[Fi
     published = _published_of(encoder)
     if published is None:
         question = f"published vectors of {HELLO!r} in {encoder.config.dtype}"
-        yield Finding(question, "no figures", f"none are published for {encoder.config.name} at {_dims(encoder)}")
+        yield Finding(question, "skipped", f"none are published for {encoder.config.name} at {_dims(encoder)}")
         return
     encoder, found = with_published_head(encoder, found)
     reload = reloader(encoder, found)
     first = _published_vectors(encoder, published, reload=reload)
     yield first
-    if encoder.config.dtype != "float32" and first.verdict != "no figures":
+    if encoder.config.dtype != "float32" and first.verdict != "skipped":
         yield _published_vectors(reload(replace(encoder.config, dtype="float32")), published, reload=reload)
 
 
@@ -455,14 +461,14 @@ def _published_vectors(encoder: Encoder, published: Published, *, reload: Reload
     rows = vocabulary_rows(encoder)
     if rows != published.vocabulary:
         reason = f"{rows} rows: a stand-in, not the published model of {published.vocabulary}"
-        return Finding(question, "no figures", reason)
+        return Finding(question, "skipped", reason)
     if published.dim not in encoder.heads:
         reason = (
             f"none are published at {_dims(encoder)}; those at {published.dim} settle {_unsettled(encoder)} "
             "where its checkpoint is on disk and has the same backbone: "
             f"evalkit fetch model={config.name} dim={published.dim}"
         )
-        return Finding(question, "no figures", reason)
+        return Finding(question, "skipped", reason)
     worst, atol = deviation(encoder, published), published.atol + PUBLISHED_ATOL[config.dtype]
     base = "" if encoder.rope_theta is None else f", RoPE base {encoder.rope_theta}"
     measured = f"max |Δ| {worst:.1e}, at most {atol:.0e}{base}"
@@ -470,9 +476,9 @@ def _published_vectors(encoder: Encoder, published: Published, *, reload: Reload
         return Finding(question, "ok", measured)
     for cause, changed in _suspects(encoder):
         if deviation(reload(changed), published) <= atol:
-            return Finding(question, "FAILED", measured, f"{cause}, which meets the figures")
+            return Finding(question, "FAILED", measured, f"{cause}, which reproduces the published vectors")
     tried = ", ".join(filter(None, ("" if encoder.rope_theta is None else "RoPE base", "marker", "expansion")))
-    cause = f"weights or head: no {tried} or dtype meets the figures"
+    cause = f"weights or head: no {tried} or dtype reproduces the published vectors"
     return Finding(question, "FAILED", measured, cause)
 
 
@@ -522,5 +528,5 @@ def _dims(encoder: Encoder) -> str:
     return ", ".join(map(str, encoder.heads))
 
 
-def _judged(question: str, good: bool, measured: str, cause: str) -> Finding:  # noqa: FBT001 (a column of the finding)
+def _finding(question: str, good: bool, measured: str, cause: str) -> Finding:  # noqa: FBT001 (a column of the finding)
     return Finding(question, "ok", measured) if good else Finding(question, "FAILED", measured, cause)

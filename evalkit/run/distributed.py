@@ -33,11 +33,11 @@ from evalkit.ranking import Hits, floors, merge, no_hits
 from evalkit.run import environment, jobs, loaded
 from evalkit.run.background import Writer, limit_tokenizer, tokenizer_threads
 from evalkit.run.cells import Cell, Task
-from evalkit.run.progress import Counted, documents_bar
+from evalkit.run.progress import ProgressCounter, documents_bar
 from evalkit.run.search import hits_from_arrays, hits_to_arrays
 from evalkit.run.shard_step import Texts, VectorStep, vector_step
 from evalkit.storage import keys, shard_files
-from evalkit.storage.paths import make_folder, topk_dir, unwritable, write_whole
+from evalkit.storage.paths import make_folder, topk_dir, write_atomic, write_error
 from evalkit.types import Dataset, Document, Query
 
 BYTES_PER_TOKEN = 2
@@ -58,13 +58,13 @@ class ShardTexts(NamedTuple):
     dims: tuple[int, ...]
 
 
-class Found(NamedTuple):
+class ShardResult(NamedTuple):
     """A worker's result for a shard: hits and manifest facts by dim, and the number of tokens encoded."""
 
     shard: ShardRange
     hits: dict[int, tuple[Hits, dict[str, Any]]]
     tokens: int
-    met_vectors: frozenset[int]
+    reproduced_dims: frozenset[int]
     """The dims whose published vectors the worker's model reproduced."""
 
 
@@ -86,8 +86,8 @@ class CountedTerms(NamedTuple):
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadVectors:
-    """Builds a worker's step: loads the encoder, encodes the queries, and proves that the cache is the driver's."""
+class LoadVectorStep:
+    """Builds a worker's step: checks that the cache is the driver's, loads the encoders and encodes the queries."""
 
     config: RunConfig
     dataset: str
@@ -96,14 +96,14 @@ class LoadVectors:
     device: str
     threads: int
     cells: Mapping[int, Cell]
-    token: Token | None
+    shared_file: SharedFile | None
 
-    def __call__(self) -> VectorsStep:
+    def __call__(self) -> WorkerVectorStep:
         """Return the step. Raises ModelError, StoreError or DeviceError."""
         model = self.config.model
         assert isinstance(model, EncoderConfig)
-        if self.token is not None:
-            self.token.prove(self.config)
+        if self.shared_file is not None:
+            self.shared_file.require(self.config)
         numba_folder.set_fallback(self.config.cache_dir / "numba")
         loaded.keep()
         device = environment.choose_device(self.device)
@@ -117,15 +117,15 @@ class LoadVectors:
                     f"from the driver's in {cell.checkpoint.folder}; wanted the same files on every node"
                 )
                 raise ModelError(msg)
-        dataset = Dataset(self.dataset, "", "", _Elsewhere(), self.queries, {}, self.drop_self, "", {})
+        dataset = Dataset(self.dataset, "", "", _NoCorpus(), self.queries, {}, self.drop_self, "", {})
         task = Task(self.config, dataset, Survey(0, "", (), 0, ()), (), device, Console(quiet=True))
         # A checkpoint is watched for changes on the node that reads it, which may not be the driver's.
         here = {dim: cell._replace(checkpoint=found[dim]) for dim, cell in self.cells.items()}
-        return VectorsStep(task, found, here, self.threads)
+        return WorkerVectorStep(task, found, here, self.threads)
 
 
-class VectorsStep:
-    """The step of a worker: the `VectorStep` of every backbone, over the texts that came with the shard."""
+class WorkerVectorStep:
+    """A worker's step: for every backbone a `VectorStep`, applied to the texts that the driver sent with the shard."""
 
     def __init__(self, task: Task, found: Mapping[int, Any], cells: Mapping[int, Cell], threads: int) -> None:
         """Load the encoders and encode the queries."""
@@ -136,20 +136,20 @@ class VectorsStep:
         self._steps: list[VectorStep] = []
         with ExitStack() as stack:
             encoders = loaded.encoders(model, found, device=task.device, engine=settings)
-            self._met = frozenset(dim for one in encoders for dim in one.met_vectors)
+            self._reproduced_dims = frozenset(dim for one in encoders for dim in one.reproduced_dims)
             for encoder, _ in encoders:
                 members = {dim: cells[dim] for dim in encoder.heads}
-                self._steps.append(stack.enter_context(vector_step(task, encoder, members, {}, _unseen)))
+                self._steps.append(stack.enter_context(vector_step(task, encoder, members, {}, _ignore_progress)))
             self._open = stack.pop_all()
 
-    def prepare(self, work: ShardTexts, latest: Mapping[str, np.ndarray]) -> _Call:
+    def prepare(self, work: ShardTexts, latest: Mapping[str, np.ndarray]) -> _ShardCall:
         """Tokenise a shard ahead on a worker with a GPU, whose CPU is otherwise idle."""
-        call = _Call(work, latest)
+        call = _ShardCall(work, latest)
         if self._ahead:
             call.tokens = [self._tokenized(step, work) for step in self._steps]
         return call
 
-    def run(self, call: _Call) -> _Call:
+    def run(self, call: _ShardCall) -> _ShardCall:
         """Encode and search a shard."""
         torch.set_num_threads(self._threads)  # OpenMP counts threads by caller
         work = call.work
@@ -159,7 +159,7 @@ class VectorsStep:
                 continue
             found: dict[str, tuple[Mapping[str, Tensor], Mapping[str, Any]]] = {}
 
-            def keep_hits(
+            def save_hits(
                 folder: Path,
                 _name: str,
                 arrays: Mapping[str, Tensor],
@@ -168,33 +168,33 @@ class VectorsStep:
             ) -> None:
                 found[folder.name] = (arrays, facts)
 
-            asked = step.unthreaded(
+            shard_step = step.unthreaded(
                 cells=cells,
                 floor_of=call.floor_of,
                 advance=call.advance,
-                tokenized=_Given(call.tokens[place] if call.tokens else self._tokenized(step, work)),
-                keep_vectors=lambda *args: call.unwritten.append(args),
-                keep_hits=keep_hits,
+                tokenized=_TokenizedShard(call.tokens[place] if call.tokens else self._tokenized(step, work)),
+                save_vectors=lambda *args: call.unwritten.append(args),
+                save_hits=save_hits,
             )
-            asked.run(work.shard)
+            shard_step.run(work.shard)
             for dim, cell in cells.items():
                 if cell.search_key in found:
                     arrays, facts = found[cell.search_key]
-                else:  # an earlier job left it in a cache that this node sees and the driver does not
+                else:  # already in a cache that this node sees and the driver does not
                     folder = topk_dir(step.task.config.cache_dir, cell.search_key)
                     arrays = shard_files.load(folder, work.shard.checksum) or {}
                     facts = shard_files.finished(folder, work.shard.checksum) or {}
                 call.hits[dim] = (hits_from_arrays(arrays), dict(facts))
         return call
 
-    def settle(self, call: _Call) -> Found:
+    def settle(self, call: _ShardCall) -> ShardResult:
         """Write a shard's vectors while the next shard is encoded; return its top-k, which is valid only after them."""
         for folder, name, arrays, facts in call.unwritten:
             try:
                 shard_files.save(folder, name, arrays, facts)
             except OSError as error:
-                raise unwritable(folder / name, error) from error
-        return Found(call.work.shard, call.hits, call.tokens_done, self._met)
+                raise write_error(folder / name, error) from error
+        return ShardResult(call.work.shard, call.hits, call.tokens_done, self._reproduced_dims)
 
     def close(self) -> None:
         """Stop the background threads."""
@@ -206,8 +206,8 @@ class VectorsStep:
 
 
 @dataclass
-class _Call:
-    """One shard while a worker processes it."""
+class _ShardCall:
+    """The inputs and results of one shard while a worker processes it."""
 
     work: ShardTexts
     floors: Mapping[str, np.ndarray]
@@ -217,14 +217,16 @@ class _Call:
     tokens_done: int = 0
 
     def floor_of(self, cell: Cell) -> np.ndarray:
+        """Return the floors of a cell's queries, as the driver sent them."""
         return self.floors[cell.run_id]
 
     def advance(self, _texts: int, tokens: int) -> None:
+        """Count tokens; the driver counts the documents."""
         self.tokens_done += tokens
 
 
-class _Given(NamedTuple):
-    """Stands for the prefetch of texts: it holds the texts of the one shard that is being processed."""
+class _TokenizedShard(NamedTuple):
+    """The tokenised texts of one shard, in place of a prefetch (`shard_step.Tokenized`)."""
 
     texts: Texts
 
@@ -232,11 +234,12 @@ class _Given(NamedTuple):
         """Do nothing: the texts are already here."""
 
     def take(self, _shard: ShardRange) -> Texts:
+        """Return the texts."""
         return self.texts
 
 
-class _Elsewhere:
-    """Stands for the corpus in a worker, which has none: texts come with each shard."""
+class _NoCorpus:
+    """The corpus of a worker's dataset, which is never read: texts come with each shard."""
 
     def fingerprint(self) -> str:
         return ""
@@ -250,7 +253,7 @@ class _Elsewhere:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadCounting:
+class LoadCountingStep:
     """Builds the step of a worker that counts the terms of BM25's queries."""
 
     model: Bm25Config
@@ -287,14 +290,14 @@ class CountingStep(NamedTuple):
         """Do nothing: no thread runs."""
 
 
-class Token(NamedTuple):
-    """A file that the driver wrote into its cache; a worker that can read it uses the same folder."""
+class SharedFile(NamedTuple):
+    """A file that the driver wrote into its cache; a worker that can read it has the same cache folder."""
 
     path: Path
     content: str
 
-    def prove(self, config: RunConfig) -> None:
-        """Raise StoreError unless this process sees the file and can write beside it."""
+    def require(self, config: RunConfig) -> None:
+        """Raise StoreError unless this process sees the file and can write to its folder."""
         try:
             seen = self.path.read_text(encoding="utf-8")
         except OSError:
@@ -305,11 +308,11 @@ class Token(NamedTuple):
                 "(cache_dir=DIR), or store.keep=topk, which writes on the driver's node alone"
             )
             raise StoreError(msg)
-        write_whole(self.path.with_suffix(f".{os.getpid()}"), b"")
+        write_atomic(self.path.with_suffix(f".{os.getpid()}"), b"")
         self.path.with_suffix(f".{os.getpid()}").unlink(missing_ok=True)
 
 
-def _unseen(_documents: int, _tokens: int) -> None:
+def _ignore_progress(_documents: int, _tokens: int) -> None:
     """Ignore progress: the driver reports it."""
 
 
@@ -317,26 +320,26 @@ def _unseen(_documents: int, _tokens: int) -> None:
 
 
 def search_vectors(
-    task: Task, cells: Sequence[Cell], model: EncoderConfig, *, met_vectors: set[int]
+    task: Task, cells: Sequence[Cell], model: EncoderConfig, *, reproduced_dims: set[int]
 ) -> dict[str, Hits]:
     """Encode and search all shards on workers. Return each cell's best hits, by run id.
 
-    Dims whose published vectors were reproduced are added to `met_vectors`. Raises EngineError if shards failed twice,
-    after all other shards are finished.
+    Dims whose published vectors were reproduced are added to `reproduced_dims`. Raises EngineError if shards failed
+    twice, after all other shards are finished.
     """
     config = jobs.absolute(task.config)
     by_dim = {cell.dim: cell for cell in cells if cell.dim is not None}
-    best = {cell.run_id: _Best(task.depth, len(task.dataset.queries)) for cell in cells}
+    best = {cell.run_id: _BestHits(task.depth, len(task.dataset.queries)) for cell in cells}
     found = {dim: cell.checkpoint for dim, cell in by_dim.items() if cell.checkpoint is not None}
     for line in metadata.notes(model, found):
         task.console.print(f"{model.name}: {line}", highlight=False, markup=False, soft_wrap=True)
     title = f"{keys.label(model.name, *by_dim)} on {task.dataset.name}"
     with jobs.claimed(config, best), documents_bar(task.console, title, total=task.survey.documents) as advance:
-        search = _Search(task, config, by_dim, best, advance, met_vectors)
+        search = _Search(task, config, by_dim, best, advance, reproduced_dims)
         missing = dict(search.without_topk())
         if missing:
-            search.send_out(missing)
-    return {run_id: of.whole() for run_id, of in best.items()}
+            search.compute(missing)
+    return {run_id: of.merged() for run_id, of in best.items()}
 
 
 class _Search(NamedTuple):
@@ -346,9 +349,9 @@ class _Search(NamedTuple):
     config: RunConfig
     """The task's config with absolute paths, for workers in other folders."""
     by_dim: Mapping[int, Cell]
-    best: Mapping[str, _Best]
-    advance: Counted
-    met_vectors: set[int]
+    best: Mapping[str, _BestHits]
+    advance: ProgressCounter
+    reproduced_dims: set[int]
 
     def without_topk(self) -> Iterator[tuple[ShardRange, tuple[int, ...]]]:
         """Merge the top-k that are on disk; yield the other shards, each with the dims that lack its top-k."""
@@ -366,12 +369,12 @@ class _Search(NamedTuple):
                 self.advance(shard.stop - shard.start, 0)
                 self.advance.shard_done()
 
-    def send_out(self, missing: Mapping[ShardRange, tuple[int, ...]]) -> None:
-        """Encode and search shards at the given dims on workers."""
+    def compute(self, missing: Mapping[ShardRange, tuple[int, ...]]) -> None:
+        """Encode and search shards on workers, each at the dims that lack its top-k."""
         task, config = self.task, self.config
         pool = engine.pool(resources(config, task.device))
-        with _token(config) as token:
-            load = LoadVectors(
+        with _shared_file(config) as shared_file:
+            load = LoadVectorStep(
                 config=config,
                 dataset=task.dataset.name,
                 queries=task.dataset.queries,
@@ -379,9 +382,11 @@ class _Search(NamedTuple):
                 device=task.device.type,
                 threads=config.engine.threads or pool.cpus_per_worker,
                 cells=self.by_dim,
-                token=token,
+                shared_file=shared_file,
             )
-            key = keys.key_of({"cells": sorted(self.best), "cache": str(config.cache_dir), "token": str(token)})
+            key = keys.key_of(
+                {"cells": sorted(self.best), "cache": str(config.cache_dir), "shared_file": str(shared_file)}
+            )
             pool.prepare(key, load)
 
             def items() -> Iterator[engine.WorkItem[ShardTexts]]:
@@ -389,21 +394,23 @@ class _Search(NamedTuple):
                     documents = list(read_shard(task.dataset.corpus, shard, name=task.dataset.name))
                     texts = [document.joined() for document in documents]
                     work = ShardTexts(shard, tuple(document.id for document in documents), texts, dims)
-                    yield engine.WorkItem(name=_name(shard), work=work, size=sum(map(len, texts)))
+                    yield engine.WorkItem(name=_shard_name(shard), work=work, size=sum(map(len, texts)))
 
             def latest() -> dict[str, np.ndarray]:
                 return {run_id: of.floor_Q for run_id, of in self.best.items()}
 
-            _all(pool.map(key, load, items(), latest=latest, on_tick=_States(config, pool)), self.land)
+            _handle_results(
+                pool.map(key, load, items(), latest=latest, on_tick=_StateRecorder(config, pool)), self.store
+            )
 
-    def land(self, found: Found, writer: Writer) -> None:
+    def store(self, found: ShardResult, writer: Writer) -> None:
         """Checkpoint and merge a worker's result for one shard."""
         for dim, (shared, facts) in found.hits.items():
             cell, hits = self.by_dim[dim], Hits(*map(np.array, shared))  # copied out of Ray's object store
             folder = topk_dir(self.config.cache_dir, cell.search_key)
-            _write_behind(writer, folder, found.shard.checksum, hits_to_arrays(hits), facts)
+            _queue_write(writer, folder, found.shard.checksum, hits_to_arrays(hits), facts)
             self.best[cell.run_id].add(hits)
-        self.met_vectors.update(found.met_vectors)
+        self.reproduced_dims.update(found.reproduced_dims)
         self.advance(found.shard.stop - found.shard.start, found.tokens)
         self.advance.shard_done()
 
@@ -421,24 +428,24 @@ def count_terms(task: Task, cell: Cell, terms: lucene.QueryTerms) -> None:
         documents_bar(task.console, f"{model.name} counts {task.dataset.name}", total=task.survey.documents) as advance,
     ):
         pool = engine.pool(resources(config, torch.device("cpu")))
-        load = LoadCounting(model=model, vocabulary=terms.vocabulary)
+        load = LoadCountingStep(model=model, vocabulary=terms.vocabulary)
         pool.prepare(cell.run_id, load)
 
         def items() -> Iterator[engine.WorkItem[ShardDocuments]]:
             for shard in missing:
                 documents = list(read_shard(task.dataset.corpus, shard, name=task.dataset.name))
                 size = sum(len(document.text) for document in documents)
-                yield engine.WorkItem(name=_name(shard), work=ShardDocuments(shard, documents), size=size)
+                yield engine.WorkItem(name=_shard_name(shard), work=ShardDocuments(shard, documents), size=size)
 
-        def land(counted: CountedTerms, writer: Writer) -> None:
+        def store(counted: CountedTerms, writer: Writer) -> None:
             shard = counted.shard
             tensors = {name: torch.from_numpy(np.array(array)) for name, array in counted.arrays.items()}
             facts = {"start": shard.start, "stop": shard.stop, "protocol": cell.protocol}
-            _write_behind(writer, folder, shard.checksum, tensors, facts)
+            _queue_write(writer, folder, shard.checksum, tensors, facts)
             advance(shard.stop - shard.start, 0)
             advance.shard_done()
 
-        _all(pool.map(cell.run_id, load, items(), on_tick=_States(config, pool)), land)
+        _handle_results(pool.map(cell.run_id, load, items(), on_tick=_StateRecorder(config, pool)), store)
 
 
 def resources(config: RunConfig, device: torch.device) -> engine.Resources:
@@ -464,8 +471,8 @@ def provenance(config: RunConfig) -> dict[str, Any]:
     return facts
 
 
-def _all(answers: Iterator[engine.Done[Any] | engine.Failed], land: Callable[[Any, Writer], None]) -> None:
-    """Handle every answer of the workers. At the end, raises EngineError that names the shards that failed."""
+def _handle_results(answers: Iterator[engine.Done[Any] | engine.Failed], store: Callable[[Any, Writer], None]) -> None:
+    """Call `store` for every result of the workers. At the end, raises EngineError that names the failed shards."""
     failed: list[engine.Failed] = []
     done = 0
     with Writer() as writer:
@@ -473,13 +480,13 @@ def _all(answers: Iterator[engine.Done[Any] | engine.Failed], land: Callable[[An
             if isinstance(answer, engine.Failed):
                 failed.append(answer)
             else:
-                land(answer.result, writer)
+                store(answer.result, writer)
                 done += 1
     if failed:
-        _refuse(failed, done)
+        _raise_failures(failed, done)
 
 
-def _refuse(failed: Sequence[engine.Failed], done: int) -> NoReturn:
+def _raise_failures(failed: Sequence[engine.Failed], done: int) -> NoReturn:
     named = "; ".join(f"{one.name}: {' and '.join(one.reasons)}" for one in failed[:SHOWN_FAILURES])
     more = f"; and {len(failed) - SHOWN_FAILURES} more" if len(failed) > SHOWN_FAILURES else ""
     msg = (
@@ -489,22 +496,22 @@ def _refuse(failed: Sequence[engine.Failed], done: int) -> NoReturn:
     raise EngineError(msg)
 
 
-def _write_behind(
+def _queue_write(
     writer: Writer, folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> None:
     writer.submit(folder / name, lambda: shard_files.save(folder, name, arrays, facts))
 
 
-def _name(shard: ShardRange) -> str:
+def _shard_name(shard: ShardRange) -> str:
     """Return a shard's name in messages; documents are counted from 1."""
     return f"documents {shard.start + 1:,} to {shard.stop:,}"
 
 
-class _Best:
+class _BestHits:
     """The best hits of one cell so far.
 
-    New hits are merged when they are as many as the merged ones, so that hits are sorted only a few times. `floor_Q` is
-    that of the last merge: it is correct too, and lets a few more hits through.
+    New hits are merged only when they are as many as the merged ones, so that hits are sorted a few times only.
+    `floor_Q` is that of the last merge: a lower floor is still correct, workers only return a few more hits.
     """
 
     def __init__(self, depth: int, queries: int) -> None:
@@ -514,12 +521,14 @@ class _Best:
         self.floor_Q = floors(self._merged, queries=queries, depth=depth)
 
     def add(self, hits: Hits) -> None:
+        """Add a shard's hits."""
         self._waiting.append(hits)
         self._count += len(hits.query_H)
         if self._count >= len(self._merged.query_H):
-            self.whole()
+            self.merged()
 
-    def whole(self) -> Hits:
+    def merged(self) -> Hits:
+        """Merge all hits that were added and return the best."""
         if self._count:
             self._merged = merge([self._merged, *self._waiting], depth=self._depth)
             self._waiting, self._count = [], 0
@@ -527,7 +536,7 @@ class _Best:
         return self._merged
 
 
-class _States:
+class _StateRecorder:
     """Records the state of the workers for `evalkit status`: only changes, and at most once in STATES_EVERY_S."""
 
     def __init__(self, config: RunConfig, pool: engine.Pool) -> None:
@@ -547,15 +556,15 @@ class _States:
 
 
 @contextmanager
-def _token(config: RunConfig) -> Iterator[Token | None]:
+def _shared_file(config: RunConfig) -> Iterator[SharedFile | None]:
     """If workers write embeddings, write the file that proves a shared cache; yield None otherwise."""
     if config.store.keep != "embeddings":
         yield None
         return
     make_folder(config.cache_dir)
-    token = Token(config.cache_dir / f".shared-{secrets.token_hex(8)}", secrets.token_hex(16))
-    write_whole(token.path, token.content.encode())
+    shared_file = SharedFile(config.cache_dir / f".shared-{secrets.token_hex(8)}", secrets.token_hex(16))
+    write_atomic(shared_file.path, shared_file.content.encode())
     try:
-        yield token
+        yield shared_file
     finally:
-        token.path.unlink(missing_ok=True)
+        shared_file.path.unlink(missing_ok=True)

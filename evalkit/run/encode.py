@@ -106,7 +106,7 @@ def batches(lengths: Sequence[int], *, batch_tokens: int) -> Iterator[list[int]]
         yield [int(row) for row in batch.rows]
 
 
-def say_halved(tokens: int, reason: str) -> None:
+def log_halved(tokens: int, reason: str) -> None:
     """Log that a batch did not fit."""
     log.warning("a batch did not fit memory (%s): batches hold %d tokens at most from here on", reason, tokens)
 
@@ -125,7 +125,7 @@ class Encoding:
     """Whether vectors stay on the encoder's device; otherwise they are copied to the host."""
     on_batch: Callable[[int, int], None] = lambda _texts, _tokens: None
     """`on_batch(texts, tokens)` is called after each batch. Threads may differ; calls never overlap."""
-    on_halved: Callable[[int, str], None] = say_halved
+    on_halved: Callable[[int, str], None] = log_halved
     """`on_halved(tokens, reason)` is called when the limit of batch tokens falls because a batch did not fit memory."""
 
 
@@ -141,39 +141,39 @@ def encode(
     memory.keep_between_batches()
     table = TokenTable.of(texts)
     lengths_N = table.lengths_N
-    out = _Vectors.of(table, encoder, encoding)
-    first_U = np.array(list(out.alike), dtype=np.int64)
+    out = _Output.of(table, encoder, encoding)
+    first_U = np.array(list(out.duplicates), dtype=np.int64)
     rules = encoder.config.document if encoding.documents else encoder.config.query
     of_distinct = (
         padded_batches(lengths_N[first_U], batch_tokens=encoding.batch_tokens, longest=rules.max_tokens)
         if encoder.attention == "sdpa"
         else packed_batches(lengths_N[first_U], batch_tokens=encoding.batch_tokens)
     )
-    todo = _Todo(
+    queue = _BatchQueue(
         deque(batch._replace(rows=first_U[batch.rows]) for batch in of_distinct),
         lengths_N,
         fits=max(encoding.batch_tokens, int(lengths_N.max(initial=0))),
         on_halved=encoding.on_halved,
     )
-    one_at_a_time = threading.Lock()
+    callback_lock = threading.Lock()
 
     def launch(batch: BatchRows) -> _InFlight | str:
         return _launch(batch, table, encoder, documents=encoding.documents, send=out.send)
 
-    def land(flight: _InFlight) -> None:
+    def finish(flight: _InFlight) -> None:
         flight.wait()
         out.place(flight.batch, flight.copies)
-        times_B = np.array([len(out.alike[row]) for row in flight.batch.rows.tolist()])
-        with one_at_a_time:
+        times_B = np.array([len(out.duplicates[row]) for row in flight.batch.rows.tolist()])
+        with callback_lock:
             encoding.on_batch(int(times_B.sum()), int((lengths_N[flight.batch.rows] * times_B).sum()))
 
-    with device_errors(encoder.device), _lanes(encoder.device, launch, land) as lanes:
-        _encode_all(todo, lanes, ids)
+    with device_errors(encoder.device), _executor(encoder.device, launch, finish) as executor:
+        _encode_all(queue, executor, ids)
     return out.finished(ids)
 
 
-class _Vectors(NamedTuple):
-    """The vectors of all texts, allocated before the first batch, and where each text's vectors belong."""
+class _Output(NamedTuple):
+    """The vectors of all texts, allocated before the first batch, and the rows of each text in them."""
 
     encoder: Encoder
     encoding: Encoding
@@ -181,13 +181,13 @@ class _Vectors(NamedTuple):
     """[X, D] for each dim."""
     offsets_N: np.ndarray
     """N + 1 positions: where each text's vectors begin."""
-    alike: Mapping[int, list[int]]
+    duplicates: Mapping[int, list[int]]
     """The rows of texts with identical token ids, by the first of them."""
     places: Mapping[int, Sequence[Tensor]]
     """Views of `by_dim`, one for each text."""
 
     @classmethod
-    def of(cls, table: TokenTable, encoder: Encoder, encoding: Encoding) -> _Vectors:
+    def of(cls, table: TokenTable, encoder: Encoder, encoding: Encoding) -> _Output:
         """Allocate the vectors of tokenised texts."""
         counts_N = _counts(table, encoder, documents=encoding.documents)
         offsets_N = offsets(counts_N)
@@ -195,7 +195,7 @@ class _Vectors(NamedTuple):
         shapes = {dim: (int(offsets_N[-1]), _width(encoder, dim)) for dim in encoder.heads}
         by_dim = {dim: torch.empty(shape, dtype=encoding.storage, device=where) for dim, shape in shapes.items()}
         places = {dim: torch.split(vectors_XD, counts_N.tolist()) for dim, vectors_XD in by_dim.items()}
-        return cls(encoder, encoding, by_dim, offsets_N, _alike(table), places)
+        return cls(encoder, encoding, by_dim, offsets_N, _duplicates(table), places)
 
     def send(self, vectors: BatchVectors, batch: BatchRows) -> BatchVectors:
         """Start copying a batch's vectors: to the host, or on the device to their place (then return none)."""
@@ -204,7 +204,7 @@ class _Vectors(NamedTuple):
             return {dim: (_to_host(rows_XD, storage), counts_B) for dim, (rows_XD, counts_B) in vectors.items()}
         from_V, to_V = (
             self.encoder.upload(torch.from_numpy(place_V))
-            for place_V in _moves(batch.rows, self.alike, offsets_N=self.offsets_N)
+            for place_V in _copy_indices(batch.rows, self.duplicates, offsets_N=self.offsets_N)
         )
         for dim, (rows_XD, _) in vectors.items():
             self.by_dim[dim].index_copy_(0, to_V, rows_XD.to(storage).index_select(0, from_V))
@@ -215,20 +215,20 @@ class _Vectors(NamedTuple):
         rows = batch.rows.tolist()
         for dim, (vectors_XD, counts_B) in copies.items():
             for row, of_text in zip(rows, torch.split(vectors_XD, counts_B.tolist()), strict=True):
-                for place in self.alike[row]:
+                for place in self.duplicates[row]:
                     self.places[dim][place].copy_(of_text)
 
     def finished(self, ids: Sequence[str]) -> dict[int, ShardVectors]:
         """Return the vectors once every batch is in place. Raises ModelError when one is not finite."""
         all_offsets = torch.from_numpy(self.offsets_N)
         for dim, vectors_XD in self.by_dim.items():
-            _refuse_unfinite(Ragged(vectors_XD, all_offsets), ids, self.encoder, dim)
+            _refuse_non_finite(Ragged(vectors_XD, all_offsets), ids, self.encoder, dim)
         return {
             dim: ShardVectors(tuple(ids), Ragged(vectors_XD, all_offsets)) for dim, vectors_XD in self.by_dim.items()
         }
 
 
-def _alike(table: TokenTable) -> dict[int, list[int]]:
+def _duplicates(table: TokenTable) -> dict[int, list[int]]:
     """Return the rows of texts with identical token ids, by the first of them.
 
     On a GPU the shape of a batch can change the last bits of a vector. If identical texts were encoded apart, these
@@ -241,15 +241,17 @@ def _alike(table: TokenTable) -> dict[int, list[int]]:
     return {rows[0]: rows for rows in groups.values()}
 
 
-def _moves(rows: np.ndarray, alike: Mapping[int, list[int]], *, offsets_N: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _copy_indices(
+    rows: np.ndarray, duplicates: Mapping[int, list[int]], *, offsets_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Return for each copied vector its row in the batch and its row in the output, [V] each.
 
     A text's vectors go to every text with identical token ids.
 
-    >>> _moves(np.array([2, 0]), {0: [0], 2: [1, 2]}, offsets_N=np.array([0, 1, 3, 5]))
+    >>> _copy_indices(np.array([2, 0]), {0: [0], 2: [1, 2]}, offsets_N=np.array([0, 1, 3, 5]))
     (array([0, 1, 0, 1, 2]), array([1, 2, 3, 4, 0]))
     """
-    places = [alike[row] for row in rows.tolist()]
+    places = [duplicates[row] for row in rows.tolist()]
     place_P, counts_N = np.concatenate(places), np.diff(offsets_N)
     begin_B = np.cumsum(counts_N[rows]) - counts_N[rows]
     begin_P = np.repeat(begin_B, [len(of_text) for of_text in places])
@@ -267,7 +269,7 @@ def _ranges(begin_P: np.ndarray, count_P: np.ndarray) -> np.ndarray:
     return ranges
 
 
-class _Todo:
+class _BatchQueue:
     """The batches still to encode, and the largest batch that is known to fit memory."""
 
     def __init__(
@@ -286,7 +288,7 @@ class _Todo:
             waiting.extendleft(reversed(_halves(waiting.popleft())))
         return waiting.popleft()
 
-    def again(self, batches: Sequence[BatchRows]) -> None:
+    def put_back(self, batches: Sequence[BatchRows]) -> None:
         """Put batches back in front, in their order."""
         self._batches.extendleft(reversed(batches))
 
@@ -296,41 +298,41 @@ class _Todo:
         if (half := max(half.size(self.lengths_N) for half in halves)) < self._fits:
             self._fits = half
             self._on_halved(half, problem)
-        self.again(halves)
+        self.put_back(halves)
 
 
-def _encode_all(todo: _Todo, lanes: _Lanes, ids: Sequence[str]) -> None:
-    """Encode every batch, with up to `lanes.at_once` of them in flight.
+def _encode_all(queue: _BatchQueue, executor: _Executor, ids: Sequence[str]) -> None:
+    """Encode every batch, with up to `executor.max_in_flight` of them in flight.
 
-    A batch that does not fit memory is halved. A single text that does not fit beside others in flight is tried alone,
+    A batch that does not fit memory is halved. A single text that does not fit with others in flight is tried alone,
     and so are all batches after it. Raises DeviceError for a text that does not fit alone.
     """
     in_flight: deque[tuple[BatchRows, Callable[[], str]]] = deque()
-    width, at_once = -1, lanes.at_once
-    while todo or in_flight:
-        while todo and len(in_flight) < at_once:
-            batch = todo.next()
+    width, max_in_flight = -1, executor.max_in_flight
+    while queue or in_flight:
+        while queue and len(in_flight) < max_in_flight:
+            batch = queue.next()
             if batch.width != width:
                 memory.return_free_pages(above_bytes=memory.SLACK_BYTES)
                 width = batch.width
-            in_flight.append((batch, lanes.start(batch)))
-        oldest = [in_flight.popleft() for _ in range(min(len(in_flight), max(1, at_once // 2)))]
+            in_flight.append((batch, executor.start(batch)))
+        oldest = [in_flight.popleft() for _ in range(min(len(in_flight), max(1, max_in_flight // 2)))]
         failed = _failed(oldest)
         if failed and torch.cuda.is_available():
             torch.cuda.empty_cache()
-        if at_once > 1 and any(len(batch.rows) == 1 for batch, _ in failed):
-            at_once = 1
-            todo.again([batch for batch, _ in [*failed, *_failed(in_flight)]])
+        if max_in_flight > 1 and any(len(batch.rows) == 1 for batch, _ in failed):
+            max_in_flight = 1
+            queue.put_back([batch for batch, _ in [*failed, *_failed(in_flight)]])
             in_flight.clear()
             continue
         for batch, problem in reversed(failed):
             if len(batch.rows) == 1:
                 msg = (
-                    f"text {ids[int(batch.rows[0])]!r} of {int(todo.lengths_N[batch.rows[0]])} tokens does not fit "
+                    f"text {ids[int(batch.rows[0])]!r} of {int(queue.lengths_N[batch.rows[0]])} tokens does not fit "
                     f"memory on its own ({problem}); wanted a larger device, or a lower max_tokens of the model"
                 )
                 raise DeviceError(msg)
-            todo.halve(batch, problem)
+            queue.halve(batch, problem)
 
 
 def _failed(in_flight: Iterable[tuple[BatchRows, Callable[[], str]]]) -> list[tuple[BatchRows, str]]:
@@ -341,38 +343,41 @@ def _failed(in_flight: Iterable[tuple[BatchRows, Callable[[], str]]]) -> list[tu
     return [(batch, problem) for batch, outcome in reversed(list(in_flight)) if (problem := outcome())][::-1]
 
 
-class _Lanes(NamedTuple):
-    """How batches run concurrently."""
+class _Executor(NamedTuple):
+    """Runs batches concurrently."""
 
-    at_once: int
+    max_in_flight: int
     """Most batches in flight."""
     start: Callable[[BatchRows], Callable[[], str]]
     """Starts a batch. The function that it returns waits for the batch and returns why it does not fit, or ""."""
 
 
 @contextmanager
-def _lanes(
-    device: torch.device, launch: Callable[[BatchRows], _InFlight | str], land: Callable[[_InFlight], None]
-) -> Iterator[_Lanes]:
-    """Yield one lane for each core; on other devices two, so that one batch is prepared while the other is computed."""
+def _executor(
+    device: torch.device, launch: Callable[[BatchRows], _InFlight | str], finish: Callable[[_InFlight], None]
+) -> Iterator[_Executor]:
+    """Yield an executor: on a CPU with a thread per core, else with two batches in flight.
 
-    def landed(started: _InFlight | str) -> str:
+    On a GPU one batch is prepared while the other is computed.
+    """
+
+    def outcome(started: _InFlight | str) -> str:
         if isinstance(started, str):
             return started
-        land(started)
+        finish(started)
         return ""
 
     if device.type != "cpu":
 
         def begun(batch: BatchRows) -> Callable[[], str]:
             started = launch(batch)
-            return lambda: landed(started)
+            return lambda: outcome(started)
 
-        yield _Lanes(2, begun)
+        yield _Executor(2, begun)
         return
     count = torch.get_num_threads()
     with cores.thread_per_core(count) as submit:
-        yield _Lanes(BATCHES_PER_CORE * count, lambda batch: submit(lambda: landed(launch(batch))).result)
+        yield _Executor(BATCHES_PER_CORE * count, lambda batch: submit(lambda: outcome(launch(batch))).result)
 
 
 def _halves(batch: BatchRows) -> list[BatchRows]:
@@ -390,13 +395,13 @@ class _InFlight(NamedTuple):
     batch: BatchRows
     copies: BatchVectors
     """The vectors that are being copied to the host; empty if they stay on the device."""
-    landed: torch.cuda.Event | None
+    copied: torch.cuda.Event | None
     """Recorded after the copy; None on a CPU, where copies are synchronous."""
 
     def wait(self) -> None:
         """Wait until the vectors are computed and copied. Nowhere else does the host wait for the device."""
-        if self.landed is not None:
-            self.landed.synchronize()
+        if self.copied is not None:
+            self.copied.synchronize()
 
 
 def _launch(
@@ -411,11 +416,11 @@ def _launch(
     try:
         batch = encoder.batch(texts, skip_punctuation=documents, rows=rows.rows, width=rows.width or None)
         copies = send(encoder.vectors(batch), rows)
-        landed = None
+        copied = None
         if encoder.device.type == "cuda":
-            landed = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
-            landed.record(torch.cuda.current_stream(encoder.device))
-        return _InFlight(rows, copies, landed)
+            copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
+            copied.record(torch.cuda.current_stream(encoder.device))
+        return _InFlight(rows, copies, copied)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
@@ -464,7 +469,7 @@ def _width(encoder: Encoder, dim: int) -> int:
     return int(head.shape[0]) if isinstance(head, Tensor) else dim
 
 
-def _refuse_unfinite(vectors: Ragged, ids: Sequence[str], encoder: Encoder, dim: int) -> None:
+def _refuse_non_finite(vectors: Ragged, ids: Sequence[str], encoder: Encoder, dim: int) -> None:
     """Raise ModelError that names the first text with a vector that is not finite, if there is one.
 
     A normalised vector is either finite or NaN in every component, so its first component is enough. Otherwise the

@@ -1,7 +1,8 @@
 """Records of jobs: `evalkit status` reads from them which cells are being computed and which jobs failed.
 
-A record lies beside the checkpoints and is deleted when its job succeeds. The record of a failed or killed job stays
-until the same job succeeds or `evalkit status --forget` removes it, because nobody may have seen the error.
+A record is in the cache, next to the checkpoints, and is deleted when its job succeeds. The record of a failed or
+killed job stays until the same job succeeds or `evalkit status --forget` removes it, because nobody may have seen the
+error.
 
 Two signs show that a job's process is alive. It holds a lock (`flock`) on the record, and it touches the record every
 HEARTBEAT_S seconds. The lock is exact on one machine. On file systems without locks, and from other machines, the
@@ -29,18 +30,18 @@ from typing import IO, Any, NamedTuple
 
 from evalkit.config.settings import RunConfig
 from evalkit.errors import EngineError, EvalkitError, StoreError
-from evalkit.storage import outside, seal
+from evalkit.storage import seal, untrusted
 from evalkit.storage.keys import key_of
-from evalkit.storage.paths import make_folder, unwritable, write_whole
+from evalkit.storage.paths import make_folder, write_atomic, write_error
 from evalkit.storage.results import config_of, plain
 
 FOLDER = "jobs"
 WORKERS = ".workers"
-"""Suffix of the file beside a record that contains the state of the job's workers."""
+"""Suffix of the file next to a record that contains the state of the job's workers."""
 CLAIM = ".claim"
 """Suffix of the file that a driver with workers keeps locked for each of its cells."""
 HEARTBEAT_S = 15.0
-REASON = 200
+REASON_CHARACTERS = 200
 """The maximum length of the reason why a record is damaged, in characters."""
 DEAD_AFTER_S = 120.0
 """Several heartbeats: a file system can be slow, and a native call can hold the GIL for a while."""
@@ -63,8 +64,8 @@ class Job(NamedTuple):
     def workers(self) -> list[Mapping[str, Any]]:
         """Return the state of each worker, as written by `record_workers`; empty for a job without workers."""
         try:
-            found = outside.read_json(self.path.with_suffix(WORKERS))
-        except outside.UnreadableError:
+            found = untrusted.read_json(self.path.with_suffix(WORKERS))
+        except untrusted.UnreadableError:
             return []
         return [worker for worker in found if isinstance(worker, dict)] if isinstance(found, list) else []
 
@@ -90,24 +91,24 @@ def recorded(config: RunConfig) -> Iterator[None]:
         facts["locked"] = _lock(file, fcntl.LOCK_EX) is None
         _write(path, facts)
         _supersede(path, key)
-        _own[key] = path
+        _records[key] = path
         try:
-            with _beating(path):
+            with _heartbeat(path):
                 yield
         except BaseException as error:
-            told = _told(error)
-            # A heartbeat that has just been seen must not outlive its process.
-            _write(path, {**facts, **({"ended": True} if told is None else {"error": told})})
+            message = _error_message(error)
+            # The final record: a recent heartbeat must not make an ended process look alive.
+            _write(path, {**facts, **({"ended": True} if message is None else {"error": message})})
             raise
         finally:
-            _own.pop(key, None)
+            _records.pop(key, None)
             path.with_suffix(WORKERS).unlink(missing_ok=True)
         path.unlink(missing_ok=True)
         _supersede(path, key)
 
 
-def _told(error: BaseException) -> str | None:
-    """Return the reason that a failed run ends with on the terminal, or None if it was stopped."""
+def _error_message(error: BaseException) -> str | None:
+    """Return the message that a failed job prints on the terminal, or None if it was stopped."""
     if isinstance(error, OSError) and error.filename is not None:
         return f"{os.fsdecode(error.filename)}: {error.strerror}"
     return str(error) if isinstance(error, EvalkitError) else None
@@ -115,7 +116,7 @@ def _told(error: BaseException) -> str | None:
 
 _numbers = itertools.count(1)
 """Distinguishes the records of one process: a sweep computes several configs, one after the other."""
-_own: dict[str, Path] = {}
+_records: dict[str, Path] = {}
 """The records of this process's jobs, by the keys of their configs."""
 
 
@@ -134,21 +135,21 @@ def _lock(file: IO[Any], kind: int) -> OSError | None:
 
 
 @contextmanager
-def _beating(path: Path) -> Iterator[None]:
+def _heartbeat(path: Path) -> Iterator[None]:
     """Touch a record every HEARTBEAT_S seconds from a thread, while the context lasts."""
-    over = threading.Event()
+    ended = threading.Event()
 
     def beat() -> None:
-        while not over.wait(HEARTBEAT_S):
+        while not ended.wait(HEARTBEAT_S):
             with suppress(OSError):
-                os.utime(path)  # without a time of ours: a file server then sets its own
+                os.utime(path)  # without a time, so that a file server sets that of its own clock
 
     thread = threading.Thread(target=beat, name="evalkit-heartbeat", daemon=True)
     thread.start()
     try:
         yield
     finally:
-        over.set()
+        ended.set()
         thread.join()
 
 
@@ -162,12 +163,12 @@ def _supersede(own: Path, key: str) -> None:
 
 
 def record_workers(config: RunConfig, workers: Sequence[Mapping[str, Any]]) -> None:
-    """Write the state of a job's workers beside its record. Errors are ignored: a full disk must not stop a job."""
-    path = _own.get(_key(config))
+    """Write the state of a job's workers next to its record. Errors are ignored: a full disk must not stop a job."""
+    path = _records.get(_key(config))
     if path is None:  # a job without a record
         return
     with suppress(OSError, StoreError):
-        write_whole(path.with_suffix(WORKERS), json.dumps(list(workers), ensure_ascii=False).encode())
+        write_atomic(path.with_suffix(WORKERS), json.dumps(list(workers), ensure_ascii=False).encode())
 
 
 @contextmanager
@@ -184,7 +185,7 @@ def claimed(config: RunConfig, run_ids: Iterable[str]) -> Iterator[None]:
             try:
                 file = held.enter_context(path.open("a+", encoding="utf-8"))
             except OSError as error:
-                raise unwritable(path, error) from error
+                raise write_error(path, error) from error
             if _is_held(_lock(file, fcntl.LOCK_EX)):
                 file.seek(0)
                 who = file.read().strip() or "another process"
@@ -259,7 +260,9 @@ def _unreadable(path: Path, error: Exception) -> str:
     if isinstance(error, OSError):
         reason = error.strerror or str(error)
     else:
-        reason = f"got no field {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:REASON]
+        reason = (
+            f"got no field {error}" if isinstance(error, KeyError) else " ".join(str(error).split())[:REASON_CHARACTERS]
+        )
     return f"{path}: this record of a job cannot be read: {reason}; evalkit status --forget removes it"
 
 

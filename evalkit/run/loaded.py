@@ -20,10 +20,12 @@ class Loaded(NamedTuple):
     """An encoder that passed the canary, and the dims whose published vectors it reproduced."""
 
     encoder: Encoder
-    met_vectors: frozenset[int]
+    reproduced_dims: frozenset[int]
 
 
 class _Held(NamedTuple):
+    """A kept model and the key of everything that it was loaded with."""
+
     key: str
     encoders: list[Loaded]
 
@@ -41,7 +43,7 @@ def keep() -> None:
 
 @contextmanager
 def kept() -> Iterator[None]:
-    """Do as `keep` while the context lasts."""
+    """Keep the last loaded model while the context lasts; free it at the end."""
     global _held  # noqa: PLW0603 (as above)
     before, _held = _held, []
     try:

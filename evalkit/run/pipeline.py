@@ -32,8 +32,8 @@ from evalkit.models import metadata, weights
 from evalkit.models.backbones.native import count_parameters
 from evalkit.models.encoder import obtainable
 from evalkit.ranking import Hits, merge, no_hits, separate_ties
-from evalkit.run import distributed, environment, loaded, plaid, ranked, scored
-from evalkit.run.background import Merging, limit_tokenizer, tokenizer_threads
+from evalkit.run import cell_files, distributed, environment, loaded, plaid, reuse
+from evalkit.run.background import Merger, limit_tokenizer, tokenizer_threads
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.progress import documents_bar
 from evalkit.run.search import to_run
@@ -68,7 +68,7 @@ def run(
     if config.search.name == "plaid":
         plaid.check(config)
         _require_index(config, console=console, force=force)
-        exact = run(plaid.exactly(config), console=console, force=force, lacking=lacking)
+        exact = run(plaid.exact_config(config), console=console, force=force, lacking=lacking)
         config = dataclasses.replace(config, dims=tuple(cell.dim for cell in exact))
         return [*exact, *_run(config, console=console, force=force, lacking=None)]
     return _run(config, console=console, force=force, lacking=lacking)
@@ -76,20 +76,20 @@ def run(
 
 def _run(config: RunConfig, *, console: Console, force: bool, lacking: dict[int, str] | None) -> list[CellScores]:
     task = prepare(config, console=console)
-    task, cells = _planned(task, lacking)
-    remove_left_over(_written_to(config, cells))
-    done = {cell.run_id: None if force else scored.finished(task, cell, config.metrics) for cell in cells}
-    for line in scored.earlier([scores for scores in done.values() if scores is not None], config.results_dir):
+    task, cells = _plan_obtainable(task, lacking)
+    remove_left_over(_output_folders(config, cells))
+    done = {cell.run_id: None if force else reuse.finished(task, cell, config.metrics) for cell in cells}
+    for line in reuse.reused_lines([scores for scores in done.values() if scores is not None], config.results_dir):
         console.print(line, highlight=False, markup=False, soft_wrap=True)
     unfinished = [cell for cell in cells if done[cell.run_id] is None]
     if unfinished and config.search.name == "plaid":
-        done |= _indexed(task, unfinished)
+        done |= _search_indexes(task, unfinished)
     elif unfinished:
         make_folder(run_dir(config.results_dir, unfinished[0].run_id).parent)  # fails now rather than after hours
         started = time.monotonic()
-        met: set[int] = set()
+        reproduced: set[int] = set()
         try:
-            best = search(task, unfinished, met_vectors=met)
+            best = search(task, unfinished, reproduced_dims=reproduced)
         except ChangedError:  # the next job must not use this survey
             forget(
                 task.dataset.corpus,
@@ -101,7 +101,9 @@ def _run(config: RunConfig, *, console: Console, force: bool, lacking: dict[int,
             raise
         wall_s = time.monotonic() - started
         for cell in unfinished:
-            done[cell.run_id] = finish(task, cell, best[cell.run_id], search_s=wall_s, met_vectors=cell.dim in met)
+            done[cell.run_id] = finish(
+                task, cell, best[cell.run_id], search_s=wall_s, vectors_reproduced=cell.dim in reproduced
+            )
     return [scores for scores in done.values() if scores is not None]
 
 
@@ -110,12 +112,12 @@ def _require_index(config: RunConfig, *, console: Console, force: bool) -> None:
     try:
         plaid.python(config.cache_dir)
     except ConfigError:
-        task, cells = _planned(prepare(config, console=console), {})
-        if force or any(scored.finished(task, cell, config.metrics) is None for cell in cells):
+        task, cells = _plan_obtainable(prepare(config, console=console), {})
+        if force or any(reuse.finished(task, cell, config.metrics) is None for cell in cells):
             raise
 
 
-def _indexed(task: Task, cells: Sequence[Cell]) -> dict[str, CellScores]:
+def _search_indexes(task: Task, cells: Sequence[Cell]) -> dict[str, CellScores]:
     """Search the stored embeddings of cells with an index, one cell after another; return their scores by run id."""
     engine, model = task.config.engine, task.config.model
     assert isinstance(model, EncoderConfig)
@@ -130,11 +132,13 @@ def _indexed(task: Task, cells: Sequence[Cell]) -> dict[str, CellScores]:
             task.console.print(line, highlight=False, markup=False, soft_wrap=True)
             indexed = plaid.search(task, cell, queries)
             search_s = time.monotonic() - started
-            done[cell.run_id] = finish(task, cell, indexed.hits, search_s=search_s, met_vectors=False, indexed=indexed)
+            done[cell.run_id] = finish(
+                task, cell, indexed.hits, search_s=search_s, vectors_reproduced=False, indexed=indexed
+            )
     return done
 
 
-def _planned(task: Task, lacking: dict[int, str] | None) -> tuple[Task, list[Cell]]:
+def _plan_obtainable(task: Task, lacking: dict[int, str] | None) -> tuple[Task, list[Cell]]:
     """Return the task and cells of the dims whose checkpoints can be obtained; add the other dims to `lacking`."""
     try:
         return task, plan(task)
@@ -150,7 +154,7 @@ def _planned(task: Task, lacking: dict[int, str] | None) -> tuple[Task, list[Cel
     return task, plan(task)
 
 
-def _written_to(config: RunConfig, cells: Sequence[Cell]) -> Iterator[Path]:
+def _output_folders(config: RunConfig, cells: Sequence[Cell]) -> Iterator[Path]:
     """Yield the folders that a job writes to; a killed job may have left temporary files there."""
     runs = run_dir(config.results_dir, "x").parent
     yield from (runs, *(path for path in runs.glob("*") if path.is_dir()))
@@ -191,31 +195,31 @@ def prepare(config: RunConfig, *, console: Console) -> Task:
     return Task(config, dataset, surveyed, deviations, device, console, verified)
 
 
-def search(task: Task, cells: Sequence[Cell], *, met_vectors: set[int] | None = None) -> dict[str, Hits]:
+def search(task: Task, cells: Sequence[Cell], *, reproduced_dims: set[int] | None = None) -> dict[str, Hits]:
     """Return each cell's best hits over all shards, by run id.
 
-    Dims whose published vectors the loaded model reproduced are added to `met_vectors`.
+    Dims whose published vectors the loaded model reproduced are added to `reproduced_dims`.
     """
     if isinstance(task.config.model, Bm25Config):
         (cell,) = cells
         return {cell.run_id: search_bm25(task, cell, task.config.model)}
     assert isinstance(task.config.model, EncoderConfig)  # a system known by its run file only is never searched
-    return search_vectors(task, cells, task.config.model, met_vectors=met_vectors)
+    return search_vectors(task, cells, task.config.model, reproduced_dims=reproduced_dims)
 
 
 def search_vectors(
-    task: Task, cells: Sequence[Cell], model: EncoderConfig, *, met_vectors: set[int] | None = None
+    task: Task, cells: Sequence[Cell], model: EncoderConfig, *, reproduced_dims: set[int] | None = None
 ) -> dict[str, Hits]:
     """Encode and search every shard; return each cell's best hits, by run id.
 
     Dims with identical backbones share one pass over the corpus. Dims whose published vectors the loaded model
-    reproduced are added to `met_vectors`.
+    reproduced are added to `reproduced_dims`.
     """
-    engine, met = task.config.engine, set() if met_vectors is None else met_vectors
+    engine, reproduced = task.config.engine, set() if reproduced_dims is None else reproduced_dims
     if engine.threads is not None:
         torch.set_num_threads(engine.threads)
     if engine.name == "ray":
-        return distributed.search_vectors(task, cells, model, met_vectors=met)
+        return distributed.search_vectors(task, cells, model, reproduced_dims=reproduced)
     by_dim = {cell.dim: cell for cell in cells if cell.dim is not None}
     found = {dim: cell.checkpoint for dim, cell in by_dim.items() if cell.checkpoint is not None}
     best = {cell.run_id: no_hits() for cell in cells}
@@ -223,22 +227,22 @@ def search_vectors(
         task.console.print(f"{model.name}: {line}", highlight=False, markup=False, soft_wrap=True)
     limit_tokenizer(tokenizer_threads(engine.tokenizer_workers, task.device))
     for encoder, of_encoder in loaded.encoders(model, found, device=task.device, engine=engine):
-        met |= of_encoder
+        reproduced |= of_encoder
         members = {dim: by_dim[dim] for dim in encoder.heads}
         title = f"{keys.label(model.name, *members)} on {task.dataset.name}"
         with (
             documents_bar(task.console, title, total=task.survey.documents) as advance,
             vector_step(task, encoder, members, best, advance) as step,
-            Merging(best, depth=task.depth, threaded=task.device.type != "cpu") as merging,
+            Merger(best, depth=task.depth, threaded=task.device.type != "cpu") as merger,
         ):
             for hits in map_shards(step.run, task.survey.shards, ahead=step.ahead):
-                merging.add(hits)
+                merger.add(hits)
                 advance.shard_done()
     return best
 
 
 def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
-    """Count the queries' terms in every shard, then score every shard with the whole corpus' statistics.
+    """Count the queries' terms in every shard, then score every shard with the statistics of the whole corpus.
 
     Returns the best hits over all shards.
     """
@@ -263,13 +267,13 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
             advance.shard_done()
             return known
 
-        whole = reduce(add, map_shards(statistics, shards))
+        corpus_statistics = reduce(add, map_shards(statistics, shards))
     with documents_bar(
         task.console, f"{model.name} scores {task.dataset.name}", total=task.survey.documents
     ) as advance:
         best = no_hits()
         for shard, counts in zip(shards, map_shards(count, shards), strict=True):
-            hits = bm25_score_step(counts, whole, model, terms.queries, depth=task.depth)
+            hits = bm25_score_step(counts, corpus_statistics, model, terms.queries, depth=task.depth)
             best = merge([best, hits], depth=task.depth, ties=model.ties)
             advance(shard.stop - shard.start, 0)
             advance.shard_done()
@@ -282,7 +286,7 @@ def finish(
     hits: Hits,
     *,
     search_s: float,
-    met_vectors: bool,
+    vectors_reproduced: bool,
     indexed: plaid.Indexed | None = None,
 ) -> CellScores:
     """Write a cell's run file and scores; scores.json is written last and marks the cell as finished.
@@ -292,7 +296,7 @@ def finish(
     """
     started = time.monotonic()
     config, dataset = task.config, task.dataset
-    written = ranked.write_files(task, cell.run_id, to_run(hits, [query.id for query in dataset.queries]))
+    written = cell_files.write(task, cell.run_id, to_run(hits, [query.id for query in dataset.queries]))
     exact = None if indexed is None else plaid.exact_cell(task, cell)
     cost = {} if cell.dim is None else costs(task, exact or cell)
     if indexed is not None:
@@ -303,16 +307,7 @@ def finish(
         for name in ("fitted_batch_tokens", "reused_shards", "shards_without_costs")
         if name in cost
     }
-    if lacking := counted.get("shards_without_costs"):
-        line = f"the manifests of {lacking:,} of {len(task.survey.shards):,} shards do not say what they cost any more"
-        task.console.print(
-            f"{cell.run_id}: {line}, so the result lacks document_vectors or times; the scores are whole",
-            highlight=False,
-            markup=False,
-            soft_wrap=True,
-        )
-    if reused := counted.get("reused_shards"):
-        line = f"{reused:,} of {len(task.survey.shards):,} shards had been encoded before, for another cell"
+    for line in _cost_remarks(counted, shards=len(task.survey.shards)):
         task.console.print(f"{cell.run_id}: {line}", highlight=False, markup=False, soft_wrap=True)
     scores = CellScores(
         run_id=cell.run_id,
@@ -323,15 +318,15 @@ def finish(
         language=dataset.language,
         main_metric=dataset.main_metric,
         metrics=written.values.means,
-        groups=scored.group_means(task, written.values),
+        groups=reuse.group_means(task, written.values),
         counts={
-            **ranked.counts(task, written),
-            **_never_found(task),
+            **cell_files.counts(task, written),
+            **_title_only_documents(task),
             "shards": len(task.survey.shards),
             **vectors,
             **counted,
         },
-        deviations=(*task.deviations, *scored.accepted(config, cell)),
+        deviations=(*task.deviations, *reuse.accepted_contradictions(config, cell)),
         protocol=cell.protocol,
         wall_s={
             "encode_and_search": round(search_s, 3),
@@ -342,12 +337,12 @@ def finish(
             **environment.environment(None if cell.dim is None else task.device),
             **environment.given_up(config, task.device),
             **distributed.provenance(config),
-            **scored.facts(task),
-            scored.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
+            **reuse.scoring_facts(task),
+            reuse.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
             **(
-                {"checkpoint": _weights(config, cell, met_vectors=met_vectors)}
+                {"checkpoint": _weights(config, cell, vectors_reproduced=vectors_reproduced)}
                 if indexed is None or exact is None
-                else _beside_exact(config, exact, written.run, indexed)
+                else _index_facts(config, exact, written.run, indexed)
             ),
         },
     )
@@ -355,7 +350,18 @@ def finish(
     return scores
 
 
-def _never_found(task: Task) -> dict[str, int]:
+def _cost_remarks(counted: Mapping[str, int], *, shards: int) -> Iterator[str]:
+    """Yield a line if the costs of some shards are unknown, and one if some were encoded for another cell."""
+    if lacking := counted.get("shards_without_costs"):
+        yield (
+            f"the manifests of {lacking:,} of {shards:,} shards no longer state their costs, so the result lacks "
+            "document_vectors or times; the scores are complete"
+        )
+    if reused := counted.get("reused_shards"):
+        yield f"{reused:,} of {shards:,} shards had been encoded before, for another cell"
+
+
+def _title_only_documents(task: Task) -> dict[str, int]:
     """Return the number of documents that BM25 does not index because they have only a title; empty if there are none.
 
     Anserini does not index them either.
@@ -365,23 +371,25 @@ def _never_found(task: Task) -> dict[str, int]:
     return {"title_only_documents": count} if leaves_out and count else {}
 
 
-def _beside_exact(
+def _index_facts(
     config: RunConfig, exact: Cell, run: Mapping[str, list[Hit]], indexed: plaid.Indexed
 ) -> dict[str, Any]:
     """Return the facts of an index search: its cost, the overlap with the exact cell's run, and the weights."""
     path = run_dir(config.results_dir, exact.run_id)
     known = results.read(path / results.SCORES)
     results.require_unedited(config.results_dir, known, results.RUN)
-    shared = plaid.beside(run, results.read_run(path / results.RUN))
+    shared = plaid.overlap(run, results.read_run(path / results.RUN))
     return {
         "checkpoint": known.environment["checkpoint"],
         results.INDEX: {**indexed.facts, "exact_run": exact.run_id, **shared},
     }
 
 
-def _weights(config: RunConfig, cell: Cell, *, met_vectors: bool) -> dict[str, Any] | None:
+def _weights(config: RunConfig, cell: Cell, *, vectors_reproduced: bool) -> dict[str, Any] | None:
     """Return what a result records about the weights: origin, checksums, number, and what proves them."""
     if cell.checkpoint is None or cell.dim is None or not isinstance(config.model, EncoderConfig):
         return None
     count = count_parameters(cell.checkpoint, adapter=config.model.adapter)
-    return weights.record(config.model.name, cell.dim, cell.checkpoint, parameters=count, met_vectors=met_vectors)
+    return weights.record(
+        config.model.name, cell.dim, cell.checkpoint, parameters=count, vectors_reproduced=vectors_reproduced
+    )

@@ -39,8 +39,8 @@ from evalkit.storage.paths import (
     remove_left_over,
     store_dir,
     temporary,
-    unwritable,
-    write_whole,
+    write_atomic,
+    write_error,
 )
 from evalkit.storage.shard_files import ShardVectors
 from evalkit.types import Run
@@ -48,7 +48,7 @@ from evalkit.types import Run
 ENVIRONMENT = "EVALKIT_PLAID"
 """The environment variable that names the folder of fast-plaid's virtual environment."""
 RECORD = "index.json"
-OWN = (RECORD, "places.json")
+OWN_FILES = (RECORD, "places.json")
 """Files in an index's folder that evalkit wrote; they do not count towards its size."""
 CUTOFF = 10
 """The cutoff at which the hits of index and exact search are compared."""
@@ -101,7 +101,7 @@ def check(config: RunConfig) -> None:
             raise ConfigError(f"{msg}; wanted dim x nbits to be a multiple of 8")
 
 
-def exactly(config: RunConfig) -> RunConfig:
+def exact_config(config: RunConfig) -> RunConfig:
     """Return the config of the exact search of the same embeddings, given a config with an index."""
     return dataclasses.replace(config, search=SearchConfig(depth=config.search.depth))
 
@@ -122,10 +122,10 @@ def search(task: Task, cell: Cell, queries: ShardVectors) -> Indexed:
     """
     assert cell.dim is not None
     stored = _stored(task, cell)
-    asked = cell.protocol["index"]
-    build = {name: asked[name] for name in ("nbits", "kmeans_iterations", "seed")}
-    wanted = {**build, "library": asked["library"], "dim": cell.dim, "embeddings": stored.checksum}
-    address = {**build, "library": asked["library"], "store": cell.store_key, "corpus": cell.protocol["corpus"]}
+    settings = cell.protocol["index"]
+    build = {name: settings[name] for name in ("nbits", "kmeans_iterations", "seed")}
+    wanted = {**build, "library": settings["library"], "dim": cell.dim, "embeddings": stored.checksum}
+    address = {**build, "library": settings["library"], "store": cell.store_key, "corpus": cell.protocol["corpus"]}
     folder = index_dir(task.config.cache_dir, keys.key_of(address)).absolute()
     record = _record(folder, wanted)
     make_folder(folder.parent)
@@ -133,7 +133,7 @@ def search(task: Task, cell: Cell, queries: ShardVectors) -> Indexed:
     unfinished = temporary(folder)
     suffix = temporary(Path("x")).name.removeprefix(".x")  # so that `remove_left_over` finds a killed process's folder
     with tempfile.TemporaryDirectory(prefix=".search-", suffix=suffix, dir=folder.parent) as work:
-        place = folder if record is not None else unfinished
+        index = folder if record is not None else unfinished
         save_file(
             {
                 "vectors": queries.vectors.rows_XD.cpu().contiguous(),
@@ -143,24 +143,24 @@ def search(task: Task, cell: Cell, queries: ShardVectors) -> Indexed:
         )
         job = {
             "library": identity.FAST_PLAID,
-            "index": str(place),
+            "index": str(index),
             "shards": [str(path.absolute()) for path in stored.paths],
             "queries": str(Path(work) / "queries.safetensors"),
             "depth": min(task.depth, len(stored.ids)),
             "threads": task.config.engine.threads,
             "device": str(task.device),
             "build": None if record is not None else build,
-            "search": {name: asked[name] for name in ("n_ivf_probe", "n_full_scores")},
+            "search": {name: settings[name] for name in ("n_ivf_probe", "n_full_scores")},
             "out": work,
         }
         try:
-            answer, hits = _asked(job, Path(work), task.config.cache_dir, stored, queries=len(queries.ids))
+            answer, hits = _run_library(job, Path(work), task.config.cache_dir, stored, queries=len(queries.ids))
             if record is None:
-                record = _kept(folder, place, {**wanted, **answer, "vectors": stored.vectors})
+                record = _publish(folder, index, {**wanted, **answer, "vectors": stored.vectors})
         finally:
             shutil.rmtree(unfinished, ignore_errors=True)
     facts = {
-        "library": asked["library"],
+        "library": settings["library"],
         "torch": answer["torch"],
         "embeddings": stored.checksum,
         "bytes": record["bytes"],
@@ -171,14 +171,14 @@ def search(task: Task, cell: Cell, queries: ShardVectors) -> Indexed:
     return Indexed(found, facts, answer["search_s"])
 
 
-def beside(run: Run, exact: Run) -> dict[str, float]:
+def overlap(run: Run, exact: Run) -> dict[str, float]:
     """Compare the run of an index with the exact run; return means over the queries with hits in the exact run.
 
     `overlap@10` is the fraction of the exact first 10 hits that are among the index's first 10. `recall of exact 10` is
     the fraction of them that the index returned at any rank.
 
     >>> from evalkit.types import Hit
-    >>> beside({"q": [Hit("a", 2.0), Hit("b", 1.0)]}, {"q": [Hit("a", 2.0), Hit("c", 1.0)]})
+    >>> overlap({"q": [Hit("a", 2.0), Hit("b", 1.0)]}, {"q": [Hit("a", 2.0), Hit("c", 1.0)]})
     {'overlap@10': 0.5, 'recall of exact 10': 0.5}
     """
     overlaps, recalls = [], []
@@ -211,7 +211,7 @@ def _stored(task: Task, cell: Cell) -> _Stored:
     for shard in task.survey.shards:
         arrays = shard_files.load(folder, shard.checksum)
         if arrays is None:
-            msg = f"{folder / shard.checksum}: the embeddings of this shard are not stored, and search=plaid wants them"
+            msg = f"{folder / shard.checksum}: the embeddings of this shard are not stored, and search=plaid needs them"
             raise StoreError(f"{msg}; run the cell again with an empty results_dir and cache_dir")
         found = shard_files.vectors_from_arrays(arrays)
         if (got := found.vectors.rows_XD.shape[1]) != cell.dim:
@@ -249,22 +249,22 @@ def _record(folder: Path, wanted: Mapping[str, Any]) -> dict[str, Any] | None:
     return found
 
 
-def _kept(folder: Path, unfinished: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+def _publish(folder: Path, unfinished: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
     """Write the record of a new index and rename the index to its final folder."""
     record = {**facts, "bytes": _bytes(unfinished)}
-    write_whole(unfinished / RECORD, json.dumps(seal.seal(record), indent=1).encode())
+    write_atomic(unfinished / RECORD, json.dumps(seal.seal(record), indent=1).encode())
     try:
         publish(unfinished, folder)
     except OSError as error:
-        raise unwritable(folder, error) from error
+        raise write_error(folder, error) from error
     return record
 
 
 def _bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name not in OWN)
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file() and path.name not in OWN_FILES)
 
 
-def _asked(
+def _run_library(
     job: Mapping[str, Any], work: Path, cache_dir: Path, stored: _Stored, *, queries: int
 ) -> tuple[dict[str, Any], tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Run the library on a request. Return its answer and its hits: query indices, document indices, scores."""
@@ -272,7 +272,7 @@ def _asked(
     kept = "" if job["build"] is None else "nothing of the index was kept: "
     again = f"{kept}run the same command again, or make its environment again: "
     again += f"python {script()} make {environment(cache_dir)}"
-    write_whole(work / "job.json", json.dumps(job).encode())
+    write_atomic(work / "job.json", json.dumps(job).encode())
     done = subprocess.run(  # noqa: S603 (the Python of an environment that the user made)
         [python(cache_dir), script(), "run", work / "job.json"],
         capture_output=True,
@@ -282,7 +282,7 @@ def _asked(
         stdin=subprocess.DEVNULL,
     )
     if done.returncode:
-        reason = _last_line(done.stderr) or _last_line(done.stdout) or "it said nothing"
+        reason = _last_line(done.stderr) or _last_line(done.stdout) or "it printed nothing"
         raise EngineError(f"search=plaid: fast-plaid failed while {doing} (exit {done.returncode}: {reason}); {again}")
     try:
         answer = json.loads((work / "answer.json").read_bytes())

@@ -18,10 +18,10 @@ LINE_SHARDS = 10
 """Without a terminal a line is printed at least every LINE_SHARDS shards."""
 
 
-class Counted:
+class ProgressCounter:
     """Counts finished documents and tokens, and formats the progress."""
 
-    def __init__(self, title: str, *, total: int | None, show: Callable[[Counted], None]) -> None:
+    def __init__(self, title: str, *, total: int | None, show: Callable[[ProgressCounter], None]) -> None:
         """Start counting; `show` is called after every step."""
         self.title, self.total = title, total
         self.documents = self.tokens = self.shards = 0
@@ -55,10 +55,10 @@ class Counted:
 
 
 @contextmanager
-def documents_bar(console: Console, title: str, *, total: int | None) -> Iterator[Counted]:
+def documents_bar(console: Console, title: str, *, total: int | None) -> Iterator[ProgressCounter]:
     """Show documents done, documents/s, tokens/s and time left; `total` is None if it is not known yet."""
     if not console.is_terminal:
-        yield Counted(title, total=total, show=_lines(console))
+        yield ProgressCounter(title, total=total, show=_lines(console))
         return
     columns = (
         TextColumn("{task.description}", markup=False),
@@ -69,20 +69,20 @@ def documents_bar(console: Console, title: str, *, total: int | None) -> Iterato
     )
     with Progress(*columns, console=console, transient=True) as bar:
         task: TaskID = bar.add_task(title, total=total, rate="")
-        yield Counted(
-            title, total=total, show=lambda counted: bar.update(task, completed=counted.documents, rate=counted.rate())
+        yield ProgressCounter(
+            title, total=total, show=lambda counter: bar.update(task, completed=counter.documents, rate=counter.rate())
         )
 
 
-def _lines(console: Console) -> Callable[[Counted], None]:
+def _lines(console: Console) -> Callable[[ProgressCounter], None]:
     """Return a function that prints a line every LINE_S seconds and every LINE_SHARDS shards."""
     last_s, last_shards = time.monotonic(), 0
 
-    def show(counted: Counted) -> None:
+    def show(counter: ProgressCounter) -> None:
         nonlocal last_s, last_shards
-        if time.monotonic() - last_s < LINE_S and counted.shards - last_shards < LINE_SHARDS:
+        if time.monotonic() - last_s < LINE_S and counter.shards - last_shards < LINE_SHARDS:
             return
-        last_s, last_shards = time.monotonic(), counted.shards
-        console.print(counted.line(), highlight=False, markup=False, soft_wrap=True)
+        last_s, last_shards = time.monotonic(), counter.shards
+        console.print(counter.line(), highlight=False, markup=False, soft_wrap=True)
 
     return show

@@ -20,7 +20,7 @@ from evalkit.errors import DeviceError
 from evalkit.kernels.trouble import first_line, is_out_of_memory, warn_once
 from evalkit.maxsim import bounds, choice
 from evalkit.ragged import Ragged
-from evalkit.ranking import Hits, Ids, TieRule, best_of_shard, id_array, joined, merge, ranked_ids
+from evalkit.ranking import Hits, Ids, TieRule, best_of_shard, concatenated, id_array, merge, ranked_ids
 from evalkit.storage.shard_files import ShardVectors
 from evalkit.types import Hit
 
@@ -30,25 +30,25 @@ LEAST_BLOCK = 32
 """Queries per block below which a shard that does not fit memory is divided instead."""
 
 
-class Asked(NamedTuple):
+class PreparedQueries(NamedTuple):
     """The query vectors, prepared once: on the device that searches, with the norms that the error bounds need."""
 
     queries: ShardVectors
     norms: Mapping[torch.dtype, bounds.QueryNorms]
 
 
-def asked(queries: ShardVectors, device: torch.device) -> Asked:
-    """Copy query vectors to a device and compute their norms, once for all shards; on a CPU this saves nothing."""
+def prepare_queries(queries: ShardVectors, device: torch.device) -> PreparedQueries:
+    """Copy query vectors to a device and compute their norms, once for all shards; on a CPU nothing is prepared."""
     if device.type == "cpu":
-        return Asked(queries, {})
+        return PreparedQueries(queries, {})
     rows_XD = queries.vectors.rows_XD.to(device)
     half = choice.half_of(rows_XD.dtype)
     norms = {half: bounds.query_norms(rows_XD, dtype=half)}
-    return Asked(queries._replace(vectors=queries.vectors._replace(rows_XD=rows_XD)), norms)
+    return PreparedQueries(queries._replace(vectors=queries.vectors._replace(rows_XD=rows_XD)), norms)
 
 
 def search_shard(  # noqa: PLR0913 (two positional arguments; the options are keyword-only and become `_Options`)
-    queries: ShardVectors | Asked,
+    queries: ShardVectors | PreparedQueries,
     shard: ShardVectors,
     *,
     depth: int,
@@ -64,8 +64,8 @@ def search_shard(  # noqa: PLR0913 (two positional arguments; the options are ke
     of queries are halved, then the shard; this does not change the hits either. Raises DeviceError if one document
     does not fit memory.
     """
-    ready = queries if isinstance(queries, Asked) else Asked(queries, {})
-    return _within_memory(ready, shard, _Options(depth, floor_Q, device, precision, maxsim))
+    prepared = queries if isinstance(queries, PreparedQueries) else PreparedQueries(queries, {})
+    return _within_memory(prepared, shard, _Options(depth, floor_Q, device, precision, maxsim))
 
 
 class _Options(NamedTuple):
@@ -78,35 +78,38 @@ class _Options(NamedTuple):
     maxsim: MaxsimKernel
 
 
-def _within_memory(ready: Asked, shard: ShardVectors, how: _Options) -> Hits:
+def _within_memory(prepared: PreparedQueries, shard: ShardVectors, options: _Options) -> Hits:
+    """Search a shard; if memory runs out, halve the blocks of queries, then the shard."""
     while True:
-        block = _FITTING.get(how.device, QUERY_BLOCK)
+        block = _FITTING_BLOCK.get(options.device, QUERY_BLOCK)
         try:
-            return _search(ready, shard, how, block=block)
+            return _search(prepared, shard, options, block=block)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise
             reason = first_line(error)  # only its text: the error itself holds the tensors that fill the memory
-        if how.device.type == "cuda":
+        if options.device.type == "cuda":
             torch.cuda.empty_cache()
         if block > LEAST_BLOCK:
-            if how.device not in _FITTING:
+            if options.device not in _FITTING_BLOCK:
                 warn_once(f"a search did not fit memory ({reason}): fewer queries, or documents, are taken at a time")
-            _FITTING[how.device] = block // 2
+            _FITTING_BLOCK[options.device] = block // 2
             continue
         if len(shard.ids) == 1:
             msg = f"document {shard.ids[0]!r} does not fit memory with {LEAST_BLOCK} queries ({reason})"
             raise DeviceError(f"{msg}; wanted a larger device, or a lower max_tokens of the model")
-        return merge([_within_memory(ready, half, how) for half in _halves(shard)], depth=how.depth)
+        return merge([_within_memory(prepared, half, options) for half in _halves(shard)], depth=options.depth)
 
 
-_FITTING: dict[torch.device, int] = {}
+_FITTING_BLOCK: dict[torch.device, int] = {}
 """Queries per block that fit a device's memory, for devices on which QUERY_BLOCK did not fit."""
 
 
-def _search(ready: Asked, shard: ShardVectors, how: _Options, *, block: int) -> Hits:
-    queries, depth, floor_Q = ready.queries, how.depth, how.floor_Q
-    kernel = choice.bind(how.maxsim, shard.vectors, device=how.device, precision=how.precision, known=ready.norms)
+def _search(prepared: PreparedQueries, shard: ShardVectors, options: _Options, *, block: int) -> Hits:
+    queries, depth, floor_Q = prepared.queries, options.depth, options.floor_Q
+    kernel = choice.bind(
+        options.maxsim, shard.vectors, device=options.device, precision=options.precision, known=prepared.norms
+    )
     ids = ranked_ids(shard.ids)
     bound_Q = kernel.error_bound(queries.vectors)
     floor = torch.from_numpy(floor_Q).double()
@@ -119,10 +122,11 @@ def _search(ready: Asked, shard: ShardVectors, how: _Options, *, block: int) -> 
         reaching_H = score_H >= torch.from_numpy(floor_Q)[begin:end][query_H]
         found = ((query_H[reaching_H].numpy() + begin).astype(np.int32), document_H[reaching_H].numpy())
         best.append(best_of_shard(*found, score_H[reaching_H].numpy(), ids, depth=depth))
-    return joined(best)
+    return concatenated(best)
 
 
 def _halves(shard: ShardVectors) -> tuple[ShardVectors, ShardVectors]:
+    """Divide a shard into two with half of the documents each."""
     rows_XD, offsets_N = shard.vectors
     middle = len(shard.ids) // 2
     cut = int(offsets_N[middle])
@@ -133,6 +137,7 @@ def _halves(shard: ShardVectors) -> tuple[ShardVectors, ShardVectors]:
 
 
 def _block(queries: Ragged, begin: int, end: int) -> Ragged:
+    """Return the vectors of the queries from `begin` to `end` (exclusive)."""
     rows = slice(int(queries.offsets_N[begin]), int(queries.offsets_N[end]))
     return Ragged(queries.rows_XD[rows], queries.offsets_N[begin : end + 1] - queries.offsets_N[begin])
 

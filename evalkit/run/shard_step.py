@@ -29,30 +29,30 @@ from evalkit.models.encoder import DTYPES, Encoder
 from evalkit.models.tokens import TokenTable
 from evalkit.ranking import Hits, floors, merge, no_hits, ranked_ids
 from evalkit.run import environment
-from evalkit.run.background import Ahead, Writer, tokenizer_threads
+from evalkit.run.background import Prefetcher, Writer, tokenizer_threads
 from evalkit.run.cells import Cell, Task
-from evalkit.run.encode import Encoding, device_errors, encode, say_halved
+from evalkit.run.encode import Encoding, device_errors, encode, log_halved
 from evalkit.run.progress import Advance
-from evalkit.run.search import Asked, asked, best_of, hits_from_arrays, hits_to_arrays, search_shard
+from evalkit.run.search import PreparedQueries, best_of, hits_from_arrays, hits_to_arrays, prepare_queries, search_shard
 from evalkit.storage import shard_files
 from evalkit.storage.paths import store_dir, topk_dir
 from evalkit.storage.shard_files import ShardVectors
 
 log = logging.getLogger(__name__)
 
-BEHIND = 2
+UNWRITTEN_SHARDS = 2
 """Encoded shards that may wait to be written while a GPU encodes the next one; each takes 2 GB of memory per dim."""
 BM25_QUERY_BLOCK = 64
 """Queries scored at a time: bounds the score matrix [block, N], N documents of a shard."""
 
 
-def stay(task: Task) -> bool:
+def vectors_stay_on_gpu(task: Task) -> bool:
     """Whether a shard's vectors stay on the GPU: true if the GPU searches them and `store.keep=topk` writes none."""
     return task.config.store.keep == "topk" and task.device.type == "cuda"
 
 
 def encode_queries(
-    task: Task, encoder: Encoder, *, on_halved: Callable[[int, str], None] = say_halved
+    task: Task, encoder: Encoder, *, on_halved: Callable[[int, str], None] = log_halved
 ) -> dict[int, ShardVectors]:
     """Return the query vectors at every dim of an encoder, rounded to the dtype of the documents' vectors."""
     return encode(
@@ -68,8 +68,8 @@ def encode_queries(
     )
 
 
-class _Fresh(NamedTuple):
-    """A shard's newly encoded vectors by dim, and the seconds that encoding took."""
+class _EncodedShard(NamedTuple):
+    """A shard's newly encoded vectors by dim (empty if none was missing), and the seconds that encoding took."""
 
     vectors: Mapping[int, ShardVectors]
     wall_s: float
@@ -86,33 +86,33 @@ class VectorStep:
     """Returns the score [Q] that further hits of a cell must reach. It only saves work: in any order of the shards, a
     document below it cannot enter the run."""
     advance: Advance
-    queries: Mapping[int, Asked]
-    budget: _Budget
+    queries: Mapping[int, PreparedQueries]
+    limit: _BatchLimit
     tokenized: Tokenized
-    encoded: Ahead[ShardRange, _Fresh]
+    encoded: Prefetcher[ShardRange, _EncodedShard]
     writer: Writer
-    coming: list[ShardRange]
-    """The next shard, if it must be encoded; else empty."""
-    keep_vectors: Keep
+    next_shards: list[ShardRange]
+    """The next shard, if it must be encoded; else empty. A list, because the step is frozen."""
+    save_vectors: SaveCheckpoint
     """Writes the checkpoint of a shard's vectors."""
-    keep_hits: Keep
+    save_hits: SaveCheckpoint
     """Writes the checkpoint of a shard's top-k."""
 
     def unthreaded(self, **changes: Any) -> VectorStep:
         """Return a step with some fields replaced that encodes each shard in the calling thread, without prefetch."""
 
-        def encoded(shard: ShardRange) -> _Fresh:
-            return step.fresh(shard)
+        def encoded_shard(shard: ShardRange) -> _EncodedShard:
+            return step.encode_missing(shard)
 
-        step = dataclasses.replace(self, **changes, encoded=Ahead(encoded, threaded=False), coming=[])
+        step = dataclasses.replace(self, **changes, encoded=Prefetcher(encoded_shard, threaded=False), next_shards=[])
         return step
 
     def ahead(self, shard: ShardRange) -> None:
         """Start reading and tokenising the next shard if it must be encoded."""
-        self.coming.clear()
+        self.next_shards.clear()
         if self._unencoded(shard):
             self.tokenized.start(shard)
-            self.coming.append(shard)
+            self.next_shards.append(shard)
 
     def run(self, shard: ShardRange) -> dict[str, Hits]:
         """Return a shard's hits by run id, computing only what is not on disk.
@@ -121,9 +121,9 @@ class VectorStep:
         """
         if self._unencoded(shard) and not self.encoded.started(shard):
             self.encoded.start(shard)
-        for following in self.coming:
-            self.encoded.start(following)
-        self.coming.clear()
+        for next_shard in self.next_shards:
+            self.encoded.start(next_shard)
+        self.next_shards.clear()
         with device_errors(self.task.device):
             hits = self._run(shard)
         memory.return_free_pages()
@@ -134,80 +134,91 @@ class VectorStep:
         return [
             dim
             for dim, cell in self.cells.items()
-            if not shard_files.finished(self._topk(cell), shard.checksum)
-            and not shard_files.finished(self._store(cell), shard.checksum)
+            if not shard_files.finished(self._topk_dir(cell), shard.checksum)
+            and not shard_files.finished(self._store_dir(cell), shard.checksum)
         ]
 
-    def fresh(self, shard: ShardRange) -> _Fresh:
+    def encode_missing(self, shard: ShardRange) -> _EncodedShard:
         """Encode a shard at the dims that have neither hits nor embeddings of it on disk."""
         dims = self._unencoded(shard)
-        return self._encoded(shard, dims) if dims else _Fresh({}, 0.0)
+        return self._encode(shard, dims) if dims else _EncodedShard({}, 0.0)
 
     def _run(self, shard: ShardRange) -> dict[str, Hits]:
-        name = shard.checksum
-        fresh = self.encoded.take(shard) if self._unencoded(shard) or self.encoded.started(shard) else _Fresh({}, 0.0)
-        hits: dict[str, Hits] = {}
-        embedded: dict[int, ShardVectors] = dict(fresh.vectors)
-        for dim, cell in self.cells.items():
-            if dim in embedded:
-                continue
-            if (arrays := shard_files.load(self._topk(cell), name)) is not None:
-                hits[cell.run_id] = hits_from_arrays(arrays)
-            elif (arrays := shard_files.load(self._store(cell), name)) is not None:
-                embedded[dim] = shard_files.vectors_from_arrays(arrays)
-        from_disk = embedded.keys() - fresh.vectors.keys()
-        stored = {dim: shard_files.finished(self._store(self.cells[dim]), name) for dim in from_disk}
-        known = {dim: _encoding(facts, self.cells[dim]) for dim, facts in stored.items()}
-        for facts in stored.values():
-            here = environment.arithmetic(self.task.config, self.task.device)
-            say_other_units((facts or {}).get("instruction_set"), here)
-        known |= {dim: {"encode_s": fresh.wall_s} for dim in fresh.vectors}
-        damaged = [dim for dim, cell in self.cells.items() if cell.run_id not in hits and dim not in embedded]
+        """Take the shard's new vectors, read the rest from disk, and search all dims that have no hits yet."""
+        new = _EncodedShard({}, 0.0)
+        if self._unencoded(shard) or self.encoded.started(shard):
+            new = self.encoded.take(shard)
+        hits, stored = self._read(shard, [dim for dim in self.cells if dim not in new.vectors])
+        costs_of = {dim: self._stored_cost(shard, dim) for dim in stored}
+        costs_of |= {dim: {"encode_s": new.wall_s} for dim in new.vectors}
+        vectors = {**new.vectors, **stored}
+        damaged = [dim for dim, cell in self.cells.items() if cell.run_id not in hits and dim not in vectors]
         if damaged:
-            again = self._encoded(shard, damaged)
-            embedded |= again.vectors
-            known |= {dim: {"encode_s": again.wall_s} for dim in damaged}
-        elif not fresh.vectors:
+            again = self._encode(shard, damaged)
+            vectors |= again.vectors
+            costs_of |= {dim: {"encode_s": again.wall_s} for dim in damaged}
+        elif not new.vectors:
             self.advance(shard.stop - shard.start, 0)
-        for dim in self.cells:
-            if dim in embedded:
-                found = self._searched(shard, dim, embedded[dim], encoding=known[dim])
-                hits[self.cells[dim].run_id] = found
+        for dim, cell in self.cells.items():
+            if dim in vectors:
+                hits[cell.run_id] = self._search(shard, dim, vectors[dim], encoding=costs_of[dim])
         return hits
 
-    def _encoded(self, shard: ShardRange, dims: Sequence[int]) -> _Fresh:
+    def _read(self, shard: ShardRange, dims: Sequence[int]) -> tuple[dict[str, Hits], dict[int, ShardVectors]]:
+        """Return from disk a shard's hits by run id, and its vectors at those of the dims that have no hits.
+
+        Damaged files are left out.
+        """
+        hits: dict[str, Hits] = {}
+        vectors: dict[int, ShardVectors] = {}
+        for dim in dims:
+            cell = self.cells[dim]
+            if (arrays := shard_files.load(self._topk_dir(cell), shard.checksum)) is not None:
+                hits[cell.run_id] = hits_from_arrays(arrays)
+            elif (arrays := shard_files.load(self._store_dir(cell), shard.checksum)) is not None:
+                vectors[dim] = shard_files.vectors_from_arrays(arrays)
+        return hits, vectors
+
+    def _stored_cost(self, shard: ShardRange, dim: int) -> dict[str, float]:
+        """Return the encoding cost of a shard's stored vectors; log if other instructions computed them."""
+        facts = shard_files.finished(self._store_dir(self.cells[dim]), shard.checksum) or {}
+        here = environment.arithmetic(self.task.config, self.task.device)
+        log_other_arithmetic(facts.get("instruction_set"), here)
+        return _encoding_cost(facts, self.cells[dim])
+
+    def _encode(self, shard: ShardRange, dims: Sequence[int]) -> _EncodedShard:
         """Encode a shard and queue its vectors for writing. Return them by dim, with the seconds of encoding."""
         if self.task.device.type == "cpu":
             # On a CPU a write is short compared with encoding, and holding two shards would take twice the memory.
             self.writer.wait()
         started = time.monotonic()
         texts = self.tokenized.take(shard)
-        fresh = encode(
+        by_dim = encode(
             texts.ids,
             texts.tokens,
             self.encoder.only(dims),
             Encoding(
                 documents=True,
-                batch_tokens=self.budget.tokens,
+                batch_tokens=self.limit.tokens,
                 storage=DTYPES[self.task.config.store.dtype],
-                resident=stay(self.task),
+                resident=vectors_stay_on_gpu(self.task),
                 on_batch=self.advance,
-                on_halved=self.budget.halve,
+                on_halved=self.limit.halve,
             ),
         )
         wall_s = round(time.monotonic() - started, 3)
         self._refuse_changed_checkpoints(dims)
-        self.writer.wait_for_all_but(0 if self.task.device.type == "cpu" else BEHIND * 2 * len(self.cells))
+        self.writer.wait_for_all_but(0 if self.task.device.type == "cpu" else UNWRITTEN_SHARDS * 2 * len(self.cells))
         if self.task.config.store.keep == "embeddings":
-            for dim, vectors in fresh.items():
+            for dim, vectors in by_dim.items():
                 facts = {**_facts(shard, self.cells[dim]), "run_id": self.cells[dim].run_id, "encode_s": wall_s}
                 if (units := environment.arithmetic(self.task.config, self.task.device)) is not None:
                     facts["instruction_set"] = units
                 arrays = shard_files.vectors_to_arrays(vectors)
-                self._keep(self.keep_vectors, self._store(self.cells[dim]), shard, arrays, facts)
-        return _Fresh(fresh, wall_s)
+                self._save(self.save_vectors, self._store_dir(self.cells[dim]), shard, arrays, facts)
+        return _EncodedShard(by_dim, wall_s)
 
-    def _searched(self, shard: ShardRange, dim: int, vectors: ShardVectors, *, encoding: Mapping[str, float]) -> Hits:
+    def _search(self, shard: ShardRange, dim: int, vectors: ShardVectors, *, encoding: Mapping[str, float]) -> Hits:
         """Search a shard's vectors and queue the hits for writing."""
         cell = self.cells[dim]
         started = time.monotonic()
@@ -223,22 +234,29 @@ class VectorStep:
         search_s = round(time.monotonic() - started, 3)
         self._refuse_changed_checkpoints([dim])  # the query vectors depend on it too
         cost = {"vectors": len(vectors.vectors.rows_XD), **encoding, "search_s": search_s}
-        self._keep(self.keep_hits, self._topk(cell), shard, hits_to_arrays(found), _facts(shard, cell) | cost)
+        self._save(self.save_hits, self._topk_dir(cell), shard, hits_to_arrays(found), _facts(shard, cell) | cost)
         return found
 
     def _refuse_changed_checkpoints(self, dims: Sequence[int]) -> None:
+        """Raise an error if a checkpoint's files have changed since they were loaded."""
         found = [self.cells[dim].checkpoint for dim in dims]
         refuse_changes(checkpoint for checkpoint in found if checkpoint is not None)
 
-    def _keep(
-        self, keep: Keep, folder: Path, shard: ShardRange, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]
+    def _save(
+        self,
+        save: SaveCheckpoint,
+        folder: Path,
+        shard: ShardRange,
+        arrays: Mapping[str, Tensor],
+        facts: Mapping[str, Any],
     ) -> None:
-        keep(folder, shard.checksum, arrays, {**facts, **self.budget.facts()})
+        """Save a checkpoint, with the batch limit in its facts if it fell."""
+        save(folder, shard.checksum, arrays, {**facts, **self.limit.facts()})
 
-    def _store(self, cell: Cell) -> Path:
+    def _store_dir(self, cell: Cell) -> Path:
         return store_dir(self.task.config.cache_dir, cell.store_key)
 
-    def _topk(self, cell: Cell) -> Path:
+    def _topk_dir(self, cell: Cell) -> Path:
         return topk_dir(self.task.config.cache_dir, cell.search_key)
 
 
@@ -252,21 +270,21 @@ def vector_step(
     hits so far by run id, which the caller updates. Raises DeviceError if the device fails, StoreError if a checkpoint
     cannot be written.
     """
-    budget = _Budget(task.batch_tokens)
+    limit = _BatchLimit(task.batch_tokens)
     threaded = tokenizer_threads(task.config.engine.tokenizer_workers, task.device) > 0
-    queries = encode_queries(task, encoder, on_halved=budget.halve)
+    queries = encode_queries(task, encoder, on_halved=limit.halve)
 
     def texts(shard: ShardRange) -> Texts:
         return _texts(task, encoder, shard)
 
-    def fresh(shard: ShardRange) -> _Fresh:
-        return step.fresh(shard)
+    def encoded_shard(shard: ShardRange) -> _EncodedShard:
+        return step.encode_missing(shard)
 
     on_gpu = task.device.type != "cpu"
     with (
-        Ahead(texts, threaded=threaded) as tokenized,
+        Prefetcher(texts, threaded=threaded) as tokenized,
         Writer() as writer,
-        Ahead(fresh, threaded=on_gpu) as encoded,
+        Prefetcher(encoded_shard, threaded=on_gpu) as encoded,
         _search_stream(task.device),
     ):
 
@@ -279,14 +297,14 @@ def vector_step(
             cells=cells,
             floor_of=lambda cell: floors(best[cell.run_id], queries=len(task.dataset.queries), depth=task.depth),
             advance=advance,
-            queries={dim: asked(of_dim, task.device) for dim, of_dim in queries.items()},
-            budget=budget,
+            queries={dim: prepare_queries(of_dim, task.device) for dim, of_dim in queries.items()},
+            limit=limit,
             tokenized=tokenized,
             encoded=encoded,
             writer=writer,
-            coming=[],
-            keep_vectors=save,
-            keep_hits=save,
+            next_shards=[],
+            save_vectors=save,
+            save_hits=save,
         )
         yield step
 
@@ -298,7 +316,7 @@ def _search_stream(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]  # torch's own annotation is missing
 
 
-class _Budget:
+class _BatchLimit:
     """The maximum tokens of a batch. It falls if a batch does not fit memory, which is logged once and recorded."""
 
     def __init__(self, tokens: int) -> None:
@@ -307,7 +325,7 @@ class _Budget:
 
     def halve(self, tokens: int, reason: str) -> None:
         if not self.halved:
-            say_halved(tokens, reason)
+            log_halved(tokens, reason)
         self.tokens, self.halved = tokens, True
 
     def facts(self) -> dict[str, int]:
@@ -332,8 +350,8 @@ class Tokenized(Protocol):
         """Return a shard's documents."""
 
 
-Keep = Callable[[Path, str, Mapping[str, Tensor], Mapping[str, Any]], None]
-"""`keep(folder, name, arrays, facts)` writes a checkpoint, now or later."""
+SaveCheckpoint = Callable[[Path, str, Mapping[str, Tensor], Mapping[str, Any]], None]
+"""`save(folder, name, arrays, facts)` writes a checkpoint, now or later."""
 
 
 def _texts(task: Task, encoder: Encoder, shard: ShardRange) -> Texts:
@@ -409,15 +427,14 @@ def costs(task: Task, cell: Cell) -> dict[str, float]:
     }
 
 
-def _encoding(facts: Mapping[str, Any] | None, cell: Cell) -> dict[str, float]:
+def _encoding_cost(facts: Mapping[str, Any], cell: Cell) -> dict[str, float]:
     """Return the encoding time of a stored shard; mark it as reused if another cell had encoded it."""
-    known = facts or {}
-    reused = {} if known.get("run_id") == cell.run_id else {"reused_shards": 1}
-    return {"encode_s": float(known.get("encode_s", 0.0)), **reused}
+    reused = {} if facts.get("run_id") == cell.run_id else {"reused_shards": 1}
+    return {"encode_s": float(facts.get("encode_s", 0.0)), **reused}
 
 
 @cache
-def say_other_units(stored: str | None, here: str | None) -> None:
+def log_other_arithmetic(stored: str | None, here: str | None) -> None:
     """Log once that stored vectors were computed with other instructions or kernels than this process uses."""
     if stored is not None and here is not None and stored != here:
         log.warning(
@@ -429,4 +446,5 @@ def say_other_units(stored: str | None, here: str | None) -> None:
 
 
 def _facts(shard: ShardRange, cell: Cell) -> dict[str, Any]:
+    """Return the facts that the manifest of every shard has."""
     return {"start": shard.start, "stop": shard.stop, "protocol": cell.protocol}

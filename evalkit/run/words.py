@@ -1,4 +1,4 @@
-"""The words of the command line as a function's arguments: from `model=demo` to finished cells."""
+"""`evalkit.run` of the Python API, whose arguments are the words of the command line (`model=demo`)."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from evalkit import texts
 from evalkit.config.settings import METRICS, DatasetConfig
 from evalkit.errors import ScoreError
-from evalkit.storage import outside, paths, seal
-from evalkit.storage.paths import write_whole
+from evalkit.storage import paths, seal, untrusted
+from evalkit.storage.paths import write_atomic
 from evalkit.storage.results import CellScores
 
 TASKS = {  # datasets with a task of their own
@@ -129,8 +129,8 @@ def read(path: Path) -> Result:
     Raises ScoreError for any other file, and for names that cannot be part of a path.
     """
     try:
-        values = outside.read_json_object(path, constants=True)  # nAUC may be NaN
-    except outside.UnreadableError as error:
+        values = untrusted.read_json_object(path, constants=True)  # nAUC may be NaN
+    except untrusted.UnreadableError as error:
         msg = f"{path}: cannot be read as JSON ({error}), {WANTED}; copy the file again"
         raise ScoreError(msg) from error
     task, scores, version = values.get("task_name"), values.get("scores"), values.get("mteb_version")
@@ -156,8 +156,8 @@ def _model(path: Path) -> tuple[str, str]:
     meta = path.parent / META
     if meta.is_file():
         try:
-            values = outside.read_json_object(meta, constants=True)
-        except outside.UnreadableError as error:
+            values = untrusted.read_json_object(meta, constants=True)
+        except untrusted.UnreadableError as error:
             msg = f"{meta}: cannot be read as JSON ({error}), wanted mteb's metadata of the model; delete or repair it"
             raise ScoreError(msg) from error
         model, revision = str(values.get("name") or model), str(values.get("revision") or revision)
@@ -268,7 +268,7 @@ def keep(cells: Sequence[CellScores], results_dir: Path) -> list[Path]:
             "metrics": dict(one.metrics),
         }
         path = paths.mteb_file(results_dir, facts["model"], facts["revision"], one.dataset)
-        write_whole(path, f"{json.dumps(seal.seal(facts), ensure_ascii=False, allow_nan=False, indent=2)}\n".encode())
+        write_atomic(path, f"{json.dumps(seal.seal(facts), ensure_ascii=False, allow_nan=False, indent=2)}\n".encode())
         written.append(path)
     return written
 

@@ -35,21 +35,21 @@ def snapshot(
     *,
     revision: str | None,
     patterns: Sequence[str],
-    whole: Callable[[Path], bool],
+    is_complete: Callable[[Path], bool],
     repo_type: RepoType = "model",
 ) -> Path:
     """Return the folder of a commit in the cache, after downloading the missing files that match `patterns`.
 
-    No request is made if `revision` is a commit and `whole` returns true for its folder: a file is linked there only
-    when it is complete. A partial download is resumed, also by a later process. Progress is shown on a terminal.
+    No request is made if `revision` is a commit and `is_complete` returns true for its folder: a file is linked there
+    only when it is whole. A partial download is resumed, also by a later process. Progress is shown on a terminal.
 
     Raises huggingface_hub's own errors for a repository or revision that cannot be obtained, and DownloadError if the
     connection breaks for good or a file's content does not have the expected hash.
     """
     if revision is not None and COMMIT.fullmatch(revision):
-        kept = snapshot_folder(repo, revision, repo_type=repo_type)
-        if kept.is_dir() and whole(kept):
-            return kept
+        folder = snapshot_folder(repo, revision, repo_type=repo_type)
+        if folder.is_dir() and is_complete(folder):
+            return folder
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.utils.tqdm import tqdm
 
@@ -143,7 +143,7 @@ def snapshot_folder(repo: str, commit: str, *, repo_type: RepoType = "model") ->
     return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type=repo_type) / "snapshots" / commit
 
 
-def answered(error: BaseException | None) -> int | None:
+def http_status(error: BaseException | None) -> int | None:
     """Return the hub's HTTP status if an error or one of its causes has it, else None."""
     while error is not None:
         status = getattr(getattr(error, "response", None), "status_code", None)
@@ -191,7 +191,7 @@ def _fetch(repo: str, name: str, *, commit: str, repo_type: RepoType) -> None:
             )
             file.flush()
             os.fsync(file.fileno())
-        if (found := _address(partial, like=facts.etag)) != facts.etag:
+        if (found := _content_hash(partial, like=facts.etag)) != facts.etag:
             partial.unlink()
             msg = (
                 f"{repo}/{name}: got content {found}, wanted {facts.etag}; "
@@ -201,7 +201,7 @@ def _fetch(repo: str, name: str, *, commit: str, repo_type: RepoType) -> None:
         publish(partial, blob)
 
 
-def _address(path: Path, *, like: str) -> str:
+def _content_hash(path: Path, *, like: str) -> str:
     """Return the hash of a file's content, of the same kind as `like`; `like` itself if that is no hash."""
     digest = address_digest(like, size_bytes=path.stat().st_size)
     if digest is None:

@@ -51,5 +51,6 @@ def network_off() -> Iterator[None]:
 
 
 def _set(attributes: list[tuple[Any, str, Any]]) -> None:
+    """Set attributes, given as (owner, name, value)."""
     for owner, name, value in attributes:
         setattr(owner, name, value)

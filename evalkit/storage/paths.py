@@ -21,9 +21,10 @@ import xxhash
 
 from evalkit.errors import StoreError
 
-LONGEST_KEPT: Final = 120
-"""Names up to this many bytes are kept in the name of their temporary file; longer ones are shortened."""
+LONGEST_NAME: Final = 120
+"""Longer names, in bytes, are shortened in the name of their temporary file."""
 DAY_S: Final = 86_400
+"""A temporary file of another machine that did not change for this long belongs to no running write."""
 
 
 def survey_file(cache_dir: Path, key: str) -> Path:
@@ -41,12 +42,12 @@ def fetched_file(cache_dir: Path, name: str) -> Path:
 
 
 def corpora_dir(cache_dir: Path) -> Path:
-    """Return the folder with the checksums of corpora, as first read completely (`evalkit.datasets.learned`)."""
+    """Return the folder with the checksums of corpora when first read completely (`evalkit.datasets.learned`)."""
     return cache_dir / "corpora"
 
 
 def learned_file(cache_dir: Path, name: str, key: str) -> Path:
-    """Return the file with the checksum of a dataset's corpus, as first read completely."""
+    """Return the file with the checksum that a dataset's corpus had when it was first read completely."""
     return corpora_dir(cache_dir) / f"{name.replace('/', '-')}.{key}.json"
 
 
@@ -114,10 +115,10 @@ def make_folder(path: Path) -> None:
     try:
         path.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise write_error(path, error) from error
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes) -> None:
     """Write a file atomically: after any fault it has either the whole new content or the previous one.
 
     The content is written to a temporary file, synced and renamed. Raises StoreError if that fails.
@@ -134,10 +135,10 @@ def write_whole(path: Path, data: bytes) -> None:
         finally:
             unfinished.unlink(missing_ok=True)
     except OSError as error:
-        raise unwritable(path, error) from error
+        raise write_error(path, error) from error
 
 
-def unwritable(path: Path, error: Exception) -> StoreError:
+def write_error(path: Path, error: Exception) -> StoreError:
     """Return a StoreError that says why a file could not be written and what to do."""
     reason = (error.strerror or str(error)) if isinstance(error, OSError) else str(error)
     return StoreError(
@@ -149,12 +150,13 @@ def unwritable(path: Path, error: Exception) -> StoreError:
 def temporary(path: Path) -> Path:
     """Return the temporary name of a path. Host name and process id make it unique on a shared file system too."""
     name = path.name
-    if len(os.fsencode(name)) > LONGEST_KEPT:  # with the suffix it would exceed the file system's limit
+    if len(os.fsencode(name)) > LONGEST_NAME:  # with the suffix it would exceed the file system's limit
         name = f"{name[:16]}-{zlib.crc32(os.fsencode(name)):08x}"
-    return path.with_name(f".{name}{_owner(os.getpid())}")
+    return path.with_name(f".{name}{_owner_suffix(os.getpid())}")
 
 
-def _owner(pid: int) -> str:
+def _owner_suffix(pid: int) -> str:
+    """Return the suffix of the temporary files of a process on this machine."""
     return f".{socket.gethostname()}.{pid}.tmp"
 
 
@@ -162,7 +164,7 @@ def remove_left_over(folders: Iterable[Path]) -> int:
     """Remove the temporary files and folders of killed processes from some folders; return how many were removed.
 
     On this machine, a temporary file is removed if its process has ended. A file of another machine is removed after
-    DAY_S seconds without a change, because no write takes that long.
+    DAY_S seconds without a change.
     """
     removed = 0
     for folder in folders:
@@ -175,10 +177,11 @@ def remove_left_over(folders: Iterable[Path]) -> int:
 
 
 def _left_over(path: Path) -> bool:
+    """Whether the process that wrote a temporary file has ended."""
     pid = path.name.removesuffix(".tmp").rpartition(".")[2]
     if not (pid.isascii() and pid.isdigit()):
         return False
-    if path.name.endswith(_owner(int(pid))):
+    if path.name.endswith(_owner_suffix(int(pid))):
         try:
             os.kill(int(pid), 0)
         except (ProcessLookupError, OverflowError):
@@ -206,12 +209,12 @@ def publish(unfinished: Path, path: Path) -> None:
         os.close(folder)
 
 
-def file_checksum(path: Path, *, beside: hashlib._Hash | None = None) -> str:
-    """Return the xxh3-128 of a file. A second digest, `beside`, is updated with the same bytes in the same pass."""
+def file_checksum(path: Path, *, also: hashlib._Hash | None = None) -> str:
+    """Return the xxh3-128 of a file. A second digest, `also`, is updated with the same bytes in the same pass."""
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
             digest.update(block)
-            if beside is not None:
-                beside.update(block)
+            if also is not None:
+                also.update(block)
     return digest.hexdigest()

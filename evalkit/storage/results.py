@@ -24,8 +24,8 @@ import yaml
 from evalkit import texts
 from evalkit.config.settings import RunConfig, run_config
 from evalkit.errors import ConfigError, ScoreError
-from evalkit.storage import keys, outside, seal, trec
-from evalkit.storage.paths import run_dir, write_whole
+from evalkit.storage import keys, seal, trec, untrusted
+from evalkit.storage.paths import run_dir, write_atomic
 from evalkit.types import Hit
 
 SCHEMA = 2
@@ -37,7 +37,7 @@ QRELS = "qrels.trec.gz"
 DROPPED = "dropped.trec.gz"
 """The hits that the self-id rule dropped from the run; there is no file if it dropped none."""
 PER_QUERY = "per_query.tsv"
-KINDS: Mapping[str, tuple[type, ...]] = {
+FIELD_TYPES: Mapping[str, tuple[type, ...]] = {
     **dict.fromkeys(("run_id", "model", "dataset", "split", "language", "main_metric"), (str,)),
     **dict.fromkeys(("metrics", "groups", "counts", "protocol", "wall_s", "environment", "files"), (dict,)),
     "dim": (int, NoneType),
@@ -48,7 +48,7 @@ JSON_NAMES = {str: "a text", dict: "an object", list: "a list", int: "a whole nu
 CONFIG = "config.yaml"
 LOCAL = "local.yaml"
 """The paths of this machine, separate from the settings. The file may be deleted, and is not published."""
-BESIDE = (RUN, QRELS, PER_QUERY, CONFIG, DROPPED)
+CHECKED_FILES = (RUN, QRELS, PER_QUERY, CONFIG, DROPPED)
 """The files whose checksums scores.json contains."""
 QRELS_CHECKSUM = "qrels_checksum"
 """The key in `environment` of the judgements' checksum (`evalkit.run.identity.qrels_checksum`)."""
@@ -110,9 +110,9 @@ def write(scores: CellScores, results_dir: Path) -> Path:
             msg = f"{scores.run_id}: {name} is {value}, wanted a finite number; nothing was written"
             raise ScoreError(msg)
     path = run_dir(results_dir, scores.run_id) / SCORES
-    beside = {name: checksum for name in BESIDE if (checksum := _checksum(path.parent / name)) is not None}
-    values = seal.seal(dataclasses.asdict(scores) | {"files": beside})
-    write_whole(path, f"{json.dumps(values, ensure_ascii=False, allow_nan=False, indent=2)}\n".encode())
+    checksums = {name: checksum for name in CHECKED_FILES if (checksum := _checksum(path.parent / name)) is not None}
+    values = seal.seal(dataclasses.asdict(scores) | {"files": checksums})
+    write_atomic(path, f"{json.dumps(values, ensure_ascii=False, allow_nan=False, indent=2)}\n".encode())
     return path
 
 
@@ -128,7 +128,7 @@ def read(path: Path) -> CellScores:
         msg = f"{path}: cannot be read ({error.strerror}); wanted the scores.json of a finished cell"
         raise ScoreError(msg) from error
     except ValueError as error:
-        msg = f"{path}: not whole JSON ({error}); {again}"
+        msg = f"{path}: not valid JSON ({error}); {again}"
         raise ScoreError(msg) from error
     version = values.get("schema_version")
     if version != SCHEMA:
@@ -159,7 +159,7 @@ def read(path: Path) -> CellScores:
 def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
     """Yield the impossible values in the fields of a scores.json, each with what to do."""
     again = "delete it and run the cell again"
-    for name, kinds in KINDS.items():
+    for name, kinds in FIELD_TYPES.items():
         if type(values[name]) not in kinds:
             yield f"{name} is {values[name]!r}, wanted {' or '.join(JSON_NAMES[kind] for kind in kinds)}; {again}"
             return  # the rest needs fields of the right types
@@ -168,8 +168,8 @@ def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
         remedy = "set PYTHONUTF8=1, which reads such names" if undecoded else "give the folder its name back"
         yield f"run_id is {values['run_id']!r}, wanted its folder's name; {remedy}"
     yield from _unusable_names(values)
-    named = [("", "metrics"), ("count of ", "counts"), ("seconds of ", "wall_s")]
-    parts = [(where, values[name]) for where, name in named]
+    sections = [("", "metrics"), ("count of ", "counts"), ("seconds of ", "wall_s")]
+    parts = [(where, values[name]) for where, name in sections]
     for where, numbers in (*parts, *((f"{name} ", group) for name, group in values["groups"].items())):
         most = math.inf if where in ("count of ", "seconds of ") else 1
         for name, value in numbers.items():
@@ -202,11 +202,11 @@ def finished(results_dir: Path, run_id: str) -> CellScores | None:
     """Return the scores of a finished cell, or None."""
     path = run_dir(results_dir, run_id) / SCORES
     try:
-        there = path.is_file()
+        exists = path.is_file()
     except OSError as error:
         msg = f"{path}: cannot be read ({error.strerror}); wanted the scores.json of a finished cell, or no file"
         raise ScoreError(msg) from error
-    return read(path) if there else None
+    return read(path) if exists else None
 
 
 def _checksum(path: Path) -> str | None:
@@ -217,19 +217,19 @@ def _checksum(path: Path) -> str | None:
         return None
 
 
-def edited(results_dir: Path, cell: CellScores, *, names: Sequence[str] = BESIDE) -> dict[str, str]:
+def edited(results_dir: Path, cell: CellScores, *, names: Sequence[str] = CHECKED_FILES) -> dict[str, str]:
     """Return, by name, a line for each file of a cell that has changed since the cell was finished.
 
     Deleted files are not listed: some may have to be deleted, for example judgements that must not be passed on.
     """
     folder = run_dir(results_dir, cell.run_id)
-    wanted = cell.files or read(folder / SCORES).files  # a cell that was just computed does not know its files
+    wanted = cell.files or read(folder / SCORES).files  # a cell that was just computed has no checksums yet
     found = {}
     for name in names:
         got = _checksum(folder / name)
         if got is not None and got != wanted.get(name):
-            said = f"the {wanted[name]} of {SCORES}" if name in wanted else f"no such file, by {SCORES}"
-            found[name] = f"{folder / name}: was damaged or edited: got checksum {got}, wanted {said}"
+            recorded = f"the {wanted[name]} of {SCORES}" if name in wanted else f"no such file, by {SCORES}"
+            found[name] = f"{folder / name}: was damaged or edited: got checksum {got}, wanted {recorded}"
     return found
 
 
@@ -243,8 +243,8 @@ def require_unedited(results_dir: Path, cell: CellScores, *names: str) -> None:
 def read_run(path: Path) -> dict[str, list[Hit]]:
     """Read a TREC run of any system; a run of evalkit may have no hits.
 
-    An empty file is accepted only if a scores.json beside it has its checksum: any other one may be truncated. Raises
-    ScoreError.
+    An empty file is accepted only if the scores.json in its folder has its checksum: any other one may be truncated.
+    Raises ScoreError.
     """
     try:
         return trec.read_run(path)
@@ -258,12 +258,12 @@ def read_run(path: Path) -> dict[str, list[Hit]]:
 def corpus_of(path: Path) -> str | None:
     """Return the checksum of the corpus of one of evalkit's own run files; None for any other file.
 
-    Raises ScoreError if the scores.json beside it is damaged or edited.
+    Raises ScoreError if the scores.json in its folder is damaged or edited.
     """
-    beside = path.parent / SCORES
-    if path.name not in (RUN, DROPPED) or not beside.is_file():
+    scores = path.parent / SCORES
+    if path.name not in (RUN, DROPPED) or not scores.is_file():
         return None
-    found = read(beside).protocol.get("corpus")
+    found = read(scores).protocol.get("corpus")
     return found if isinstance(found, str) else None
 
 
@@ -321,20 +321,20 @@ def write_config(config: RunConfig, folder: Path, *, scored_again: bool = False)
     keeps the existing settings, except the dataset and the metrics.
     """
     values = plain(config)
-    local = {name: _taken(values, name) for name in _path_settings(values)}
+    local = {name: _pop_setting(values, name) for name in _path_settings(values)}
     if scored_again and (before := _mapping(folder / CONFIG)):
         values = {**before, "dataset": values["dataset"], "metrics": values["metrics"]}
         others = {name: value for name, value in _mapping(folder / LOCAL).items() if name != DATASET_PATH}
         local = {**others, **{name: value for name, value in local.items() if name == DATASET_PATH}}
     for name, content in ((LOCAL, local), (CONFIG, values)):
-        write_whole(folder / name, yaml.safe_dump(content, sort_keys=False).encode())
+        write_atomic(folder / name, yaml.safe_dump(content, sort_keys=False).encode())
 
 
 def _mapping(path: Path) -> dict[str, Any]:
     """Return the settings in a YAML file; an empty mapping if it does not exist or cannot be read."""
     try:
-        found = outside.read_yaml(path)
-    except outside.UnreadableError:
+        found = untrusted.read_yaml(path)
+    except untrusted.UnreadableError:
         return {}
     return found if isinstance(found, dict) else {}
 
@@ -344,19 +344,19 @@ def _path_settings(values: Mapping[str, Any]) -> list[str]:
     checkpoints = [f"model.checkpoints.{dim}.path" for dim in (values["model"].get("checkpoints") or {})]
     reranker = ["reranker.checkpoint.path"] if values.get("reranker") else []
     names = ["results_dir", "cache_dir", DATASET_PATH, *checkpoints, *reranker]
-    return [name for name in names if _get(values, name) is not None]
+    return [name for name in names if _setting(values, name) is not None]
 
 
-def _get(values: Any, name: str) -> Any:
+def _setting(values: Any, name: str) -> Any:
     for part in name.split("."):
         values = values[part]
     return values
 
 
-def _taken(values: dict[str, Any], name: str) -> Any:
+def _pop_setting(values: dict[str, Any], name: str) -> Any:
     """Return a setting by its dotted name and replace it by null."""
     *above, last = name.split(".")
-    group = _get(values, ".".join(above)) if above else values
+    group = _setting(values, ".".join(above)) if above else values
     value, group[last] = group[last], None
     return value
 
@@ -371,14 +371,14 @@ def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | No
     path = run_dir(results_dir, cell.run_id) / CONFIG
     require_unedited(results_dir, cell, CONFIG)
     try:
-        values = outside.read_yaml(path)
+        values = untrusted.read_yaml(path)
         for name, value in _mapping(path.with_name(LOCAL)).items():
             *above, last = name.split(".")
-            (_get(values, ".".join(above)) if above else values)[last] = value
+            (_setting(values, ".".join(above)) if above else values)[last] = value
         values["results_dir"] = values.get("results_dir") or str(results_dir)
         values["cache_dir"] = values.get("cache_dir") or str(results_dir.parent / "cache")
         config = config_of(values, dataset_path=dataset_path)
-    except (outside.UnreadableError, KeyError, TypeError, AttributeError) as error:
+    except (untrusted.UnreadableError, KeyError, TypeError, AttributeError) as error:
         msg = f"{path}: not the settings of a cell ({error}); run the cell again"
         raise ConfigError(msg) from error
     used = str(cell.environment.get("dataset_source")).partition(" ")[0]
@@ -397,24 +397,27 @@ def readable(results_dir: Path) -> tuple[list[CellScores], list[str]]:
     return cells, problems
 
 
-def differing(claiming: Sequence[CellScores]) -> list[str]:
-    """Return the settings in which several results of one cell differ."""
-    settings = [_settings(cell) for cell in claiming]
+def differing(cells: Sequence[CellScores]) -> list[str]:
+    """Return the settings in which several results differ, for example results of one cell."""
+    settings = [_settings(cell) for cell in cells]
     names = sorted({name for known in settings for name in known})
     return [name for name in names if len({repr(known.get(name)) for known in settings}) > 1]
 
 
 def distinctions(cells: Iterable[CellScores]) -> dict[str, str]:
-    """Return by run id the settings that distinguish a result from others of its cell, such as ` (k1=0.8)`, or ""."""
+    """Return by run id a suffix with the settings that distinguish a result from others of its cell.
+
+    It is for example ` (k1=0.8)`, and empty for the only result of a cell with exact search.
+    """
     by_cell: dict[tuple[str, int | None, str, str], dict[str, CellScores]] = {}
     for cell in cells:
         by_cell.setdefault((cell.model, cell.dim, cell.dataset, cell.search), {})[cell.run_id] = cell
     found = {}
-    for (*_, search), alike in by_cell.items():
-        names = differing(list(alike.values()))
+    for (*_, search), results_of_cell in by_cell.items():
+        names = differing(list(results_of_cell.values()))
         if search != "exact":
             names = ["search", *dict.fromkeys(["index.nbits", *names])]
-        for run_id, cell in alike.items():
+        for run_id, cell in results_of_cell.items():
             known = _settings(cell)
             values = ", ".join(f"{name}={str(known.get(name))[:_SHOWN_CHARACTERS]}" for name in names)
             found[run_id] = f" ({values})" if values else ""
@@ -466,7 +469,7 @@ def read_per_query(path: Path) -> QueryTable:
         # By DLPack: pyarrow's own to_numpy imports pandas, which takes as long as the rest of a report.
         value_QM = np.stack([np.from_dlpack(table[name].combine_chunks()) for name in names], axis=1)
         _, offsets, texts = table["query_id"].combine_chunks().buffers()
-        queries = _texts(table.num_rows, offsets.to_pybytes(), texts.to_pybytes())
+        queries = _query_ids(table.num_rows, offsets.to_pybytes(), texts.to_pybytes())
         if not queries:
             raise ValueError("no query")
         usable_QM = (value_QM >= 0) & (value_QM <= 1)  # false for NaN too
@@ -475,14 +478,14 @@ def read_per_query(path: Path) -> QueryTable:
             msg = f"{value_QM[place].tolist()} on line {place + 2}, wanted numbers from 0 to 1"
             raise ValueError(msg)
     except (OSError, ValueError, KeyError) as error:  # Arrow's errors are subclasses of ValueError and KeyError
-        msg = f"{path}: not a whole table of queries ({error}); delete the cell's scores.json and run the cell again"
+        msg = f"{path}: not a complete table of queries ({error}); delete the cell's scores.json and run the cell again"
         raise ScoreError(msg) from error
     return QueryTable(tuple(names), queries, value_QM)
 
 
 @lru_cache(maxsize=64)  # more than the card has datasets
-def _texts(count: int, offsets: bytes, texts: bytes) -> tuple[str, ...]:
-    """Return a column of texts from Arrow's two buffers; cells with the same queries share one."""
+def _query_ids(count: int, offsets: bytes, texts: bytes) -> tuple[str, ...]:
+    """Return the query ids in Arrow's two buffers; cells with the same queries share one tuple."""
     import pyarrow as pa
 
     return tuple(pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(texts)).to_pylist())
@@ -491,9 +494,9 @@ def _texts(count: int, offsets: bytes, texts: bytes) -> tuple[str, ...]:
 def disagreement(scores: CellScores, queries: QueryTable) -> str | None:
     """Describe the first metric that is not the mean of its values by query; None if all are."""
     for metric in queries.metrics:
-        mean, said = float(queries.column(metric).mean()), scores.metrics.get(metric)
-        if said is None or not math.isclose(mean, said, rel_tol=0, abs_tol=1e-9):
-            return f"got a mean {metric} of {mean}, wanted the {said} of {SCORES}"
+        mean, recorded = float(queries.column(metric).mean()), scores.metrics.get(metric)
+        if recorded is None or not math.isclose(mean, recorded, rel_tol=0, abs_tol=1e-9):
+            return f"got a mean {metric} of {mean}, wanted the {recorded} of {SCORES}"
     return None
 
 

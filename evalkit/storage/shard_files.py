@@ -25,7 +25,7 @@ from torch import Tensor
 from evalkit.errors import StoreError
 from evalkit.ragged import Ragged, ragged
 from evalkit.storage import seal
-from evalkit.storage.paths import file_checksum, make_folder, publish, temporary, unwritable, write_whole
+from evalkit.storage.paths import file_checksum, make_folder, publish, temporary, write_atomic, write_error
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +68,7 @@ def save(folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[s
         size_bytes = unfinished.stat().st_size
         publish(unfinished, path)
     except (OSError, SafetensorError) as error:
-        raise unwritable(path, error) from error
+        raise write_error(path, error) from error
     finally:
         unfinished.unlink(missing_ok=True)
     manifest = {
@@ -78,7 +78,7 @@ def save(folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[s
         "arrays_xxh3_128": checksum,
         "facts": dict(facts),
     }
-    write_whole(_manifest_path(folder, name), json.dumps(seal.seal(manifest), indent=1).encode())
+    write_atomic(_manifest_path(folder, name), json.dumps(seal.seal(manifest), indent=1).encode())
 
 
 _TYPES = {torch.float32: "F32", torch.int32: "I32", torch.float16: "F16", torch.uint8: "U8"}
@@ -123,13 +123,13 @@ def _write(path: Path, arrays: Mapping[str, Tensor]) -> str:
 
 def finished(folder: Path, name: str) -> Mapping[str, Any] | None:
     """Return the facts of a shard, or None if it is unfinished. Only sizes are compared, so no array is read."""
-    found = _whole(folder, name)
+    found = _complete_manifest(folder, name)
     return None if found is None else found.facts
 
 
 def load(folder: Path, name: str) -> dict[str, Tensor] | None:
     """Return the arrays of a finished shard, or None if it is unfinished or damaged."""
-    wanted = _whole(folder, name)
+    wanted = _complete_manifest(folder, name)
     if wanted is None:
         return None
     path = folder / f"{name}.safetensors"
@@ -167,7 +167,7 @@ def read_manifest(folder: Path, name: str) -> Manifest:
         raise StoreError(msg) from error
 
 
-def _whole(folder: Path, name: str) -> Manifest | None:
+def _complete_manifest(folder: Path, name: str) -> Manifest | None:
     """Return the manifest of a shard whose files have the right sizes; log damage."""
     path = folder / f"{name}.safetensors"
     try:

@@ -13,7 +13,7 @@ import numpy as np
 from evalkit.errors import ScoreError
 from evalkit.ranking import FP32_LIMIT, check_hits, rank_hits
 from evalkit.storage import columns
-from evalkit.storage.paths import write_whole
+from evalkit.storage.paths import write_atomic
 from evalkit.types import Hit, Qrels, Run
 
 COLUMNS = 6
@@ -36,11 +36,11 @@ def write_run(run: Run, path: Path, *, tag: str) -> None:
         for rank, hit in enumerate(hits, start=1):
             for what, name in (("query id", query), ("document id", hit.document_id), ("tag", tag)):
                 if not columns.is_identifier(name):
-                    msg = f"{path}: {what} {name!r} cannot be written; a run wants no white space or NUL; rename it"
+                    msg = f"{path}: {what} {name!r} cannot be written; wanted no white space or NUL; rename it"
                     raise ScoreError(msg)
             text.write(f"{query} Q0 {hit.document_id} {rank} {np.float32(hit.score)!s} {tag}\n")
     data = text.getvalue().encode()
-    write_whole(path, gzip.compress(data, compresslevel=6, mtime=0) if path.suffix == ".gz" else data)
+    write_atomic(path, gzip.compress(data, compresslevel=6, mtime=0) if path.suffix == ".gz" else data)
 
 
 def read_run(path: Path) -> dict[str, list[Hit]]:
@@ -51,22 +51,24 @@ def read_run(path: Path) -> dict[str, list[Hit]]:
     TREC run, and EmptyRunError if it has no lines.
     """
     run: dict[str, dict[str, float]] = {}
-    for number, line in columns.read_lines(path, _bad):
-        fields = columns.split(columns.decode(path, number, line, _bad))
+    for number, line in columns.read_lines(path, _error):
+        fields = columns.split(columns.decode(path, number, line, _error))
         if len(fields) != COLUMNS:
-            raise _bad(path, number, f"{len(fields)} columns", "6: query Q0 document rank score tag")
+            raise _error(path, number, f"{len(fields)} columns", "6: query Q0 document rank score tag")
         query, _, document, rank, text, _ = fields
-        columns.check_identifier(path, number, "query id", query, _bad)
-        columns.check_identifier(path, number, "document id", document, _bad)
+        columns.check_identifier(path, number, "query id", query, _error)
+        columns.check_identifier(path, number, "document id", document, _error)
         if _number(rank) is None:
-            raise _bad(path, number, f"rank {columns.cut(repr(rank))}", "a number: ids and tags hold no space")
+            raise _error(
+                path, number, f"rank {columns.shortened(repr(rank))}", "a number: ids and tags must not contain spaces"
+            )
         score = _number(text)
         if score is None:
-            raise _bad(path, number, f"score {columns.cut(repr(text))}", "a number")
+            raise _error(path, number, f"score {columns.shortened(repr(text))}", "a number")
         if not abs(score) < FP32_LIMIT:
-            raise _bad(path, number, f"score {text!r}", "a finite number in fp32")
+            raise _error(path, number, f"score {text!r}", "a finite number in fp32")
         if document in run.setdefault(query, {}):
-            raise _bad(path, number, f"document {document!r} again for query {query!r}", "every document once")
+            raise _error(path, number, f"document {document!r} again for query {query!r}", "every document once")
         run[query][document] = score
     if not run:
         msg = f"{path}: got an empty file, wanted a TREC run; check that the run was written to its end"
@@ -85,19 +87,19 @@ def _number(text: str) -> float | None:
 def unmatched(run: Run, qrels: Qrels) -> str | None:
     """Describe how a run's document ids differ from those of the judgements; None if nothing shows a difference.
 
-    The scores of such a run are too low, but nothing in them shows it.
+    The scores of such a run are too low, but nothing in the scores shows it.
     """
-    asked = {query: grades for query, grades in qrels.items() if run.get(query)}
-    found = {query: {hit.document_id for hit in run[query]} for query in asked}
-    got = next((hit.document_id for query in asked for hit in run[query]), None)
-    wanted = next((document for grades in asked.values() for document in grades), None)
+    judged = {query: grades for query, grades in qrels.items() if run.get(query)}
+    found = {query: {hit.document_id for hit in run[query]} for query in judged}
+    got = next((hit.document_id for query in judged for hit in run[query]), None)
+    wanted = next((document for grades in judged.values() for document in grades), None)
     if got is None or wanted is None:
         return None
-    none = not any(found[query] & grades.keys() for query, grades in asked.items())
+    none = not any(found[query] & grades.keys() for query, grades in judged.items())
     for word, spelling in SPELLINGS.items():
         if word == "case" and not none:
             continue  # ids that differ only in case may be two documents
-        pairs = [pair for query, grades in asked.items() for pair in _alike(found[query], grades, spelling)]
+        pairs = [pair for query, grades in judged.items() for pair in _respelled_pairs(found[query], grades, spelling)]
         if pairs:
             some = "no document id of the run is judged" if none else f"{len(pairs)} judged documents are not found"
             return (
@@ -119,7 +121,9 @@ SPELLINGS: Mapping[str, Callable[[str], str]] = {
 """The usual differences between two spellings of one id."""
 
 
-def _alike(found: set[str], grades: Mapping[str, int], spelling: Callable[[str], str]) -> list[tuple[str, str]]:
+def _respelled_pairs(
+    found: set[str], grades: Mapping[str, int], spelling: Callable[[str], str]
+) -> list[tuple[str, str]]:
     """Return the pairs of an unjudged and a judged id that are identical under a spelling rule."""
     judged = {spelling(document): document for document in sorted(grades.keys() - found)}
     return [(got, judged[spelling(got)]) for got in sorted(found - grades.keys()) if spelling(got) in judged]
@@ -135,17 +139,17 @@ def write_qrels(qrels: Qrels, path: Path) -> None:
         for document, grade in grades.items():
             for what, name in (("query id", query), ("document id", document)):
                 if not columns.is_identifier(name):
-                    msg = f"{path}: {what} {name!r} cannot be written; qrels want no white space or NUL; rename it"
+                    msg = f"{path}: {what} {name!r} cannot be written; wanted no white space or NUL; rename it"
                     raise ScoreError(msg)
             text.write(f"{query} 0 {document} {grade}\n")
-    write_whole(path, gzip.compress(text.getvalue().encode(), compresslevel=6, mtime=0))
+    write_atomic(path, gzip.compress(text.getvalue().encode(), compresslevel=6, mtime=0))
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     """Read TREC judgements. Raises ScoreError with file and line for invalid lines, and for a file without any."""
-    return columns.read_qrels(path, _bad, forms=(QRELS_COLUMNS,))
+    return columns.read_qrels(path, _error, forms=(QRELS_COLUMNS,))
 
 
-def _bad(path: Path, line: int | None, got: str, wanted: str, remedy: str = "repair the file") -> ScoreError:
+def _error(path: Path, line: int | None, got: str, wanted: str, remedy: str = "repair the file") -> ScoreError:
     where = f"{path}" if line is None else f"{path} line {line}"
     return ScoreError(f"{where}: got {got}, wanted {wanted}; {remedy}")

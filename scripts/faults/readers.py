@@ -26,7 +26,7 @@ import yaml
 
 from evalkit import texts
 from evalkit.errors import ConfigError, EvalkitError
-from evalkit.storage import columns, outside, seal
+from evalkit.storage import columns, seal, untrusted
 
 LONGEST_MESSAGE = 20_000
 """Characters of an error message: it may quote names, never a whole file."""
@@ -124,7 +124,7 @@ def resealed(read: Callable[[bytes], object]) -> Callable[[bytes], object]:
     """Return a reader that gets every JSON object with a valid checksum, so that the code after the check is fuzzed."""
 
     def of(data: bytes) -> object:
-        values = outside.json_object(data)
+        values = untrusted.json_object(data)
         values.pop(seal.FIELD, None)
         return read(json.dumps(seal.seal(values)).encode())
 
@@ -169,13 +169,13 @@ def _names(data: bytes) -> object:
 
 
 def _json(data: bytes) -> object:
-    value = outside.json_value(data)
+    value = untrusted.json_value(data)
     json.dumps(value, ensure_ascii=False, allow_nan=False).encode()
     return value
 
 
 def _yaml(data: bytes) -> object:
-    value = outside.yaml_value(data)
+    value = untrusted.yaml_value(data)
     repr(value).encode()
     return value
 
@@ -271,7 +271,7 @@ def _survey(path: Path) -> object:
 def _resealed_survey(data: bytes) -> object:
     from evalkit.datasets import survey
 
-    facts = outside.json_object(data).get("survey")
+    facts = untrusted.json_object(data).get("survey")
     Memory.content = json.dumps({"survey": facts, "xxh3": survey._own_checksum(facts)}).encode()
     return survey._read(Memory("survey.json"))
 
@@ -285,7 +285,7 @@ def _job(path: Path) -> object:
 def _settings(data: bytes) -> object:
     from evalkit.storage import results
 
-    values = outside.yaml_value(data)
+    values = untrusted.yaml_value(data)
     try:
         return results.config_of(values)
     except (KeyError, TypeError, AttributeError) as error:  # callers report these in one line
@@ -300,9 +300,9 @@ def _waivers(path: Path) -> object:
 
 
 def _rates(path: Path) -> object:
-    from evalkit.operations import cards
+    from evalkit.operations import device_rates
 
-    return cards.card_rates(path.parents[3], gpu="H", model="m")
+    return device_rates.measured_rates(path.parents[3], gpu="H", model="m")
 
 
 # Archives and columns.
@@ -609,7 +609,7 @@ def _inferred_seeds() -> tuple[bytes, ...]:
 
 
 def _readers() -> list[Reader]:
-    unreadable = (outside.UnreadableError, EvalkitError)
+    unreadable = (untrusted.UnreadableError, EvalkitError)
     waiver = {"system": "s", "dim": 1, "dataset": "d", "metric": "m", "source": "card", "reason": "r"}
     rates = _dump(
         {"format": 1, "gpu": "H", "model": "m", "tokens_per_s": 1.0, "search_flop_per_s": 2.0, "query_vectors": 3}

@@ -75,7 +75,7 @@ def shards(bench: Bench, encoder: Encoder, name: str, counts: list[int], queries
     """
     from evalkit.engines.local import map_shards
     from evalkit.ranking import no_hits
-    from evalkit.run.background import Merging
+    from evalkit.run.background import Merger
     from evalkit.run.shard_step import vector_step
 
     folder = Path(tempfile.mkdtemp(prefix="evalkit-fused-"))
@@ -90,9 +90,9 @@ def shards(bench: Bench, encoder: Encoder, name: str, counts: list[int], queries
         with bench.attempt("fused", name), vector_step(task, model, cells, best, lambda *_: None) as step:
             bench.synchronize()
             before_j, start = joules(bench.device), time.perf_counter()
-            with Merging(best, depth=100, threaded=bench.device.type == "cuda") as merging:
+            with Merger(best, depth=100, threaded=bench.device.type == "cuda") as merger:
                 for hits in map_shards(step.run, task.survey.shards, ahead=step.ahead):
-                    merging.add(hits)
+                    merger.add(hits)
             bench.synchronize()
             took = time.perf_counter() - start
             step.writer.wait()

@@ -181,7 +181,7 @@ def whole_search(bench: Bench, count: int, total: int) -> None:
     """Time the exact search of one shard as in a run: vectors from the host, bound, top 100, exact scores, ids."""
     from evalkit.ragged import ragged
     from evalkit.ranking import floors, no_hits
-    from evalkit.run.search import asked, search_shard
+    from evalkit.run.search import prepare_queries, search_shard
     from evalkit.storage.shard_files import ShardVectors
 
     cpu = torch.device("cpu")
@@ -192,7 +192,7 @@ def whole_search(bench: Bench, count: int, total: int) -> None:
     queries = ShardVectors(
         tuple(f"q{i}" for i in range(count)), ragged(vectors(int(query_lengths.sum()), 128, cpu, seed=1), query_lengths)
     )
-    ready = asked(queries, bench.device)
+    ready = prepare_queries(queries, bench.device)
     maxsim: Literal["triton", "auto"] = "triton" if bench.smoke else "auto"
     search_once = functools.partial(search_shard, ready, shard, depth=100, device=bench.device, maxsim=maxsim)
     first_floor_Q = floors(no_hits(), queries=count, depth=100)

@@ -84,7 +84,7 @@ def failures(figures: object, path: str = "") -> Iterator[str]:
 
 
 def rates(figures: dict[str, Any]) -> dict[str, Any] | None:
-    """Return the rates of a card that `evalkit plan` reads (evalkit/operations/cards.py), or None if one is missing."""
+    """Return a card's rates for `evalkit plan` (evalkit/operations/device_rates.py), or None if one is missing."""
     machine = figures.get("machine", {})
     wanted = dict(measured(figures))
     search = list((wanted["search d=128 TFLOP/s, 256 queries"] or {}).values())

@@ -60,10 +60,12 @@ def score(checkpoint: Path, words: Sequence[str], changed: Sequence[str], work: 
     """Return evalkit's score of a checkpoint with changed settings, which may contradict the checkpoint's own."""
     import evalkit
     from evalkit.config.settings import CONFIGS
-    from evalkit.operations import own
+    from evalkit.operations import own_configs
 
     allowed = ("model.verify=false",) if changed else ()
-    named, configs = own.with_given([f"model={checkpoint.resolve()}", *words], say=lambda _line: None)
+    named, configs = own_configs.with_temporary_configs(
+        [f"model={checkpoint.resolve()}", *words], say=lambda _line: None
+    )
     os.environ[CONFIGS] = str(configs)
     (cell,) = evalkit.run(*named, *changed, *allowed, *_places(work))
     return float(cell.metrics[METRIC])

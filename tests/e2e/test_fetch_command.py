@@ -34,7 +34,7 @@ def test_a_selection_is_fetched_and_then_proved_without_the_network(tmp_path: Pa
     assert "model demo:128,64: on disk, from package evalkit.models:demo/demo-colbert" in fetched.stdout
     proved = evalkit("fetch", *words, place, "--verify", cwd=tmp_path)
     assert proved.returncode == 0, proved.stderr
-    assert "dataset demo test: read whole, network off, from demo" in proved.stdout
+    assert "dataset demo test: read completely, network off, from demo" in proved.stdout
     checksums = [line for line in fetched.stdout.splitlines() if line.startswith("  ")]
     assert checksums
     assert set(checksums) <= set(proved.stdout.splitlines())

@@ -160,8 +160,8 @@ def test_the_question_of_the_title_is_answered_in_numbers(page):
     # 64 with short queries was measured under another protocol.
     assert find(page, ".answer").text == "1 of 57 cells of jina-colbert-v2 measured; 1 holds."
     said = find(page, "header").text
-    assert "Of the 86 figures of the systems that the card compares it with, 1 was measured and 1 holds" in said
-    assert "bm25 on beir/nfcorpus, a figure the card quotes, 0.325 → 0.32545 ✓ MATCH" in said
+    assert "Of the 86 scores of the systems that the card compares it with, 1 was measured and 1 holds" in said
+    assert "bm25 on beir/nfcorpus, a score that the card quotes, 0.325 → 0.32545 ✓ MATCH" in said
     assert "1 more was run under another protocol." in said
     assert "3 of the card’s 12 averages do not follow from its own rows." in said
 
@@ -304,7 +304,7 @@ def test_filters_leave_the_rows_and_columns_that_fit_and_stand_in_the_address(pa
     assert shown(page, "#beir tbody th") == ["beir/nfcorpus"]
     assert [text.splitlines()[0] for text in shown(page, "#beir thead th")] == ["dataset", "bm25"]
     assert [text.splitlines()[0] for text in shown(page, "#cells tbody th")] == ["bm25"]
-    assert find(page, "#fits").text.startswith("1 of the card’s 143 cells fit")
+    assert find(page, "#fits").text.startswith("1 of the card’s 143 cells match")
     assert page.current_url.endswith("#?system=bm25&verdict=MATCH")
     assert "no row fits" in page.execute_script(
         "return getComputedStyle(document.querySelector('#miracl h2'), '::after').content"

@@ -159,7 +159,7 @@ def test_status_and_cache_beside_a_run_after_its_kill_and_after_its_end(tmp_path
     assert int(row[4]) == 2 < int(row[6])
     assert str(process.pid) in beside.stdout
     assert refused.returncode == 1
-    assert "uses this cache since" in refused.stderr
+    assert "has used this cache since" in refused.stderr
     after = evalkit("status", *PLACES, cwd=tmp_path)
     assert [row[:4] for row in rows(after.stdout, "stopped")] == [["stopped", "demo", "64", "demo"]]
     assert after.returncode == 0
@@ -219,7 +219,7 @@ def test_a_damaged_result_is_told_by_status(finished, tmp_path):
     done = evalkit("status", "model=bm25", *SMALL, f"results_dir={tmp_path}", "cache_dir=cache", cwd=finished)
     assert done.returncode == 1
     assert rows(done.stdout, "damaged")[0][:2] == ["damaged", "bm25"]
-    assert "not whole JSON" in done.stderr
+    assert "not valid JSON" in done.stderr
 
 
 def test_the_cache_is_listed_verified_and_emptied_by_name(finished, tmp_path):

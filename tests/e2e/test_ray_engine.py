@@ -117,7 +117,7 @@ def test_what_is_on_disk_is_not_sent_to_a_worker(cluster, tmp_path, monkeypatch)
     (gone, *_) = sorted((tmp_path / "cache" / "topk").glob("*/*.json"))
     gone.unlink()
     sent = []
-    monkeypatch.setattr(distributed, "_name", lambda shard: sent.append(shard.checksum) or "a shard")
+    monkeypatch.setattr(distributed, "_shard_name", lambda shard: sent.append(shard.checksum) or "a shard")
     run(tmp_path, *words, *of_ray)
     assert sent == [gone.stem]
     assert files(tmp_path / "results") == wanted
@@ -366,12 +366,12 @@ def test_ray_that_is_not_installed_is_one_line_with_the_remedy(monkeypatch):
 
 
 def test_a_cache_that_a_worker_does_not_see_is_refused_before_anything_starts(cluster, tmp_path, monkeypatch):
-    real = distributed.write_whole
+    real = distributed.write_atomic
 
     def elsewhere(path, data):
         real(path, b"of another folder" if path.name.startswith(".shared-") else data)
 
-    monkeypatch.setattr(distributed, "write_whole", elsewhere)
+    monkeypatch.setattr(distributed, "write_atomic", elsewhere)
     with pytest.raises(StoreError) as caught:
         run(tmp_path, "dim=64", "engine=ray", "engine.workers=2", f"engine.address={cluster.address}")
     assert f"cache_dir={tmp_path}/cache is not the folder that the driver sees" in str(caught.value)
@@ -396,7 +396,7 @@ def test_a_second_driver_says_who_is_at_work_and_leaves(tmp_path):
 def test_failed_shards_are_named_with_their_documents_and_reasons():
     failed = [engine.Failed("documents 1 to 20", ("a (process 1): x", "b (process 2): y"))]
     with pytest.raises(EngineError) as caught:
-        distributed._refuse(failed, 3)
+        distributed._raise_failures(failed, 3)
     assert str(caught.value) == (
         "1 of 4 shards failed twice (documents 1 to 20: a (process 1): x and b (process 2): y); the others are "
         "finished: the same command does only what is missing"

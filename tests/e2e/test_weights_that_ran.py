@@ -67,7 +67,7 @@ def report(tmp_path, system):
     page = (results_dir / "site" / "index.html").read_text(encoding="utf-8")
     assert "0 of 57 cells of jina-colbert-v2 measured." in page
     assert "compares it with, none was measured." in page
-    assert "0 runs stand on" in page
+    assert "Cells measured in addition to the card: 0 " in page
     return made.stdout
 
 

@@ -19,7 +19,7 @@ from evalkit.errors import ModelError
 from evalkit.models import metadata
 from evalkit.models.encoder import checkpoints, load_encoders
 from evalkit.models.infer import infer
-from evalkit.operations import own
+from evalkit.operations import own_configs
 from evalkit.run.canary import canary
 from evalkit.run.identity import vector_facts
 
@@ -114,7 +114,7 @@ def test_another_prompt_prefix_or_skiplist_is_another_system():
     ],
 )
 def test_a_config_that_contradicts_what_pylate_saved_is_refused_unless_it_is_meant(tmp_path, monkeypatch, word, clause):
-    own.new_model("house", str(LAYOUTS / "modernbert"), tmp_path)
+    own_configs.new_model("house", str(LAYOUTS / "modernbert"), tmp_path)
     monkeypatch.setenv(CONFIGS, str(tmp_path))
     model = compose(["model=house", word]).model
     with pytest.raises(ModelError, match=f"config_sentence_transformers.json and the config contradict .*{clause}"):

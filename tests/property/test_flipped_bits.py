@@ -192,7 +192,7 @@ def test_a_record_of_a_fetch_is_the_same_or_refused(bit):
     data = path.read_bytes()
     path.write_bytes(flipped(data, bit))
     try:
-        assert fetch._as_fetched(found, place) == found
+        assert fetch._compare_with_record(found, place) == found
     except StoreError as error:
         one_line(error, path)
     finally:
@@ -239,7 +239,7 @@ def test_a_cache_is_listed_and_verified_whatever_a_file_in_it_holds(data, suffix
     (stored / f"s{suffix}").write_bytes(data)
     (entry,) = inventory.entries(place, ())
     checked = inventory.verify([entry])
-    assert (checked.whole, len(checked.damaged)) == (0, 1)
+    assert (checked.intact, len(checked.damaged)) == (0, 1)
     assert str(stored / f"s{suffix}") in checked.damaged[0]
     assert "\n" not in checked.damaged[0]
 

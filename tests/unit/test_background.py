@@ -13,7 +13,7 @@ import torch
 from evalkit.config.compose import compose
 from evalkit.engines.local import map_shards
 from evalkit.errors import ConfigError, StoreError
-from evalkit.run.background import Ahead, Writer, limit_tokenizer, tokenizer_threads
+from evalkit.run.background import Prefetcher, Writer, limit_tokenizer, tokenizer_threads
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -68,7 +68,7 @@ def test_an_item_is_prepared_in_a_thread_before_it_is_taken():
         ready.set()
         return item * 2
 
-    with Ahead(prepare, threaded=True) as ahead:
+    with Prefetcher(prepare, threaded=True) as ahead:
         ahead.start(1)
         assert ready.wait(timeout=600)
         assert ahead.take(1) == 2
@@ -79,14 +79,14 @@ def test_an_item_is_prepared_in_a_thread_before_it_is_taken():
 
 def test_without_a_thread_an_item_is_prepared_on_use():
     prepared = []
-    with Ahead(lambda item: prepared.append(item) or item, threaded=False) as ahead:
+    with Prefetcher(lambda item: prepared.append(item) or item, threaded=False) as ahead:
         ahead.start(1)
         assert prepared == []
         assert ahead.take(1) == 1
 
 
 def test_items_that_nobody_takes_are_not_kept():
-    with Ahead(lambda item: item, threaded=True) as ahead:
+    with Prefetcher(lambda item: item, threaded=True) as ahead:
         for item in range(50):
             ahead.start(item)
             assert len(ahead._started) <= 2
@@ -97,14 +97,14 @@ def test_what_fails_ahead_fails_when_it_is_taken():
     def prepare(item):
         raise ValueError(f"document {item} is damaged")
 
-    with Ahead(prepare, threaded=True) as ahead:
+    with Prefetcher(prepare, threaded=True) as ahead:
         ahead.start(3)
         with pytest.raises(ValueError, match="document 3 is damaged"):
             ahead.take(3)
 
 
 def test_leaving_ends_the_thread_and_drops_what_was_not_begun():
-    with Ahead(lambda _: time.sleep(0.05), threaded=True) as ahead:
+    with Prefetcher(lambda _: time.sleep(0.05), threaded=True) as ahead:
         ahead.start(1)
         ahead.start(2)
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("evalkit-ahead")]

@@ -228,19 +228,22 @@ def test_a_query_id_that_occurs_twice_is_named_with_both_lines(tmp_path: Path) -
     [
         (
             "q1 d1\n",
-            " line 1: got 2 columns, wanted 3 (query-id corpus-id score); ids hold no white space; repair the line",
+            (
+                " line 1: got 2 columns, wanted 3 (query-id corpus-id score); ids must not contain white space; "
+                "repair the line"
+            ),
         ),
         (
             "q1 d1 1\nq1 0 d2 1\n",
-            " line 2: got 4 columns, wanted 3, as on the first line; ids hold no white space; repair the line",
+            " line 2: got 4 columns, wanted 3, as on the first line; ids must not contain white space; repair the line",
         ),
         (
             "q1 0 d1 1\nq1\td2\t1\n",
-            " line 2: got 3 columns, wanted 4, as on the first line; ids hold no white space; repair the line",
+            " line 2: got 3 columns, wanted 4, as on the first line; ids must not contain white space; repair the line",
         ),
         (
             "query-id corpus-id score\nq1\t\t1\n",
-            " line 2: got 2 columns, wanted 3, as on the first line; ids hold no white space; repair the line",
+            " line 2: got 2 columns, wanted 3, as on the first line; ids must not contain white space; repair the line",
         ),
         (
             "qid docid rel\nq1 d1 1\n",

@@ -133,7 +133,7 @@ def test_each_model_is_held_to_its_own_published_vectors(tmp_path, monkeypatch):
         assert canary.canary(encoder, checkpoints(encoder.config, encoder.config.dims)) == {DIM}, name
     third, _ = load(fixture_config("jina-colbert-v1-en", write("jina-colbert-v1-en", tmp_path / "third")))
     (finding,) = canary._published(third, checkpoints(third.config, third.config.dims))
-    assert finding.verdict == "no figures"
+    assert finding.verdict == "skipped"
     assert finding.measured == f"none are published for jina-colbert-v1-en at {DIM}"
 
 
@@ -155,7 +155,9 @@ def test_colbertv2_with_its_masks_attended_to_misses_its_figures(tmp_path):
     attended = dataclasses.replace(right.query, attend_to_expansion=True)
     wrong = dataclasses.replace(right, query=attended, verify=False)
     (found,) = failures(*load(wrong), published=published)
-    assert found.cause == ("expansion attention: model.query.attend_to_expansion=false, which meets the figures")
+    assert found.cause == (
+        "expansion attention: model.query.attend_to_expansion=false, which reproduces the published vectors"
+    )
 
 
 def test_a_state_of_the_repository_is_named_where_it_meets_the_figures(tmp_path):
@@ -186,8 +188,8 @@ def test_a_stand_in_is_not_held_to_the_published_figures(tmp_path):
     published = canary.published_vectors()[0]
     found = canary.examine(encoder, reload=reload, published=published)
     verdicts = {finding.question: finding.verdict for finding in found}
-    assert verdicts["ids of known tokens"] == "no figures"
-    assert verdicts["published vectors of 'Hello World' in float32"] == "no figures"
+    assert verdicts["ids of known tokens"] == "skipped"
+    assert verdicts["published vectors of 'Hello World' in float32"] == "skipped"
 
 
 def test_a_head_of_zeros_is_named(tmp_path):
@@ -274,11 +276,13 @@ def test_another_dim_is_held_to_the_published_vectors_by_the_head_that_is_on_dis
     (encoder,) = load_encoders(config, found, device=torch.device("cpu"))
     assert canary.canary(encoder, found) == frozenset()  # the backbone is met, but nothing is known of the head of 8
     wrong = verdicts(model_of(folder, rope_theta=20_000.0))
-    assert [finding.cause for finding in wrong] == ["RoPE base: model.rope_theta=10000, which meets the figures"]
+    assert [finding.cause for finding in wrong] == [
+        "RoPE base: model.rope_theta=10000, which reproduces the published vectors"
+    ]
     other = write_jina_checkpoint(tmp_path / "other", dim=DIM, seed=7)
     for place in (other, tmp_path / "nowhere"):
         (unsettled,) = verdicts(model_of(place))
-        assert unsettled.verdict == "no figures"
+        assert unsettled.verdict == "skipped"
         assert f"those at {DIM} settle the RoPE base (10000.0)" in unsettled.measured
         assert f"evalkit fetch model=jina-colbert-v2 dim={DIM}" in unsettled.measured
 

@@ -25,7 +25,7 @@ from evalkit.datasets.survey import ContentHash, ShardRange, read_shard, survey
 from evalkit.errors import ChangedError, ConfigError, DeviationError, ModelError, ScoreError
 from evalkit.models.checkpoint import resolve
 from evalkit.report import table
-from evalkit.run import loaded, pipeline, rerank, scored
+from evalkit.run import loaded, pipeline, rerank, reuse
 from evalkit.storage import results, seal
 from evalkit.storage.results import CellScores
 from evalkit.types import Document
@@ -382,7 +382,7 @@ def test_a_kill_while_scoring_again_leaves_no_scores_to_believe(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(scored.metrics, "score", killed)
+        patched.setattr(reuse.metrics, "score", killed)
         with pytest.raises(KeyboardInterrupt):
             run(config)
     interrupted = results.read(folder / results.SCORES)
@@ -618,7 +618,7 @@ def test_costs_that_are_lost_are_said(foxes: Path, tmp_path: Path, monkeypatch: 
     assert cell.metrics == whole.metrics
     assert cell.counts["shards_without_costs"] == 1
     assert "document_vectors" not in cell.counts
-    assert "the manifests of 1 of 1 shards do not say what they cost any more" in said
+    assert "the manifests of 1 of 1 shards no longer state their costs" in said
     assert "document_vectors" in said
 
 

@@ -351,7 +351,7 @@ def test_a_vector_that_is_not_finite_is_named_on_the_device_too(colbert):
 
 def test_hits_are_the_same_where_vectors_stay_on_the_device_to_be_searched(tmp_path, monkeypatch):
     stored = run(tmp_path / "stored", "store.keep=embeddings")
-    monkeypatch.setattr(shard_step, "stay", lambda task: True)
+    monkeypatch.setattr(shard_step, "vectors_stay_on_gpu", lambda task: True)
     scored = run(tmp_path / "scored", "store.keep=topk")
     assert store_bytes(tmp_path / "stored")
     assert not store_bytes(tmp_path / "scored")
@@ -366,7 +366,7 @@ def test_vectors_stay_on_a_gpu_alone_and_where_nothing_of_them_is_written(tmp_pa
     words = ["model=demo", "dataset.demo.documents=100", "dataset.demo.queries=10", f"store.keep={keep}"]
     config = compose([*words, f"results_dir={tmp_path}/r", f"cache_dir={tmp_path}/c"])
     task = pipeline.prepare(config, console=QUIET)
-    assert shard_step.stay(task._replace(device=torch.device(device))) == wanted
+    assert shard_step.vectors_stay_on_gpu(task._replace(device=torch.device(device))) == wanted
 
 
 def store_bytes(folder):
@@ -377,8 +377,8 @@ def store_bytes(folder):
 def test_tokenising_ahead_changes_no_byte(tmp_path, workers, monkeypatch):
     run(tmp_path / "in-turn", "engine.tokenizer_workers=0")
     taken = []
-    start = shard_step.Ahead.start
-    monkeypatch.setattr(shard_step.Ahead, "start", lambda self, item: taken.append(item) or start(self, item))
+    start = shard_step.Prefetcher.start
+    monkeypatch.setattr(shard_step.Prefetcher, "start", lambda self, item: taken.append(item) or start(self, item))
     monkeypatch.delenv("RAYON_NUM_THREADS", raising=False)
     monkeypatch.setenv("RAYON_NUM_THREADS", "2")
     run(tmp_path / "ahead", f"engine.tokenizer_workers={workers}")

@@ -15,7 +15,7 @@ def nothing_told(monkeypatch):
 
 
 def failure(what, why="no network"):
-    return ModelError.not_had(Tried(what, why, "fetch it elsewhere"))
+    return ModelError.unobtainable(Tried(what, why, "fetch it elsewhere"))
 
 
 def test_a_sweep_tells_a_reason_in_three_lines_and_the_same_reason_once():

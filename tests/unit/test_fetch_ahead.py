@@ -182,7 +182,7 @@ def test_a_further_source_that_cannot_be_read_is_said_not_to_be_compared(
     notes = fetch.verify(fetch.selection(both), console=QUIET)[1].notes
     assert notes[-2].startswith("not compared                      ")
     assert notes[-2].endswith(
-        "got 2 columns, wanted 3 (query-id corpus-id score); ids hold no white space; repair the line"
+        "got 2 columns, wanted 3 (query-id corpus-id score); ids must not contain white space; repair the line"
     )
 
 
@@ -257,7 +257,9 @@ def test_a_bundle_of_another_corpus_than_was_read_here_first_is_refused(words: l
     facts = seal.read(learned.read_bytes())
     learned.write_text(json.dumps(seal.seal({**facts, "checksum": "another"})), encoding="utf-8")
     message = refusal(lambda: fetch.unpack_bundle(tmp_path / "bundle.tar", cache_dir=cache))
-    assert f"by which a corpus was another than {learned} says of its first read here, wanted the same" in message
+    assert (
+        f"whose checksum of a corpus differs from that in {learned}, of its first read here, wanted the same" in message
+    )
 
 
 def test_nothing_to_move_is_said() -> None:
@@ -378,7 +380,7 @@ def test_a_record_of_a_fetch_that_cannot_be_believed_is_refused(
     path = paths.fetched_file(tmp_path / "cache", dataset.name)
     path.write_bytes(data)
     message = refusal(lambda: fetch.verify(configs, console=QUIET))
-    assert message.startswith(f"{path}: got no record that can be believed ({reason}")
+    assert message.startswith(f"{path}: got an unusable record ({reason}")
     assert message.endswith("; run evalkit fetch again")
     fetch.fetch(configs, console=QUIET)
     assert fetch.verify(configs, console=QUIET)[1].checksums == dataset.checksums
@@ -434,8 +436,8 @@ def sparse_headers() -> dict[str, str]:
         ({"facts": {"bytes": 1 << 61}}, "bytes for "),
         ({"mtime": 2**70}, "of time 1.1805916207174113e+21, wanted seconds since 1970"),
         ({"mtime": -5}, "of time -5.0, wanted seconds since 1970"),
-        ({"name": f"huggingface/{'x' * 5000}"}, "wanted printable names of 200 bytes a part at most"),
-        ({"name": "huggingface/\x1b[2J"}, "wanted printable names of 200 bytes a part at most"),
+        ({"name": f"huggingface/{'x' * 5000}"}, "wanted printable names of 200 bytes per part at most"),
+        ({"name": "huggingface/\x1b[2J"}, "wanted printable names of 200 bytes per part at most"),
         ({"pax_headers": {"comment": "x" * 100_000}}, "a damaged or half-copied archive (a header of "),
     ],
 )
@@ -466,7 +468,7 @@ def test_a_folder_where_a_file_belongs_is_told(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "hub" / "x" / "y").mkdir(parents=True)
     path = bundle_bytes(tmp_path / "bundle.tar", b"abc")
-    assert "could not be written (Is a directory); free the place" in refusal(
+    assert "could not be written (Is a directory); free this path" in refusal(
         lambda: fetch.unpack_bundle(path, cache_dir=tmp_path / "cache")
     )
     assert "Is a directory, wanted a bundle that can be read" in refusal(
@@ -491,4 +493,4 @@ def test_a_record_of_a_fetch_that_cannot_be_read_is_one_line(tmp_path: Path, rec
     path = fetched_file(tmp_path, "model x")
     path.parent.mkdir()
     path.write_bytes(record.encode("latin-1"))
-    assert "got no record that can be believed (" in refusal(lambda: fetch._as_fetched(found, tmp_path))
+    assert "got an unusable record (" in refusal(lambda: fetch._compare_with_record(found, tmp_path))

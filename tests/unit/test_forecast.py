@@ -10,7 +10,7 @@ from report_material import cell
 
 from evalkit.config.compose import compose
 from evalkit.operations import forecast, outlook, probe
-from evalkit.operations.cards import device_named
+from evalkit.operations.device_rates import device_named
 from evalkit.report import plans
 from evalkit.run import environment
 
@@ -27,7 +27,7 @@ def known(**changes):
 
 def planned(tmp_path, *words, runs):
     config = compose(["model=demo", "dim=64", *words, f"results_dir={tmp_path}/results", f"cache_dir={tmp_path}/cache"])
-    (found,) = forecast.look(config, runs)
+    (found,) = forecast.forecast_cells(config, runs)
     return found
 
 
@@ -119,13 +119,13 @@ def test_documents_of_another_dataset_are_compared_by_their_tokens(tmp_path):
     run = dataclasses.replace(run, counts={"documents": 1000, "queries": 1}, protocol={})
     places = (f"results_dir={tmp_path}/results", f"cache_dir={tmp_path}/cache")
     config = compose(["model=bm25", "dataset=beir/fiqa", *places])
-    (found,) = forecast.look(config, [run])
+    (found,) = forecast.forecast_cells(config, [run])
     share = config.dataset.mean_characters / 1591
     assert found.seconds.value == pytest.approx(config.dataset.counts.documents / 100 * share)
     own = dataclasses.replace(run, dataset="beir/fiqa")
-    (found,) = forecast.look(config, [run, own])
+    (found,) = forecast.forecast_cells(config, [run, own])
     assert found.seconds.value == pytest.approx(config.dataset.counts.documents / 100)
-    (found,) = forecast.look(compose(["model=bm25", "dataset=demo", *places]), [run])
+    (found,) = forecast.forecast_cells(compose(["model=bm25", "dataset=demo", *places]), [run])
     assert found.seconds.value is None  # of the demo's length nothing is known
 
 
@@ -134,7 +134,7 @@ def test_documents_of_another_dataset_are_compared_by_their_tokens(tmp_path):
 
 def test_a_probe_measures_tokens_bytes_and_time_of_the_datasets_own_documents(tmp_path, monkeypatch):
     monkeypatch.setattr(probe, "DOCUMENTS", 48)
-    monkeypatch.setattr(probe, "WARM", 16)
+    monkeypatch.setattr(probe, "WARMUP_DOCUMENTS", 16)
     config = compose(["model=demo", "dim=[128,64]", "dataset.demo.documents=2000", "dataset.demo.queries=5"])
     config = dataclasses.replace(config, cache_dir=tmp_path / "cache", results_dir=tmp_path / "results")
     probed = probe.probe(config, probe.Loader())
@@ -145,7 +145,7 @@ def test_a_probe_measures_tokens_bytes_and_time_of_the_datasets_own_documents(tm
         assert probed.stored_bytes[dim] > probed.vectors * dim * 2
         assert probed.encode_s[dim] > 0
     assert not list(tmp_path.iterdir())
-    cells = forecast.look(config, [known()], probed=probed)
+    cells = forecast.forecast_cells(config, [known()], probed=probed)
     vectors = probed.vectors / 48 * 2000
     assert [cell.vectors.value for cell in cells] == [pytest.approx(vectors)] * 2
     assert [cell.stored_bytes for cell in cells] == [round(probed.stored_bytes[dim] / 48 * 2000) for dim in (128, 64)]
@@ -157,20 +157,20 @@ def test_a_probe_measures_tokens_bytes_and_time_of_the_datasets_own_documents(tm
 
 
 def test_a_probe_that_would_take_long_encodes_fewer_documents(tmp_path, monkeypatch):
-    monkeypatch.setattr(probe, "WARM", 16)
+    monkeypatch.setattr(probe, "WARMUP_DOCUMENTS", 16)
     config = compose(["model=demo", "dim=64", "dataset.demo.queries=5", f"cache_dir={tmp_path}"])
-    assert probe.probe(config, probe.Loader(), limit_s=0.0).documents == probe.WARM
+    assert probe.probe(config, probe.Loader(), limit_s=0.0).documents == probe.WARMUP_DOCUMENTS
 
 
 def test_a_probe_of_bm25_reads_the_dataset_alone(tmp_path):
     config = compose(["model=bm25", "dataset.demo.documents=300", "dataset.demo.queries=20", f"cache_dir={tmp_path}"])
     probed = probe.probe(config, probe.Loader())
     assert (probed.documents, probed.vectors) == (300, 0)
-    (found,) = forecast.look(config, [], probed=probed)
+    (found,) = forecast.forecast_cells(config, [], probed=probed)
     assert found.seconds.value == pytest.approx(probed.encode_s[None] + probed.search_s[None])
     # No checkpoint is read and no kernel compiled before its first document; reading for the survey comes on top.
-    started = outlook.BM25_START_S + outlook.EACH_S
-    assert outlook.in_all([found]).wall_s[1] == pytest.approx(started + found.seconds.value + probed.read_s)
+    started = outlook.BM25_START_S + outlook.PER_PASS_S
+    assert outlook.total([found]).wall_s[1] == pytest.approx(started + found.seconds.value + probed.read_s)
 
 
 # ---- in all and by dataset
@@ -180,14 +180,14 @@ def test_the_dims_of_a_pass_share_its_encoding_and_workers_share_its_shards(tmp_
     """A dim: 200 s of encoding, 20 and 40 of search. Two dims together: 260 s."""
     run = dataclasses.replace(here(encode=10.0, search=1.0), counts={**known().counts, "shards": 1})
     words = ["model=demo", "dim=[128,64]", "dataset.demo.documents=20000", f"results_dir={tmp_path}/r"]
-    cells = forecast.look(compose([*words, f"cache_dir={tmp_path}/c"]), [run])
+    cells = forecast.forecast_cells(compose([*words, f"cache_dir={tmp_path}/c"]), [run])
     assert [cell.search_s for cell in cells] == [pytest.approx(40), pytest.approx(20)]
     (row,) = outlook.by_dataset(cells)
     assert row.device_s == pytest.approx(260)
-    assert row.wall_s[1] == pytest.approx(outlook.START_S + outlook.EACH_S + 260)
+    assert row.wall_s[1] == pytest.approx(outlook.START_S + outlook.PER_PASS_S + 260)
     shards = round(20000 * 300 / 125_000)  # nothing is known of the length of the demo's documents: the longest
-    assert row.wall_s[8] == pytest.approx(outlook.START_S + outlook.EACH_S + 260 * math.ceil(shards / 8) / shards)
-    assert row.wall_s[64] == pytest.approx(outlook.START_S + outlook.EACH_S + 260 / shards)
+    assert row.wall_s[8] == pytest.approx(outlook.START_S + outlook.PER_PASS_S + 260 * math.ceil(shards / 8) / shards)
+    assert row.wall_s[64] == pytest.approx(outlook.START_S + outlook.PER_PASS_S + 260 / shards)
 
 
 def test_a_selection_is_forecast_by_dataset_and_in_all_at_80_columns():
@@ -196,7 +196,7 @@ def test_a_selection_is_forecast_by_dataset_and_in_all_at_80_columns():
     cells = [
         cell
         for name in ("beir/webis-touche2020", "msmarco/dev-small")
-        for cell in forecast.look(compose([*words, f"dataset={name}"]), elsewhere=device)
+        for cell in forecast.forecast_cells(compose([*words, f"dataset={name}"]), named_device=device)
     ]
     text = list(plans.outlook_table(cells, device=device).lines(80))
     assert " ".join(text[0].split()) == "dataset tokens work 1 worker on 8 on 64 disk"  # memory is that of all
@@ -211,14 +211,14 @@ def test_a_selection_is_forecast_by_dataset_and_in_all_at_80_columns():
 def test_what_does_not_fit_is_refused_with_the_settings_that_would(tmp_path, monkeypatch):
     monkeypatch.setattr(plans, "free_bytes", lambda _folder: 600_000_000)
     words = ["model=demo", "dim=[128,64]", "dataset.demo.documents=20000", f"results_dir={tmp_path}/r"]
-    cells = forecast.look(compose([*words, f"cache_dir={tmp_path}/c"]), [known()])
+    cells = forecast.forecast_cells(compose([*words, f"cache_dir={tmp_path}/c"]), [known()])
     (problem,) = plans.plan_problems(cells)
-    assert "embeddings want 768.0 MB, 600.0 MB are free; set store.keep=topk" in problem
+    assert "embeddings need 768.0 MB, 600.0 MB are free; set store.keep=topk" in problem
     assert "fewer dims (dim=64 would write 256.0 MB)" in problem
     monkeypatch.setattr(plans, "free_bytes", lambda _folder: 1e12)
     monkeypatch.setattr(outlook, "host_bytes", lambda: 1e8)
     (problem,) = plans.plan_problems(cells)
-    assert "wanted, 100.0 MB are here; set store.shard_tokens=N lower" in problem
+    assert "needed, 100.0 MB available; set store.shard_tokens=N lower" in problem
 
 
 @pytest.mark.parametrize(("free", "said"), [(2_559_000_000, True), (2_561_000_000, False)])

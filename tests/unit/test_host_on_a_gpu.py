@@ -15,9 +15,9 @@ from evalkit.errors import DeviceError
 from evalkit.kernels import trouble
 from evalkit.maxsim import bounds, choice
 from evalkit.ragged import ragged
-from evalkit.ranking import Hits, floors, joined, merge, merge_new, no_hits
+from evalkit.ranking import Hits, concatenated, floors, merge, merge_new, no_hits
 from evalkit.run import background, environment, search
-from evalkit.run.background import Merging, Writer
+from evalkit.run.background import Merger, Writer
 from evalkit.run.search import search_shard
 from evalkit.storage import shard_files
 from evalkit.storage.paths import file_checksum
@@ -56,18 +56,22 @@ def test_without_new_hits_nothing_is_merged():
 
 
 def test_blocks_of_queries_are_joined_in_their_order():
-    assert columns(joined([hits([(0, b"b", 1.0)]), hits([(1, b"aa", 2.0)])])) == [[0, 1], [b"b", b"aa"], [1.0, 2.0]]
-    assert columns(joined([])) == [[], [], []]
+    assert columns(concatenated([hits([(0, b"b", 1.0)]), hits([(1, b"aa", 2.0)])])) == [
+        [0, 1],
+        [b"b", b"aa"],
+        [1.0, 2.0],
+    ]
+    assert columns(concatenated([])) == [[], [], []]
 
 
 def test_merging_in_a_thread_ends_in_the_same_hits_and_raises_what_failed():
     best = {"run": no_hits()}
-    with Merging(best, depth=2, threaded=True) as merging:
+    with Merger(best, depth=2, threaded=True) as merger:
         for place in range(5):
-            merging.add({"run": hits([(0, f"d{place}".encode(), float(place))])})
+            merger.add({"run": hits([(0, f"d{place}".encode(), float(place))])})
     assert columns(best["run"]) == [[0, 0], [b"d4", b"d3"], [4.0, 3.0]]
-    with pytest.raises(KeyError, match="unknown"), Merging(best, depth=2, threaded=True) as merging:
-        merging.add({"unknown": no_hits()})
+    with pytest.raises(KeyError, match="unknown"), Merger(best, depth=2, threaded=True) as merger:
+        merger.add({"unknown": no_hits()})
 
 
 def texts(seed, lengths, *, dim=16, dtype=torch.float16):
@@ -88,7 +92,7 @@ def test_queries_measured_before_have_the_same_bound(dtype):
 @pytest.fixture
 def little_memory(monkeypatch, caplog):
     """A kernel that takes no more than some products of queries and documents at a time."""
-    monkeypatch.setattr(search, "_FITTING", {})
+    monkeypatch.setattr(search, "_FITTING_BLOCK", {})
     trouble.warn_once.cache_clear()
     real, limit, tried = choice.bind, [0], []
 

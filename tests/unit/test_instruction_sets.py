@@ -6,7 +6,7 @@ import torch
 
 from evalkit.config.compose import compose
 from evalkit.run import environment
-from evalkit.run.shard_step import say_other_units
+from evalkit.run.shard_step import log_other_arithmetic
 
 
 def test_a_result_names_the_instructions_of_a_cpu(monkeypatch):
@@ -30,9 +30,9 @@ def test_attention_without_its_kernel_is_other_arithmetic_under_the_same_key(mon
 
 
 def test_a_mixture_is_told_once_and_equal_or_unknown_ones_are_not(caplog):
-    say_other_units.cache_clear()
+    log_other_arithmetic.cache_clear()
     with caplog.at_level(logging.WARNING):
         for stored, here in (("AVX512", "AVX2"), ("AVX512", "AVX2"), ("AVX2", "AVX2"), (None, "AVX2"), ("AVX2", None)):
-            say_other_units(stored, here)
+            log_other_arithmetic(stored, here)
     (record,) = caplog.records
     assert "computed with AVX512, this process has AVX2: last bits of vectors can" in record.getMessage()

@@ -10,7 +10,7 @@ import pytest
 from evalkit.errors import StoreError
 from evalkit.operations.inventory import Entry, chosen, entries, remove
 from evalkit.storage import seal
-from evalkit.storage.paths import environments_dir, index_dir, learned_file, write_whole
+from evalkit.storage.paths import environments_dir, index_dir, learned_file, write_atomic
 
 
 def entry(kind, key, *datasets):
@@ -51,7 +51,7 @@ def test_the_checksum_of_a_first_read_goes_by_its_key_alone():
 
 def test_what_a_first_read_left_is_listed(tmp_path):
     learned = learned_file(tmp_path, "beir/nq", "ee44")
-    write_whole(learned, json.dumps(seal.seal({"dataset": "beir/nq", "checksum": "c"})).encode())
+    write_atomic(learned, json.dumps(seal.seal({"dataset": "beir/nq", "checksum": "c"})).encode())
     (found,) = entries(tmp_path, ())
     assert (found.kind, found.key, found.datasets, found.files) == ("checksum", learned.stem, ("beir/nq",), (learned,))
 
@@ -77,8 +77,8 @@ def test_an_environment_is_listed_kept_by_unused_and_removed_by_its_name(tmp_pat
 
 def test_an_index_is_listed_and_removed_with_its_folders(tmp_path):
     folder = index_dir(tmp_path, "ab12")
-    write_whole(folder / "record.json", b"{}")
-    write_whole(folder / "parts" / "codes.npy", b"1234")
+    write_atomic(folder / "record.json", b"{}")
+    write_atomic(folder / "parts" / "codes.npy", b"1234")
     (found,) = entries(tmp_path, ())
     assert (found.kind, found.key, found.size_bytes) == ("index", "ab12", 6)
     assert remove([found], tmp_path) == 6

@@ -103,7 +103,7 @@ def test_when_the_first_of_two_identical_runs_is_killed_the_second_is_still_seen
             first.kill()
             first.wait()
             assert sorted(job.running for job in jobs.known(config.cache_dir)) == [False, True]
-            with pytest.raises(StoreError, match="uses this cache since"):
+            with pytest.raises(StoreError, match="has used this cache since"):
                 inventory.remove((), config.cache_dir)
     assert jobs.known(config.cache_dir) == []  # what ended well takes the place of what was killed
 

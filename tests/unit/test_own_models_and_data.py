@@ -26,7 +26,7 @@ from evalkit.errors import ConfigError, DatasetError, ModelError
 from evalkit.models.checkpoint import _package_folder
 from evalkit.models.encoder import checkpoints
 from evalkit.models.infer import infer
-from evalkit.operations import own
+from evalkit.operations import own_configs
 
 LAYOUTS = Path(__file__).parents[1] / "fixtures" / "parity" / "pylate_layouts"
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -232,7 +232,7 @@ def test_new_model_writes_a_config_that_composes_and_says_where_each_fact_is_fro
 )
 def test_a_name_or_a_place_that_will_not_do_is_refused(tmp_path, name, source, message):
     with pytest.raises(ConfigError, match=message):
-        own.new_model(name, str(LAYOUTS / source), tmp_path)
+        own_configs.new_model(name, str(LAYOUTS / source), tmp_path)
 
 
 def test_new_dataset_counts_and_takes_the_checksum_that_a_run_asserts(tmp_path, monkeypatch):
@@ -271,15 +271,15 @@ def test_a_language_that_nobody_gave_is_said_to_be_taken_for_english(tmp_path, m
 def test_a_folder_without_judgements_or_of_another_split_is_refused_with_what_it_has(tmp_path):
     folder = write_data(tmp_path / "d", split="train")
     with pytest.raises(DatasetError, match="got judgements of train, wanted those of split 'test'; choose one of them"):
-        own.datasets.infer(folder, name="x", split="test")
+        own_configs.datasets.infer(folder, name="x", split="test")
     shutil.rmtree(folder / "qrels")
     with pytest.raises(DatasetError, match=r"got corpus\.jsonl, queries\.jsonl, wanted a BEIR-format folder"):
-        own.datasets.infer(folder, name="x")
+        own_configs.datasets.infer(folder, name="x")
 
 
 def named(words, monkeypatch):
     said = []
-    changed, configs = own.with_given(words, say=said.append)
+    changed, configs = own_configs.with_temporary_configs(words, say=said.append)
     if configs is not None:
         monkeypatch.setenv(CONFIGS, str(configs))
     return changed, said
@@ -326,12 +326,12 @@ def test_a_default_name_that_a_config_has_is_refused_and_one_may_be_given(tmp_pa
 
 
 def test_a_repository_that_a_config_reads_is_answered_with_that_config(monkeypatch):
-    monkeypatch.setattr(own, "group_names", lambda group: ("colbertv2.0",))
-    monkeypatch.setattr(own, "group_files", lambda group: {"colbertv2.0": group_files(group)["colbertv2"]})
+    monkeypatch.setattr(own_configs, "group_names", lambda group: ("colbertv2.0",))
+    monkeypatch.setattr(own_configs, "group_files", lambda group: {"colbertv2.0": group_files(group)["colbertv2"]})
     with pytest.raises(
         ConfigError, match=r"got a repository that a config reads, wanted that config: model=colbertv2\.0"
     ):
-        own._refuse_taken("model", "colbertv2.0", "x", CheckpointSource(repo="colbert-ir/colbertv2.0"))
+        own_configs._refuse_taken("model", "colbertv2.0", "x", CheckpointSource(repo="colbert-ir/colbertv2.0"))
 
 
 def test_misspelt_names_stay_names(monkeypatch):
@@ -347,5 +347,5 @@ def test_a_written_config_is_yaml_whatever_its_values_hold(tmp_path):
         "switch": False,
         "none": None,
     }
-    text = own._yaml("title", {key: (value, "a # b\nc") for key, value in values.items()})
+    text = own_configs._yaml("title", {key: (value, "a # b\nc") for key, value in values.items()})
     assert yaml.safe_load(text) == values

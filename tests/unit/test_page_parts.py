@@ -117,7 +117,7 @@ def test_a_system_without_every_dataset_stands_behind_those_with_all():
 
 
 def test_the_heatmap_gives_each_dim_s_share_of_the_greatest():
-    (card,) = boards.heats(card_tables(judge([])), [])
+    (card,) = boards.heatmaps(card_tables(judge([])), [])
     column = card.columns.index(("beir/nfcorpus", "ndcg@10"))
     shares = {dim: row[column] for dim, row in card.rows}
     assert card.base == 128
@@ -128,7 +128,7 @@ def test_the_heatmap_gives_each_dim_s_share_of_the_greatest():
 
 def test_a_system_measured_at_two_dims_has_a_heatmap_with_gaps():
     ours = [late(value=0.4), late(dim=64, value=0.3), late(dataset="beir/fiqa", dim=64, value=0.2)]
-    _, measured = boards.heats(card_tables(judge([])), ours)
+    _, measured = boards.heatmaps(card_tables(judge([])), ours)
     assert [name for name, _ in measured.columns] == ["beir/fiqa", "beir/nfcorpus"]
     assert measured.rows == ((128, (None, (0.4, 1.0))), (64, (None, (0.3, pytest.approx(0.75)))))
 
@@ -218,22 +218,22 @@ def test_hits_have_their_judgements_and_the_rank_of_the_first_relevant(tmp_path)
     assert found["q1"].documents == tuple(names[:10])
     assert found["q1"].grades == (None, 0, *[None] * 8)
     assert (found["q1"].relevant, found["q1"].first) == (2, 11)
-    assert found["q2"] == hits.Found(("x",), (None,), 1, 0)
+    assert found["q2"] == hits.QueryHits(("x",), (None,), 1, 0)
 
 
 def test_hits_without_stored_judgements_say_nothing_of_them(tmp_path):
     run = cell()
     path = put(tmp_path, run, run={"q1": ranking("a", "b")})
     (path / results.QRELS).unlink()
-    assert read(tmp_path, run) == {"q1": hits.Found(("a", "b"), (), None, 0), "q2": hits.Found((), (), None, 0)}
+    assert read(tmp_path, run) == {"q1": hits.QueryHits(("a", "b"), (), None, 0), "q2": hits.QueryHits((), (), None, 0)}
 
 
 def test_hits_are_those_of_the_lowest_queries_in_the_table_s_order(tmp_path, monkeypatch):
     run = cell()
     put(tmp_path, run, per_query={"a": 0.5, "b": 0.9, "c": 0.1}, run={"a": ranking("d"), "b": ranking("d")})
-    monkeypatch.setattr(hits, "LOWEST", 2)
+    monkeypatch.setattr(hits, "SHOWN_QUERIES", 2)
     assert list(read(tmp_path, run)) == ["a", "c"]
-    monkeypatch.setattr(hits, "LARGEST", 2)
+    monkeypatch.setattr(hits, "MOST_QUERIES", 2)
     assert read(tmp_path, run) == {}
 
 
@@ -337,10 +337,10 @@ def mixed(one, other, share):
 
 def test_a_place_among_documents_takes_two_bytes_until_there_are_too_many():
     few, many = ({str(place): place for place in range(count)} for count in (65_534, 65_536))
-    assert (page._width(few), page._width(many)) == (2, 3)
-    places = np.array([[1, 70_000, page.NO_PLACE]], dtype="<u4")
-    assert page._in_bytes(places, 3).tobytes() == b"\x01\0\0" + b"\x70\x11\x01" + b"\xff\xff\xff"
-    assert page._in_bytes(np.array([[258]], dtype="<u4"), 2).tobytes() == b"\x02\x01"
+    assert (page._index_bytes(few), page._index_bytes(many)) == (2, 3)
+    places = np.array([[1, 70_000, page.NO_DOCUMENT]], dtype="<u4")
+    assert page._low_bytes(places, 3).tobytes() == b"\x01\0\0" + b"\x70\x11\x01" + b"\xff\xff\xff"
+    assert page._low_bytes(np.array([[258]], dtype="<u4"), 2).tobytes() == b"\x02\x01"
 
 
 def test_the_committed_page_stays_below_a_megabyte():

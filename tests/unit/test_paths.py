@@ -43,6 +43,6 @@ def test_temporary_files_of_dead_processes_go_and_those_of_living_ones_stay(tmp_
 
 def test_a_name_of_255_bytes_can_be_written(tmp_path):
     path = tmp_path / ("ü" * 125 + ".json")
-    paths.write_whole(path, b"whole")
+    paths.write_atomic(path, b"whole")
     assert path.read_bytes() == b"whole"
     assert len(list(tmp_path.iterdir())) == 1

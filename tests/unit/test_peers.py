@@ -18,7 +18,7 @@ from evalkit.config.compose import compose
 from evalkit.config.settings import RunFileConfig
 from evalkit.errors import ConfigError, ScoreError
 from evalkit.report import build, commands
-from evalkit.run import filed
+from evalkit.run import external_run
 from evalkit.storage import keys, results, trec
 from evalkit.texts import unusable_system
 
@@ -94,8 +94,8 @@ def options(tmp_path, data, *words):
     return compose(["dataset=folder", f"dataset.path={data}", *where, *words])
 
 
-def file_run(run_file, system, config):
-    return filed.file_run(run_file, system, config, console=Console(quiet=True))
+def import_run(run_file, system, config):
+    return external_run.import_run(run_file, system, config, console=Console(quiet=True))
 
 
 def test_a_job_leaves_a_run_a_sample_and_facts_and_its_run_is_a_system_of_its_own(tmp_path, checkpoint):
@@ -113,7 +113,7 @@ def test_a_job_leaves_a_run_a_sample_and_facts_and_its_run_is_a_system_of_its_ow
     assert set(run) == {"q1", "q2"}
     assert len(run["q1"]) == 6
 
-    cell = file_run(out / "run.trec.gz", "fake:tiny", options(tmp_path, data))
+    cell = import_run(out / "run.trec.gz", "fake:tiny", options(tmp_path, data))
     assert (cell.model, cell.dim, cell.counts["documents"]) == ("fake:tiny", 4, 6)
     assert cell.run_id.startswith("folder-data.test.fake-tiny-4.")
     assert cell.environment["made_by"]["versions"] == facts["versions"]
@@ -121,7 +121,7 @@ def test_a_job_leaves_a_run_a_sample_and_facts_and_its_run_is_a_system_of_its_ow
     assert results.saved_config(tmp_path / "results", cell).model == RunFileConfig(kind="run_file", name="fake:tiny")
     said = commands.run_command(cell, None, commands.Packaged({}, {}, {}))
     assert said == "evalkit score run.trec.gz --system fake:tiny dataset=folder/data"
-    again = file_run(out / "run.trec.gz", "fake:tiny", options(tmp_path, data))
+    again = import_run(out / "run.trec.gz", "fake:tiny", options(tmp_path, data))
     assert again.run_id == cell.run_id
     assert compare.choose([cell], ["fake:tiny"]) == compare.choose([cell], ["fake:tiny:4"]) == [cell]
 
@@ -215,7 +215,7 @@ def test_a_run_file_of_another_dataset_is_refused_in_one_line(tmp_path, hits, sa
     data = write_folder(tmp_path / "data")
     path = write_run(tmp_path / "run.trec.gz", hits)
     with pytest.raises(ScoreError, match=said) as caught:
-        file_run(path, "fake:tiny", options(tmp_path, data))
+        import_run(path, "fake:tiny", options(tmp_path, data))
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "results").exists()
 
@@ -225,13 +225,13 @@ def test_facts_of_another_run_or_another_corpus_are_refused(tmp_path, checkpoint
     out = run_fake(tmp_path, checkpoint, data)
     smaller = write_folder(tmp_path / "smaller", documents=5)
     with pytest.raises(ScoreError, match="got a run of 6 documents, wanted the 5 of folder/smaller"):
-        file_run(out / "run.trec.gz", "fake:tiny", options(tmp_path, smaller))
+        import_run(out / "run.trec.gz", "fake:tiny", options(tmp_path, smaller))
     write_run(out / "run.trec.gz", [("q1", "d0", 1.0)])
     with pytest.raises(ScoreError, match=r"peer.json: got the facts of another run file than run.trec.gz"):
-        file_run(out / "run.trec.gz", "fake:tiny", options(tmp_path, data))
+        import_run(out / "run.trec.gz", "fake:tiny", options(tmp_path, data))
     (out / "peer.json").write_text("{")
     with pytest.raises(ScoreError, match=r"peer.json: .*run the peer again"):
-        file_run(out / "run.trec.gz", "fake:tiny", options(tmp_path, data))
+        import_run(out / "run.trec.gz", "fake:tiny", options(tmp_path, data))
 
 
 @pytest.mark.parametrize("name", ["a:b:c", ":b", "a:", "../x", "a b"])

@@ -277,7 +277,7 @@ def test_what_has_no_token_vectors_or_keeps_none_is_refused_before_anything_runs
             {"failure": "print('step 1', file=sys.stderr); raise RuntimeError('kmeans ran out of memory')"},
             r"failed while building and searching \(exit 1: RuntimeError: kmeans ran out of memory\); nothing of",
         ),
-        ({"failure": "sys.exit(3)"}, r"\(exit 3: it said nothing\)"),
+        ({"failure": "sys.exit(3)"}, r"\(exit 3: it printed nothing\)"),
         ({"failure": "sys.exit(0)"}, "gave no usable answer while building and searching"),
         (
             {"ending": f"document[0, 0] = 999; {SAVE}"},
@@ -357,7 +357,7 @@ def test_embeddings_that_are_gone_are_not_searched(finished):
     store.rename(away)
     try:
         with pytest.raises(
-            StoreError, match=r"the embeddings of this shard are not stored, and search=plaid wants them"
+            StoreError, match=r"the embeddings of this shard are not stored, and search=plaid needs them"
         ):
             run(folder, "search=plaid", "search.n_ivf_probe=6")
     finally:
@@ -367,5 +367,5 @@ def test_embeddings_that_are_gone_are_not_searched(finished):
 def test_what_both_runs_share_is_counted_over_the_exact_first_ten():
     exact = {"q": [Hit(f"d{place}", 20.0 - place) for place in range(12)], "none": []}
     moved = {"q": [Hit("x", 9.0), *exact["q"][:9], *exact["q"][10:], exact["q"][9]]}
-    assert plaid.beside(moved, exact) == {"overlap@10": 0.9, "recall of exact 10": 1.0}
-    assert plaid.beside({}, exact) == {"overlap@10": 0.0, "recall of exact 10": 0.0}
+    assert plaid.overlap(moved, exact) == {"overlap@10": 0.9, "recall of exact 10": 1.0}
+    assert plaid.overlap({}, exact) == {"overlap@10": 0.0, "recall of exact 10": 0.0}

@@ -71,7 +71,7 @@ def test_metrics_that_were_asked_for_are_shown() -> None:
 
 
 def shown(cells: list[CellScores]) -> list[str]:
-    return list(table.terminal(table.rows(cells), means=table.whole_means(cells)).lines())
+    return list(table.terminal(table.rows(cells), means=table.collection_means(cells)).lines())
 
 
 def test_runs_of_two_protocols_have_no_mean() -> None:

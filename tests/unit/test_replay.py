@@ -177,7 +177,7 @@ def test_judgements_survive_and_bad_ones_are_named(tmp_path):
     qrels = {"q": {"d": 2, "e": -1}, "p": {"d": 0}}
     trec.write_qrels(qrels, tmp_path / "qrels.trec.gz")
     assert trec.read_qrels(tmp_path / "qrels.trec.gz") == qrels
-    with pytest.raises(ScoreError, match="document id 'd 1' cannot be written; qrels want no white space or NUL"):
+    with pytest.raises(ScoreError, match="document id 'd 1' cannot be written; wanted no white space or NUL"):
         trec.write_qrels({"q": {"d 1": 1}}, tmp_path / "bad.gz")
     bad = {
         "q 0 d": "3 columns, wanted 4, as",

@@ -252,7 +252,7 @@ def test_a_damaged_rerun_is_named(tmp_path):
     rerun(tmp_path, "gpu")
     (path,) = (tmp_path / "reruns").rglob("scores.json")
     path.write_text("{", encoding="utf-8")
-    assert "not whole JSON" in report(tmp_path).stderr
+    assert "not valid JSON" in report(tmp_path).stderr
 
 
 def test_the_check_fails_when_a_file_drifted_is_missing_or_is_left_over(folder):
@@ -327,9 +327,9 @@ def damage_twins(folder):
     ("damage", "message"),
     [
         (damage_newer, "schema_version is 99, this evalkit reads 2"),
-        (damage_cut, "not whole JSON"),
-        (damage_nan, "not whole JSON (got NaN, wanted a finite number)"),
-        (damage_overflow, "not whole JSON (got inf, wanted a finite number)"),
+        (damage_cut, "not valid JSON"),
+        (damage_nan, "not valid JSON (got NaN, wanted a finite number)"),
+        (damage_overflow, "not valid JSON (got inf, wanted a finite number)"),
         (damage_no_main, "got no ndcg@10, its main metric"),
         (damage_types, "metrics is 5, wanted an object"),
         (damage_name, "model is None, wanted a text"),
@@ -351,7 +351,7 @@ def test_one_bad_run_is_one_clear_line_and_the_rest_is_reported(folder, damage, 
     assert "0.325 | +0.0005 | MATCH | card" in done.stdout
     assert "jina-colbert-v2" not in done.stdout
     page = (folder / "site" / "index.html").read_text(encoding="utf-8")
-    assert "Left out or set apart" in page
+    assert "<strong>Problems</strong>" in page
     assert "NaN" not in "".join(
         data.decode() for name, data in build.build(folder).files.items() if "index" not in name
     )
@@ -402,7 +402,7 @@ def test_a_damaged_table_of_queries_costs_only_its_drill_down(folder):
     path.write_text("query_id\tndcg@10\nq1\tnan\n", encoding="utf-8")
     done = report(folder)
     assert done.exit_code == 1
-    assert "per_query.tsv: not a whole table of queries" in done.stderr
+    assert "per_query.tsv: not a complete table of queries" in done.stderr
     assert "| 0.325 | +0.0005 | MATCH | card |" in done.stdout
 
 
@@ -530,7 +530,7 @@ def test_an_edited_file_of_a_rerun_is_named(tmp_path):
 )
 def test_a_table_of_queries_that_is_not_whole_is_refused(tmp_path, text, message):
     (tmp_path / "per_query.tsv").write_text(text, encoding="utf-8")
-    with pytest.raises(ScoreError, match=r"per_query\.tsv: not a whole table of queries \(") as caught:
+    with pytest.raises(ScoreError, match=r"per_query\.tsv: not a complete table of queries \(") as caught:
         results.read_per_query(tmp_path / "per_query.tsv")
     assert message in str(caught.value)
 
@@ -764,7 +764,7 @@ def test_the_committed_tables_are_what_the_committed_runs_say():
     results_dir = Path(__file__).parents[2] / "results"
     made = build.build(results_dir)
     assert made.problems == made.unwaived == ()
-    assert build.drifted(made, results_dir) == (), "type: evalkit report"
+    assert build.out_of_date(made, results_dir) == (), "type: evalkit report"
 
 
 def test_a_report_needs_no_tensors(folder):

@@ -75,7 +75,7 @@ def test_the_rank_column_is_not_believed(tmp_path):
         (b"q Q0 d\x0b1 1 1.0 t\n", r"line 1: got document id 'd\\x0b1', wanted an id without white space"),
         (b"q Q0 d\x00 1 1.0 t\n", r"line 1: got document id 'd\\x00', wanted an id without white space or NUL"),
         (b"q Q0 d 1 2 t\rp Q0 d 1 2 t\n", "line 1: got 11 columns"),
-        (b"q Q0 Foo Bar 1 2.5\n", "line 1: got rank 'Bar', wanted a number: ids and tags hold no space"),
+        (b"q Q0 Foo Bar 1 2.5\n", "line 1: got rank 'Bar', wanted a number: ids and tags must not contain spaces"),
         ("q Q0 d 1 \u0661 t\n".encode(), "line 1: got score '\u0661', wanted a number"),
         (b"q Q0 d 1 1e400 t\n", "line 1: got score '1e400', wanted a finite number in fp32"),
         (
@@ -122,7 +122,7 @@ def test_a_missing_file_is_refused(tmp_path):
 
 
 def test_ids_that_the_format_cannot_hold_are_refused_before_anything_is_written(tmp_path):
-    with pytest.raises(ScoreError, match="document id 'd 1' cannot be written; a run wants no white space or NUL"):
+    with pytest.raises(ScoreError, match="document id 'd 1' cannot be written; wanted no white space or NUL"):
         write_run({"q": [Hit("d 1", 1.0)]}, tmp_path / "r.trec", tag="t")
     with pytest.raises(ScoreError, match="query id '' cannot be written"):
         write_run({"": [Hit("d", 1.0)]}, tmp_path / "r.trec", tag="t")

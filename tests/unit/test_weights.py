@@ -52,14 +52,14 @@ def small(folder):
     return write_jina_checkpoint(folder, dim=8)
 
 
-def run_of(checkpoint, *, met_vectors=False, **changes):
+def run_of(checkpoint, *, vectors_reproduced=False, **changes):
     """A run of `fixture` that recorded this checkpoint as the pipeline does."""
     facts = weights.record(
         "fixture",
         8,
         checkpoint,
         parameters=count_parameters(checkpoint, adapter=None),
-        met_vectors=met_vectors,
+        vectors_reproduced=vectors_reproduced,
     )
     facts |= changes
     assert json.loads(json.dumps(facts)) == facts
@@ -157,7 +157,7 @@ def test_a_repositorys_weights_are_refused_where_their_checksum_is_known_to_be_a
 def test_vectors_prove_a_copy_whose_checksums_nobody_knows(tmp_path, package):
     checkpoint = resolve(CheckpointSource(path=str(small(tmp_path / "copy"))))
     package(repo="o/n", revision=REVISION)
-    found = run_of(checkpoint, met_vectors=True)
+    found = run_of(checkpoint, vectors_reproduced=True)
     assert found.environment["checkpoint"]["proof"] == "vectors"
     assert weights.differing(found) == ()
     assert weights.differing(run_of(checkpoint)) != ()
@@ -167,7 +167,7 @@ def test_a_proof_of_other_files_than_the_run_id_names_is_none(tmp_path, package)
     checkpoint = resolve(CheckpointSource(path=str(small(tmp_path / "copy"))))
     package(repo="o/n", revision=REVISION)
     others = {**checkpoint.checksums, "model.safetensors": "0" * 32}
-    assert weights.differing(run_of(checkpoint, met_vectors=True, checksums=others)) != ()
+    assert weights.differing(run_of(checkpoint, vectors_reproduced=True, checksums=others)) != ()
 
 
 @pytest.mark.parametrize(("parameters", "good"), [(1000, True), (1010, True), (991, True), (1011, False), (989, False)])
@@ -175,7 +175,7 @@ def test_a_count_is_held_to_the_published_one_within_a_hundredth(tmp_path, packa
     """1000 parameters were published: with 1% more or less it may be the same model, counted otherwise."""
     checkpoint = resolve(CheckpointSource(path=str(small(tmp_path / "copy"))))
     package(repo="o/n", revision=REVISION, parameters=1000)
-    found = weights.differing(run_of(checkpoint, met_vectors=True, parameters=parameters))
+    found = weights.differing(run_of(checkpoint, vectors_reproduced=True, parameters=parameters))
     assert (found == ()) == good
     if not good:
         assert f" of {parameters:,} parameters, published with o/n@{REVISION[:8]} of 1,000" in found[0]

@@ -9,12 +9,12 @@ from evalkit.ranking import drop_self, self_hits
 from evalkit.run.cells import Task
 from evalkit.scoring import metrics
 from evalkit.storage import results, trec
-from evalkit.storage.paths import make_folder, run_dir, write_whole
+from evalkit.storage.paths import make_folder, run_dir, write_atomic
 from evalkit.types import Hit, Run, Scores
 
 
-class Ranked(NamedTuple):
-    """A cell's ranking under the dataset's rules, and its values."""
+class Written(NamedTuple):
+    """The run that was written, under the dataset's self-id rule, and its scores."""
 
     run: Run
     dropped: int
@@ -22,7 +22,7 @@ class Ranked(NamedTuple):
     values: Scores
 
 
-def write_files(task: Task, run_id: str, hits: Mapping[str, Sequence[Hit]]) -> Ranked:
+def write(task: Task, run_id: str, hits: Mapping[str, Sequence[Hit]]) -> Written:
     """Apply the dataset's self-id rule to hits by query id; write run file, judgements, per-query values and config.
 
     The hits that the rule drops are kept in a separate file, so that `evalkit replay` can put them back. An earlier
@@ -40,12 +40,12 @@ def write_files(task: Task, run_id: str, hits: Mapping[str, Sequence[Hit]]) -> R
         own = {query: [hit for hit in ranked if hit.document_id == query] for query, ranked in given.items()}
         trec.write_run(own, folder / results.DROPPED, tag=run_id)
     values = metrics.score(kept, dataset.qrels, config.metrics)
-    write_whole(folder / results.PER_QUERY, results.per_query_table(values.per_query, config.metrics).encode())
+    write_atomic(folder / results.PER_QUERY, results.per_query_table(values.per_query, config.metrics).encode())
     results.write_config(config, folder)
-    return Ranked(kept, dropped, values)
+    return Written(kept, dropped, values)
 
 
-def counts(task: Task, ranked: Ranked) -> dict[str, int]:
+def counts(task: Task, written: Written) -> dict[str, int]:
     """Return the numbers of documents, queries and judgements of a cell, and of hits whose id is the query's own."""
     survey, dataset = task.survey, task.dataset
     return {
@@ -54,6 +54,6 @@ def counts(task: Task, ranked: Ranked) -> dict[str, int]:
         "queries": len(dataset.queries),
         "judgements": sum(len(judged) for judged in dataset.qrels.values()),
         **({"missing_documents": len(survey.missing)} if survey.missing else {}),
-        "dropped_self": ranked.dropped,
-        **({} if dataset.drop_self else {"kept_self": self_hits(ranked.run)}),
+        "dropped_self": written.dropped,
+        **({} if dataset.drop_self else {"kept_self": self_hits(written.run)}),
     }

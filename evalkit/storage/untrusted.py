@@ -1,4 +1,4 @@
-"""Readers of JSON and YAML files from outside, which may be damaged: they return plain values or raise one error.
+"""Readers of JSON and YAML that may be damaged or hostile: they return plain values or raise one error.
 
 Python's parsers raise many kinds of errors on such input: RecursionError for deep nesting, ValueError for numbers of
 5,000 digits, UnicodeDecodeError, and their own. Functions here raise only `UnreadableError`, whose text is a short
@@ -16,9 +16,9 @@ import yaml
 
 from evalkit.config.files import YAML_ERRORS, Loader, reason
 
-DEEPEST = 100
+MAX_DEPTH = 100
 """The maximum depth of nested lists and mappings; no file of evalkit reaches ten."""
-MOST_BITS = 64
+MAX_BITS = 64
 """Most bits of a whole number: larger ones are not counts, and cannot be compared with floats."""
 
 
@@ -46,7 +46,7 @@ def json_object(data: str | bytes, *, constants: bool = False) -> dict[str, Any]
     """Parse a JSON text that is an object. Raises UnreadableError for anything else."""
     value = json_value(data, constants=constants)
     if not isinstance(value, dict):
-        msg = f"got {_name(value)}, wanted a JSON object"
+        msg = f"got {_type_name(value)}, wanted a JSON object"
         raise UnreadableError(msg)
     return value
 
@@ -112,8 +112,8 @@ def _refuse_constant(constant: str) -> NoReturn:
 
 def _checked(value: Any, depth: int = 0) -> Any:
     """Return a value if UTF-8 can encode it and it is not nested too deeply; else raise UnreadableError."""
-    if depth > DEEPEST:
-        msg = f"got more than {DEEPEST} lists and mappings in each other"
+    if depth > MAX_DEPTH:
+        msg = f"got more than {MAX_DEPTH} lists and mappings in each other"
         raise UnreadableError(msg)
     if isinstance(value, str):
         try:
@@ -121,8 +121,8 @@ def _checked(value: Any, depth: int = 0) -> Any:
         except UnicodeEncodeError as error:
             msg = f"got half a surrogate pair ({value[error.start]!r}), wanted text that UTF-8 can hold"
             raise UnreadableError(msg) from error
-    elif isinstance(value, int) and value.bit_length() > MOST_BITS:
-        msg = f"got a whole number of {value.bit_length()} bits, wanted {MOST_BITS} at most"
+    elif isinstance(value, int) and value.bit_length() > MAX_BITS:
+        msg = f"got a whole number of {value.bit_length()} bits, wanted {MAX_BITS} at most"
         raise UnreadableError(msg)
     elif isinstance(value, float) and not math.isfinite(value):
         msg = f"got {value}, wanted a finite number"
@@ -137,6 +137,6 @@ def _checked(value: Any, depth: int = 0) -> Any:
     return value
 
 
-def _name(value: Any) -> str:
+def _type_name(value: Any) -> str:
     names = {str: "a text", list: "a list", int: "a number", float: "a number", bool: "true or false"}
     return names.get(type(value), "null" if value is None else f"a {type(value).__name__}")

@@ -9,7 +9,7 @@ import torch
 from evalkit.config.compose import compose
 from evalkit.errors import ConfigError, StoreError
 from evalkit.operations import forecast, rates
-from evalkit.operations.cards import HOST_TOKENS_PER_S, card_rates, device_named
+from evalkit.operations.device_rates import HOST_TOKENS_PER_S, device_named, measured_rates
 from evalkit.operations.forecast import Amount
 from evalkit.operations.rates import UNKNOWN, Time
 
@@ -24,11 +24,11 @@ def write(results, **changes):
 
 
 def test_rates_are_a_cards_and_a_models_own(tmp_path):
-    assert card_rates(tmp_path, gpu="NVIDIA H200", model="jina-colbert-v2") is None
+    assert measured_rates(tmp_path, gpu="NVIDIA H200", model="jina-colbert-v2") is None
     write(tmp_path)
-    assert card_rates(tmp_path, gpu="NVIDIA H200", model="jina-colbert-v2").tokens_per_s == 500_000
-    assert card_rates(tmp_path, gpu="NVIDIA L4", model="jina-colbert-v2") is None
-    assert card_rates(tmp_path, gpu="NVIDIA H200", model="colbertv2") is None
+    assert measured_rates(tmp_path, gpu="NVIDIA H200", model="jina-colbert-v2").tokens_per_s == 500_000
+    assert measured_rates(tmp_path, gpu="NVIDIA L4", model="jina-colbert-v2") is None
+    assert measured_rates(tmp_path, gpu="NVIDIA H200", model="colbertv2") is None
 
 
 @pytest.mark.parametrize(
@@ -42,7 +42,7 @@ def test_rates_are_a_cards_and_a_models_own(tmp_path):
 def test_a_file_that_tells_no_rates_is_refused(tmp_path, changes, problem):
     write(tmp_path, **changes)
     with pytest.raises(StoreError, match=problem):
-        card_rates(tmp_path, gpu="NVIDIA H200", model="jina-colbert-v2")
+        measured_rates(tmp_path, gpu="NVIDIA H200", model="jina-colbert-v2")
 
 
 def test_a_forecast_without_a_run_goes_by_the_cards_rates_and_says_so(tmp_path, monkeypatch):
@@ -52,13 +52,13 @@ def test_a_forecast_without_a_run_goes_by_the_cards_rates_and_says_so(tmp_path, 
     config = compose(["model=jina-colbert-v2", "dim=128", f"results_dir={tmp_path}"])
     dataset = dataclasses.replace(config.dataset, counts=dataclasses.replace(config.dataset.counts, queries=100))
     config = dataclasses.replace(config, dataset=dataset)
-    seen = forecast._Seen(config, torch.device("cuda"), None, "–", None, ())
-    work = forecast._Work(None, Amount(1e7, "counted"), forecast._done([]), 1.0, 1.0)
-    found = forecast._time(seen, 128, work, Amount(None, "unknown"))
+    inputs = forecast._Inputs(config, torch.device("cuda"), None, "–", None, ())
+    work = forecast._CellWork(None, Amount(1e7, "counted"), forecast._finished_shards([]), 1.0, 1.0)
+    found = forecast._time(inputs, 128, work, Amount(None, "unknown"))
     assert (found.encode_s, found.search_s) == (pytest.approx(20), pytest.approx(0.0256))
     assert found.basis.startswith("at 500,000 vectors/s, measured on NVIDIA H200 (")
     monkeypatch.setattr(forecast.environment, "environment", lambda _: {"device": "cpu", "processor": "p"})
-    assert forecast._time(seen, 128, work, Amount(None, "unknown")) == Time(None, None, UNKNOWN)
+    assert forecast._time(inputs, 128, work, Amount(None, "unknown")) == Time(None, None, UNKNOWN)
 
 
 def test_a_named_device_is_assumed_and_says_so_until_it_was_measured(tmp_path):

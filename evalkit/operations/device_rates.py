@@ -76,16 +76,16 @@ def device_named(name: str) -> Device:
     return DEVICES[name]
 
 
-def assumed_rates(device: Device, *, model: str) -> CardRates | None:
+def assumed_rates(device: Device, *, model: str) -> DeviceRates | None:
     """Return the assumed rates of a device for a model, or None for a model whose FLOP per token are not known."""
     flop = FLOP_PER_TOKEN.get(model)
     if flop is None:
         return None
     tokens_per_s = min(device.flop_per_s / flop, HOST_TOKENS_PER_S)
-    return CardRates(device.title, tokens_per_s, device.search_flop_per_s, QUERY_VECTORS, device.basis)
+    return DeviceRates(device.title, tokens_per_s, device.search_flop_per_s, QUERY_VECTORS, device.basis)
 
 
-class CardRates(NamedTuple):
+class DeviceRates(NamedTuple):
     """The rates of a device for one model, measured or assumed."""
 
     gpu: str
@@ -99,7 +99,7 @@ class CardRates(NamedTuple):
     """The file of the measurement, or what the rates are assumed from."""
 
 
-def card_rates(results_dir: Path, *, gpu: str, model: str) -> CardRates | None:
+def measured_rates(results_dir: Path, *, gpu: str, model: str) -> DeviceRates | None:
     """Return the rates that were measured on a GPU for a model, or None if there are none.
 
     Raises StoreError for a file that is damaged or has another version.
@@ -118,7 +118,7 @@ def card_rates(results_dir: Path, *, gpu: str, model: str) -> CardRates | None:
             if not all(0 < number < float("inf") for number in numbers):
                 msg = f"{path}: got rates {numbers}, wanted positive numbers; write it again (scripts/gpu/summary.py)"
                 raise StoreError(msg)
-            return CardRates(gpu, *numbers, int(facts["query_vectors"]), str(path))
+            return DeviceRates(gpu, *numbers, int(facts["query_vectors"]), str(path))
         except (ValueError, KeyError, TypeError, OSError) as error:
             msg = (
                 f"{path}: not a card's rates ({type(error).__name__}: {error}); write it again (scripts/gpu/summary.py)"

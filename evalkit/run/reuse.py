@@ -19,7 +19,7 @@ from evalkit.run import environment, identity
 from evalkit.run.cells import Cell, Task
 from evalkit.scoring import metrics
 from evalkit.storage import keys, results, trec
-from evalkit.storage.paths import run_dir, write_whole
+from evalkit.storage.paths import run_dir, write_atomic
 from evalkit.storage.results import CellScores
 from evalkit.types import Scores
 
@@ -46,14 +46,14 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
         results.require_unedited(task.config.results_dir, scores, results.RUN)
         run = results.read_run(folder / results.RUN)
     except ScoreError as error:
-        _say(task, f"{cell.run_id}: {changed}, and its run file cannot be read ({error}); it is searched again")
+        _print(task, f"{cell.run_id}: {changed}, and its run file cannot be read ({error}); it is searched again")
         return None
-    _say(task, f"{cell.run_id}: {changed}; its run file is scored again, nothing is searched or encoded")
+    _print(task, f"{cell.run_id}: {changed}; its run file is scored again, nothing is searched or encoded")
     started = time.monotonic()
     results.begin_scoring(task.config.results_dir, cell.run_id)
     trec.write_qrels(task.dataset.qrels, folder / results.QRELS)
     scored = metrics.score(run, task.dataset.qrels, names)
-    write_whole(folder / results.PER_QUERY, results.per_query_table(scored.per_query, names).encode())
+    write_atomic(folder / results.PER_QUERY, results.per_query_table(scored.per_query, names).encode())
     results.write_config(task.config, folder, scored_again=True)
     here = environment.environment(None)
     fresh = dataclasses.replace(
@@ -64,11 +64,11 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
         metrics=scored.means,
         groups=group_means(task, scored),
         counts=_counts(task, scores),
-        deviations=(*task.deviations, *accepted(task.config, cell)),
+        deviations=(*task.deviations, *accepted_contradictions(task.config, cell)),
         wall_s={**scores.wall_s, "score": round(time.monotonic() - started, 3)},
         environment={
             **scores.environment,
-            **facts(task),
+            **scoring_facts(task),
             "scored_again": {"evalkit": here["evalkit"], "ranx": here["packages"]["ranx"]},
         },
     )
@@ -76,7 +76,7 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
     return fresh
 
 
-def earlier(cells: Sequence[CellScores], results_dir: Path) -> list[str]:
+def reused_lines(cells: Sequence[CellScores], results_dir: Path) -> list[str]:
     """Return lines that say when and on which device finished cells were computed, and where they are read from."""
     own = " (the project's own published results)" if (results_dir / PUBLISHED).is_dir() else ""
     where = f"read from {results_dir}{own}; --force runs again"
@@ -88,13 +88,13 @@ def earlier(cells: Sequence[CellScores], results_dir: Path) -> list[str]:
             device = cell.environment.get("processor") or device
         by_origin.setdefault((when, str(device)), []).append(cell)
     return [
-        f"{', '.join(keys.label(cell.model, cell.dim) for cell in alike)} on {alike[0].dataset}: "
+        f"{', '.join(keys.label(cell.model, cell.dim) for cell in same_origin)} on {same_origin[0].dataset}: "
         f"finished earlier ({when}, on {device}), {where}"
-        for (when, device), alike in by_origin.items()
+        for (when, device), same_origin in by_origin.items()
     ]
 
 
-def facts(task: Task) -> dict[str, Any]:
+def scoring_facts(task: Task) -> dict[str, Any]:
     """Return the entries of a result's environment that describe the dataset and judgements it was scored with."""
     return {
         "dataset_source": task.dataset.source,
@@ -108,7 +108,7 @@ def group_means(task: Task, scored: Scores) -> dict[str, dict[str, float]]:
     return {name: results.group_means(scored.per_query, ids) for name, ids in task.dataset.query_groups.items()}
 
 
-def accepted(config: RunConfig, cell: Cell) -> tuple[str, ...]:
+def accepted_contradictions(config: RunConfig, cell: Cell) -> tuple[str, ...]:
     """Return the contradictions between config and `artifact.metadata` that model.verify=false accepts."""
     if not isinstance(config.model, EncoderConfig) or cell.checkpoint is None or cell.dim is None:
         return ()
@@ -130,7 +130,7 @@ def _changed(task: Task, cell: Cell, scores: CellScores, names: Sequence[str]) -
         problem = f"its main metric was {scores.main_metric}, wanted {metric}"
     elif not _same_groups(task, scores):
         problem = "the query groups have changed since it was scored"
-    elif scores.deviations != (*task.deviations, *accepted(task.config, cell)):
+    elif scores.deviations != (*task.deviations, *accepted_contradictions(task.config, cell)):
         problem = "the deviations differ from the recorded ones"
     return problem
 
@@ -166,5 +166,5 @@ def _counts(task: Task, scores: CellScores) -> dict[str, int]:
     return {**kept, "judgements": sum(map(len, task.dataset.qrels.values())), **missing}
 
 
-def _say(task: Task, line: str) -> None:
+def _print(task: Task, line: str) -> None:
     task.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -29,7 +29,7 @@ from evalkit.config.settings import (
 )
 from evalkit.datasets import infer as datasets
 from evalkit.errors import ConfigError
-from evalkit.storage.paths import write_whole
+from evalkit.storage.paths import write_atomic
 
 PATH: Final = re.compile(r"(\.{1,2}|~[^/]*)?/.*|\.{1,2}|~")
 """A word that must be a path, because no config's name begins like this."""
@@ -50,9 +50,9 @@ def new_model(name: str, source: str, folder: Path) -> Written:
 
     Raises ConfigError for a name that is invalid or taken, and other EvalkitError subclasses for unusable files.
     """
-    path = _place("model", name, folder)
+    path = _new_config_file("model", name, folder)
     text, lines = _model_text(name, checkpoint_source(source))
-    write_whole(path, text.encode())
+    write_atomic(path, text.encode())
     return Written(path, tuple(lines))
 
 
@@ -63,10 +63,10 @@ def new_dataset(
 
     Raises ConfigError for a name that is invalid or taken, and other EvalkitError subclasses for unusable data.
     """
-    path = _place("dataset", name, folder)
+    path = _new_config_file("dataset", name, folder)
     facts = datasets.infer(Path(source), name=name, language=language, split=split)
     facts = datasets.measured(facts, cache_dir=cache_dir)
-    write_whole(path, _dataset_text(facts).encode())
+    write_atomic(path, _dataset_text(facts).encode())
     return Written(path, tuple(datasets.lines(facts)))
 
 
@@ -89,7 +89,7 @@ ASSUMED = ("language", "drop_self", "main_metric")
 """Settings that no file of a dataset states, and that a word of the command may give."""
 
 
-def with_given(words: Sequence[str], *, say: Callable[[str], None]) -> tuple[list[str], Path | None]:
+def with_temporary_configs(words: Sequence[str], *, say: Callable[[str], None]) -> tuple[list[str], Path | None]:
     """Replace folders and repositories among the words by names; return the words and a folder with their configs.
 
     `say` is called with each fact that was read or assumed. The folder is None if the words have only names. Raises
@@ -104,12 +104,15 @@ def with_given(words: Sequence[str], *, say: Callable[[str], None]) -> tuple[lis
             changed.append(word)
             continue
         configs = configs or _scratch()
-        names = [_made(group, value, words, configs, say) if _is_given(group, value) else value for value in values]
+        names = [
+            _write_temporary(group, value, words, configs, say) if _is_given(group, value) else value
+            for value in values
+        ]
         changed.append(f"{group}={','.join(names)}")
     return changed, configs
 
 
-def _as_said(key: str, text: str) -> datasets.Fact:
+def _stated_fact(key: str, text: str) -> datasets.Fact:
     """Return a fact of a dataset that a word of the command states."""
     return datasets.Fact(text == "true" if key == "drop_self" else text, "as you said")
 
@@ -125,29 +128,31 @@ def _is_given(group: str, value: str) -> bool:
     return "/" in value and Path(value).is_dir()
 
 
-def _made(group: str, value: str, words: Sequence[str], configs: Path, say: Callable[[str], None]) -> str:
+def _write_temporary(group: str, value: str, words: Sequence[str], configs: Path, say: Callable[[str], None]) -> str:
     """Write a config for one command and return the name that selects it."""
-    said = next((word.partition("=")[2] for word in words if word.lstrip("+").startswith(f"{group}.name=")), None)
-    place = None if group == "dataset" else checkpoint_source(value)
-    repo = None if place is None else place.repo
+    chosen_name = next(
+        (word.partition("=")[2] for word in words if word.lstrip("+").startswith(f"{group}.name=")), None
+    )
+    source = None if group == "dataset" else checkpoint_source(value)
+    repo = None if source is None else source.repo
     default = _default_name(group, value) if repo is None else repo.partition("/")[2]
-    name = said or default
-    if said is None:
-        _refuse_taken(group, name, value, place)
-    if place is not None:
-        text, lines = _model_text(name, place)
+    name = chosen_name or default
+    if chosen_name is None:
+        _refuse_taken(group, name, value, source)
+    if source is not None:
+        text, lines = _model_text(name, source)
     else:
         split = next((word.partition("=")[2] for word in words if word.lstrip("+").startswith("dataset.split=")), None)
         facts = datasets.infer(Path(value), name=name, split=split)
         given = (word.lstrip("+").removeprefix("dataset.").partition("=") for word in words if "dataset." in word)
-        facts |= {key: _as_said(key, text) for key, _, text in given if key in ASSUMED}
+        facts |= {key: _stated_fact(key, text) for key, _, text in given if key in ASSUMED}
         text, lines = _dataset_text(facts), datasets.lines(facts)
-    chosen = f"{GIVEN}/{name}"
-    write_whole(configs / group / f"{chosen}.yaml", text.encode())
+    word = f"{GIVEN}/{name}"
+    write_atomic(configs / group / f"{word}.yaml", text.encode())
     say(f"{group} {name}, made from {value}")
     for line in lines:
         say(f"  {line}")
-    return chosen
+    return word
 
 
 def _default_name(group: str, value: str) -> str:
@@ -162,13 +167,13 @@ def _default_name(group: str, value: str) -> str:
     return cleaned or "own"
 
 
-def _refuse_taken(group: str, name: str, value: str, place: CheckpointSource | None) -> None:
-    """Raise ConfigError if a config has the default name already, because results of the two would be mixed up."""
+def _refuse_taken(group: str, name: str, value: str, source: CheckpointSource | None) -> None:
+    """Raise ConfigError if another config has the default name, because results of the two would be mixed up."""
     if name not in group_names(group):
         return
     own: Any = settings_in(group_files(group)[name], group)
-    same = place is not None and any(
-        source.get("repo") == place.repo for source in (own.get("checkpoints") or {}).values() if place.repo
+    same = source is not None and any(
+        known.get("repo") == source.repo for known in (own.get("checkpoints") or {}).values() if source.repo
     )
     if same:
         msg = f"{group} {value!r}: got a repository that a config reads, wanted that config: {group}={name}"
@@ -178,12 +183,13 @@ def _refuse_taken(group: str, name: str, value: str, place: CheckpointSource | N
 
 
 def _scratch() -> Path:
+    """Create a temporary folder that is deleted when the process ends."""
     folder = Path(tempfile.mkdtemp(prefix="evalkit-configs-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     return folder
 
 
-def _place(group: str, name: str, folder: Path) -> Path:
+def _new_config_file(group: str, name: str, folder: Path) -> Path:
     """Return the file of a new config. Raises ConfigError for a name that cannot be one or is taken."""
     if not NAME.fullmatch(name):
         msg = f"{group} {name!r}: wanted letters, digits, - and _, with / between folders, for example team/{group}-1"

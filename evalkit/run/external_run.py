@@ -1,6 +1,6 @@
-"""File the run file of another program as a finished cell of its own system, for tables and comparisons.
+"""Import the run file of another program as a finished cell of a system of its own, for tables and comparisons.
 
-`scripts/peer.py run` writes a `peer.json` beside its run file: the library's versions and settings, times and peak
+`scripts/peer.py run` writes a `peer.json` next to its run file: the library's versions and settings, times and peak
 memory. If there is one, it is checked against the run file and recorded in the result.
 """
 
@@ -19,18 +19,19 @@ from rich.console import Console
 
 from evalkit.config.settings import RunConfig, RunFileConfig
 from evalkit.errors import ScoreError
-from evalkit.run import environment, identity, pipeline, ranked, scored
+from evalkit.run import cell_files, environment, identity, pipeline, reuse
 from evalkit.run.cells import Task
-from evalkit.storage import keys, outside, results, trec
+from evalkit.storage import keys, results, trec, untrusted
 from evalkit.storage.results import CellScores
 from evalkit.types import Hit, Run
 
 FACTS = "peer.json"
-"""The file beside a run file with the facts of the program that wrote it."""
+"""The file next to a run file with the facts of the program that wrote it."""
 COUNTS = ("documents", "queries")
+"""The counts of the dataset in these facts that must be those of the dataset here."""
 
 
-def file_run(run_file: Path, system: str, config: RunConfig, *, console: Console) -> CellScores:
+def import_run(run_file: Path, system: str, config: RunConfig, *, console: Console) -> CellScores:
     """Score a run file under a dataset's rules and write the finished cell of a system called `system`.
 
     Raises ScoreError, before anything is written, if the run belongs to another dataset or the `peer.json` to another
@@ -52,7 +53,7 @@ def file_run(run_file: Path, system: str, config: RunConfig, *, console: Console
         **identity.search_facts(task.dataset, task.config),
     }
     run_id = keys.run_id(task.dataset.name, task.dataset.split, system, dim, protocol)
-    written = ranked.write_files(task, run_id, {query: hits[: task.depth] for query, hits in judged.items()})
+    written = cell_files.write(task, run_id, {query: hits[: task.depth] for query, hits in judged.items()})
     vectors = {} if "document_vectors" not in facts else {"document_vectors": int(facts["document_vectors"])}
     scores = CellScores(
         run_id=run_id,
@@ -63,15 +64,15 @@ def file_run(run_file: Path, system: str, config: RunConfig, *, console: Console
         language=task.dataset.language,
         main_metric=task.dataset.main_metric,
         metrics=written.values.means,
-        groups=scored.group_means(task, written.values),
-        counts={**ranked.counts(task, written), **vectors},
+        groups=reuse.group_means(task, written.values),
+        counts={**cell_files.counts(task, written), **vectors},
         deviations=task.deviations,
         protocol=protocol,
         wall_s={**_seconds(facts), "score": round(time.monotonic() - started, 3)},
         environment={
             **environment.environment(None),
-            **scored.facts(task),
-            scored.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
+            **reuse.scoring_facts(task),
+            reuse.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
             "checkpoint": None,
             "made_by": {name: value for name, value in facts.items() if name not in ("run_sha256", "seconds")},
         },
@@ -81,7 +82,7 @@ def file_run(run_file: Path, system: str, config: RunConfig, *, console: Console
 
 
 def read_facts(run_file: Path) -> dict[str, Any]:
-    """Return the content of the `peer.json` beside a run file; empty if there is none.
+    """Return the content of the `peer.json` next to a run file; empty if there is none.
 
     Raises ScoreError if it cannot be read or was written for another run file.
     """
@@ -89,8 +90,8 @@ def read_facts(run_file: Path) -> dict[str, Any]:
     if not path.is_file():
         return {}
     try:
-        facts = outside.read_json_object(path)
-    except outside.UnreadableError as error:
+        facts = untrusted.read_json_object(path)
+    except untrusted.UnreadableError as error:
         msg = f"{path}: {error}; run the peer again, or move the run file away from it"
         raise ScoreError(msg) from error
     got = hashlib.sha256(run_file.read_bytes()).hexdigest()
@@ -117,10 +118,10 @@ def _refuse_other_dataset(run_file: Path, found: Run, facts: Mapping[str, Any], 
         msg = f"{where} no query that {dataset.name} ({dataset.split}) judges, but {got!r} and so on"
         raise ScoreError(f"{msg}, wanted {wanted!r} and so on; check dataset and dataset.split")
     counts = {"documents": task.survey.documents, "queries": len(dataset.queries)}
-    said = facts.get("dataset", {})
+    recorded = facts.get("dataset", {})
     for name in COUNTS:
-        if name in said and said[name] != counts[name]:
-            msg = f"{where} a run of {said[name]:,} {name}, wanted the {counts[name]:,} of {dataset.name}"
+        if name in recorded and recorded[name] != counts[name]:
+            msg = f"{where} a run of {recorded[name]:,} {name}, wanted the {counts[name]:,} of {dataset.name}"
             raise ScoreError(f"{msg}; {remedy}")
     if warning := trec.unmatched(found, dataset.qrels):
         msg = f"{run_file}: {warning}"
@@ -140,6 +141,7 @@ def _settings(facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _seconds(facts: Mapping[str, Any]) -> dict[str, float]:
+    """Return the peer's times by stage, and the time of encoding and search together."""
     known = {
         name: float(value)
         for name, value in facts.get("seconds", {}).items()

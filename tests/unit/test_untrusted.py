@@ -7,8 +7,8 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evalkit.storage import outside, seal
-from evalkit.storage.outside import UnreadableError
+from evalkit.storage import seal, untrusted
+from evalkit.storage.untrusted import UnreadableError
 
 values = st.recursive(
     st.none()
@@ -38,7 +38,7 @@ values = st.recursive(
 )
 def test_json_that_cannot_be_used_is_one_reason(data, reason):
     with pytest.raises(UnreadableError) as caught:
-        outside.json_value(data)
+        untrusted.json_value(data)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -62,24 +62,24 @@ def test_json_that_cannot_be_used_is_one_reason(data, reason):
 )
 def test_yaml_that_cannot_be_used_is_one_reason(data, reason):
     with pytest.raises(UnreadableError) as caught:
-        outside.yaml_value(data)
+        untrusted.yaml_value(data)
     assert reason in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
 def test_a_file_that_cannot_be_read_is_a_reason_too(tmp_path):
     with pytest.raises(UnreadableError, match=r"^No such file or directory$"):
-        outside.read_json_object(tmp_path / "missing")
+        untrusted.read_json_object(tmp_path / "missing")
     with pytest.raises(UnreadableError, match=r"^Is a directory$"):
-        outside.read_yaml(tmp_path)
+        untrusted.read_yaml(tmp_path)
     with pytest.raises(UnreadableError, match=r"^got a list, wanted a JSON object$"):
-        outside.json_object("[]")
+        untrusted.json_object("[]")
 
 
 @given(values)
 def test_what_was_written_is_read_as_it_was(value):
-    assert outside.json_value(json.dumps(value).encode()) == value
-    assert outside.yaml_value(json.dumps({"a": 1})) == {"a": 1}
+    assert untrusted.json_value(json.dumps(value).encode()) == value
+    assert untrusted.yaml_value(json.dumps({"a": 1})) == {"a": 1}
 
 
 def reason(read, data):
@@ -92,7 +92,7 @@ def reason(read, data):
 
 @given(st.binary(max_size=200))
 def test_no_bytes_raise_anything_else(data):
-    for read in (outside.json_value, outside.yaml_value, seal.read):
+    for read in (untrusted.json_value, untrusted.yaml_value, seal.read):
         assert "\n" not in reason(read, data)
 
 
@@ -101,5 +101,5 @@ def test_no_changed_byte_raises_anything_else(value, place, byte):
     for text in (json.dumps({"a": value}), yaml.safe_dump({"a": value})):
         data = bytearray(text.encode())
         data[place % len(data)] = byte
-        for read in (outside.json_value, outside.yaml_value):
+        for read in (untrusted.json_value, untrusted.yaml_value):
             assert "\n" not in reason(read, bytes(data))

@@ -3,6 +3,7 @@
 import fcntl
 import importlib.util
 import os
+import signal
 import sys
 import tempfile
 from pathlib import Path
@@ -18,6 +19,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     for size in ("COLUMNS", "LINES"):
         os.environ.pop(size, None)
+
+# A shell ignores SIGINT in what it starts in the background, and every child process of the tests would inherit that.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Without a GPU, Triton interprets its kernels. It reads this variable when it is first imported.
 if not Path("/dev/nvidiactl").exists():

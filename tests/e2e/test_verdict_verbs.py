@@ -70,7 +70,7 @@ def test_replay_tries_the_splits_that_judge_the_runs_queries(finished):
     done = evalkit("replay", "beir-arguana", cwd=finished)
     assert done.returncode == 0
     assert "judgements of split dev, 3 of whose 4 queries are in the run; the others left out" in done.stdout
-    assert "split train: none of its 1 judged queries is among the run's 10; only a run of its own" in done.stdout
+    assert "split train: none of its 1 judged queries is among the run's 10; only a run of that" in done.stdout
     moved = evalkit("replay", "beir-arguana", "--dataset-path", "gone", cwd=finished)
     assert moved.returncode == 0
     assert "other splits are not tried: dataset.path=gone: not on disk" in moved.stderr

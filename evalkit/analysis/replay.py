@@ -17,6 +17,7 @@ from evalkit.models import metadata
 from evalkit.models.metadata import Variant
 from evalkit.run import identity
 from evalkit.scoring import metrics, published
+from evalkit.scoring.decimals import rounded
 from evalkit.scoring.published import PublishedScore, Verdict
 from evalkit.storage import paths, results, trec
 from evalkit.storage.results import CellScores
@@ -302,7 +303,7 @@ def reproductions(
     found = []
     cell = material.cell
     for one in published.find(cell.model, cell.dim, cell.dataset, metric):
-        equal = [entry for entry in replayed if published.rounded(entry.value, one.digits) == one.value]
+        equal = [entry for entry in replayed if rounded(entry.value, one.digits) == one.value]
         fewest = min((len(entry.changed) for entry in equal), default=0)
         verdict = published.verdict(
             replayed[0].value,

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from evalkit.scoring.decimals import rounded
 from evalkit.scoring.mteb_results import TASKS, metric_of, split_of, task_of
-from evalkit.scoring.published import rounded
 from evalkit.storage import keys
 from evalkit.storage.results import CellScores
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evalkit.scoring.published import rounded
+from evalkit.scoring.decimals import rounded
 
 ABSENT = "–"
 """Printed in place of a missing number."""

@@ -12,8 +12,9 @@ from evalkit.report import frames
 from evalkit.report.card import Average, CardTable, Judged, JudgedMean, Leaderboard, System
 from evalkit.report.rounding import ABSENT, fixed, signed
 from evalkit.report.table import markdown_text, verdict_text
+from evalkit.scoring.decimals import rounded
 from evalkit.scoring.mteb_results import MEASURED_BY
-from evalkit.scoring.published import NEAR, rounded
+from evalkit.scoring.published import NEAR
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage.results import CellScores
 from evalkit.texts import printable

@@ -1,15 +1,11 @@
-"""Published scores as data, the verdict on a measured one, and the audit of the card's own arithmetic.
-
-The rounding rule: a value is rounded half up in decimal, after the floating-point noise beyond its twelfth decimal is
-removed: the mean of ten values can be .1375 on paper and .13749999999999998 as a float.
-"""
+"""Published scores as data, the verdict on a measured one, and the audit of the card's own arithmetic."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from decimal import ROUND_HALF_UP, Decimal
+from decimal import Decimal
 from functools import cache
 from itertools import combinations
 from operator import itemgetter
@@ -20,13 +16,12 @@ import yaml
 
 from evalkit.config import files
 from evalkit.errors import ScoreError
+from evalkit.scoring.decimals import as_decimal, rounded
 
 NEAR = 0.001
 """Largest difference from a published score that counts as NEAR: the tolerance that MTEB uses."""
 DEFAULTS: Mapping[str, str] = {"search": "exact", "first_stage": "none"}
 """The values of these settings if a cell's protocol lacks them: exact search, without a first stage."""
-NOISE_DIGITS = 12
-"""Decimals of a mean that the rounding errors of its summation cannot reach."""
 CARD = "card"
 """The source of scores that the model card publishes."""
 ORIGINS = ("run", "quoted")
@@ -316,20 +311,6 @@ def _by_cell(directory: Path) -> dict[tuple[str, int | None, str, str], tuple[Pu
     }
 
 
-def rounded(value: float, digits: int) -> float:
-    """Round half up in decimal.
-
-    >>> rounded(0.1245, 3), rounded(0.6275, 3), rounded(0.13749999999999998, 3), round(0.1245, 3)
-    (0.125, 0.628, 0.138, 0.124)
-    """
-    return float(_decimal(value).quantize(Decimal(1).scaleb(-digits), rounding=ROUND_HALF_UP))
-
-
-def _decimal(value: float) -> Decimal:
-    """Return a float as a decimal without floating-point noise."""
-    return Decimal(repr(round(float(value), NOISE_DIGITS)))  # the repr of numpy's numbers contains their type
-
-
 def verdict(
     measured: float | None,
     published: PublishedScore,
@@ -356,8 +337,8 @@ def verdict(
     if rounded(measured, published.digits) == published.value:
         return Verdict("MATCH")
     # In decimal: as floats, .326 is more than .001 above .325, and 3 × .0017 is below .0051.
-    delta = _decimal(measured) - _decimal(published.value)
-    if abs(delta) <= max(_decimal(NEAR), 3 * _decimal(deviation), _decimal(declared_loss)):
+    delta = as_decimal(measured) - as_decimal(published.value)
+    if abs(delta) <= max(as_decimal(NEAR), 3 * as_decimal(deviation), as_decimal(declared_loss)):
         return Verdict("NEAR")
     return Verdict("HIGHER" if delta > 0 else "LOWER")
 
@@ -471,7 +452,7 @@ def disagreements(directory: Path | None = None) -> tuple[Disagreement, ...]:
         if score.source == CARD
         for other in others.get((score.system, score.dim, score.dataset, score.metric), [])
         if _comparable(score, other)
-        and abs(_decimal(other.value) - _decimal(score.value)) > _half_unit(score.digits) + _half_unit(other.digits)
+        and abs(as_decimal(other.value) - as_decimal(score.value)) > _half_unit(score.digits) + _half_unit(other.digits)
     )
 
 

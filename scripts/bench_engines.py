@@ -256,7 +256,7 @@ def null_workers(corpus: Path, *, shards: int = 60, workers: int = 2, queries: i
             spent["making texts"] += time.perf_counter() - began
             yield engine.WorkItem(name=str(number), work=distributed.ShardTexts(shard, ids, chosen, (128,)), size=each)
 
-    best = distributed._BestHits(100, queries)  # noqa: SLF001 (the driver's own merging is measured)
+    best = distributed.BestHits(100, queries)
     with tempfile.TemporaryDirectory() as folder, Writer() as writer:
         cpu, started = time.process_time(), time.perf_counter()
         for done in pool.map("null", load, shards_to_send(), latest=lambda: best.floor_Q):
@@ -264,7 +264,7 @@ def null_workers(corpus: Path, *, shards: int = 60, workers: int = 2, queries: i
             began = time.perf_counter()
             shard, shared = done.result
             hits = type(shared)(*map(np.array, shared))
-            distributed._queue_write(writer, Path(folder), shard.checksum, hits_to_arrays(hits), {})  # noqa: SLF001 (as above)
+            distributed.queue_write(writer, Path(folder), shard.checksum, hits_to_arrays(hits), {})
             best.add(hits)
             spent["checkpointing and merging"] += time.perf_counter() - began
         best.merged()
@@ -314,7 +314,7 @@ def memory(documents: int) -> None:
         pool = engine.pool(distributed.resources(config, torch.device("cpu")))
         load = NullLoad(len(task.dataset.queries), 100)
         pool.prepare("null", load)
-        best = distributed._BestHits(100, len(task.dataset.queries))  # noqa: SLF001 (as above)
+        best = distributed.BestHits(100, len(task.dataset.queries))
 
         def shards_to_send() -> Iterator[engine.WorkItem[Any]]:
             for shard in task.survey.shards:

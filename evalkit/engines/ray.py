@@ -20,7 +20,6 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from types import FrameType
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -310,8 +309,8 @@ class Pool:
         ray, resources = self._ray, self.resources
         _connect(ray, resources)
         if not self._joined:
-            self._session_folder = str(ray.get_runtime_context().get_session_name())
-            self._session_folder = str(Path("/tmp/ray") / self._session_folder)  # noqa: S108 (where Ray keeps its logs)
+            session = ray.get_runtime_context().get_session_name()
+            self._session_folder = f"/tmp/ray/{session}"  # noqa: S108 (where Ray keeps its logs)
         if threading.current_thread() is threading.main_thread():
             self._previous_handler = signal.signal(signal.SIGTERM, _exit_on_sigterm)
         count, gpus, cpus = _worker_shares(ray, resources)
@@ -336,23 +335,34 @@ class Pool:
                     f"busy, or no node has {cpus} CPUs and {gpus:g} GPUs free; ask for fewer with engine.workers"
                 )
                 raise EngineError(msg)
-        for number, (actor, answer) in enumerate(zip(actors, answers, strict=True)):
-            try:
-                facts: Facts = ray.get(answer, timeout=0 if answer in waiting else None)
-            except ray.exceptions.RayError as error:
-                if _fitting(ray, resources) < count:
-                    ray.kill(actor, no_restart=True)  # its node has left
-                    continue
-                msg = f"a worker could not start: {_cause(error)}; install the same evalkit[ray] on every node"
-                raise EngineError(msg) from error
-            self._slots.append(_Slot(number, actor, facts))
-            _refuse_other_versions(facts)
+        self._add_started(actors, answers, waiting)
         if not self._slots:
             msg = "every node with room for a worker left the cluster while the workers started; repeat the command"
             raise EngineError(msg)
         if len(self._slots) < count:
             left = len(self._slots)
             log.warning("a node left the cluster while the workers started: %d of %d workers are left", left, count)
+
+    def _add_started(self, actors: Sequence[Any], answers: Sequence[Any], waiting: Sequence[Any]) -> None:
+        """Add a slot for each worker that answered; end those whose node left the cluster.
+
+        Raises EngineError for a worker that could not start, and ConfigError for one with other versions.
+        """
+        ray = self._ray
+        for number, (actor, answer) in enumerate(zip(actors, answers, strict=True)):
+            if answer in waiting:
+                ray.kill(actor, no_restart=True)
+                continue
+            try:
+                facts: Facts = ray.get(answer)
+            except ray.exceptions.RayError as error:
+                if _fitting(ray, self.resources) < len(actors):
+                    ray.kill(actor, no_restart=True)
+                    continue
+                msg = f"a worker could not start: {_cause(error)}; install the same evalkit[ray] on every node"
+                raise EngineError(msg) from error
+            self._slots.append(_Slot(number, actor, facts))
+            _refuse_other_versions(facts)
 
     def _box_loader(self, key: str, load: Load) -> list[Any]:
         """Return a list with a reference to the loader: Ray fetches an argument that is itself a reference.

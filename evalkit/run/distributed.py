@@ -329,7 +329,7 @@ def search_vectors(
     """
     config = jobs.absolute(task.config)
     by_dim = {cell.dim: cell for cell in cells if cell.dim is not None}
-    best = {cell.run_id: _BestHits(task.depth, len(task.dataset.queries)) for cell in cells}
+    best = {cell.run_id: BestHits(task.depth, len(task.dataset.queries)) for cell in cells}
     found = {dim: cell.checkpoint for dim, cell in by_dim.items() if cell.checkpoint is not None}
     for line in metadata.notes(model, found):
         task.console.print(f"{model.name}: {line}", highlight=False, markup=False, soft_wrap=True)
@@ -349,7 +349,7 @@ class _Search(NamedTuple):
     config: RunConfig
     """The task's config with absolute paths, for workers in other folders."""
     by_dim: Mapping[int, Cell]
-    best: Mapping[str, _BestHits]
+    best: Mapping[str, BestHits]
     advance: ProgressCounter
     reproduced_dims: set[int]
 
@@ -408,7 +408,7 @@ class _Search(NamedTuple):
         for dim, (shared, facts) in found.hits.items():
             cell, hits = self.by_dim[dim], Hits(*map(np.array, shared))  # copied out of Ray's object store
             folder = topk_dir(self.config.cache_dir, cell.search_key)
-            _queue_write(writer, folder, found.shard.checksum, hits_to_arrays(hits), facts)
+            queue_write(writer, folder, found.shard.checksum, hits_to_arrays(hits), facts)
             self.best[cell.run_id].add(hits)
         self.reproduced_dims.update(found.reproduced_dims)
         self.advance(found.shard.stop - found.shard.start, found.tokens)
@@ -441,7 +441,7 @@ def count_terms(task: Task, cell: Cell, terms: lucene.QueryTerms) -> None:
             shard = counted.shard
             tensors = {name: torch.from_numpy(np.array(array)) for name, array in counted.arrays.items()}
             facts = {"start": shard.start, "stop": shard.stop, "protocol": cell.protocol}
-            _queue_write(writer, folder, shard.checksum, tensors, facts)
+            queue_write(writer, folder, shard.checksum, tensors, facts)
             advance(shard.stop - shard.start, 0)
             advance.shard_done()
 
@@ -496,9 +496,10 @@ def _raise_failures(failed: Sequence[engine.Failed], done: int) -> NoReturn:
     raise EngineError(msg)
 
 
-def _queue_write(
+def queue_write(
     writer: Writer, folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> None:
+    """Write a shard's files in the background; waits if too many writes are queued."""
     writer.submit(folder / name, lambda: shard_files.save(folder, name, arrays, facts))
 
 
@@ -507,7 +508,7 @@ def _shard_name(shard: ShardRange) -> str:
     return f"documents {shard.start + 1:,} to {shard.stop:,}"
 
 
-class _BestHits:
+class BestHits:
     """The best hits of one cell so far.
 
     New hits are merged only when they are as many as the merged ones, so that hits are sorted a few times only.
@@ -515,6 +516,7 @@ class _BestHits:
     """
 
     def __init__(self, depth: int, queries: int) -> None:
+        """Start without hits; keeps `depth` of them for each of `queries` queries."""
         self._depth = depth
         self._merged, self._waiting = no_hits(), [no_hits()]
         self._count = 0

@@ -499,7 +499,7 @@ def _raise_failures(failed: Sequence[engine.Failed], done: int) -> NoReturn:
 def queue_write(
     writer: Writer, folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]
 ) -> None:
-    """Write a shard's files in the background; waits if too many writes are queued."""
+    """Queue the writing of a shard's files. Raises StoreError if an earlier write failed."""
     writer.submit(folder / name, lambda: shard_files.save(folder, name, arrays, facts))
 
 

@@ -297,7 +297,7 @@ def _run_one(config: RunConfig, *, force: bool) -> dict[str, Any]:
     absent: dict[int, str] = {}
     loaded.keep()
     with jobs.recorded(config):
-        done = pipeline.run(config, console=_err, force=force, lacking=absent)
+        done = pipeline.run(config, console=_err, force=force, unobtainable=absent)
     model, dataset = config.model.name, config.dataset.name
     for dim, reason in absent.items():
         _complain(f"{keys.label(model, dim)} on {dataset}: {reason}")

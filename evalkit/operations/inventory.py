@@ -24,7 +24,7 @@ from evalkit.storage.paths import (
     file_checksum,
     index_dir,
     store_dir,
-    survey_file,
+    surveys_dir,
     topk_dir,
 )
 from evalkit.storage.results import CellScores
@@ -87,7 +87,7 @@ def entries(cache_dir: Path, finished: Iterable[CellScores]) -> list[Entry]:
     for key, shards in searches.items():
         using = [user for user in users if user.search_key == key]
         found.append(_entry("top-k", key, shards, [path for shard in shards for path in shard.files], using))
-    for path in _files(survey_file(cache_dir, "x").parent, "*.json"):
+    for path in _files(surveys_dir(cache_dir), "*.json"):
         using = [user for user in users if user.corpus == _surveyed_corpus(path)]
         found.append(_entry("survey", path.stem, (), [path], using))
     for path in _files(corpora_dir(cache_dir), "*.json"):

@@ -33,7 +33,7 @@ from evalkit.ranking import Hits, floors, merge, no_hits
 from evalkit.run import environment, jobs, loaded
 from evalkit.run.background import Writer, limit_tokenizer, tokenizer_threads
 from evalkit.run.cells import Cell, Task
-from evalkit.run.progress import ProgressCounter, documents_bar
+from evalkit.run.progress import ProgressCounter, documents_bar, print_line
 from evalkit.run.search import hits_from_arrays, hits_to_arrays
 from evalkit.run.shard_step import Texts, VectorStep, vector_step
 from evalkit.storage import keys, shard_files
@@ -332,7 +332,7 @@ def search_vectors(
     best = {cell.run_id: BestHits(task.depth, len(task.dataset.queries)) for cell in cells}
     found = {dim: cell.checkpoint for dim, cell in by_dim.items() if cell.checkpoint is not None}
     for line in metadata.notes(model, found):
-        task.console.print(f"{model.name}: {line}", highlight=False, markup=False, soft_wrap=True)
+        print_line(task.console, f"{model.name}: {line}")
     title = f"{keys.label(model.name, *by_dim)} on {task.dataset.name}"
     with jobs.claimed(config, best), documents_bar(task.console, title, total=task.survey.documents) as advance:
         search = _Search(task, config, by_dim, best, advance, reproduced_dims)

@@ -17,6 +17,7 @@ from evalkit.errors import ScoreError
 from evalkit.models import metadata
 from evalkit.run import environment, identity
 from evalkit.run.cells import Cell, Task
+from evalkit.run.progress import print_line
 from evalkit.scoring import metrics
 from evalkit.storage import keys, results, trec
 from evalkit.storage.paths import run_dir, write_atomic
@@ -46,9 +47,11 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
         results.require_unedited(task.config.results_dir, scores, results.RUN)
         run = results.read_run(folder / results.RUN)
     except ScoreError as error:
-        _print(task, f"{cell.run_id}: {changed}, and its run file cannot be read ({error}); it is searched again")
+        print_line(
+            task.console, f"{cell.run_id}: {changed}, and its run file cannot be read ({error}); it is searched again"
+        )
         return None
-    _print(task, f"{cell.run_id}: {changed}; its run file is scored again, nothing is searched or encoded")
+    print_line(task.console, f"{cell.run_id}: {changed}; its run file is scored again, nothing is searched or encoded")
     started = time.monotonic()
     results.begin_scoring(task.config.results_dir, cell.run_id)
     trec.write_qrels(task.dataset.qrels, folder / results.QRELS)
@@ -164,7 +167,3 @@ def _counts(task: Task, scores: CellScores) -> dict[str, int]:
     kept = {name: count for name, count in scores.counts.items() if name != "missing_documents"}
     missing = {"missing_documents": len(task.survey.missing)} if task.survey.missing else {}
     return {**kept, "judgements": sum(map(len, task.dataset.qrels.values())), **missing}
-
-
-def _print(task: Task, line: str) -> None:
-    task.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -402,29 +402,42 @@ def bm25_score_step(
     return merge(best, depth=depth, ties=settings.ties)
 
 
-def costs(task: Task, cell: Cell) -> dict[str, float]:
-    """Return the costs of a cell's shards, summed over their manifests: vectors, encode_s, search_s.
+class Costs(NamedTuple):
+    """What the shards of a cell cost. An entry that cannot be computed is left out."""
 
-    `slowest_search_s` is the longest search of one shard. It includes preparing the kernels, so a forecast counts it
-    once. Dims that shared a pass over the corpus each have the time of the whole pass. A shard that was encoded for
-    another cell has the time of that cell, and is counted in `reused_shards`. If a batch did not fit memory,
-    `fitted_batch_tokens` is the smallest limit that a shard ended with. `shards_without_costs` counts the shards whose
-    manifest is missing or lacks a cost; sums to which such a shard cannot contribute are left out.
+    seconds: dict[str, float]
+    """`encode` and `search`, and `slowest_search`: the longest search of one shard. It includes preparing the kernels,
+    so a forecast counts it once."""
+    counts: dict[str, int]
+    """`document_vectors`. If they are not 0: `fitted_batch_tokens`, the smallest batch limit that a shard ended with;
+    `reused_shards`, which were encoded for another cell; `shards_without_costs`, whose manifest lacks a cost."""
+
+
+def costs(task: Task, cell: Cell) -> Costs:
+    """Return the costs of a cell's shards, summed over their manifests.
+
+    Dims that shared a pass over the corpus each have the time of the whole pass. A shard that was encoded for another
+    cell has the time of that cell.
     """
     folder = topk_dir(task.config.cache_dir, cell.search_key)
     found = [shard_files.finished(folder, shard.checksum) or {} for shard in task.survey.shards]
-    names = ("vectors", "encode_s", "search_s")
-    fitted = [facts["fitted_batch_tokens"] for facts in found if "fitted_batch_tokens" in facts]
-    reused = sum(facts.get("reused_shards", 0) for facts in found)
-    lacking = sum(any(name not in facts for name in names) for facts in found)
-    slowest = {"slowest_search_s": max(facts["search_s"] for facts in found)} if not lacking else {}
-    return {
-        **{name: sum(facts[name] for facts in found) for name in names if all(name in facts for facts in found)},
-        **slowest,
-        **({"fitted_batch_tokens": min(fitted)} if fitted else {}),
-        **({"reused_shards": reused} if reused else {}),
-        **({"shards_without_costs": lacking} if lacking else {}),
+    names = {"vectors": "document_vectors", "encode_s": "encode", "search_s": "search"}
+    sums = {
+        entry: sum(facts[name] for facts in found)
+        for name, entry in names.items()
+        if all(name in facts for facts in found)
     }
+    counts = {"document_vectors": int(sums.pop("document_vectors"))} if "document_vectors" in sums else {}
+    lacking = sum(any(name not in facts for name in names) for facts in found)
+    if not lacking:
+        sums["slowest_search"] = max(facts["search_s"] for facts in found)
+    if fitted := [facts["fitted_batch_tokens"] for facts in found if "fitted_batch_tokens" in facts]:
+        counts["fitted_batch_tokens"] = int(min(fitted))
+    if reused := sum(facts.get("reused_shards", 0) for facts in found):
+        counts["reused_shards"] = int(reused)
+    if lacking:
+        counts["shards_without_costs"] = lacking
+    return Costs(sums, counts)
 
 
 def _encoding_cost(facts: Mapping[str, Any], cell: Cell) -> dict[str, float]:

@@ -27,9 +27,14 @@ DAY_S: Final = 86_400
 """A temporary file of another machine that did not change for this long belongs to no running write."""
 
 
+def surveys_dir(cache_dir: Path) -> Path:
+    """Return the folder of all surveys."""
+    return cache_dir / "surveys"
+
+
 def survey_file(cache_dir: Path, key: str) -> Path:
     """Return the file with the counts, checksum and shard boundaries of a corpus."""
-    return cache_dir / "surveys" / f"{key}.json"
+    return surveys_dir(cache_dir) / f"{key}.json"
 
 
 def fetched_file(cache_dir: Path, name: str) -> Path:
@@ -83,9 +88,14 @@ def default_results_dir() -> Path:
     return Path(os.environ.get("EVALKIT_RESULTS") or "evalkit-results")
 
 
+def runs_dir(results_dir: Path) -> Path:
+    """Return the folder of all finished cells."""
+    return results_dir / "runs"
+
+
 def run_dir(results_dir: Path, run_id: str) -> Path:
     """Return the folder of one cell's result files."""
-    return results_dir / "runs" / run_id
+    return runs_dir(results_dir) / run_id
 
 
 MTEB = "mteb"

@@ -25,7 +25,7 @@ from evalkit import texts
 from evalkit.config.settings import RunConfig, run_config
 from evalkit.errors import ConfigError, ScoreError
 from evalkit.storage import keys, seal, trec, untrusted
-from evalkit.storage.paths import run_dir, write_atomic
+from evalkit.storage.paths import run_dir, runs_dir, write_atomic
 from evalkit.types import Hit
 
 SCHEMA = 2
@@ -389,7 +389,7 @@ def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | No
 def readable(results_dir: Path) -> tuple[list[CellScores], list[str]]:
     """Return every cell that can be read, and a line for each that cannot."""
     cells, problems = [], []
-    for path in sorted((results_dir / "runs").glob(f"*/{SCORES}")):
+    for path in sorted(runs_dir(results_dir).glob(f"*/{SCORES}")):
         try:
             cells.append(read(path))
         except ScoreError as error:
@@ -502,4 +502,4 @@ def disagreement(scores: CellScores, queries: QueryTable) -> str | None:
 
 def read_all(results_dir: Path) -> list[CellScores]:
     """Return every finished cell under a results folder, by run id. Raises ScoreError for a damaged one."""
-    return [read(path) for path in sorted((results_dir / "runs").glob(f"*/{SCORES}"))]
+    return [read(path) for path in sorted(runs_dir(results_dir).glob(f"*/{SCORES}"))]

@@ -127,8 +127,10 @@ def evaluate(config: RunConfig, run_file: Path) -> dict[str, float]:
     for cell in planned:
         ranked = to_run(best[cell.run_id], [query.id for query in task.dataset.queries])
         trec.write_run(ranked, run_file, tag="evalkit")
-    cost = shard_step.costs(task, planned[0])
-    parts: dict[str, float] = {name: float(cost[name]) for name in ("encode_s", "search_s") if name in cost}
+    seconds = shard_step.costs(task, planned[0]).seconds
+    parts: dict[str, float] = {
+        f"{stage}_s": float(seconds[stage]) for stage in ("encode", "search") if stage in seconds
+    }
     return {"survey_s": surveyed - started, **parts}
 
 

@@ -752,7 +752,7 @@ def rerank(
     from evalkit.models.reranker import load_reranker
     from evalkit.ranking import drop_self
     from evalkit.report import rounding
-    from evalkit.run import environment
+    from evalkit.run import auto
     from evalkit.run import rerank as stage
     from evalkit.run.progress import documents_bar
     from evalkit.scoring import metrics
@@ -766,9 +766,9 @@ def rerank(
     found = results.read_run(run_file)
     if dataset.drop_self:
         found, _ = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
-    device = environment.choose_device(config.engine.device)
+    device = auto.choose_device(config.engine.device)
     reranker = load_reranker(config.reranker, device=device)
-    budget = environment.batch_tokens(config.engine.batch_tokens, device)
+    budget = auto.batch_tokens(config.engine.batch_tokens, device)
     pairs = sum(min(depth, len(found.get(query.id, ()))) for query in dataset.queries)
     with documents_bar(_err, f"{reranker.config.name} on {dataset.name}", total=pairs) as advance:
         new = stage.rerank(

@@ -25,7 +25,7 @@ from evalkit.models.attention import choose
 from evalkit.models.checkpoint import Checkpoint, on_disk, resolve
 from evalkit.models.encoder import Encoder, embedding_rows, load_encoders, obtainable, with_head_of
 from evalkit.models.tokens import Tokens, TokenTable, tokenize
-from evalkit.run import environment
+from evalkit.run import auto
 
 HELLO = "Hello World"
 TEXTS = (
@@ -83,7 +83,7 @@ def findings_of(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Findi
     if not isinstance(model, EncoderConfig):
         msg = f"model {model.name!r} has no checkpoint to check; wanted a model with vectors (evalkit ls models)"
         raise ConfigError(msg)
-    device = environment.choose_device(config.engine.device)
+    device = auto.choose_device(config.engine.device)
     found, failed = obtainable(model, [dim for dim in config.dims if dim is not None])
     for dim, error in failed.items():
         yield (dim,), [Finding("checkpoint", "FAILED", str(error), "it is not on disk and cannot be fetched from here")]

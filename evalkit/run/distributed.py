@@ -30,7 +30,7 @@ from evalkit.kernels.cpu import numba_folder
 from evalkit.models import metadata
 from evalkit.models.encoder import checkpoints
 from evalkit.ranking import Hits, floors, merge, no_hits
-from evalkit.run import environment, jobs, loaded
+from evalkit.run import auto, jobs, loaded
 from evalkit.run.background import Writer, limit_tokenizer, tokenizer_threads
 from evalkit.run.cells import Cell, Task
 from evalkit.run.progress import ProgressCounter, documents_bar, print_line
@@ -106,7 +106,7 @@ class LoadVectorStep:
             self.shared_file.require(self.config)
         numba_folder.set_fallback(self.config.cache_dir / "numba")
         loaded.keep()
-        device = environment.choose_device(self.device)
+        device = auto.choose_device(self.device)
         torch.set_num_threads(self.threads)
         limit_tokenizer(tokenizer_threads(self.config.engine.tokenizer_workers, device) or self.threads)
         found = checkpoints(model, list(self.cells))
@@ -451,7 +451,7 @@ def count_terms(task: Task, cell: Cell, terms: lucene.QueryTerms) -> None:
 def resources(config: RunConfig, device: torch.device) -> engine.Resources:
     """Return the number of workers, GPUs and CPUs that a config asks for."""
     settings, shard_tokens = config.engine, config.store.shard_tokens
-    assert shard_tokens != "auto"  # `environment.resolved` has replaced it by a number
+    assert shard_tokens != "auto"  # `auto.resolved` has replaced it by a number
     return engine.Resources(
         address=settings.address,
         workers=settings.workers,

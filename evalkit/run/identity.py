@@ -113,7 +113,7 @@ class SearchFacts(TypedDict):
 
 def corpus_facts(survey: Survey, job: RunConfig) -> CorpusFacts:
     """Return a corpus's checksum and its division into shards."""
-    assert job.store.shard_tokens != "auto"  # `environment.resolved` has replaced it by a number
+    assert job.store.shard_tokens != "auto"  # `auto.resolved` has replaced it by a number
     return {"corpus": survey.checksum, "shard_tokens": job.store.shard_tokens, "cut": SHARD_RULE}
 
 

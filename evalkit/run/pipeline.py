@@ -32,7 +32,7 @@ from evalkit.models import metadata, weights
 from evalkit.models.backbones.native import count_parameters
 from evalkit.models.encoder import obtainable
 from evalkit.ranking import Hits, merge, no_hits, separate_ties
-from evalkit.run import cell_files, distributed, environment, loaded, plaid, reuse
+from evalkit.run import auto, cell_files, distributed, environment, loaded, plaid, reuse
 from evalkit.run.background import Merger, limit_tokenizer, tokenizer_threads
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.progress import documents_bar, print_line
@@ -58,8 +58,8 @@ def run(
     """Return the scores of every cell of a config, computing only what is not already on disk.
 
     A finished cell whose judgements, query groups or metrics have changed is scored again from its run file. `force`
-    searches every cell again and reuses the checkpointed shards. If `unobtainable` is given, a dim whose checkpoint cannot
-    be obtained does not stop the others: it is added to `unobtainable` with the reason. If no dim is left, that raises.
+    searches every cell again and reuses the checkpointed shards. If `unobtainable` is given, a dim whose checkpoint
+    cannot be obtained does not stop the others: it is added there with the reason. If no dim is left, that raises.
 
     With `search=plaid` the exact cells are computed first, so that the index loss can be stated.
 
@@ -108,17 +108,17 @@ def prepare(config: RunConfig, *, console: Console) -> Task:
 
     Raises ConfigError for a device or kernel that is not available, and DatasetError for unusable data.
     """
-    device = environment.choose_device(config.engine.device)
+    device = auto.choose_device(config.engine.device)
     choice.require(config.engine.maxsim, device, precision=config.engine.nominate)
-    config = environment.resolved(config, device)
-    shard_tokens = environment.shard_tokens(config, device)
+    config = auto.resolved(config, device)
+    shard_tokens = auto.shard_tokens(config, device)
 
     def survey_of(dataset: Dataset) -> Survey:
         with documents_bar(console, f"survey of {dataset.name}", total=config.dataset.counts.documents) as advance:
             return survey(
                 dataset.corpus,
                 shard_tokens=shard_tokens,
-                max_document_tokens=environment.max_document_tokens(config, device),
+                max_document_tokens=auto.max_document_tokens(config, device),
                 cache_dir=config.cache_dir,
                 name=dataset.name,
                 judged_ids=datasets.judged_ids(dataset),
@@ -312,8 +312,8 @@ def _forget_survey(task: Task) -> None:
     """Delete the survey that `prepare` wrote or read."""
     forget(
         task.dataset.corpus,
-        shard_tokens=environment.shard_tokens(task.config, task.device),
-        max_document_tokens=environment.max_document_tokens(task.config, task.device),
+        shard_tokens=auto.shard_tokens(task.config, task.device),
+        max_document_tokens=auto.max_document_tokens(task.config, task.device),
         cache_dir=task.config.cache_dir,
         judged_ids=datasets.judged_ids(task.dataset),
     )

@@ -45,7 +45,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evalkit.run.words import run
+from evalkit.run.from_python import run
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -4,8 +4,8 @@ Read `pipeline` first. It opens the dataset (a `cells.Task`), plans its cells (`
 step of `shard_step` to every shard: tokenise and `encode` its documents, `search` them, checkpoint both (`background`
 has the threads). `cell_files` writes a cell's files, and `reuse` returns finished cells. `canary` checks the loaded
 model, and `loaded` keeps it. `distributed` runs the step on workers, `plaid` adds an index search, `rerank` and
-`external_run` read run files of other programs. `jobs` records jobs, `progress` shows their progress, and `words` is
-`evalkit.run` of the Python API.
+`external_run` read run files of other programs. `jobs` records jobs, `progress` shows their progress, and
+`from_python` is `evalkit.run` of the Python API.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ class _CallablePackage(ModuleType):
     """Makes this package callable, because importing it replaces the function `evalkit.run` of the same name."""
 
     def __call__(self, *words: str) -> tuple[CellScores, ...]:
-        """Compute cells and return their scores (see `evalkit.run.words.run`)."""
-        from evalkit.run.words import run
+        """Compute cells and return their scores (see `evalkit.run.from_python.run`)."""
+        from evalkit.run.from_python import run
 
         return run(*words)
 

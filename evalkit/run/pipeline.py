@@ -250,15 +250,15 @@ def finish(
         split=dataset.split,
         language=dataset.language,
         main_metric=dataset.main_metric,
-        metrics=written.values.means,
-        groups=reuse.group_means(task, written.values),
+        metrics=written.scores.means,
+        groups=cell_files.group_means(task, written.scores),
         counts={
             **cell_files.counts(task, written),
             **_title_only_documents(task),
             "shards": len(task.survey.shards),
             **cost.counts,
         },
-        deviations=(*task.deviations, *reuse.accepted_contradictions(config, cell)),
+        deviations=(*task.deviations, *cell_files.accepted_contradictions(config, cell)),
         protocol=cell.protocol,
         wall_s={
             "encode_and_search": round(search_s, 3),
@@ -269,8 +269,8 @@ def finish(
             **environment.environment(None if cell.dim is None else task.device),
             **environment.given_up(config, task.device),
             **distributed.provenance(config),
-            **reuse.scoring_facts(task),
-            reuse.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
+            **cell_files.scoring_facts(task),
+            cell_files.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
             **(
                 {"checkpoint": _weights_facts(config, cell, vectors_reproduced=vectors_reproduced)}
                 if indexed is None or exact is None

@@ -2,10 +2,12 @@
 
 Read `pipeline` first. It opens the dataset (a `cells.Task`), plans its cells (`cells`, `identity`), and applies the
 step of `shard_step` to every shard: tokenise and `encode` its documents, `search` them, checkpoint both (`background`
-has the threads). `cell_files` writes a cell's files, and `reuse` returns finished cells. `canary` checks the loaded
-model, and `loaded` keeps it. `distributed` runs the step on workers, `plaid` adds an index search, `rerank` and
-`external_run` read run files of other programs. `jobs` records jobs, `progress` shows their progress, and
-`from_python` is `evalkit.run` of the Python API.
+has the threads). `cell_files` writes a cell's files, and `reuse` returns finished cells.
+
+`canary` checks the loaded model, and `loaded` keeps it. `auto` chooses the device and the sizes that a config leaves
+open, and `environment` describes the machine. `distributed` runs `worker_steps` on workers, `plaid` adds an index
+search, `rerank` and `external_run` read run files of other programs. `jobs` records jobs, `progress` shows their
+progress, and `from_python` is `evalkit.run` of the Python API.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from evalkit.datasets import learned
 from evalkit.errors import StoreError, nearest
 from evalkit.operations import forecast
 from evalkit.run import identity, jobs
-from evalkit.storage import keys, seal, shard_files
+from evalkit.storage import keys, shard_files, untrusted
 from evalkit.storage.paths import (
     corpora_dir,
     environments_dir,
@@ -192,7 +192,7 @@ def _facts(folder: Path, name: str) -> Mapping[str, Any]:
 def _surveyed_corpus(path: Path) -> str:
     """Return the checksum of the corpus that a cached survey describes; empty if it is damaged."""
     try:
-        found = seal.parse(path.read_bytes()).get("survey")
+        found = untrusted.json_object(path.read_bytes()).get("survey")
     except (OSError, ValueError):
         return ""
     return str(found.get("checksum")) if isinstance(found, dict) else ""

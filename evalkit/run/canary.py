@@ -96,7 +96,7 @@ def findings_of(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Findi
         findings = [
             own,
             *_variants(model),
-            *examine(encoder, reload=reload),
+            *examine(encoder),
             *packing(encoder),
             *_dtype(encoder, reload=reload),
         ]
@@ -146,9 +146,8 @@ def canary(encoder: Encoder, found: Mapping[int, Checkpoint]) -> frozenset[int]:
     dtype is a half precision, the weights are loaded again in fp32 and compared too: within the tolerance of bfloat16,
     RoPE bases are hard to tell apart.
     """
-    reload = reloader(encoder, found)
     packed = packing(encoder) if encoder.attention != "sdpa" else ()
-    for finding in chain(examine(encoder, reload=reload), packed):
+    for finding in chain(examine(encoder), packed):
         _refuse_failed(finding, encoder)
     reproduced = True
     for finding in _published(encoder, found):
@@ -167,7 +166,7 @@ def _refuse_failed(finding: Finding, encoder: Encoder) -> None:
         raise ModelError(msg)
 
 
-def examine(encoder: Encoder, *, reload: Reload, published: Published | None = None) -> Iterator[Finding]:
+def examine(encoder: Encoder) -> Iterator[Finding]:
     """Yield the findings that need no second copy of the model, the cheapest ones first."""
     yield from _token_ids(encoder)
     yield from _layout(encoder)
@@ -175,8 +174,6 @@ def examine(encoder: Encoder, *, reload: Reload, published: Published | None = N
     yield from _positions(encoder)
     yield from _expansion(encoder)
     yield from _batching(encoder)
-    if published is not None:
-        yield _published_vectors(encoder, published, reload=reload)
 
 
 def published_vectors() -> tuple[Published, ...]:
@@ -448,13 +445,13 @@ def _published(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Iterator[Fi
         return
     encoder, found = with_published_head(encoder, found)
     reload = reloader(encoder, found)
-    first = _published_vectors(encoder, published, reload=reload)
+    first = compare_with_published(encoder, published, reload=reload)
     yield first
     if encoder.config.dtype != "float32" and first.verdict != "skipped":
-        yield _published_vectors(reload(replace(encoder.config, dtype="float32")), published, reload=reload)
+        yield compare_with_published(reload(replace(encoder.config, dtype="float32")), published, reload=reload)
 
 
-def _published_vectors(encoder: Encoder, published: Published, *, reload: Reload) -> Finding:
+def compare_with_published(encoder: Encoder, published: Published, *, reload: Reload) -> Finding:
     """Compare an encoder with the published vectors; if they differ, try which variant of the config gives them."""
     config = encoder.config
     question = f"published vectors of {published.text!r} in {config.dtype}"

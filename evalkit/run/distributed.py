@@ -19,12 +19,11 @@ from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
 from evalkit.datasets.survey import ShardRange, read_shard
 from evalkit.engines import ray as engine
 from evalkit.errors import EngineError
-from evalkit.models import metadata
 from evalkit.ranking import Hits, floors, merge, no_hits
 from evalkit.run import jobs
 from evalkit.run.background import Writer
 from evalkit.run.cells import Cell, Task
-from evalkit.run.progress import ProgressCounter, documents_bar, print_line
+from evalkit.run.progress import ProgressCounter, documents_bar
 from evalkit.run.search import hits_from_arrays, hits_to_arrays
 from evalkit.run.shard_step import manifest_facts, queue_write
 from evalkit.run.worker_steps import (
@@ -46,19 +45,15 @@ SHOWN_FAILURES = 3
 
 
 def search_vectors(
-    task: Task, cells: Sequence[Cell], model: EncoderConfig, *, reproduced_dims: set[int]
+    task: Task, by_dim: Mapping[int, Cell], model: EncoderConfig, *, reproduced_dims: set[int]
 ) -> dict[str, Hits]:
-    """Encode and search all shards on workers. Return each cell's best hits, by run id.
+    """Encode and search all shards on workers, for cells by dim. Return each cell's best hits, by run id.
 
     Dims whose published vectors were reproduced are added to `reproduced_dims`. Raises EngineError if shards failed
     twice, after all other shards are finished.
     """
     config = jobs.absolute(task.config)
-    by_dim = {cell.dim: cell for cell in cells if cell.dim is not None}
-    best = {cell.run_id: BestHits(task.depth, len(task.dataset.queries)) for cell in cells}
-    found = {dim: cell.checkpoint for dim, cell in by_dim.items() if cell.checkpoint is not None}
-    for line in metadata.notes(model, found):
-        print_line(task.console, f"{model.name}: {line}")
+    best = {cell.run_id: BestHits(task.depth, len(task.dataset.queries)) for cell in by_dim.values()}
     title = f"{keys.label(model.name, *by_dim)} on {task.dataset.name}"
     with jobs.claimed(config, best), documents_bar(task.console, title, total=task.survey.documents) as advance:
         search = _Search(task, config, by_dim, best, advance, reproduced_dims)

@@ -1,6 +1,8 @@
 """Encode texts: sort them by length, batch them into few shapes, run the model, restore their order.
 
-Shapes: N texts, B texts of a batch, U distinct texts, X vectors of all texts concatenated, V copied vectors, D dim.
+Shapes: N texts, B texts of a batch, U distinct texts, X token ids or vectors of all texts concatenated, D dim.
+On a GPU vectors are copied by index: P texts that receive the vectors of a batch (identical texts share them), V copied
+vectors.
 """
 
 from __future__ import annotations
@@ -405,7 +407,7 @@ class _InFlight(NamedTuple):
 
 
 def _launch(
-    rows: BatchRows,
+    batch: BatchRows,
     texts: TokenTable,
     encoder: Encoder,
     *,
@@ -414,13 +416,13 @@ def _launch(
 ) -> _InFlight | str:
     """Start a batch and the copy of its vectors. Return the reason if it does not fit memory."""
     try:
-        batch = encoder.batch(texts, skip_punctuation=documents, rows=rows.rows, width=rows.width or None)
-        copies = send(encoder.vectors(batch), rows)
+        model_input = encoder.batch(texts, skip_punctuation=documents, rows=batch.rows, width=batch.width or None)
+        copies = send(encoder.vectors(model_input), batch)
         copied = None
         if encoder.device.type == "cuda":
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
             copied.record(torch.cuda.current_stream(encoder.device))
-        return _InFlight(rows, copies, copied)
+        return _InFlight(batch, copies, copied)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

@@ -22,10 +22,10 @@ from evalkit.types import Dataset, Qrels, Query
 
 SEARCH_RULES = 1
 """Increase it when a change of the search or the tie rule can change a run."""
-FAST_PLAID = "1.7.0.2110"
-"""The version of fast-plaid that search=plaid uses; scripts/plaid.py pins it."""
 ENCODING_RULES = 5
 """Increase it when a change of batching or arithmetic can change the last bits of a vector."""
+FAST_PLAID = "1.7.0.2110"
+"""The version of fast-plaid that search=plaid uses; scripts/plaid.py pins it."""
 
 
 def vector_facts(  # noqa: PLR0913 (one argument for each source of a fact in the store key)

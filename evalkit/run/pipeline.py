@@ -157,13 +157,13 @@ def search_vectors(
     engine, reproduced = task.config.engine, set() if reproduced_dims is None else reproduced_dims
     if engine.threads is not None:
         torch.set_num_threads(engine.threads)
-    if engine.name == "ray":
-        return distributed.search_vectors(task, cells, model, reproduced_dims=reproduced)
     by_dim = {cell.dim: cell for cell in cells if cell.dim is not None}
     found = {dim: cell.checkpoint for dim, cell in by_dim.items() if cell.checkpoint is not None}
-    best = {cell.run_id: no_hits() for cell in cells}
     for line in metadata.notes(model, found):
         print_line(task.console, f"{model.name}: {line}")
+    if engine.name == "ray":
+        return distributed.search_vectors(task, by_dim, model, reproduced_dims=reproduced)
+    best = {cell.run_id: no_hits() for cell in cells}
     limit_tokenizer(tokenizer_threads(engine.tokenizer_workers, task.device))
     for encoder, reproduced_by_encoder in loaded.encoders(model, found, device=task.device, engine=engine):
         reproduced |= reproduced_by_encoder

@@ -39,6 +39,7 @@ from evalkit.storage.paths import (
     remove_left_over,
     store_dir,
     temporary,
+    temporary_suffix,
     write_atomic,
     write_error,
 )
@@ -131,7 +132,7 @@ def search(task: Task, cell: Cell, queries: ShardVectors) -> Indexed:
     make_folder(folder.parent)
     remove_left_over([folder.parent])
     unfinished = temporary(folder)
-    suffix = temporary(Path("x")).name.removeprefix(".x")  # so that `remove_left_over` finds a killed process's folder
+    suffix = temporary_suffix(os.getpid())  # so that `remove_left_over` finds a killed process's folder
     with tempfile.TemporaryDirectory(prefix=".search-", suffix=suffix, dir=folder.parent) as work:
         index = folder if record is not None else unfinished
         save_file(

@@ -229,6 +229,7 @@ def null_workers(corpus: Path, *, shards: int = 60, workers: int = 2, queries: i
 
     from evalkit.datasets.survey import ShardRange
     from evalkit.engines import ray as engine
+    from evalkit.engines.ray_cluster import Resources
     from evalkit.run import distributed, shard_step, worker_steps
     from evalkit.run.background import Writer
     from evalkit.run.search import hits_to_arrays
@@ -241,7 +242,7 @@ def null_workers(corpus: Path, *, shards: int = 60, workers: int = 2, queries: i
     mean = sum(len(text.encode()) for text in texts) / len(texts)
     each = round(BIG_SHARD_TOKENS * distributed.BYTES_PER_TOKEN / mean)
     pool = engine.pool(
-        engine.Resources(address=None, workers=workers, gpus_per_worker=0, cpus_per_worker=1, object_bytes=1 << 25)
+        Resources(address=None, workers=workers, gpus_per_worker=0, cpus_per_worker=1, object_bytes=1 << 25)
     )
     load = NullLoad(queries, 100)
     pool.prepare("null", load)

@@ -18,6 +18,7 @@ from evalkit.bm25 import lucene
 from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
 from evalkit.datasets.survey import ShardRange, read_shard
 from evalkit.engines import ray as engine
+from evalkit.engines.ray_cluster import Resources
 from evalkit.errors import EngineError
 from evalkit.ranking import Hits, floors, merge, no_hits
 from evalkit.run import jobs
@@ -168,11 +169,11 @@ def count_terms(task: Task, cell: Cell, terms: lucene.QueryTerms) -> None:
         _handle_results(pool.map(cell.run_id, load, items(), on_tick=_StateRecorder(config, pool)), store)
 
 
-def resources(config: RunConfig, device: torch.device) -> engine.Resources:
+def resources(config: RunConfig, device: torch.device) -> Resources:
     """Return the number of workers, GPUs and CPUs that a config asks for."""
     settings, shard_tokens = config.engine, config.store.shard_tokens
     assert shard_tokens != "auto"  # `auto.resolved` has replaced it by a number
-    return engine.Resources(
+    return Resources(
         address=settings.address,
         workers=settings.workers,
         gpus_per_worker=settings.gpus_per_worker if device.type == "cuda" else 0,

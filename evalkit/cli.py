@@ -881,7 +881,7 @@ def replay(
     from evalkit.datasets import splits
     from evalkit.report import verbs
     from evalkit.scoring import reruns
-    from evalkit.storage import results
+    from evalkit.storage import cell_config
 
     results_dir = results_dir or default_results_dir()
     cells = _require_cells(results_dir)
@@ -891,7 +891,7 @@ def replay(
     replayed = replay.replay(material, name)
     others: list[splits.OtherSplit] = []
     try:
-        config = results.saved_config(results_dir, cell, dataset_path=dataset_path)
+        config = cell_config.saved(results_dir, cell, dataset_path=dataset_path)
         others, unread = splits.others(config.dataset, replay.asked(material))
     except EvalkitError as error:
         unread = [f"other splits are not tried: {error}"]
@@ -995,7 +995,7 @@ def _frontier(
     """Measure cells' stored embeddings in smaller forms, print a table per dataset, and return the forms by run id."""
     from evalkit.analysis import precision
     from evalkit.report import verbs
-    from evalkit.storage import results
+    from evalkit.storage import cell_config
 
     wanted = precision.chosen_forms(*forms[:2], normalized=forms[2])
     by_dataset: dict[tuple[str, str], list[CellScores]] = {}
@@ -1006,7 +1006,7 @@ def _frontier(
     for cells in by_dataset.values():
         measured = [
             precision.measure(
-                results.saved_config(results_dir, cell), cell, results_dir, console=_err, base=cells[0], forms=wanted
+                cell_config.saved(results_dir, cell), cell, results_dir, console=_err, base=cells[0], forms=wanted
             )
             for cell in cells
         ]

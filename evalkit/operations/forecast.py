@@ -29,7 +29,7 @@ from evalkit.operations.rates import Time
 from evalkit.run import auto, environment, jobs
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.jobs import Job
-from evalkit.storage import keys, results, shard_files
+from evalkit.storage import cell_config, keys, results, shard_files
 from evalkit.storage.offline import network_off
 from evalkit.storage.paths import store_dir, topk_dir
 from evalkit.storage.results import CellScores
@@ -523,4 +523,4 @@ def _cell_key(config: RunConfig, dim: int | None) -> tuple[object, ...]:
     """Return a key that identifies a cell before its run id is known."""
     absolute = jobs.absolute(config)
     one = dataclasses.replace(absolute, dims=(dim,))
-    return dim, config.model.name, config.dataset.name, keys.key_of({"config": results.plain(one)})
+    return dim, config.model.name, config.dataset.name, keys.key_of({"config": cell_config.plain(one)})

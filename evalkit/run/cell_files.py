@@ -14,7 +14,7 @@ from evalkit.ranking import drop_self, self_hits
 from evalkit.run import identity
 from evalkit.run.cells import Cell, Task
 from evalkit.scoring import metrics
-from evalkit.storage import results, trec
+from evalkit.storage import cell_config, per_query_file, results, trec
 from evalkit.storage.paths import make_folder, run_dir, write_atomic
 from evalkit.types import Hit, Run, Scores
 
@@ -49,8 +49,8 @@ def write(task: Task, run_id: str, hits: Mapping[str, Sequence[Hit]]) -> Written
         own = {query: [hit for hit in ranked if hit.document_id == query] for query, ranked in given.items()}
         trec.write_run(own, folder / results.DROPPED, tag=run_id)
     scored = metrics.score(kept, dataset.qrels, config.metrics)
-    write_atomic(folder / results.PER_QUERY, results.per_query_table(scored.per_query, config.metrics).encode())
-    results.write_config(config, folder)
+    write_atomic(folder / results.PER_QUERY, per_query_file.text(scored.per_query, config.metrics).encode())
+    cell_config.write(config, folder)
     return Written(kept, dropped, scored)
 
 
@@ -79,7 +79,7 @@ def scoring_facts(task: Task) -> dict[str, Any]:
 
 def group_means(task: Task, scored: Scores) -> dict[str, dict[str, float]]:
     """Return each metric's mean over each of the dataset's query groups, by group."""
-    return {name: results.group_means(scored.per_query, ids) for name, ids in task.dataset.query_groups.items()}
+    return {name: per_query_file.group_means(scored.per_query, ids) for name, ids in task.dataset.query_groups.items()}
 
 
 def accepted_contradictions(config: RunConfig, cell: Cell) -> tuple[str, ...]:

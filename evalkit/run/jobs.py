@@ -31,9 +31,9 @@ from typing import IO, Any, NamedTuple
 from evalkit.config.settings import RunConfig
 from evalkit.errors import EngineError, EvalkitError, StoreError
 from evalkit.storage import seal, untrusted
+from evalkit.storage.cell_config import config_of, plain
 from evalkit.storage.keys import key_of
 from evalkit.storage.paths import make_folder, write_atomic, write_error
-from evalkit.storage.results import config_of, plain
 
 FOLDER = "jobs"
 WORKERS = ".workers"

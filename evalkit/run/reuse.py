@@ -16,7 +16,7 @@ from evalkit.run import cell_files, environment, identity
 from evalkit.run.cells import Cell, Task
 from evalkit.run.progress import print_line
 from evalkit.scoring import metrics
-from evalkit.storage import keys, results, trec
+from evalkit.storage import cell_config, keys, per_query_file, results, trec
 from evalkit.storage.paths import run_dir, write_atomic
 from evalkit.storage.results import CellScores
 from evalkit.types import Run
@@ -56,8 +56,8 @@ def _scored_again(task: Task, cell: Cell, scores: CellScores, run: Run, names: S
     results.begin_scoring(task.config.results_dir, cell.run_id)
     trec.write_qrels(task.dataset.qrels, folder / results.QRELS)
     scored = metrics.score(run, task.dataset.qrels, names)
-    write_atomic(folder / results.PER_QUERY, results.per_query_table(scored.per_query, names).encode())
-    results.write_config(task.config, folder, scored_again=True)
+    write_atomic(folder / results.PER_QUERY, per_query_file.text(scored.per_query, names).encode())
+    cell_config.write(task.config, folder, scored_again=True)
     here = environment.environment(None)
     fresh = dataclasses.replace(
         scores,
@@ -132,10 +132,10 @@ def _same_groups(task: Task, scores: CellScores) -> bool:
     if not groups and not scores.groups:
         return True
     try:
-        table = results.read_per_query(run_dir(task.config.results_dir, scores.run_id) / results.PER_QUERY)
+        table = per_query_file.read(run_dir(task.config.results_dir, scores.run_id) / results.PER_QUERY)
         rows = zip(table.queries, table.value_QM.tolist(), strict=True)
         per_query = {query: dict(zip(table.metrics, row, strict=True)) for query, row in rows}
-        return {name: results.group_means(per_query, ids) for name, ids in groups.items()} == dict(scores.groups)
+        return {name: per_query_file.group_means(per_query, ids) for name, ids in groups.items()} == dict(scores.groups)
     except (ScoreError, KeyError):
         return False
 

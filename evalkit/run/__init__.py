@@ -1,8 +1,8 @@
 """One evaluation: its cells, the shard step, encoding, search, and the pipeline that connects them.
 
 Read `pipeline` first. It opens the dataset (a `cells.Task`), plans its cells (`cells`, `identity`), and applies the
-step of `shard_step` to every shard: tokenise and `encode` its documents, `search` them, checkpoint both (`background`
-has the threads). `cell_files` writes a cell's files, and `reuse` returns finished cells.
+step of `shard_step` to every shard: tokenise and `encode` its documents (in the batches of `batching`), `search` them,
+checkpoint both (`background` has the threads). `cell_files` writes a cell's files, and `reuse` returns finished cells.
 
 `canary` checks the loaded model, and `loaded` keeps it. `auto` chooses the device and the sizes that a config leaves
 open, and `environment` describes the machine. `distributed` runs `worker_steps` on workers, `plaid` adds an index

@@ -265,18 +265,12 @@ def finish(
             "score": round(time.monotonic() - started, 3),
             **{stage: round(seconds, 3) for stage, seconds in cost.seconds.items()},
         },
-        environment={
-            **environment.environment(None if cell.dim is None else task.device),
-            **environment.given_up(config, task.device),
-            **distributed.provenance(config),
-            **cell_files.scoring_facts(task),
-            cell_files.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
-            **(
-                {"checkpoint": _weights_facts(config, cell, vectors_reproduced=vectors_reproduced)}
-                if indexed is None or exact is None
-                else _index_facts(config, exact, written.run, indexed)
-            ),
-        },
+        environment=_environment(task, cell)
+        | (
+            {"checkpoint": _weights_facts(config, cell, vectors_reproduced=vectors_reproduced)}
+            if indexed is None or exact is None
+            else _index_facts(config, exact, written.run, indexed)
+        ),
     )
     results.write(scores, config.results_dir)
     return scores
@@ -348,6 +342,17 @@ def _search_indexes(task: Task, cells: Sequence[Cell]) -> dict[str, CellScores]:
                 task, cell, indexed.hits, search_s=search_s, vectors_reproduced=False, indexed=indexed
             )
     return done
+
+
+def _environment(task: Task, cell: Cell) -> dict[str, Any]:
+    """Return what a result records about machine, engine, dataset and time."""
+    return {
+        **environment.environment(None if cell.dim is None else task.device),
+        **environment.given_up(task.config, task.device),
+        **distributed.provenance(task.config),
+        **cell_files.scoring_facts(task),
+        cell_files.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
+    }
 
 
 def _cost_remarks(counts: Mapping[str, int], *, shards: int) -> Iterator[str]:

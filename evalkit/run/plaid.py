@@ -135,25 +135,7 @@ def search(task: Task, cell: Cell, queries: ShardVectors) -> Indexed:
     suffix = temporary_suffix(os.getpid())  # so that `remove_left_over` finds a killed process's folder
     with tempfile.TemporaryDirectory(prefix=".search-", suffix=suffix, dir=folder.parent) as work:
         index = folder if record is not None else unfinished
-        save_file(
-            {
-                "vectors": queries.vectors.rows_XD.cpu().contiguous(),
-                "lengths": queries.vectors.lengths_N.to(torch.int32),
-            },
-            Path(work) / "queries.safetensors",
-        )
-        job = {
-            "library": identity.FAST_PLAID,
-            "index": str(index),
-            "shards": [str(path.absolute()) for path in stored.paths],
-            "queries": str(Path(work) / "queries.safetensors"),
-            "depth": min(task.depth, len(stored.ids)),
-            "threads": task.config.engine.threads,
-            "device": str(task.device),
-            "build": None if record is not None else build,
-            "search": {name: settings[name] for name in ("n_ivf_probe", "n_full_scores")},
-            "out": work,
-        }
+        job = _job(task, stored, settings, queries, index=index, build=build if record is None else None, work=work)
         try:
             answer, hits = _run_library(job, Path(work), task.config.cache_dir, stored, queries=len(queries.ids))
             if record is None:
@@ -170,6 +152,39 @@ def search(task: Task, cell: Cell, queries: ShardVectors) -> Indexed:
     }
     found = best_of_shard(*hits, ranked_ids(stored.ids), depth=task.depth)
     return Indexed(found, facts, answer["search_s"])
+
+
+def _job(  # noqa: PLR0913 (keyword-only after the first four)
+    task: Task,
+    stored: _Stored,
+    settings: Mapping[str, Any],
+    queries: ShardVectors,
+    *,
+    index: Path,
+    build: Mapping[str, Any] | None,
+    work: str,
+) -> dict[str, Any]:
+    """Write the query vectors to the folder `work`, and return the request to scripts/plaid.py.
+
+    `build` has the settings of an index that must be built; None means that it exists.
+    """
+    vectors = {
+        "vectors": queries.vectors.rows_XD.cpu().contiguous(),
+        "lengths": queries.vectors.lengths_N.to(torch.int32),
+    }
+    save_file(vectors, Path(work) / "queries.safetensors")
+    return {
+        "library": identity.FAST_PLAID,
+        "index": str(index),
+        "shards": [str(path.absolute()) for path in stored.paths],
+        "queries": str(Path(work) / "queries.safetensors"),
+        "depth": min(task.depth, len(stored.ids)),
+        "threads": task.config.engine.threads,
+        "device": str(task.device),
+        "build": build,
+        "search": {name: settings[name] for name in ("n_ivf_probe", "n_full_scores")},
+        "out": work,
+    }
 
 
 def overlap(run: Run, exact: Run) -> dict[str, float]:

@@ -16,8 +16,9 @@ from evalkit.config.compose import compose
 from evalkit.errors import DeviceError, ModelError
 from evalkit.models.encoder import Encoder, checkpoints, load_encoders
 from evalkit.run import auto, canary, pipeline, shard_step
+from evalkit.run.batching import batches, packed_batches, padded_batches, widths
 from evalkit.run.cells import plan
-from evalkit.run.encode import Encoding, batches, device_errors, encode, packed_batches, padded_batches, widths
+from evalkit.run.encode import Encoding, device_errors, encode
 
 CPU = torch.device("cpu")
 DIM = 16

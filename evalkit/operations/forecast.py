@@ -30,7 +30,7 @@ from evalkit.run import auto, environment, jobs
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.jobs import Job
 from evalkit.storage import cell_config, keys, results, shard_files
-from evalkit.storage.offline import network_off
+from evalkit.storage.network import network_off
 from evalkit.storage.paths import store_dir, topk_dir
 from evalkit.storage.results import CellScores
 from evalkit.types import Corpus, Dataset, Document

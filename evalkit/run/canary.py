@@ -44,6 +44,7 @@ DTYPE_COSINE: Mapping[str, float] = {"float32": 1e-6, "float16": 1e-3, "bfloat16
 PUBLISHED_ATOL: Mapping[str, float] = {"float32": 0.0, "float16": 5e-3, "bfloat16": 4e-2}
 """Added to the tolerance of the published vectors, by dtype."""
 NORM_ATOL = 1e-4
+"""Largest difference between a normalised vector's length and 1."""
 ROPE_BASES = (10_000.0, 20_000.0)
 """The RoPE bases that are tried: the default of the original code, and that of jina-embeddings-v3."""
 

@@ -80,7 +80,7 @@ def script() -> Path:
     return installed if installed.is_file() else Path(__file__).parents[2] / "scripts" / "plaid.py"
 
 
-def environment(cache_dir: Path) -> Path:
+def environment_dir(cache_dir: Path) -> Path:
     """Return the folder of fast-plaid's environment, whether or not it exists."""
     chosen = os.environ.get(ENVIRONMENT)
     return (Path(chosen).expanduser() if chosen else environments_dir(cache_dir) / "plaid").absolute()
@@ -210,7 +210,7 @@ def overlap(run: Run, exact: Run) -> dict[str, float]:
 
 def python(cache_dir: Path) -> Path:
     """Return the Python of fast-plaid's environment. Raises ConfigError that names the command to create it."""
-    folder = environment(cache_dir)
+    folder = environment_dir(cache_dir)
     found = folder / "bin" / "python"
     if not found.is_file():
         msg = f"search=plaid: got no environment in {folder}, wanted one with fast-plaid {identity.FAST_PLAID}"
@@ -287,7 +287,7 @@ def _run_library(
     doing = "searching" if job["build"] is None else "building and searching"
     kept = "" if job["build"] is None else "nothing of the index was kept: "
     again = f"{kept}run the same command again, or make its environment again: "
-    again += f"python {script()} make {environment(cache_dir)}"
+    again += f"python {script()} make {environment_dir(cache_dir)}"
     write_atomic(work / "job.json", json.dumps(job).encode())
     done = subprocess.run(  # noqa: S603 (the Python of an environment that the user made)
         [python(cache_dir), script(), "run", work / "job.json"],

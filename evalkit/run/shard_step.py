@@ -191,7 +191,7 @@ class VectorStep:
         costs_of |= {dim: {"encode_s": new.wall_s} for dim in new.vectors}
         vectors = {**new.vectors, **stored}
         damaged = [dim for dim, cell in self.cells.items() if cell.run_id not in hits and dim not in vectors]
-        if damaged:
+        if damaged:  # only the sizes of files are compared beforehand, not their checksums
             again = self._encode(shard, damaged)
             vectors |= again.vectors
             costs_of |= {dim: {"encode_s": again.wall_s} for dim in damaged}

@@ -51,6 +51,7 @@ INDEX = "index"
 """The key in `environment` of an index's cost and of the exact run that it is compared with (search=plaid)."""
 BEING_SCORED = "being scored again"
 """The value of this key while a finished cell's files are rewritten: no judgements have this checksum."""
+_AGAIN = "delete it and run the cell again"
 _SHOWN_CHARACTERS = 16
 """Characters of a value that are shown to distinguish two results: the first ones of a checksum."""
 
@@ -115,14 +116,13 @@ def read(path: Path) -> CellScores:
 
     Raises ScoreError if it is truncated, has another schema, lacks a field or does not have its own checksum.
     """
-    again = "delete it and run the cell again"
     try:
         values = untrusted.json_object(path.read_bytes())
     except OSError as error:
         msg = f"{path}: cannot be read ({error.strerror}); wanted the scores.json of a finished cell"
         raise ScoreError(msg) from error
     except ValueError as error:
-        msg = f"{path}: not valid JSON ({error}); {again}"
+        msg = f"{path}: not valid JSON ({error}); {_AGAIN}"
         raise ScoreError(msg) from error
     version = values.get("schema_version")
     if version != SCHEMA:
@@ -133,17 +133,17 @@ def read(path: Path) -> CellScores:
     try:
         values = seal.unseal(values)
     except ValueError as error:
-        msg = f"{path}: was damaged or edited ({error}); restore it, or {again}"
+        msg = f"{path}: was damaged or edited ({error}); restore it, or {_AGAIN}"
         raise ScoreError(msg) from error
     names = {each.name for each in dataclasses.fields(CellScores)}
     if set(values) != names:
         wrong = ", ".join(sorted(set(values) ^ names))
-        msg = f"{path}: missing or unknown fields: {wrong}; {again}"
+        msg = f"{path}: missing or unknown fields: {wrong}; {_AGAIN}"
         raise ScoreError(msg)
     try:
         mistake = next(_mistakes(path, values), None)
     except (TypeError, AttributeError) as error:
-        mistake = f"not scores ({error}); {again}"
+        mistake = f"not scores ({error}); {_AGAIN}"
     if mistake is not None:
         msg = f"{path}: {mistake}"
         raise ScoreError(msg)
@@ -152,10 +152,9 @@ def read(path: Path) -> CellScores:
 
 def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
     """Yield the impossible values in the fields of a scores.json, each with what to do."""
-    again = "delete it and run the cell again"
     for name, kinds in FIELD_TYPES.items():
         if type(values[name]) not in kinds:
-            yield f"{name} is {values[name]!r}, wanted {' or '.join(JSON_NAMES[kind] for kind in kinds)}; {again}"
+            yield f"{name} is {values[name]!r}, wanted {' or '.join(JSON_NAMES[kind] for kind in kinds)}; {_AGAIN}"
             return  # the rest needs fields of the right types
     if path.parent.name != values["run_id"]:
         undecoded = os.fsencode(path.parent.name) == values["run_id"].encode()  # a locale of ASCII alone
@@ -169,27 +168,26 @@ def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
         for name, value in numbers.items():
             if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= most:
                 wanted = "a number from 0 to 1" if most == 1 else "a finite number from 0 on"
-                yield f"{where}{name} is {value!r}, wanted {wanted}; {again}"
+                yield f"{where}{name} is {value!r}, wanted {wanted}; {_AGAIN}"
     recomputed = keys.run_id(*(values[name] for name in ("dataset", "split", "model", "dim", "protocol")))
     if recomputed != values["run_id"]:
         yield (
             f"run_id is {values['run_id']}, wanted {recomputed} for the dataset, split, model, dim and protocol stated "
-            f"here: one of them was changed since the cell was computed; {again}"
+            f"here: one of them was changed since the cell was computed; {_AGAIN}"
         )
     if values["main_metric"] not in values["metrics"]:
-        yield f"got no {values['main_metric']}, its main metric; {again}"
+        yield f"got no {values['main_metric']}, its main metric; {_AGAIN}"
 
 
 def _unusable_names(values: Mapping[str, Any]) -> Iterator[str]:
     """Yield problems of the names that a report uses as paths."""
-    again = "delete it and run the cell again"
     checkpoint = values["environment"].get("checkpoint")
     revision = checkpoint.get("revision") if isinstance(checkpoint, dict) else None
     if problem := texts.unusable_system(values["model"]):
-        yield f"model is {str(values['model'])[: texts.NAME_BYTES]!r}, {problem}; {again}"
+        yield f"model is {str(values['model'])[: texts.NAME_BYTES]!r}, {problem}; {_AGAIN}"
     for name, value in (*((name, values[name]) for name in ("dataset", "split")), ("revision", revision)):
         if value is not None and (problem := texts.unusable_name(value, parts=name == "dataset")):
-            yield f"{name} is {str(value)[: texts.NAME_BYTES]!r}, {problem}; {again}"
+            yield f"{name} is {str(value)[: texts.NAME_BYTES]!r}, {problem}; {_AGAIN}"
 
 
 def finished(results_dir: Path, run_id: str) -> CellScores | None:

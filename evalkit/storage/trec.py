@@ -141,7 +141,7 @@ def write_qrels(qrels: Qrels, path: Path) -> None:
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     """Read TREC judgements. Raises ScoreError with file and line for invalid lines, and for a file without any."""
-    return columns.read_qrels(path, _error, forms=(QRELS_COLUMNS,))
+    return columns.read_qrels(path, _error, allowed=(QRELS_COLUMNS,))
 
 
 def _refuse_unwritable(path: Path, *columns_of_line: tuple[str, str]) -> None:

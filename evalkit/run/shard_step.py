@@ -421,12 +421,14 @@ def costs(task: Task, cell: Cell) -> Costs:
     folder = topk_dir(task.config.cache_dir, cell.search_key)
     found = [shard_files.finished(folder, shard.checksum) or {} for shard in task.survey.shards]
     names = {"vectors": "document_vectors", "encode_s": "encode", "search_s": "search"}
-    sums = {
+    sums: dict[str, float] = {
         entry: sum(facts[name] for facts in found)
         for name, entry in names.items()
         if all(name in facts for facts in found)
     }
-    counts = {"document_vectors": int(sums.pop("document_vectors"))} if "document_vectors" in sums else {}
+    counts: dict[str, int] = (
+        {"document_vectors": int(sums.pop("document_vectors"))} if "document_vectors" in sums else {}
+    )
     lacking = sum(any(name not in facts for name in names) for facts in found)
     if not lacking:
         sums["slowest_search"] = max(facts["search_s"] for facts in found)

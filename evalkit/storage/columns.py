@@ -140,9 +140,9 @@ class Judgement(NamedTuple):
 def judgements(path: Path, make_error: MakeError, *, allowed: Collection[int] = (3, 4)) -> Iterator[Judgement]:
     """Yield the judgements of a file with three columns, with or without BEIR's header, or with TREC's four.
 
-    `allowed` has the allowed numbers of columns. The first line decides it, and every other line must have the same number.
-    If the first line has exactly that number with tabs as the only separators, all lines are split at tabs only, so
-    that a space in an id does not count as a separator. Other lines raise the error of `make_error`.
+    `allowed` has the allowed numbers of columns. The first line decides on one, and every other line must have the same
+    number. If the first line has exactly that number with tabs as the only separators, all lines are split at tabs
+    only, so that a space in an id does not count as a separator. Other lines raise the error of `make_error`.
     """
     columns, tabs = 0, None
     for number, line in read_lines(path, make_error):

@@ -420,25 +420,22 @@ def costs(task: Task, cell: Cell) -> Costs:
     """
     folder = topk_dir(task.config.cache_dir, cell.search_key)
     found = [shard_files.finished(folder, shard.checksum) or {} for shard in task.survey.shards]
-    names = {"vectors": "document_vectors", "encode_s": "encode", "search_s": "search"}
-    sums: dict[str, float] = {
-        entry: sum(facts[name] for facts in found)
-        for name, entry in names.items()
-        if all(name in facts for facts in found)
-    }
-    counts: dict[str, int] = (
-        {"document_vectors": int(sums.pop("document_vectors"))} if "document_vectors" in sums else {}
-    )
+    names = ("vectors", "encode_s", "search_s")
+    sums = {name: sum(facts[name] for facts in found) for name in names if all(name in facts for facts in found)}
     lacking = sum(any(name not in facts for name in names) for facts in found)
+    seconds = {name.removesuffix("_s"): float(total) for name, total in sums.items() if name != "vectors"}
     if not lacking:
-        sums["slowest_search"] = max(facts["search_s"] for facts in found)
+        seconds["slowest_search"] = max(facts["search_s"] for facts in found)
+    counts: dict[str, int] = {}
+    if "vectors" in sums:
+        counts["document_vectors"] = int(sums["vectors"])
     if fitted := [facts["fitted_batch_tokens"] for facts in found if "fitted_batch_tokens" in facts]:
         counts["fitted_batch_tokens"] = int(min(fitted))
     if reused := sum(facts.get("reused_shards", 0) for facts in found):
         counts["reused_shards"] = int(reused)
     if lacking:
         counts["shards_without_costs"] = lacking
-    return Costs(sums, counts)
+    return Costs(seconds, counts)
 
 
 def _encoding_cost(facts: Mapping[str, Any], cell: Cell) -> dict[str, float]:

@@ -45,7 +45,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from evalkit.run.words import run
+from evalkit.run.from_python import run
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -84,7 +84,7 @@ def load(run: str, *, results_dir: str | Path | None = None, dataset_path: str |
     """
     from evalkit.analysis import compare, replay
     from evalkit.report import frames
-    from evalkit.storage import paths, results
+    from evalkit.storage import paths, per_query_file, results
 
     folder = _folder(results_dir)
     cell = compare.one(results.readable(folder)[0], run)
@@ -94,7 +94,7 @@ def load(run: str, *, results_dir: str | Path | None = None, dataset_path: str |
     return Loaded(
         cell,
         frames.ranking(results.read_run(run_dir / results.RUN)),
-        frames.per_query(results.read_per_query(run_dir / results.PER_QUERY)),
+        frames.per_query(per_query_file.read(run_dir / results.PER_QUERY)),
         frames.judgements(material.qrels),
     )
 

@@ -297,7 +297,7 @@ def _run_one(config: RunConfig, *, force: bool) -> dict[str, Any]:
     absent: dict[int, str] = {}
     loaded.keep()
     with jobs.recorded(config):
-        done = pipeline.run(config, console=_err, force=force, lacking=absent)
+        done = pipeline.run(config, console=_err, force=force, unobtainable=absent)
     model, dataset = config.model.name, config.dataset.name
     for dim, reason in absent.items():
         _complain(f"{keys.label(model, dim)} on {dataset}: {reason}")
@@ -752,7 +752,7 @@ def rerank(
     from evalkit.models.reranker import load_reranker
     from evalkit.ranking import drop_self
     from evalkit.report import rounding
-    from evalkit.run import environment
+    from evalkit.run import auto
     from evalkit.run import rerank as stage
     from evalkit.run.progress import documents_bar
     from evalkit.scoring import metrics
@@ -766,9 +766,9 @@ def rerank(
     found = results.read_run(run_file)
     if dataset.drop_self:
         found, _ = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
-    device = environment.choose_device(config.engine.device)
+    device = auto.choose_device(config.engine.device)
     reranker = load_reranker(config.reranker, device=device)
-    budget = environment.batch_tokens(config.engine.batch_tokens, device)
+    budget = auto.batch_tokens(config.engine.batch_tokens, device)
     pairs = sum(min(depth, len(found.get(query.id, ()))) for query in dataset.queries)
     with documents_bar(_err, f"{reranker.config.name} on {dataset.name}", total=pairs) as advance:
         new = stage.rerank(
@@ -881,7 +881,7 @@ def replay(
     from evalkit.datasets import splits
     from evalkit.report import verbs
     from evalkit.scoring import reruns
-    from evalkit.storage import results
+    from evalkit.storage import cell_config
 
     results_dir = results_dir or default_results_dir()
     cells = _require_cells(results_dir)
@@ -891,7 +891,7 @@ def replay(
     replayed = replay.replay(material, name)
     others: list[splits.OtherSplit] = []
     try:
-        config = results.saved_config(results_dir, cell, dataset_path=dataset_path)
+        config = cell_config.saved(results_dir, cell, dataset_path=dataset_path)
         others, unread = splits.others(config.dataset, replay.asked(material))
     except EvalkitError as error:
         unread = [f"other splits are not tried: {error}"]
@@ -995,7 +995,7 @@ def _frontier(
     """Measure cells' stored embeddings in smaller forms, print a table per dataset, and return the forms by run id."""
     from evalkit.analysis import precision
     from evalkit.report import verbs
-    from evalkit.storage import results
+    from evalkit.storage import cell_config
 
     wanted = precision.chosen_forms(*forms[:2], normalized=forms[2])
     by_dataset: dict[tuple[str, str], list[CellScores]] = {}
@@ -1006,7 +1006,7 @@ def _frontier(
     for cells in by_dataset.values():
         measured = [
             precision.measure(
-                results.saved_config(results_dir, cell), cell, results_dir, console=_err, base=cells[0], forms=wanted
+                cell_config.saved(results_dir, cell), cell, results_dir, console=_err, base=cells[0], forms=wanted
             )
             for cell in cells
         ]

@@ -29,7 +29,7 @@ from evalkit.models.encoder import DTYPES, checkpoints
 from evalkit.models.encoder import Encoder as Backbone
 from evalkit.ragged import Ragged, ragged
 from evalkit.ranking import separate_ties
-from evalkit.run import environment, loaded
+from evalkit.run import auto, loaded
 from evalkit.run.background import limit_tokenizer, tokenizer_threads
 from evalkit.run.encode import Encoding, encode
 from evalkit.run.search import to_run
@@ -76,7 +76,7 @@ class Encoder:
         engine = self.config.engine
         encoding = Encoding(
             documents=not query,
-            batch_tokens=environment.batch_tokens(engine.batch_tokens, self.backbone.device),
+            batch_tokens=auto.batch_tokens(engine.batch_tokens, self.backbone.device),
             storage=DTYPES[self.config.store.dtype],
         )
         ids = [f"text {number}" for number in range(len(texts))]
@@ -203,7 +203,7 @@ def encoder(*words: str) -> Encoder | Bm25:
         lucene.check_settings(model)
         return Bm25(config=config, mteb_model_meta=_meta(model.name, None, model_type=["sparse"]))
     _require_mteb()  # before weights are loaded
-    device = environment.choose_device(config.engine.device)
+    device = auto.choose_device(config.engine.device)
     engine = config.engine
     choice.require(engine.maxsim, device, precision=engine.nominate)
     numba_folder.set_fallback(config.cache_dir / "numba")

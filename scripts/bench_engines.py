@@ -229,7 +229,8 @@ def null_workers(corpus: Path, *, shards: int = 60, workers: int = 2, queries: i
 
     from evalkit.datasets.survey import ShardRange
     from evalkit.engines import ray as engine
-    from evalkit.run import distributed
+    from evalkit.engines.ray_cluster import Resources
+    from evalkit.run import distributed, shard_step, worker_steps
     from evalkit.run.background import Writer
     from evalkit.run.search import hits_to_arrays
 
@@ -241,7 +242,7 @@ def null_workers(corpus: Path, *, shards: int = 60, workers: int = 2, queries: i
     mean = sum(len(text.encode()) for text in texts) / len(texts)
     each = round(BIG_SHARD_TOKENS * distributed.BYTES_PER_TOKEN / mean)
     pool = engine.pool(
-        engine.Resources(address=None, workers=workers, gpus_per_worker=0, cpus_per_worker=1, object_bytes=1 << 25)
+        Resources(address=None, workers=workers, gpus_per_worker=0, cpus_per_worker=1, object_bytes=1 << 25)
     )
     load = NullLoad(queries, 100)
     pool.prepare("null", load)
@@ -254,7 +255,7 @@ def null_workers(corpus: Path, *, shards: int = 60, workers: int = 2, queries: i
             ids = tuple(f"document-{number * each + place}" for place in range(each))
             shard = ShardRange(number, number * each, (number + 1) * each, f"{number:032x}", f"{number:032x}")
             spent["making texts"] += time.perf_counter() - began
-            yield engine.WorkItem(name=str(number), work=distributed.ShardTexts(shard, ids, chosen, (128,)), size=each)
+            yield engine.WorkItem(name=str(number), work=worker_steps.ShardTexts(shard, ids, chosen, (128,)), size=each)
 
     best = distributed.BestHits(100, queries)
     with tempfile.TemporaryDirectory() as folder, Writer() as writer:
@@ -264,7 +265,7 @@ def null_workers(corpus: Path, *, shards: int = 60, workers: int = 2, queries: i
             began = time.perf_counter()
             shard, shared = done.result
             hits = type(shared)(*map(np.array, shared))
-            distributed.queue_write(writer, Path(folder), shard.checksum, hits_to_arrays(hits), {})
+            shard_step.queue_write(writer, Path(folder), shard.checksum, hits_to_arrays(hits), {})
             best.add(hits)
             spent["checkpointing and merging"] += time.perf_counter() - began
         best.merged()
@@ -302,7 +303,7 @@ def memory(documents: int) -> None:
 
     from evalkit.config.compose import compose
     from evalkit.engines import ray as engine
-    from evalkit.run import distributed, pipeline
+    from evalkit.run import distributed, pipeline, worker_steps
 
     with tempfile.TemporaryDirectory() as folder:
         size = [f"dataset.demo.documents={documents}", "dataset.demo.queries=200"]
@@ -319,7 +320,7 @@ def memory(documents: int) -> None:
         def shards_to_send() -> Iterator[engine.WorkItem[Any]]:
             for shard in task.survey.shards:
                 found = list(task.dataset.corpus.documents(shard.start, shard.stop))
-                work = distributed.ShardTexts(
+                work = worker_steps.ShardTexts(
                     shard, tuple(one.id for one in found), [one.joined() for one in found], ()
                 )
                 yield engine.WorkItem(name=str(shard.index), work=work, size=len(found))

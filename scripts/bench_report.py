@@ -28,7 +28,7 @@ import yaml
 from evalkit.config.settings import METRICS, configs_dir
 from evalkit.models import weights
 from evalkit.scoring import published
-from evalkit.storage import keys, results, trec
+from evalkit.storage import keys, per_query_file, results, trec
 from evalkit.types import Hit
 
 
@@ -56,7 +56,7 @@ def values(number: int) -> tuple[list[str], dict[str, float], str]:
     draw = random.Random(number)
     queries = [f"q{place}" for place in range(number)]
     per_query = {query: {metric: draw.random() for metric in METRICS} for query in queries}
-    return queries, results.group_means(per_query, queries), results.per_query_table(per_query, METRICS)
+    return queries, per_query_file.group_means(per_query, queries), per_query_file.text(per_query, METRICS)
 
 
 def published_checkpoint(system: str, dim: int | None) -> dict[str, Any] | None:

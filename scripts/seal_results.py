@@ -18,7 +18,7 @@ from pathlib import Path
 from evalkit.datasets import folder
 from evalkit.errors import EvalkitError, ScoreError
 from evalkit.scoring import metrics
-from evalkit.storage import results, trec
+from evalkit.storage import per_query_file, results, trec
 from evalkit.storage.results import CellScores
 from evalkit.types import Qrels
 
@@ -38,7 +38,7 @@ def read_old(path: Path) -> CellScores:
 
 def differing(path: Path, scores: CellScores, qrels: Qrels) -> list[str]:
     """Return the metrics for which a run and its judgements give other values than those stored."""
-    table = results.read_per_query(path.parent / results.PER_QUERY)
+    table = per_query_file.read(path.parent / results.PER_QUERY)
     again = metrics.score(trec.read_run(path.parent / results.RUN), qrels, table.metrics)
     found = [] if set(again.per_query) == set(table.queries) else ["the judged queries"]
     for metric in table.metrics:

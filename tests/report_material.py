@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from evalkit.models import weights
-from evalkit.storage import keys, results, trec
+from evalkit.storage import keys, per_query_file, results, trec
 from evalkit.storage.results import CellScores
 from evalkit.types import Hit
 
@@ -88,7 +88,7 @@ def put(folder: Path, scores: CellScores, *, per_query=None, run=None, qrels=Non
     value = scores.metrics[scores.main_metric]
     values = per_query or {"q1": value, "q2": value}
     table = {query: {**scores.metrics, scores.main_metric: one} for query, one in values.items()}
-    (path / "per_query.tsv").write_text(results.per_query_table(table, tuple(scores.metrics)), encoding="utf-8")
+    (path / "per_query.tsv").write_text(per_query_file.text(table, tuple(scores.metrics)), encoding="utf-8")
     trec.write_run(run or {"q1": [Hit("d1", 1.0)]}, path / "run.trec.gz", tag="t")
     trec.write_qrels(qrels or {"q1": {"d1": 1}, "q2": {"d2": 1}}, path / "qrels.trec.gz")
     if dropped:

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalkit.errors import ScoreError, nearest
-from evalkit.storage import keys, results
+from evalkit.storage import keys, per_query_file, results
 from evalkit.storage.paths import run_dir
 from evalkit.storage.results import CellScores
 
@@ -191,7 +191,7 @@ def _compared(
 def values_of(cell: CellScores, results_dir: Path, metric: str) -> dict[str, float]:
     """Return a cell's values of a metric by query. Raises ScoreError if it was not measured or the table was edited."""
     results.require_unedited(results_dir, cell, results.PER_QUERY)
-    table = results.read_per_query(run_dir(results_dir, cell.run_id) / results.PER_QUERY)
+    table = per_query_file.read(run_dir(results_dir, cell.run_id) / results.PER_QUERY)
     if metric not in table.metrics:
         msg = f"{cell.run_id}: metric {metric!r} was not measured; {nearest(metric, table.metrics)}"
         raise ScoreError(msg)

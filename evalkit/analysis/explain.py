@@ -248,8 +248,8 @@ def _match(
     Vectors are rounded as in the store.
     """
     from evalkit.models.encoder import DTYPES, checkpoints, load_encoders
+    from evalkit.run.auto import batch_tokens, choose_device
     from evalkit.run.encode import Encoding, encode
-    from evalkit.run.environment import batch_tokens, choose_device
 
     model, dim = config.model, cell.dim
     assert isinstance(model, EncoderConfig)

@@ -19,7 +19,7 @@ from evalkit.run import identity
 from evalkit.scoring import metrics, published
 from evalkit.scoring.decimals import rounded
 from evalkit.scoring.published import PublishedScore, Verdict
-from evalkit.storage import paths, results, trec
+from evalkit.storage import cell_config, paths, results, trec
 from evalkit.storage.results import CellScores
 from evalkit.types import Hit, Qrels, Run
 
@@ -143,7 +143,7 @@ def _dataset_qrels(results_dir: Path, cell: CellScores, dataset_path: Path | Non
 
     wanted = f"{cell.run_id}: got no {results.QRELS}, wanted that file or the cell's dataset on disk"
     try:
-        config = results.saved_config(results_dir, cell, dataset_path=dataset_path).dataset
+        config = cell_config.saved(results_dir, cell, dataset_path=dataset_path).dataset
         if datasets.on_disk(config) is None:
             msg = f"{config.name} is not on disk"
             raise DatasetError(msg)

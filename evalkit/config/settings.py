@@ -390,7 +390,7 @@ class StoreConfig:
     shard_tokens: Literal["auto"] | int
     """Most tokens of a shard, estimated from the bytes of the text (`evalkit.datasets.survey.estimated_tokens`).
 
-    `auto` depends on the device (`evalkit.run.environment.shard_tokens`).
+    `auto` depends on the device (`evalkit.run.auto.shard_tokens`).
     """
 
     def __post_init__(self) -> None:
@@ -423,7 +423,7 @@ class EngineConfig:
     device: str
     """`auto` (CUDA if there is a CUDA device), `cpu`, `cuda` or `cuda:N`."""
     batch_tokens: Literal["auto"] | int
-    """Most tokens of a batch, padding included; `auto` depends on the device (`evalkit.run.environment`)."""
+    """Most tokens of a batch, padding included; `auto` depends on the device (`evalkit.run.auto`)."""
     nominate: Nomination = "auto"
     """Precision of the products that nominate documents for exact scoring: it changes the time, never the run.
 

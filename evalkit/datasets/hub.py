@@ -40,7 +40,7 @@ from evalkit.datasets.judged import judged
 from evalkit.errors import DatasetError, Tried, nearest
 from evalkit.storage.columns import grade_of, is_identifier
 from evalkit.storage.hub import snapshot
-from evalkit.storage.offline import reason
+from evalkit.storage.network import reason
 from evalkit.types import Dataset, Document, Query
 
 _BATCH_ROWS: Final = 1024

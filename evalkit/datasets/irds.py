@@ -21,7 +21,7 @@ from evalkit.config.settings import DatasetConfig
 from evalkit.datasets.judged import judged
 from evalkit.errors import DatasetError, Tried, nearest
 from evalkit.storage.columns import is_identifier
-from evalkit.storage.offline import reason
+from evalkit.storage.network import reason
 from evalkit.types import Dataset, Document, Query
 
 # What ir-datasets and its libraries raise if a file cannot be fetched, verified or parsed.

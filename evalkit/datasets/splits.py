@@ -17,7 +17,7 @@ from evalkit.config.settings import DatasetConfig
 from evalkit.datasets.folder import qrels_file, read_qrels
 from evalkit.datasets.hub import load_hub, qrels_splits
 from evalkit.errors import DatasetError, EvalkitError
-from evalkit.storage.offline import network_off
+from evalkit.storage.network import network_off
 from evalkit.types import Qrels
 
 

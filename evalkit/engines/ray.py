@@ -9,11 +9,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
-import secrets
 import shutil
 import signal
-import socket
 import sys
 import threading
 import time
@@ -23,6 +20,7 @@ from dataclasses import dataclass, field
 from types import FrameType
 from typing import Any, Generic, NamedTuple, TypeVar
 
+from evalkit.engines.ray_cluster import Resources, connect, fitting_workers, import_ray, worker_shares
 from evalkit.engines.ray_worker import Facts, Load, Outcome, Worker, one_line, versions
 from evalkit.errors import ConfigError, DeviceError, EngineError, StoreError
 
@@ -38,10 +36,6 @@ POLL_S = 0.5
 """Longest wait for an answer, in seconds; then the driver calls `on_tick` and checks its time limits."""
 START_LIMIT_S = 180.0
 """Longest time in which Ray may start workers, or restart them while none is ready, in seconds."""
-CONNECT_S = 5.0
-"""Longest wait for a cluster's address to answer, in seconds."""
-MARGIN_BYTES = 128 << 20
-"""Bytes of the object store in addition to the work items; Ray refuses a store below 75 MiB."""
 
 Work = TypeVar("Work")
 Result = TypeVar("Result")
@@ -81,22 +75,6 @@ class Failed(NamedTuple):
 
     name: str
     reasons: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Resources:
-    """The requested workers."""
-
-    address: str | None
-    """The address of a Ray cluster; None starts Ray on this machine and stops it at the end."""
-    workers: int | None
-    """None means as many as fit on the machine or cluster."""
-    gpus_per_worker: float
-    """0 means workers without GPU."""
-    cpus_per_worker: int | None
-    """None means one, or with GPUs an equal share of the node's CPUs."""
-    object_bytes: int
-    """Approximate size of the largest work item; sizes the object store of a Ray that is started here."""
 
 
 @dataclass
@@ -169,7 +147,7 @@ class Pool:
         self.resources = resources
         self.cpus_per_worker = 1
         self._workers = 0  # that were asked for
-        self._ray = _import_ray(resources)
+        self._ray = import_ray(resources)
         self._slots: list[_Slot] = []
         self._joined = resources.address is not None
         self._session_folder: str | None = None  # with Ray's logs, if Ray was started here
@@ -224,7 +202,7 @@ class Pool:
                 try:
                     outcome: Outcome = self._ray.get(call.reference)
                 except self._ray.exceptions.RayError as error:
-                    if _fitting(self._ray, self.resources) < sum(not one.given_up for one in self._slots):
+                    if fitting_workers(self._ray, self.resources) < sum(not one.given_up for one in self._slots):
                         self._give_up(slot, _cause(error), [])
                         self._check_workers_left(0.0)
                         continue
@@ -307,13 +285,13 @@ class Pool:
 
     def _start(self) -> None:
         ray, resources = self._ray, self.resources
-        _connect(ray, resources)
+        connect(ray, resources)
         if not self._joined:
             session = ray.get_runtime_context().get_session_name()
             self._session_folder = f"/tmp/ray/{session}"  # noqa: S108 (where Ray keeps its logs)
         if threading.current_thread() is threading.main_thread():
             self._previous_handler = signal.signal(signal.SIGTERM, _exit_on_sigterm)
-        count, gpus, cpus = _worker_shares(ray, resources)
+        count, gpus, cpus = worker_shares(ray, resources)
         self.cpus_per_worker, self._workers = cpus, count
         options = {
             "num_cpus": cpus,
@@ -327,7 +305,7 @@ class Pool:
         waiting = [actor.facts.remote() for actor in actors]
         answers = list(waiting)
         started = time.monotonic()
-        while waiting and count - len(waiting) < _fitting(ray, resources):  # fewer fit if a node leaves
+        while waiting and count - len(waiting) < fitting_workers(ray, resources):  # fewer fit if a node leaves
             _, waiting = ray.wait(waiting, num_returns=len(waiting), timeout=POLL_S)
             if time.monotonic() - started > START_LIMIT_S:
                 msg = (
@@ -356,7 +334,7 @@ class Pool:
             try:
                 facts: Facts = ray.get(answer)
             except ray.exceptions.RayError as error:
-                if _fitting(ray, self.resources) < len(actors):
+                if fitting_workers(ray, self.resources) < len(actors):
                     ray.kill(actor, no_restart=True)
                     continue
                 msg = f"a worker could not start: {_cause(error)}; install the same evalkit[ray] on every node"
@@ -568,93 +546,6 @@ def _state_text(slot: _Slot) -> str:
     """Return a worker's state as `evalkit status` shows it (see `WorkerState.state`)."""
     names = [call.item.name for call in slot.calls if call.item is not None]
     return f"at work on {names[0]}" if names and slot.state == "at work" else slot.state
-
-
-def _import_ray(resources: Resources) -> Any:
-    """Import Ray with usage statistics and its own output turned off. Raises EngineError if it is not installed."""
-    if resources.address is None and "RAY_AUTH_MODE" not in os.environ and "ray" not in sys.modules:
-        # Ray reads these variables on import; without them it writes a token into the home folder.
-        os.environ["RAY_AUTH_MODE"] = "token"
-        os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # by default Ray gives workers the low priority 15
-    try:
-        import ray
-    except ImportError as error:
-        msg = f"engine=ray: Ray is not installed ({one_line(error)}); pip install 'evalkit[ray]'"
-        raise EngineError(msg) from error
-    logging.getLogger("ray").setLevel(logging.ERROR)
-    with contextlib.suppress(ImportError):  # otherwise Ray prints a page about each dead worker to stdout
-        from ray._private import worker as internals
-
-        internals.print_to_stdstream = lambda *_args, **_options: None
-    return ray
-
-
-def _connect(ray: Any, resources: Resources) -> None:
-    """Start Ray here or join the cluster. Raises ConfigError if no cluster answers."""
-    quiet = {"configure_logging": False, "log_to_driver": False, "logging_level": logging.ERROR}
-    if resources.address is None:
-        cpus = max(os.cpu_count() or 1, (resources.workers or 1) * (resources.cpus_per_worker or 1))
-        items = 4 * max(resources.workers or cpus, 1) + 2
-        store = min(MARGIN_BYTES + items * resources.object_bytes, _half_of_memory())
-        ray.init(address="local", num_cpus=cpus, object_store_memory=store, include_dashboard=False, **quiet)
-        return
-    host, _, port = resources.address.rpartition(":")
-    try:
-        if resources.address != "auto":
-            socket.create_connection((host, int(port)), timeout=CONNECT_S).close()
-        ray.init(address=resources.address, **quiet)
-    except (OSError, ValueError, RuntimeError) as error:
-        msg = (
-            f"engine.address={resources.address}: no Ray cluster answers there ({one_line(error)}); wanted auto or "
-            "HOST:PORT of a running head node (ray start --head), this machine in its cluster too (ray start --address)"
-        )
-        raise ConfigError(msg) from error
-
-
-def _half_of_memory() -> int:
-    """Return half of this machine's memory in bytes."""
-    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _fitting(ray: Any, resources: Resources) -> int:
-    """Return the number of workers for which the cluster's live nodes have processors, busy or not."""
-    nodes = _live_nodes(ray)
-    if per_gpu := resources.gpus_per_worker:
-        return sum(int(node.get("GPU", 0) / per_gpu) for node in nodes)
-    return sum(int(node.get("CPU", 0) // (resources.cpus_per_worker or 1)) for node in nodes)
-
-
-def _live_nodes(ray: Any) -> list[dict[str, float]]:
-    """Return the resources of each node that is alive."""
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
-
-
-def _worker_shares(ray: Any, resources: Resources) -> tuple[int, float, int]:
-    """Return the number of workers, and the GPUs and CPUs of each. Raises ConfigError if they do not fit."""
-    nodes = _live_nodes(ray)
-    gpus, cpus = (int(sum(node.get(kind, 0) for node in nodes)) for kind in ("GPU", "CPU"))
-    per_gpu, fitting = resources.gpus_per_worker, _fitting(ray, resources)
-    workers = resources.workers or fitting
-    if per_gpu:
-        if workers > fitting or not workers:
-            msg = (
-                f"engine.workers={workers or 1} with engine.gpus_per_worker={per_gpu:g}: Ray sees {gpus} GPUs on "
-                f"{len(nodes)} nodes; wanted at most {fitting} workers, or engine.device=cpu"
-            )
-            raise ConfigError(msg)
-        shares = [int(node.get("CPU", 1) * per_gpu / node["GPU"]) for node in nodes if node.get("GPU")]
-        return workers, per_gpu, resources.cpus_per_worker or max(1, min(shares))
-    each = resources.cpus_per_worker or 1
-    if workers > fitting or not workers:
-        msg = (
-            f"engine.workers={workers or 1} with engine.cpus_per_worker={each}: Ray has {cpus} CPUs on {len(nodes)} "
-            f"nodes; wanted at most {fitting} workers"
-        )
-        raise ConfigError(msg)
-    return workers, 0, each
 
 
 def _refuse_other_versions(facts: Facts) -> None:

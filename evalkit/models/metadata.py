@@ -68,11 +68,7 @@ def differences(config: EncoderConfig, checkpoint: Checkpoint, dim: int) -> Diff
         "attend_to_mask_tokens": _setting("query.attend_to_expansion", config.query.attend_to_expansion),
         "mask_punctuation": (f"model.skiplist={config.skiplist}", config.skiplist != "none"),
     }
-    wrong = [
-        f"{key} {_json(theirs[key])}, {words}"
-        for key, (words, ours) in compared.items()
-        if theirs.get(key, ours) != ours
-    ]
+    wrong = _unequal(theirs, compared)
     # Stanford ColBERT normalises vectors for both similarities, so both give the same ranking.
     if "similarity" in theirs and not (theirs["similarity"] in ("cosine", "l2") and config.normalize):
         wrong.append(f"similarity {_json(theirs['similarity'])}, {_setting('normalize', config.normalize)[0]}")
@@ -123,11 +119,7 @@ def _from_pylate(config: EncoderConfig, checkpoint: Checkpoint) -> Differences:
     if theirs.get("do_query_expansion", True):
         attends = _setting("query.attend_to_expansion", config.query.attend_to_expansion)
         compared["attend_to_expansion_tokens"] = attends
-    wrong = [
-        f"{key} {_json(theirs[key])}, {words}"
-        for key, (words, ours) in compared.items()
-        if theirs.get(key, ours) != ours
-    ]
+    wrong = _unequal(theirs, compared)
     lengths = {side: _setting(f"{side}.max_tokens", getattr(config, side).max_tokens) for side in ("query", "document")}
     different_lengths = [
         f"{side}_length {theirs[f'{side}_length']}, {words}"
@@ -135,6 +127,15 @@ def _from_pylate(config: EncoderConfig, checkpoint: Checkpoint) -> Differences:
         if theirs.get(f"{side}_length", ours) != ours
     ]
     return Differences(tuple(wrong), tuple(different_lengths))
+
+
+def _unequal(theirs: Mapping[str, Any], compared: Mapping[str, tuple[str, object]]) -> list[str]:
+    """Describe the values in a file that differ from ours, given by key as command-line setting and value."""
+    return [
+        f"{key} {_json(theirs[key])}, {words}"
+        for key, (words, ours) in compared.items()
+        if theirs.get(key, ours) != ours
+    ]
 
 
 def _skiplist(config: EncoderConfig) -> list[str]:

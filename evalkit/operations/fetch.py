@@ -36,7 +36,7 @@ from evalkit.run import pipeline
 from evalkit.run.cells import Task
 from evalkit.storage import keys, seal, untrusted
 from evalkit.storage.hub import snapshot_folder
-from evalkit.storage.offline import network_off
+from evalkit.storage.network import network_off
 from evalkit.storage.paths import (
     corpora_dir,
     fetched_file,

@@ -26,11 +26,11 @@ from evalkit.operations import rates
 from evalkit.operations.device_rates import Device
 from evalkit.operations.probe import Probed
 from evalkit.operations.rates import Time
-from evalkit.run import environment, jobs
+from evalkit.run import auto, environment, jobs
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.jobs import Job
-from evalkit.storage import keys, results, shard_files
-from evalkit.storage.offline import network_off
+from evalkit.storage import cell_config, keys, results, shard_files
+from evalkit.storage.network import network_off
 from evalkit.storage.paths import store_dir, topk_dir
 from evalkit.storage.results import CellScores
 from evalkit.types import Corpus, Dataset, Document
@@ -160,7 +160,7 @@ def _forecast_cells(
     named_device: Device | None,
 ) -> list[Planned]:
     try:
-        device, absent = environment.choose_device(config.engine.device), None
+        device, absent = auto.choose_device(config.engine.device), None
     except ConfigError as error:
         device, absent = None, str(error)
     task, source, problem = _open_dataset(config, device or torch.device("cpu"), offline=offline)
@@ -203,7 +203,7 @@ def _open_dataset(config: RunConfig, device: torch.device, *, offline: bool) -> 
     except (EvalkitError, OSError) as error:
         return None, name or "–", _reason(error)
     nothing = Survey(0, "", (), 0, ())
-    cut = environment.resolved(config, device)
+    cut = auto.resolved(config, device)
     return Task(cut, dataset, surveyed or nothing, deviations, device, Console(quiet=True)), f"on disk: {name}", None
 
 
@@ -244,8 +244,8 @@ def _cached_survey(config: RunConfig, dataset: Dataset, device: torch.device) ->
     try:
         return survey(
             _NeverReadCorpus(dataset.corpus),
-            shard_tokens=environment.shard_tokens(config, device),  # the arguments that `pipeline.prepare` passes
-            max_document_tokens=environment.max_document_tokens(config, device),
+            shard_tokens=auto.shard_tokens(config, device),  # the arguments that `pipeline.prepare` passes
+            max_document_tokens=auto.max_document_tokens(config, device),
             cache_dir=config.cache_dir,
             name=dataset.name,
             judged_ids=datasets.judged_ids(dataset),
@@ -523,4 +523,4 @@ def _cell_key(config: RunConfig, dim: int | None) -> tuple[object, ...]:
     """Return a key that identifies a cell before its run id is known."""
     absolute = jobs.absolute(config)
     one = dataclasses.replace(absolute, dims=(dim,))
-    return dim, config.model.name, config.dataset.name, keys.key_of({"config": results.plain(one)})
+    return dim, config.model.name, config.dataset.name, keys.key_of({"config": cell_config.plain(one)})

@@ -17,14 +17,14 @@ from evalkit.datasets import learned
 from evalkit.errors import StoreError, nearest
 from evalkit.operations import forecast
 from evalkit.run import identity, jobs
-from evalkit.storage import keys, seal, shard_files
+from evalkit.storage import keys, shard_files, untrusted
 from evalkit.storage.paths import (
     corpora_dir,
     environments_dir,
     file_checksum,
     index_dir,
     store_dir,
-    survey_file,
+    surveys_dir,
     topk_dir,
 )
 from evalkit.storage.results import CellScores
@@ -87,7 +87,7 @@ def entries(cache_dir: Path, finished: Iterable[CellScores]) -> list[Entry]:
     for key, shards in searches.items():
         using = [user for user in users if user.search_key == key]
         found.append(_entry("top-k", key, shards, [path for shard in shards for path in shard.files], using))
-    for path in _files(survey_file(cache_dir, "x").parent, "*.json"):
+    for path in _files(surveys_dir(cache_dir), "*.json"):
         using = [user for user in users if user.corpus == _surveyed_corpus(path)]
         found.append(_entry("survey", path.stem, (), [path], using))
     for path in _files(corpora_dir(cache_dir), "*.json"):
@@ -192,7 +192,7 @@ def _facts(folder: Path, name: str) -> Mapping[str, Any]:
 def _surveyed_corpus(path: Path) -> str:
     """Return the checksum of the corpus that a cached survey describes; empty if it is damaged."""
     try:
-        found = seal.parse(path.read_bytes()).get("survey")
+        found = untrusted.json_object(path.read_bytes()).get("survey")
     except (OSError, ValueError):
         return ""
     return str(found.get("checksum")) if isinstance(found, dict) else ""

@@ -15,7 +15,7 @@ import torch
 from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
 from evalkit.operations.device_rates import Device
 from evalkit.operations.forecast import COMPONENT_BYTES, Planned
-from evalkit.run import environment
+from evalkit.run import auto
 
 WORKERS: Final = (1, 8, 64)
 START_S: Final = 8.0
@@ -170,7 +170,7 @@ def _shards(one: _Pass) -> int:
 
 
 def _shard_tokens(one: _Pass) -> int:
-    return environment.shard_tokens(one.config, torch.device("cuda" if one.on_gpu else "cpu"))
+    return auto.shard_tokens(one.config, torch.device("cuda" if one.on_gpu else "cpu"))
 
 
 def _disk(one: _Pass) -> float | None:

@@ -21,7 +21,7 @@ from evalkit.datasets.survey import ContentHash, estimated_tokens
 from evalkit.kernels.cpu import memory
 from evalkit.models.encoder import DTYPES, Encoder, checkpoints, load_encoders
 from evalkit.ranking import floors, merge_new, no_hits
-from evalkit.run import environment
+from evalkit.run import auto
 from evalkit.run.background import limit_tokenizer, tokenizer_threads
 from evalkit.run.encode import Encoding, encode
 from evalkit.run.search import prepare_queries, search_shard
@@ -116,7 +116,7 @@ def probe(config: RunConfig, loader: Loader, *, limit_s: float = LIMIT_S) -> Pro
     The sample is reduced if encoding it would take longer than `limit_s` seconds. Raises EvalkitError if the device,
     the checkpoint or the documents are not available.
     """
-    device = environment.choose_device(config.engine.device)
+    device = auto.choose_device(config.engine.device)
     if config.engine.threads is not None:
         torch.set_num_threads(config.engine.threads)
     dataset = _dataset(config)
@@ -241,7 +241,7 @@ def _vectors(
 
 def _parts(config: RunConfig, documents: Sequence[Document], device: torch.device) -> list[Sequence[Document]]:
     """Split documents into parts as large as the job's shards. Smaller parts would fill fewer batches and be slower."""
-    budget, most = environment.shard_tokens(config, device), environment.max_document_tokens(config, device)
+    budget, most = auto.shard_tokens(config, device), auto.max_document_tokens(config, device)
     tokens_N = [estimated_tokens(document.joined(), max_document_tokens=most) for document in documents]
     parts = max(1, round(sum(tokens_N) / budget))
     return [documents[part::parts] for part in range(parts)]
@@ -254,7 +254,7 @@ def _encode(config: RunConfig, encoder: Encoder, texts: Texts, *, documents: boo
     table = encoder.tokenize_documents(words) if documents else encoder.tokenize_queries(words)
     encoding = Encoding(
         documents=documents,
-        batch_tokens=environment.batch_tokens(config.engine.batch_tokens, encoder.device),
+        batch_tokens=auto.batch_tokens(config.engine.batch_tokens, encoder.device),
         storage=DTYPES[config.store.dtype],
     )
     found = encode([text.id for text in texts], table, encoder, encoding)

@@ -10,7 +10,7 @@ from evalkit.analysis import collected, comparability
 from evalkit.errors import ScoreError
 from evalkit.report import card, commands, evidence, exports, hits, page, rounding, sheets, table
 from evalkit.scoring import mteb_results, published, reruns
-from evalkit.storage import paths, results, untrusted
+from evalkit.storage import paths, per_query_file, results, untrusted
 from evalkit.storage.results import CellScores
 
 EXPORTS = ("mteb", "model-index", "eval_results")
@@ -163,13 +163,13 @@ def _with_queries(results_dir: Path, found: collected.Collected) -> tuple[collec
     for cell in found.cells:
         path = paths.run_dir(results_dir, cell.run_id) / results.PER_QUERY
         try:
-            queries = results.read_per_query(path)
+            queries = per_query_file.read(path)
         except ScoreError as error:
             problems.append(str(error))
             problems += [line for name, line in results.edited(results_dir, cell).items() if name != results.PER_QUERY]
             cells.append(cell)
             continue
-        if wrong := results.disagreement(cell, queries):
+        if wrong := per_query_file.disagreement(cell, queries):
             problems.append(f"{path}: {wrong}; the cell is left out: run it again")
             continue
         lines, confirmed = evidence.confirm(results_dir, cell, queries)

@@ -10,7 +10,8 @@ import numpy as np
 
 from evalkit.errors import ScoreError
 from evalkit.storage import paths, results, trec
-from evalkit.storage.results import CellScores, QueryTable
+from evalkit.storage.per_query_file import QueryTable
+from evalkit.storage.results import CellScores
 
 SCORED_FROM = (results.RUN, results.QRELS, results.PER_QUERY)
 """The files that scores are computed from; the other files only document how."""

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 
 from evalkit.analysis.compare import Comparison
 from evalkit.report.card import Leaderboard
-from evalkit.storage.results import QueryTable, distinctions
+from evalkit.storage.per_query_file import QueryTable
+from evalkit.storage.results import distinctions
 from evalkit.types import Qrels, Run
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 from evalkit.config.settings import DemoSize
 from evalkit.errors import DatasetError, ScoreError
 from evalkit.storage import paths, results, trec
-from evalkit.storage.results import CellScores, QueryTable
+from evalkit.storage.per_query_file import QueryTable
+from evalkit.storage.results import CellScores
 
 CUTOFF = 10
 """Hits per query."""

@@ -24,7 +24,8 @@ from evalkit.scoring.mteb_results import MEASURED_BY
 from evalkit.scoring.published import CARD, AverageAudit
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage.keys import label
-from evalkit.storage.results import CellScores, QueryTable, distinctions
+from evalkit.storage.per_query_file import QueryTable
+from evalkit.storage.results import CellScores, distinctions
 
 SYMBOLS = {"MATCH": "✓", "NEAR": "≈", "HIGHER": "▲", "LOWER": "▼", "PROTOCOL-DIFFERS": "≠", "NOT-RUN": "○"}
 MEANINGS = {

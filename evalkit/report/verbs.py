@@ -20,7 +20,7 @@ from evalkit.report.pareto import front
 from evalkit.report.rounding import ABSENT, dim, fixed, p_value, signed
 from evalkit.report.table import verdict_text
 from evalkit.scoring import published
-from evalkit.storage import keys, results
+from evalkit.storage import cell_config, keys, results
 from evalkit.storage.results import CellScores
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def explain(question: Question, results_dir: Path, out: Console, *, complain: Ca
         if question.query is None or question.document is None:
             msg = "got one of --query and --document, wanted both or none of them"
             raise ConfigError(msg)
-        config = results.saved_config(results_dir, cell, dataset_path=question.dataset_path)
+        config = cell_config.saved(results_dir, cell, dataset_path=question.dataset_path)
         show_pair(evalkit.analysis.explain.pair(config, material, question.query, question.document), out)
         return
     metric = cell.main_metric
@@ -67,7 +67,7 @@ def explain(question: Question, results_dir: Path, out: Console, *, complain: Ca
     flags_of: Mapping[str, Sequence[str]] = {}
     if question.texts:
         try:
-            config = results.saved_config(results_dir, cell, dataset_path=question.dataset_path)
+            config = cell_config.saved(results_dir, cell, dataset_path=question.dataset_path)
             flags_of = evalkit.analysis.explain.text_flags(config, material, [one.query for one in shown])
         except EvalkitError as error:
             complain(f"truncation is not checked: {error}")

@@ -9,7 +9,7 @@ from evalkit.models import weights
 from evalkit.report.rounding import fixed, signed
 from evalkit.report.table import verdict_text
 from evalkit.scoring import published
-from evalkit.storage import keys, results
+from evalkit.storage import cell_config, keys
 from evalkit.types import Dataset
 
 DECIDED_BY_SCORING = ("split", "drop_self", "first_stage")
@@ -40,7 +40,7 @@ def lines(
         systems = ", ".join(sorted(found))
         return [f"scores are published for {systems}; name the run's system for a verdict (model=NAME, dim=N)"]
     name = config.model.name
-    protocol = {**results.plain(config.model), "drop_self": dataset.drop_self}
+    protocol = {**cell_config.plain(config.model), "drop_self": dataset.drop_self}
     kept_none = self_hits if not dataset.drop_self else None
     verdict_lines = []
     for dim in config.dims:

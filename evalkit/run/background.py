@@ -149,7 +149,7 @@ class Writer:
         """Return how many of the oldest pending writes are done."""
         return len(list(takewhile(Future.done, self._pending)))
 
-    def _oldest(self, pending: int) -> Future[None] | None:
+    def _take_oldest(self, pending: int) -> Future[None] | None:
         """Remove and return the oldest write if more than `pending` are queued; else return None."""
         with self._lock:
             return self._pending.popleft() if len(self._pending) > pending else None
@@ -160,7 +160,7 @@ class Writer:
         Raises StoreError that names the first file that could not be written.
         """
         started = time.monotonic()
-        while (oldest := self._oldest(pending)) is not None:
+        while (oldest := self._take_oldest(pending)) is not None:
             oldest.result()
         self._waited_s += time.monotonic() - started
         elapsed_s = time.monotonic() - (self._began or started)
@@ -175,7 +175,7 @@ class Writer:
 
     def wait(self) -> None:
         """Wait until all queued checkpoints are on disk. Raises StoreError that names the first failed file."""
-        while (oldest := self._oldest(0)) is not None:
+        while (oldest := self._take_oldest(0)) is not None:
             oldest.result()
 
     def _write(self, path: Path, write: Callable[[], None]) -> None:

@@ -25,7 +25,7 @@ from evalkit.models.attention import choose
 from evalkit.models.checkpoint import Checkpoint, on_disk, resolve
 from evalkit.models.encoder import Encoder, embedding_rows, load_encoders, obtainable, with_head_of
 from evalkit.models.tokens import Tokens, TokenTable, tokenize
-from evalkit.run import environment
+from evalkit.run import auto
 
 HELLO = "Hello World"
 TEXTS = (
@@ -44,6 +44,7 @@ DTYPE_COSINE: Mapping[str, float] = {"float32": 1e-6, "float16": 1e-3, "bfloat16
 PUBLISHED_ATOL: Mapping[str, float] = {"float32": 0.0, "float16": 5e-3, "bfloat16": 4e-2}
 """Added to the tolerance of the published vectors, by dtype."""
 NORM_ATOL = 1e-4
+"""Largest difference between a normalised vector's length and 1."""
 ROPE_BASES = (10_000.0, 20_000.0)
 """The RoPE bases that are tried: the default of the original code, and that of jina-embeddings-v3."""
 
@@ -83,7 +84,7 @@ def findings_of(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Findi
     if not isinstance(model, EncoderConfig):
         msg = f"model {model.name!r} has no checkpoint to check; wanted a model with vectors (evalkit ls models)"
         raise ConfigError(msg)
-    device = environment.choose_device(config.engine.device)
+    device = auto.choose_device(config.engine.device)
     found, failed = obtainable(model, [dim for dim in config.dims if dim is not None])
     for dim, error in failed.items():
         yield (dim,), [Finding("checkpoint", "FAILED", str(error), "it is not on disk and cannot be fetched from here")]
@@ -96,7 +97,7 @@ def findings_of(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Findi
         findings = [
             own,
             *_variants(model),
-            *examine(encoder, reload=reload),
+            *examine(encoder),
             *packing(encoder),
             *_dtype(encoder, reload=reload),
         ]
@@ -146,9 +147,8 @@ def canary(encoder: Encoder, found: Mapping[int, Checkpoint]) -> frozenset[int]:
     dtype is a half precision, the weights are loaded again in fp32 and compared too: within the tolerance of bfloat16,
     RoPE bases are hard to tell apart.
     """
-    reload = reloader(encoder, found)
     packed = packing(encoder) if encoder.attention != "sdpa" else ()
-    for finding in chain(examine(encoder, reload=reload), packed):
+    for finding in chain(examine(encoder), packed):
         _refuse_failed(finding, encoder)
     reproduced = True
     for finding in _published(encoder, found):
@@ -167,7 +167,7 @@ def _refuse_failed(finding: Finding, encoder: Encoder) -> None:
         raise ModelError(msg)
 
 
-def examine(encoder: Encoder, *, reload: Reload, published: Published | None = None) -> Iterator[Finding]:
+def examine(encoder: Encoder) -> Iterator[Finding]:
     """Yield the findings that need no second copy of the model, the cheapest ones first."""
     yield from _token_ids(encoder)
     yield from _layout(encoder)
@@ -175,8 +175,6 @@ def examine(encoder: Encoder, *, reload: Reload, published: Published | None = N
     yield from _positions(encoder)
     yield from _expansion(encoder)
     yield from _batching(encoder)
-    if published is not None:
-        yield _published_vectors(encoder, published, reload=reload)
 
 
 def published_vectors() -> tuple[Published, ...]:
@@ -448,13 +446,13 @@ def _published(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Iterator[Fi
         return
     encoder, found = with_published_head(encoder, found)
     reload = reloader(encoder, found)
-    first = _published_vectors(encoder, published, reload=reload)
+    first = compare_with_published(encoder, published, reload=reload)
     yield first
     if encoder.config.dtype != "float32" and first.verdict != "skipped":
-        yield _published_vectors(reload(replace(encoder.config, dtype="float32")), published, reload=reload)
+        yield compare_with_published(reload(replace(encoder.config, dtype="float32")), published, reload=reload)
 
 
-def _published_vectors(encoder: Encoder, published: Published, *, reload: Reload) -> Finding:
+def compare_with_published(encoder: Encoder, published: Published, *, reload: Reload) -> Finding:
     """Compare an encoder with the published vectors; if they differ, try which variant of the config gives them."""
     config = encoder.config
     question = f"published vectors of {published.text!r} in {config.dtype}"

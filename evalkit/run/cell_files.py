@@ -1,16 +1,25 @@
-"""The files of a finished cell, except scores.json, which is written last and marks the cell as finished."""
+"""The files of a finished cell, and what its scores.json records about dataset, judgements and weights.
+
+scores.json itself is written last, by the caller, because it marks the cell as finished.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from evalkit.config.settings import EncoderConfig, RunConfig
+from evalkit.models import metadata
 from evalkit.ranking import drop_self, self_hits
-from evalkit.run.cells import Task
+from evalkit.run import identity
+from evalkit.run.cells import Cell, Task
 from evalkit.scoring import metrics
-from evalkit.storage import results, trec
+from evalkit.storage import cell_config, per_query_file, results, trec
 from evalkit.storage.paths import make_folder, run_dir, write_atomic
 from evalkit.types import Hit, Run, Scores
+
+FINISHED = "finished"
+"""The key in `environment` of the time when a cell was finished."""
 
 
 class Written(NamedTuple):
@@ -19,14 +28,14 @@ class Written(NamedTuple):
     run: Run
     dropped: int
     """Hits that were left out because their document is the query itself."""
-    values: Scores
+    scores: Scores
 
 
 def write(task: Task, run_id: str, hits: Mapping[str, Sequence[Hit]]) -> Written:
     """Apply the dataset's self-id rule to hits by query id; write run file, judgements, per-query values and config.
 
     The hits that the rule drops are kept in a separate file, so that `evalkit replay` can put them back. An earlier
-    scores.json is removed first, because it describes the files that are replaced.
+    scores.json is marked as outdated first, because it describes the files that are replaced.
     """
     config, dataset = task.config, task.dataset
     folder = run_dir(config.results_dir, run_id)
@@ -39,10 +48,10 @@ def write(task: Task, run_id: str, hits: Mapping[str, Sequence[Hit]]) -> Written
     if dropped:
         own = {query: [hit for hit in ranked if hit.document_id == query] for query, ranked in given.items()}
         trec.write_run(own, folder / results.DROPPED, tag=run_id)
-    values = metrics.score(kept, dataset.qrels, config.metrics)
-    write_atomic(folder / results.PER_QUERY, results.per_query_table(values.per_query, config.metrics).encode())
-    results.write_config(config, folder)
-    return Written(kept, dropped, values)
+    scored = metrics.score(kept, dataset.qrels, config.metrics)
+    write_atomic(folder / results.PER_QUERY, per_query_file.text(scored.per_query, config.metrics).encode())
+    cell_config.write(config, folder)
+    return Written(kept, dropped, scored)
 
 
 def counts(task: Task, written: Written) -> dict[str, int]:
@@ -57,3 +66,25 @@ def counts(task: Task, written: Written) -> dict[str, int]:
         "dropped_self": written.dropped,
         **({} if dataset.drop_self else {"kept_self": self_hits(written.run)}),
     }
+
+
+def scoring_facts(task: Task) -> dict[str, Any]:
+    """Return the entries of a result's environment that describe the dataset and judgements it was scored with."""
+    return {
+        "dataset_source": task.dataset.source,
+        "dataset_verified": task.verified,
+        results.QRELS_CHECKSUM: identity.qrels_checksum(task.dataset.qrels),
+    }
+
+
+def group_means(task: Task, scored: Scores) -> dict[str, dict[str, float]]:
+    """Return each metric's mean over each of the dataset's query groups, by group."""
+    return {name: per_query_file.group_means(scored.per_query, ids) for name, ids in task.dataset.query_groups.items()}
+
+
+def accepted_contradictions(config: RunConfig, cell: Cell) -> tuple[str, ...]:
+    """Return the contradictions between config and `artifact.metadata` that model.verify=false accepts."""
+    if not isinstance(config.model, EncoderConfig) or cell.checkpoint is None or cell.dim is None:
+        return ()
+    found = metadata.differences(config.model, cell.checkpoint, cell.dim).contradictions
+    return tuple(f"{metadata.settings_file(cell.checkpoint)} has {clause}" for clause in found)

@@ -14,7 +14,7 @@ from evalkit.datasets.survey import Survey
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.models.elementwise import choose as choose_elementwise
 from evalkit.models.encoder import attention_path, checkpoints
-from evalkit.run import environment, identity
+from evalkit.run import auto, identity
 from evalkit.storage import keys
 from evalkit.types import Dataset
 
@@ -40,7 +40,7 @@ class Task(NamedTuple):
     @property
     def batch_tokens(self) -> int:
         """Most tokens of a batch, padding included."""
-        return environment.batch_tokens(self.config.engine.batch_tokens, self.device)
+        return auto.batch_tokens(self.config.engine.batch_tokens, self.device)
 
 
 class Cell(NamedTuple):

@@ -1,6 +1,8 @@
-"""Encode texts: sort them by length, batch them into few shapes, run the model, restore their order.
+"""Encode texts: batch them (`batching`), run the model, restore their order.
 
-Shapes: N texts, B texts of a batch, U distinct texts, X vectors of all texts concatenated, V copied vectors, D dim.
+Shapes: N texts, B texts of a batch, U distinct texts, X token ids or vectors of all texts concatenated, D dim.
+On a GPU vectors are copied by index: P texts that receive the vectors of a batch (identical texts share them), V copied
+vectors.
 """
 
 from __future__ import annotations
@@ -12,7 +14,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
 from itertools import pairwise
 from typing import NamedTuple, TypeAlias
 
@@ -26,84 +27,14 @@ from evalkit.kernels.trouble import first_line, is_out_of_memory
 from evalkit.models.encoder import Encoder
 from evalkit.models.tokens import Tokens, TokenTable
 from evalkit.ragged import Ragged, offsets
+from evalkit.run.batching import BatchRows, halves, packed_batches, padded_batches
 from evalkit.storage.keys import label
 from evalkit.storage.shard_files import ShardVectors
 
 log = logging.getLogger(__name__)
 
-WIDTH_RATIO = 1.05
-"""Ratio of neighbouring padded widths: padding is 2.5 % on average, and native libraries cache few shapes."""
-
 BATCHES_PER_CORE = 16
 """Batches queued for each core's thread, so that no core waits for the thread that submits them."""
-
-
-class BatchRows(NamedTuple):
-    """The texts of one batch, by row, longest first, and the width to pad them to; 0 means that they are packed."""
-
-    rows: np.ndarray
-    width: int
-
-    def size(self, lengths_N: np.ndarray) -> int:
-        """Return the batch's number of tokens, padding included."""
-        return self.width * len(self.rows) if self.width else int(lengths_N[self.rows].sum())
-
-
-@cache
-def widths(longest: int) -> np.ndarray:
-    """Return the widths that texts of at most `longest` tokens are padded to, ascending.
-
-    >>> widths(300)[-3:].tolist()
-    [273, 286, 300]
-    """
-    steps = [longest]
-    while steps[-1] > 1:
-        steps.append(min(steps[-1] - 1, int(-(-steps[-1] // WIDTH_RATIO))))
-    return np.array(steps[::-1])
-
-
-def padded_batches(lengths_N: np.ndarray, *, batch_tokens: int, longest: int) -> Iterator[BatchRows]:
-    """Yield padded batches of at most `batch_tokens` tokens, longest texts first.
-
-    A text's padded width depends only on its own length, so its vectors do not depend on the other texts of the batch.
-    All batches of one width have the same number of texts, except the last ones, whose sizes are powers of two: a long
-    run therefore sees all its shapes early. A text longer than `batch_tokens` is a batch of its own.
-    """
-    order_N = np.argsort(-lengths_N, kind="stable")
-    fine = widths(max(longest, int(lengths_N.max(initial=1))))
-    width_N = fine[np.searchsorted(fine, lengths_N[order_N])]
-    begin = 0
-    while begin < len(order_N):
-        width = int(width_N[begin])
-        left = int(np.searchsorted(-width_N, -width, side="right")) - begin
-        texts = max(1, batch_tokens // width)
-        if left < texts:
-            texts = 1 << (left.bit_length() - 1)
-        yield BatchRows(order_N[begin : begin + texts], width)
-        begin += texts
-
-
-def packed_batches(lengths_N: np.ndarray, *, batch_tokens: int) -> Iterator[BatchRows]:
-    """Yield batches without padding, longest texts first, each filled up to `batch_tokens` tokens."""
-    order_N = np.argsort(-lengths_N, kind="stable")
-    ends_N = np.cumsum(lengths_N[order_N])
-    begin = 0
-    while begin < len(order_N):
-        before = int(ends_N[begin - 1]) if begin else 0
-        end = max(begin + 1, int(np.searchsorted(ends_N, before + batch_tokens, side="right")))
-        yield BatchRows(order_N[begin:end], 0)
-        begin = end
-
-
-def batches(lengths: Sequence[int], *, batch_tokens: int) -> Iterator[list[int]]:
-    """Yield the positions of texts, longest first, in batches of at most `batch_tokens` tokens, padding included.
-
-    >>> list(batches([2, 9, 3, 2], batch_tokens=6))
-    [[1], [2], [0, 3]]
-    """
-    lengths_N = np.array(lengths, dtype=np.int64)
-    for batch in padded_batches(lengths_N, batch_tokens=batch_tokens, longest=int(lengths_N.max(initial=1))):
-        yield [int(row) for row in batch.rows]
 
 
 def log_halved(tokens: int, reason: str) -> None:
@@ -285,7 +216,7 @@ class _BatchQueue:
         """Take the next batch, halved until it has no more tokens than fit."""
         waiting = self._batches
         while waiting[0].size(self.lengths_N) > self._fits and len(waiting[0].rows) > 1:
-            waiting.extendleft(reversed(_halves(waiting.popleft())))
+            waiting.extendleft(reversed(halves(waiting.popleft())))
         return waiting.popleft()
 
     def put_back(self, batches: Sequence[BatchRows]) -> None:
@@ -294,11 +225,11 @@ class _BatchQueue:
 
     def halve(self, batch: BatchRows, problem: str) -> None:
         """Put a batch back as two halves, and lower the limit to the larger half."""
-        halves = _halves(batch)
-        if (half := max(half.size(self.lengths_N) for half in halves)) < self._fits:
+        both = halves(batch)
+        if (half := max(half.size(self.lengths_N) for half in both)) < self._fits:
             self._fits = half
             self._on_halved(half, problem)
-        self.put_back(halves)
+        self.put_back(both)
 
 
 def _encode_all(queue: _BatchQueue, executor: _Executor, ids: Sequence[str]) -> None:
@@ -380,11 +311,6 @@ def _executor(
         yield _Executor(BATCHES_PER_CORE * count, lambda batch: submit(lambda: outcome(launch(batch))).result)
 
 
-def _halves(batch: BatchRows) -> list[BatchRows]:
-    middle = -(-len(batch.rows) // 2)
-    return [BatchRows(batch.rows[:middle], batch.width), BatchRows(batch.rows[middle:], batch.width)]
-
-
 BatchVectors: TypeAlias = Mapping[int, tuple[Tensor, Tensor]]
 """For each dim the vectors of a batch, concatenated [X, D], and the number of vectors of each text [B]."""
 
@@ -405,7 +331,7 @@ class _InFlight(NamedTuple):
 
 
 def _launch(
-    rows: BatchRows,
+    batch: BatchRows,
     texts: TokenTable,
     encoder: Encoder,
     *,
@@ -414,13 +340,13 @@ def _launch(
 ) -> _InFlight | str:
     """Start a batch and the copy of its vectors. Return the reason if it does not fit memory."""
     try:
-        batch = encoder.batch(texts, skip_punctuation=documents, rows=rows.rows, width=rows.width or None)
-        copies = send(encoder.vectors(batch), rows)
+        model_input = encoder.batch(texts, skip_punctuation=documents, rows=batch.rows, width=batch.width or None)
+        copies = send(encoder.vectors(model_input), batch)
         copied = None
         if encoder.device.type == "cuda":
             copied = torch.cuda.Event()  # type: ignore[no-untyped-call]  # torch's own annotation is missing
             copied.record(torch.cuda.current_stream(encoder.device))
-        return _InFlight(rows, copies, copied)
+        return _InFlight(batch, copies, copied)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise

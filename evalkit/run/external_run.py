@@ -19,7 +19,7 @@ from rich.console import Console
 
 from evalkit.config.settings import RunConfig, RunFileConfig
 from evalkit.errors import ScoreError
-from evalkit.run import cell_files, environment, identity, pipeline, reuse
+from evalkit.run import cell_files, environment, identity, pipeline
 from evalkit.run.cells import Task
 from evalkit.storage import keys, results, trec, untrusted
 from evalkit.storage.results import CellScores
@@ -63,16 +63,16 @@ def import_run(run_file: Path, system: str, config: RunConfig, *, console: Conso
         split=task.dataset.split,
         language=task.dataset.language,
         main_metric=task.dataset.main_metric,
-        metrics=written.values.means,
-        groups=reuse.group_means(task, written.values),
+        metrics=written.scores.means,
+        groups=cell_files.group_means(task, written.scores),
         counts={**cell_files.counts(task, written), **vectors},
         deviations=task.deviations,
         protocol=protocol,
         wall_s={**_seconds(facts), "score": round(time.monotonic() - started, 3)},
         environment={
             **environment.environment(None),
-            **reuse.scoring_facts(task),
-            reuse.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
+            **cell_files.scoring_facts(task),
+            cell_files.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
             "checkpoint": None,
             "made_by": {name: value for name, value in facts.items() if name not in ("run_sha256", "seconds")},
         },

@@ -22,15 +22,15 @@ from evalkit.types import Dataset, Qrels, Query
 
 SEARCH_RULES = 1
 """Increase it when a change of the search or the tie rule can change a run."""
-FAST_PLAID = "1.7.0.2110"
-"""The version of fast-plaid that search=plaid uses; scripts/plaid.py pins it."""
 ENCODING_RULES = 5
 """Increase it when a change of batching or arithmetic can change the last bits of a vector."""
+FAST_PLAID = "1.7.0.2110"
+"""The version of fast-plaid that search=plaid uses; scripts/plaid.py pins it."""
 
 
 def vector_facts(  # noqa: PLR0913 (one argument for each source of a fact in the store key)
-    config: EncoderConfig,
-    job: RunConfig,
+    model: EncoderConfig,
+    config: RunConfig,
     checkpoint: Checkpoint,
     dim: int,
     *,
@@ -41,28 +41,28 @@ def vector_facts(  # noqa: PLR0913 (one argument for each source of a fact in th
     """Return every setting that changes a vector, without the corpus. The system's name is not included."""
     return {
         "checkpoint": dict(checkpoint.checksums),
-        "backbone": config.backbone,
+        "backbone": model.backbone,
         "dim": dim,
-        "head": config.head,
-        **({} if len(config.dims) == 1 else {"heads": list(config.dims)}),  # all heads share one GEMM
-        "pooling": config.pooling,
-        "normalize": config.normalize,
-        "query": _rules(config.query),
-        "document": _rules(config.document),
-        "skiplist": config.skiplist,
-        **({} if config.skiplist_words is None else {"skiplist_words": list(config.skiplist_words)}),
-        **({} if config.architecture is None else {"architecture": config.architecture}),
-        "dtype": config.dtype,
-        "rope_theta": config.rope_theta,
+        "head": model.head,
+        **({} if len(model.dims) == 1 else {"heads": list(model.dims)}),  # all heads share one GEMM
+        "pooling": model.pooling,
+        "normalize": model.normalize,
+        "query": _rules(model.query),
+        "document": _rules(model.document),
+        "skiplist": model.skiplist,
+        **({} if model.skiplist_words is None else {"skiplist_words": list(model.skiplist_words)}),
+        **({} if model.architecture is None else {"architecture": model.architecture}),
+        "dtype": model.dtype,
+        "rope_theta": model.rope_theta,
         # Earlier versions rounded the frequencies to half precision; those vectors must not have the same key.
-        **({"rope_frequencies": "float32"} if _rope_in_half(config) else {}),
-        **({} if config.adapter is None else {"adapter": config.adapter}),
-        **({} if not config.trust_remote_code else {"trust_remote_code": True}),
+        **({"rope_frequencies": "float32"} if _rope_in_half(model) else {}),
+        **({} if model.adapter is None else {"adapter": model.adapter}),
+        **({} if not model.trust_remote_code else {"trust_remote_code": True}),
         "attention": attention,
         **({"elementwise": "triton"} if fused else {}),
         "batch_tokens": batch_tokens,
         "encoding_rules": ENCODING_RULES,
-        "stored_dtype": job.store.dtype,
+        "stored_dtype": config.store.dtype,
     }
 
 
@@ -72,20 +72,21 @@ def _rules(rules: TextRules) -> dict[str, Any]:
     return facts if rules.prompt else {name: fact for name, fact in facts.items() if name != "prompt"}
 
 
-def _rope_in_half(config: EncoderConfig) -> bool:
-    return config.backbone == "jina_embeddings_v3" and config.dtype != "float32" and not config.trust_remote_code
+def _rope_in_half(model: EncoderConfig) -> bool:
+    """Whether earlier versions rounded the model's RoPE frequencies to half precision."""
+    return model.backbone == "jina_embeddings_v3" and model.dtype != "float32" and not model.trust_remote_code
 
 
-def bm25_facts(config: Bm25Config) -> dict[str, Any]:
+def bm25_facts(model: Bm25Config) -> dict[str, Any]:
     """Return every setting that changes a BM25 score, without corpus and queries."""
     return {
-        "k1": config.k1,
-        "b": config.b,
-        "fields": list(config.fields),
-        "analyzer": config.analyzer,
-        **({} if config.lengths == "lucene" else {"lengths": config.lengths}),
-        **({} if config.unmatched == "leave_out" else {"unmatched": config.unmatched}),
-        "ties": config.ties,
+        "k1": model.k1,
+        "b": model.b,
+        "fields": list(model.fields),
+        "analyzer": model.analyzer,
+        **({} if model.lengths == "lucene" else {"lengths": model.lengths}),
+        **({} if model.unmatched == "leave_out" else {"unmatched": model.unmatched}),
+        "ties": model.ties,
     }
 
 
@@ -111,10 +112,10 @@ class SearchFacts(TypedDict):
     """The settings of the index and of its search."""
 
 
-def corpus_facts(survey: Survey, job: RunConfig) -> CorpusFacts:
+def corpus_facts(survey: Survey, config: RunConfig) -> CorpusFacts:
     """Return a corpus's checksum and its division into shards."""
-    assert job.store.shard_tokens != "auto"  # `environment.resolved` has replaced it by a number
-    return {"corpus": survey.checksum, "shard_tokens": job.store.shard_tokens, "cut": SHARD_RULE}
+    assert config.store.shard_tokens != "auto"  # `auto.resolved` has replaced it by a number
+    return {"corpus": survey.checksum, "shard_tokens": config.store.shard_tokens, "cut": SHARD_RULE}
 
 
 def store_key(system: Mapping[str, Any]) -> str:
@@ -132,16 +133,16 @@ def store_key_in(protocol: Mapping[str, Any]) -> str:
     return store_key({name: fact for name, fact in protocol.items() if name not in others})
 
 
-def search_facts(dataset: Dataset, job: RunConfig) -> SearchFacts:
+def search_facts(dataset: Dataset, config: RunConfig) -> SearchFacts:
     """Return the checksum of the queries and the settings of the search."""
     facts: SearchFacts = {
         "queries": texts_checksum(dataset.queries),
-        "depth": job.search.depth,
+        "depth": config.search.depth,
         "drop_self": dataset.drop_self,
         "search_rules": SEARCH_RULES,
     }
-    if job.search.name == "plaid":
-        settings = {name: getattr(job.search, name) for name in INDEX_SETTINGS}
+    if config.search.name == "plaid":
+        settings = {name: getattr(config.search, name) for name in INDEX_SETTINGS}
         facts |= {"search": "plaid", "index": {**settings, "library": f"fast-plaid {FAST_PLAID}"}}
     return facts
 

@@ -31,9 +31,9 @@ from typing import IO, Any, NamedTuple
 from evalkit.config.settings import RunConfig
 from evalkit.errors import EngineError, EvalkitError, StoreError
 from evalkit.storage import seal, untrusted
+from evalkit.storage.cell_config import config_of, plain
 from evalkit.storage.keys import key_of
 from evalkit.storage.paths import make_folder, write_atomic, write_error
-from evalkit.storage.results import config_of, plain
 
 FOLDER = "jobs"
 WORKERS = ".workers"
@@ -41,10 +41,10 @@ WORKERS = ".workers"
 CLAIM = ".claim"
 """Suffix of the file that a driver with workers keeps locked for each of its cells."""
 HEARTBEAT_S = 15.0
-REASON_CHARACTERS = 200
-"""The maximum length of the reason why a record is damaged, in characters."""
 DEAD_AFTER_S = 120.0
 """Several heartbeats: a file system can be slow, and a native call can hold the GIL for a while."""
+REASON_CHARACTERS = 200
+"""The maximum length of the reason why a record is damaged, in characters."""
 
 
 class Job(NamedTuple):

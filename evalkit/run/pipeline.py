@@ -32,19 +32,20 @@ from evalkit.models import metadata, weights
 from evalkit.models.backbones.native import count_parameters
 from evalkit.models.encoder import obtainable
 from evalkit.ranking import Hits, merge, no_hits, separate_ties
-from evalkit.run import cell_files, distributed, environment, loaded, plaid, reuse
+from evalkit.run import auto, cell_files, distributed, environment, loaded, plaid, reuse
 from evalkit.run.background import Merger, limit_tokenizer, tokenizer_threads
 from evalkit.run.cells import Cell, Task, plan
-from evalkit.run.progress import documents_bar
+from evalkit.run.progress import documents_bar, print_line
 from evalkit.run.search import to_run
-from evalkit.run.shard_step import bm25_count_step, bm25_score_step, costs, encode_queries, vector_step
+from evalkit.run.shard_step import Costs, bm25_count_step, bm25_score_step, costs, encode_queries, vector_step
 from evalkit.storage import keys, results
 from evalkit.storage.paths import (
     make_folder,
     remove_left_over,
     run_dir,
+    runs_dir,
     store_dir,
-    survey_file,
+    surveys_dir,
     topk_dir,
 )
 from evalkit.storage.results import CellScores
@@ -52,13 +53,13 @@ from evalkit.types import Dataset, Hit
 
 
 def run(
-    config: RunConfig, *, console: Console, force: bool = False, lacking: dict[int, str] | None = None
+    config: RunConfig, *, console: Console, force: bool = False, unobtainable: dict[int, str] | None = None
 ) -> list[CellScores]:
     """Return the scores of every cell of a config, computing only what is not already on disk.
 
     A finished cell whose judgements, query groups or metrics have changed is scored again from its run file. `force`
-    searches every cell again and reuses the checkpointed shards. If `lacking` is given, a dim whose checkpoint cannot
-    be obtained does not stop the others: it is added to `lacking` with the reason. If no dim is left, that raises.
+    searches every cell again and reuses the checkpointed shards. If `unobtainable` is given, a dim whose checkpoint
+    cannot be obtained does not stop the others: it is added there with the reason. If no dim is left, that raises.
 
     With `search=plaid` the exact cells are computed first, so that the index loss can be stated.
 
@@ -68,36 +69,31 @@ def run(
     if config.search.name == "plaid":
         plaid.check(config)
         _require_index(config, console=console, force=force)
-        exact = run(plaid.exact_config(config), console=console, force=force, lacking=lacking)
+        exact = run(plaid.exact_config(config), console=console, force=force, unobtainable=unobtainable)
         config = dataclasses.replace(config, dims=tuple(cell.dim for cell in exact))
-        return [*exact, *_run(config, console=console, force=force, lacking=None)]
-    return _run(config, console=console, force=force, lacking=lacking)
+        return [*exact, *_run(config, console=console, force=force, unobtainable=None)]
+    return _run(config, console=console, force=force, unobtainable=unobtainable)
 
 
-def _run(config: RunConfig, *, console: Console, force: bool, lacking: dict[int, str] | None) -> list[CellScores]:
+def _run(config: RunConfig, *, console: Console, force: bool, unobtainable: dict[int, str] | None) -> list[CellScores]:
+    """Do what `run` does. With `search=plaid` the exact cells must be finished."""
     task = prepare(config, console=console)
-    task, cells = _plan_obtainable(task, lacking)
+    task, cells = _plan_obtainable(task, unobtainable)
     remove_left_over(_output_folders(config, cells))
     done = {cell.run_id: None if force else reuse.finished(task, cell, config.metrics) for cell in cells}
     for line in reuse.reused_lines([scores for scores in done.values() if scores is not None], config.results_dir):
-        console.print(line, highlight=False, markup=False, soft_wrap=True)
+        print_line(console, line)
     unfinished = [cell for cell in cells if done[cell.run_id] is None]
     if unfinished and config.search.name == "plaid":
         done |= _search_indexes(task, unfinished)
     elif unfinished:
-        make_folder(run_dir(config.results_dir, unfinished[0].run_id).parent)  # fails now rather than after hours
+        make_folder(runs_dir(config.results_dir))  # fails now rather than after hours
         started = time.monotonic()
         reproduced: set[int] = set()
         try:
             best = search(task, unfinished, reproduced_dims=reproduced)
         except ChangedError:  # the next job must not use this survey
-            forget(
-                task.dataset.corpus,
-                shard_tokens=environment.shard_tokens(config, task.device),
-                max_document_tokens=environment.max_document_tokens(config, task.device),
-                cache_dir=config.cache_dir,
-                judged_ids=datasets.judged_ids(task.dataset),
-            )
+            _forget_survey(task)
             raise
         wall_s = time.monotonic() - started
         for cell in unfinished:
@@ -107,79 +103,22 @@ def _run(config: RunConfig, *, console: Console, force: bool, lacking: dict[int,
     return [scores for scores in done.values() if scores is not None]
 
 
-def _require_index(config: RunConfig, *, console: Console, force: bool) -> None:
-    """Raise ConfigError if the index's library is missing and a cell needs it. Reading finished cells does not."""
-    try:
-        plaid.python(config.cache_dir)
-    except ConfigError:
-        task, cells = _plan_obtainable(prepare(config, console=console), {})
-        if force or any(reuse.finished(task, cell, config.metrics) is None for cell in cells):
-            raise
-
-
-def _search_indexes(task: Task, cells: Sequence[Cell]) -> dict[str, CellScores]:
-    """Search the stored embeddings of cells with an index, one cell after another; return their scores by run id."""
-    engine, model = task.config.engine, task.config.model
-    assert isinstance(model, EncoderConfig)
-    by_dim = {cell.dim: cell for cell in cells if cell.dim is not None}
-    found = {dim: cell.checkpoint for dim, cell in by_dim.items() if cell.checkpoint is not None}
-    done = {}
-    for encoder, _ in loaded.encoders(model, found, device=task.device, engine=engine):
-        for dim, queries in encode_queries(task, encoder).items():
-            cell = by_dim[dim]
-            started = time.monotonic()
-            line = f"{model.name} at dim {dim} on {task.dataset.name}: its stored embeddings are searched by fast-plaid"
-            task.console.print(line, highlight=False, markup=False, soft_wrap=True)
-            indexed = plaid.search(task, cell, queries)
-            search_s = time.monotonic() - started
-            done[cell.run_id] = finish(
-                task, cell, indexed.hits, search_s=search_s, vectors_reproduced=False, indexed=indexed
-            )
-    return done
-
-
-def _plan_obtainable(task: Task, lacking: dict[int, str] | None) -> tuple[Task, list[Cell]]:
-    """Return the task and cells of the dims whose checkpoints can be obtained; add the other dims to `lacking`."""
-    try:
-        return task, plan(task)
-    except ModelError:
-        model, dims = task.config.model, [dim for dim in task.config.dims if dim is not None]
-        if lacking is None or not isinstance(model, EncoderConfig):
-            raise
-        found, failed = obtainable(model, dims)
-        if not found or not failed:
-            raise
-    lacking |= {dim: str(error) for dim, error in failed.items()}
-    task = task._replace(config=dataclasses.replace(task.config, dims=tuple(found)))
-    return task, plan(task)
-
-
-def _output_folders(config: RunConfig, cells: Sequence[Cell]) -> Iterator[Path]:
-    """Yield the folders that a job writes to; a killed job may have left temporary files there."""
-    runs = run_dir(config.results_dir, "x").parent
-    yield from (runs, *(path for path in runs.glob("*") if path.is_dir()))
-    yield survey_file(config.cache_dir, "x").parent
-    for cell in cells:
-        yield store_dir(config.cache_dir, cell.store_key)
-        yield topk_dir(config.cache_dir, cell.search_key)
-
-
 def prepare(config: RunConfig, *, console: Console) -> Task:
     """Open the dataset and survey its corpus: counts, checksum, duplicate ids, shard boundaries.
 
     Raises ConfigError for a device or kernel that is not available, and DatasetError for unusable data.
     """
-    device = environment.choose_device(config.engine.device)
+    device = auto.choose_device(config.engine.device)
     choice.require(config.engine.maxsim, device, precision=config.engine.nominate)
-    config = environment.resolved(config, device)
-    shard_tokens = environment.shard_tokens(config, device)
+    config = auto.resolved(config, device)
+    shard_tokens = auto.shard_tokens(config, device)
 
     def survey_of(dataset: Dataset) -> Survey:
         with documents_bar(console, f"survey of {dataset.name}", total=config.dataset.counts.documents) as advance:
             return survey(
                 dataset.corpus,
                 shard_tokens=shard_tokens,
-                max_document_tokens=environment.max_document_tokens(config, device),
+                max_document_tokens=auto.max_document_tokens(config, device),
                 cache_dir=config.cache_dir,
                 name=dataset.name,
                 judged_ids=datasets.judged_ids(dataset),
@@ -218,16 +157,16 @@ def search_vectors(
     engine, reproduced = task.config.engine, set() if reproduced_dims is None else reproduced_dims
     if engine.threads is not None:
         torch.set_num_threads(engine.threads)
-    if engine.name == "ray":
-        return distributed.search_vectors(task, cells, model, reproduced_dims=reproduced)
     by_dim = {cell.dim: cell for cell in cells if cell.dim is not None}
     found = {dim: cell.checkpoint for dim, cell in by_dim.items() if cell.checkpoint is not None}
-    best = {cell.run_id: no_hits() for cell in cells}
     for line in metadata.notes(model, found):
-        task.console.print(f"{model.name}: {line}", highlight=False, markup=False, soft_wrap=True)
+        print_line(task.console, f"{model.name}: {line}")
+    if engine.name == "ray":
+        return distributed.search_vectors(task, by_dim, model, reproduced_dims=reproduced)
+    best = {cell.run_id: no_hits() for cell in cells}
     limit_tokenizer(tokenizer_threads(engine.tokenizer_workers, task.device))
-    for encoder, of_encoder in loaded.encoders(model, found, device=task.device, engine=engine):
-        reproduced |= of_encoder
+    for encoder, reproduced_by_encoder in loaded.encoders(model, found, device=task.device, engine=engine):
+        reproduced |= reproduced_by_encoder
         members = {dim: by_dim[dim] for dim in encoder.heads}
         title = f"{keys.label(model.name, *members)} on {task.dataset.name}"
         with (
@@ -251,10 +190,10 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
     if task.dataset.language == "unknown":
         line = f"{task.dataset.name}: its language is not given, so {model.name} analyses it as {model.analyzer}"
         remedy = "dataset.language=CODE (es, zh) says which it is, model.analyzer=NAME how it is analysed"
-        task.console.print(f"{line}; {remedy}", highlight=False, markup=False, soft_wrap=True)
+        print_line(task.console, f"{line}; {remedy}")
     terms = lucene.query_terms(task.dataset.queries, analyzer)
     if task.config.engine.name == "ray":
-        distributed.count_terms(task, cell, terms)
+        distributed.count_terms(task, cell, terms)  # checkpoints the counts, which `count` below reads
     count = bm25_count_step(task, cell, terms, analyzer)
     shards = task.survey.shards
     with documents_bar(
@@ -298,17 +237,11 @@ def finish(
     config, dataset = task.config, task.dataset
     written = cell_files.write(task, cell.run_id, to_run(hits, [query.id for query in dataset.queries]))
     exact = None if indexed is None else plaid.exact_cell(task, cell)
-    cost = {} if cell.dim is None else costs(task, exact or cell)
+    cost = Costs({}, {}) if cell.dim is None else costs(task, exact or cell)
     if indexed is not None:
-        cost["search_s"] = indexed.search_s
-    vectors = {} if "vectors" not in cost else {"document_vectors": int(cost.pop("vectors"))}
-    counted: dict[str, int] = {
-        name: int(cost.pop(name))
-        for name in ("fitted_batch_tokens", "reused_shards", "shards_without_costs")
-        if name in cost
-    }
-    for line in _cost_remarks(counted, shards=len(task.survey.shards)):
-        task.console.print(f"{cell.run_id}: {line}", highlight=False, markup=False, soft_wrap=True)
+        cost.seconds["search"] = indexed.search_s
+    for line in _cost_remarks(cost.counts, shards=len(task.survey.shards)):
+        print_line(task.console, f"{cell.run_id}: {line}")
     scores = CellScores(
         run_id=cell.run_id,
         model=config.model.name,
@@ -317,47 +250,119 @@ def finish(
         split=dataset.split,
         language=dataset.language,
         main_metric=dataset.main_metric,
-        metrics=written.values.means,
-        groups=reuse.group_means(task, written.values),
+        metrics=written.scores.means,
+        groups=cell_files.group_means(task, written.scores),
         counts={
             **cell_files.counts(task, written),
             **_title_only_documents(task),
             "shards": len(task.survey.shards),
-            **vectors,
-            **counted,
+            **cost.counts,
         },
-        deviations=(*task.deviations, *reuse.accepted_contradictions(config, cell)),
+        deviations=(*task.deviations, *cell_files.accepted_contradictions(config, cell)),
         protocol=cell.protocol,
         wall_s={
             "encode_and_search": round(search_s, 3),
             "score": round(time.monotonic() - started, 3),
-            **{name.removesuffix("_s"): round(seconds, 3) for name, seconds in cost.items()},
+            **{stage: round(seconds, 3) for stage, seconds in cost.seconds.items()},
         },
-        environment={
-            **environment.environment(None if cell.dim is None else task.device),
-            **environment.given_up(config, task.device),
-            **distributed.provenance(config),
-            **reuse.scoring_facts(task),
-            reuse.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
-            **(
-                {"checkpoint": _weights(config, cell, vectors_reproduced=vectors_reproduced)}
-                if indexed is None or exact is None
-                else _index_facts(config, exact, written.run, indexed)
-            ),
-        },
+        environment=_environment(task, cell)
+        | (
+            {"checkpoint": _weights_facts(config, cell, vectors_reproduced=vectors_reproduced)}
+            if indexed is None or exact is None
+            else _index_facts(config, exact, written.run, indexed)
+        ),
     )
     results.write(scores, config.results_dir)
     return scores
 
 
-def _cost_remarks(counted: Mapping[str, int], *, shards: int) -> Iterator[str]:
+def _plan_obtainable(task: Task, unobtainable: dict[int, str] | None) -> tuple[Task, list[Cell]]:
+    """Return the task and cells of the dims whose checkpoints can be obtained; add the other dims to `unobtainable`."""
+    try:
+        return task, plan(task)
+    except ModelError:
+        model, dims = task.config.model, [dim for dim in task.config.dims if dim is not None]
+        if unobtainable is None or not isinstance(model, EncoderConfig):
+            raise
+        found, failed = obtainable(model, dims)
+        if not found or not failed:
+            raise
+    unobtainable |= {dim: str(error) for dim, error in failed.items()}
+    task = task._replace(config=dataclasses.replace(task.config, dims=tuple(found)))
+    return task, plan(task)
+
+
+def _output_folders(config: RunConfig, cells: Sequence[Cell]) -> Iterator[Path]:
+    """Yield the folders that a job writes to; a killed job may have left temporary files there."""
+    runs = runs_dir(config.results_dir)
+    yield from (runs, *(path for path in runs.glob("*") if path.is_dir()))
+    yield surveys_dir(config.cache_dir)
+    for cell in cells:
+        yield store_dir(config.cache_dir, cell.store_key)
+        yield topk_dir(config.cache_dir, cell.search_key)
+
+
+def _forget_survey(task: Task) -> None:
+    """Delete the survey that `prepare` wrote or read."""
+    forget(
+        task.dataset.corpus,
+        shard_tokens=auto.shard_tokens(task.config, task.device),
+        max_document_tokens=auto.max_document_tokens(task.config, task.device),
+        cache_dir=task.config.cache_dir,
+        judged_ids=datasets.judged_ids(task.dataset),
+    )
+
+
+def _require_index(config: RunConfig, *, console: Console, force: bool) -> None:
+    """Raise ConfigError if the index's library is missing and a cell needs it. Reading finished cells does not."""
+    try:
+        plaid.python(config.cache_dir)
+    except ConfigError:
+        task, cells = _plan_obtainable(prepare(config, console=console), {})
+        if force or any(reuse.finished(task, cell, config.metrics) is None for cell in cells):
+            raise
+
+
+def _search_indexes(task: Task, cells: Sequence[Cell]) -> dict[str, CellScores]:
+    """Search the stored embeddings of cells with an index, one cell after another; return their scores by run id."""
+    engine, model = task.config.engine, task.config.model
+    assert isinstance(model, EncoderConfig)
+    by_dim = {cell.dim: cell for cell in cells if cell.dim is not None}
+    found = {dim: cell.checkpoint for dim, cell in by_dim.items() if cell.checkpoint is not None}
+    done = {}
+    for encoder, _ in loaded.encoders(model, found, device=task.device, engine=engine):
+        for dim, queries in encode_queries(task, encoder).items():
+            cell = by_dim[dim]
+            started = time.monotonic()
+            line = f"{model.name} at dim {dim} on {task.dataset.name}: its stored embeddings are searched by fast-plaid"
+            print_line(task.console, line)
+            indexed = plaid.search(task, cell, queries)
+            search_s = time.monotonic() - started
+            done[cell.run_id] = finish(
+                task, cell, indexed.hits, search_s=search_s, vectors_reproduced=False, indexed=indexed
+            )
+    return done
+
+
+def _environment(task: Task, cell: Cell) -> dict[str, Any]:
+    """Return what a result records about machine, engine, dataset and time."""
+    return {
+        **environment.environment(None if cell.dim is None else task.device),
+        **environment.given_up(task.config, task.device),
+        **distributed.provenance(task.config),
+        **cell_files.scoring_facts(task),
+        cell_files.FINISHED: datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _cost_remarks(counts: Mapping[str, int], *, shards: int) -> Iterator[str]:
     """Yield a line if the costs of some shards are unknown, and one if some were encoded for another cell."""
-    if lacking := counted.get("shards_without_costs"):
+    if lacking := counts.get("shards_without_costs"):
         yield (
             f"the manifests of {lacking:,} of {shards:,} shards no longer state their costs, so the result lacks "
             "document_vectors or times; the scores are complete"
         )
-    if reused := counted.get("reused_shards"):
+    if reused := counts.get("reused_shards"):
         yield f"{reused:,} of {shards:,} shards had been encoded before, for another cell"
 
 
@@ -385,7 +390,7 @@ def _index_facts(
     }
 
 
-def _weights(config: RunConfig, cell: Cell, *, vectors_reproduced: bool) -> dict[str, Any] | None:
+def _weights_facts(config: RunConfig, cell: Cell, *, vectors_reproduced: bool) -> dict[str, Any] | None:
     """Return what a result records about the weights: origin, checksums, number, and what proves them."""
     if cell.checkpoint is None or cell.dim is None or not isinstance(config.model, EncoderConfig):
         return None

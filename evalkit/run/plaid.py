@@ -39,6 +39,7 @@ from evalkit.storage.paths import (
     remove_left_over,
     store_dir,
     temporary,
+    temporary_suffix,
     write_atomic,
     write_error,
 )
@@ -79,7 +80,7 @@ def script() -> Path:
     return installed if installed.is_file() else Path(__file__).parents[2] / "scripts" / "plaid.py"
 
 
-def environment(cache_dir: Path) -> Path:
+def environment_dir(cache_dir: Path) -> Path:
     """Return the folder of fast-plaid's environment, whether or not it exists."""
     chosen = os.environ.get(ENVIRONMENT)
     return (Path(chosen).expanduser() if chosen else environments_dir(cache_dir) / "plaid").absolute()
@@ -131,28 +132,10 @@ def search(task: Task, cell: Cell, queries: ShardVectors) -> Indexed:
     make_folder(folder.parent)
     remove_left_over([folder.parent])
     unfinished = temporary(folder)
-    suffix = temporary(Path("x")).name.removeprefix(".x")  # so that `remove_left_over` finds a killed process's folder
+    suffix = temporary_suffix(os.getpid())  # so that `remove_left_over` finds a killed process's folder
     with tempfile.TemporaryDirectory(prefix=".search-", suffix=suffix, dir=folder.parent) as work:
         index = folder if record is not None else unfinished
-        save_file(
-            {
-                "vectors": queries.vectors.rows_XD.cpu().contiguous(),
-                "lengths": queries.vectors.lengths_N.to(torch.int32),
-            },
-            Path(work) / "queries.safetensors",
-        )
-        job = {
-            "library": identity.FAST_PLAID,
-            "index": str(index),
-            "shards": [str(path.absolute()) for path in stored.paths],
-            "queries": str(Path(work) / "queries.safetensors"),
-            "depth": min(task.depth, len(stored.ids)),
-            "threads": task.config.engine.threads,
-            "device": str(task.device),
-            "build": None if record is not None else build,
-            "search": {name: settings[name] for name in ("n_ivf_probe", "n_full_scores")},
-            "out": work,
-        }
+        job = _job(task, stored, settings, queries, index=index, build=build if record is None else None, work=work)
         try:
             answer, hits = _run_library(job, Path(work), task.config.cache_dir, stored, queries=len(queries.ids))
             if record is None:
@@ -169,6 +152,39 @@ def search(task: Task, cell: Cell, queries: ShardVectors) -> Indexed:
     }
     found = best_of_shard(*hits, ranked_ids(stored.ids), depth=task.depth)
     return Indexed(found, facts, answer["search_s"])
+
+
+def _job(  # noqa: PLR0913 (keyword-only after the first four)
+    task: Task,
+    stored: _Stored,
+    settings: Mapping[str, Any],
+    queries: ShardVectors,
+    *,
+    index: Path,
+    build: Mapping[str, Any] | None,
+    work: str,
+) -> dict[str, Any]:
+    """Write the query vectors to the folder `work`, and return the request to scripts/plaid.py.
+
+    `build` has the settings of an index that must be built; None means that it exists.
+    """
+    vectors = {
+        "vectors": queries.vectors.rows_XD.cpu().contiguous(),
+        "lengths": queries.vectors.lengths_N.to(torch.int32),
+    }
+    save_file(vectors, Path(work) / "queries.safetensors")
+    return {
+        "library": identity.FAST_PLAID,
+        "index": str(index),
+        "shards": [str(path.absolute()) for path in stored.paths],
+        "queries": str(Path(work) / "queries.safetensors"),
+        "depth": min(task.depth, len(stored.ids)),
+        "threads": task.config.engine.threads,
+        "device": str(task.device),
+        "build": build,
+        "search": {name: settings[name] for name in ("n_ivf_probe", "n_full_scores")},
+        "out": work,
+    }
 
 
 def overlap(run: Run, exact: Run) -> dict[str, float]:
@@ -194,7 +210,7 @@ def overlap(run: Run, exact: Run) -> dict[str, float]:
 
 def python(cache_dir: Path) -> Path:
     """Return the Python of fast-plaid's environment. Raises ConfigError that names the command to create it."""
-    folder = environment(cache_dir)
+    folder = environment_dir(cache_dir)
     found = folder / "bin" / "python"
     if not found.is_file():
         msg = f"search=plaid: got no environment in {folder}, wanted one with fast-plaid {identity.FAST_PLAID}"
@@ -271,7 +287,7 @@ def _run_library(
     doing = "searching" if job["build"] is None else "building and searching"
     kept = "" if job["build"] is None else "nothing of the index was kept: "
     again = f"{kept}run the same command again, or make its environment again: "
-    again += f"python {script()} make {environment(cache_dir)}"
+    again += f"python {script()} make {environment_dir(cache_dir)}"
     write_atomic(work / "job.json", json.dumps(job).encode())
     done = subprocess.run(  # noqa: S603 (the Python of an environment that the user made)
         [python(cache_dir), script(), "run", work / "job.json"],

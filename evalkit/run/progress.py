@@ -54,6 +54,11 @@ class ProgressCounter:
         return f"{self.title}: {', '.join(parts)}"
 
 
+def print_line(console: Console, line: str) -> None:
+    """Print a line as it is: names are not taken for markup, numbers are not coloured, and it is not wrapped."""
+    console.print(line, highlight=False, markup=False, soft_wrap=True)
+
+
 @contextmanager
 def documents_bar(console: Console, title: str, *, total: int | None) -> Iterator[ProgressCounter]:
     """Show documents done, documents/s, tokens/s and time left; `total` is None if it is not known yet."""
@@ -83,6 +88,6 @@ def _lines(console: Console) -> Callable[[ProgressCounter], None]:
         if time.monotonic() - last_s < LINE_S and counter.shards - last_shards < LINE_SHARDS:
             return
         last_s, last_shards = time.monotonic(), counter.shards
-        console.print(counter.line(), highlight=False, markup=False, soft_wrap=True)
+        print_line(console, counter.line())
 
     return show

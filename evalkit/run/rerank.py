@@ -8,7 +8,7 @@ from evalkit.datasets.survey import ContentHash
 from evalkit.errors import ScoreError
 from evalkit.models.reranker import Reranker
 from evalkit.ranking import rank_hits
-from evalkit.run.encode import batches
+from evalkit.run.batching import batches
 from evalkit.run.progress import Advance
 from evalkit.types import Dataset, Hit, Run
 

@@ -10,21 +10,17 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-from evalkit.config.settings import EncoderConfig, RunConfig
 from evalkit.errors import ScoreError
-from evalkit.models import metadata
-from evalkit.run import environment, identity
+from evalkit.run import cell_files, environment, identity
 from evalkit.run.cells import Cell, Task
+from evalkit.run.progress import print_line
 from evalkit.scoring import metrics
-from evalkit.storage import keys, results, trec
+from evalkit.storage import cell_config, keys, per_query_file, results, trec
 from evalkit.storage.paths import run_dir, write_atomic
 from evalkit.storage.results import CellScores
-from evalkit.types import Scores
+from evalkit.types import Run
 
-FINISHED = "finished"
-"""The key in `environment` of the time when a cell was finished."""
 DATE_CHARACTERS = len("2026-01-31")
 PUBLISHED = "published"
 """A results folder with this subfolder is the project's own: it also holds the published scores."""
@@ -40,21 +36,28 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
     changed = None if scores is None else _changed(task, cell, scores, names)
     if scores is None or changed is None:
         return scores
-    names = tuple(dict.fromkeys((*names, *scores.metrics)))  # metrics of earlier requests are kept
-    folder = run_dir(task.config.results_dir, cell.run_id)
     try:
         results.require_unedited(task.config.results_dir, scores, results.RUN)
-        run = results.read_run(folder / results.RUN)
+        run = results.read_run(run_dir(task.config.results_dir, cell.run_id) / results.RUN)
     except ScoreError as error:
-        _print(task, f"{cell.run_id}: {changed}, and its run file cannot be read ({error}); it is searched again")
+        print_line(
+            task.console, f"{cell.run_id}: {changed}, and its run file cannot be read ({error}); it is searched again"
+        )
         return None
-    _print(task, f"{cell.run_id}: {changed}; its run file is scored again, nothing is searched or encoded")
+    print_line(task.console, f"{cell.run_id}: {changed}; its run file is scored again, nothing is searched or encoded")
+    wanted = tuple(dict.fromkeys((*names, *scores.metrics)))  # metrics of earlier requests are kept
+    return _scored_again(task, cell, scores, run, wanted)
+
+
+def _scored_again(task: Task, cell: Cell, scores: CellScores, run: Run, names: Sequence[str]) -> CellScores:
+    """Score the run of a finished cell again with the metrics `names`; write and return the new scores."""
+    folder = run_dir(task.config.results_dir, cell.run_id)
     started = time.monotonic()
     results.begin_scoring(task.config.results_dir, cell.run_id)
     trec.write_qrels(task.dataset.qrels, folder / results.QRELS)
     scored = metrics.score(run, task.dataset.qrels, names)
-    write_atomic(folder / results.PER_QUERY, results.per_query_table(scored.per_query, names).encode())
-    results.write_config(task.config, folder, scored_again=True)
+    write_atomic(folder / results.PER_QUERY, per_query_file.text(scored.per_query, names).encode())
+    cell_config.write(task.config, folder, scored_again=True)
     here = environment.environment(None)
     fresh = dataclasses.replace(
         scores,
@@ -62,13 +65,13 @@ def finished(task: Task, cell: Cell, names: Sequence[str]) -> CellScores | None:
         language=task.dataset.language,
         main_metric=task.dataset.main_metric,
         metrics=scored.means,
-        groups=group_means(task, scored),
+        groups=cell_files.group_means(task, scored),
         counts=_counts(task, scores),
-        deviations=(*task.deviations, *accepted_contradictions(task.config, cell)),
+        deviations=(*task.deviations, *cell_files.accepted_contradictions(task.config, cell)),
         wall_s={**scores.wall_s, "score": round(time.monotonic() - started, 3)},
         environment={
             **scores.environment,
-            **scoring_facts(task),
+            **cell_files.scoring_facts(task),
             "scored_again": {"evalkit": here["evalkit"], "ranx": here["packages"]["ranx"]},
         },
     )
@@ -82,7 +85,7 @@ def reused_lines(cells: Sequence[CellScores], results_dir: Path) -> list[str]:
     where = f"read from {results_dir}{own}; --force runs again"
     by_origin: dict[tuple[str, str], list[CellScores]] = {}
     for cell in cells:
-        when = str(cell.environment.get(FINISHED, ""))[:DATE_CHARACTERS] or "date not recorded"
+        when = str(cell.environment.get(cell_files.FINISHED, ""))[:DATE_CHARACTERS] or "date not recorded"
         device = cell.environment.get("device") or "cpu"
         if device == "cpu":
             device = cell.environment.get("processor") or device
@@ -92,28 +95,6 @@ def reused_lines(cells: Sequence[CellScores], results_dir: Path) -> list[str]:
         f"finished earlier ({when}, on {device}), {where}"
         for (when, device), same_origin in by_origin.items()
     ]
-
-
-def scoring_facts(task: Task) -> dict[str, Any]:
-    """Return the entries of a result's environment that describe the dataset and judgements it was scored with."""
-    return {
-        "dataset_source": task.dataset.source,
-        "dataset_verified": task.verified,
-        results.QRELS_CHECKSUM: identity.qrels_checksum(task.dataset.qrels),
-    }
-
-
-def group_means(task: Task, scored: Scores) -> dict[str, dict[str, float]]:
-    """Return each metric's mean over each of the dataset's query groups, by group."""
-    return {name: results.group_means(scored.per_query, ids) for name, ids in task.dataset.query_groups.items()}
-
-
-def accepted_contradictions(config: RunConfig, cell: Cell) -> tuple[str, ...]:
-    """Return the contradictions between config and `artifact.metadata` that model.verify=false accepts."""
-    if not isinstance(config.model, EncoderConfig) or cell.checkpoint is None or cell.dim is None:
-        return ()
-    found = metadata.differences(config.model, cell.checkpoint, cell.dim).contradictions
-    return tuple(f"{metadata.settings_file(cell.checkpoint)} has {clause}" for clause in found)
 
 
 def _changed(task: Task, cell: Cell, scores: CellScores, names: Sequence[str]) -> str | None:
@@ -130,7 +111,7 @@ def _changed(task: Task, cell: Cell, scores: CellScores, names: Sequence[str]) -
         problem = f"its main metric was {scores.main_metric}, wanted {metric}"
     elif not _same_groups(task, scores):
         problem = "the query groups have changed since it was scored"
-    elif scores.deviations != (*task.deviations, *accepted_contradictions(task.config, cell)):
+    elif scores.deviations != (*task.deviations, *cell_files.accepted_contradictions(task.config, cell)):
         problem = "the deviations differ from the recorded ones"
     return problem
 
@@ -151,10 +132,10 @@ def _same_groups(task: Task, scores: CellScores) -> bool:
     if not groups and not scores.groups:
         return True
     try:
-        table = results.read_per_query(run_dir(task.config.results_dir, scores.run_id) / results.PER_QUERY)
+        table = per_query_file.read(run_dir(task.config.results_dir, scores.run_id) / results.PER_QUERY)
         rows = zip(table.queries, table.value_QM.tolist(), strict=True)
         per_query = {query: dict(zip(table.metrics, row, strict=True)) for query, row in rows}
-        return {name: results.group_means(per_query, ids) for name, ids in groups.items()} == dict(scores.groups)
+        return {name: per_query_file.group_means(per_query, ids) for name, ids in groups.items()} == dict(scores.groups)
     except (ScoreError, KeyError):
         return False
 
@@ -164,7 +145,3 @@ def _counts(task: Task, scores: CellScores) -> dict[str, int]:
     kept = {name: count for name, count in scores.counts.items() if name != "missing_documents"}
     missing = {"missing_documents": len(task.survey.missing)} if task.survey.missing else {}
     return {**kept, "judgements": sum(map(len, task.dataset.qrels.values())), **missing}
-
-
-def _print(task: Task, line: str) -> None:
-    task.console.print(line, highlight=False, markup=False, soft_wrap=True)

@@ -1,6 +1,6 @@
 """Exact search of one shard: a fast kernel nominates documents, an exact one scores them.
 
-Shapes: Q queries, N documents of a shard, H hits (flat, of all queries together).
+Shapes: Q queries, N documents of a shard, X vectors of all texts, D dim, H hits (flat, of all queries together).
 
 The fast kernel's scores, of 16 or 32 bits, only nominate: every document that could be among the best within the
 kernel's proven error is scored again exactly. So the run depends on no batch, block, shard size, threads or device.

@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
@@ -75,6 +75,44 @@ class _EncodedShard(NamedTuple):
     wall_s: float
 
 
+class TokenizedShard(NamedTuple):
+    """The tokenised documents of a shard; their texts are no longer held."""
+
+    ids: tuple[str, ...]
+    tokens: TokenTable
+
+
+class ShardTokenizer(Protocol):
+    """Returns a shard's tokenised documents, prefetched or on demand."""
+
+    def start(self, shard: ShardRange) -> None:
+        """Start preparing a shard that will be taken."""
+
+    def take(self, shard: ShardRange) -> TokenizedShard:
+        """Return a shard's documents."""
+
+
+SaveCheckpoint = Callable[[Path, str, Mapping[str, Tensor], Mapping[str, Any]], None]
+"""`save(folder, name, arrays, facts)` writes a checkpoint, now or later."""
+
+
+class _BatchLimit:
+    """The maximum tokens of a batch. It falls if a batch does not fit memory, which is logged once and recorded."""
+
+    def __init__(self, tokens: int) -> None:
+        self.tokens = tokens
+        self.halved = False
+
+    def halve(self, tokens: int, reason: str) -> None:
+        if not self.halved:
+            log_halved(tokens, reason)
+        self.tokens, self.halved = tokens, True
+
+    def facts(self) -> dict[str, int]:
+        """Return the facts for a manifest; none if every batch fitted."""
+        return {"fitted_batch_tokens": self.tokens} if self.halved else {}
+
+
 @dataclass(frozen=True, kw_only=True)
 class VectorStep:
     """The step of cells (by dim) that share a backbone, with its background threads."""
@@ -88,7 +126,7 @@ class VectorStep:
     advance: Advance
     queries: Mapping[int, PreparedQueries]
     limit: _BatchLimit
-    tokenized: Tokenized
+    tokenized: ShardTokenizer
     encoded: Prefetcher[ShardRange, _EncodedShard]
     writer: Writer
     next_shards: list[ShardRange]
@@ -153,7 +191,7 @@ class VectorStep:
         costs_of |= {dim: {"encode_s": new.wall_s} for dim in new.vectors}
         vectors = {**new.vectors, **stored}
         damaged = [dim for dim, cell in self.cells.items() if cell.run_id not in hits and dim not in vectors]
-        if damaged:
+        if damaged:  # only the sizes of files are compared beforehand, not their checksums
             again = self._encode(shard, damaged)
             vectors |= again.vectors
             costs_of |= {dim: {"encode_s": again.wall_s} for dim in damaged}
@@ -192,10 +230,10 @@ class VectorStep:
             # On a CPU a write is short compared with encoding, and holding two shards would take twice the memory.
             self.writer.wait()
         started = time.monotonic()
-        texts = self.tokenized.take(shard)
+        tokenized = self.tokenized.take(shard)
         by_dim = encode(
-            texts.ids,
-            texts.tokens,
+            tokenized.ids,
+            tokenized.tokens,
             self.encoder.only(dims),
             Encoding(
                 documents=True,
@@ -211,7 +249,7 @@ class VectorStep:
         self.writer.wait_for_all_but(0 if self.task.device.type == "cpu" else UNWRITTEN_SHARDS * 2 * len(self.cells))
         if self.task.config.store.keep == "embeddings":
             for dim, vectors in by_dim.items():
-                facts = {**_facts(shard, self.cells[dim]), "run_id": self.cells[dim].run_id, "encode_s": wall_s}
+                facts = {**manifest_facts(shard, self.cells[dim]), "run_id": self.cells[dim].run_id, "encode_s": wall_s}
                 if (units := environment.arithmetic(self.task.config, self.task.device)) is not None:
                     facts["instruction_set"] = units
                 arrays = shard_files.vectors_to_arrays(vectors)
@@ -234,7 +272,9 @@ class VectorStep:
         search_s = round(time.monotonic() - started, 3)
         self._refuse_changed_checkpoints([dim])  # the query vectors depend on it too
         cost = {"vectors": len(vectors.vectors.rows_XD), **encoding, "search_s": search_s}
-        self._save(self.save_hits, self._topk_dir(cell), shard, hits_to_arrays(found), _facts(shard, cell) | cost)
+        self._save(
+            self.save_hits, self._topk_dir(cell), shard, hits_to_arrays(found), manifest_facts(shard, cell) | cost
+        )
         return found
 
     def _refuse_changed_checkpoints(self, dims: Sequence[int]) -> None:
@@ -274,23 +314,20 @@ def vector_step(
     threaded = tokenizer_threads(task.config.engine.tokenizer_workers, task.device) > 0
     queries = encode_queries(task, encoder, on_halved=limit.halve)
 
-    def texts(shard: ShardRange) -> Texts:
-        return _texts(task, encoder, shard)
+    def tokenized_shard(shard: ShardRange) -> TokenizedShard:
+        return _tokenized(task, encoder, shard)
 
     def encoded_shard(shard: ShardRange) -> _EncodedShard:
         return step.encode_missing(shard)
 
     on_gpu = task.device.type != "cpu"
     with (
-        Prefetcher(texts, threaded=threaded) as tokenized,
+        Prefetcher(tokenized_shard, threaded=threaded) as tokenized,
         Writer() as writer,
         Prefetcher(encoded_shard, threaded=on_gpu) as encoded,
         _search_stream(task.device),
     ):
-
-        def save(folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-            writer.submit(folder / name, lambda: shard_files.save(folder, name, arrays, facts))
-
+        save = partial(queue_write, writer)
         step = VectorStep(
             task=task,
             encoder=encoder,
@@ -316,49 +353,11 @@ def _search_stream(device: torch.device) -> AbstractContextManager[object]:
     return torch.cuda.stream(torch.cuda.Stream(device))  # type: ignore[no-untyped-call]  # torch's own annotation is missing
 
 
-class _BatchLimit:
-    """The maximum tokens of a batch. It falls if a batch does not fit memory, which is logged once and recorded."""
-
-    def __init__(self, tokens: int) -> None:
-        self.tokens = tokens
-        self.halved = False
-
-    def halve(self, tokens: int, reason: str) -> None:
-        if not self.halved:
-            log_halved(tokens, reason)
-        self.tokens, self.halved = tokens, True
-
-    def facts(self) -> dict[str, int]:
-        """Return the facts for a manifest; none if every batch fitted."""
-        return {"fitted_batch_tokens": self.tokens} if self.halved else {}
-
-
-class Texts(NamedTuple):
-    """The tokenised documents of a shard; their texts are no longer held."""
-
-    ids: tuple[str, ...]
-    tokens: TokenTable
-
-
-class Tokenized(Protocol):
-    """Returns a shard's tokenised documents, prefetched or on demand."""
-
-    def start(self, shard: ShardRange) -> None:
-        """Start preparing a shard that will be taken."""
-
-    def take(self, shard: ShardRange) -> Texts:
-        """Return a shard's documents."""
-
-
-SaveCheckpoint = Callable[[Path, str, Mapping[str, Tensor], Mapping[str, Any]], None]
-"""`save(folder, name, arrays, facts)` writes a checkpoint, now or later."""
-
-
-def _texts(task: Task, encoder: Encoder, shard: ShardRange) -> Texts:
+def _tokenized(task: Task, encoder: Encoder, shard: ShardRange) -> TokenizedShard:
     """Read and tokenise a shard. Raises ChangedError if the texts are not the surveyed ones."""
     documents = list(read_shard(task.dataset.corpus, shard, name=task.dataset.name))
     tokens = encoder.tokenize_documents([document.joined() for document in documents])
-    return Texts(tuple(document.id for document in documents), tokens)
+    return TokenizedShard(tuple(document.id for document in documents), tokens)
 
 
 def bm25_count_step(
@@ -380,7 +379,7 @@ def bm25_count_step(
             analyzer=analyzer,
         )
         tensors = {key: torch.from_numpy(array.copy()) for key, array in counts.to_arrays().items()}
-        shard_files.save(folder, name, tensors, _facts(shard, cell))
+        shard_files.save(folder, name, tensors, manifest_facts(shard, cell))
         return counts
 
     return step
@@ -402,29 +401,41 @@ def bm25_score_step(
     return merge(best, depth=depth, ties=settings.ties)
 
 
-def costs(task: Task, cell: Cell) -> dict[str, float]:
-    """Return the costs of a cell's shards, summed over their manifests: vectors, encode_s, search_s.
+class Costs(NamedTuple):
+    """What the shards of a cell cost. An entry that cannot be computed is left out."""
 
-    `slowest_search_s` is the longest search of one shard. It includes preparing the kernels, so a forecast counts it
-    once. Dims that shared a pass over the corpus each have the time of the whole pass. A shard that was encoded for
-    another cell has the time of that cell, and is counted in `reused_shards`. If a batch did not fit memory,
-    `fitted_batch_tokens` is the smallest limit that a shard ended with. `shards_without_costs` counts the shards whose
-    manifest is missing or lacks a cost; sums to which such a shard cannot contribute are left out.
+    seconds: dict[str, float]
+    """`encode` and `search`, and `slowest_search`: the longest search of one shard. It includes preparing the kernels,
+    so a forecast counts it once."""
+    counts: dict[str, int]
+    """`document_vectors`. If they are not 0: `fitted_batch_tokens`, the smallest batch limit that a shard ended with;
+    `reused_shards`, which were encoded for another cell; `shards_without_costs`, whose manifest lacks a cost."""
+
+
+def costs(task: Task, cell: Cell) -> Costs:
+    """Return the costs of a cell's shards, summed over their manifests.
+
+    Dims that shared a pass over the corpus each have the time of the whole pass. A shard that was encoded for another
+    cell has the time of that cell.
     """
     folder = topk_dir(task.config.cache_dir, cell.search_key)
     found = [shard_files.finished(folder, shard.checksum) or {} for shard in task.survey.shards]
     names = ("vectors", "encode_s", "search_s")
-    fitted = [facts["fitted_batch_tokens"] for facts in found if "fitted_batch_tokens" in facts]
-    reused = sum(facts.get("reused_shards", 0) for facts in found)
+    sums = {name: sum(facts[name] for facts in found) for name in names if all(name in facts for facts in found)}
     lacking = sum(any(name not in facts for name in names) for facts in found)
-    slowest = {"slowest_search_s": max(facts["search_s"] for facts in found)} if not lacking else {}
-    return {
-        **{name: sum(facts[name] for facts in found) for name in names if all(name in facts for facts in found)},
-        **slowest,
-        **({"fitted_batch_tokens": min(fitted)} if fitted else {}),
-        **({"reused_shards": reused} if reused else {}),
-        **({"shards_without_costs": lacking} if lacking else {}),
-    }
+    seconds = {name.removesuffix("_s"): float(total) for name, total in sums.items() if name != "vectors"}
+    if not lacking:
+        seconds["slowest_search"] = max(facts["search_s"] for facts in found)
+    counts: dict[str, int] = {}
+    if "vectors" in sums:
+        counts["document_vectors"] = int(sums["vectors"])
+    if fitted := [facts["fitted_batch_tokens"] for facts in found if "fitted_batch_tokens" in facts]:
+        counts["fitted_batch_tokens"] = int(min(fitted))
+    if reused := sum(facts.get("reused_shards", 0) for facts in found):
+        counts["reused_shards"] = int(reused)
+    if lacking:
+        counts["shards_without_costs"] = lacking
+    return Costs(seconds, counts)
 
 
 def _encoding_cost(facts: Mapping[str, Any], cell: Cell) -> dict[str, float]:
@@ -445,6 +456,13 @@ def log_other_arithmetic(stored: str | None, here: str | None) -> None:
         )
 
 
-def _facts(shard: ShardRange, cell: Cell) -> dict[str, Any]:
+def manifest_facts(shard: ShardRange, cell: Cell) -> dict[str, Any]:
     """Return the facts that the manifest of every shard has."""
     return {"start": shard.start, "stop": shard.stop, "protocol": cell.protocol}
+
+
+def queue_write(
+    writer: Writer, folder: Path, name: str, arrays: Mapping[str, Tensor], facts: Mapping[str, Any]
+) -> None:
+    """Queue the writing of a shard's files. Raises StoreError if an earlier write failed."""
+    writer.submit(folder / name, lambda: shard_files.save(folder, name, arrays, facts))

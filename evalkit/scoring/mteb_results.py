@@ -129,7 +129,7 @@ def read(path: Path) -> Result:
     Raises ScoreError for any other file, and for names that cannot be part of a path.
     """
     try:
-        values = untrusted.read_json_object(path, constants=True)  # nAUC may be NaN
+        values = untrusted.read_json_object(path, nan_as_null=True)  # nAUC may be NaN
     except untrusted.UnreadableError as error:
         msg = f"{path}: cannot be read as JSON ({error}), {WANTED}; copy the file again"
         raise ScoreError(msg) from error
@@ -156,7 +156,7 @@ def _model(path: Path) -> tuple[str, str]:
     meta = path.parent / META
     if meta.is_file():
         try:
-            values = untrusted.read_json_object(meta, constants=True)
+            values = untrusted.read_json_object(meta, nan_as_null=True)
         except untrusted.UnreadableError as error:
             msg = f"{meta}: cannot be read as JSON ({error}), wanted mteb's metadata of the model; delete or repair it"
             raise ScoreError(msg) from error

@@ -137,32 +137,32 @@ class Judgement(NamedTuple):
     grade: int
 
 
-def judgements(path: Path, make_error: MakeError, *, forms: Collection[int] = (3, 4)) -> Iterator[Judgement]:
+def judgements(path: Path, make_error: MakeError, *, allowed: Collection[int] = (3, 4)) -> Iterator[Judgement]:
     """Yield the judgements of a file with three columns, with or without BEIR's header, or with TREC's four.
 
-    `forms` restricts the number of columns. The first line decides it, and every other line must have the same number.
-    If the first line has exactly that number with tabs as the only separators, all lines are split at tabs only, so
-    that a space in an id does not count as a separator. Other lines raise the error of `make_error`.
+    `allowed` has the allowed numbers of columns. The first line decides on one, and every other line must have the same
+    number. If the first line has exactly that number with tabs as the only separators, all lines are split at tabs
+    only, so that a space in an id does not count as a separator. Other lines raise the error of `make_error`.
     """
     columns, tabs = 0, None
     for number, line in read_lines(path, make_error):
         text = decode(path, number, line, make_error).strip(" \t\r\n")
-        if not columns and text.count("\t") + 1 in forms:
+        if not columns and text.count("\t") + 1 in allowed:
             tabs = text.count("\t")
         found = split(text, tabs=tabs)
         if not columns:
             columns = len(found)
-            if tuple(found) == _HEADER and columns in forms:
+            if tuple(found) == _HEADER and columns in allowed:
                 continue
-        if len(found) != columns or columns not in forms:
-            first = min(forms)
-            wanted = f"{columns}, as on the first line" if columns in forms else f"{first} ({_COLUMN_NAMES[first]})"
+        if len(found) != columns or columns not in allowed:
+            first = min(allowed)
+            wanted = f"{columns}, as on the first line" if columns in allowed else f"{first} ({_COLUMN_NAMES[first]})"
             raise make_error(
                 path, number, f"{len(found)} columns", wanted, "ids must not contain white space; repair the line"
             )
         query, document, grade = found[0], found[-2], grade_of(found[-1])
         if grade is None:
-            header = f"; a header line must read {' '.join(_HEADER)}" if number == 1 and 3 in forms else ""
+            header = f"; a header line must read {' '.join(_HEADER)}" if number == 1 and 3 in allowed else ""
             raise make_error(
                 path, number, f"relevance {shortened(repr(found[-1]))}", "a whole number", f"repair the line{header}"
             )
@@ -171,17 +171,17 @@ def judgements(path: Path, make_error: MakeError, *, forms: Collection[int] = (3
         yield Judgement(number, query, document, grade)
 
 
-def read_qrels(path: Path, make_error: MakeError, *, forms: Collection[int] = (3, 4)) -> dict[str, dict[str, int]]:
+def read_qrels(path: Path, make_error: MakeError, *, allowed: Collection[int] = (3, 4)) -> dict[str, dict[str, int]]:
     """Return a file's grades by query and document, including zero and negative grades.
 
     A pair may be repeated with the same grade. A pair with two grades and a file without judgements raise the error of
     `make_error`.
     """
     qrels: dict[str, dict[str, int]] = {}
-    for number, query, document, grade in judgements(path, make_error, forms=forms):
+    for number, query, document, grade in judgements(path, make_error, allowed=allowed):
         first = qrels.setdefault(query, {}).setdefault(document, grade)
         if first != grade:
-            before = next(row for row in judgements(path, make_error, forms=forms) if row[1:3] == (query, document))
+            before = next(row for row in judgements(path, make_error, allowed=allowed) if row[1:3] == (query, document))
             got = f"grade {grade} for query {query!r} and document {document!r}, "
             got += f"which has grade {first} on line {before.line}"
             raise make_error(path, number, got, "one grade for a pair", "remove one of the lines")

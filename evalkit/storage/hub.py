@@ -13,6 +13,7 @@ import hashlib
 import os
 import re
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
 from urllib.parse import urlparse
@@ -51,27 +52,38 @@ def snapshot(
         if folder.is_dir() and is_complete(folder):
             return folder
     from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.utils.tqdm import tqdm
-
-    class Silent(tqdm):
-        """Turns off the library's own bar, which counts files; most of them exist by then."""
-
-        def __init__(self, *arguments: Any, **settings: Any) -> None:
-            super().__init__(*arguments, **{**settings, "disable": True})  # type: ignore[no-untyped-call]  # tqdm has no types
 
     wanted: dict[str, Any] = {
         "repo_type": repo_type,
         "revision": revision,
         "allow_patterns": list(dict.fromkeys(patterns)),
-        "tqdm_class": Silent,
+        "tqdm_class": _silent_bar(),
     }
-    try:
+    with _download_errors():
         if not constants.HF_HUB_OFFLINE:
             _refuse_token()
             if reason := _unreachable():
                 return _from_cache(repo, wanted, reason)
             _fetch_missing(repo, wanted)
         return Path(snapshot_download(repo, **wanted))
+
+
+def _silent_bar() -> type:
+    """Return a progress bar that shows nothing: the library's own counts files, and most of them exist by then."""
+    from huggingface_hub.utils.tqdm import tqdm
+
+    class Silent(tqdm):
+        def __init__(self, *arguments: Any, **settings: Any) -> None:
+            super().__init__(*arguments, **{**settings, "disable": True})  # type: ignore[no-untyped-call]  # tqdm has no types
+
+    return Silent
+
+
+@contextmanager
+def _download_errors() -> Iterator[None]:
+    """Raise an invalid request, and a failure of the HTTP library, as a DownloadError of one line."""
+    try:
+        yield
     except ValueError as error:  # of the libraries below: an invalid name or address
         if isinstance(error, OSError):
             raise

@@ -23,13 +23,18 @@ from evalkit.errors import StoreError
 
 LONGEST_NAME: Final = 120
 """Longer names, in bytes, are shortened in the name of their temporary file."""
-DAY_S: Final = 86_400
-"""A temporary file of another machine that did not change for this long belongs to no running write."""
+ABANDONED_AFTER_S: Final = 86_400
+"""A temporary file of another machine that did not change for a day belongs to no running write."""
+
+
+def surveys_dir(cache_dir: Path) -> Path:
+    """Return the folder of all surveys."""
+    return cache_dir / "surveys"
 
 
 def survey_file(cache_dir: Path, key: str) -> Path:
     """Return the file with the counts, checksum and shard boundaries of a corpus."""
-    return cache_dir / "surveys" / f"{key}.json"
+    return surveys_dir(cache_dir) / f"{key}.json"
 
 
 def fetched_file(cache_dir: Path, name: str) -> Path:
@@ -83,9 +88,14 @@ def default_results_dir() -> Path:
     return Path(os.environ.get("EVALKIT_RESULTS") or "evalkit-results")
 
 
+def runs_dir(results_dir: Path) -> Path:
+    """Return the folder of all finished cells."""
+    return results_dir / "runs"
+
+
 def run_dir(results_dir: Path, run_id: str) -> Path:
     """Return the folder of one cell's result files."""
-    return results_dir / "runs" / run_id
+    return runs_dir(results_dir) / run_id
 
 
 MTEB = "mteb"
@@ -152,11 +162,11 @@ def temporary(path: Path) -> Path:
     name = path.name
     if len(os.fsencode(name)) > LONGEST_NAME:  # with the suffix it would exceed the file system's limit
         name = f"{name[:16]}-{zlib.crc32(os.fsencode(name)):08x}"
-    return path.with_name(f".{name}{_owner_suffix(os.getpid())}")
+    return path.with_name(f".{name}{temporary_suffix(os.getpid())}")
 
 
-def _owner_suffix(pid: int) -> str:
-    """Return the suffix of the temporary files of a process on this machine."""
+def temporary_suffix(pid: int) -> str:
+    """Return the suffix of the temporary files and folders of a process on this machine."""
     return f".{socket.gethostname()}.{pid}.tmp"
 
 
@@ -164,7 +174,7 @@ def remove_left_over(folders: Iterable[Path]) -> int:
     """Remove the temporary files and folders of killed processes from some folders; return how many were removed.
 
     On this machine, a temporary file is removed if its process has ended. A file of another machine is removed after
-    DAY_S seconds without a change.
+    ABANDONED_AFTER_S seconds without a change.
     """
     removed = 0
     for folder in folders:
@@ -181,7 +191,7 @@ def _left_over(path: Path) -> bool:
     pid = path.name.removesuffix(".tmp").rpartition(".")[2]
     if not (pid.isascii() and pid.isdigit()):
         return False
-    if path.name.endswith(_owner_suffix(int(pid))):
+    if path.name.endswith(temporary_suffix(int(pid))):
         try:
             os.kill(int(pid), 0)
         except (ProcessLookupError, OverflowError):
@@ -189,7 +199,7 @@ def _left_over(path: Path) -> bool:
         except PermissionError:  # the process exists and belongs to another user
             return False
         return False
-    return time.time() - path.stat().st_mtime > DAY_S
+    return time.time() - path.stat().st_mtime > ABANDONED_AFTER_S
 
 
 def free_bytes(folder: Path) -> int:

@@ -1,7 +1,8 @@
-"""The files of a finished cell: the run, judgements, values by query, config, and `scores.json`, which is written last.
+"""The folder of a finished cell: run, judgements, values by query, config, and `scores.json`, which is written last.
 
-So a cell is finished if its scores.json exists. That file contains a checksum of its own content, and the checksums of
-the other files in the folder. Files that were damaged or edited afterwards are refused by name.
+So a cell is finished if its scores.json exists. This module reads and writes that file, which contains a checksum of
+its own content, and the checksums of the other files in the folder. Files that were damaged or edited afterwards are
+refused by name.
 """
 
 from __future__ import annotations
@@ -12,20 +13,16 @@ import math
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from pathlib import Path
 from types import NoneType
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import xxhash
-import yaml
 
 from evalkit import texts
-from evalkit.config.settings import RunConfig, run_config
-from evalkit.errors import ConfigError, ScoreError
+from evalkit.errors import ScoreError
 from evalkit.storage import keys, seal, trec, untrusted
-from evalkit.storage.paths import run_dir, write_atomic
+from evalkit.storage.paths import run_dir, runs_dir, write_atomic
 from evalkit.types import Hit
 
 SCHEMA = 2
@@ -46,8 +43,6 @@ FIELD_TYPES: Mapping[str, tuple[type, ...]] = {
 """The JSON type of each field; it is verified, because the file may have been edited by hand."""
 JSON_NAMES = {str: "a text", dict: "an object", list: "a list", int: "a whole number", NoneType: "null"}
 CONFIG = "config.yaml"
-LOCAL = "local.yaml"
-"""The paths of this machine, separate from the settings. The file may be deleted, and is not published."""
 CHECKED_FILES = (RUN, QRELS, PER_QUERY, CONFIG, DROPPED)
 """The files whose checksums scores.json contains."""
 QRELS_CHECKSUM = "qrels_checksum"
@@ -56,7 +51,7 @@ INDEX = "index"
 """The key in `environment` of an index's cost and of the exact run that it is compared with (search=plaid)."""
 BEING_SCORED = "being scored again"
 """The value of this key while a finished cell's files are rewritten: no judgements have this checksum."""
-DATASET_PATH = "dataset.path"
+_AGAIN = "delete it and run the cell again"
 _SHOWN_CHARACTERS = 16
 """Characters of a value that are shown to distinguish two results: the first ones of a checksum."""
 
@@ -121,14 +116,13 @@ def read(path: Path) -> CellScores:
 
     Raises ScoreError if it is truncated, has another schema, lacks a field or does not have its own checksum.
     """
-    again = "delete it and run the cell again"
     try:
-        values = seal.parse(path.read_bytes())
+        values = untrusted.json_object(path.read_bytes())
     except OSError as error:
         msg = f"{path}: cannot be read ({error.strerror}); wanted the scores.json of a finished cell"
         raise ScoreError(msg) from error
     except ValueError as error:
-        msg = f"{path}: not valid JSON ({error}); {again}"
+        msg = f"{path}: not valid JSON ({error}); {_AGAIN}"
         raise ScoreError(msg) from error
     version = values.get("schema_version")
     if version != SCHEMA:
@@ -139,17 +133,17 @@ def read(path: Path) -> CellScores:
     try:
         values = seal.unseal(values)
     except ValueError as error:
-        msg = f"{path}: was damaged or edited ({error}); restore it, or {again}"
+        msg = f"{path}: was damaged or edited ({error}); restore it, or {_AGAIN}"
         raise ScoreError(msg) from error
     names = {each.name for each in dataclasses.fields(CellScores)}
     if set(values) != names:
         wrong = ", ".join(sorted(set(values) ^ names))
-        msg = f"{path}: missing or unknown fields: {wrong}; {again}"
+        msg = f"{path}: missing or unknown fields: {wrong}; {_AGAIN}"
         raise ScoreError(msg)
     try:
         mistake = next(_mistakes(path, values), None)
     except (TypeError, AttributeError) as error:
-        mistake = f"not scores ({error}); {again}"
+        mistake = f"not scores ({error}); {_AGAIN}"
     if mistake is not None:
         msg = f"{path}: {mistake}"
         raise ScoreError(msg)
@@ -158,10 +152,9 @@ def read(path: Path) -> CellScores:
 
 def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
     """Yield the impossible values in the fields of a scores.json, each with what to do."""
-    again = "delete it and run the cell again"
     for name, kinds in FIELD_TYPES.items():
         if type(values[name]) not in kinds:
-            yield f"{name} is {values[name]!r}, wanted {' or '.join(JSON_NAMES[kind] for kind in kinds)}; {again}"
+            yield f"{name} is {values[name]!r}, wanted {' or '.join(JSON_NAMES[kind] for kind in kinds)}; {_AGAIN}"
             return  # the rest needs fields of the right types
     if path.parent.name != values["run_id"]:
         undecoded = os.fsencode(path.parent.name) == values["run_id"].encode()  # a locale of ASCII alone
@@ -175,27 +168,26 @@ def _mistakes(path: Path, values: Mapping[str, Any]) -> Iterator[str]:
         for name, value in numbers.items():
             if type(value) not in (int, float) or not math.isfinite(value) or not 0 <= value <= most:
                 wanted = "a number from 0 to 1" if most == 1 else "a finite number from 0 on"
-                yield f"{where}{name} is {value!r}, wanted {wanted}; {again}"
+                yield f"{where}{name} is {value!r}, wanted {wanted}; {_AGAIN}"
     recomputed = keys.run_id(*(values[name] for name in ("dataset", "split", "model", "dim", "protocol")))
     if recomputed != values["run_id"]:
         yield (
             f"run_id is {values['run_id']}, wanted {recomputed} for the dataset, split, model, dim and protocol stated "
-            f"here: one of them was changed since the cell was computed; {again}"
+            f"here: one of them was changed since the cell was computed; {_AGAIN}"
         )
     if values["main_metric"] not in values["metrics"]:
-        yield f"got no {values['main_metric']}, its main metric; {again}"
+        yield f"got no {values['main_metric']}, its main metric; {_AGAIN}"
 
 
 def _unusable_names(values: Mapping[str, Any]) -> Iterator[str]:
     """Yield problems of the names that a report uses as paths."""
-    again = "delete it and run the cell again"
     checkpoint = values["environment"].get("checkpoint")
     revision = checkpoint.get("revision") if isinstance(checkpoint, dict) else None
     if problem := texts.unusable_system(values["model"]):
-        yield f"model is {str(values['model'])[: texts.NAME_BYTES]!r}, {problem}; {again}"
+        yield f"model is {str(values['model'])[: texts.NAME_BYTES]!r}, {problem}; {_AGAIN}"
     for name, value in (*((name, values[name]) for name in ("dataset", "split")), ("revision", revision)):
         if value is not None and (problem := texts.unusable_name(value, parts=name == "dataset")):
-            yield f"{name} is {str(value)[: texts.NAME_BYTES]!r}, {problem}; {again}"
+            yield f"{name} is {str(value)[: texts.NAME_BYTES]!r}, {problem}; {_AGAIN}"
 
 
 def finished(results_dir: Path, run_id: str) -> CellScores | None:
@@ -277,119 +269,15 @@ def begin_scoring(results_dir: Path, run_id: str) -> None:
         write(dataclasses.replace(scores, environment=marked), results_dir)
 
 
-def per_query_table(per_query: Mapping[str, Mapping[str, float]], metrics: Sequence[str]) -> str:
-    """Return each query's metric values as tab-separated text, a row per query in the order given."""
-    rows = ["\t".join(("query_id", *metrics))]
-    rows += ["\t".join((query, *(repr(values[metric]) for metric in metrics))) for query, values in per_query.items()]
-    return "\n".join(rows) + "\n"
-
-
-def group_means(per_query: Mapping[str, Mapping[str, float]], queries: Sequence[str]) -> dict[str, float]:
-    """Return the mean of every metric over some of the queries."""
-    names = list(per_query[queries[0]])
-    return {name: math.fsum(per_query[query][name] for query in queries) / len(queries) for name in names}
-
-
-def plain(value: Any) -> Any:
-    """Convert frozen dataclasses, tuples and paths to values that YAML can contain."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if isinstance(value, Mapping):
-        return {str(key): plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    return str(value) if isinstance(value, Path) else value
-
-
-def config_of(values: Mapping[str, Any], *, dataset_path: Path | None = None) -> RunConfig:
-    """Undo `plain` for the settings of a cell; `dataset_path` is the dataset's new place if it was moved.
-
-    Raises ConfigError, KeyError, TypeError or AttributeError if these are not settings of this version of evalkit.
-    """
-    settings = {("dim" if name == "dims" else name): value for name, value in values.items()}
-    if dataset_path is not None:
-        settings["dataset"] = {**settings["dataset"], "path": str(dataset_path)}
-    if settings["dim"] == [None]:
-        settings["dim"] = None
-    return run_config(settings)
-
-
-def write_config(config: RunConfig, folder: Path, *, scored_again: bool = False) -> None:
-    """Write a cell's settings to its folder, and this machine's paths to a separate file.
-
-    The settings therefore have the same meaning on every machine and reveal nothing about this one. `scored_again`
-    keeps the existing settings, except the dataset and the metrics.
-    """
-    values = plain(config)
-    local = {name: _pop_setting(values, name) for name in _path_settings(values)}
-    if scored_again and (before := _mapping(folder / CONFIG)):
-        values = {**before, "dataset": values["dataset"], "metrics": values["metrics"]}
-        others = {name: value for name, value in _mapping(folder / LOCAL).items() if name != DATASET_PATH}
-        local = {**others, **{name: value for name, value in local.items() if name == DATASET_PATH}}
-    for name, content in ((LOCAL, local), (CONFIG, values)):
-        write_atomic(folder / name, yaml.safe_dump(content, sort_keys=False).encode())
-
-
-def _mapping(path: Path) -> dict[str, Any]:
-    """Return the settings in a YAML file; an empty mapping if it does not exist or cannot be read."""
-    try:
-        found = untrusted.read_yaml(path)
-    except untrusted.UnreadableError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _path_settings(values: Mapping[str, Any]) -> list[str]:
-    """Return the dotted names of the settings that contain a path."""
-    checkpoints = [f"model.checkpoints.{dim}.path" for dim in (values["model"].get("checkpoints") or {})]
-    reranker = ["reranker.checkpoint.path"] if values.get("reranker") else []
-    names = ["results_dir", "cache_dir", DATASET_PATH, *checkpoints, *reranker]
-    return [name for name in names if _setting(values, name) is not None]
-
-
-def _setting(values: Any, name: str) -> Any:
-    for part in name.split("."):
-        values = values[part]
-    return values
-
-
-def _pop_setting(values: dict[str, Any], name: str) -> Any:
-    """Return a setting by its dotted name and replace it by null."""
-    *above, last = name.split(".")
-    group = _setting(values, ".".join(above)) if above else values
-    value, group[last] = group[last], None
-    return value
-
-
-def saved_config(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> RunConfig:
-    """Return the config of a finished cell; the dataset's source that it used comes first.
-
-    Paths are those of the original machine, if the cell's folder still contains them.
-
-    Raises ConfigError if the config cannot be read any more, and ScoreError if it was edited.
-    """
-    path = run_dir(results_dir, cell.run_id) / CONFIG
-    require_unedited(results_dir, cell, CONFIG)
-    try:
-        values = untrusted.read_yaml(path)
-        for name, value in _mapping(path.with_name(LOCAL)).items():
-            *above, last = name.split(".")
-            (_setting(values, ".".join(above)) if above else values)[last] = value
-        values["results_dir"] = values.get("results_dir") or str(results_dir)
-        values["cache_dir"] = values.get("cache_dir") or str(results_dir.parent / "cache")
-        config = config_of(values, dataset_path=dataset_path)
-    except (untrusted.UnreadableError, KeyError, TypeError, AttributeError) as error:
-        msg = f"{path}: not the settings of a cell ({error}); run the cell again"
-        raise ConfigError(msg) from error
-    used = str(cell.environment.get("dataset_source")).partition(" ")[0]
-    sources = tuple(sorted(config.dataset.sources, key=lambda name: name != used))
-    return dataclasses.replace(config, dataset=dataclasses.replace(config.dataset, sources=sources))
+def read_all(results_dir: Path) -> list[CellScores]:
+    """Return every finished cell under a results folder, by run id. Raises ScoreError for a damaged one."""
+    return [read(path) for path in sorted(runs_dir(results_dir).glob(f"*/{SCORES}"))]
 
 
 def readable(results_dir: Path) -> tuple[list[CellScores], list[str]]:
     """Return every cell that can be read, and a line for each that cannot."""
     cells, problems = [], []
-    for path in sorted((results_dir / "runs").glob(f"*/{SCORES}")):
+    for path in sorted(runs_dir(results_dir).glob(f"*/{SCORES}")):
         try:
             cells.append(read(path))
         except ScoreError as error:
@@ -434,72 +322,3 @@ def flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     for name, value in values.items():
         found |= flat(value, f"{prefix}{name}.") if isinstance(value, Mapping) else {f"{prefix}{name}": value}
     return found
-
-
-class QueryTable(NamedTuple):
-    """A cell's values by query. Shapes: Q queries, M metrics."""
-
-    metrics: tuple[str, ...]
-    queries: tuple[str, ...]
-    value_QM: np.ndarray
-
-    def column(self, metric: str) -> np.ndarray:
-        """Return one metric's values in the queries' order [Q]."""
-        return self.value_QM[:, self.metrics.index(metric)]
-
-
-def read_per_query(path: Path) -> QueryTable:
-    """Read a per_query.tsv. Raises ScoreError for a damaged file.
-
-    Arrow parses it in one block, because a report of the whole card reads 1.5 million lines of numbers.
-    """
-    from pyarrow import BufferReader, csv
-
-    try:
-        data = path.read_bytes()
-        _, *names = data.partition(b"\n")[0].decode().rstrip("\r").split("\t")
-        table = csv.read_csv(
-            BufferReader(data),
-            read_options=csv.ReadOptions(use_threads=False, block_size=len(data) + 1),
-            parse_options=csv.ParseOptions(delimiter="\t", quote_char=False),
-            convert_options=csv.ConvertOptions(
-                column_types={"query_id": "string", **dict.fromkeys(names, "float64")}, null_values=[]
-            ),
-        )
-        # By DLPack: pyarrow's own to_numpy imports pandas, which takes as long as the rest of a report.
-        value_QM = np.stack([np.from_dlpack(table[name].combine_chunks()) for name in names], axis=1)
-        _, offsets, texts = table["query_id"].combine_chunks().buffers()
-        queries = _query_ids(table.num_rows, offsets.to_pybytes(), texts.to_pybytes())
-        if not queries:
-            raise ValueError("no query")
-        usable_QM = (value_QM >= 0) & (value_QM <= 1)  # false for NaN too
-        if not usable_QM.all():
-            place = int(np.flatnonzero(~usable_QM.all(axis=1))[0])
-            msg = f"{value_QM[place].tolist()} on line {place + 2}, wanted numbers from 0 to 1"
-            raise ValueError(msg)
-    except (OSError, ValueError, KeyError) as error:  # Arrow's errors are subclasses of ValueError and KeyError
-        msg = f"{path}: not a complete table of queries ({error}); delete the cell's scores.json and run the cell again"
-        raise ScoreError(msg) from error
-    return QueryTable(tuple(names), queries, value_QM)
-
-
-@lru_cache(maxsize=64)  # more than the card has datasets
-def _query_ids(count: int, offsets: bytes, texts: bytes) -> tuple[str, ...]:
-    """Return the query ids in Arrow's two buffers; cells with the same queries share one tuple."""
-    import pyarrow as pa
-
-    return tuple(pa.StringArray.from_buffers(count, pa.py_buffer(offsets), pa.py_buffer(texts)).to_pylist())
-
-
-def disagreement(scores: CellScores, queries: QueryTable) -> str | None:
-    """Describe the first metric that is not the mean of its values by query; None if all are."""
-    for metric in queries.metrics:
-        mean, recorded = float(queries.column(metric).mean()), scores.metrics.get(metric)
-        if recorded is None or not math.isclose(mean, recorded, rel_tol=0, abs_tol=1e-9):
-            return f"got a mean {metric} of {mean}, wanted the {recorded} of {SCORES}"
-    return None
-
-
-def read_all(results_dir: Path) -> list[CellScores]:
-    """Return every finished cell under a results folder, by run id. Raises ScoreError for a damaged one."""
-    return [read(path) for path in sorted((results_dir / "runs").glob(f"*/{SCORES}"))]

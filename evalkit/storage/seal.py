@@ -27,11 +27,6 @@ def seal(values: Mapping[str, Any]) -> dict[str, Any]:
     return {**plain, FIELD: _checksum(plain)}
 
 
-def parse(data: bytes) -> dict[str, Any]:
-    """Return the fields of a JSON object in UTF-8. Raises ValueError, in one line, for anything else."""
-    return untrusted.json_object(data)
-
-
 def unseal(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return a record without its checksum. Raises ValueError if the checksum is missing or does not match."""
     if FIELD not in values:
@@ -46,7 +41,7 @@ def unseal(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def read(data: bytes) -> dict[str, Any]:
     """Return the record in a file's bytes. Raises ValueError with a one-line message if it is damaged or edited."""
-    return unseal(parse(data))
+    return unseal(untrusted.json_object(data))
 
 
 def _checksum(plain: Mapping[str, Any]) -> str:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from evalkit.errors import StoreError
 from evalkit.ragged import Ragged, ragged
-from evalkit.storage import seal
+from evalkit.storage import seal, untrusted
 from evalkit.storage.paths import file_checksum, make_folder, publish, temporary, write_atomic, write_error
 
 log = logging.getLogger(__name__)
@@ -151,7 +151,7 @@ def read_manifest(folder: Path, name: str) -> Manifest:
     """
     path = _manifest_path(folder, name)
     try:
-        values = seal.parse(path.read_bytes())
+        values = untrusted.json_object(path.read_bytes())
         if (version := values.get("format")) != FORMAT:
             msg = f"its format is {version!r}, this evalkit reads {FORMAT}"
             raise ValueError(msg)

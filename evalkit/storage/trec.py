@@ -34,10 +34,7 @@ def write_run(run: Run, path: Path, *, tag: str) -> None:
     for query, hits in run.items():
         check_hits(query, hits)
         for rank, hit in enumerate(hits, start=1):
-            for what, name in (("query id", query), ("document id", hit.document_id), ("tag", tag)):
-                if not columns.is_identifier(name):
-                    msg = f"{path}: {what} {name!r} cannot be written; wanted no white space or NUL; rename it"
-                    raise ScoreError(msg)
+            _refuse_unwritable(path, ("query id", query), ("document id", hit.document_id), ("tag", tag))
             text.write(f"{query} Q0 {hit.document_id} {rank} {np.float32(hit.score)!s} {tag}\n")
     data = text.getvalue().encode()
     write_atomic(path, gzip.compress(data, compresslevel=6, mtime=0) if path.suffix == ".gz" else data)
@@ -137,17 +134,22 @@ def write_qrels(qrels: Qrels, path: Path) -> None:
     text = io.StringIO()
     for query, grades in qrels.items():
         for document, grade in grades.items():
-            for what, name in (("query id", query), ("document id", document)):
-                if not columns.is_identifier(name):
-                    msg = f"{path}: {what} {name!r} cannot be written; wanted no white space or NUL; rename it"
-                    raise ScoreError(msg)
+            _refuse_unwritable(path, ("query id", query), ("document id", document))
             text.write(f"{query} 0 {document} {grade}\n")
     write_atomic(path, gzip.compress(text.getvalue().encode(), compresslevel=6, mtime=0))
 
 
 def read_qrels(path: Path) -> dict[str, dict[str, int]]:
     """Read TREC judgements. Raises ScoreError with file and line for invalid lines, and for a file without any."""
-    return columns.read_qrels(path, _error, forms=(QRELS_COLUMNS,))
+    return columns.read_qrels(path, _error, allowed=(QRELS_COLUMNS,))
+
+
+def _refuse_unwritable(path: Path, *columns_of_line: tuple[str, str]) -> None:
+    """Raise ScoreError if a column, given as its name and text, has white space or NUL."""
+    for what, text in columns_of_line:
+        if not columns.is_identifier(text):
+            msg = f"{path}: {what} {text!r} cannot be written; wanted no white space or NUL; rename it"
+            raise ScoreError(msg)
 
 
 def _error(path: Path, line: int | None, got: str, wanted: str, remedy: str = "repair the file") -> ScoreError:

@@ -26,25 +26,25 @@ class UnreadableError(ValueError):
     """A file's content cannot be used; the text is the reason, without the file's name."""
 
 
-def json_value(data: str | bytes, *, constants: bool = False) -> Any:
+def json_value(data: str | bytes, *, nan_as_null: bool = False) -> Any:
     """Parse a JSON text. Raises UnreadableError, also for NaN, half surrogate pairs and deep nesting.
 
-    With `constants`, NaN and infinities become null; Python writes them although JSON does not have them.
+    With `nan_as_null`, NaN and infinities become null; Python writes them although JSON does not have them.
 
     >>> json_value('{"a": [1, null]}')
     {'a': [1, None]}
     """
     try:
         text = data if isinstance(data, str) else data.decode()
-        value = json.loads(text, parse_constant=_no_value if constants else _refuse_constant)
+        value = json.loads(text, parse_constant=_no_value if nan_as_null else _refuse_constant)
     except (ValueError, RecursionError) as error:
         raise _unreadable(error) from error
     return _checked(value)
 
 
-def json_object(data: str | bytes, *, constants: bool = False) -> dict[str, Any]:
+def json_object(data: str | bytes, *, nan_as_null: bool = False) -> dict[str, Any]:
     """Parse a JSON text that is an object. Raises UnreadableError for anything else."""
-    value = json_value(data, constants=constants)
+    value = json_value(data, nan_as_null=nan_as_null)
     if not isinstance(value, dict):
         msg = f"got {_type_name(value)}, wanted a JSON object"
         raise UnreadableError(msg)
@@ -56,9 +56,9 @@ def read_json(path: Path) -> Any:
     return json_value(_bytes(path))
 
 
-def read_json_object(path: Path, *, constants: bool = False) -> dict[str, Any]:
+def read_json_object(path: Path, *, nan_as_null: bool = False) -> dict[str, Any]:
     """Parse a JSON file that has an object. Raises UnreadableError, also if the file cannot be read."""
-    return json_object(_bytes(path), constants=constants)
+    return json_object(_bytes(path), nan_as_null=nan_as_null)
 
 
 def yaml_value(data: str | bytes) -> Any:

@@ -239,9 +239,9 @@ def _zipped(read: Callable[[bytes], object]) -> Callable[[bytes], object]:
 
 
 def _per_query(path: Path) -> object:
-    from evalkit.storage import results
+    from evalkit.storage import per_query_file
 
-    found = results.read_per_query(path)
+    found = per_query_file.read(path)
     demand(((found.value_QM >= 0) & (found.value_QM <= 1)).all(), "a value")
     demand(len(found.queries) == len(found.value_QM), "queries without values")
     return found
@@ -283,11 +283,11 @@ def _job(path: Path) -> object:
 
 
 def _settings(data: bytes) -> object:
-    from evalkit.storage import results
+    from evalkit.storage import cell_config
 
     values = untrusted.yaml_value(data)
     try:
-        return results.config_of(values)
+        return cell_config.config_of(values)
     except (KeyError, TypeError, AttributeError) as error:  # callers report these in one line
         msg = f"no settings ({type(error).__name__})"
         raise ConfigError(msg) from error
@@ -529,9 +529,9 @@ def _survey_seed() -> bytes:
 
 def _config_values() -> dict[str, Any]:
     from evalkit.config.compose import compose
-    from evalkit.storage import results
+    from evalkit.storage import cell_config
 
-    values: dict[str, Any] = results.plain(compose(["model=bm25"]))
+    values: dict[str, Any] = cell_config.plain(compose(["model=bm25"]))
     return values
 
 

@@ -22,7 +22,7 @@ from evalkit.maxsim import choice
 from evalkit.models.encoder import DTYPES, Encoder, checkpoints, load_encoders
 from evalkit.ragged import ragged
 from evalkit.ranking import floors, no_hits
-from evalkit.run import cells, environment, pipeline, shard_step
+from evalkit.run import auto, cells, pipeline, shard_step
 from evalkit.run.encode import Encoding
 from evalkit.run.encode import encode as encode_texts
 from evalkit.run.search import search_shard, to_run
@@ -100,7 +100,7 @@ def encode(job: Mapping[str, Any]) -> Prepared:
             encoder,
             Encoding(
                 documents=True,
-                batch_tokens=environment.batch_tokens(config.engine.batch_tokens, encoder.device),
+                batch_tokens=auto.batch_tokens(config.engine.batch_tokens, encoder.device),
                 storage=DTYPES[config.store.dtype],
             ),
         )[dim]
@@ -127,8 +127,10 @@ def evaluate(config: RunConfig, run_file: Path) -> dict[str, float]:
     for cell in planned:
         ranked = to_run(best[cell.run_id], [query.id for query in task.dataset.queries])
         trec.write_run(ranked, run_file, tag="evalkit")
-    cost = shard_step.costs(task, planned[0])
-    parts: dict[str, float] = {name: float(cost[name]) for name in ("encode_s", "search_s") if name in cost}
+    seconds = shard_step.costs(task, planned[0]).seconds
+    parts: dict[str, float] = {
+        f"{stage}_s": float(seconds[stage]) for stage in ("encode", "search") if stage in seconds
+    }
     return {"survey_s": surveyed - started, **parts}
 
 
@@ -195,7 +197,7 @@ def dims_full_size(job: Mapping[str, Any]) -> Prepared:
     ids = [f"d{place}" for place in range(len(lengths_N))]
     queries = token_table(np.full(job["queries"], 32), vocabulary=FULL_SIZE["vocabulary"])
     query_ids = [f"q{place}" for place in range(job["queries"])]
-    of_documents = Encoding(documents=True, batch_tokens=environment.batch_tokens("auto", CPU), storage=torch.float16)
+    of_documents = Encoding(documents=True, batch_tokens=auto.batch_tokens("auto", CPU), storage=torch.float16)
     query_vectors = encode_texts(query_ids, queries, encoder, dataclasses.replace(of_documents, documents=False))
 
     def run(_size: int) -> int:

@@ -12,7 +12,7 @@ from evalkit.config.compose import compose
 from evalkit.datasets.demo import load_demo
 from evalkit.report import build
 from evalkit.run.identity import texts_checksum
-from evalkit.storage import results
+from evalkit.storage import cell_config, results
 from evalkit.types import Hit
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -46,7 +46,7 @@ def put_demo(folder, run, *words, ranked, values):
     """Write a run on the demo with its settings; every query finds the same documents."""
     path = folder / "runs" / run.run_id
     path.mkdir(parents=True)
-    (path / results.CONFIG).write_text(yaml.safe_dump(results.plain(compose(list(words)))), encoding="utf-8")
+    (path / results.CONFIG).write_text(yaml.safe_dump(cell_config.plain(compose(list(words)))), encoding="utf-8")
     names = [query.id for query in DEMO.queries]
     put(
         folder,

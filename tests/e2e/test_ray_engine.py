@@ -15,6 +15,7 @@ from rich.console import Console
 
 from evalkit.config.compose import compose
 from evalkit.engines import ray as engine
+from evalkit.engines.ray_cluster import Resources
 from evalkit.errors import ConfigError, EngineError, ModelError, StoreError
 from evalkit.run import distributed, jobs, pipeline
 
@@ -56,7 +57,7 @@ def asked(cluster, **changes):
         "cpus_per_worker": 1,
         "object_bytes": 1 << 20,
     }
-    return engine.Resources(**{**values, **changes})
+    return Resources(**{**values, **changes})
 
 
 def done_with(pool, folder, works, **options):
@@ -239,7 +240,7 @@ def test_a_node_that_goes_before_the_first_shard_leaves_the_work_to_the_others(
     cluster, tmp_path, caplog, monkeypatch, moment
 ):
     engine.close()
-    fitting, gone = engine._fitting, []
+    fitting, gone = engine.fitting_workers, []
 
     def take_a_node_away(*_):
         if not gone:
@@ -252,8 +253,8 @@ def test_a_node_that_goes_before_the_first_shard_leaves_the_work_to_the_others(
         return fitting(ray, resources)
 
     engine_is_starting = False
-    monkeypatch.setattr(engine, "_fitting", leaving)
-    shares = engine._worker_shares
+    monkeypatch.setattr(engine, "fitting_workers", leaving)
+    shares = engine.worker_shares
 
     def shared(ray, resources):
         nonlocal engine_is_starting
@@ -261,7 +262,7 @@ def test_a_node_that_goes_before_the_first_shard_leaves_the_work_to_the_others(
         engine_is_starting = moment == "while workers start"
         return found
 
-    monkeypatch.setattr(engine, "_worker_shares", shared)
+    monkeypatch.setattr(engine, "worker_shares", shared)
     with caplog.at_level(logging.WARNING):
         pool = engine.pool(asked(cluster))
         take_a_node_away()
@@ -358,7 +359,7 @@ def test_an_address_where_nobody_answers_is_one_line(cluster):
 def test_ray_that_is_not_installed_is_one_line_with_the_remedy(monkeypatch):
     engine.close()
     monkeypatch.setitem(sys.modules, "ray", None)
-    resources = engine.Resources(address="auto", workers=1, gpus_per_worker=0, cpus_per_worker=1, object_bytes=1)
+    resources = Resources(address="auto", workers=1, gpus_per_worker=0, cpus_per_worker=1, object_bytes=1)
     with pytest.raises(EngineError) as caught:
         engine.pool(resources)
     assert str(caught.value).startswith("engine=ray: Ray is not installed (")

@@ -21,7 +21,7 @@ from evalkit.errors import DatasetError, EvalkitError, ScoreError, StoreError
 from evalkit.operations import fetch, inventory
 from evalkit.report import build
 from evalkit.run import jobs
-from evalkit.storage import results, seal, shard_files, trec
+from evalkit.storage import cell_config, results, seal, shard_files, trec
 from evalkit.storage.paths import fetched_file
 from evalkit.types import Hit
 
@@ -131,7 +131,7 @@ def test_a_file_beside_the_scores_is_named_by_everything_that_reads_it(bit, name
     path = place / "runs" / scores.run_id / name
     path.write_bytes(flipped(files[name], bit))
     try:
-        read = {results.CONFIG: results.saved_config, results.PER_QUERY: values_of}.get(name, replay.load)
+        read = {results.CONFIG: cell_config.saved, results.PER_QUERY: values_of}.get(name, replay.load)
         with pytest.raises(ScoreError, match="was damaged or edited: got checksum") as caught:
             read(place, scores)
         one_line(caught.value, path)

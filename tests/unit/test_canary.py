@@ -40,8 +40,14 @@ def load(config):
     return encoder, canary.reloader(encoder, found)
 
 
-def failures(encoder, reload, **more):
-    return [finding for finding in canary.examine(encoder, reload=reload, **more) if finding.verdict == "FAILED"]
+def findings(encoder, reload, published=None):
+    yield from canary.examine(encoder)
+    if published is not None:
+        yield canary.compare_with_published(encoder, published, reload=reload)
+
+
+def failures(encoder, reload, published=None):
+    return [finding for finding in findings(encoder, reload, published) if finding.verdict == "FAILED"]
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -186,7 +192,7 @@ def test_check_names_the_states_of_a_repository(attends, state):
 def test_a_stand_in_is_not_held_to_the_published_figures(tmp_path):
     encoder, reload = load(fixture_config("jina-colbert-v2", write("jina-colbert-v2", tmp_path)))
     published = canary.published_vectors()[0]
-    found = canary.examine(encoder, reload=reload, published=published)
+    found = findings(encoder, reload, published)
     verdicts = {finding.question: finding.verdict for finding in found}
     assert verdicts["ids of known tokens"] == "skipped"
     assert verdicts["published vectors of 'Hello World' in float32"] == "skipped"

@@ -26,7 +26,7 @@ from evalkit.errors import ChangedError, ConfigError, DeviationError, ModelError
 from evalkit.models.checkpoint import resolve
 from evalkit.report import table
 from evalkit.run import loaded, pipeline, rerank, reuse
-from evalkit.storage import results, seal
+from evalkit.storage import per_query_file, results, seal
 from evalkit.storage.results import CellScores
 from evalkit.types import Document
 
@@ -277,7 +277,7 @@ def test_changed_judgements_score_a_finished_run_again_without_a_search(
     assert after.metrics == pytest.approx({"ndcg@10": 0.5, "mrr@10": 1 / 3, "recall@100": 1.0})
     assert results.read(folder / results.SCORES).metrics == after.metrics
     assert (folder / results.RUN).read_bytes() == run_file
-    assert results.read_per_query(folder / results.PER_QUERY).column("ndcg@10").tolist() == pytest.approx([0.5])
+    assert per_query_file.read(folder / results.PER_QUERY).column("ndcg@10").tolist() == pytest.approx([0.5])
     assert replay.load(tmp_path / "results", after).qrels == {"q1": {"d3": 1}}
     assert after.environment["scored_again"]["ranx"]
     assert AGAIN not in run(config)[1]

@@ -15,9 +15,10 @@ from torch import nn
 from evalkit.config.compose import compose
 from evalkit.errors import DeviceError, ModelError
 from evalkit.models.encoder import Encoder, checkpoints, load_encoders
-from evalkit.run import canary, environment, pipeline, shard_step
+from evalkit.run import auto, canary, pipeline, shard_step
+from evalkit.run.batching import batches, packed_batches, padded_batches, widths
 from evalkit.run.cells import plan
-from evalkit.run.encode import Encoding, batches, device_errors, encode, packed_batches, padded_batches, widths
+from evalkit.run.encode import Encoding, device_errors, encode
 
 CPU = torch.device("cpu")
 DIM = 16
@@ -388,9 +389,9 @@ def test_tokenising_ahead_changes_no_byte(tmp_path, workers, monkeypatch):
 
 def test_batches_go_by_the_device_unless_a_number_is_asked_for():
     cpu, cuda = torch.device("cpu"), torch.device("cuda", 1)
-    assert environment.batch_tokens("auto", cpu) == environment.BATCH_TOKENS["cpu"]
-    assert environment.batch_tokens("auto", cuda) == environment.BATCH_TOKENS["cuda"]
-    assert environment.batch_tokens(77, cuda) == environment.batch_tokens(77, cpu) == 77
+    assert auto.batch_tokens("auto", cpu) == auto.BATCH_TOKENS["cpu"]
+    assert auto.batch_tokens("auto", cuda) == auto.BATCH_TOKENS["cuda"]
+    assert auto.batch_tokens(77, cuda) == auto.batch_tokens(77, cpu) == 77
 
 
 def test_the_number_of_tokens_and_not_auto_is_what_a_cell_records(tmp_path):
@@ -398,4 +399,4 @@ def test_the_number_of_tokens_and_not_auto_is_what_a_cell_records(tmp_path):
     config = compose([*words, f"results_dir={tmp_path}/r", f"cache_dir={tmp_path}/c", "engine.device=cpu"])
     (cell,) = plan(pipeline.prepare(config, console=QUIET))
     assert config.engine.batch_tokens == "auto"
-    assert cell.protocol["batch_tokens"] == environment.BATCH_TOKENS["cpu"]
+    assert cell.protocol["batch_tokens"] == auto.BATCH_TOKENS["cpu"]

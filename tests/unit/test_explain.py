@@ -17,7 +17,7 @@ from evalkit.datasets.folder import load_folder
 from evalkit.errors import ConfigError, DatasetError, StoreError
 from evalkit.report import verbs
 from evalkit.run import pipeline
-from evalkit.storage import results
+from evalkit.storage import cell_config, results
 from evalkit.types import Hit
 
 
@@ -77,7 +77,7 @@ def demo(tmp_path_factory):
 def test_a_pair_token_by_token_adds_up_to_the_runs_score(demo):
     results_dir, scores = demo
     material = replay.load(results_dir, scores)
-    config = results.saved_config(results_dir, scores)
+    config = cell_config.saved(results_dir, scores)
     query, hits = next(iter(material.run.items()))
     view = explain.pair(config, material, query, hits[0].document_id)
     assert view.in_run == hits[0].score
@@ -92,7 +92,7 @@ def test_truncation_and_absent_documents_are_found_in_the_texts(demo):
     material = replay.load(results_dir, scores)
     query = next(iter(material.qrels))
     absent = material._replace(qrels={query: {**material.qrels[query], "nowhere": 1}})
-    config = results.saved_config(results_dir, scores)
+    config = cell_config.saved(results_dir, scores)
     short = dataclasses.replace(config.model, query=dataclasses.replace(config.model.query, max_tokens=6))
     lines = explain.text_flags(dataclasses.replace(config, model=short), absent, [query])[query]
     assert "not in the corpus: nowhere" in lines
@@ -103,7 +103,7 @@ def test_truncation_and_absent_documents_are_found_in_the_texts(demo):
 def test_what_is_not_there_is_named(demo):
     results_dir, scores = demo
     material = replay.load(results_dir, scores)
-    config = results.saved_config(results_dir, scores)
+    config = cell_config.saved(results_dir, scores)
     query = next(iter(material.qrels))
     with pytest.raises(DatasetError, match="query 'q99' is not in demo; "):
         explain.pair(config, material, "q99", "d")
@@ -141,7 +141,7 @@ def test_the_source_that_a_run_used_is_read_again_not_the_one_that_failed_it(fal
     (results_dir / "runs" / scores.run_id / "qrels.trec.gz").unlink()
     with caplog.at_level(logging.WARNING):
         material = replay.load(results_dir, scores)
-        config = results.saved_config(results_dir, scores)
+        config = cell_config.saved(results_dir, scores)
         flags = explain.text_flags(config, material, ["q1"])
         view = explain.pair(config, material, "q1", "d7")
     assert config.dataset.sources == ("hub", "ir_datasets")
@@ -153,7 +153,7 @@ def test_the_source_that_a_run_used_is_read_again_not_the_one_that_failed_it(fal
 def test_where_no_source_is_recorded_a_damaged_one_gives_way_to_the_next(fallen_through, caplog):
     results_dir, scores = fallen_through
     material = replay.load(results_dir, scores)
-    config = results.saved_config(results_dir, dataclasses.replace(scores, environment={}))
+    config = cell_config.saved(results_dir, dataclasses.replace(scores, environment={}))
     assert config.dataset.sources == ("ir_datasets", "hub")
     with caplog.at_level(logging.WARNING):
         assert explain.pair(config, material, "q1", "d7").document == "Title 7 text 7"
@@ -174,12 +174,12 @@ def test_settings_that_cannot_be_read_are_one_clear_line(tmp_path):
         path.write_text(text, encoding="utf-8")
         results.write(cell(), tmp_path)
         with pytest.raises(ConfigError, match=r"config\.yaml: not the settings of a cell"):
-            results.saved_config(tmp_path, cell())
+            cell_config.saved(tmp_path, cell())
 
 
 def test_precision_wants_vectors_and_the_very_run(demo):
     results_dir, scores = demo
-    config = results.saved_config(results_dir, scores)
+    config = cell_config.saved(results_dir, scores)
     changed = dataclasses.replace(scores, run_id="demo.test.demo-64.0")
     with pytest.raises(StoreError, match=r"demo\.test\.demo-64\.0: its settings now give demo\.test\.demo-64\..*again"):
         precision.measure(config, changed, results_dir, console=Console(quiet=True))

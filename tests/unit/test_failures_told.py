@@ -6,7 +6,7 @@ from evalkit.config import compose
 from evalkit.errors import ModelError, Tried
 from evalkit.report.listing import listing
 from evalkit.report.terminal import PlainConsole, folded
-from evalkit.storage import offline
+from evalkit.storage import network
 
 
 @pytest.fixture(autouse=True)
@@ -52,7 +52,7 @@ def test_a_sweep_tells_a_reason_in_three_lines_and_the_same_reason_once():
     ],
 )
 def test_a_librarys_page_about_the_network_becomes_a_phrase(text, told):
-    assert offline.reason(OSError(text), most=100) == told
+    assert network.reason(OSError(text), most=100) == told
 
 
 def test_a_terminal_breaks_lines_between_words_and_a_pipe_does_not(capsys):

@@ -16,7 +16,7 @@ from evalkit.kernels import trouble
 from evalkit.maxsim import bounds, choice
 from evalkit.ragged import ragged
 from evalkit.ranking import Hits, concatenated, floors, merge, merge_new, no_hits
-from evalkit.run import background, environment, search
+from evalkit.run import auto, background, search
 from evalkit.run.background import Merger, Writer
 from evalkit.run.search import search_shard
 from evalkit.storage import shard_files
@@ -142,12 +142,12 @@ def test_a_document_that_does_not_fit_memory_alone_is_named(little_memory):
 
 def test_shards_go_by_the_device_where_nothing_is_said_but_bm25s_never_do():
     encoder, bm25 = compose(["model=demo"]), compose(["model=bm25"])
-    assert environment.shard_tokens(encoder, CPU) == 125_000
-    assert environment.shard_tokens(encoder, CUDA) == 8_000_000
-    assert environment.shard_tokens(bm25, CUDA) == 125_000
+    assert auto.shard_tokens(encoder, CPU) == 125_000
+    assert auto.shard_tokens(encoder, CUDA) == 8_000_000
+    assert auto.shard_tokens(bm25, CUDA) == 125_000
     said = compose(["model=demo", "store.shard_tokens=4000"])
-    assert environment.shard_tokens(said, CUDA) == 4000
-    assert environment.resolved(encoder, CUDA).store.shard_tokens == 8_000_000
+    assert auto.shard_tokens(said, CUDA) == 4000
+    assert auto.resolved(encoder, CUDA).store.shard_tokens == 8_000_000
 
 
 ARRAYS = {

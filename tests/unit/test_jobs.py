@@ -15,7 +15,7 @@ from evalkit.operations import inventory
 from evalkit.report import plans
 from evalkit.run import jobs
 from evalkit.storage import seal
-from evalkit.storage.results import plain
+from evalkit.storage.cell_config import plain
 
 
 @pytest.fixture

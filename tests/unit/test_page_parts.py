@@ -16,7 +16,7 @@ from evalkit.report import boards, build, commands, hits, page, plot
 from evalkit.report.card import System, card_tables, judge, leaderboard
 from evalkit.run.identity import texts_checksum
 from evalkit.scoring import published
-from evalkit.storage import results
+from evalkit.storage import cell_config, per_query_file, results
 from evalkit.types import Hit
 
 
@@ -151,7 +151,7 @@ def test_every_cell_of_the_card_has_a_command_that_composes(configs):
 
 
 def saved(*words):
-    return results.plain(compose(list(words)))
+    return cell_config.plain(compose(list(words)))
 
 
 def test_a_run_as_packaged_needs_no_further_words(configs):
@@ -197,7 +197,7 @@ def test_a_run_without_readable_settings_has_the_command_of_its_cell(configs):
 
 
 def read(folder, run):
-    table = results.read_per_query(folder / "runs" / run.run_id / results.PER_QUERY)
+    table = per_query_file.read(folder / "runs" / run.run_id / results.PER_QUERY)
     return hits.read(folder, run, table)
 
 

@@ -35,7 +35,7 @@ def test_temporary_files_of_dead_processes_go_and_those_of_living_ones_stay(tmp_
     other.write_text("of somebody else", "utf-8")
     assert paths.remove_left_over([tmp_path, tmp_path / "missing"]) == 1
     assert not dead.exists()
-    long_ago = elsewhere.stat().st_mtime - paths.DAY_S - 60
+    long_ago = elsewhere.stat().st_mtime - paths.ABANDONED_AFTER_S - 60
     os.utime(elsewhere, (long_ago, long_ago))
     assert paths.remove_left_over([tmp_path]) == 1
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted([alive.name, other.name])

@@ -19,7 +19,7 @@ from evalkit.config.settings import RunFileConfig
 from evalkit.errors import ConfigError, ScoreError
 from evalkit.report import build, commands
 from evalkit.run import external_run
-from evalkit.storage import keys, results, trec
+from evalkit.storage import cell_config, keys, results, trec
 from evalkit.texts import unusable_system
 
 FAKE = """
@@ -118,7 +118,7 @@ def test_a_job_leaves_a_run_a_sample_and_facts_and_its_run_is_a_system_of_its_ow
     assert cell.run_id.startswith("folder-data.test.fake-tiny-4.")
     assert cell.environment["made_by"]["versions"] == facts["versions"]
     assert results.read_all(tmp_path / "results") == [cell]
-    assert results.saved_config(tmp_path / "results", cell).model == RunFileConfig(kind="run_file", name="fake:tiny")
+    assert cell_config.saved(tmp_path / "results", cell).model == RunFileConfig(kind="run_file", name="fake:tiny")
     said = commands.run_command(cell, None, commands.Packaged({}, {}, {}))
     assert said == "evalkit score run.trec.gz --system fake:tiny dataset=folder/data"
     again = import_run(out / "run.trec.gz", "fake:tiny", options(tmp_path, data))

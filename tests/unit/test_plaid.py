@@ -14,7 +14,7 @@ from evalkit.config.compose import compose
 from evalkit.errors import ConfigError, EngineError, StoreError
 from evalkit.report import build, card, commands, indexes, table
 from evalkit.run import identity, pipeline, plaid
-from evalkit.storage import results, seal
+from evalkit.storage import cell_config, results, seal
 from evalkit.types import Hit
 
 SAVE = "save_file({'document': document, 'score': score}, out / 'hits.safetensors')"
@@ -168,7 +168,7 @@ def test_the_page_has_the_loss_of_a_run_by_an_index_and_does_not_rank_it(finishe
 
 def test_the_run_id_and_the_command_name_the_index(finished):
     folder, _, indexed = finished
-    saved = results.plain(config(folder, "search=plaid", "search.nbits=2", "search.depth=200"))
+    saved = cell_config.plain(config(folder, "search=plaid", "search.nbits=2", "search.depth=200"))
     words = commands.run_command(indexed, saved, commands.packaged())
     assert " search=plaid search.nbits=2 " in f"{words} "
     assert "search.depth=200" in words

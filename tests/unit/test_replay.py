@@ -11,7 +11,7 @@ from evalkit.config.compose import compose
 from evalkit.errors import ScoreError
 from evalkit.report import verbs
 from evalkit.scoring import metrics
-from evalkit.storage import results, trec
+from evalkit.storage import cell_config, results, trec
 from evalkit.types import Hit
 
 KEPT, CLEAN, QUERIES = 64, 35, 239
@@ -150,7 +150,7 @@ def without_judgements(folder, *, judgements):
     path = put(folder, scores)
     (path / "qrels.trec.gz").unlink()
     config = compose(["model=bm25", "dataset=folder", f"dataset.path={folder}/moved"])
-    (path / "config.yaml").write_text(yaml.safe_dump(results.plain(config)), encoding="utf-8")
+    (path / "config.yaml").write_text(yaml.safe_dump(cell_config.plain(config)), encoding="utf-8")
     results.write(scores, folder)
     return scores
 

@@ -27,7 +27,7 @@ from evalkit.report.card import card_tables, judge, leaderboard, verdict_on
 from evalkit.report.page import SYMBOLS
 from evalkit.run.identity import vector_facts
 from evalkit.scoring import metrics, published, reruns
-from evalkit.storage import results, seal, trec
+from evalkit.storage import per_query_file, results, seal, trec
 from evalkit.types import Hit
 
 TABLES = ("beir", "msmarco", "miracl", "mmarco", "matryoshka", "leaderboard")
@@ -413,7 +413,7 @@ def scored(tmp_path):
     qrels = {"q1": {"d1": 1}, "q2": {"d2": 1}}
     again = metrics.score(run, qrels)
     path = put(tmp_path, cell(metrics=again.means), run=run, qrels=qrels)
-    (path / "per_query.tsv").write_text(results.per_query_table(again.per_query, tuple(again.means)), encoding="utf-8")
+    (path / "per_query.tsv").write_text(per_query_file.text(again.per_query, tuple(again.means)), encoding="utf-8")
     results.write(cell(metrics=again.means), tmp_path)
     assert report(tmp_path).stderr == ""
     return path
@@ -531,15 +531,15 @@ def test_an_edited_file_of_a_rerun_is_named(tmp_path):
 def test_a_table_of_queries_that_is_not_whole_is_refused(tmp_path, text, message):
     (tmp_path / "per_query.tsv").write_text(text, encoding="utf-8")
     with pytest.raises(ScoreError, match=r"per_query\.tsv: not a complete table of queries \(") as caught:
-        results.read_per_query(tmp_path / "per_query.tsv")
+        per_query_file.read(tmp_path / "per_query.tsv")
     assert message in str(caught.value)
 
 
 def test_a_table_of_queries_comes_back_as_it_was_written(tmp_path):
     values = {'"q"': {"ndcg@10": 1 / 3, "mrr@10": 0.0}, "NA": {"ndcg@10": 1e-5, "mrr@10": 1.0}}
-    text = results.per_query_table(values, ("ndcg@10", "mrr@10"))
+    text = per_query_file.text(values, ("ndcg@10", "mrr@10"))
     (tmp_path / "per_query.tsv").write_text(text, encoding="utf-8")
-    table = results.read_per_query(tmp_path / "per_query.tsv")
+    table = per_query_file.read(tmp_path / "per_query.tsv")
     assert table.queries == ('"q"', "NA")
     assert table.value_QM.tolist() == [[1 / 3, 0.0], [1e-5, 1.0]]
     assert table.column("mrr@10").tolist() == [0.0, 1.0]

@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, ...]] = {
     "vectors": ("model=demo", "dim=64", "store.shard_tokens=4000", "engine.threads=1"),
 }
 """The two kinds of runs; `--systems` selects some."""
+LOST = b"lost, as the result says"
 
 
 class Done(NamedTuple):
@@ -83,7 +84,7 @@ class Base(NamedTuple):
     folder: Path
     data: Path
     wanted: Mapping[str, Mapping[str, bytes]]
-    """The content of each file, by command and file name."""
+    """The content of each file, by command and path below `runs/`."""
 
     def words(self, command: str) -> list[str]:
         """Return a command's words."""
@@ -100,7 +101,7 @@ class Base(NamedTuple):
         """Return how a finished run differs from the undisturbed one, or None."""
         found = result_files(folder / "r")
         for name, data in self.wanted[command].items():
-            if found.get(name) != data:
+            if found.get(name) not in (data, LOST):
                 return f"{name} is {'not there' if name not in found else 'another'}"
         return None
 
@@ -119,15 +120,24 @@ class Base(NamedTuple):
 
 
 def result_files(results: Path) -> dict[str, bytes]:
-    """Return the files that must be identical in every run: rankings, judgements, per-query values, and metrics."""
+    """Return what must be identical in every run, by path below `runs/`; `same` accepts LOST for any of it.
+
+    These are rankings, judgements, per-query values, metrics and counts. LOST replaces the number of vectors if the
+    result says that a manifest was lost. `reused_shards` is left out: another run may have encoded a shard.
+    """
     found = {}
     for path in results.glob("runs/*/*"):
+        name = f"{path.parent.name}/{path.name}"
         if path.name in ("run.trec.gz", "qrels.trec.gz", "per_query.tsv"):
-            found[path.name] = path.read_bytes()
+            found[name] = path.read_bytes()
         elif path.name == "scores.json":
             values = json.loads(path.read_bytes())
-            counts = {name: count for name, count in values["counts"].items() if name != "reused_shards"}
-            found["metrics"] = json.dumps([values["run_id"], values["metrics"], counts]).encode()
+            counts = dict(values["counts"])
+            counts.pop("reused_shards", None)
+            lost = counts.pop("shards_without_costs", 0) > 0
+            vectors = counts.pop("document_vectors", None)
+            found[name] = json.dumps([values["run_id"], values["metrics"], counts]).encode()
+            found[f"{name}: document_vectors"] = LOST if lost and vectors is None else json.dumps(vectors).encode()
     return found
 
 

@@ -208,10 +208,10 @@ def _splits(folder: Path, name: str) -> dict[str, list[str]]:
     path = folder / "README.md"
     try:
         configs = MetadataConfigs.from_dataset_card_data(DatasetCard(path.read_text(encoding="utf-8")).data)
-        splits_by_config = {each: sanitize_patterns(found["data_files"]) for each, found in configs.items()}
+        splits_by_config = {str(each): sanitize_patterns(found["data_files"]) for each, found in configs.items()}
         if not splits_by_config:
             raise ValueError("no configs")
-    except (OSError, ValueError, KeyError, TypeError, YAMLError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError) as error:
         remedy = "choose another source with dataset.sources or dataset.path"
         raise bad(path, None, "no readable `configs` in its header", "config names and data files", remedy) from error
     if name not in splits_by_config:
@@ -322,9 +322,10 @@ def _parquet_rows(
     remedy = "delete it and fetch the dataset again"
     try:
         file = ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
+        present = file.schema_arrow.names
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise bad(path, None, f"no whole Parquet file ({error})", "one", remedy) from error
-    names = _columns(path, None, file.schema_arrow.names, needed=needed, optional=optional, ids=ids)
+    names = _columns(path, None, present, needed=needed, optional=optional, ids=ids)
     skipped = group = 0
     while group < file.num_row_groups and skipped + file.metadata.row_group(group).num_rows <= skip:
         skipped += file.metadata.row_group(group).num_rows

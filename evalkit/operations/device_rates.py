@@ -6,12 +6,12 @@ file, a device has the rates of DEVICES; its `basis` says where they come from.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 
 from evalkit.errors import ConfigError, StoreError, nearest
+from evalkit.storage import untrusted
 
 FORMAT = 1
 """Version of card.json. A file of another version is refused."""
@@ -106,7 +106,7 @@ def measured_rates(results_dir: Path, *, gpu: str, model: str) -> DeviceRates | 
     """
     for path in sorted((results_dir / "bench" / "gpu").glob("*/card.json")):
         try:
-            facts = json.loads(path.read_text(encoding="utf-8"))
+            facts = untrusted.read_json_object(path)
             if facts["format"] != FORMAT:
                 msg = (
                     f"{path}: got format {facts['format']!r}, wanted {FORMAT}; write it again (scripts/gpu/summary.py)"
@@ -115,11 +115,13 @@ def measured_rates(results_dir: Path, *, gpu: str, model: str) -> DeviceRates | 
             if facts["gpu"] != gpu or facts["model"] != model:
                 continue
             numbers = float(facts["tokens_per_s"]), float(facts["search_flop_per_s"])
-            if not all(0 < number < float("inf") for number in numbers):
-                msg = f"{path}: got rates {numbers}, wanted positive numbers; write it again (scripts/gpu/summary.py)"
+            query_vectors = int(facts["query_vectors"])
+            if not all(number > 0 for number in (*numbers, query_vectors)):
+                got = f"rates {numbers} and {query_vectors} query vectors"
+                msg = f"{path}: got {got}, wanted positive numbers; write it again (scripts/gpu/summary.py)"
                 raise StoreError(msg)
-            return DeviceRates(gpu, *numbers, int(facts["query_vectors"]), str(path))
-        except (ValueError, KeyError, TypeError, OSError) as error:
+            return DeviceRates(gpu, *numbers, query_vectors, str(path))
+        except (untrusted.UnreadableError, ValueError, KeyError, TypeError) as error:
             msg = (
                 f"{path}: not a card's rates ({type(error).__name__}: {error}); write it again (scripts/gpu/summary.py)"
             )

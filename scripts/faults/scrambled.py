@@ -55,6 +55,9 @@ def scrambled(trials: Trials, draw: random.Random) -> None:
     logging.disable(logging.CRITICAL)
     places: set[str] = set()
     known = [reader for reader in readers().values() if reader.name != "words"]  # a call takes a quarter of a second
+    for reader in known:
+        for data in reader.seeds:
+            reader.check(data)  # imports the reader's modules, which takes seconds
     for reader in itertools.cycle(known):
         if not trials.more():
             break

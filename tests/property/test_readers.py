@@ -47,3 +47,19 @@ def test_a_reader_reads_or_refuses_in_one_line(name):
 def test_the_first_seed_of_a_reader_is_read(name):
     """Otherwise its fuzzing would see nothing but the first refusal."""
     assert READERS[name].check(READERS[name].seeds[0]) == "read"
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("card-rates", b'"query_vectors": 3', b'"query_vectors": 1e9993'),
+        ("card-rates", b'"query_vectors": 3', b'"query_vectors": 0'),
+        ("hub-card", b"config_name: queries", b'config_name:"ueries'),
+        ("hub-card", b"config_name: corpus", b"config_name:"),
+        ("parquet", b"\x05title%", b"\x05tit\xece%"),
+        ("pickle", b"K\x03K\x02\x86", b"K\x02\x85NN"),
+    ],
+)
+def test_what_random_bytes_found_is_refused(name, old, new):
+    seed = next(each for each in READERS[name].seeds if old in each)
+    assert READERS[name].check(seed.replace(old, new)) == "refused"

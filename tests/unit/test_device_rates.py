@@ -35,7 +35,8 @@ def test_rates_are_a_cards_and_a_models_own(tmp_path):
     ("changes", "problem"),
     [
         ({"format": 2}, r"card\.json: got format 2, wanted 1; write it again"),
-        ({"tokens_per_s": 0}, r"card\.json: got rates \(0\.0, .*\), wanted positive numbers"),
+        ({"tokens_per_s": 0}, r"card\.json: got rates \(0\.0, .*\) and 32 query vectors, wanted positive numbers"),
+        ({"query_vectors": 0}, r"card\.json: got rates \(.*\) and 0 query vectors, wanted positive numbers"),
         ({"tokens_per_s": None}, r"card\.json: not a card's rates \(TypeError: "),
     ],
 )

@@ -105,7 +105,7 @@ def count_reader(trials: Trials, what: str, done: Done, *, named: bool, same: bo
     `same` says whether it showed and wrote what it does with the undamaged file.
     """
     if named and done.code == 0:
-        trials.count("told by name")
+        trials.count("reported by name")
     elif same:
         trials.count("without effect")
     else:
@@ -122,7 +122,7 @@ def count_run(trials: Trials, what: str, done: Done, *, named: bool, compare: Ca
     elif (other := compare()) is not None:
         trials.failed(f"{what}: {other}", done)
     else:
-        trials.count("told, and made anew" if named else "made anew, the same bytes")
+        trials.count("reported, and computed again" if named else "computed again, the same bytes")
 
 
 def words_of(base: Base, kind: Kind, command: str) -> list[str]:

@@ -59,7 +59,9 @@ def compare(out: Path, checkpoint: Path, data: Path) -> list[str]:
         if len(ours[side]) != len(theirs[side]):
             msg = f"{out / job.SAMPLE}: got {len(theirs[side])} texts per side, wanted {len(ours[side])}"
             raise PeerError(f"{msg}; run the library again")
-        found += differences(side, ours[side], theirs[side], names)
+        limit = (facts.get("settings") or {}).get(f"{side}_tokens")
+        limit = limit if isinstance(limit, int) else None
+        found += differences(side, ours[side], theirs[side], names, limit=limit)
         worst[side] = max([0.0, *distances(ours[side], theirs[side])])
     found += scoring(theirs, read_scores(out / job.SAMPLE))
     lines = [f"{one.name} ({one.side}): {one.account}" for one in found] or ["token ids and masks are equal"]
@@ -169,9 +171,12 @@ def of_evalkit(checkpoint: Path, data: Path) -> tuple[dict[str, list[Text]], dic
 
 
 def differences(
-    side: str, ours: Sequence[Text], theirs: Sequence[Text], names: Mapping[int, str]
+    side: str, ours: Sequence[Text], theirs: Sequence[Text], names: Mapping[int, str], *, limit: int | None = None
 ) -> Iterator[Difference]:
-    """Yield the differences of one side, each kind once, with the settings that make evalkit do the same."""
+    """Yield the differences of one side, each kind once, with the settings that make evalkit do the same.
+
+    `limit` is the most token ids that the library says it gives a text; without it, the sample's longest text counts.
+    """
     pairs = list(zip(ours, theirs, strict=True))
     longest = [max(len(text.ids) for text in of) for of in (ours, theirs)]
     if longest[0] != longest[1]:
@@ -180,8 +185,9 @@ def differences(
             account = f"{min(lengths[1])} to {longest[1]} token ids, by the text, evalkit {longest[0]}"
             yield Difference("length", side, account)
         else:
-            imitated = (f"model.{side}.max_tokens={longest[1]}",)
-            yield Difference("length", side, f"{longest[1]} token ids at most, evalkit {longest[0]}", imitated)
+            most = max(longest[1], limit or 0)
+            imitated = (f"model.{side}.max_tokens={most}",)
+            yield Difference("length", side, f"{most} token ids at most, evalkit {longest[0]}", imitated)
     markers = [sorted({int(text.ids[1]) for text in of if len(text.ids) > 1}) for of in (ours, theirs)]
     if markers[0] != markers[1]:
         shown = [", ".join(names.get(token, str(token)) for token in of[:SHOWN]) for of in markers]

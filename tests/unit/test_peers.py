@@ -286,6 +286,15 @@ def test_expansion_that_is_not_attended_to_has_its_name():
     assert found.account == "expansion is not attended to in 1 of 1 texts, evalkit does"
 
 
+def test_a_length_is_the_librarys_limit_where_the_sample_has_no_text_of_it():
+    ours, theirs = [text([7, 8, 4])], [text([7, 8, 4, 5])]
+    (longest,) = parity.differences("document", ours, theirs, NAMES)
+    assert longest.words == ("model.document.max_tokens=4",)
+    (limited,) = parity.differences("document", ours, theirs, NAMES, limit=8190)
+    assert limited.words == ("model.document.max_tokens=8190",)
+    assert limited.account == "8190 token ids at most, evalkit 3"
+
+
 def test_a_stray_dot_is_a_difference_of_the_skiplist_and_vectors_are_compared_where_both_have_one():
     ours, theirs = text([1, 3, 6, 5, 2], dropped=[6]), text([1, 3, 6, 5, 2], dropped=[5], shift=0.5)
     (found,) = parity.differences("document", [ours], [theirs], NAMES)

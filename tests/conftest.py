@@ -24,6 +24,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
+# ir_datasets creates its folder when it is imported, by default in the home folder.
+if not os.access(Path("~").expanduser(), os.W_OK):
+    os.environ.setdefault("IR_DATASETS_HOME", str(Path(tempfile.gettempdir()) / f"evalkit-tests-irds-{os.getuid()}"))
+
 # Without a GPU, Triton interprets its kernels. It reads this variable when it is first imported.
 if not Path("/dev/nvidiactl").exists():
     os.environ.setdefault("TRITON_INTERPRET", "1")

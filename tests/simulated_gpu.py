@@ -17,6 +17,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
+from evalkit.models.attention import working_sdpa
+
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 MAY_MIX = {"copy_", "_to_copy", "to", "index", "index_put", "index_put_", "_index_put_impl_"}
 """Operations for which CUDA accepts tensors of both devices."""
@@ -210,5 +212,5 @@ def simulated_gpu(monkeypatch):
         return real_submit(self, within, *args, **kwargs)
 
     monkeypatch.setattr(ThreadPoolExecutor, "submit", submit)
-    with _Mode():
+    with working_sdpa(CPU, torch.bfloat16), _Mode():
         yield

@@ -15,6 +15,7 @@ import importlib.metadata
 import importlib.util
 import math
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from itertools import groupby, pairwise
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -23,6 +24,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from evalkit.config.settings import Attention, EncoderConfig
 from evalkit.kernels.cpu import registers
@@ -46,6 +48,8 @@ HEAD_STEP = 8
 """The CUDA kernels need head widths that are multiples of this; other heads are padded with zeros, without effect."""
 PROBE_ATOL = 5e-2
 """Largest accepted difference between a kernel and the reference in half precision, for values of about 1."""
+FUSED_PROBE_TOKENS = 256
+"""Tokens of the text with which torch's fused attention is tried; short texts do not take the path that can fail."""
 
 
 class Packing(NamedTuple):
@@ -183,6 +187,28 @@ def padded_attention(query_BATK: Tensor, key_BATK: Tensor, value_BATK: Tensor, s
     query, key, value, mixed = (part.numpy() for part in (*heads, mixed_BTAK))
     _kernel().attention(query, key, value, *spans, scale, mixed)
     return mixed_BTAK
+
+
+def working_sdpa(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
+    """Return a context in which torch's attention works: its plain form where its fused one fails on this CPU."""
+    if device.type != "cpu" or not (problem := fused_problem(dtype)):
+        return nullcontext()
+    warn_once(problem)
+    return sdpa_kernel(SDPBackend.MATH)
+
+
+@cache
+def fused_problem(dtype: torch.dtype) -> str:
+    """Try torch's fused attention on the CPU; return why it cannot be used in this dtype, or "".
+
+    On processors with AMX it needs AVX-512 in bfloat16, which `ATEN_CPU_CAPABILITY` can forbid.
+    """
+    heads_BATK = torch.zeros((1, 1, FUSED_PROBE_TOKENS, 64), dtype=dtype)
+    try:
+        functional.scaled_dot_product_attention(heads_BATK, heads_BATK, heads_BATK)
+    except RuntimeError as error:
+        return f"torch's fused attention in {dtype} fails here ({first_line(error)}); its plain one is used instead"
+    return ""
 
 
 def packed_attention(

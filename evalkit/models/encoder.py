@@ -21,7 +21,7 @@ from evalkit.config.settings import Attention, Elementwise, EncoderConfig
 from evalkit.errors import ModelError
 from evalkit.kernels.cpu import linear
 from evalkit.models import dense, metadata, tokens
-from evalkit.models.attention import Packing, Spans, choose, enable, has_kernel, packing_of
+from evalkit.models.attention import Packing, Spans, choose, enable, has_kernel, packing_of, working_sdpa
 from evalkit.models.attention import Path as AttentionPath
 from evalkit.models.backbones import generic, native
 from evalkit.models.backbones.native import Backbone
@@ -195,7 +195,8 @@ class Encoder:
         With pooling there is one vector per text [B, D]. The host does not wait for the device: rows and counts follow
         from the token ids.
         """
-        hidden_XH = self._hidden(batch)
+        with working_sdpa(self.device, self.dtype):
+            hidden_XH = self._hidden(batch)
         if self.config.pooling == "tokens":
             kept_VH, counts_B = hidden_XH, batch.counts_B
             if len(batch.kept_V) < len(hidden_XH):  # otherwise there is no padding and no punctuation

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from evalkit.config.settings import RerankerConfig
 from evalkit.errors import ModelError, Tried
+from evalkit.models.attention import working_sdpa
 from evalkit.models.backbones import native as backbones
 from evalkit.models.checkpoint import Checkpoint, refuse_changes, resolve
 from evalkit.models.encoder import DTYPES
@@ -68,7 +69,8 @@ class Reranker:
         attended_BT = torch.arange(width, device=self.device) < torch.tensor(
             [[len(pair)] for pair in pairs], device=self.device
         )
-        logits: Tensor = self.module(input_ids=ids_BT, attention_mask=attended_BT.long()).logits
+        with working_sdpa(self.device, DTYPES[self.config.dtype]):
+            logits: Tensor = self.module(input_ids=ids_BT, attention_mask=attended_BT.long()).logits
         if not bool(torch.isfinite(logits).all()):
             msg = f"re-ranker {self.config.name} returned a score that is not finite; rerun with reranker.dtype=float32"
             raise ModelError(msg)

@@ -14,7 +14,8 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_an_installed_wheel_runs_the_demo_from_any_folder(tmp_path):
+def test_an_installed_wheel_runs_the_demo_from_any_folder(tmp_path, monkeypatch):
+    monkeypatch.delenv("PYTHONPATH", raising=False)  # it could name the checkout
     subprocess.run(
         [sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "--no-build-isolation", "-w", tmp_path, ROOT],
         check=True,

@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch.nn import functional
 
+from evalkit.kernels import trouble
 from evalkit.kernels.cpu import registers
 from evalkit.models import attention
 from evalkit.models.attention import Spans, padded_attention
@@ -168,3 +169,29 @@ def test_every_native_model_gives_with_spans_what_it_gives_with_a_mask(backbone)
     got = model(input_ids=ids_BT, spans=spans_of(lengths, attended)).last_hidden_state
     for row, length in enumerate(lengths):
         assert (got[row, :length] - wanted[row, :length]).abs().max() < 1e-5
+
+
+def test_where_torchs_fused_attention_fails_its_plain_one_is_used_and_said_once(monkeypatch, caplog):
+    real = functional.scaled_dot_product_attention
+
+    def fails_if_fused(*heads, **options):
+        if torch.backends.cuda.flash_sdp_enabled():
+            raise RuntimeError("pack_vnni2 is only supported when avx512 is supported\nand more")
+        return real(*heads, **options)
+
+    heads = torch.randn((1, 2, 80, 16), generator=torch.Generator().manual_seed(3))
+    wanted = real(heads, heads, heads)
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", fails_if_fused)
+    for known in (attention.fused_problem, trouble.warn_once):
+        known.cache_clear()
+    half = heads.bfloat16()
+    for _ in range(2):
+        with attention.working_sdpa(torch.device("cpu"), torch.bfloat16):
+            found = functional.scaled_dot_product_attention(half, half, half)
+        assert (found.float() - wanted).abs().max() < 3e-2
+    attention.fused_problem.cache_clear()
+    (said,) = caplog.messages
+    assert said == (
+        "torch's fused attention in torch.bfloat16 fails here (pack_vnni2 is only supported when avx512 is supported); "
+        "its plain one is used instead"
+    )

@@ -125,12 +125,11 @@ def test_a_search_that_does_not_fit_memory_has_the_same_hits_and_says_so_once(li
     assert columns(search_shard(queries, shard, **options)) == columns(wanted)
     reduced = fits < 70 * 12
     assert (len([size for size in tried if size > fits]) > 0) == reduced
-    assert len(caplog.messages) == int(reduced)
+    said = [message for message in caplog.messages if "did not fit memory" in message]
+    assert len(said) == int(reduced)
     if reduced:
         reason = "CUDA out of memory. Tried to allocate 3 GiB"
-        assert caplog.messages[0] == (
-            f"a search did not fit memory ({reason}): fewer queries, or documents, are taken at a time"
-        )
+        assert said[0] == (f"a search did not fit memory ({reason}): fewer queries, or documents, are taken at a time")
 
 
 def test_a_document_that_does_not_fit_memory_alone_is_named(little_memory):

@@ -8,6 +8,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import hypothesis
 import pytest
 import triton_interpreter
 
@@ -24,9 +25,14 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-# ir_datasets creates its folder when it is imported, by default in the home folder.
+# Where nothing but the temporary folder can be written: ir_datasets and Triton keep their files there, hypothesis none.
 if not os.access(Path("~").expanduser(), os.W_OK):
-    os.environ.setdefault("IR_DATASETS_HOME", str(Path(tempfile.gettempdir()) / f"evalkit-tests-irds-{os.getuid()}"))
+    elsewhere = Path(tempfile.gettempdir()) / f"evalkit-tests-{os.getuid()}"
+    os.environ.setdefault("IR_DATASETS_HOME", str(elsewhere / "ir_datasets"))
+    os.environ.setdefault("TRITON_CACHE_DIR", str(elsewhere / "triton"))
+if not os.access(Path(__file__).parents[1], os.W_OK):
+    hypothesis.settings.register_profile("nothing-written", database=None)
+    hypothesis.settings.load_profile("nothing-written")
 
 # Without a GPU, Triton interprets its kernels. It reads this variable when it is first imported.
 if not Path("/dev/nvidiactl").exists():

@@ -139,7 +139,9 @@ def _read_pickle(checkpoint: Checkpoint) -> dict[str, Tensor]:
     path = checkpoint.folder / PICKLE
     try:
         values = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:
+    except MemoryError:
+        raise
+    except Exception as error:  # on damaged bytes torch raises errors of nearly every type
         reason = next(iter(str(error).strip().splitlines()), type(error).__name__)
         msg = f"{path}: not a whole file of tensors ({reason}); fetch the file again, or get a safetensors copy"
         raise ModelError(msg) from error

@@ -23,7 +23,7 @@ from evalkit.bm25.analyzers import ANALYZERS
 from evalkit.config import compose
 from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
 from evalkit.errors import ConfigError
-from evalkit.kernels.cpu import numba_folder
+from evalkit.kernels import compile_cache
 from evalkit.maxsim import choice
 from evalkit.models.encoder import DTYPES, checkpoints
 from evalkit.models.encoder import Encoder as Backbone
@@ -206,7 +206,7 @@ def encoder(*words: str) -> Encoder | Bm25:
     device = auto.choose_device(config.engine.device)
     engine = config.engine
     choice.require(engine.maxsim, device, precision=engine.nominate)
-    numba_folder.set_fallback(config.cache_dir / "numba")
+    compile_cache.set_fallback(config.cache_dir)
     if engine.threads is not None:
         torch.set_num_threads(engine.threads)
     limit_tokenizer(tokenizer_threads(engine.tokenizer_workers, device))

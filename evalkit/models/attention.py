@@ -27,8 +27,8 @@ from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from evalkit.config.settings import Attention, EncoderConfig
+from evalkit.kernels.compile_cache import with_cache_folder
 from evalkit.kernels.cpu import registers
-from evalkit.kernels.cpu.numba_folder import with_cache_folder
 from evalkit.kernels.trouble import first_line, warn_once
 from evalkit.ragged import offsets
 

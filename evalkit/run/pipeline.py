@@ -26,7 +26,7 @@ from evalkit.datasets import learned
 from evalkit.datasets.survey import ShardRange, Survey, forget, survey
 from evalkit.engines.local import map_shards
 from evalkit.errors import ChangedError, ConfigError, ModelError
-from evalkit.kernels.cpu import numba_folder
+from evalkit.kernels import compile_cache
 from evalkit.maxsim import choice
 from evalkit.models import metadata, weights
 from evalkit.models.backbones.native import count_parameters
@@ -65,7 +65,7 @@ def run(
 
     Raises subclasses of EvalkitError for errors that the user can fix; finished shards and cells are kept.
     """
-    numba_folder.set_fallback(config.cache_dir / "numba")
+    compile_cache.set_fallback(config.cache_dir)
     if config.search.name == "plaid":
         plaid.check(config)
         _require_index(config, console=console, force=force)

@@ -23,7 +23,7 @@ from evalkit.bm25.analyzers import ANALYZERS, Analyzer
 from evalkit.config.settings import Bm25Config, EncoderConfig, RunConfig
 from evalkit.datasets.survey import ShardRange, Survey
 from evalkit.errors import ModelError, StoreError
-from evalkit.kernels.cpu import numba_folder
+from evalkit.kernels import compile_cache
 from evalkit.models.encoder import checkpoints
 from evalkit.ranking import Hits
 from evalkit.run import auto, loaded
@@ -88,7 +88,7 @@ class LoadVectorStep:
         assert isinstance(model, EncoderConfig)
         if self.shared_file is not None:
             self.shared_file.require(self.config)
-        numba_folder.set_fallback(self.config.cache_dir / "numba")
+        compile_cache.set_fallback(self.config.cache_dir)
         loaded.keep()
         device = auto.choose_device(self.device)
         torch.set_num_threads(self.threads)

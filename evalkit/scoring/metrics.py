@@ -20,7 +20,7 @@ import numpy as np
 
 from evalkit.config.settings import METRICS
 from evalkit.errors import ScoreError
-from evalkit.kernels.cpu.numba_folder import with_cache_folder
+from evalkit.kernels.compile_cache import with_cache_folder
 from evalkit.ranking import check_hits, rank_hits
 from evalkit.types import Qrels, Run, Scores
 

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from evalkit.kernels.compile_cache import with_cache_folder
 from evalkit.kernels.cpu import cores, fixed_point, registers
-from evalkit.kernels.cpu.numba_folder import with_cache_folder
 from evalkit.kernels.trouble import warn_once
 from evalkit.ragged import Ragged, offsets, ragged
 

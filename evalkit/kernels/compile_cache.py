@@ -1,4 +1,4 @@
-"""A cache folder for numba's compiled functions, used where numba finds no writable folder itself."""
+"""Folders for what numba and Triton compile, used where they have no writable folder themselves."""
 
 from __future__ import annotations
 
@@ -14,12 +14,31 @@ from typing import TypeVar
 Loaded = TypeVar("Loaded")
 
 _fallback: list[Path] = []
-"""The folder set by `set_fallback`, if any."""
+"""The folder for numba set by `set_fallback`, if any."""
 
 
-def set_fallback(folder: Path) -> None:
-    """Set the folder to use if numba finds none itself, so that the next process finds the compiled kernels."""
-    _fallback[:] = [folder]
+def set_fallback(cache_dir: Path) -> None:
+    """Keep compiled kernels below `cache_dir` if numba or Triton cannot write to its own folder.
+
+    The next process then finds them there. Must be called before Triton compiles. A folder that the user has set in the
+    environment is left as it is.
+    """
+    _fallback[:] = [cache_dir / "numba"]
+    if "TRITON_CACHE_DIR" not in os.environ and not _can_create(triton_folder()):
+        os.environ["TRITON_CACHE_DIR"] = str((cache_dir / "triton").absolute())
+
+
+def triton_folder() -> Path:
+    """Return the folder in which Triton keeps what it compiles if TRITON_CACHE_DIR is not set (triton/knobs.py)."""
+    return Path(os.environ.get("TRITON_HOME") or os.path.expanduser("~")) / ".triton" / "cache"  # noqa: PTH111 (Path.expanduser raises where there is no home)
+
+
+def _can_create(folder: Path) -> bool:
+    """Return whether files can be written in a folder, which need not exist yet."""
+    if not folder.is_absolute():  # without a home, `~` stays as it is and names a folder in the working folder
+        return False
+    nearest = next(parent for parent in (folder, *folder.parents) if parent.exists())
+    return nearest.is_dir() and os.access(nearest, os.W_OK | os.X_OK)
 
 
 def with_cache_folder(load: Callable[[], Loaded]) -> Loaded:

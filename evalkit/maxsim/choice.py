@@ -17,6 +17,7 @@ from torch.nn.functional import normalize
 from evalkit.config.settings import MaxsimKernel, Nomination
 from evalkit.errors import ConfigError
 from evalkit.kernels.cpu import fixed_point, registers, simd
+from evalkit.kernels.fp32 import require_full_precision
 from evalkit.kernels.trouble import first_line, warn_once
 from evalkit.maxsim import bounds, packed, rescore
 from evalkit.ragged import Ragged, ragged
@@ -62,7 +63,7 @@ def bind(
     """Copy a shard's documents to a device and bind the chosen kernel to them.
 
     Only `simd` and `packed` use `precision`. `known` are the norms of the queries, by the type they were rounded to, if
-    they were computed before. Raises ConfigError as `require` does, and if `triton` does not fit the GPU's memory.
+    they were computed before. Raises what `require` raises, and ConfigError if `triton` does not fit the GPU's memory.
     """
     require(choice, device, precision=precision)
     on_device = documents._replace(rows_XD=documents.rows_XD.to(device))
@@ -121,7 +122,11 @@ def _tensor_cores(
 
 
 def require(choice: MaxsimKernel, device: torch.device, *, precision: Nomination = "auto") -> None:
-    """Raise ConfigError if a kernel cannot run: its package is missing, or it needs another device."""
+    """Raise ConfigError if a kernel cannot run: its package is missing, or it needs another device.
+
+    Raises DeviceError if fp32 products would be rounded.
+    """
+    require_full_precision()
     if choice == "simd" and (device.type != "cpu" or not registers.available() or simd.problem()):
         got = simd.problem() if device.type == "cpu" and simd.problem() else f"device {device.type}"
         msg = f"engine.maxsim=simd: got {got}, wanted a CPU with AVX2 or AVX-512; use engine.maxsim=auto"

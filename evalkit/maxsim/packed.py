@@ -13,7 +13,6 @@ it is reduced.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -21,6 +20,7 @@ import torch
 from torch import Tensor
 
 from evalkit.kernels.cpu import cores
+from evalkit.kernels.fp32 import full_precision
 from evalkit.maxsim.bounds import Precision
 from evalkit.ragged import Ragged
 
@@ -61,7 +61,7 @@ def scores(queries: Ragged, documents: Ragged, *, precision: Precision = "float3
                 sorted_NQ[within, block.queries] = _sums(best_PY, block)
 
     count = torch.get_num_threads() if device.type == "cpu" else 1
-    with _matmul_precision(precision):
+    with full_precision(device, rounded_to_bf16=precision == "bfloat16"):
         cores.map_ranges(score, cores.equal_ranges(lengths_N.cumsum(0), cores=count))
     out_QN = torch.empty_like(sorted_NQ.T)
     out_QN[:, order_N.to(device)] = sorted_NQ.T
@@ -167,20 +167,3 @@ def _sums(best_PY: Tensor, block: _QueryBlock) -> Tensor:
         return best_PY.view(len(best_PY), -1, block.lengths[0]).sum(2)
     owner_YQ = torch.repeat_interleave(torch.eye(len(block.lengths)), torch.tensor(block.lengths), dim=0)
     return best_PY @ owner_YQ.to(best_PY.device)
-
-
-@contextmanager
-def _matmul_precision(precision: Precision) -> Iterator[None]:
-    """With "bfloat16", let fp32 matrix products round their inputs to bf16, on CPUs that support it.
-
-    Sums and outputs stay in fp32. On CUDA, products are always full fp32: TF32 would exceed the rounding error bound.
-    """
-    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # set at import, missing from the stubs
-    before, before_cuda = settings.fp32_precision, torch.backends.cuda.matmul.fp32_precision
-    settings.fp32_precision = "bf16" if precision == "bfloat16" else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
-    try:
-        yield
-    finally:
-        settings.fp32_precision = before
-        torch.backends.cuda.matmul.fp32_precision = before_cuda

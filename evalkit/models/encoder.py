@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from evalkit.config.settings import Attention, Elementwise, EncoderConfig
 from evalkit.errors import ModelError
 from evalkit.kernels.cpu import linear
+from evalkit.kernels.fp32 import full_precision, require_full_precision
 from evalkit.models import dense, metadata, tokens
 from evalkit.models.attention import Packing, Spans, choose, enable, has_kernel, packing_of, working_sdpa
 from evalkit.models.attention import Path as AttentionPath
@@ -195,6 +196,10 @@ class Encoder:
         With pooling there is one vector per text [B, D]. The host does not wait for the device: rows and counts follow
         from the token ids.
         """
+        with full_precision(self.device):
+            return self._vectors(batch)
+
+    def _vectors(self, batch: Batch | PackedBatch) -> dict[int, tuple[Tensor, Tensor]]:
         with working_sdpa(self.device, self.dtype):
             hidden_XH = self._hidden(batch)
         if self.config.pooling == "tokens":
@@ -331,15 +336,17 @@ def load_encoders(
     """Load the dims' checkpoints. Dims whose backbones have identical content share one encoder, and so one pass.
 
     Raises ModelError for tensors that do not fit, a missing head, missing special tokens, and files that changed after
-    their checksums were computed.
+    their checksums were computed. Raises DeviceError if fp32 products would be rounded.
     """
+    require_full_precision()
     groups = _groups(config, found)
     if len(groups) > 1:
         dims = " / ".join(", ".join(map(str, group.checkpoints)) for group in groups)
         log.warning(
             "model %s: the backbones of dims %s differ by content, so each encodes in its own pass", config.name, dims
         )
-    encoders = [_encoder(config, group, device, attention=attention, elementwise=elementwise) for group in groups]
+    with full_precision(device):  # kernels are compared with torch when they are loaded
+        encoders = [_encoder(config, group, device, attention=attention, elementwise=elementwise) for group in groups]
     refuse_changes(found.values())
     return encoders
 

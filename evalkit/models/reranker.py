@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from evalkit.config.settings import RerankerConfig
 from evalkit.errors import ModelError, Tried
+from evalkit.kernels.fp32 import full_precision, require_full_precision
 from evalkit.models.attention import working_sdpa
 from evalkit.models.backbones import native as backbones
 from evalkit.models.checkpoint import Checkpoint, refuse_changes, resolve
@@ -69,7 +70,7 @@ class Reranker:
         attended_BT = torch.arange(width, device=self.device) < torch.tensor(
             [[len(pair)] for pair in pairs], device=self.device
         )
-        with working_sdpa(self.device, DTYPES[self.config.dtype]):
+        with full_precision(self.device), working_sdpa(self.device, DTYPES[self.config.dtype]):
             logits: Tensor = self.module(input_ids=ids_BT, attention_mask=attended_BT.long()).logits
         if not bool(torch.isfinite(logits).all()):
             msg = f"re-ranker {self.config.name} returned a score that is not finite; rerun with reranker.dtype=float32"
@@ -92,7 +93,12 @@ def truncated_lengths(query: int, document: int, *, room: int) -> tuple[int, int
 
 
 def load_reranker(config: RerankerConfig, *, device: torch.device) -> Reranker:
-    """Load a re-ranker on a device. Raises ModelError if the checkpoint is missing, damaged or not XLM-R."""
+    """Load a re-ranker on a device.
+
+    Raises ModelError if the checkpoint is missing, damaged or not XLM-R, and DeviceError if fp32 products would be
+    rounded.
+    """
+    require_full_precision()
     with backbones.explain_import_errors():
         from transformers import XLMRobertaConfig, XLMRobertaForSequenceClassification
 

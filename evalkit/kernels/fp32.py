@@ -8,13 +8,13 @@ to 10 or 7 bits, and a run would get other scores under the same run id.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 
 import torch
 
 from evalkit.errors import DeviceError
+from evalkit.kernels.process_setting import ProcessSetting
 
 ROUNDING_VARIABLES: Mapping[str, str] = {
     "ONEDNN_DEFAULT_FPMATH_MODE": "STRICT",
@@ -25,12 +25,6 @@ ROUNDING_VARIABLES: Mapping[str, str] = {
 
 torch cannot undo them: the libraries read them themselves.
 """
-_changed = threading.Condition()
-"""Guards the two variables below; notified when the last context closes."""
-_open: list[str] = []
-"""The precision of each context that is open, all the same."""
-_before: list[Callable[[], None]] = []
-"""Restores what was set before the first of the open contexts."""
 
 
 def require_full_precision() -> None:
@@ -54,47 +48,28 @@ def full_precision(device: torch.device, *, rounded_to_bf16: bool = False) -> It
     """
     precision = "bf16" if rounded_to_bf16 and device.type == "cpu" else "ieee"
     autocast = torch.autocast(device.type, enabled=False) if torch.is_autocast_enabled(device.type) else nullcontext()
-    with autocast:
-        with _changed:
-            _changed.wait_for(lambda: precision in _open or not _open)
-            if not _open:
-                _before[:] = [_restoring()]
-                _set(precision)
-            _open.append(precision)
-        try:
-            yield
-        finally:
-            with _changed:
-                _open.pop()
-                if not _open:
-                    _before.pop()()
-                    _changed.notify_all()
+    with autocast, _matmul_precision(precision):
+        yield
 
 
-def _set(precision: str) -> None:
-    """Set the precision of fp32 products on CPUs; on CUDA it is always the full one."""
-    torch.set_float32_matmul_precision("highest")  # sets the older flag too, without which cuBLAS raises
-    torch.backends.cuda.matmul.allow_fp16_accumulation = False
-    if precision != "ieee":
-        torch.backends.mkldnn.matmul.fp32_precision = precision  # type: ignore[attr-defined]  # missing from the stubs
-
-
-def _restoring() -> Callable[[], None]:
-    """Return a function that restores torch's settings as they are now."""
-    cpu, cuda = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul  # type: ignore[attr-defined]  # as above
-    precision_cpu, precision_cuda, accumulation = (
-        cpu.fp32_precision,
-        cuda.fp32_precision,
-        cuda.allow_fp16_accumulation,
-    )
+def _set(precision: str) -> Callable[[], None]:
+    """Set the precision of fp32 products on CPUs, and the full one on CUDA; return the function that undoes it."""
+    cpu, cuda = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul  # type: ignore[attr-defined]  # not in the stubs
+    before = cpu.fp32_precision, cuda.fp32_precision, cuda.allow_fp16_accumulation
     try:
         older = torch.get_float32_matmul_precision()
     except RuntimeError:  # the program has used both of torch's ways, and they disagree
         older = "highest"
 
-    def restore() -> None:
+    def undo() -> None:
         torch.set_float32_matmul_precision(older)
-        cpu.fp32_precision, cuda.fp32_precision = precision_cpu, precision_cuda
-        cuda.allow_fp16_accumulation = accumulation
+        cpu.fp32_precision, cuda.fp32_precision, cuda.allow_fp16_accumulation = before
 
-    return restore
+    torch.set_float32_matmul_precision("highest")  # sets the older flag too, without which cuBLAS raises
+    cuda.allow_fp16_accumulation = False
+    if precision != "ieee":
+        cpu.fp32_precision = precision
+    return undo
+
+
+_matmul_precision = ProcessSetting(_set)

@@ -29,6 +29,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from evalkit.config.settings import Attention, EncoderConfig
 from evalkit.kernels.compile_cache import with_cache_folder
 from evalkit.kernels.cpu import registers
+from evalkit.kernels.process_setting import ProcessSetting
 from evalkit.kernels.trouble import first_line, warn_once
 from evalkit.ragged import offsets
 
@@ -190,11 +191,29 @@ def padded_attention(query_BATK: Tensor, key_BATK: Tensor, value_BATK: Tensor, s
 
 
 def working_sdpa(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
-    """Return a context in which torch's attention works: its plain form where its fused one fails on this CPU."""
+    """Return a context in which torch's attention works well: its plain form where its fused one fails on this CPU.
+
+    On CUDA cuDNN's form is left out: it plans every shape on the host, which costs tens of milliseconds, and batches
+    have hundreds of shapes.
+    """
+    if device.type == "cuda":
+        return _sdpa("without cuDNN")
     if device.type != "cpu" or not (problem := fused_problem(dtype)):
         return nullcontext()
     warn_once(problem)
-    return sdpa_kernel(SDPBackend.MATH)
+    return _sdpa("plain")
+
+
+def _allow(backends: str) -> Callable[[], object]:
+    """Limit torch's attention to some of its backends; return the function that undoes it."""
+    fused = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION] if backends == "without cuDNN" else []
+    limited = sdpa_kernel([*fused, SDPBackend.MATH])
+    limited.__enter__()
+    return lambda: limited.__exit__(None, None, None)
+
+
+_sdpa = ProcessSetting(_allow)
+"""torch keeps the allowed backends for the whole process, and threads encode at the same time."""
 
 
 @cache

@@ -264,7 +264,13 @@ class Encoder:
                 return hidden_XH[packing.offsets_q[:-1]]
             attended_YH = hidden_XH if packing.attended_Y is None else hidden_XH[packing.attended_Y]
             counts_B = packing.offsets_k.diff().long()
-            summed_BH = torch.segment_reduce(attended_YH.float(), "sum", lengths=counts_B, axis=0)
+            summed_BH = torch.segment_reduce(
+                attended_YH.float(),
+                "sum",
+                lengths=counts_B,
+                axis=0,
+                unsafe=True,  # the check would wait for the device
+            )
             return summed_BH / counts_B.unsqueeze(1)
         hidden_BTH = hidden_XH.view(*batch.ids_BT.shape, -1)
         if self.config.pooling == "cls":

@@ -1,6 +1,7 @@
 """Encoders on a GPU against padded fp32 on the CPU: packed attention and fused elementwise work, every architecture."""
 
 import importlib.util
+import sys
 
 import pytest
 import torch
@@ -15,8 +16,8 @@ pytestmark = pytest.mark.gpu
 TEXTS = ["", *invented(300 if ON_GPU else 12), "hello " * 250]
 FEW = TEXTS if ON_GPU else TEXTS[:4]
 """Where every token of every layer is interpreted."""
-HALF = {"float32": 5e-3, "float16": 3e-2, "bfloat16": 0.15}
-"""How far a unit vector of a small random model may be from its fp32 one."""
+HALF = {"float32": 5e-3, "float16": 5e-2, "bfloat16": 0.2}
+"""How far a unit vector of a small random model may be from its fp32 one; on a CPU the worst are .027 and .136."""
 
 
 def vectors(encoder, *, of=TEXTS, **options):
@@ -80,9 +81,9 @@ def test_the_fast_paths_are_taken_here(capsys):
     """What a run would give up on this machine, and why; printed, because a quiet fall-back would look like success."""
     problems = {dtype: elementwise.probe(DEVICE, dtype) for dtype in HALF}
     attentions = {path: attention.probe(path, DEVICE, "bfloat16") for path in ("varlen", "flash")}
-    with capsys.disabled():
-        print(f"\nelementwise kernels: {problems}\npacked attention: {attentions}")
-        print(f"options of torch's packed attention: {dict(attention._varlen_options(DEVICE))}")
-        print(f"it takes a scale: {attention._varlen_takes_scale(DEVICE)}")
+    with capsys.disabled():  # to stderr, because pytest-xdist drops the stdout of its workers
+        print(f"\nelementwise kernels: {problems}\npacked attention: {attentions}", file=sys.stderr)
+        print(f"options of torch's packed attention: {dict(attention._varlen_options(DEVICE))}", file=sys.stderr)
+        print(f"it takes a scale: {attention._varlen_takes_scale(DEVICE)}", file=sys.stderr)
     assert set(problems.values()) == {""}
     assert attentions["varlen"] == ""

@@ -195,3 +195,12 @@ def test_where_torchs_fused_attention_fails_its_plain_one_is_used_and_said_once(
         "torch's fused attention in torch.bfloat16 fails here (pack_vnni2 is only supported when avx512 is supported); "
         "its plain one is used instead"
     )
+
+
+def test_on_cuda_attention_leaves_out_cudnn_which_plans_every_shape_on_the_host():
+    before = torch.backends.cuda.cudnn_sdp_enabled()
+    with attention.working_sdpa(torch.device("cuda"), torch.float16):
+        assert torch.backends.cuda.flash_sdp_enabled()
+        assert torch.backends.cuda.mem_efficient_sdp_enabled()
+        assert not torch.backends.cuda.cudnn_sdp_enabled()
+    assert torch.backends.cuda.cudnn_sdp_enabled() == before

@@ -6,8 +6,8 @@ Shapes: Q queries, N documents, M query pieces of L = 32 vectors, D dim.
 from __future__ import annotations
 
 import functools
-import time
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -148,6 +148,8 @@ def expected(fitting: Sequence[Tiling], *, query_count: int) -> Tiling:
     return next(tiling for tiling in fitting if query_count > FEW_PIECES or tiling.warps == fewest)
 
 
+TIMED_CALLS = 5
+"""How often a tiling is timed."""
 _Kind: TypeAlias = tuple[str, torch.dtype, int, int, bool]
 _TIMED: dict[_Kind, Tiling] = {}
 """The fastest tiling of each kind that was timed."""
@@ -164,8 +166,25 @@ def shared_bytes_of(device: torch.device) -> int:
     return int(properties.shared_memory_per_block_optin)
 
 
+def _least_ms(call: Callable[[], object], device: torch.device) -> float:
+    """Return the least time of a call in milliseconds, measured on the current stream.
+
+    Another stream may be encoding the next shard: waiting for the whole device would measure that too, and the least of
+    several times is the one that it disturbed least.
+    """
+    stream, least = torch.cuda.current_stream(device), math.inf
+    for _ in range(TIMED_CALLS):
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]  # torch's
+        start.record(stream)
+        call()
+        end.record(stream)
+        end.synchronize()
+        least = min(least, start.elapsed_time(end))
+    return least
+
+
 def _time_tilings(documents: Documents, query_count: int, fitting: Sequence[Tiling]) -> Tiling:
-    """Run each tiling three times on some of the chunks and return the fastest; those that fail are left out."""
+    """Run each tiling on some of the chunks and return the fastest; those that fail are left out."""
     dim, device = documents.rows_RD.shape[1], documents.rows_RD.device
     sample = documents._replace(chunk_documents=documents.chunk_documents[: 32 * 1024 // max(query_count, 32)])
     count = -(-query_count // 8) * 8
@@ -174,12 +193,7 @@ def _time_tilings(documents: Documents, query_count: int, fitting: Sequence[Tili
     for tiling in fitting:
         try:
             launch(query_MLD, sample, tiling)
-            torch.cuda.synchronize(device)
-            started = time.perf_counter()
-            for _ in range(3):
-                launch(query_MLD, sample, tiling)
-            torch.cuda.synchronize(device)
-            took = time.perf_counter() - started
+            took = _least_ms(functools.partial(launch, query_MLD, sample, tiling), device)
         except Exception as error:  # compilers raise many kinds of errors
             if is_out_of_memory(error):
                 raise

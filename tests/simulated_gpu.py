@@ -17,7 +17,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
-from evalkit.models.attention import working_sdpa
+from evalkit.models import attention
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda", 0)
 MAY_MIX = {"copy_", "_to_copy", "to", "index", "index_put", "index_put_", "_index_put_impl_"}
@@ -212,5 +212,9 @@ def simulated_gpu(monkeypatch):
         return real_submit(self, within, *args, **kwargs)
 
     monkeypatch.setattr(ThreadPoolExecutor, "submit", submit)
-    with working_sdpa(CPU, torch.bfloat16), _Mode():
-        yield
+    with attention.working_sdpa(CPU, torch.bfloat16):
+        monkeypatch.setattr(
+            attention, "_sdpa", lambda _backends: contextlib.nullcontext()
+        )  # they are the CPU's already
+        with _Mode():
+            yield

@@ -129,6 +129,12 @@ def test_threads_that_encode_share_the_setting_and_a_thread_that_rounds_waits_fo
     assert order == [("encodes", "ieee"), ("encodes", "ieee"), ("nominates", "bf16")]
 
 
+def test_a_thread_that_would_wait_for_itself_is_told():
+    with full_precision(CPU), pytest.raises(RuntimeError, match="needs the setting 'ieee' cannot also have 'bf16'"):
+        full_precision(CPU, rounded_to_bf16=True).__enter__()
+    assert settings()[0] != "bf16"
+
+
 def test_threads_that_share_a_gpu_restore_its_setting_when_the_last_one_leaves():
     with medium():
         before = settings()

@@ -11,7 +11,7 @@ from rich.console import Console
 
 import evalkit.analysis.explain
 from evalkit.analysis import comparability, replay
-from evalkit.analysis.compare import Comparison, storage, values_of
+from evalkit.analysis.compare import Comparison, refuse_other_queries, storage, values_of
 from evalkit.analysis.explain import Band, Contribution, PairView
 from evalkit.analysis.replay import OtherState, Replayed, Reproduction
 from evalkit.errors import ConfigError, EvalkitError
@@ -20,7 +20,7 @@ from evalkit.report.pareto import front
 from evalkit.report.rounding import ABSENT, dim, fixed, p_value, signed
 from evalkit.report.table import verdict_text
 from evalkit.scoring import published
-from evalkit.storage import cell_config, keys, results
+from evalkit.storage import cell_config, evaluated, keys, results
 from evalkit.storage.results import CellScores
 
 if TYPE_CHECKING:
@@ -42,6 +42,8 @@ class Question(NamedTuple):
 def explain(question: Question, results_dir: Path, out: Console, *, complain: Callable[[str], None]) -> None:
     """Print the explanation. Raises EvalkitError; missing texts only remove the remarks that need them."""
     cell = question.cell
+    if question.other is not None:
+        evaluated.refuse_differing([cell, question.other])
     material = replay.load(results_dir, cell, dataset_path=question.dataset_path)
     if question.query is not None or question.document is not None:
         if question.query is None or question.document is None:
@@ -55,6 +57,7 @@ def explain(question: Question, results_dir: Path, out: Console, *, complain: Ca
     if question.other is not None:
         name = system(question.other) + results.distinctions([cell, question.other])[question.other.run_id]
         other = values_of(question.other, results_dir, metric)
+        refuse_other_queries(cell, question.other, values, other)
         shown = evalkit.analysis.explain.contributions(material, values, other)
         total = math.fsum(one.part for one in shown)
         shown = shown[: question.top]

@@ -1,0 +1,111 @@
+"""Cells are compared only if they were evaluated on the same corpus, queries and judgements of one split."""
+
+import dataclasses
+
+import pytest
+from report_material import cell, late, put
+from typer.testing import CliRunner
+
+from evalkit.analysis import compare
+from evalkit.cli import app
+from evalkit.errors import ScoreError
+from evalkit.scoring import reruns
+from evalkit.storage import evaluated, results
+
+
+def judged(checksum, made=cell, **changes):
+    found = made(**changes)
+    return dataclasses.replace(found, environment={**found.environment, results.QRELS_CHECKSUM: checksum})
+
+
+def read(made=cell, **facts):
+    return made(protocol={**made().protocol, **facts})
+
+
+def evalkit(folder, *words):
+    return CliRunner().invoke(app, [*words, "--results-dir", str(folder)])
+
+
+OTHERS = [
+    (judged("aa"), judged("bb", late), "judgements (aa, bb)", "scores a finished run again"),
+    (read(corpus="1"), read(late, corpus="2"), "corpus (1, 2)", "the same copy of beir/nfcorpus, or give"),
+    (read(queries="1"), read(late, queries="2"), "queries (1, 2)", "the same copy of beir/nfcorpus, or give"),
+    (cell(), dataclasses.replace(late(), counts={"judgements": 3}), "(2 of them, 3 of them)", "scores a finished run"),
+]
+
+
+@pytest.mark.parametrize(("one", "other", "got", "remedy"), OTHERS)
+@pytest.mark.parametrize("verb", ["compare", "explain"])
+def test_cells_that_were_evaluated_on_something_else_are_not_compared(tmp_path, verb, one, other, got, remedy):
+    put(tmp_path, one)
+    put(tmp_path, other)
+    words = ["compare"] if verb == "compare" else ["explain", one.run_id, "--against", other.run_id]
+    done = evalkit(tmp_path, *words)
+    assert done.exit_code == 1
+    assert done.stdout == ""
+    line = str(done.exception)
+    assert "\n" not in line
+    assert all(part in line for part in (one.run_id, other.run_id, got, remedy))
+
+
+def test_older_cells_without_a_checksum_are_compared(tmp_path):
+    cells = [judged("aa"), late()]
+    for one in cells:
+        put(tmp_path, one)
+    assert len(compare.compare(cells, tmp_path)) == 1
+    assert evaluated.differences(*cells) == evaluated.differences(judged("aa"), judged("aa", late)) == []
+
+
+def test_two_cells_that_differ_are_refused_though_the_base_recorded_nothing(tmp_path):
+    cells = [late(), judged("aa", late, dim=96), judged("bb", late, dim=64)]
+    for one in cells:
+        put(tmp_path, one)
+    with pytest.raises(ScoreError, match=r"jina-colbert-v2-96\.\w+ and .*jina-colbert-v2-64\.\w+: differ in judgem"):
+        compare.compare(cells, tmp_path)
+
+
+def test_explain_refuses_another_set_of_queries_in_both_directions(tmp_path):
+    put(tmp_path, cell())
+    put(tmp_path, late(), per_query={"q1": 0.346})
+    for words in (["bm25", "--against", "jina-colbert-v2"], ["jina-colbert-v2", "--against", "bm25"]):
+        done = evalkit(tmp_path, "explain", *words)
+        assert done.exit_code == 1
+        assert "1 queries are in one only; wanted the same judged queries" in str(done.exception)
+
+
+def test_explain_refuses_a_cell_on_another_dataset_or_split(tmp_path):
+    put(tmp_path, cell())
+    for other, got in (
+        (cell(dataset="beir/fiqa"), "dataset (beir/nfcorpus, beir/fiqa)"),
+        (cell(split="dev"), "split (test, dev)"),
+    ):
+        put(tmp_path, other)
+        done = evalkit(tmp_path, "explain", cell().run_id, "--against", other.run_id)
+        assert done.exit_code == 1
+        assert got in str(done.exception)
+
+
+def test_a_message_about_cells_that_share_no_split_names_the_splits(tmp_path):
+    cells = [cell(), late(split="dev")]
+    with pytest.raises(
+        ScoreError, match=r"bm25 on beir/nfcorpus \(test\), jina-colbert-v2:128 on .* \(dev\); wanted two"
+    ):
+        compare.compare(cells, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("other", "what"),
+    [
+        (judged("bb", late, value=0.34), "judgements"),
+        (late(value=0.34, deviations=("9 documents, published with 10",)), "deviations"),
+        (dataclasses.replace(late(value=0.34), counts={"judgements": 3}), "judgements"),
+    ],
+)
+def test_what_was_scored_by_other_judgements_is_no_rerun(tmp_path, other, what):
+    base = judged("aa", late)
+    put(tmp_path / "reruns" / "other", other)
+    found, (problem,) = reruns.measure([base], tmp_path)
+    assert found == ()
+    assert f"other/{base.run_id}: differs from {base.run_id} in {what}, wanted a re-run" in problem
+    put(tmp_path / "reruns" / "other", judged("aa", late, value=0.34))
+    assert reruns.measure([base], tmp_path)[1] == ()

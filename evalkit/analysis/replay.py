@@ -109,16 +109,9 @@ def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = Non
     if the judgements are not those that the run was scored with.
     """
     folder = paths.run_dir(results_dir, cell.run_id)
-    qrels_path, dropped_path = folder / results.QRELS, folder / results.DROPPED
-    if cell.environment.get(results.QRELS_CHECKSUM) == results.BEING_SCORED:
-        msg = f"{cell.run_id}: got a cell whose scoring was interrupted, wanted a finished one; run the cell again"
-        raise ScoreError(msg)
-    results.require_unedited(results_dir, cell, results.RUN, results.QRELS, results.DROPPED)
-    if qrels_path.is_file():
-        qrels: Qrels = trec.read_qrels(qrels_path)
-    else:
-        qrels = _dataset_qrels(results_dir, cell, dataset_path)
-    _refuse_other_qrels(cell, qrels, where=str(qrels_path) if qrels_path.is_file() else cell.dataset)
+    dropped_path = folder / results.DROPPED
+    qrels = judgements(results_dir, cell, dataset_path=dataset_path)
+    results.require_unedited(results_dir, cell, results.RUN, results.DROPPED)
     kept = results.read_run(folder / results.RUN)
     if cell.self_hits and cell.protocol.get("drop_self") and not dropped_path.is_file():
         msg = f"{dropped_path}: got no such file, wanted the {cell.self_hits} hits that the self-id rule dropped"
@@ -126,6 +119,25 @@ def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = Non
     dropped = results.read_run(dropped_path) if dropped_path.is_file() else {}
     run = {query: ranking.rank_hits([*kept.get(query, []), *dropped.get(query, [])]) for query in {**kept, **dropped}}
     return Material(cell, run, qrels, cell.protocol.get("depth"))
+
+
+def judgements(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> Qrels:
+    """Return the judgements that a finished cell was scored with: its copy of them, or the dataset's.
+
+    `dataset_path` is the dataset's folder if it moved. Raises ScoreError as `load` does.
+    """
+    path = paths.run_dir(results_dir, cell.run_id) / results.QRELS
+    if cell.environment.get(results.QRELS_CHECKSUM) == results.BEING_SCORED:
+        msg = f"{cell.run_id}: got a cell whose scoring was interrupted, wanted a finished one; run the cell again"
+        raise ScoreError(msg)
+    results.require_unedited(results_dir, cell, results.QRELS)
+    if path.is_file():
+        qrels: Qrels = trec.read_qrels(path)
+        _refuse_other_qrels(cell, qrels, where=str(path))
+    else:
+        qrels = _dataset_qrels(results_dir, cell, dataset_path)
+        _refuse_other_qrels(cell, qrels, where=cell.dataset)
+    return qrels
 
 
 def _refuse_other_qrels(cell: CellScores, qrels: Qrels, *, where: str) -> None:

@@ -75,10 +75,11 @@ def test_explain_refuses_another_set_of_queries_in_both_directions(tmp_path):
 
 def test_explain_refuses_a_cell_on_another_dataset_or_split(tmp_path):
     put(tmp_path, cell())
-    for other, got in (
-        (cell(dataset="beir/fiqa"), "dataset (beir/nfcorpus, beir/fiqa)"),
-        (cell(split="dev"), "split (test, dev)"),
-    ):
+    others = {
+        "dataset (beir/nfcorpus, beir/fiqa)": cell(dataset="beir/fiqa"),
+        "split (test, dev)": cell(split="dev"),
+    }
+    for got, other in others.items():
         put(tmp_path, other)
         done = evalkit(tmp_path, "explain", cell().run_id, "--against", other.run_id)
         assert done.exit_code == 1
@@ -87,6 +88,8 @@ def test_explain_refuses_a_cell_on_another_dataset_or_split(tmp_path):
 
 def test_a_message_about_cells_that_share_no_split_names_the_splits(tmp_path):
     cells = [cell(), late(split="dev")]
+    for one in cells:
+        put(tmp_path, one)
     with pytest.raises(
         ScoreError, match=r"bm25 on beir/nfcorpus \(test\), jina-colbert-v2:128 on .* \(dev\); wanted two"
     ):

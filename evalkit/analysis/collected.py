@@ -87,7 +87,8 @@ def _with_judgements_checked(
         others = sound.get((cell.dataset, cell.split), []) if not cell.deviations else []
         differing = next(filter(None, (evaluated.differences(cell, other) for other in others)), [])
         why = tuple(
-            f"{each.what} of checksum {each.one}, other results on {cell.dataset} have {each.other}" for each in differing
+            f"{each.what} of checksum {each.one}, other results on {cell.dataset} have {each.other}"
+            for each in differing
         )
         if why:
             remedy = "run the cells again on the same copy of the dataset (a finished run is scored again)"

@@ -6,7 +6,7 @@ import pytest
 from report_material import cell, late, put
 from typer.testing import CliRunner
 
-from evalkit.analysis import compare
+from evalkit.analysis import collected, compare
 from evalkit.cli import app
 from evalkit.errors import ScoreError
 from evalkit.scoring import reruns
@@ -112,3 +112,28 @@ def test_what_was_scored_by_other_judgements_is_no_rerun(tmp_path, other, what):
     assert f"other/{base.run_id}: differs from {base.run_id} in {what}, wanted a re-run" in problem
     put(tmp_path / "reruns" / "other", judged("aa", late, value=0.34))
     assert reruns.measure([base], tmp_path)[1] == ()
+
+
+def test_a_report_names_cells_with_other_judgements_and_tables_neither(tmp_path):
+    changed, older = judged("aa", dataset="mine"), judged("bb", late, dataset="mine")
+    for one in (changed, older, judged("cc", dataset="mine", split="dev"), late(dataset="mine", dim=96)):
+        put(tmp_path, one)
+    found = collected.collect(tmp_path, checksums={"mine": late().protocol["corpus"]})
+    assert [line.partition(", other")[0] for line in found.problems] == [
+        f"{changed.run_id}: judgements are aa",
+        f"{older.run_id}: judgements are bb",
+    ]
+    assert "run the cells again on the same copy of the dataset (a finished run is scored again)" in found.problems[0]
+    deviating = [one.run_id for one in found.cells if one.deviations]
+    assert deviating == [changed.run_id, older.run_id]
+    done = evalkit(tmp_path, "report")
+    assert done.exit_code == 1
+    assert "judgements are aa" in done.stderr
+
+
+def test_a_cell_that_deviates_already_makes_no_other_deviate(tmp_path):
+    put(tmp_path, judged("aa"))
+    put(tmp_path, judged("bb", late, deviations=("2 judgements, published with 3",)))
+    found = collected.collect(tmp_path, checksums={"beir/nfcorpus": late().protocol["corpus"]})
+    assert found.problems == ()
+    assert [len(one.deviations) for one in found.cells] == [0, 1]

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from evalkit.analysis import comparability
+from evalkit.scoring import published
 from evalkit.storage import evaluated, keys
 from evalkit.storage.results import CellScores, differing, readable
 
@@ -34,7 +35,7 @@ def collect(results_dir: Path, *, checksums: Mapping[str, str]) -> Collected:
     kept = [cell for cell in cells if id(cell) not in representative]
     for cell in cells:
         if id(cell) in representative:
-            claims.setdefault((cell.model, cell.dim, cell.dataset, cell.split), []).append(cell)
+            claims.setdefault((cell.model, cell.dim, cell.dataset, _own_split(cell)), []).append(cell)
     for (model, dim, dataset, _), claiming in claims.items():
         if len(claiming) == 1:
             kept += claiming
@@ -47,6 +48,12 @@ def collect(results_dir: Path, *, checksums: Mapping[str, str]) -> Collected:
             "none is tabled: move all but one out of the results folder, or, if they are re-runs, below reruns/"
         )
     return Collected(tuple(sorted(kept, key=lambda cell: cell.run_id)), tuple(problems))
+
+
+def _own_split(cell: CellScores) -> str:
+    """Return a cell's split; "" where something is published, because that is of one split, even if not stated."""
+    known = any(published.find(cell.model, cell.dim, cell.dataset, metric) for metric in cell.metrics)
+    return "" if known else cell.split
 
 
 def _with_corpora_checked(
@@ -87,8 +94,7 @@ def _with_judgements_checked(
         others = sound.get((cell.dataset, cell.split), []) if not cell.deviations else []
         differing = next(filter(None, (evaluated.differences(cell, other) for other in others)), [])
         why = tuple(
-            f"{each.what} of checksum {each.one}, other results on {cell.dataset} have {each.other}"
-            for each in differing
+            f"{each.what} are {each.one}, other results on {cell.dataset} have {each.other}" for each in differing
         )
         if why:
             remedy = "run the cells again on the same copy of the dataset (a finished run is scored again)"

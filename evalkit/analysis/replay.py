@@ -19,7 +19,7 @@ from evalkit.run import identity
 from evalkit.scoring import metrics, published
 from evalkit.scoring.decimals import rounded
 from evalkit.scoring.published import PublishedScore, Verdict
-from evalkit.storage import cell_config, paths, results, trec
+from evalkit.storage import cell_config, evaluated, paths, results, trec
 from evalkit.storage.results import CellScores
 from evalkit.types import Hit, Qrels, Run
 
@@ -336,8 +336,12 @@ class OtherState(NamedTuple):
 
 
 def other_states(cell: CellScores, cells: Sequence[CellScores]) -> list[OtherState]:
-    """Return the known variants of a cell's model; they change vectors, so no scoring rule can replace them."""
-    same_system = [one for one in cells if (one.model, one.dim, one.dataset) == (cell.model, cell.dim, cell.dataset)]
+    """Return the known variants of a cell's model; they change vectors, so no scoring rule can replace them.
+
+    A cell in another state counts only if it was evaluated on the same.
+    """
+    systems = [one for one in cells if (one.model, one.dim) == (cell.model, cell.dim)]
+    same_system = [one for one in systems if not evaluated.differences(one, cell)]
     found = []
     for variant in metadata.variants(cell.model):
         if _setting_of(cell, variant.setting) != variant.value:

@@ -15,6 +15,7 @@ from evalkit.analysis.compare import Comparison, refuse_other_queries, storage, 
 from evalkit.analysis.explain import Band, Contribution, PairView
 from evalkit.analysis.replay import OtherState, Replayed, Reproduction
 from evalkit.errors import ConfigError, EvalkitError
+from evalkit.report import places
 from evalkit.report.grid import Column, Grid, Line, wrapped
 from evalkit.report.pareto import front
 from evalkit.report.rounding import ABSENT, dim, fixed, p_value, signed
@@ -214,7 +215,7 @@ def _named_line(cell: CellScores, suffixes: Mapping[str, str], cells: Sequence[s
     """Return a row that begins with system, dim and dataset; distinguishing settings are printed below it."""
     departs = comparability.departures(cell)
     notes = (suffixes.get(cell.run_id, "").strip(" ()"), f"deviates: {'; '.join(departs)}" if departs else "")
-    return Line((cell.model, dim(cell.dim), cell.dataset, *cells), tuple(filter(None, notes)))
+    return Line((cell.model, dim(cell.dim), places.shown(cell), *cells), tuple(filter(None, notes)))
 
 
 def family_line(comparisons: Sequence[Comparison]) -> str:
@@ -278,7 +279,7 @@ def frontier_lines(base: CellScores, *, normalized: bool) -> list[str]:
     """Return the lines above a table of smaller forms: what was measured, and what it is compared with."""
     mean = "given norm 1 again (sentence-transformers)" if normalized else "left as it is (PyLate)"
     return [
-        f"{base.dataset}: stored embeddings in smaller forms, searched exactly",
+        f"{places.shown(base)}: stored embeddings in smaller forms, searched exactly",
         f"Δ and p: against {keys.system_label(base.model, base.dim)} as it is stored",
         "pool: Ward clusters of a document's vectors after the first,",
         f"  each cluster's mean {mean}",

@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from evalkit.analysis import collected, compare
 from evalkit.cli import app
 from evalkit.errors import ScoreError
+from evalkit.report import boards, build, page, pareto, places
 from evalkit.scoring import reruns
 from evalkit.storage import evaluated, results
 
@@ -137,3 +138,64 @@ def test_a_cell_that_deviates_already_makes_no_other_deviate(tmp_path):
     found = collected.collect(tmp_path, checksums={"beir/nfcorpus": late().protocol["corpus"]})
     assert found.problems == ()
     assert [len(one.deviations) for one in found.cells] == [0, 1]
+
+
+def on_two_splits():
+    cells = [cell(dataset="mine/words"), cell(dataset="mine/words", split="dev", metrics={"ndcg@10": 0.5})]
+    return [*cells, late(dataset="mine/words", split="dev"), late(dataset="mine/words", dim=64)]
+
+
+def test_every_table_names_a_split_that_is_not_the_usual_one(tmp_path):
+    for one in on_two_splits():
+        put(tmp_path, one)
+    made = build.build(tmp_path)
+    assert made.problems == ()
+    assert [(row.cell.model, places.shown(row.cell)) for row in made.rows] == [
+        ("bm25", "mine/words (dev)"),
+        ("jina-colbert-v2", "mine/words (dev)"),
+        ("bm25", "mine/words"),
+        ("jina-colbert-v2", "mine/words"),
+    ]
+    done = evalkit(tmp_path, "report")
+    assert done.stdout.count("| mine/words |") == done.stdout.count("| mine/words (dev) |") == 2
+    compared = evalkit(tmp_path, "compare")
+    assert compared.exit_code == 0
+    assert "mine/words (dev)" in compared.stdout
+    files = {name: data.decode() for name, data in made.files.items()}
+    columns = [name.strip() for name in files["tables/leaderboard.md"].splitlines()[2].split("|")]
+    assert [name for name in columns if name.startswith("mine") and name.endswith(" measured")] == [
+        "mine NDCG@10 measured",
+        "mine (dev) NDCG@10 measured",
+    ]
+    assert "| 64 | mine/words |" in files["tables/dims.md"]
+    assert "| 128 | mine/words (dev) |" in files["tables/dims.md"]
+
+
+def test_two_splits_are_two_panels_of_a_plot_and_two_names_on_the_page():
+    cells = on_two_splits()
+    found = pareto.points(cells, intervals={}, narrowed={})
+    assert {name: [point.label for point in panel] for name, panel in found.items()} == {
+        "mine/words": ["jina-colbert-v2:64"],
+        "mine/words (dev)": ["jina-colbert-v2:128"],
+    }
+    found = boards.own_boards(cells, [])
+    assert [(board.name, board.title, board.datasets) for board in found] == [
+        ("board-mine-ndcg@10", "mine", ("mine/words",)),
+        ("board-mine-dev-ndcg@10", "mine (dev)", ("mine/words (dev)",)),
+    ]
+    assert page._compared_under([judged("aa"), judged("bb", late), cell(split="dev")]) == {
+        judged("aa").run_id: "beir/nfcorpus (judgements aa)",
+        late().run_id: "beir/nfcorpus (judgements bb)",
+        cell(split="dev").run_id: "beir/nfcorpus (dev)",
+    }
+
+
+def test_the_usual_split_is_the_one_of_the_datasets_config():
+    assert places.shown(cell(dataset="mmarco/ru", split="dev")) == "mmarco/ru"
+    assert places.shown(cell(dataset="mmarco/ru", split="test")) == "mmarco/ru (test)"
+
+
+def test_the_split_does_not_separate_results_where_something_is_published():
+    """Some published scores do not state their split, so a cell on another one could be taken for the published."""
+    assert collected._own_split(cell(model="all-minilm-l6-v2", dim=384, dataset="beir/fiqa", split="dev")) == ""
+    assert collected._own_split(cell(dataset="mine", split="dev")) == "dev"

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from evalkit import ranking
 from evalkit.analysis import comparability
-from evalkit.errors import DatasetError, EvalkitError, ScoreError
+from evalkit.errors import ChangedError, DatasetError, EvalkitError, ScoreError
 from evalkit.models import metadata
 from evalkit.models.metadata import Variant
 from evalkit.run import identity
@@ -24,6 +24,7 @@ from evalkit.storage.results import CellScores
 from evalkit.types import Hit, Qrels, Run
 
 if TYPE_CHECKING:
+    from evalkit.config.settings import DatasetConfig
     from evalkit.datasets.splits import OtherSplit
 
 OPTIONS: Mapping[str, Mapping[str, str]] = {
@@ -271,6 +272,29 @@ def replay(material: Material, metric: str) -> list[Replayed]:
 def asked(material: Material) -> set[str]:
     """Return the ids of the run's queries: those with hits and those in its judgements."""
     return {*material.run, *material.qrels}
+
+
+def other_splits(config: DatasetConfig, material: Material) -> tuple[list[OtherSplit], list[str]]:
+    """Return the other splits of a run's dataset as `splits.others` does.
+
+    Raises EvalkitError if the dataset is not on disk, or if its queries or judgements there are not the run's: its
+    other splits then judge another corpus, or an earlier state of this one.
+    """
+    from evalkit import datasets
+    from evalkit.datasets import splits
+
+    found, unread = splits.others(config, asked(material))
+    if found:
+        here, cell = datasets.load(config, with_corpus=False), material.cell
+        facts = {
+            "queries": (identity.texts_checksum(here.queries), cell.protocol.get("queries")),
+            "judgements": (identity.qrels_checksum(here.qrels), cell.environment.get(results.QRELS_CHECKSUM)),
+        }
+        for what, (got, recorded) in facts.items():
+            if recorded not in (None, got):
+                msg = f"got {what} of checksum {got} from {here.source}, wanted the {recorded} of the run"
+                raise ChangedError(f"{msg}; give the same copy of the dataset by --dataset-path, or run the cell again")
+    return found, unread
 
 
 def replay_splits(material: Material, others: Sequence[OtherSplit], metric: str) -> list[Replayed]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from evalkit.models import weights
 from evalkit.scoring import published
 from evalkit.scoring.published import PublishedScore
+from evalkit.storage import evaluated
 from evalkit.storage.results import INDEX
 
 if TYPE_CHECKING:
@@ -48,14 +49,16 @@ def index_losses(cells: Iterable[CellScores]) -> dict[str, float]:
     """Return the index loss of each cell that searched an index, by run id.
 
     The loss is the main metric of the exact cell with the same embeddings minus that of the cell. A cell is left out if
-    its exact cell is not among the given ones.
+    its exact cell is not among the given ones, or was scored with other judgements.
     """
     known = {cell.run_id: cell for cell in cells}
     losses = {}
     for cell in known.values():
         index = cell.environment.get(INDEX)
         exact = known.get(str(index.get("exact_run"))) if isinstance(index, Mapping) else None
-        if cell.search != "exact" and exact is not None and cell.main_metric in exact.metrics:
+        if cell.search == "exact" or exact is None or evaluated.differences(exact, cell):
+            continue
+        if cell.main_metric in exact.metrics:
             losses[cell.run_id] = exact.metrics[cell.main_metric] - cell.metrics[cell.main_metric]
     return losses
 

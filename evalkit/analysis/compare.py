@@ -15,7 +15,7 @@ from typing import NamedTuple
 import numpy as np
 
 from evalkit.errors import ScoreError, nearest
-from evalkit.storage import keys, per_query_file, results
+from evalkit.storage import evaluated, keys, per_query_file, results
 from evalkit.storage.paths import run_dir
 from evalkit.storage.results import CellScores
 
@@ -136,45 +136,52 @@ def paired_p(base: Sequence[float], other: Sequence[float]) -> float:
 def compare(cells: Sequence[CellScores], results_dir: Path, *, metric: str | None = None) -> list[Comparison]:
     """Compare every cell with the first cell on its dataset; `choose` puts the greatest dim first.
 
-    `metric` is the dataset's main metric unless given. Raises ScoreError if no two cells share a dataset, if a cell was
-    not scored with the metric, if two cells have different judged queries, or if per-query values are damaged.
+    `metric` is the dataset's main metric unless given. Raises ScoreError if no two cells share a dataset and split, if
+    a cell was not scored with the metric, if two cells of a dataset have another corpus, other queries or judgements,
+    or if per-query values are damaged.
     """
     by_dataset: dict[tuple[str, str], list[CellScores]] = {}
     for cell in cells:
         by_dataset.setdefault((cell.dataset, cell.split), []).append(cell)
     found: list[Comparison] = []
-    for (dataset, _), (base, *others) in by_dataset.items():
+    for same in by_dataset.values():
+        evaluated.refuse_differing(same)
+        base, *others = same
         name = metric or base.main_metric
         base_values = values_of(base, results_dir, name)
-        found += [
-            _compared(dataset, name, base, other, base_values, values_of(other, results_dir, name)) for other in others
-        ]
+        found += [_compared(name, base, other, base_values, values_of(other, results_dir, name)) for other in others]
     if not found:
-        shown = ", ".join(f"{_address(cell)} on {cell.dataset}" for cell in cells[:SHOWN]) or "none"
+        shown = ", ".join(f"{_address(cell)} on {cell.dataset} ({cell.split})" for cell in cells[:SHOWN]) or "none"
         more = f" and {len(cells) - SHOWN} more" if len(cells) > SHOWN else ""
-        msg = f"got cells {shown}{more}; wanted two or more on one dataset (evalkit ls runs)"
+        msg = f"got cells {shown}{more}; wanted two or more on one dataset and split (evalkit ls runs)"
         raise ScoreError(msg)
     corrected = holm([one.p for one in found])
     return [one._replace(p_holm=p) for one, p in zip(found, corrected, strict=True)]
 
 
+def refuse_other_queries(
+    base: CellScores, other: CellScores, base_values: Mapping[str, float], other_values: Mapping[str, float]
+) -> None:
+    """Raise ScoreError unless two cells have values of the same queries."""
+    if base_values.keys() != other_values.keys():
+        differing = len(base_values.keys() ^ other_values.keys())
+        msg = f"{base.run_id} and {other.run_id}: {differing} queries are in one only; wanted the same judged queries"
+        raise ScoreError(f"{msg}; run both on the same copy of {base.dataset}")
+
+
 def _compared(
-    dataset: str,
     metric: str,
     base: CellScores,
     other: CellScores,
     base_values: Mapping[str, float],
     other_values: Mapping[str, float],
 ) -> Comparison:
-    if base_values.keys() != other_values.keys():
-        differing = len(base_values.keys() ^ other_values.keys())
-        msg = f"{base.run_id} and {other.run_id}: {differing} queries are in one only; wanted the same judged queries"
-        raise ScoreError(f"{msg}; run both on the same copy of {dataset}")
+    refuse_other_queries(base, other, base_values, other_values)
     before = list(base_values.values())
     after = [other_values[query] for query in base_values]
     differences = [new - old for new, old in zip(after, before, strict=True)]
     return Comparison(
-        dataset=dataset,
+        dataset=base.dataset,
         metric=metric,
         base=base,
         other=other,

@@ -18,6 +18,7 @@ from rich.console import Console
 
 from evalkit.analysis.compare import bootstrap_interval, holm, paired_p, values_of
 from evalkit.analysis.compressed import FACTORS, WIDTHS, Width, bytes_per_vector, narrowed, pooled
+from evalkit.analysis.replay import judgements
 from evalkit.config.settings import EncoderConfig, RunConfig
 from evalkit.errors import ConfigError, ScoreError, StoreError, nearest
 from evalkit.models.encoder import load_encoders
@@ -29,10 +30,11 @@ from evalkit.run.progress import documents_bar
 from evalkit.run.search import search_shard, to_run
 from evalkit.run.shard_step import encode_queries
 from evalkit.scoring import metrics
-from evalkit.storage import shard_files
+from evalkit.storage import evaluated, shard_files
 from evalkit.storage.paths import store_dir
 from evalkit.storage.results import CellScores
 from evalkit.storage.shard_files import ShardVectors
+from evalkit.types import Qrels
 
 SLICE_VECTORS = 131_072
 """Vectors that are converted at a time, to bound the memory used besides the stored shard."""
@@ -108,11 +110,13 @@ def measure(
 ) -> list[Narrowed]:
     """Search and score a cell's stored embeddings in every form; queries are encoded again, documents are not.
 
-    `base` is the cell that each form is tested against, by default the cell itself. float32 is left out if float16 is
+    `base` is the cell that each form is tested against, by default the cell itself. The forms are scored with the
+    judgements that the cell was scored with, even if the dataset's have changed. float32 is left out if float16 is
     stored.
 
-    Raises ConfigError for a system without vectors, ScoreError if `base` has other queries, and StoreError if the
-    embeddings are not stored or the settings no longer give the cell's run id.
+    Raises ConfigError for a system without vectors, ScoreError if `base` was evaluated on something else or the cell's
+    judgements are not available, and StoreError if the embeddings are not stored or the settings no longer give the
+    cell's run id.
     """
     model, base = config.model, base or cell
     if not isinstance(model, EncoderConfig) or cell.dim is None:
@@ -121,11 +125,13 @@ def measure(
     if config.search.name != "exact":
         msg = f"{cell.run_id}: searched with search={config.search.name}; wanted a cell with search=exact"
         raise ConfigError(f"{msg} (evalkit ls runs)")
+    evaluated.refuse_differing([base, cell])
     task = pipeline.prepare(config, console=console)
     (planned,) = (planned for planned in plan(task) if planned.dim == cell.dim)
     if planned.run_id != cell.run_id:
         msg = f"{cell.run_id}: its settings now give {planned.run_id}; wanted the same dataset, checkpoint and evalkit"
         raise StoreError(f"{msg}; run the cell again")
+    qrels = judgements(results_dir, cell)
     assert planned.checkpoint is not None
     (encoder,) = load_encoders(
         model,
@@ -147,7 +153,7 @@ def measure(
                 is_base=cell.run_id == base.run_id and factor == 1 and width == config.store.dtype,
             ),
             before,
-            _scored(task, hits, cell.main_metric),
+            _scored(task, hits, qrels, cell.main_metric),
         )
         for (factor, width), hits in best.items()
     ]
@@ -188,12 +194,12 @@ def _searched(
     return best, kept
 
 
-def _scored(task: Task, hits: Hits, metric: str) -> dict[str, float]:
+def _scored(task: Task, hits: Hits, qrels: Qrels, metric: str) -> dict[str, float]:
     """Return a metric's value of every query, from a form's hits under the dataset's rules."""
     run = to_run(hits, [query.id for query in task.dataset.queries])
     if task.dataset.drop_self:
         run, _ = drop_self(run, depth=task.config.search.depth)
-    scored = metrics.score(run, task.dataset.qrels, [metric])
+    scored = metrics.score(run, qrels, [metric])
     return {query: values[metric] for query, values in scored.per_query.items()}
 
 

@@ -12,18 +12,19 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from evalkit import ranking
 from evalkit.analysis import comparability
-from evalkit.errors import DatasetError, EvalkitError, ScoreError
+from evalkit.errors import ChangedError, DatasetError, EvalkitError, ScoreError
 from evalkit.models import metadata
 from evalkit.models.metadata import Variant
 from evalkit.run import identity
 from evalkit.scoring import metrics, published
 from evalkit.scoring.decimals import rounded
 from evalkit.scoring.published import PublishedScore, Verdict
-from evalkit.storage import cell_config, paths, results, trec
+from evalkit.storage import cell_config, evaluated, paths, results, trec
 from evalkit.storage.results import CellScores
 from evalkit.types import Hit, Qrels, Run
 
 if TYPE_CHECKING:
+    from evalkit.config.settings import DatasetConfig
     from evalkit.datasets.splits import OtherSplit
 
 OPTIONS: Mapping[str, Mapping[str, str]] = {
@@ -109,16 +110,9 @@ def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = Non
     if the judgements are not those that the run was scored with.
     """
     folder = paths.run_dir(results_dir, cell.run_id)
-    qrels_path, dropped_path = folder / results.QRELS, folder / results.DROPPED
-    if cell.environment.get(results.QRELS_CHECKSUM) == results.BEING_SCORED:
-        msg = f"{cell.run_id}: got a cell whose scoring was interrupted, wanted a finished one; run the cell again"
-        raise ScoreError(msg)
-    results.require_unedited(results_dir, cell, results.RUN, results.QRELS, results.DROPPED)
-    if qrels_path.is_file():
-        qrels: Qrels = trec.read_qrels(qrels_path)
-    else:
-        qrels = _dataset_qrels(results_dir, cell, dataset_path)
-    _refuse_other_qrels(cell, qrels, where=str(qrels_path) if qrels_path.is_file() else cell.dataset)
+    dropped_path = folder / results.DROPPED
+    qrels = judgements(results_dir, cell, dataset_path=dataset_path)
+    results.require_unedited(results_dir, cell, results.RUN, results.DROPPED)
     kept = results.read_run(folder / results.RUN)
     if cell.self_hits and cell.protocol.get("drop_self") and not dropped_path.is_file():
         msg = f"{dropped_path}: got no such file, wanted the {cell.self_hits} hits that the self-id rule dropped"
@@ -126,6 +120,25 @@ def load(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = Non
     dropped = results.read_run(dropped_path) if dropped_path.is_file() else {}
     run = {query: ranking.rank_hits([*kept.get(query, []), *dropped.get(query, [])]) for query in {**kept, **dropped}}
     return Material(cell, run, qrels, cell.protocol.get("depth"))
+
+
+def judgements(results_dir: Path, cell: CellScores, *, dataset_path: Path | None = None) -> Qrels:
+    """Return the judgements that a finished cell was scored with: its copy of them, or the dataset's.
+
+    `dataset_path` is the dataset's folder if it moved. Raises ScoreError as `load` does.
+    """
+    path = paths.run_dir(results_dir, cell.run_id) / results.QRELS
+    if cell.environment.get(results.QRELS_CHECKSUM) == results.BEING_SCORED:
+        msg = f"{cell.run_id}: got a cell whose scoring was interrupted, wanted a finished one; run the cell again"
+        raise ScoreError(msg)
+    results.require_unedited(results_dir, cell, results.QRELS)
+    if path.is_file():
+        qrels: Qrels = trec.read_qrels(path)
+        _refuse_other_qrels(cell, qrels, where=str(path))
+    else:
+        qrels = _dataset_qrels(results_dir, cell, dataset_path)
+        _refuse_other_qrels(cell, qrels, where=cell.dataset)
+    return qrels
 
 
 def _refuse_other_qrels(cell: CellScores, qrels: Qrels, *, where: str) -> None:
@@ -261,6 +274,29 @@ def asked(material: Material) -> set[str]:
     return {*material.run, *material.qrels}
 
 
+def other_splits(config: DatasetConfig, material: Material) -> tuple[list[OtherSplit], list[str]]:
+    """Return the other splits of a run's dataset as `splits.others` does.
+
+    Raises EvalkitError if the dataset is not on disk, or if its queries or judgements there are not the run's: its
+    other splits then judge another corpus, or an earlier state of this one.
+    """
+    from evalkit import datasets
+    from evalkit.datasets import splits
+
+    found, unread = splits.others(config, asked(material))
+    if found:
+        here, cell = datasets.load(config, with_corpus=False), material.cell
+        facts = {
+            "queries": (identity.texts_checksum(here.queries), cell.protocol.get("queries")),
+            "judgements": (identity.qrels_checksum(here.qrels), cell.environment.get(results.QRELS_CHECKSUM)),
+        }
+        for what, (got, recorded) in facts.items():
+            if recorded not in (None, got):
+                msg = f"got {what} of checksum {got} from {here.source}, wanted the {recorded} of the run"
+                raise ChangedError(f"{msg}; give the same copy of the dataset by --dataset-path, or run the cell again")
+    return found, unread
+
+
 def replay_splits(material: Material, others: Sequence[OtherSplit], metric: str) -> list[Replayed]:
     """Score a run under its own rules with the judgements of other splits, for the queries that they share.
 
@@ -324,8 +360,12 @@ class OtherState(NamedTuple):
 
 
 def other_states(cell: CellScores, cells: Sequence[CellScores]) -> list[OtherState]:
-    """Return the known variants of a cell's model; they change vectors, so no scoring rule can replace them."""
-    same_system = [one for one in cells if (one.model, one.dim, one.dataset) == (cell.model, cell.dim, cell.dataset)]
+    """Return the known variants of a cell's model; they change vectors, so no scoring rule can replace them.
+
+    A cell in another state counts only if it was evaluated on the same.
+    """
+    systems = [one for one in cells if (one.model, one.dim) == (cell.model, cell.dim)]
+    same_system = [one for one in systems if not evaluated.differences(one, cell)]
     found = []
     for variant in metadata.variants(cell.model):
         if _setting_of(cell, variant.setting) != variant.value:

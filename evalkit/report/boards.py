@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from evalkit.report.card import FAMILIES, TITLES, CardTable, Judged, Leaderboard, System
+from evalkit.report.places import family, shown
 from evalkit.scoring import published
 from evalkit.scoring.published import CARD, PublishedScore
 from evalkit.storage.results import CellScores
@@ -152,16 +153,16 @@ def own_boards(cells: Sequence[CellScores], judged: Sequence[Judged]) -> tuple[B
     families: dict[tuple[str, str], list[CellScores]] = {}
     for cell in cells:
         if cell.run_id not in on_card:
-            families.setdefault((cell.dataset.partition("/")[0], cell.main_metric), []).append(cell)
+            families.setdefault((family(cell), cell.main_metric), []).append(cell)
     boards = []
-    for (family, metric), members in sorted(families.items()):
+    for (name, metric), members in sorted(families.items()):
         entries = {
-            (System(cell.model, cell.dim), cell.dataset): Entry(
+            (System(cell.model, cell.dim), shown(cell)): Entry(
                 cell, cell.metrics[metric], others.get((cell.run_id, metric))
             )
             for cell in members
         }
-        datasets = tuple(sorted({cell.dataset for cell in members}))
+        datasets = tuple(sorted({shown(cell) for cell in members}))
         systems = {system for system, _ in entries}
         averages = {system: _mean([entries.get((system, dataset)) for dataset in datasets]) for system in systems}
         best = {system: max(one.value for (of, _), one in entries.items() if of == system) for system in systems}
@@ -170,9 +171,10 @@ def own_boards(cells: Sequence[CellScores], judged: Sequence[Judged]) -> tuple[B
             for system, average in averages.items()
         }
         order = tuple(sorted(systems, key=ranks.__getitem__))
-        title = FAMILIES.get(family, family)
-        title = f"{TITLES[family]}: cells that the card does not have" if family in TITLES else title
-        boards.append(Board(f"board-{family}-{metric}", title, metric, datasets, order, entries, averages))
+        title = FAMILIES.get(name, name)
+        title = f"{TITLES[name]}: cells that the card does not have" if name in TITLES else title
+        anchor = f"board-{name.replace(' (', '-').rstrip(')')}-{metric}"
+        boards.append(Board(anchor, title, metric, datasets, order, entries, averages))
     return tuple(boards)
 
 
@@ -205,9 +207,9 @@ def heatmaps(tables: Sequence[CardTable], cells: Sequence[CellScores]) -> tuple[
             }
             found.append(_heatmap(f"Published by the card: {SYSTEM}", values, table.rows))
     by_model: dict[str, dict[tuple[int, tuple[str, str]], float]] = {}
-    for cell in sorted(cells, key=lambda cell: cell.dataset):
+    for cell in sorted(cells, key=shown):
         if cell.dim is not None:
-            pair = (cell.dataset, cell.main_metric)
+            pair = (shown(cell), cell.main_metric)
             by_model.setdefault(cell.model, {})[cell.dim, pair] = cell.metrics[cell.main_metric]
     for model, values in sorted(by_model.items()):
         if len({dim for dim, _ in values}) > 1:

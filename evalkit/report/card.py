@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from evalkit.analysis import comparability
 from evalkit.errors import ScoreError
+from evalkit.report.places import family, shown
 from evalkit.scoring import published
 from evalkit.scoring.published import CARD, PublishedMean, PublishedScore, Verdict
 from evalkit.scoring.reruns import Deviation
@@ -303,9 +304,9 @@ def leaderboard(tables: Sequence[CardTable], cells: Sequence[CellScores]) -> Lea
     known = {dataset for collection in collections for dataset in collection.datasets}
     families: dict[tuple[str, str], list[str]] = {}
     for cell in cells:
-        if cell.dataset not in known:
-            family = families.setdefault((cell.dataset.partition("/")[0], cell.main_metric), [])
-            family += [] if cell.dataset in family else [cell.dataset]
+        if (name := shown(cell)) not in known:
+            members = families.setdefault((family(cell), cell.main_metric), [])
+            members += [] if name in members else [name]
     collections += [
         Collection(f"{name} {metric}", FAMILIES.get(name, name), metric, tuple(sorted(datasets)))
         for (name, metric), datasets in sorted(families.items())
@@ -342,10 +343,10 @@ def _standing(
         found = [other.cells[dataset, system].score for other in tables if (dataset, system) in other.cells]
         published_mean = found[0].value if found else None
     values = {
-        cell.dataset: cell.metrics[collection.metric]
+        place: cell.metrics[collection.metric]
         for cell in cells
         if (cell.model, cell.dim) == system
-        and cell.dataset in collection.datasets
+        and (place := shown(cell)) in collection.datasets
         and collection.metric in cell.metrics
         and not _differs_from_card(cell, table, system)
     }

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from evalkit.analysis.compare import Comparison
 from evalkit.report.card import Leaderboard
+from evalkit.report.places import shown
 from evalkit.storage.per_query_file import QueryTable
 from evalkit.storage.results import distinctions
 from evalkit.types import Qrels, Run
@@ -85,7 +86,7 @@ def comparisons(found: Sequence[Comparison]) -> pd.DataFrame:
     suffixes = distinctions(cell for one in found for cell in (one.base, one.other))
     rows = [
         {
-            "dataset": one.dataset,
+            "dataset": shown(one.base),
             "metric": one.metric,
             **{
                 name: (cell.model if cell.dim is None else f"{cell.model}-{cell.dim}") + suffixes[cell.run_id]

@@ -6,6 +6,7 @@ from collections.abc import Iterable
 
 from evalkit.analysis import comparability
 from evalkit.report.grid import Column, Grid, Line
+from evalkit.report.places import shown
 from evalkit.report.rounding import ABSENT, dim, fixed, signed
 from evalkit.storage.results import INDEX, CellScores
 
@@ -38,7 +39,7 @@ def index_table(cells: Iterable[CellScores], *, wide: bool = False) -> Grid | No
         lines.append(
             Line(
                 (
-                    *(cell.model, dim(cell.dim), cell.dataset, str(asked.get("nbits", ABSENT))),
+                    *(cell.model, dim(cell.dim), shown(cell), str(asked.get("nbits", ABSENT))),
                     *(fixed(cost["build_s"], 1), fixed(cost["bytes"] / 1e6, 2), fixed(cost["queries_per_s"], 1)),
                     fixed(cell.metrics[cell.main_metric], 5),
                     signed(losses[cell.run_id], 4) if cell.run_id in losses else ABSENT,

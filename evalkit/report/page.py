@@ -20,9 +20,11 @@ from evalkit.report import boards, commands, hits, pareto, plot, rounding, sheet
 from evalkit.report.audit import audit_lines
 from evalkit.report.card import CardTable, Judged, Leaderboard
 from evalkit.report.commands import Packaged
+from evalkit.report.places import order, shown
 from evalkit.scoring.mteb_results import MEASURED_BY
 from evalkit.scoring.published import CARD, AverageAudit
 from evalkit.scoring.reruns import Deviation
+from evalkit.storage import evaluated
 from evalkit.storage.keys import label
 from evalkit.storage.per_query_file import QueryTable
 from evalkit.storage.results import CellScores, distinctions
@@ -102,9 +104,8 @@ def render(material: Material) -> str:
         label_of=label,
         engine_line=engine_line,
         material=material,
-        runs=sorted(
-            material.cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0), cell.search != "exact")
-        ),
+        runs=sorted(material.cells, key=order),
+        shown=shown,
         losses=comparability.index_losses(material.cells),
         suffixes=distinctions(material.cells),
         symbols=SYMBOLS,
@@ -237,7 +238,7 @@ def _leaderboard(material: Material, answer: boards.Answer) -> dict[str, Any]:
 def _filters(material: Material) -> dict[str, list[str]]:
     """Return the values of the page's filters; groups come before their members."""
     places = {(one.score.system, one.score.dim, one.score.dataset) for one in material.judged}
-    places |= {(cell.model, cell.dim, cell.dataset) for cell in (*material.cells, *material.mteb_cells)}
+    places |= {(cell.model, cell.dim, shown(cell)) for cell in (*material.cells, *material.mteb_cells)}
     labels: dict[str, set[int | None]] = {}
     for system, dim, _ in places:
         labels.setdefault(system, set()).add(dim)
@@ -264,7 +265,7 @@ def _languages(material: Material) -> dict[str, str]:
     """Return each dataset's language: from its cells, else from its config, else ""."""
     known = {str(one.get("name")): str(one.get("language", "")) for one in material.configs.datasets.values()}
     found = {one.score.dataset: known.get(one.score.dataset, "") for one in material.judged}
-    return found | {cell.dataset: cell.language for cell in (*material.mteb_cells, *material.cells)}
+    return found | {shown(cell): cell.language for cell in (*material.mteb_cells, *material.cells)}
 
 
 def _frontiers(material: Material, ours: Sequence[CellScores]) -> list[plot.Plot]:
@@ -283,7 +284,7 @@ def _frontiers(material: Material, ours: Sequence[CellScores]) -> list[plot.Plot
     by_dataset: dict[str, list[CellScores]] = {}
     for cell in ours:
         if cell.dim is not None:
-            by_dataset.setdefault(cell.dataset, []).append(cell)
+            by_dataset.setdefault(shown(cell), []).append(cell)
     for dataset, cells in sorted(by_dataset.items()):
         if len(cells) > 1:
             panels.append(_measured_frontier(dataset, cells, material.per_query))
@@ -325,7 +326,7 @@ def _difference_panels(material: Material, ours: Sequence[CellScores]) -> list[p
     for cell in ours:
         table = material.per_query.get(cell.run_id)
         if cell.dim is not None and table is not None and cell.main_metric in table.metrics:
-            by_system.setdefault((cell.dataset, cell.model, cell.main_metric), []).append(cell)
+            by_system.setdefault((shown(cell), cell.model, cell.main_metric), []).append(cell)
     panels = []
     for (dataset, model, metric), cells in sorted(by_system.items()):
         base, *smaller = sorted(cells, key=lambda cell: -(cell.dim or 0))
@@ -352,6 +353,7 @@ def _data(material: Material) -> Markup:
     documents: dict[str, dict[str, int]] = {}
     runs: dict[str, dict[str, Any]] = {}
     texts: dict[str, list[str]] = {}
+    names = _compared_under(material.cells)
     for cell in material.cells:
         if (table := material.per_query.get(cell.run_id)) is None:
             continue
@@ -361,7 +363,7 @@ def _data(material: Material) -> Markup:
             "system": label(cell.model, cell.dim)
             + (DEVIATES_MARK if comparability.departures(cell) else "")
             + ("" if cell.search == "exact" else distinctions(material.cells)[cell.run_id]),
-            "dataset": cell.dataset,
+            "dataset": names[cell.run_id],
             "main": cell.main_metric,
             "metrics": list(table.metrics),
             "queries": place,
@@ -370,12 +372,12 @@ def _data(material: Material) -> Markup:
         if (detail := material.details.get(cell.run_id)) is not None:
             runs[cell.run_id] |= {"command": detail.command, "tokens": detail.tokens}
             if detail.hits:
-                runs[cell.run_id]["hits"] = _packed_hits(table, detail, documents.setdefault(cell.dataset, {}))
+                runs[cell.run_id]["hits"] = _packed_hits(table, detail, documents.setdefault(names[cell.run_id], {}))
             if detail.texts:
                 texts[str(place)] = [detail.texts.get(query, "") for query in table.queries]
     for cell in material.cells:  # the bytes per index are known only after all documents of a dataset are
         if (packed := runs.get(cell.run_id, {}).get("hits")) is not None:
-            packed["documents"] = _base64(_low_bytes(packed["documents"], _index_bytes(documents[cell.dataset])))
+            packed["documents"] = _base64(_low_bytes(packed["documents"], _index_bytes(documents[names[cell.run_id]])))
     data = {
         "scale": SCALE,
         "queries": list(lists),
@@ -386,6 +388,23 @@ def _data(material: Material) -> Markup:
     text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
     escaped = text.replace("<", "\\u003c").replace("\u2028", "\\u2028").replace("\u2029", "\\u2029")
     return Markup(escaped)  # noqa: S704 (JSON in which nothing can be markup)
+
+
+def _compared_under(cells: Sequence[CellScores]) -> dict[str, str]:
+    """Return by run id the name under which the page offers a cell for comparison: the dataset that is shown.
+
+    It is followed by what differs where other cells of that name were evaluated on something else.
+    """
+    by_name: dict[str, list[CellScores]] = {}
+    for cell in cells:
+        by_name.setdefault(shown(cell), []).append(cell)
+    found = {}
+    for name, members in by_name.items():
+        for cell in members:
+            values = {each.what: each.one for other in members for each in evaluated.differences(cell, other)}
+            differs = ", ".join(f"{what} {value}" for what, value in sorted(values.items()))
+            found[cell.run_id] = f"{name} ({differs})" if differs else name
+    return found
 
 
 def _packed_hits(table: QueryTable, detail: Detail, documents: dict[str, int]) -> dict[str, Any]:

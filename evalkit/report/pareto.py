@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from evalkit.analysis.compare import storage
 from evalkit.errors import ConfigError, ScoreError
+from evalkit.report.places import shown
 from evalkit.storage import keys
 from evalkit.storage.paths import write_atomic
 from evalkit.storage.results import CellScores
@@ -79,7 +80,7 @@ def points(
         size = storage(cell)
         if size is None or size.per_passage is None:
             continue
-        name, panel = keys.label(cell.model, cell.dim), found.setdefault(cell.dataset, [])
+        name, panel = keys.label(cell.model, cell.dim), found.setdefault(shown(cell), [])
         quality = cell.metrics[cell.main_metric]
         stored = str(cell.protocol.get("stored_dtype", "float16")) if narrowed.get(cell.run_id) else ""
         panel.append(Point(size.per_passage / 1000, quality, name, intervals.get(cell.run_id), (stored, 1)))
@@ -214,7 +215,7 @@ def draw(
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    metric = {cell.dataset: cell.main_metric for cell in cells}
+    metric = {shown(cell): cell.main_metric for cell in cells}
     with mpl.rc_context({"svg.hashsalt": "evalkit", "font.size": 9}):
         rows, columns = -(-len(panels) // COLUMNS), min(COLUMNS, len(panels))
         figure, axes = plt.subplots(rows, columns, figsize=(5.4 * columns, 0.4 + 3.6 * rows), squeeze=False)

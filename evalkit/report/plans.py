@@ -12,6 +12,7 @@ from evalkit.operations.forecast import Amount, Planned
 from evalkit.operations.inventory import Entry
 from evalkit.operations.outlook import Outlook
 from evalkit.operations.rates import UNKNOWN
+from evalkit.report import places
 from evalkit.report.grid import Column, Grid, Line
 from evalkit.report.rounding import ABSENT, brief, count, dim, duration, grouped, size
 from evalkit.run.jobs import Job
@@ -197,9 +198,9 @@ def status_table(
         *(Column("process", moves=1), Column("run id", moves=2, wide=True)),
     )
     lines = []
-    for scores in sorted(finished, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0))):
+    for scores in sorted(finished, key=places.order):
         shards = str(scores.counts.get("shards", ABSENT))
-        cells = ("finished", scores.model, dim(scores.dim), scores.dataset, shards, ABSENT, scores.run_id)
+        cells = ("finished", scores.model, dim(scores.dim), places.shown(scores), shards, ABSENT, scores.run_id)
         lines.append(Line(cells))
     for cell, job in planned:
         shards = ABSENT if cell.shards is None else f"{cell.done} of {cell.shards}"

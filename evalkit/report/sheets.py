@@ -10,6 +10,7 @@ from evalkit.analysis.compare import storage
 from evalkit.config.settings import METRICS
 from evalkit.report import frames
 from evalkit.report.card import Average, CardTable, Judged, JudgedMean, Leaderboard, System
+from evalkit.report.places import order, shown
 from evalkit.report.rounding import ABSENT, fixed, signed
 from evalkit.report.table import markdown_text, verdict_text
 from evalkit.scoring.decimals import rounded
@@ -190,9 +191,9 @@ def dims_sheet(cells: Sequence[CellScores]) -> Sheet:
     """Return quality and storage of every measured cell with vectors."""
     header = ("system", "dim", "dataset", "metric", "value", "bytes per vector", "bytes per passage", "corpus MB")
     rows: list[tuple[str, ...]] = []
-    for cell in sorted(cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0))):
+    for cell in sorted(cells, key=order):
         if (size := storage(cell)) is not None:
-            what = (cell.model, str(cell.dim), cell.dataset, METRIC_NAMES[cell.main_metric])
+            what = (cell.model, str(cell.dim), shown(cell), METRIC_NAMES[cell.main_metric])
             corpus_mb = fixed(None if size.corpus is None else size.corpus / 1e6, 2)
             quality = fixed(cell.metrics[cell.main_metric], 5)
             rows.append((*what, quality, str(size.per_vector), fixed(size.per_passage, 0), corpus_mb))

@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from evalkit.analysis import comparability
 from evalkit.config.settings import METRICS
+from evalkit.report import places
 from evalkit.report.card import JudgedMean, judge_means, verdict_on
 from evalkit.report.grid import Column, Grid, Line
 from evalkit.report.rounding import ABSENT, fixed, signed
@@ -36,7 +37,7 @@ def rows(cells: Iterable[CellScores], *, deviations: Sequence[Deviation] = ()) -
     """Pair each cell with the published scores of its main metric: the card's first, then those of other sources."""
     paired = []
     spread = {(found.system, found.dim, found.dataset, found.metric): found.value for found in deviations}
-    for cell in sorted(cells, key=lambda cell: (cell.dataset, cell.model, -(cell.dim or 0), cell.search != "exact")):
+    for cell in sorted(cells, key=places.order):
         key = (cell.model, cell.dim, cell.dataset, cell.main_metric)
         found = published.find(*key)
         paired += [Row(cell, score, verdict_on(cell, score, deviation=spread.get(key, 0.0))) for score in found]
@@ -138,7 +139,7 @@ def terminal(
         rest += [fixed(cell.metrics.get(name), 5) for name in (*asked, *others)]
         rest += [fixed(cell.groups.get(name, {}).get("ndcg@10"), 5) for name in groups]
         shown = [measured] if len(metrics) == 1 else [cell.main_metric, measured]
-        cells = (cell.model, dim_of(cell.dim), cell.dataset, *shown, *judged, *rest, cell.run_id)
+        cells = (cell.model, dim_of(cell.dim), places.shown(cell), *shown, *judged, *rest, cell.run_id)
         lines.append(Line(cells, tuple(filter(None, notes))))
     for mean in means:
         if len(metrics) == 1 and {mean.metric} != metrics:
@@ -231,7 +232,7 @@ def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
         cell = row.cell
         groups = [cell.groups.get(name, {}).get("ndcg@10") for name in names]
         measured_by = f" ({cell.environment[MEASURED_BY]})" if MEASURED_BY in cell.environment else ""
-        line = [cell.model + measured_by + suffixes[cell.run_id], dim_of(cell.dim), cell.dataset]
+        line = [cell.model + measured_by + suffixes[cell.run_id], dim_of(cell.dim), places.shown(cell)]
         line += [fixed(cell.metrics.get(name), 5) for name in _metrics(table_rows)]
         line += [fixed(value, 5) for value in groups]
         line += [_loss(cell, losses)] if losses else []

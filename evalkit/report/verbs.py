@@ -11,16 +11,17 @@ from rich.console import Console
 
 import evalkit.analysis.explain
 from evalkit.analysis import comparability, replay
-from evalkit.analysis.compare import Comparison, storage, values_of
+from evalkit.analysis.compare import Comparison, refuse_other_queries, storage, values_of
 from evalkit.analysis.explain import Band, Contribution, PairView
 from evalkit.analysis.replay import OtherState, Replayed, Reproduction
 from evalkit.errors import ConfigError, EvalkitError
+from evalkit.report import places
 from evalkit.report.grid import Column, Grid, Line, wrapped
 from evalkit.report.pareto import front
 from evalkit.report.rounding import ABSENT, dim, fixed, p_value, signed
 from evalkit.report.table import verdict_text
 from evalkit.scoring import published
-from evalkit.storage import cell_config, keys, results
+from evalkit.storage import cell_config, evaluated, keys, results
 from evalkit.storage.results import CellScores
 
 if TYPE_CHECKING:
@@ -42,6 +43,8 @@ class Question(NamedTuple):
 def explain(question: Question, results_dir: Path, out: Console, *, complain: Callable[[str], None]) -> None:
     """Print the explanation. Raises EvalkitError; missing texts only remove the remarks that need them."""
     cell = question.cell
+    if question.other is not None:
+        evaluated.refuse_differing([cell, question.other])
     material = replay.load(results_dir, cell, dataset_path=question.dataset_path)
     if question.query is not None or question.document is not None:
         if question.query is None or question.document is None:
@@ -55,6 +58,7 @@ def explain(question: Question, results_dir: Path, out: Console, *, complain: Ca
     if question.other is not None:
         name = system(question.other) + results.distinctions([cell, question.other])[question.other.run_id]
         other = values_of(question.other, results_dir, metric)
+        refuse_other_queries(cell, question.other, values, other)
         shown = evalkit.analysis.explain.contributions(material, values, other)
         total = math.fsum(one.part for one in shown)
         shown = shown[: question.top]
@@ -211,7 +215,7 @@ def _named_line(cell: CellScores, suffixes: Mapping[str, str], cells: Sequence[s
     """Return a row that begins with system, dim and dataset; distinguishing settings are printed below it."""
     departs = comparability.departures(cell)
     notes = (suffixes.get(cell.run_id, "").strip(" ()"), f"deviates: {'; '.join(departs)}" if departs else "")
-    return Line((cell.model, dim(cell.dim), cell.dataset, *cells), tuple(filter(None, notes)))
+    return Line((cell.model, dim(cell.dim), places.shown(cell), *cells), tuple(filter(None, notes)))
 
 
 def family_line(comparisons: Sequence[Comparison]) -> str:
@@ -275,7 +279,7 @@ def frontier_lines(base: CellScores, *, normalized: bool) -> list[str]:
     """Return the lines above a table of smaller forms: what was measured, and what it is compared with."""
     mean = "given norm 1 again (sentence-transformers)" if normalized else "left as it is (PyLate)"
     return [
-        f"{base.dataset}: stored embeddings in smaller forms, searched exactly",
+        f"{places.shown(base)}: stored embeddings in smaller forms, searched exactly",
         f"Δ and p: against {keys.system_label(base.model, base.dim)} as it is stored",
         "pool: Ward clusters of a document's vectors after the first,",
         f"  each cluster's mean {mean}",

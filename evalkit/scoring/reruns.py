@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from evalkit.storage import results
+from evalkit.storage import evaluated, results
 from evalkit.storage.results import CellScores
 
 FOLDER = "reruns"
@@ -49,8 +49,8 @@ class Deviation(NamedTuple):
 def measure(cells: Iterable[CellScores], results_dir: Path) -> tuple[tuple[Deviation, ...], tuple[str, ...]]:
     """Return the deviation per metric of each cell with re-runs, and a message for every re-run that was left out.
 
-    `cells` are the cells in the tables. A result with another corpus, other queries, lengths or weights is not a
-    re-run; it is left out, and its message lists the settings in which it differs.
+    `cells` are the cells in the tables. A result with another corpus, other queries, judgements, lengths or weights is
+    not a re-run; it is left out, and its message lists what it differs in.
     """
     tabled = {_name(cell): cell for cell in cells}
     groups: dict[tuple[object, ...], list[CellScores]] = {}
@@ -65,10 +65,10 @@ def measure(cells: Iterable[CellScores], results_dir: Path) -> tuple[tuple[Devia
                 problems.append(
                     f"{where}: got a cell that is not in the tables, wanted a re-run of one; move it to runs/"
                 )
-            elif other := [name for name in results.differing([base, cell]) if name.split(".")[0] not in SETTINGS]:
+            elif other := _differing(base, cell):
                 problems.append(
                     f"{where}: differs from {base.run_id} in {', '.join(other)}, wanted a re-run (other "
-                    f"{', '.join(SETTINGS)} or machine); remove it"
+                    f"{', '.join(SETTINGS)} or machine); run it again on the same dataset, or remove it"
                 )
             else:
                 groups.setdefault(_name(cell), [base]).append(cell)
@@ -83,6 +83,14 @@ def of(cell: CellScores, metric: str, deviations: Iterable[Deviation]) -> float:
 
 def _name(cell: CellScores) -> tuple[object, ...]:
     return cell.model, cell.dim, cell.dataset, cell.split, cell.search
+
+
+def _differing(base: CellScores, cell: CellScores) -> list[str]:
+    """Return the names of the differences that make a result something else than a re-run of the base."""
+    names = [name for name in results.differing([base, cell]) if name.split(".")[0] not in SETTINGS]
+    names += [found.what for found in evaluated.differences(base, cell)]
+    names += ["deviations"] if base.deviations != cell.deviations else []
+    return list(dict.fromkeys(names))
 
 
 def _deviations(group: Sequence[CellScores]) -> list[Deviation]:

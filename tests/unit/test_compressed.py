@@ -1,6 +1,7 @@
 """Smaller forms of stored vectors: what they keep, how large they are, and what a search of them must not change."""
 
 import dataclasses
+import json
 import math
 
 import pytest
@@ -151,7 +152,8 @@ def test_the_table_of_forms_fits_80_columns_and_marks_the_front(demo):
 
 def test_a_base_run_of_other_queries_is_refused(demo):
     results_dir, _, (base, _) = demo
-    other = late(dataset="demo")
+    same_corpus = {**late().protocol, "corpus": base.protocol["corpus"]}
+    other = dataclasses.replace(late(dataset="demo", protocol=same_corpus), counts={})
     put(results_dir, other)
     with pytest.raises(ScoreError, match=r"queries are judged in the base cell or here only, wanted the same"):
         precision.measure(
@@ -162,6 +164,50 @@ def test_a_base_run_of_other_queries_is_refused(demo):
             base=other,
             forms=precision.chosen_forms("float16", "1"),
         )
+
+
+def test_a_base_run_of_another_corpus_is_refused(demo):
+    other = late(dataset="demo")
+    with pytest.raises(ScoreError, match=r"differ in corpus \(f3bb\w+, \w+\)"):
+        precision.measure(demo[1], demo[2][0], demo[0], console=Console(quiet=True), base=other)
+
+
+def test_changed_judgements_are_no_loss_by_compression(tmp_path):
+    """The forms are scored by the judgements of the stored values, until `run` scores the cell by the new ones."""
+    write_folder(tmp_path / "words", relevant="d1")
+    words = ["model=demo", "dim=64", "dataset=folder", f"dataset.path={tmp_path}/words", "dataset.language=en"]
+    config = compose([*words, f"results_dir={tmp_path}/results", f"cache_dir={tmp_path}/cache"])
+
+    def as_stored(cell):
+        (form,) = precision.measure(
+            config,
+            cell,
+            tmp_path / "results",
+            console=Console(quiet=True),
+            forms=precision.chosen_forms("float16", "1"),
+        )
+        return form.value, form.delta
+
+    (before,) = pipeline.run(config, console=Console(quiet=True))
+    assert as_stored(before) == (before.metrics["ndcg@10"], 0.0)
+    write_folder(tmp_path / "words", relevant="d2")
+    assert as_stored(before) == (before.metrics["ndcg@10"], 0.0)
+    (after,) = pipeline.run(config, console=Console(quiet=True))
+    assert after.run_id == before.run_id
+    assert after.metrics["ndcg@10"] != before.metrics["ndcg@10"]
+    assert as_stored(after) == (after.metrics["ndcg@10"], 0.0)
+    with pytest.raises(ScoreError, match=r"differ in judgements \(\w+, \w+\)"):
+        precision.measure(config, after, tmp_path / "results", console=Console(quiet=True), base=before)
+
+
+def write_folder(folder, *, relevant):
+    (folder / "qrels").mkdir(parents=True, exist_ok=True)
+    texts = {"d1": "red fox", "d2": "blue whale", "d3": "green tree"}
+    lines = [json.dumps({"_id": name, "title": "", "text": text}) for name, text in texts.items()]
+    (folder / "corpus.jsonl").write_text("\n".join(lines), encoding="utf-8")
+    (folder / "queries.jsonl").write_text('{"_id": "q1", "text": "red fox"}', encoding="utf-8")
+    judged = f"query-id\tcorpus-id\tscore\nq1\t{relevant}\t1\n"
+    (folder / "qrels" / "test.tsv").write_text(judged, encoding="utf-8")
 
 
 def test_many_forms_are_told_apart_by_shape_and_colour_and_the_stored_run_by_name(tmp_path):

@@ -118,6 +118,8 @@ def test_a_run_by_an_index_stands_beside_the_exact_run_with_what_it_loses(finish
     loss = comparability.index_losses([exact, indexed])
     assert loss == {indexed.run_id: exact.metrics["ndcg@10"] - indexed.metrics["ndcg@10"]}
     assert comparability.index_losses([indexed]) == {}
+    regraded = dataclasses.replace(exact, environment={**exact.environment, results.QRELS_CHECKSUM: "other"})
+    assert comparability.index_losses([regraded, indexed]) == {}
     assert results.read(folder / "results" / "runs" / indexed.run_id / "scores.json") == indexed
 
 

@@ -1,5 +1,6 @@
 """Replaying a saved run: which rule set lands on which published number."""
 
+import dataclasses
 import json
 
 import pytest
@@ -199,5 +200,8 @@ def test_a_state_of_the_models_repository_is_named_with_the_run_that_was_made_in
     assert alone.endswith("; run it with that setting")
     (beside,) = verbs.state_lines(replay.other_states(attended, [attended, unattended]), "ndcg@10")
     assert beside.endswith(f"; {unattended.run_id} has ndcg@10 0.34600")
+    elsewhere = dataclasses.replace(unattended, protocol={**unattended.protocol, "corpus": "another"})
+    (other,) = verbs.state_lines(replay.other_states(attended, [attended, elsewhere]), "ndcg@10")
+    assert other.endswith("; run it with that setting")
     assert replay.other_states(unattended, [attended, unattended]) == []
     assert replay.other_states(cell(), [cell()]) == []

@@ -1,0 +1,75 @@
+"""Run files of other programs: what `score`, `score --system` and `rerank` say of them, and of their dataset."""
+
+import json
+
+import pytest
+from typer.testing import CliRunner
+
+from evalkit.cli import app
+from evalkit.storage import results
+
+DOCUMENTS = {f"d{place}": f"apple pear number{place}" for place in range(12)}
+QUERIES = {"q1": "number1", "q2": "number2", "q3": "number3"}
+JUDGED = [("q1", "d1"), ("q2", "d2"), ("q3", "d3")]
+WITHOUT_TEXT = [("zz1", "d4"), ("zz2", "d5")]
+
+
+def collection(folder, judged):
+    (folder / "qrels").mkdir(parents=True)
+    for name, rows in {"corpus": DOCUMENTS, "queries": QUERIES}.items():
+        text = "".join(json.dumps({"_id": one, "text": words}) + "\n" for one, words in rows.items())
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    rows = "".join(f"{query}\t{document}\t1\n" for query, document in judged)
+    (folder / "qrels" / "test.tsv").write_text(rows, encoding="utf-8")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    collection(tmp_path / "own", JUDGED)
+    collection(tmp_path / "more", [*JUDGED, *WITHOUT_TEXT])
+    return tmp_path
+
+
+def run_file(folder, hits):
+    path = folder / "run.trec"
+    lines = [
+        f"{query} Q0 {document} {rank} {float(-rank)} other\n"
+        for query, documents in hits.items()
+        for rank, document in enumerate(documents, 1)
+    ]
+    path.write_text("".join(lines), encoding="utf-8")
+    return path
+
+
+def evalkit(*words):
+    done = CliRunner().invoke(app, [str(word) for word in words])
+    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    return done
+
+
+def words_of(folder, name, *more):
+    return [f"dataset.path={folder / name}", f"results_dir={folder}/results", f"cache_dir={folder}/cache", *more]
+
+
+def test_score_says_that_a_dataset_deviates_and_gives_no_other_verdict(folder):
+    run = run_file(folder, {query: [document] for query, document in JUDGED})
+    words = ["score", run, "dataset=beir/arguana", *words_of(folder, "own", "dataset.verify=false", "model=bm25")]
+    deviation = "dataset beir/arguana: got 3 queries with judgements from folder own, wanted 1,406 as published"
+    done = evalkit(*words)
+    (line,) = (line for line in done.stdout.splitlines() if "anserini 0.4142" in line)
+    assert line.startswith(f"ndcg@10\tPROTOCOL-DIFFERS: {deviation}; ")
+    assert deviation in done.stderr.splitlines()
+
+
+def test_judged_queries_without_text_are_in_the_mean_in_the_counts_and_in_what_is_said(folder):
+    words = words_of(folder, "more", "dataset=folder", "dataset.verify=false")
+    deviation = "got judgements of 2 unknown queries (the first is 'zz1'"
+    ran = evalkit("run", *words, "model=bm25")
+    assert f"bm25 on folder/more: dataset folder/more: {deviation}" in ran.stderr
+    ((cell,), _) = results.readable(folder / "results")
+    assert (cell.counts["queries"], cell.metrics["ndcg@10"]) == (5, pytest.approx(3 / 5))
+    assert deviation in evalkit("report", "--results-dir", folder / "results").stderr
+    scored = evalkit("score", folder / "results" / "runs" / cell.run_id / results.RUN, *words)
+    assert "folder/more (test): 5 queries, 2 of them not in the run (0)" in scored.stdout
+    assert "ndcg@10\t0.60000" in scored.stdout
+    assert deviation in scored.stderr

@@ -5,6 +5,7 @@ import json
 import pytest
 from typer.testing import CliRunner
 
+from evalkit.analysis import replay
 from evalkit.cli import app
 from evalkit.storage import results
 
@@ -58,7 +59,7 @@ def test_score_says_that_a_dataset_deviates_and_gives_no_other_verdict(folder):
     done = evalkit(*words)
     (line,) = (line for line in done.stdout.splitlines() if "anserini 0.4142" in line)
     assert line.startswith(f"ndcg@10\tPROTOCOL-DIFFERS: {deviation}; ")
-    assert deviation in done.stderr.splitlines()
+    assert deviation in done.stderr
 
 
 def test_judged_queries_without_text_are_in_the_mean_in_the_counts_and_in_what_is_said(folder):
@@ -73,3 +74,27 @@ def test_judged_queries_without_text_are_in_the_mean_in_the_counts_and_in_what_i
     assert "folder/more (test): 5 queries, 2 of them not in the run (0)" in scored.stdout
     assert "ndcg@10\t0.60000" in scored.stdout
     assert deviation in scored.stderr
+
+
+METRICS = ("map", "recall", "ndcg", "precision", "f1")
+
+
+@pytest.mark.parametrize("drop_self", [False, True])
+def test_a_kept_run_file_has_the_scores_that_it_has_without_being_kept(folder, monkeypatch, drop_self):
+    """Judged documents lie beyond the first 100 hits, one is the query itself, and one query has no text."""
+    monkeypatch.setitem(DOCUMENTS, "q1", "the query's own")
+    for place in range(12, 150):
+        monkeypatch.setitem(DOCUMENTS, f"d{place}", f"apple number{place}")
+    collection(folder / "long", [*JUDGED, ("q1", "d149"), ("q2", "d120"), ("zz1", "d4"), ("zz1", "d130")])
+    run = run_file(folder, {"q1": list(DOCUMENTS), "q2": list(DOCUMENTS)[:125], "zz1": list(DOCUMENTS)})
+    words = words_of(folder, "long", "dataset=folder", "dataset.verify=false", f"metrics=[{','.join(METRICS)}]")
+    words.append(f"dataset.drop_self={drop_self}")
+    printed = [
+        [line for line in evalkit("score", run, *words, *more).stdout.splitlines() if "\t" in line]
+        for more in ((), ("--system", "other"))
+    ]
+    assert [line.partition("\t")[0] for line in printed[0]] == ["ndcg@10", "mrr@10", "recall@100", *METRICS]
+    assert printed[0] == printed[1]
+    ((cell,), _) = results.readable(folder / "results")
+    material = replay.load(folder / "results", cell)
+    assert replay.replay(material, "recall@100")[0].value == cell.metrics["recall@100"]

@@ -783,7 +783,10 @@ def rerank(
         msg = "no re-ranker chosen; wanted reranker=NAME (evalkit ls rerankers)"
         raise ConfigError(msg)
     dataset = datasets.load(config.dataset)
+    for line in datasets.deviations(dataset, None, config.dataset):
+        _complain(line)
     found = results.read_run(run_file)
+    missing = trec.unanswered(run_file, found, dataset, [query.id for query in dataset.queries])
     if dataset.drop_self:
         found, _ = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
     device = auto.choose_device(config.engine.device)
@@ -801,10 +804,13 @@ def rerank(
             corpus=results.corpus_of(run_file),
         )
     trec.write_run(new, out, tag=reranker.config.name)
+    if warning := trec.unmatched(found, dataset.qrels):
+        _complain(f"{run_file}: {warning}")
     before, after = (metrics.score(scored, dataset.qrels, config.metrics).means for scored in (found, new))
     _say(
         f"{dataset.name} ({dataset.split}): {reranker.checkpoint.origin}@{reranker.checkpoint.revision}, depth {depth}"
     )
+    _say(f"{len(dataset.queries)} queries, {missing} of them not in the run (0)")
     for name in config.metrics:
         _say(f"{name}\t{rounding.fixed(before[name], 5)} → {rounding.fixed(after[name], 5)}")
 

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from evalkit import datasets
 from evalkit.config.settings import RunConfig
-from evalkit.errors import ScoreError
 from evalkit.ranking import drop_self, self_hits
 from evalkit.scoring import metrics
 from evalkit.storage import results, trec
@@ -42,11 +41,7 @@ def score_file(path: Path, config: RunConfig) -> ScoredFile:
     """
     dataset = datasets.load(config.dataset, with_corpus=False)
     run = results.read_run(path)
-    missing = sum(query not in run for query in dataset.qrels)
-    if run and missing == len(dataset.qrels):
-        got, wanted = next(iter(run)), dataset.queries[0].id
-        msg = f"{path}: got no query that {dataset.name} ({dataset.split}) judges, but {got!r} and so on"
-        raise ScoreError(f"{msg}, wanted {wanted!r} and so on; check dataset and dataset.split")
+    missing = trec.unanswered(path, run, dataset, dataset.qrels) if run else len(dataset.qrels)
     own, dropped = self_hits(run), None
     if dataset.drop_self:
         run, dropped = drop_self(run, depth=max((len(hits) for hits in run.values()), default=0))

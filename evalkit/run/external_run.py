@@ -128,10 +128,7 @@ def _refuse_other_dataset(run_file: Path, found: Run, facts: Mapping[str, Any], 
     dataset = task.dataset
     where, remedy = f"{run_file}: got", "check that the run is of this dataset and split"
     known = {query.id for query in dataset.queries} | dataset.qrels.keys()
-    if not found.keys() & known:
-        got, wanted = next(iter(found), None), dataset.queries[0].id
-        msg = f"{where} no query that {dataset.name} ({dataset.split}) judges, but {got!r} and so on"
-        raise ScoreError(f"{msg}, wanted {wanted!r} and so on; check dataset and dataset.split")
+    trec.unanswered(run_file, found, dataset, known)
     counts = {"documents": task.survey.documents, "queries": len(dataset.queries)}
     recorded = facts.get("dataset", {})
     for name in COUNTS:

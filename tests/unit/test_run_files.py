@@ -3,10 +3,12 @@
 import json
 
 import pytest
+from checkpoints import write_jina_reranker
 from typer.testing import CliRunner
 
 from evalkit.analysis import replay
 from evalkit.cli import app
+from evalkit.errors import ScoreError
 from evalkit.storage import results
 
 DOCUMENTS = {f"d{place}": f"apple pear number{place}" for place in range(12)}
@@ -44,7 +46,8 @@ def run_file(folder, hits):
 
 def evalkit(*words):
     done = CliRunner().invoke(app, [str(word) for word in words])
-    assert done.exception is None or isinstance(done.exception, SystemExit), done.exception
+    if isinstance(done.exception, Exception):
+        raise done.exception
     return done
 
 
@@ -98,3 +101,25 @@ def test_a_kept_run_file_has_the_scores_that_it_has_without_being_kept(folder, m
     ((cell,), _) = results.readable(folder / "results")
     material = replay.load(folder / "results", cell)
     assert replay.replay(material, "recall@100")[0].value == cell.metrics["recall@100"]
+
+
+def reranked(folder, run):
+    source = write_jina_reranker(folder / "reranker")
+    words = words_of(folder, "own", "dataset=folder", "reranker=jina-reranker-v2-base-multilingual")
+    words += [f"reranker.checkpoint.path={source}", "reranker.max_tokens=64", "engine.device=cpu"]
+    return evalkit("rerank", run, "--out", folder / "new.trec", *words)
+
+
+def test_a_run_of_another_dataset_is_not_reranked(folder):
+    with pytest.raises(
+        ScoreError, match=r"got no query that folder/own \(test\) judges, but 'x1' and so on, wanted 'q1'"
+    ):
+        reranked(folder, run_file(folder, {"x1": ["d1"], "x2": ["d2"]}))
+    assert not (folder / "new.trec").exists()
+
+
+def test_queries_that_a_reranked_run_lacks_are_counted(folder):
+    done = reranked(folder, run_file(folder, {"q1": ["d4", "d5"], "x1": ["d1"]}))
+    assert done.exit_code == 0, done.stderr
+    assert "3 queries, 2 of them not in the run (0)" in done.stdout
+    assert "no document id of the run is judged: got 'd4'" in done.stderr

@@ -918,7 +918,7 @@ def replay(
     others: list[splits.OtherSplit] = []
     try:
         config = cell_config.saved(results_dir, cell, dataset_path=dataset_path)
-        others, unread = splits.others(config.dataset, replay.asked(material))
+        others, unread = replay.other_splits(material, config.dataset)
     except EvalkitError as error:
         unread = [f"other splits are not tried: {error}"]
     replayed += replay.replay_splits(material, others, name)

@@ -5,6 +5,7 @@ The result depends only on the run's folder: its hits, the hits that the self-id
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from evalkit import ranking
 from evalkit.analysis import comparability
+from evalkit.datasets import learned
+from evalkit.datasets.survey import ContentHash
 from evalkit.errors import DatasetError, EvalkitError, ScoreError
 from evalkit.models import metadata
 from evalkit.models.metadata import Variant
@@ -21,9 +24,10 @@ from evalkit.scoring.decimals import rounded
 from evalkit.scoring.published import PublishedScore, Verdict
 from evalkit.storage import cell_config, paths, results, trec
 from evalkit.storage.results import CellScores
-from evalkit.types import Hit, Qrels, Run
+from evalkit.types import Dataset, Hit, Qrels, Run
 
 if TYPE_CHECKING:
+    from evalkit.config.settings import DatasetConfig
     from evalkit.datasets.splits import OtherSplit
 
 OPTIONS: Mapping[str, Mapping[str, str]] = {
@@ -156,6 +160,42 @@ def _dataset_qrels(results_dir: Path, cell: CellScores, dataset_path: Path | Non
         msg = f"{cell.run_id}: got {got} judgements from {cell.dataset}, wanted the {scored} of its scores"
         raise ScoreError(f"{msg}; give the same copy of the dataset by --dataset-path")
     return qrels
+
+
+def other_splits(material: Material, config: DatasetConfig) -> tuple[list[OtherSplit], list[str]]:
+    """Return the dataset's other splits on disk, and a line for each that cannot be read; see `datasets.splits`.
+
+    Raises EvalkitError if the dataset is not on disk, or is not the one that the run was made with.
+    """
+    from evalkit import datasets
+    from evalkit.datasets import splits
+    from evalkit.storage.network import network_off
+
+    found, unread = splits.others(config, asked(material))
+    if found:
+        with network_off():
+            dataset = datasets.load(dataclasses.replace(config, verify=False), with_corpus=False)
+            _refuse_other_qrels(material.cell, dataset.qrels, where=dataset.source)
+            _refuse_other_texts(material.cell, dataset)
+    return found, unread
+
+
+def _refuse_other_texts(cell: CellScores, dataset: Dataset) -> None:
+    """Raise ScoreError unless queries and corpus are those of the run, as far as it recorded their checksums.
+
+    The corpus is read, unless the run had it from the same source with a revision, which always gives the same one.
+    """
+    here = {"queries": identity.texts_checksum(dataset.queries)}
+    revisioned = dataset.source.partition(" ")[0] in learned.REVISIONED
+    if not (revisioned and cell.environment.get("dataset_source") == dataset.source) and "corpus" in cell.protocol:
+        content = ContentHash()
+        for document in dataset.corpus.documents():
+            content.add(document)
+        here["corpus"] = content.hexdigest()
+    for part, checksum in here.items():
+        if (recorded := cell.protocol.get(part)) not in (None, checksum):
+            msg = f"{cell.run_id}: got {part} of checksum {checksum} from {dataset.source}, wanted the run's {recorded}"
+            raise ScoreError(f"{msg}; give the same copy of the dataset by --dataset-path, or run the cell again")
 
 
 def own_rules(material: Material, metric: str) -> Rules:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from evalkit import ranking
 from evalkit.analysis import comparability
+from evalkit.config.settings import METRIC
 from evalkit.datasets import learned
 from evalkit.datasets.survey import ContentHash
 from evalkit.errors import DatasetError, EvalkitError, ScoreError
@@ -51,6 +52,8 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
     "gain": {"linear": "linear gain", "exponential": "exponential gain (2^grade - 1)"},
 }
 """The values of each rule, with their descriptions; the cutoff is a number."""
+GAINS = {"linear": "ndcg", "exponential": "ndcg_burges"}
+"""NDCG's name in ranx by its gain."""
 CUTOFFS = (5, 20, 100)
 """The cutoffs that are tried besides the metric's own."""
 MOST_CHANGES = 2
@@ -66,7 +69,8 @@ class Rules(NamedTuple):
     queries: str
     unmatched: str
     gain: str
-    cutoff: int
+    cutoff: int | None
+    """None for a metric over all hits."""
 
     def differing(self, other: Rules) -> tuple[str, ...]:
         """Describe how these rules differ from others."""
@@ -201,20 +205,36 @@ def _refuse_other_texts(cell: CellScores, dataset: Dataset) -> None:
 def own_rules(material: Material, metric: str) -> Rules:
     """Return the rules under which the run was scored."""
     self_ids = "drop" if material.cell.protocol.get("drop_self") else "keep"
-    return Rules(self_ids, "trec_eval", "zero", "all", "as_run", "linear", _cutoff(metric))
+    parts = _parts(metric)
+    gain = "exponential" if parts.name == "ndcg_burges" else "linear"
+    return Rules(self_ids, "trec_eval", "zero", "all", "as_run", gain, parts.cutoff)
 
 
-def _cutoff(metric: str) -> int:
-    return int(metric.partition("@")[2])
+class _Parts(NamedTuple):
+    """The parts of a metric's name: `ndcg@10-l2`."""
+
+    name: str
+    cutoff: int | None
+    level: int
+    """The least relevant grade."""
+
+
+def _parts(metric: str) -> _Parts:
+    """Return the parts of a metric's name. Raises ScoreError for a name that no rule can be applied to."""
+    found = METRIC.fullmatch(metric)
+    if found is None:
+        msg = f"got metric {metric!r}, wanted one that can be scored again"
+        raise ScoreError(f"{msg}, such as ndcg@10, map or recall@50-l2")
+    return _Parts(found[1].partition("@")[0], int(found[3]) if found[3] else None, int(found[5] or 1))
 
 
 def score(material: Material, rules: Rules, metric: str) -> Replayed:
     """Return a run's mean of a metric under given rules. Raises ScoreError if they leave no query."""
-    own = own_rules(material, metric)
+    own, parts = own_rules(material, metric), _parts(metric)
     qrels = {
         query: grades
         for query, grades in material.qrels.items()
-        if rules.queries == "all" or any(grade > 0 for grade in grades.values())
+        if rules.queries == "all" or any(grade >= parts.level for grade in grades.values())
     }
     ranked = {
         query: _ranked(query, material.run.get(query, []), grades, rules, material.depth)
@@ -225,9 +245,10 @@ def score(material: Material, rules: Rules, metric: str) -> Replayed:
     if not qrels:
         msg = f"{material.cell.run_id}: {', '.join(rules.differing(own))}: got no query, wanted at least one"
         raise ScoreError(f"{msg}; check the run's judgements")
-    name = metric.partition("@")[0] + ("_burges" if rules.gain == "exponential" else "")
-    cut = f"{name}@{rules.cutoff}"
-    return Replayed(rules.differing(own), metrics.score(ranked, qrels, [cut]).means[cut], len(qrels))
+    name = parts.name if rules.gain == own.gain else GAINS[rules.gain]
+    cut = "" if rules.cutoff is None else f"@{rules.cutoff}"
+    changed = f"{name}{cut}{f'-l{parts.level}' if parts.level > 1 else ''}"
+    return Replayed(rules.differing(own), metrics.score(ranked, qrels, [changed]).means[changed], len(qrels))
 
 
 def _ranked(query: str, hits: Sequence[Hit], grades: Mapping[str, int], rules: Rules, depth: int | None) -> list[Hit]:
@@ -253,14 +274,14 @@ def candidates(material: Material, metric: str) -> list[Rules]:
 
     Each differs from the run's own rules in at most MOST_CHANGES, and only in rules that matter to its hits and grades.
     """
-    own = own_rules(material, metric)
+    own, parts = own_rules(material, metric), _parts(metric)
     grades = [list(judged.values()) for judged in material.qrels.values()]
     can_differ = {
         "self_ids": any(hit.document_id == query for query, hits in material.run.items() for hit in hits),
         "ties": any(a.score == b.score for hits in material.run.values() for a, b in itertools.pairwise(hits)),
         # A run without any hit, or judgements without any grade above 0, would leave no query to score.
         "missing": len({bool(material.run.get(query)) for query in material.qrels}) > 1,
-        "queries": len({any(grade > 0 for grade in judged) for judged in grades}) > 1,
+        "queries": len({any(grade >= parts.level for grade in judged) for judged in grades}) > 1,
         "unmatched": "k1" in material.cell.protocol
         and any(hit.score <= 0 for hits in material.run.values() for hit in hits),
         "gain": metric.startswith("ndcg") and any(grade > 1 for judged in grades for grade in judged),
@@ -268,7 +289,8 @@ def candidates(material: Material, metric: str) -> list[Rules]:
     values: list[Sequence[object]] = [
         tuple(texts) if can_differ[name] else (getattr(own, name),) for name, texts in OPTIONS.items()
     ]
-    cutoffs = (own.cutoff, *(cutoff for cutoff in CUTOFFS if cutoff <= (material.depth or cutoff)))
+    others = () if parts.name == "r-precision" else CUTOFFS  # it looks at as many documents as are relevant
+    cutoffs = (own.cutoff, *(cutoff for cutoff in others if cutoff <= (material.depth or cutoff)))
     found = [Rules._make(parts) for parts in itertools.product(*values, dict.fromkeys(cutoffs))]
     few = [rules for rules in found if len(rules.differing(own)) <= MOST_CHANGES]
     return sorted(few, key=lambda rules: len(rules.differing(own)))

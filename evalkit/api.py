@@ -2,7 +2,7 @@
 
 Every function accepts the words of its verb, and `results_dir` if the verb reads finished cells: by default
 evalkit-results, or EVALKIT_RESULTS. Results are the files that the command line writes, so both see the same cells, and
-a finished cell is not computed again.
+a finished cell is not computed again. Calls of `run` in several threads run one after the other.
 
     run(*words)           finished cells (`evalkit run`); several values per word are a sweep
     load(run)             a finished cell by its run id, the beginning of one, or its system: scores and frames

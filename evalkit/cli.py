@@ -24,7 +24,7 @@ from evalkit.storage.paths import default_results_dir
 from evalkit.texts import counted, one_line
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from evalkit.analysis.precision import Narrowed
     from evalkit.config.settings import RunConfig
@@ -273,6 +273,7 @@ def run(
         not_run = [table.Lacking(**each) for each in lacking]
         shown = table.rows(cells, deviations=deviations)
         _out.print(table.terminal(shown, lacking=not_run, means=table.collection_means(cells), wide=wide))
+        _complain_of_deviations(row.cell for row in shown if row.verdict is None)  # a verdict says them itself
         if (costs := indexes.index_table(cells, wide=wide)) is not None:
             _out.print(costs)
     if failed or lacking:
@@ -282,6 +283,16 @@ def run(
             f"{len(failed) + len(lacking)} of the {what} failed{named}; the same command runs only what is missing"
         )
         raise typer.Exit(1)
+
+
+def _complain_of_deviations(cells: Iterable[CellScores]) -> None:
+    """Print the accepted deviations of cells from dataset and checkpoint, each once with the systems that have it."""
+    found: dict[tuple[str, str], list[str]] = {}
+    for cell in cells:
+        for deviation in cell.deviations:
+            found.setdefault((cell.dataset, deviation), []).append(keys.label(cell.model, cell.dim))
+    for (dataset, deviation), systems in found.items():
+        _complain(f"{', '.join(systems)} on {dataset}: {deviation}")
 
 
 def _run_one(config: RunConfig, *, force: bool) -> dict[str, Any]:
@@ -598,6 +609,7 @@ def report(
         _out.print(table.terminal(made.rows, wide=wide))
     else:
         terminal.write(table.markdown(made.rows))
+    _complain_of_deviations(row.cell for row in made.rows if row.verdict is None)  # a verdict says them itself
     if not check:
         build.write(made, out or results_dir)
     for line in found:
@@ -666,15 +678,22 @@ def score(
     dataset = scored.dataset
     if scored.warning:
         _complain(f"{run_file}: {scored.warning}")
-    count = len(dataset.queries)
-    _say(f"{dataset.name} ({dataset.split}): {count} queries, {scored.missing} of them not in the run (0)")
+    for line in scored.deviations:
+        _complain(line)
+    _say(f"{dataset.name} ({dataset.split}): {scored.queries} queries, {scored.missing} of them not in the run (0)")
     if scored.dropped is not None:
         _say(f"dropped {scored.dropped} hits whose id is the query's own")
     for name, value in scored.means.items():
         _say(f"{name}\t{rounding.fixed(value, 5)}")
     named, declared = _declared_settings(overrides)
-    own = scored.self_hits
-    for line in verdicts.lines(config if named else None, dataset, scored.means, declared=declared, self_hits=own):
+    for line in verdicts.lines(
+        config if named else None,
+        dataset,
+        scored.means,
+        declared=declared,
+        self_hits=scored.self_hits,
+        deviations=scored.deviations,
+    ):
         _say(line)
 
 
@@ -723,6 +742,7 @@ def _file_run(run_file: Path, system: str, config: RunConfig, overrides: Sequenc
     cell = external_run.import_run(run_file, system, config, console=_err)
     for name, value in cell.metrics.items():
         _say(f"{name}\t{rounding.fixed(value, 5)}")
+    _complain_of_deviations([cell])
     _say(f"filed as {cell.run_id} in {config.results_dir}")
 
 
@@ -763,7 +783,10 @@ def rerank(
         msg = "no re-ranker chosen; wanted reranker=NAME (evalkit ls rerankers)"
         raise ConfigError(msg)
     dataset = datasets.load(config.dataset)
+    for line in datasets.deviations(dataset, None, config.dataset):
+        _complain(line)
     found = results.read_run(run_file)
+    missing = trec.unanswered(run_file, found, dataset, [query.id for query in dataset.queries])
     if dataset.drop_self:
         found, _ = drop_self(found, depth=max((len(hits) for hits in found.values()), default=0))
     device = auto.choose_device(config.engine.device)
@@ -781,10 +804,13 @@ def rerank(
             corpus=results.corpus_of(run_file),
         )
     trec.write_run(new, out, tag=reranker.config.name)
+    if warning := trec.unmatched(found, dataset.qrels):
+        _complain(f"{run_file}: {warning}")
     before, after = (metrics.score(scored, dataset.qrels, config.metrics).means for scored in (found, new))
     _say(
         f"{dataset.name} ({dataset.split}): {reranker.checkpoint.origin}@{reranker.checkpoint.revision}, depth {depth}"
     )
+    _say(f"{len(dataset.queries)} queries, {missing} of them not in the run (0)")
     for name in config.metrics:
         _say(f"{name}\t{rounding.fixed(before[name], 5)} → {rounding.fixed(after[name], 5)}")
 
@@ -892,7 +918,7 @@ def replay(
     others: list[splits.OtherSplit] = []
     try:
         config = cell_config.saved(results_dir, cell, dataset_path=dataset_path)
-        others, unread = replay.other_splits(config.dataset, material)
+        others, unread = replay.other_splits(material, config.dataset)
     except EvalkitError as error:
         unread = [f"other splits are not tried: {error}"]
     replayed += replay.replay_splits(material, others, name)

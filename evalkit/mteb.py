@@ -32,6 +32,7 @@ from evalkit.ranking import separate_ties
 from evalkit.run import auto, loaded
 from evalkit.run.background import limit_tokenizer, tokenizer_threads
 from evalkit.run.encode import Encoding, encode
+from evalkit.run.from_python import one_at_a_time
 from evalkit.run.search import to_run
 from evalkit.run.shard_step import bm25_score_step
 from evalkit.storage import keys
@@ -190,8 +191,14 @@ def encoder(*words: str) -> Encoder | Bm25:
     `encoder("model=jina-colbert-v2", "dim=64")` loads the weights and runs the canary. The word `dataset=` only chooses
     settings that a config gives per dataset or language, such as BM25's analyzer; the data are those of mteb's task.
     Raises ConfigError unless the words name one system at one dim and mteb 2 is installed, and ModelError for weights
-    that cannot be loaded or fail the canary.
+    that cannot be loaded or fail the canary. It waits for calls of itself and of `evalkit.run` in other threads.
     """
+    with one_at_a_time:
+        return _encoder(words)
+
+
+def _encoder(words: Sequence[str]) -> Encoder | Bm25:
+    """Load the system that words name."""
     config = compose.compose(words)
     if len(config.dims) != 1:
         msg = f"got dims {', '.join(map(str, config.dims))}, wanted one: mteb evaluates one model at a time; give dim=N"

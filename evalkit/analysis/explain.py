@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, NamedTuple
 from evalkit.analysis.replay import Material
 from evalkit.config.settings import EncoderConfig, RunConfig
 from evalkit.datasets.survey import ContentHash
-from evalkit.errors import ChangedError, ConfigError, DatasetError, nearest
+from evalkit.errors import ConfigError, DatasetError, nearest
 from evalkit.run import identity
+from evalkit.storage import evaluated
 from evalkit.storage.results import CellScores
 
 if TYPE_CHECKING:
@@ -179,10 +180,7 @@ def _documents(dataset: Dataset, wanted: set[str], cell: CellScores) -> dict[str
         if one.id in wanted:
             found[one.id] = one.joined()
     here = {"corpus": content.hexdigest(), "queries": identity.texts_checksum(dataset.queries)}
-    for part, checksum in here.items():
-        if (recorded := cell.protocol.get(part)) not in (None, checksum):
-            msg = f"{cell.run_id}: got {part} of checksum {checksum} from {dataset.source}, wanted the run's {recorded}"
-            raise ChangedError(f"{msg}; give the same copy of the dataset by --dataset-path, or run the cell again")
+    evaluated.refuse_other_texts(cell, here, source=dataset.source)
     return found
 
 

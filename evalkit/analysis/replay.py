@@ -5,6 +5,7 @@ The result depends only on the run's folder: its hits, the hits that the self-id
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,7 +13,10 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from evalkit import ranking
 from evalkit.analysis import comparability
-from evalkit.errors import ChangedError, DatasetError, EvalkitError, ScoreError
+from evalkit.config.settings import METRIC
+from evalkit.datasets import learned
+from evalkit.datasets.survey import ContentHash
+from evalkit.errors import DatasetError, EvalkitError, ScoreError
 from evalkit.models import metadata
 from evalkit.models.metadata import Variant
 from evalkit.run import identity
@@ -21,7 +25,7 @@ from evalkit.scoring.decimals import rounded
 from evalkit.scoring.published import PublishedScore, Verdict
 from evalkit.storage import cell_config, evaluated, paths, results, trec
 from evalkit.storage.results import CellScores
-from evalkit.types import Hit, Qrels, Run
+from evalkit.types import Dataset, Hit, Qrels, Run
 
 if TYPE_CHECKING:
     from evalkit.config.settings import DatasetConfig
@@ -48,6 +52,8 @@ OPTIONS: Mapping[str, Mapping[str, str]] = {
     "gain": {"linear": "linear gain", "exponential": "exponential gain (2^grade - 1)"},
 }
 """The values of each rule, with their descriptions; the cutoff is a number."""
+GAINS = {"linear": "ndcg", "exponential": "ndcg_burges"}
+"""NDCG's name in ranx by its gain."""
 CUTOFFS = (5, 20, 100)
 """The cutoffs that are tried besides the metric's own."""
 MOST_CHANGES = 2
@@ -63,7 +69,8 @@ class Rules(NamedTuple):
     queries: str
     unmatched: str
     gain: str
-    cutoff: int
+    cutoff: int | None
+    """None for a metric over all hits."""
 
     def differing(self, other: Rules) -> tuple[str, ...]:
         """Describe how these rules differ from others."""
@@ -171,23 +178,72 @@ def _dataset_qrels(results_dir: Path, cell: CellScores, dataset_path: Path | Non
     return qrels
 
 
+def other_splits(material: Material, config: DatasetConfig) -> tuple[list[OtherSplit], list[str]]:
+    """Return the dataset's other splits on disk, and a line for each that cannot be read; see `datasets.splits`.
+
+    Raises EvalkitError if the dataset is not on disk, or is not the one that the run was made with.
+    """
+    from evalkit import datasets
+    from evalkit.datasets import splits
+    from evalkit.storage.network import network_off
+
+    found, unread = splits.others(config, asked(material))
+    if found:
+        with network_off():
+            dataset = datasets.load(dataclasses.replace(config, verify=False), with_corpus=False)
+            _refuse_other_qrels(material.cell, dataset.qrels, where=dataset.source)
+            _refuse_other_texts(material.cell, dataset)
+    return found, unread
+
+
+def _refuse_other_texts(cell: CellScores, dataset: Dataset) -> None:
+    """Raise ChangedError unless queries and corpus are those of the run, as far as it recorded their checksums.
+
+    The corpus is read, unless the run had it from the same source with a revision, which always gives the same one.
+    """
+    here = {"queries": identity.texts_checksum(dataset.queries)}
+    revisioned = dataset.source.partition(" ")[0] in learned.REVISIONED
+    if not (revisioned and cell.environment.get("dataset_source") == dataset.source) and "corpus" in cell.protocol:
+        content = ContentHash()
+        for document in dataset.corpus.documents():
+            content.add(document)
+        here["corpus"] = content.hexdigest()
+    evaluated.refuse_other_texts(cell, here, source=dataset.source)
+
+
 def own_rules(material: Material, metric: str) -> Rules:
     """Return the rules under which the run was scored."""
     self_ids = "drop" if material.cell.protocol.get("drop_self") else "keep"
-    return Rules(self_ids, "trec_eval", "zero", "all", "as_run", "linear", _cutoff(metric))
+    parts = _parts(metric)
+    gain = "exponential" if parts.name == "ndcg_burges" else "linear"
+    return Rules(self_ids, "trec_eval", "zero", "all", "as_run", gain, parts.cutoff)
 
 
-def _cutoff(metric: str) -> int:
-    return int(metric.partition("@")[2])
+class _Parts(NamedTuple):
+    """The parts of a metric's name: `ndcg@10-l2`."""
+
+    name: str
+    cutoff: int | None
+    level: int
+    """The least relevant grade."""
+
+
+def _parts(metric: str) -> _Parts:
+    """Return the parts of a metric's name. Raises ScoreError for a name that no rule can be applied to."""
+    found = METRIC.fullmatch(metric)
+    if found is None:
+        msg = f"got metric {metric!r}, wanted one that can be scored again"
+        raise ScoreError(f"{msg}, such as ndcg@10, map or recall@50-l2")
+    return _Parts(found[1].partition("@")[0], int(found[3]) if found[3] else None, int(found[5] or 1))
 
 
 def score(material: Material, rules: Rules, metric: str) -> Replayed:
     """Return a run's mean of a metric under given rules. Raises ScoreError if they leave no query."""
-    own = own_rules(material, metric)
+    own, parts = own_rules(material, metric), _parts(metric)
     qrels = {
         query: grades
         for query, grades in material.qrels.items()
-        if rules.queries == "all" or any(grade > 0 for grade in grades.values())
+        if rules.queries == "all" or any(grade >= parts.level for grade in grades.values())
     }
     ranked = {
         query: _ranked(query, material.run.get(query, []), grades, rules, material.depth)
@@ -198,9 +254,10 @@ def score(material: Material, rules: Rules, metric: str) -> Replayed:
     if not qrels:
         msg = f"{material.cell.run_id}: {', '.join(rules.differing(own))}: got no query, wanted at least one"
         raise ScoreError(f"{msg}; check the run's judgements")
-    name = metric.partition("@")[0] + ("_burges" if rules.gain == "exponential" else "")
-    cut = f"{name}@{rules.cutoff}"
-    return Replayed(rules.differing(own), metrics.score(ranked, qrels, [cut]).means[cut], len(qrels))
+    name = parts.name if rules.gain == own.gain else GAINS[rules.gain]
+    cut = "" if rules.cutoff is None else f"@{rules.cutoff}"
+    changed = f"{name}{cut}{f'-l{parts.level}' if parts.level > 1 else ''}"
+    return Replayed(rules.differing(own), metrics.score(ranked, qrels, [changed]).means[changed], len(qrels))
 
 
 def _ranked(query: str, hits: Sequence[Hit], grades: Mapping[str, int], rules: Rules, depth: int | None) -> list[Hit]:
@@ -226,14 +283,14 @@ def candidates(material: Material, metric: str) -> list[Rules]:
 
     Each differs from the run's own rules in at most MOST_CHANGES, and only in rules that matter to its hits and grades.
     """
-    own = own_rules(material, metric)
+    own, parts = own_rules(material, metric), _parts(metric)
     grades = [list(judged.values()) for judged in material.qrels.values()]
     can_differ = {
         "self_ids": any(hit.document_id == query for query, hits in material.run.items() for hit in hits),
         "ties": any(a.score == b.score for hits in material.run.values() for a, b in itertools.pairwise(hits)),
         # A run without any hit, or judgements without any grade above 0, would leave no query to score.
         "missing": len({bool(material.run.get(query)) for query in material.qrels}) > 1,
-        "queries": len({any(grade > 0 for grade in judged) for judged in grades}) > 1,
+        "queries": len({any(grade >= parts.level for grade in judged) for judged in grades}) > 1,
         "unmatched": "k1" in material.cell.protocol
         and any(hit.score <= 0 for hits in material.run.values() for hit in hits),
         "gain": metric.startswith("ndcg") and any(grade > 1 for judged in grades for grade in judged),
@@ -241,7 +298,8 @@ def candidates(material: Material, metric: str) -> list[Rules]:
     values: list[Sequence[object]] = [
         tuple(texts) if can_differ[name] else (getattr(own, name),) for name, texts in OPTIONS.items()
     ]
-    cutoffs = (own.cutoff, *(cutoff for cutoff in CUTOFFS if cutoff <= (material.depth or cutoff)))
+    others = () if parts.name == "r-precision" else CUTOFFS  # it looks at as many documents as are relevant
+    cutoffs = (own.cutoff, *(cutoff for cutoff in others if cutoff <= (material.depth or cutoff)))
     found = [Rules._make(parts) for parts in itertools.product(*values, dict.fromkeys(cutoffs))]
     few = [rules for rules in found if len(rules.differing(own)) <= MOST_CHANGES]
     return sorted(few, key=lambda rules: len(rules.differing(own)))
@@ -272,29 +330,6 @@ def replay(material: Material, metric: str) -> list[Replayed]:
 def asked(material: Material) -> set[str]:
     """Return the ids of the run's queries: those with hits and those in its judgements."""
     return {*material.run, *material.qrels}
-
-
-def other_splits(config: DatasetConfig, material: Material) -> tuple[list[OtherSplit], list[str]]:
-    """Return the other splits of a run's dataset as `splits.others` does.
-
-    Raises EvalkitError if the dataset is not on disk, or if its queries or judgements there are not the run's: its
-    other splits then judge another corpus, or an earlier state of this one.
-    """
-    from evalkit import datasets
-    from evalkit.datasets import splits
-
-    found, unread = splits.others(config, asked(material))
-    if found:
-        here, cell = datasets.load(config, with_corpus=False), material.cell
-        facts = {
-            "queries": (identity.texts_checksum(here.queries), cell.protocol.get("queries")),
-            "judgements": (identity.qrels_checksum(here.qrels), cell.environment.get(results.QRELS_CHECKSUM)),
-        }
-        for what, (got, recorded) in facts.items():
-            if recorded not in (None, got):
-                msg = f"got {what} of checksum {got} from {here.source}, wanted the {recorded} of the run"
-                raise ChangedError(f"{msg}; give the same copy of the dataset by --dataset-path, or run the cell again")
-    return found, unread
 
 
 def replay_splits(material: Material, others: Sequence[OtherSplit], metric: str) -> list[Replayed]:

@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 from evalkit import datasets
 from evalkit.config.settings import RunConfig
-from evalkit.errors import ScoreError
 from evalkit.ranking import drop_self, self_hits
 from evalkit.scoring import metrics
 from evalkit.storage import results, trec
@@ -16,18 +15,22 @@ from evalkit.types import Dataset
 
 
 class ScoredFile(NamedTuple):
-    """The means of a run file, and what to know about them: missing queries, self-hits, unmatched ids."""
+    """The means of a run file, and what to know about them: missing queries, self-hits, unmatched ids, deviations."""
 
     dataset: Dataset
     means: Mapping[str, float]
+    queries: int
+    """Judged queries, which the means are over; some may have no text, if the dataset deviates."""
     missing: int
-    """Judged queries that the run lacks; they score 0."""
+    """Those that the run lacks; they score 0."""
     self_hits: int
     """Hits of the file whose document id is the query's id."""
     dropped: int | None
     """How many of these were dropped; None if the dataset's rule keeps them."""
     warning: str | None
     """A likely reason why the run's document ids do not match the judgements, if they do not."""
+    deviations: tuple[str, ...]
+    """Accepted deviations of queries and judgements from the published dataset."""
 
 
 def score_file(path: Path, config: RunConfig) -> ScoredFile:
@@ -38,14 +41,11 @@ def score_file(path: Path, config: RunConfig) -> ScoredFile:
     """
     dataset = datasets.load(config.dataset, with_corpus=False)
     run = results.read_run(path)
-    missing = sum(query.id not in run for query in dataset.queries)
-    if run and missing == len(dataset.queries):
-        got, wanted = next(iter(run)), dataset.queries[0].id
-        msg = f"{path}: got no query that {dataset.name} ({dataset.split}) judges, but {got!r} and so on"
-        raise ScoreError(f"{msg}, wanted {wanted!r} and so on; check dataset and dataset.split")
+    missing = trec.unanswered(path, run, dataset, dataset.qrels) if run else len(dataset.qrels)
     own, dropped = self_hits(run), None
     if dataset.drop_self:
         run, dropped = drop_self(run, depth=max((len(hits) for hits in run.values()), default=0))
     warning = trec.unmatched(run, dataset.qrels)
     means = metrics.score(run, dataset.qrels, config.metrics).means
-    return ScoredFile(dataset, means, missing, own, dropped, warning)
+    deviations = datasets.deviations(dataset, None, config.dataset)
+    return ScoredFile(dataset, means, len(dataset.qrels), missing, own, dropped, warning, deviations)

@@ -13,6 +13,7 @@ import os
 import re
 import sys
 import tempfile
+import threading
 import types
 import typing
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -104,13 +105,23 @@ OmegaConf.register_new_resolver("cache_folder", _cache_folder, replace=True)
 def compose(overrides: Sequence[str]) -> RunConfig:
     """Return the config of one combination of settings. Raises ConfigError for an unknown name, key or value.
 
-    Raises ConfigError also if a word has several values: a sweep needs `-m`.
+    Raises ConfigError also if a word has several values: a sweep needs `-m`. Calls in several threads take turns,
+    because Hydra has one state per process.
     """
     blocks = expanded(overrides)
     if blocks[0] != list(overrides) and len(combinations(overrides)) > 1:
         msg = f"{' '.join(word for word in overrides if _sweeps_of(word))} is a sweep; add -m to run its combinations"
         raise ConfigError(msg)
     checked = check_overrides(blocks[0], sweep=False)
+    with _composing:
+        return _composed(checked)
+
+
+_composing = threading.RLock()
+
+
+def _composed(checked: Sequence[str]) -> RunConfig:
+    """Return the config of checked overrides."""
     GlobalHydra.instance().clear()
     try:
         with hydra.initialize_config_dir(str(configs_dir()), version_base="1.3"):

@@ -23,8 +23,13 @@ LISTING = {group: "searches" if group == "search" else f"{group}s" for group in 
 """The word after `evalkit ls` that lists the names of each group."""
 METRICS = ("ndcg@10", "mrr@10", "recall@100")
 """The metrics of every result. Others can be added; metrics are in neither store key nor run id."""
-METRIC = re.compile(r"(ndcg|ndcg_burges|map|mrr|recall|precision|hit_rate|f1|r-precision)(@([1-9][0-9]*))?(-l([1-9]))?")
+METRIC = re.compile(
+    r"((?:ndcg|ndcg_burges|map|mrr|recall|precision|hit_rate|f1)(@([1-9][0-9]*))?|r-precision)(-l([1-9]))?"
+)
 """ranx's names of metrics with values between 0 and 1, with a cutoff and the least relevant grade.
+
+Without a cutoff, a metric is over all documents that a query retrieved. r-precision has none: it looks at as many
+documents as are relevant.
 
 Left out: hits and DCG, which have no upper bound; bpref, whose values are wrong if unjudged documents share a number;
 and rbp.
@@ -595,7 +600,8 @@ def folder_name(path: str) -> str:
 def selected_metrics(selector: object, *, depth: int) -> tuple[str, ...]:
     """Return the metrics of `metrics=[map,recall@50]`, one name or nothing; METRICS always come first.
 
-    Raises ConfigError for a name that ranx does not know, and for a cutoff above the search depth.
+    Raises ConfigError for a name that ranx does not know, for a cutoff above the search depth, and for one of
+    r-precision.
 
     >>> selected_metrics(["map", "ndcg@10"], depth=100)
     ('ndcg@10', 'mrr@10', 'recall@100', 'map')
@@ -603,6 +609,9 @@ def selected_metrics(selector: object, *, depth: int) -> tuple[str, ...]:
     asked = [] if selector is None else list(selector) if isinstance(selector, (list, tuple)) else [selector]
     for name in asked:
         found = METRIC.fullmatch(str(name))
+        if found is None and str(name).startswith("r-precision@"):
+            msg = f"metric {name}: got a cutoff, wanted none: r-precision looks at as many documents as are relevant"
+            raise ConfigError(f"{msg}; write r-precision, or precision@{str(name).partition('@')[2]}")
         if found is None:
             known = ("ndcg", "ndcg_burges", "map", "mrr", "recall", "precision", "hit_rate", "f1", "r-precision")
             msg = f"metric {str(name)!r} unknown; {nearest(str(name).partition('@')[0], known)}, each with a cutoff"

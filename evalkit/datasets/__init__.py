@@ -156,12 +156,12 @@ def judged_ids(dataset: Dataset) -> frozenset[str]:
 
 
 def deviations(
-    dataset: Dataset, survey: Survey, config: DatasetConfig, *, learned: Learned | None = None
+    dataset: Dataset, survey: Survey | None, config: DatasetConfig, *, learned: Learned | None = None
 ) -> tuple[str, ...]:
     """Return a line for each deviation of a dataset from its published counts and checksum, and for each contradiction.
 
-    Contradictions are, for example, judgements of unknown queries. `learned` is the checksum of the corpus's first
-    complete read; it is used if the config has no checksum.
+    Contradictions are, for example, judgements of unknown queries. Without a survey, nothing is said of the documents.
+    `learned` is the checksum of the corpus's first complete read; it is used if the config has no checksum.
 
     Raises:
         DatasetError: There is a deviation and `config.verify` is true; with false, deviations are only returned.

@@ -19,7 +19,8 @@ from evalkit.storage import seal
 from evalkit.storage.paths import learned_file, write_atomic
 from evalkit.types import Dataset
 
-_REVISIONED: Final = ("ir_datasets", "hub", "mirror")
+REVISIONED: Final = ("ir_datasets", "hub", "mirror")
+"""The sources with a revision, each of which always gives the same corpus."""
 
 Verified = Literal["checksum", "learned", "counts", "nothing"]
 """What a corpus was verified against: the config's checksum, that of the first read, published counts, or nothing."""
@@ -75,7 +76,7 @@ def verified(config: DatasetConfig, learned: Learned | None) -> Verified:
 
 
 def _path(cache_dir: Path, dataset: Dataset, config: DatasetConfig) -> Path | None:
-    if dataset.source.partition(" ")[0] not in _REVISIONED:
+    if dataset.source.partition(" ")[0] not in REVISIONED:
         return None
     return learned_file(cache_dir, dataset.name, xxhash.xxh3_64_hexdigest(json.dumps(_facts(dataset, config)).encode()))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 
 from evalkit.config.settings import DatasetConfig, EncoderConfig, RunConfig
 from evalkit.models import weights
@@ -26,12 +26,13 @@ def lines(
     *,
     declared: Collection[str] = (),
     self_hits: int | None = None,
+    deviations: Sequence[str] = (),
 ) -> list[str]:
     """Return one line per published score of a system on this dataset; without a system, name the published systems.
 
     `declared` names the settings of `config` that the user declares for the run. `self_hits` counts the file's hits
     whose id is the query's own. A file without any may be the result of a rule that drops them, so
-    a published score without that rule is then PROTOCOL-DIFFERS.
+    a published score without that rule is then PROTOCOL-DIFFERS. So is every score on a dataset with `deviations`.
     """
     if config is None:
         found = {score.system for score in published.published_scores() if score.dataset == dataset.name}
@@ -49,7 +50,7 @@ def lines(
                 settings = {key: wanted for key, wanted in score.settings.items() if _is_known(key, declared)}
                 checkable = score._replace(settings=settings)
                 settings_differ = published.differing(checkable, protocol, dataset.split, self_hits=kept_none)
-                differs = (*_other_system(config, dim), *settings_differ)
+                differs = (*deviations, *_other_system(config, dim), *settings_differ)
                 verdict = published.verdict(value, score, declared_loss=score.index_loss, differs=differs)
                 printed = f"{score.version or score.source} {fixed(score.value, score.digits)}"
                 delta = signed(value - score.value, 4)

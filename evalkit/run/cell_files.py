@@ -60,7 +60,7 @@ def counts(task: Task, written: Written) -> dict[str, int]:
     return {
         "documents": survey.documents,
         "empty_documents": survey.empty_documents,
-        "queries": len(dataset.queries),
+        "queries": len(dataset.qrels),  # the number that the means are over
         "judgements": sum(len(judged) for judged in dataset.qrels.values()),
         **({"missing_documents": len(survey.missing)} if survey.missing else {}),
         "dropped_self": written.dropped,

@@ -34,6 +34,8 @@ COUNTS = ("documents", "queries")
 def import_run(run_file: Path, system: str, config: RunConfig, *, console: Console) -> CellScores:
     """Score a run file under a dataset's rules and write the finished cell of a system called `system`.
 
+    All hits of the file are kept: if a query has more than `search.depth`, that becomes the number of the longest list.
+
     Raises ScoreError, before anything is written, if the run belongs to another dataset or the `peer.json` to another
     run file. Raises ConfigError for an invalid system name.
     """
@@ -45,7 +47,9 @@ def import_run(run_file: Path, system: str, config: RunConfig, *, console: Conso
     task = pipeline.prepare(config, console=console)
     _refuse_other_dataset(run_file, found, facts, task)
     started = time.monotonic()
-    judged = {query.id: found[query.id] for query in task.dataset.queries if query.id in found}
+    asked = dict.fromkeys((*(query.id for query in task.dataset.queries), *task.dataset.qrels))
+    judged = {query: found[query] for query in asked if query in found}
+    task = _deep_enough(task, judged)
     protocol = {
         "run_file": _checksum(judged),
         **_settings(facts),
@@ -53,7 +57,7 @@ def import_run(run_file: Path, system: str, config: RunConfig, *, console: Conso
         **identity.search_facts(task.dataset, task.config),
     }
     run_id = keys.run_id(task.dataset.name, task.dataset.split, system, dim, protocol)
-    written = cell_files.write(task, run_id, {query: hits[: task.depth] for query, hits in judged.items()})
+    written = cell_files.write(task, run_id, judged)
     vectors = {} if "document_vectors" not in facts else {"document_vectors": int(facts["document_vectors"])}
     scores = CellScores(
         run_id=run_id,
@@ -79,6 +83,17 @@ def import_run(run_file: Path, system: str, config: RunConfig, *, console: Conso
     )
     results.write(scores, config.results_dir)
     return scores
+
+
+def _deep_enough(task: Task, run: Run) -> Task:
+    """Return the task with a search depth that keeps every hit which the dataset's self-id rule keeps."""
+    kept = run
+    if task.dataset.drop_self:
+        kept = {query: [hit for hit in hits if hit.document_id != query] for query, hits in run.items()}
+    depth = max(task.config.search.depth, *map(len, kept.values()))
+    return task._replace(
+        config=dataclasses.replace(task.config, search=dataclasses.replace(task.config.search, depth=depth))
+    )
 
 
 def read_facts(run_file: Path) -> dict[str, Any]:
@@ -112,11 +127,8 @@ def _refuse_other_dataset(run_file: Path, found: Run, facts: Mapping[str, Any], 
     """Raise ScoreError if queries, documents or the counts in `facts` show that a run belongs to another dataset."""
     dataset = task.dataset
     where, remedy = f"{run_file}: got", "check that the run is of this dataset and split"
-    known = {query.id for query in dataset.queries}
-    if not found.keys() & known:
-        got, wanted = next(iter(found), None), dataset.queries[0].id
-        msg = f"{where} no query that {dataset.name} ({dataset.split}) judges, but {got!r} and so on"
-        raise ScoreError(f"{msg}, wanted {wanted!r} and so on; check dataset and dataset.split")
+    known = {query.id for query in dataset.queries} | dataset.qrels.keys()
+    trec.unanswered(run_file, found, dataset, known)
     counts = {"documents": task.survey.documents, "queries": len(dataset.queries)}
     recorded = facts.get("dataset", {})
     for name in COUNTS:

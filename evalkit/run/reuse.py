@@ -141,7 +141,8 @@ def _same_groups(task: Task, scores: CellScores) -> bool:
 
 
 def _counts(task: Task, scores: CellScores) -> dict[str, int]:
-    """Return a cell's counts, with those of judgements and missing documents updated."""
+    """Return a cell's counts, with those of judged queries, judgements and missing documents updated."""
     kept = {name: count for name, count in scores.counts.items() if name != "missing_documents"}
     missing = {"missing_documents": len(task.survey.missing)} if task.survey.missing else {}
-    return {**kept, "judgements": sum(map(len, task.dataset.qrels.values())), **missing}
+    judgements = sum(map(len, task.dataset.qrels.values()))
+    return {**kept, "queries": len(task.dataset.qrels), "judgements": judgements, **missing}

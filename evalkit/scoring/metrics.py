@@ -5,11 +5,15 @@ Shapes: Q queries; J, H: the largest number of judged documents and of hits of a
 ranx gets arrays of document numbers, not its dictionaries of ids. It then compiles only once, whatever the ids: about
 7 s in a fresh installation, 0.2 s afterwards, because numba caches the result next to ranx or in the user's cache
 folder. Ranks are given by position, so ranx cannot reorder equal scores.
+
+The arrays give every query as many hits as the longest list has. Only ranx's precision and f1 without a cutoff count
+the hits that fill up the others; these two are computed here, from ranx's number of relevant hits.
 """
 
 from __future__ import annotations
 
 import math
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +28,8 @@ from evalkit.kernels.compile_cache import with_cache_folder
 from evalkit.ranking import check_hits, rank_hits
 from evalkit.types import Qrels, Run, Scores
 
+UNCUT = re.compile(r"(precision|f1)(-l([1-9]))?")
+"""The metrics that divide by the number of a query's hits."""
 UNJUDGED = -1
 """The document number of every retrieved document that is not judged for the query; it counts as not relevant."""
 
@@ -43,7 +49,8 @@ def score(run: Run, qrels: Qrels, metrics: Sequence[str] = METRICS) -> Scores:
     for query in qrels:
         check_hits(query, run.get(query, []))
     judged_QJ2, found_QH2 = _arrays(run, qrels)
-    values = _evaluate(judged_QJ2, found_QH2, metrics)
+    length_Q = np.array([len(run.get(query, ())) for query in qrels])
+    values = _evaluate(judged_QJ2, found_QH2, length_Q, metrics)
     for metric, value_Q in values.items():
         if not np.isfinite(value_Q).all():
             query = list(qrels)[int(np.flatnonzero(~np.isfinite(value_Q))[0])]
@@ -75,7 +82,9 @@ def _arrays(run: Run, qrels: Qrels) -> tuple[np.ndarray, np.ndarray]:
     return judged_QJ2, found_QH2
 
 
-def _evaluate(judged_QJ2: np.ndarray, found_QH2: np.ndarray, metrics: Sequence[str]) -> dict[str, np.ndarray]:
+def _evaluate(
+    judged_QJ2: np.ndarray, found_QH2: np.ndarray, length_Q: np.ndarray, metrics: Sequence[str]
+) -> dict[str, np.ndarray]:
     """Return each metric's values [Q] from ranx, which is imported here because the import takes about 2 s."""
     try:
         with _without_unused_modules():
@@ -85,8 +94,20 @@ def _evaluate(judged_QJ2: np.ndarray, found_QH2: np.ndarray, metrics: Sequence[s
         msg = f"ranx cannot be imported ({error}); it needs a writable home folder: set HOME to one"
         raise ScoreError(msg) from error
 
+    asked = [f"hits{found[2] or ''}" if (found := UNCUT.fullmatch(metric)) else metric for metric in metrics]
     # ranx 0.3.21 fails with return_mean=False and a single metric. For a list it returns a dict, so repeat the first.
-    return dict(ranx.evaluate(judged_QJ2, found_QH2, [metrics[0], *metrics], return_mean=False))
+    values: dict[str, np.ndarray] = ranx.evaluate(judged_QJ2, found_QH2, [asked[0], *asked], return_mean=False)
+    return {
+        metric: _of_hits(metric, values[name], length_Q, judged_QJ2) if name != metric else values[metric]
+        for metric, name in zip(metrics, asked, strict=True)
+    }
+
+
+def _of_hits(metric: str, relevant_Q: np.ndarray, length_Q: np.ndarray, judged_QJ2: np.ndarray) -> np.ndarray:
+    """Return precision or f1 over all hits of each query, given how many of them are relevant; 0 without hits."""
+    name, _, grade = metric.partition("-l")
+    of_Q = length_Q if name == "precision" else length_Q + (judged_QJ2[:, :, 1] >= int(grade or 1)).sum(axis=1)
+    return np.asarray((relevant_Q if name == "precision" else 2 * relevant_Q) / np.maximum(of_Q, 1))
 
 
 def _ranx() -> Any:

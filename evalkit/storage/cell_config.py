@@ -15,7 +15,10 @@ from evalkit.storage import results, untrusted
 from evalkit.storage.paths import run_dir, write_atomic
 
 LOCAL = "local.yaml"
-"""The paths of this machine, separate from the settings. The file may be deleted, and is not published."""
+"""The paths of this machine, separate from the settings. The file may be deleted, and is not published.
+
+They are absolute, so that they mean the same from every folder.
+"""
 DATASET_PATH = "dataset.path"
 
 
@@ -50,7 +53,7 @@ def write(config: RunConfig, folder: Path, *, scored_again: bool = False) -> Non
     keeps the existing settings, except the dataset and the metrics.
     """
     values = plain(config)
-    local = {name: _pop_setting(values, name) for name in _path_settings(values)}
+    local = {name: str(Path(_pop_setting(values, name)).absolute()) for name in _path_settings(values)}
     if scored_again and (before := _mapping(folder / results.CONFIG)):
         values = {**before, "dataset": values["dataset"], "metrics": values["metrics"]}
         others = {name: value for name, value in _mapping(folder / LOCAL).items() if name != DATASET_PATH}

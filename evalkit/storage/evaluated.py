@@ -7,10 +7,10 @@ measured lack all, so only values that both cells recorded can differ.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from evalkit.errors import ScoreError
+from evalkit.errors import ChangedError, ScoreError
 from evalkit.storage.results import QRELS_CHECKSUM, CellScores
 
 _SAME_COPY = "run both on the same copy of {dataset}, or give the other collection a dataset.name of its own"
@@ -71,3 +71,11 @@ def refuse_differing(cells: Sequence[CellScores]) -> None:
             msg = f"{one.run_id} and {other.run_id}: differ in {got}, wanted two cells that were evaluated on the same"
             remedy = _REMEDIES[found[0].what].format(dataset=one.dataset)
             raise ScoreError(f"{msg}; {remedy}, and name both by run id (evalkit ls runs --wide)")
+
+
+def refuse_other_texts(cell: CellScores, checksums: Mapping[str, str], *, source: str) -> None:
+    """Raise ChangedError unless the checksums of corpus and queries, read from a source now, are those of the run."""
+    for part, checksum in checksums.items():
+        if (recorded := cell.protocol.get(part)) not in (None, checksum):
+            msg = f"{cell.run_id}: got {part} of checksum {checksum} from {source}, wanted the run's {recorded}"
+            raise ChangedError(f"{msg}; give the same copy of the dataset by --dataset-path, or run the cell again")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gzip
 import io
 import unicodedata
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from evalkit.errors import ScoreError
 from evalkit.ranking import FP32_LIMIT, check_hits, rank_hits
 from evalkit.storage import columns
 from evalkit.storage.paths import write_atomic
-from evalkit.types import Hit, Qrels, Run
+from evalkit.types import Dataset, Hit, Qrels, Run
 
 COLUMNS = 6
 QRELS_COLUMNS = 4
@@ -79,6 +79,16 @@ def _number(text: str) -> float | None:
         return float(text) if text.isascii() and "_" not in text else None
     except ValueError:
         return None
+
+
+def unanswered(path: Path, run: Run, dataset: Dataset, asked: Collection[str]) -> int:
+    """Return how many of a dataset's asked queries a run lacks. Raises ScoreError if it has none of them."""
+    missing = sum(query not in run for query in asked)
+    if missing == len(asked):
+        got, wanted = next(iter(run), None), dataset.queries[0].id
+        msg = f"{path}: got no query that {dataset.name} ({dataset.split}) judges, but {got!r} and so on"
+        raise ScoreError(f"{msg}, wanted {wanted!r} and so on; check dataset and dataset.split")
+    return missing
 
 
 def unmatched(run: Run, qrels: Qrels) -> str | None:

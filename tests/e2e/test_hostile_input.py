@@ -78,7 +78,8 @@ def test_a_saved_config_keeps_paths_of_this_machine_in_a_file_that_may_be_delete
     shutil.copytree(folder / "r", tmp_path / "r")
     (path,) = (tmp_path / "r" / "runs").glob("*/config.yaml")
     local = path.with_name("local.yaml")
-    assert local.read_text("utf-8") == "results_dir: r\ncache_dir: c\ndataset.path: T\n"
+    paths = {"results_dir": folder / "r", "cache_dir": folder / "c", "dataset.path": folder / "T"}
+    assert local.read_text("utf-8") == "".join(f"{name}: {value}\n" for name, value in paths.items())
     assert "path: null" in path.read_text("utf-8")
     local.unlink()
     done = evalkit("replay", "bm25", "--results-dir", tmp_path / "r", "--dataset-path", folder / "T", cwd=tmp_path)

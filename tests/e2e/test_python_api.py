@@ -4,8 +4,15 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+import hydra
 import numpy as np
 import pandas as pd
 import pytest
@@ -144,3 +151,69 @@ def test_text_stays_text_in_a_frame_and_its_csv() -> None:
 
 def test_the_documentation_fits_a_screen() -> None:
     assert len(str(api.__doc__).splitlines()) <= 45
+
+
+def in_threads(*calls: Callable[[], Any]) -> list[Any]:
+    """Call functions in a thread each, at the same moment; return what they return, or raise."""
+    together = threading.Barrier(len(calls))
+
+    def meet(call: Callable[[], Any]) -> Any:
+        together.wait()
+        return call()
+
+    with ThreadPoolExecutor(len(calls)) as pool:
+        return list(pool.map(meet, calls))
+
+
+@pytest.fixture
+def hydra_slow(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give other threads the time to begin while one of them composes."""
+    begin = hydra.initialize_config_dir
+
+    def slow(*words: Any, **settings: Any) -> Any:
+        time.sleep(0.1)
+        return begin(*words, **settings)
+
+    monkeypatch.setattr(hydra, "initialize_config_dir", slow)
+
+
+@pytest.mark.usefixtures("hydra_slow")
+def test_calls_in_several_threads_give_what_calls_one_after_the_other_give(tmp_path: Path) -> None:
+    sizes = range(2)
+    words = [("model=bm25", "dataset.demo.documents=60", f"dataset.demo.queries={size + 8}") for size in sizes]
+
+    def run(folder: str, number: int) -> tuple[Any, ...]:
+        where = (f"results_dir={tmp_path}/{folder}/{number}", f"cache_dir={tmp_path}/{folder}/{number}/cache")
+        return tuple((cell.run_id, cell.metrics, cell.counts) for cell in evalkit.run(*words[number], *where))
+
+    wanted = [run("alone", number) for number in sizes]
+    assert wanted[0] != wanted[1]
+    assert in_threads(*(partial(run, "together", number) for number in sizes)) == wanted
+
+
+@pytest.mark.usefixtures("hydra_slow")
+def test_settings_are_composed_by_one_thread_at_a_time() -> None:
+    calls = [partial(compose, [f"dataset.demo.queries={size}"]) for size in (8, 9)] * 2
+    assert [config.dataset.demo and config.dataset.demo.queries for config in in_threads(*calls)] == [8, 9, 8, 9]
+
+
+def test_calls_in_several_threads_run_one_after_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    running, most = [0], [0]
+
+    def slow(*_: Any, **__: Any) -> list[Any]:
+        running[0] += 1
+        most[0] = max(most[0], running[0])
+        time.sleep(0.2)
+        running[0] -= 1
+        return []
+
+    def load(*_: Any, **__: Any) -> None:
+        slow()
+
+    monkeypatch.setattr("evalkit.run.pipeline.run", slow)
+    monkeypatch.setattr("evalkit.mteb.lucene.check_settings", load)
+    monkeypatch.setattr("evalkit.mteb._meta", load)
+    where = f"cache_dir={tmp_path}"
+    encode = partial(evalkit.mteb.encoder, "model=bm25", where)
+    in_threads(partial(evalkit.run, "model=bm25", where), partial(evalkit.run, "model=bm25", where), encode)
+    assert most == [1]

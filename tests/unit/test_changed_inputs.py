@@ -488,21 +488,6 @@ def test_replay_refuses_as_many_judgements_of_other_documents(foxes: Path, tmp_p
         replay.load(tmp_path / "results", cell)
 
 
-def test_replay_tries_no_other_split_of_a_dataset_that_has_changed(foxes: Path, tmp_path: Path) -> None:
-    """Its other splits then judge another state of the corpus, or another corpus in a folder of the same name."""
-    (foxes / "qrels" / "dev.tsv").write_text("q1\td2\t1\n", encoding="utf-8")
-    config = config_of(foxes, tmp_path)
-    material = replay.load(tmp_path / "results", run(config)[0])
-    assert [one.name for one in replay.other_splits(config.dataset, material)[0]] == ["dev"]
-    write_qrels(foxes, "d3")
-    with pytest.raises(ChangedError, match=r"got judgements of checksum \w+ from folder foxes, wanted the \w+ of"):
-        replay.other_splits(config.dataset, material)
-    write_qrels(foxes, "d1")
-    (foxes / "queries.jsonl").write_text('{"_id": "q1", "text": "blue fox"}', encoding="utf-8")
-    with pytest.raises(ChangedError, match="got queries of checksum"):
-        replay.other_splits(config.dataset, material)
-
-
 def test_a_run_is_reranked_over_its_own_corpus_alone(foxes: Path, tmp_path: Path) -> None:
     cell, _ = run(config_of(foxes, tmp_path))
     path = tmp_path / "results" / "runs" / cell.run_id / results.RUN

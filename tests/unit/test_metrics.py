@@ -5,7 +5,8 @@ import sys
 
 import pytest
 
-from evalkit.errors import ScoreError
+from evalkit.config.settings import selected_metrics
+from evalkit.errors import ConfigError, ScoreError
 from evalkit.scoring.metrics import score
 from evalkit.types import Hit
 
@@ -94,3 +95,82 @@ def test_where_ranx_cannot_write_its_caches_the_remedy_is_named(monkeypatch, err
 def test_nothing_judged_is_refused():
     with pytest.raises(ScoreError, match="no query is judged"):
         score({"q": hits("a")}, {})
+
+
+RUN = {
+    "long": hits("a", "x1", "b", "x2", "c", "x3", "d"),
+    "short": hits("x1", "a"),
+    "one": hits("b"),
+    "none relevant": hits("x1", "x2", "x3"),
+    "empty": [],
+    "all zero": hits("a", "b"),
+}
+GRADES = {
+    "long": {"a": 1, "b": 3, "c": 0, "d": 2, "e": 2, "f": -1},
+    "short": {"a": 2, "b": 1, "c": 1},
+    "one": {"b": 1},
+    "none relevant": {"a": 3},
+    "empty": {"a": 1},
+    "all zero": {"a": 0, "b": 0},
+    "not in the run": {"a": 1},
+}
+NAMES = ("ndcg", "ndcg_burges", "map", "mrr", "recall", "precision", "hit_rate", "f1", "r-precision")
+
+
+def by_hand(name, cutoff, level, ranked, grades):
+    """A metric of one query from its definition, without arrays."""
+    considered = ranked[:cutoff] if cutoff else ranked
+    relevant = {document for document, grade in grades.items() if grade >= level}
+    places = [place for place, document in enumerate(considered, 1) if document in relevant]
+    if not relevant:
+        return 0.0
+    if name.startswith("ndcg"):
+
+        def discounted(documents):
+            gains = [grades[document] if document in relevant else 0 for document in documents]
+            gains = gains if name == "ndcg" else [2**gain - 1 for gain in gains]
+            return sum(gain / math.log2(place + 1) for place, gain in enumerate(gains, 1))
+
+        best = sorted(relevant, key=lambda document: -grades[document])
+        return discounted(considered) / discounted(best[:cutoff] if cutoff else best)
+    recall, retrieved = len(places) / len(relevant), cutoff or len(considered)
+    precision = len(places) / retrieved if retrieved else 0.0
+    return {
+        "map": sum(count / place for count, place in enumerate(places, 1)) / len(relevant),
+        "mrr": 1 / places[0] if places else 0.0,
+        "recall": recall,
+        "precision": precision,
+        "hit_rate": float(bool(places)),
+        "f1": 2 * precision * recall / (precision + recall) if places else 0.0,
+        "r-precision": len(relevant.intersection(ranked[: len(relevant)])) / len(relevant),
+    }[name]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_metric_of_lists_of_unequal_length_is_what_its_definition_gives(name):
+    cutoffs = (None,) if name == "r-precision" else (None, 1, 2, 3, 5, 9)
+    for cutoff in cutoffs:
+        for level in (None, 1, 2, 3, 4):
+            metric = name + (f"@{cutoff}" if cutoff else "") + (f"-l{level}" if level else "")
+            assert selected_metrics(metric, depth=9)[-1] == metric
+            wanted = {
+                query: by_hand(name, cutoff, level or 1, [hit.document_id for hit in RUN.get(query, [])], grades)
+                for query, grades in GRADES.items()
+            }
+            scored = score(RUN, GRADES, [metric])
+            assert {query: values[metric] for query, values in scored.per_query.items()} == pytest.approx(wanted), (
+                metric
+            )
+            assert scored.means[metric] == pytest.approx(sum(wanted.values()) / len(wanted)), metric
+
+
+def test_a_metric_of_a_query_does_not_depend_on_the_other_queries():
+    metrics = [f"{name}{level}" for name in NAMES for level in ("", "-l2")]
+    together = score(RUN, GRADES, metrics).per_query
+    for query, grades in GRADES.items():
+        assert score(RUN, {query: grades}, metrics).per_query[query] == together[query]
+
+
+def test_a_cutoff_that_r_precision_would_ignore_is_refused():
+    with pytest.raises(ConfigError, match=r"metric r-precision@5: got a cutoff, wanted none.*; write r-precision, or"):
+        selected_metrics("r-precision@5", depth=100)

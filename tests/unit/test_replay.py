@@ -205,3 +205,34 @@ def test_a_state_of_the_models_repository_is_named_with_the_run_that_was_made_in
     assert other.endswith("; run it with that setting")
     assert replay.other_states(unattended, [attended, unattended]) == []
     assert replay.other_states(cell(), [cell()]) == []
+
+
+@pytest.mark.parametrize("cut", ["", "@5"])
+@pytest.mark.parametrize("name", ["ndcg", "ndcg_burges", "map", "mrr", "recall", "precision", "hit_rate", "f1"])
+def test_every_metric_is_replayed_as_it_was_scored(name, cut):
+    run = {"q": [Hit(f"d{place}", 20.0 - place) for place in range(12)], "p": [Hit("d2", 1.0)]}
+    qrels = {"q": {"d1": 1, "d3": 2, "d9": 3}, "p": {"d2": 2, "d5": 1}, "o": {"d1": 1}}
+    for metric in (f"{name}{cut}", f"{name}{cut}-l2", "r-precision", "r-precision-l2"):
+        found = values(material_of(run, qrels), metric)
+        assert found[""].value == metrics.score(run, qrels, [metric]).means[metric]
+        assert ("cutoff 20" in found) == (not metric.startswith("r-"))
+        few = {query: grades for query, grades in qrels.items() if not metric.endswith("-l2") or query != "o"}
+        if metric.endswith("-l2"):
+            wanted = metrics.score(run, few, [metric]).means[metric]
+            assert found["only queries that have a relevant document"].value == wanted
+
+
+def test_the_two_gains_of_ndcg_are_each_others_change():
+    material = material_of({"q": [Hit("a", 2.0), Hit("b", 1.0)]}, {"q": {"a": 1, "b": 2}})
+    for cut in ("", "@5"):
+        linear, exponential = values(material, f"ndcg{cut}"), values(material, f"ndcg_burges{cut}")
+        assert linear["exponential gain (2^grade - 1)"].value == exponential[""].value
+        assert exponential["linear gain"].value == linear[""].value
+
+
+def test_a_metric_that_cannot_be_scored_again_is_named():
+    material = material_of({"q": [Hit("a", 1.0)]}, {"q": {"a": 1}})
+    with pytest.raises(
+        ScoreError, match="got metric 'main_score', wanted one that can be scored again, such as ndcg@10"
+    ):
+        replay.replay(material, "main_score")

@@ -1,14 +1,18 @@
 """A run scored by its dataset's other splits: as far as they judge its queries, and no further."""
 
 import dataclasses
+import json
 
 import pytest
 from report_material import cell, put
+from rich.console import Console
 
 from evalkit.analysis import replay
 from evalkit.config.compose import compose
 from evalkit.datasets import splits
-from evalkit.errors import DatasetError
+from evalkit.errors import DatasetError, EvalkitError
+from evalkit.run import pipeline
+from evalkit.storage import cell_config
 from evalkit.types import Hit
 
 DEV = {"q1": "d1", "q2": "d2", "q3": "d3"}
@@ -99,3 +103,57 @@ def test_a_dataset_that_moved_says_how_to_name_it(config):
 
 def test_the_demo_has_one_split():
     assert splits.others(compose(["dataset=demo"]).dataset, {"q1"}) == ([], [])
+
+
+TEXTS = {"corpus": {"d1": "apple", "d2": "pear"}, "queries": {"q1": "apple", "q2": "pear"}}
+SPLITS = {"test": "q1\td1\t1\nq2\td2\t1\n", "dev": "q1\td2\t1\n"}
+
+
+def write_dataset(folder, **changed):
+    (folder / "qrels").mkdir(parents=True)
+    for name, rows in {**TEXTS, **changed}.items():
+        if name in TEXTS:
+            text = "".join(json.dumps({"_id": one, "text": words}) + "\n" for one, words in rows.items())
+            (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    for name, rows in SPLITS.items():
+        (folder / "qrels" / f"{name}.tsv").write_text(changed.get(name, rows), encoding="utf-8")
+
+
+@pytest.fixture
+def ran(tmp_path, monkeypatch):
+    """A finished cell of the folder `data`, named by a path that only holds in the folder `here`."""
+    write_dataset(tmp_path / "here" / "data")
+    monkeypatch.chdir(tmp_path / "here")
+    words = ["model=bm25", "dataset=folder", "dataset.path=data", "results_dir=r", "cache_dir=c"]
+    (scores,) = pipeline.run(compose(words), console=Console(quiet=True))
+    return tmp_path, scores
+
+
+def splits_of(folder, scores, dataset_path=None):
+    material = replay.load(folder / "here" / "r", scores, dataset_path=dataset_path)
+    config = cell_config.saved(folder / "here" / "r", scores, dataset_path=dataset_path)
+    return replay.other_splits(material, config.dataset)
+
+
+def test_the_splits_of_a_run_are_those_of_its_own_folder_wherever_they_are_asked_for(ran, monkeypatch):
+    folder, scores = ran
+    write_dataset(folder / "there" / "data", dev="q1\td1\t1\nq2\td2\t1\n")
+    monkeypatch.chdir(folder / "there")
+    assert splits_of(folder, scores) == ([splits.OtherSplit("dev", 1, {"q1": {"d2": 1}})], [])
+
+
+@pytest.mark.parametrize(
+    ("part", "content", "got"),
+    [
+        ("test", "q1\td1\t1\nq2\td1\t1\n", "judgements"),
+        ("queries", {"q1": "apple", "q2": "plum"}, "queries"),
+        ("corpus", {"d1": "apple", "d2": "plum"}, "corpus"),
+    ],
+)
+def test_the_splits_of_another_dataset_than_the_runs_are_refused(ran, part, content, got):
+    folder, scores = ran
+    write_dataset(folder / "other", **{part: content})
+    with pytest.raises(EvalkitError, match=rf"got {got} of checksum .* from folder other, wanted the .*--dataset-path"):
+        splits_of(folder, scores, folder / "other")
+    write_dataset(folder / "same")
+    assert len(splits_of(folder, scores, folder / "same")[0]) == 1

@@ -111,7 +111,7 @@ def test_runs_are_named_by_system_and_dim_or_by_dims_of_one_model(evalkit):
         (("compare", "model=dmeo"), "model=dmeo: no finished cell has it; did you mean demo?"),
         (("replay", "demo:65"), "cell 'demo:65' unknown; did you mean demo:"),
         (("replay", "demo"), "cell 'demo' names 3: demo:128 on demo, demo:96 on demo, demo:64 on demo; "),
-        (("compare", "bm25s"), "wanted two or more on one dataset (evalkit ls runs)"),
+        (("compare", "bm25s"), "wanted two or more on one dataset and split (evalkit ls runs)"),
     ],
 )
 def test_a_run_that_is_not_clear_is_answered_with_what_can_be_typed(evalkit, words, message):

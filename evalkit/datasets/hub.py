@@ -8,9 +8,10 @@ The header of the repository's README.md lists the files of each config; `datase
 
     corpus   _id (or id, docid), title (may be absent or null), text
     queries  _id (or id, query_id), text
-    qrels    query-id, corpus-id, score (a Parquet file without this column lists relevant documents, of grade 1)
+    qrels    query-id, corpus-id, score (a Parquet file with the two ids alone lists relevant documents, of grade 1)
 
-If a config of the repository has several splits, the dataset's config names the one to read. In
+If a config of the repository has several splits, the dataset's config names the one to read. Judgements are read from
+no other split than the named one; documents and queries are read from their only split, whatever its name is. In
 sentence-transformers/NanoBEIR-en each split is one dataset (`{split: NanoNQ, path: "corpus/NanoNQ-*"}`); the
 repositories of the single datasets have only `train`.
 
@@ -30,7 +31,7 @@ from dataclasses import dataclass
 from glob import has_magic
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import xxhash
 
@@ -49,8 +50,26 @@ _IDS: Final = ("_id", "id", "docid", "query_id")
 """Names of the column with the id; the first one that exists is read."""
 _NUMBERED: Final = re.compile(r"-\d{5}-of-(\d{5})\.")
 """The part of a numbered file's name with the number of files, which shows whether one is missing."""
+_UNNAMED: Final = ""
+"""The split of files for which README.md names none."""
 _REASON_CHARACTERS: Final = 200
 """Most characters of the Hub's own message that are quoted."""
+
+
+class _Columns(NamedTuple):
+    """The columns that are read from a file."""
+
+    needed: tuple[str, ...]
+    optional: tuple[str, ...] = ()
+    implied: tuple[str, ...] = ()
+    """Columns that may be absent only from a file that has no others than those needed."""
+    ids: tuple[str, ...] = ()
+    """Names of the id; the first that exists is read."""
+
+
+_DOCUMENT: Final = _Columns(("text",), optional=("title",), ids=_IDS)
+_QUERY: Final = _Columns(("text",), ids=_IDS)
+_JUDGEMENT: Final = _Columns(("query-id", "corpus-id"), implied=("score",))
 
 
 @dataclass(frozen=True)
@@ -109,7 +128,7 @@ class HubCorpus:
         """Yield the rows from document `start` on, each with its file and its number in the file."""
         position = 0
         for path in self.files:
-            skipped, rows = _rows(path, max(0, start - position), optional=("title",), needed=("text",), ids=_IDS)
+            skipped, rows = _rows(path, max(0, start - position), _DOCUMENT)
             position += skipped
             for number, row in rows:
                 position += 1
@@ -147,7 +166,8 @@ def load_hub(config: DatasetConfig) -> Dataset:
         raise DatasetError(f"{msg}; set dataset.hub, or choose other dataset.sources")
     folder = _snapshot(copy, ["README.md"])
     parts = {"corpus": copy.corpus, "queries": copy.queries, "qrels": copy.qrels}
-    patterns = {part: _patterns(folder, name, copy.split or config.split) for part, name in parts.items()}
+    split = copy.split or config.split
+    patterns = {part: _patterns(folder, name, split, only=part != "qrels") for part, name in parts.items()}
     folder = _snapshot(copy, [pattern for part in patterns.values() for pattern in part])
     files = {part: _files(folder, wanted, copy) for part, wanted in patterns.items()}
     qrels = _read_qrels(files["qrels"])
@@ -184,21 +204,27 @@ def qrels_splits(copy: HubCopy) -> tuple[str, ...]:
     return tuple(_splits(_snapshot(copy, ["README.md"]), copy.qrels))
 
 
-def _patterns(folder: Path, name: str, split: str) -> list[str]:
-    """Return the path patterns of a config's files, for its only split or for `split`.
+def _patterns(folder: Path, name: str, split: str, *, only: bool = True) -> list[str]:
+    """Return the path patterns of a config's files for `split`, or, with `only`, for its only split.
 
-    Raises DatasetError if the config or the split is not listed.
+    A config whose files belong to no named split is always read. Raises DatasetError if the config or the split is not
+    listed.
     """
     splits = _splits(folder, name)
-    if len(splits) > 1 and split not in splits:
-        raise bad(folder / "README.md", None, f"no split {split!r} in config {name!r}", "it", nearest(split, splits))
-    return splits[split] if split in splits else next(iter(splits.values()))
+    if split in splits:
+        return splits[split]
+    if len(splits) == 1 and (only or _UNNAMED in splits):
+        return next(iter(splits.values()))
+    there = ", ".join(map(repr, splits))
+    remedy = f"{nearest(split, splits)} (dataset.split, or dataset.hub.split where the copy has another name for it)"
+    raise bad(folder / "README.md", None, f"no split {split!r} in config {name!r}", f"one of {there}", remedy)
 
 
 def _splits(folder: Path, name: str) -> dict[str, list[str]]:
     """Return the path patterns of a config's files by split, as listed in the repository's README.md.
 
-    Raises DatasetError if README.md cannot be read or does not list the config.
+    Files without a split are listed under the name _UNNAMED. Raises DatasetError if README.md cannot be read or does
+    not list the config.
     """
     from datasets.data_files import sanitize_patterns
     from datasets.utils.metadata import MetadataConfigs
@@ -208,7 +234,8 @@ def _splits(folder: Path, name: str) -> dict[str, list[str]]:
     path = folder / "README.md"
     try:
         configs = MetadataConfigs.from_dataset_card_data(DatasetCard(path.read_text(encoding="utf-8")).data)
-        splits_by_config = {str(each): sanitize_patterns(found["data_files"]) for each, found in configs.items()}
+        given = {str(each): found["data_files"] for each, found in configs.items()}
+        splits_by_config = {each: sanitize_patterns(files) for each, files in given.items()}
         if not splits_by_config:
             raise ValueError("no configs")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, YAMLError) as error:
@@ -216,7 +243,14 @@ def _splits(folder: Path, name: str) -> dict[str, list[str]]:
         raise bad(path, None, "no readable `configs` in its header", "config names and data files", remedy) from error
     if name not in splits_by_config:
         raise bad(path, None, f"no config {name!r}", "it", nearest(name, splits_by_config))
+    if not _names_splits(given[name]):
+        return {_UNNAMED: [pattern for found in splits_by_config[name].values() for pattern in found]}
     return {str(each): list(found) for each, found in splits_by_config[name].items()}
+
+
+def _names_splits(data_files: object) -> bool:
+    """Return whether a config's `data_files` name splits: `[{split: …, path: …}]`, not only patterns."""
+    return isinstance(data_files, list) and any(isinstance(each, dict) for each in data_files)
 
 
 def _files(folder: Path, patterns: Sequence[str], copy: HubCopy) -> tuple[Path, ...]:
@@ -263,7 +297,7 @@ def _complete(folder: Path, patterns: Sequence[str], copy: HubCopy) -> bool:
 def _read_queries(files: Sequence[Path]) -> Iterator[Query]:
     seen: set[str] = set()
     for path in files:
-        for number, row in _rows(path, 0, needed=("text",), ids=_IDS)[1]:
+        for number, row in _rows(path, 0, _QUERY)[1]:
             query = Query(_text(path, number, "id", row["id"]), _text(path, number, "text", row["text"]))
             if query.id in seen or not query.text.strip():
                 got = f"query {query.id!r} {'again' if query.id in seen else 'with empty text'}"
@@ -275,9 +309,7 @@ def _read_queries(files: Sequence[Path]) -> Iterator[Query]:
 def _read_qrels(files: Sequence[Path]) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
     for path in files:
-        # JSON lines have no schema: a line without a score is damaged, not a judgement of grade 1.
-        needed = ("query-id", "corpus-id") if path.suffix == ".parquet" else ("query-id", "corpus-id", "score")
-        for number, row in _rows(path, 0, needed=needed, optional=("score",))[1]:
+        for number, row in _rows(path, 0, _JUDGEMENT)[1]:
             score = row.get("score", 1)
             grade = None if isinstance(score, str) else grade_of(score)
             if grade is None:
@@ -290,32 +322,29 @@ def _read_qrels(files: Sequence[Path]) -> dict[str, dict[str, int]]:
     return qrels
 
 
-def _rows(
-    path: Path, skip: int, *, needed: Sequence[str], optional: Sequence[str] = (), ids: Sequence[str] = ()
-) -> tuple[int, Iterator[tuple[int, Mapping[str, Any]]]]:
+def _rows(path: Path, skip: int, columns: _Columns) -> tuple[int, Iterator[tuple[int, Mapping[str, Any]]]]:
     """Skip up to `skip` rows without decoding them. Return the number of skipped rows, and (number, row) of the others.
 
-    Rows are numbered from 1. With `ids`, the first of these columns that exists is the row's `id`. Raises DatasetError
-    for a damaged file, a missing column, and a file of another kind.
+    Rows are numbered from 1. If the columns include ids, that of the row is its `id`. Raises DatasetError for a damaged
+    file, a missing column, and a file of another kind.
     """
     if path.suffix == ".parquet":
-        return _parquet_rows(path, skip, needed=needed, optional=optional, ids=ids)
+        return _parquet_rows(path, skip, columns)
     if path.name.removesuffix(".gz").endswith(".jsonl"):
-        return 0, _json_rows(path, needed=needed, ids=ids)
+        # JSON lines have no schema: a line without a score is damaged, not a judgement of grade 1.
+        return 0, _json_rows(path, columns._replace(needed=columns.needed + columns.implied, implied=()))
     got = f"a file of kind {path.suffix or 'none'}"
     raise bad(path, None, got, "a .parquet, .jsonl or .jsonl.gz file", "choose another source with dataset.sources")
 
 
-def _json_rows(path: Path, *, needed: Sequence[str], ids: Sequence[str]) -> Iterator[tuple[int, Mapping[str, Any]]]:
+def _json_rows(path: Path, columns: _Columns) -> Iterator[tuple[int, Mapping[str, Any]]]:
     for number, line in read_lines(path):
         row = json_object(path, number, line)
-        names = _columns(path, number, list(row), needed=needed, optional=(), ids=ids)
-        yield number, row if not ids else {**row, "id": row[names[-1]]}
+        names = _present(path, number, list(row), columns)
+        yield number, row if not columns.ids else {**row, "id": row[names[-1]]}
 
 
-def _parquet_rows(
-    path: Path, skip: int, *, needed: Sequence[str], optional: Sequence[str], ids: Sequence[str]
-) -> tuple[int, Iterator[tuple[int, Mapping[str, Any]]]]:
+def _parquet_rows(path: Path, skip: int, columns: _Columns) -> tuple[int, Iterator[tuple[int, Mapping[str, Any]]]]:
     import pyarrow as pa
     from pyarrow.parquet import ParquetFile
 
@@ -325,7 +354,7 @@ def _parquet_rows(
         present = file.schema_arrow.names
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         raise bad(path, None, f"no whole Parquet file ({error})", "one", remedy) from error
-    names = _columns(path, None, present, needed=needed, optional=optional, ids=ids)
+    names = _present(path, None, present, columns)
     skipped = group = 0
     while group < file.num_row_groups and skipped + file.metadata.row_group(group).num_rows <= skip:
         skipped += file.metadata.row_group(group).num_rows
@@ -338,32 +367,26 @@ def _parquet_rows(
                 for batch in file.iter_batches(batch_size=_BATCH_ROWS, row_groups=[each], columns=names):
                     for row in batch.to_pylist():
                         number += 1
-                        yield number, row if not ids else {**row, "id": row[names[-1]]}
+                        yield number, row if not columns.ids else {**row, "id": row[names[-1]]}
         except (pa.ArrowException, OSError, UnicodeDecodeError) as error:  # Arrow decodes texts when they are read
             raise bad(path, number, f"damaged data after this row ({error})", "a whole file", remedy) from error
 
     return skipped, rows()
 
 
-def _columns(
-    path: Path,
-    number: int | None,
-    present: Sequence[str],
-    *,
-    needed: Sequence[str],
-    optional: Sequence[str],
-    ids: Sequence[str],
-) -> list[str]:
+def _present(path: Path, number: int | None, present: Sequence[str], columns: _Columns) -> list[str]:
     """Return the columns to read, that of the id last. Raises DatasetError if one is missing."""
-    names = [*needed, *(name for name in optional if name in present)]
-    names += [name for name in ids if name in present][:1]
+    shorter = set(present) == set(columns.needed)
+    needed = columns.needed if shorter else columns.needed + columns.implied
     if missing := [name for name in needed if name not in present]:
         wanted = f"columns {', '.join(needed)}"
         raise bad(
             path, number, f"no column {missing[0]!r} among {shown(list(present))}", wanted, "choose another source"
         )
-    if ids and not any(name in present for name in ids):
-        wanted = f"one of {', '.join(ids)}"
+    names = [*needed, *(name for name in columns.optional if name in present)]
+    names += [name for name in columns.ids if name in present][:1]
+    if columns.ids and not any(name in present for name in columns.ids):
+        wanted = f"one of {', '.join(columns.ids)}"
         raise bad(path, number, f"no id among the columns {shown(list(present))}", wanted, "choose another source")
     return names
 

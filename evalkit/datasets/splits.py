@@ -103,7 +103,7 @@ def _hub(config: DatasetConfig) -> _Readers:
     copy = config.hub
     assert copy is not None  # datasets.on_disk found it
     own, names = copy.split or config.split, qrels_splits(copy)
-    for name in names if len(names) > 1 else ():  # a single split is read whatever its name is, so it is the run's own
+    for name in names if len(names) > 1 else ():  # the only split is the run's own: no other could be read
         if name != own:
             other = dataclasses.replace(config, hub=dataclasses.replace(copy, split=name))
             yield name, partial(_hub_qrels, other)

@@ -325,6 +325,59 @@ def test_a_relevance_out_of_range_is_refused(hub: Path) -> None:
     )
 
 
+PARQUET_QRELS = README.replace(
+    "[{split: train, path: qrels/train.jsonl.gz}, {split: test, path: qrels/test.jsonl.gz}]",
+    "[{split: test, path: qrels.parquet}]",
+)
+
+
+@pytest.mark.parametrize("grades", ["relevance", "Score", "label"])
+def test_grades_under_another_name_are_refused_not_taken_for_ones(hub: Path, grades: str) -> None:
+    judged = [{"query-id": "q1", "corpus-id": "d1", grades: 2}, {"query-id": "q1", "corpus-id": "d2", grades: 0}]
+    lay(hub, {**small_copy(), "README.md": PARQUET_QRELS.encode(), "qrels.parquet": table(judged)})
+    assert refusal(lambda: load_hub(config())).endswith(
+        f"qrels.parquet: got no column 'score' among ['query-id', 'corpus-id', '{grades}'], wanted columns query-id, "
+        "corpus-id, score; choose another source"
+    )
+
+
+def test_grades_in_json_lines_under_another_name_are_refused(hub: Path) -> None:
+    judged = lines([{"query-id": "q1", "corpus-id": "d1", "relevance": 2}])
+    lay(hub, {**small_copy(), "qrels/test.jsonl.gz": gzip.compress(judged)})
+    assert "got no column 'score' among ['query-id', 'corpus-id', 'relevance']" in refusal(lambda: load_hub(config()))
+
+
+def test_a_parquet_file_of_two_ids_lists_relevant_documents_and_one_with_scores_may_have_more(hub: Path) -> None:
+    judged = [{"corpus-id": "d1", "query-id": "q1"}]
+    snapshot = lay(hub, {**small_copy(), "README.md": PARQUET_QRELS.encode(), "qrels.parquet": table(judged)})
+    assert load_hub(config()).qrels == {"q1": {"d1": 1}}
+    (snapshot / "qrels.parquet").unlink()
+    (snapshot / "qrels.parquet").write_bytes(table([{**judged[0], "score": 3, "annotator": "a"}]))
+    assert load_hub(config()).qrels == {"q1": {"d1": 3}}
+
+
+def test_judgements_of_a_split_that_is_not_there_are_not_those_of_another(hub: Path) -> None:
+    """Documents and queries are read from their only split, whatever its name is."""
+    judged = {"qrels.parquet": table([{"query-id": "q1", "corpus-id": "d1"}])}
+    snapshot = lay(hub, {**small_copy(), **judged, "README.md": PARQUET_QRELS.encode()})
+    assert refusal(lambda: load_hub(config(split="dev"))) == (
+        f"{snapshot}/README.md: got no split 'dev' in config 'default', wanted one of 'test'; valid: test "
+        "(dataset.split, or dataset.hub.split where the copy has another name for it)"
+    )
+    copy = HubCopy(repo="owner/small", corpus="corpus", queries="queries", qrels="default", split="validation")
+    assert "got no split 'validation' in config 'default', wanted one of 'test'" in refusal(
+        lambda: load_hub(config(hub=copy))
+    )
+
+
+@pytest.mark.parametrize("data_files", ["qrels.parquet", '["qrels.parquet"]'])
+def test_judgements_without_a_named_split_are_those_of_any(hub: Path, data_files: str) -> None:
+    named = PARQUET_QRELS.replace("[{split: test, path: qrels.parquet}]", data_files)
+    judged = {"qrels.parquet": table([{"query-id": "q1", "corpus-id": "d1"}])}
+    lay(hub, {**small_copy(), **judged, "README.md": named.encode()})
+    assert load_hub(config(split="dev")).qrels == {"q1": {"d1": 1}}
+
+
 def test_a_dataset_without_a_copy_is_refused() -> None:
     assert refusal(lambda: load_hub(config(hub=None))) == (
         "dataset small: got no hub copy, wanted repo, corpus, queries and qrels; set dataset.hub, or choose other "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import re
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from evalkit import texts
+from evalkit.config import files
 from evalkit.errors import ConfigError, nearest
 
 MOST_THREADS = 1024
@@ -156,7 +158,7 @@ class TextRules:
     max_tokens: int
     """Most token ids of a text, including special tokens and marker; longer texts are truncated.
 
-    A config file may give one length per dataset (`{default: 32, beir/arguana: 300}`); this is the dataset's.
+    A config file may give one length per dataset or family (`{default: 32, beir/arguana: 300}`); this is the dataset's.
     """
     marker: str | None = None
     """A token inserted after the first special token, or several separated by spaces."""
@@ -668,27 +670,22 @@ def _paths_at_home(values: Mapping[str, Any]) -> dict[str, Any]:
 def _for_dataset(model: Mapping[str, Any], dataset: DatasetConfig) -> dict[str, Any]:
     """Return a model's values, with the value for this dataset in place of values per dataset or language.
 
-    Raises ConfigError if values per dataset lack a `default`, and for a language without an adapter.
+    Raises ConfigError if values per dataset or language lack a `default`, if they name an unknown dataset, and for a
+    language without an adapter.
     """
     chosen = dict(model)
     for side in ("query", "document"):
         rules = chosen.get(side)
         if isinstance(rules, Mapping) and isinstance(lengths := rules.get("max_tokens"), Mapping):
-            if "default" not in lengths:
-                msg = f"model.{side}.max_tokens={dict(lengths)}: wanted a `default` too, for the other datasets"
-                raise ConfigError(msg)
-            chosen[side] = {**rules, "max_tokens": lengths.get(dataset.name, lengths["default"])}
-    for name, of in (
-        ("k1", dataset.name),
-        ("b", dataset.name),
-        ("fields", dataset.name),
-        ("analyzer", dataset.language),
-    ):
+            setting = f"model.{side}.max_tokens"
+            _check_datasets(setting, lengths, dataset.name)
+            chosen[side] = {**rules, "max_tokens": _value_for(setting, lengths, dataset.name)}
+    for name in ("k1", "b", "fields"):
         if isinstance(values := chosen.get(name), Mapping):
-            if "default" not in values:
-                msg = f"model.{name}={dict(values)}: wanted a `default` too, for all others"
-                raise ConfigError(msg)
-            chosen[name] = values.get(of, values.get(of.partition("/")[0], values["default"]))
+            _check_datasets(f"model.{name}", values, dataset.name)
+            chosen[name] = _value_for(f"model.{name}", values, dataset.name)
+    if isinstance(values := chosen.get("analyzer"), Mapping):
+        chosen["analyzer"] = _value_for("model.analyzer", values, dataset.language)
     if isinstance(adapters := chosen.get("adapter"), Mapping):
         if dataset.language not in adapters:
             msg = (
@@ -698,6 +695,42 @@ def _for_dataset(model: Mapping[str, Any], dataset: DatasetConfig) -> dict[str, 
             raise ConfigError(msg)
         chosen["adapter"] = adapters[dataset.language]
     return chosen
+
+
+def _value_for(setting: str, values: Mapping[str, Any], of: str) -> Any:
+    """Return the value for a dataset or language: its own, else that of its family, else the default.
+
+    >>> _value_for("model.k1", {"default": 0.9, "beir": 1.2, "beir/nq": 0.8}, "beir/fiqa")
+    1.2
+    """
+    if "default" not in values:
+        msg = f"{setting}={dict(values)}: wanted a `default` too, for all others"
+        raise ConfigError(msg)
+    return values.get(of, values.get(of.partition("/")[0], values["default"]))
+
+
+def _check_datasets(setting: str, values: Mapping[str, Any], dataset: str) -> None:
+    """Raise ConfigError if values per dataset have a key that is neither a dataset nor a family of datasets.
+
+    The names of folders are unknown until they are given, so any `folder/NAME` is accepted.
+    """
+    names = {*_dataset_names(), dataset}
+    known = {"default", *names, *(name.partition("/")[0] for name in names)}
+    for key in map(str, values):
+        if key not in known and not key.startswith("folder/"):
+            msg = f"{setting}: got a value for {key!r}, wanted a dataset, a family of datasets or `default` as its key"
+            raise ConfigError(f"{msg}; {nearest(key, known)}")
+
+
+def _dataset_names() -> set[str]:
+    """Return the names of all datasets with a config. A user's own file may have another name than its dataset."""
+    names = set()
+    for word, path in group_files("dataset").items():
+        names.add(word)
+        if not path.is_relative_to(configs_dir()):
+            with contextlib.suppress(ConfigError):  # a damaged file is reported where its dataset is chosen
+                names.add(str(files.settings_in(path, "dataset").get("name")))
+    return names
 
 
 def _selected_dims(selector: object, model: ModelConfig) -> tuple[int | None, ...]:

@@ -399,7 +399,7 @@ def test_lengths_follow_the_dataset_and_an_explicit_one_wins():
 
 
 def test_lengths_per_dataset_need_a_default():
-    with pytest.raises(ConfigError, match="wanted a `default` too, for the other datasets"):
+    with pytest.raises(ConfigError, match="wanted a `default` too, for all others"):
         compose(["model=demo", "model.query.max_tokens={beir/fiqa: 12}"])
 
 

@@ -322,3 +322,50 @@ def test_settings_of_workers_are_checked_before_anything_starts(words, message):
     with pytest.raises(ConfigError) as caught:
         compose(words)
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize("setting", ["query.max_tokens", "document.max_tokens"])
+def test_a_length_is_a_datasets_own_else_its_familys_else_the_default(tmp_path, setting):
+    word = f"++model.{setting}={{default:32,beir:64,beir/nq:48,folder:96,folder/mine:80}}"
+
+    def length(*dataset):
+        model = compose(["model=jina-colbert-v1-en", word, *dataset]).model
+        return (model.query if setting.startswith("query") else model.document).max_tokens
+
+    assert [length(f"dataset={name}") for name in ("beir/nq", "beir/fiqa", "demo")] == [48, 64, 32]
+    folders = [("dataset=folder", f"dataset.path={tmp_path / name}") for name in ("mine", "other")]
+    assert [length(*folder) for folder in folders] == [80, 96]
+
+
+@pytest.mark.parametrize(
+    ("model", "setting", "value"),
+    [
+        ("jina-colbert-v1-en", "query.max_tokens", 32),
+        ("jina-colbert-v1-en", "document.max_tokens", 300),
+        ("bm25", "k1", 0.9),
+        ("bm25", "b", 0.4),
+    ],
+)
+def test_a_value_for_a_dataset_that_nothing_names_is_refused(model, setting, value):
+    word = f"++model.{setting}={{default:{value},beir/arguanna:{value}}}"
+    with pytest.raises(ConfigError) as caught:
+        compose([f"model={model}", word, "dataset=beir/nq"])
+    assert str(caught.value) == (
+        f"model.{setting}: got a value for 'beir/arguanna', wanted a dataset, a family of datasets or `default` as its "
+        "key; did you mean beir/arguana or nanobeir/arguana or beir/quora?"
+    )
+
+
+def test_values_per_dataset_may_name_ones_own_datasets(tmp_path, monkeypatch):
+    """By the file's name, by the name in it, by their family, and, if a word gives the name, the present one."""
+    (tmp_path / "dataset").mkdir()
+    text = "name: law/civil\nsources: [folder]\npath: /nowhere\nsplit: test\nlanguage: en\ndrop_self: false\n"
+    (tmp_path / "dataset" / "courts.yaml").write_text(f"{text}main_metric: ndcg@10\n", encoding="utf-8")
+    (tmp_path / "dataset" / "damaged.yaml").write_text("[", encoding="utf-8")
+    monkeypatch.setenv("EVALKIT_CONFIGS", str(tmp_path))
+    word = "++model.k1={default:1,courts:2,law:3,law/civil:4,given:5}"
+    assert compose(["model=bm25", word, "dataset=demo", "dataset.name=given"]).model.k1 == 5
+    assert compose(["model=bm25", word, "dataset=courts", "dataset.name=given/b"]).model.k1 == 5
+    monkeypatch.delenv("EVALKIT_CONFIGS")
+    with pytest.raises(ConfigError, match=r"model\.k1: got a value for 'courts', wanted a dataset"):
+        compose(["model=bm25", word, "dataset=demo"])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import os
 import re
@@ -14,7 +13,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 from evalkit import texts
-from evalkit.config import files
 from evalkit.errors import ConfigError, nearest
 
 MOST_THREADS = 1024
@@ -714,23 +712,12 @@ def _check_datasets(setting: str, values: Mapping[str, Any], dataset: str) -> No
 
     The names of folders are unknown until they are given, so any `folder/NAME` is accepted.
     """
-    names = {*_dataset_names(), dataset}
+    names = {*group_names("dataset"), dataset}
     known = {"default", *names, *(name.partition("/")[0] for name in names)}
     for key in map(str, values):
         if key not in known and not key.startswith("folder/"):
             msg = f"{setting}: got a value for {key!r}, wanted a dataset, a family of datasets or `default` as its key"
             raise ConfigError(f"{msg}; {nearest(key, known)}")
-
-
-def _dataset_names() -> set[str]:
-    """Return the names of all datasets with a config. A user's own file may have another name than its dataset."""
-    names = set()
-    for word, path in group_files("dataset").items():
-        names.add(word)
-        if not path.is_relative_to(configs_dir()):
-            with contextlib.suppress(ConfigError):  # a damaged file is reported where its dataset is chosen
-                names.add(str(files.settings_in(path, "dataset").get("name")))
-    return names
 
 
 def _selected_dims(selector: object, model: ModelConfig) -> tuple[int | None, ...]:

@@ -357,15 +357,15 @@ def test_a_value_for_a_dataset_that_nothing_names_is_refused(model, setting, val
 
 
 def test_values_per_dataset_may_name_ones_own_datasets(tmp_path, monkeypatch):
-    """By the file's name, by the name in it, by their family, and, if a word gives the name, the present one."""
-    (tmp_path / "dataset").mkdir()
+    """Their files, the folders of these, and, if a word gives the name, the present one."""
+    (tmp_path / "dataset" / "law").mkdir(parents=True)
     text = "name: law/civil\nsources: [folder]\npath: /nowhere\nsplit: test\nlanguage: en\ndrop_self: false\n"
-    (tmp_path / "dataset" / "courts.yaml").write_text(f"{text}main_metric: ndcg@10\n", encoding="utf-8")
-    (tmp_path / "dataset" / "damaged.yaml").write_text("[", encoding="utf-8")
+    (tmp_path / "dataset" / "law" / "civil.yaml").write_text(f"{text}main_metric: ndcg@10\n", encoding="utf-8")
     monkeypatch.setenv("EVALKIT_CONFIGS", str(tmp_path))
-    word = "++model.k1={default:1,courts:2,law:3,law/civil:4,given:5}"
-    assert compose(["model=bm25", word, "dataset=demo", "dataset.name=given"]).model.k1 == 5
-    assert compose(["model=bm25", word, "dataset=courts", "dataset.name=given/b"]).model.k1 == 5
+    word = "++model.k1={default:1,law:3,law/civil:4}"
+    assert compose(["model=bm25", word, "dataset=law/civil"]).model.k1 == 4
+    given = "++model.k1={default:1,law:3,given:5}"
+    assert compose(["model=bm25", given, "dataset=demo", "dataset.name=given/b"]).model.k1 == 5
     monkeypatch.delenv("EVALKIT_CONFIGS")
-    with pytest.raises(ConfigError, match=r"model\.k1: got a value for 'courts', wanted a dataset"):
+    with pytest.raises(ConfigError, match=r"model\.k1: got a value for 'law', wanted a dataset"):
         compose(["model=bm25", word, "dataset=demo"])

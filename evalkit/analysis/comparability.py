@@ -1,21 +1,47 @@
-"""Decide whether a cell can be compared with published scores of its system.
+"""Decide whether a cell can be compared with published scores of its system, and whether cells have a common mean.
 
 Every verdict, table, average and export uses these functions, so that a cell is treated in the same way everywhere.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
+from evalkit.config.files import settings_in
+from evalkit.config.settings import group_files, value_for
+from evalkit.errors import ConfigError
 from evalkit.models import weights
 from evalkit.scoring import published
+from evalkit.scoring.mteb_results import MEASURED_BY
 from evalkit.scoring.published import PublishedScore
-from evalkit.storage import evaluated
+from evalkit.storage import evaluated, results
 from evalkit.storage.results import INDEX
 
 if TYPE_CHECKING:
     from evalkit.storage.results import CellScores
+
+IGNORED_WITHIN_PROTOCOL = frozenset(
+    (
+        *("corpus", "queries", "run_file", "dataset_revision"),
+        *("attention", "elementwise", "batch_tokens", "shard_tokens", "cut", "heads", "encoding_rules"),
+        "depth",
+    )
+)
+"""Settings that may differ within one protocol.
+
+They are the dataset's content, settings that change only the last bits of vectors, and the depth: it is never below the
+cutoff of an averaged metric.
+"""
+OF_LANGUAGE = ("analyzer", "adapter")
+"""Settings that a model may have per language."""
+OF_DATASET = ("drop_self", "split")
+"""Settings that a dataset's config decides."""
+OF_MTEB = {MEASURED_BY: "the release of mteb", "revision": "the model's revision"}
+"""Facts in the environment of cells that mteb measured, which their protocol lacks."""
 
 
 def departures(cell: CellScores) -> tuple[str, ...]:
@@ -43,6 +69,68 @@ def representative(cells: Iterable[CellScores]) -> tuple[CellScores, ...]:
     published for it. If none is published, its settings do not matter.
     """
     return tuple(cell for cell in cells if not departures(cell) and cell.search == "exact" and _as_published(cell))
+
+
+def varying(cells: Sequence[CellScores]) -> tuple[str, ...]:
+    """Return what differs among cells of one system on several datasets so that they have no common mean.
+
+    Settings may differ as far as the dataset decides them: by the rules in its config, by the values that the model's
+    config gives per dataset, and by its language.
+    """
+    names = [
+        name
+        for name in results.differing(cells)
+        if name not in IGNORED_WITHIN_PROTOCOL and not _decided_by_dataset(cells, name)
+    ]
+    facts = [what for fact, what in OF_MTEB.items() if len({str(cell.environment.get(fact)) for cell in cells}) > 1]
+    return (*names, *facts)
+
+
+def _decided_by_dataset(cells: Sequence[CellScores], name: str) -> bool:
+    """Whether the datasets or their languages decide a setting in which cells of one system differ."""
+    values = [cell.split if name == "split" else results.flat(cell.protocol).get(name) for cell in cells]
+    if name in OF_LANGUAGE:
+        return len({(cell.language, repr(value)) for cell, value in zip(cells, values, strict=True)}) == len(
+            {cell.language for cell in cells}
+        )
+    if name in OF_DATASET:
+        return all(_is_datasets_rule(cell, name, value) for cell, value in zip(cells, values, strict=True))
+    configs = _configs("model")
+    own = [config for config in configs if config.get("name") == cells[0].model]
+    return any(  # a system that was named on the command line has the config of another name
+        all(_in(config, name, cell.dataset) == value for cell, value in zip(cells, values, strict=True))
+        for config in own or configs
+    )
+
+
+def _is_datasets_rule(cell: CellScores, name: str, value: object) -> bool:
+    """Whether a cell follows its dataset's config, if there is one; without self-ids their rule does not matter."""
+    if name == "drop_self" and cell.self_hits == 0:
+        return True
+    configs = [config for config in _configs("dataset") if config.get("name") == cell.dataset]
+    return not configs or configs[0].get(name) == value
+
+
+def _in(config: Mapping[str, Any], name: str, dataset: str) -> object:
+    """Return a model config's value for a dataset, if it gives the setting per dataset."""
+    found: Any = config
+    for part in name.split("."):
+        found = found.get(part) if isinstance(found, Mapping) else None
+    return value_for(found, dataset) if isinstance(found, Mapping) else None
+
+
+def _configs(group: str) -> list[Mapping[str, Any]]:
+    """Return the readable configs of a group, including the user's own."""
+    found = []
+    for path in group_files(group).values():
+        with suppress(ConfigError, OSError):  # a damaged file is reported where it is chosen
+            found.append(_settings(path, group, path.stat().st_mtime_ns))
+    return found
+
+
+@lru_cache(maxsize=1024)
+def _settings(path: Path, group: str, _modified: int) -> Mapping[str, Any]:
+    return settings_in(path, group)
 
 
 def index_losses(cells: Iterable[CellScores]) -> dict[str, float]:

@@ -695,16 +695,21 @@ def _for_dataset(model: Mapping[str, Any], dataset: DatasetConfig) -> dict[str, 
     return chosen
 
 
-def _value_for(setting: str, values: Mapping[str, Any], of: str) -> Any:
-    """Return the value for a dataset or language: its own, else that of its family, else the default.
+def value_for(values: Mapping[str, Any], of: str) -> Any:
+    """Return the value for a dataset or language: its own, else that of its family, else the default; None if absent.
 
-    >>> _value_for("model.k1", {"default": 0.9, "beir": 1.2, "beir/nq": 0.8}, "beir/fiqa")
+    >>> value_for({"default": 0.9, "beir": 1.2, "beir/nq": 0.8}, "beir/fiqa")
     1.2
     """
+    return values.get(of, values.get(of.partition("/")[0], values.get("default")))
+
+
+def _value_for(setting: str, values: Mapping[str, Any], of: str) -> Any:
+    """Return the value for a dataset or language. Raises ConfigError if there is none for the others."""
     if "default" not in values:
         msg = f"{setting}={dict(values)}: wanted a `default` too, for all others"
         raise ConfigError(msg)
-    return values.get(of, values.get(of.partition("/")[0], values["default"]))
+    return value_for(values, of)
 
 
 def _check_datasets(setting: str, values: Mapping[str, Any], dataset: str) -> None:

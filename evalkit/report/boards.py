@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
-from evalkit.report.card import FAMILIES, TITLES, CardTable, Judged, Leaderboard, System
+from evalkit.report.card import FAMILIES, TITLES, CardTable, Judged, Leaderboard, System, mean_of
 from evalkit.report.places import family, shown
 from evalkit.scoring import published
 from evalkit.scoring.published import CARD, PublishedScore
@@ -81,6 +80,8 @@ class Mean(NamedTuple):
     """The number of datasets in the collection."""
     run: int
     """The number of datasets that were measured under the protocol."""
+    differs: tuple[str, ...] = ()
+    """A sentence for each setting that varies over all datasets and rules out the measured mean."""
 
 
 def means(board: Leaderboard, cells: Sequence[Judged]) -> dict[tuple[System, str], Mean]:
@@ -101,7 +102,14 @@ def means(board: Leaderboard, cells: Sequence[Judged]) -> dict[tuple[System, str
             counts = dict(sorted(tally(measured_cells).items()))
             size = len(collection.datasets)
             found[system, collection.name] = Mean(
-                standing.published, standing.measured, delta, verdict, counts, size, len(standing.measured_on)
+                standing.published,
+                standing.measured,
+                delta,
+                verdict,
+                counts,
+                size,
+                len(standing.measured_on),
+                standing.differs,
             )
     return found
 
@@ -139,6 +147,8 @@ class Board(NamedTuple):
     """Systems with all datasets come first, then by mean, descending."""
     entries: Mapping[tuple[System, str], Entry]
     means: Mapping[System, float | None]
+    differs: Mapping[System, tuple[str, ...]]
+    """By system, a sentence for each setting that varies over its datasets and rules out their mean."""
 
 
 def own_boards(cells: Sequence[CellScores], judged: Sequence[Judged]) -> tuple[Board, ...]:
@@ -164,7 +174,9 @@ def own_boards(cells: Sequence[CellScores], judged: Sequence[Judged]) -> tuple[B
         }
         datasets = tuple(sorted({shown(cell) for cell in members}))
         systems = {system for system, _ in entries}
-        averages = {system: _mean([entries.get((system, dataset)) for dataset in datasets]) for system in systems}
+        whole = {system: _mean([entries.get((system, dataset)) for dataset in datasets], metric) for system in systems}
+        averages = {system: average for system, (average, _) in whole.items()}
+        differs = {system: reasons for system, (_, reasons) in whole.items()}
         best = {system: max(one.value for (of, _), one in entries.items() if of == system) for system in systems}
         ranks = {
             system: (average is None, -(best[system] if average is None else average), system.name, system.dim or 0)
@@ -174,14 +186,14 @@ def own_boards(cells: Sequence[CellScores], judged: Sequence[Judged]) -> tuple[B
         title = FAMILIES.get(name, name)
         title = f"{TITLES[name]}: cells that the card does not have" if name in TITLES else title
         anchor = f"board-{name.replace(' (', '-').rstrip(')')}-{metric}"
-        boards.append(Board(anchor, title, metric, datasets, order, entries, averages))
+        boards.append(Board(anchor, title, metric, datasets, order, entries, averages, differs))
     return tuple(boards)
 
 
-def _mean(entries: Sequence[Entry | None]) -> float | None:
-    """Return the mean value; None if an entry is missing."""
-    known = [one.value for one in entries if one is not None]
-    return math.fsum(known) / len(known) if len(known) == len(entries) else None
+def _mean(entries: Sequence[Entry | None], metric: str) -> tuple[float | None, tuple[str, ...]]:
+    """Return the mean value; None if an entry is missing, or with the settings that rule a mean out."""
+    known = [one.cell for one in entries if one is not None]
+    return mean_of(known, metric) if len(known) == len(entries) else (None, ())
 
 
 class Heatmap(NamedTuple):

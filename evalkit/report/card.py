@@ -16,7 +16,7 @@ from evalkit.report.places import family, shown
 from evalkit.scoring import published
 from evalkit.scoring.published import CARD, PublishedMean, PublishedScore, Verdict
 from evalkit.scoring.reruns import Deviation
-from evalkit.storage import keys, results, untrusted
+from evalkit.storage import keys, untrusted
 from evalkit.storage.results import CellScores
 
 TITLES = {
@@ -105,9 +105,11 @@ class Average(NamedTuple):
     digits: int
     of_rows: float
     measured: float | None
-    """None unless every row was measured under the published protocol."""
+    """None unless every row was measured under the published protocol, and all of them under one."""
     rows_measured: int
     datasets: tuple[str, ...]
+    differs: tuple[str, ...] = ()
+    """A sentence for each setting that varies over the measured rows and rules out their mean."""
 
 
 class CardTable(NamedTuple):
@@ -177,11 +179,23 @@ def verdict_on(cell: CellScores | None, score: PublishedScore, *, deviation: flo
     )
 
 
-IGNORED_WITHIN_PROTOCOL = frozenset(
-    ("corpus", "queries", "attention", "elementwise", "batch_tokens", "shard_tokens", "cut", "heads", "encoding_rules")
-)
-"""Settings that may differ within one protocol: those of the dataset, and those that change only the last bits of
-vectors."""
+def by_dataset(cells: Iterable[CellScores]) -> dict[tuple[str, int | None, str], CellScores]:
+    """Return the cells of which means are formed, by system, dim and dataset.
+
+    They represent their system and are on their dataset's usual split.
+    """
+    return {
+        (cell.model, cell.dim, cell.dataset): cell
+        for cell in comparability.representative(cells)
+        if shown(cell) == cell.dataset
+    }
+
+
+def mean_of(cells: Sequence[CellScores], metric: str) -> tuple[float | None, tuple[str, ...]]:
+    """Return a metric's mean over cells of one system, or None and a sentence for each setting that rules it out."""
+    if varying := comparability.varying(cells):
+        return None, tuple(f"{name} is not the same on every dataset" for name in varying)
+    return math.fsum(cell.metrics[metric] for cell in cells) / len(cells), ()
 
 
 def judge_means(cells: Iterable[CellScores], *, waivers: Sequence[Waiver] = ()) -> tuple[JudgedMean, ...]:
@@ -190,7 +204,7 @@ def judge_means(cells: Iterable[CellScores], *, waivers: Sequence[Waiver] = ()) 
     A mean is NOT-RUN unless each of its datasets was measured. If the cells have different protocols, there is no
     measured mean either, and the verdict names the settings that vary.
     """
-    by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in comparability.representative(cells)}
+    by_cell = by_dataset(cells)
     waived = {waiver[:5]: waiver for waiver in waivers}
     judged = []
     for mean in published.published_means():
@@ -209,11 +223,9 @@ def _mean_verdict(mean: PublishedMean, found: Mapping[str, CellScores]) -> tuple
     score = mean.score
     if len(found) < len(mean.datasets):
         return None, published.verdict(None, score)
-    varying = [name for name in results.differing(list(found.values())) if name not in IGNORED_WITHIN_PROTOCOL]
-    value = math.fsum(cell.metrics[score.metric] for cell in found.values()) / len(found)
-    if varying:
-        several = tuple(f"{name} is not the same on every dataset" for name in varying)
-        return None, published.verdict(value, score, differs=several)
+    value, several = mean_of(list(found.values()), score.metric)
+    if value is None:
+        return None, published.verdict(0.0, score, differs=several)
     where: dict[str, list[str]] = {}
     for dataset, cell in found.items():
         for setting in comparability.differing(cell, score):
@@ -255,17 +267,22 @@ def card_tables(judged: Iterable[Judged]) -> tuple[CardTable, ...]:
 
 def _average(members: Sequence[Judged], *, stated: float | None) -> Average:
     """Return the average of one column over some rows; `stated` is the card's own."""
+    metric = members[0].score.metric
     under_protocol = [
-        found.measured for found in members if found.measured is not None and found.verdict.label != "PROTOCOL-DIFFERS"
+        found.cell
+        for found in members
+        if found.cell is not None and found.measured is not None and found.verdict.label != "PROTOCOL-DIFFERS"
     ]
+    measured, differs = mean_of(under_protocol, metric) if len(under_protocol) == len(members) else (None, ())
     return Average(
-        metric=members[0].score.metric,
+        metric=metric,
         stated=stated,
         digits=members[0].score.digits,
         of_rows=math.fsum(found.score.value for found in members) / len(members),
-        measured=math.fsum(under_protocol) / len(under_protocol) if len(under_protocol) == len(members) else None,
+        measured=measured,
         rows_measured=len(under_protocol),
         datasets=tuple(found.score.dataset for found in members),
+        differs=differs,
     )
 
 
@@ -275,6 +292,8 @@ class Standing(NamedTuple):
     published: float | None
     measured: float | None
     measured_on: tuple[str, ...]
+    differs: tuple[str, ...] = ()
+    """A sentence for each setting that varies over the datasets and rules out the measured mean."""
 
 
 class Collection(NamedTuple):
@@ -342,17 +361,17 @@ def _standing(
         (dataset,) = collection.datasets
         found = [other.cells[dataset, system].score for other in tables if (dataset, system) in other.cells]
         published_mean = found[0].value if found else None
-    values = {
-        place: cell.metrics[collection.metric]
+    found_cells = {
+        place: cell
         for cell in cells
         if (cell.model, cell.dim) == system
         and (place := shown(cell)) in collection.datasets
         and collection.metric in cell.metrics
         and not _differs_from_card(cell, table, system)
     }
-    complete = len(values) == len(collection.datasets)
-    measured = math.fsum(values.values()) / len(values) if complete else None
-    return Standing(published_mean, measured, tuple(sorted(values)))
+    complete = len(found_cells) == len(collection.datasets)
+    measured, differs = mean_of(list(found_cells.values()), collection.metric) if complete else (None, ())
+    return Standing(published_mean, measured, tuple(sorted(found_cells)), differs)
 
 
 def _differs_from_card(cell: CellScores, table: CardTable | None, system: System) -> bool:

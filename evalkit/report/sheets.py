@@ -84,6 +84,11 @@ def card_sheet(table: CardTable) -> Sheet:
         for system, average in table.averages.items()
         if broken(average)
     ]
+    notes += [
+        f"{system.label} has no measured average: {'; '.join(average.differs)}."
+        for system, average in table.averages.items()
+        if average.differs
+    ]
     notes.append("Published → measured VERDICT; a cell with the published score alone is NOT-RUN.")
     long_names = {f"average of {len(datasets)}": f"average of {' '.join(datasets)}" for datasets in averages}
     return Sheet(table.name, table.title, header, tuple(rows), tuple(notes), long_names)
@@ -110,7 +115,7 @@ def _cell(found: Judged | None) -> str:
 
 def _average(average: Average) -> str:
     stated = fixed(average.stated, average.digits)
-    if average.measured is not None:
+    if average.measured is not None or average.differs:
         return f"{stated} → {fixed(average.measured, 5)}"
     return (
         f"{stated} ({average.rows_measured} of {len(average.datasets)} measured)" if average.rows_measured else stated
@@ -140,16 +145,20 @@ def leaderboard_sheet(board: Leaderboard, mteb_cells: Sequence[CellScores] = ())
             for column in header[-2:]:
                 long_names[column] = f"{column} of {' '.join(collection.datasets)}"
     rows: list[tuple[str, ...]] = []
+    reasons: list[str] = []
     for system in board.systems:
         row = [system.label]
         for collection in board.collections:
             standing = board.standings[system, collection.name]
             measured = fixed(standing.measured, 5)
-            if standing.measured is None and standing.measured_on:
+            if standing.differs:
+                reasons.append(f"{system.label} has no mean on {collection.title}: {'; '.join(standing.differs)}.")
+            elif standing.measured is None and standing.measured_on:
                 measured = f"{len(standing.measured_on)} of {len(collection.datasets)}"
             row += [fixed(standing.published, CARD_DIGITS), measured]
         rows.append(tuple(row))
     notes.append("A measured mean is shown only if all of its datasets were measured under the protocol.")
+    notes += reasons
     notes += [f"{one.model} on {one.dataset}: measured by {one.environment[MEASURED_BY]}." for one in mteb_cells]
     return Sheet("leaderboard", "Leaderboard", tuple(header), tuple(rows), tuple(notes), long_names)
 

@@ -5,14 +5,13 @@ Scores have five decimals and differences four, as is customary in the field.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from evalkit.analysis import comparability
 from evalkit.config.settings import METRICS
 from evalkit.report import places
-from evalkit.report.card import JudgedMean, judge_means, verdict_on
+from evalkit.report.card import JudgedMean, by_dataset, judge_means, mean_of, verdict_on
 from evalkit.report.grid import Column, Grid, Line
 from evalkit.report.rounding import ABSENT, fixed, signed
 from evalkit.report.rounding import dim as dim_of
@@ -66,6 +65,8 @@ class Mean(NamedTuple):
     value: float | None
     """None if the cells have different protocols."""
     judged: JudgedMean | None
+    differs: tuple[str, ...] = ()
+    """A sentence for each setting that rules out the mean; a published mean's verdict has them too."""
 
 
 def collection_means(cells: Sequence[CellScores]) -> list[Mean]:
@@ -83,17 +84,17 @@ def collection_means(cells: Sequence[CellScores]) -> list[Mean]:
         for one in judged
     ]
     known = {(mean.system, mean.dim, mean.collection) for mean in found}
-    by_cell = {(cell.model, cell.dim, cell.dataset): cell for cell in comparability.representative(cells)}
+    by_cell = by_dataset(cells)
     collections = {(mean.score.dataset, mean.datasets, mean.score.metric) for mean in published.published_means()}
     for model, dim in dict.fromkeys((cell.model, cell.dim) for cell in cells):
         for name, datasets, metric in sorted(collections):
-            values = [
-                cell.metrics.get(metric) for each in datasets if (cell := by_cell.get((model, dim, each))) is not None
+            members = [
+                cell for each in datasets if (cell := by_cell.get((model, dim, each))) and metric in cell.metrics
             ]
-            numbers = [value for value in values if value is not None]
             title = _collection(name, len(datasets))
-            if len(numbers) == len(datasets) and (model, dim, title) not in known:
-                found.append(Mean(model, dim, title, metric, math.fsum(numbers) / len(numbers), None))
+            if len(members) == len(datasets) and (model, dim, title) not in known:
+                value, differs = mean_of(members, metric)
+                found.append(Mean(model, dim, title, metric, value, None, differs))
     return sorted(found, key=lambda mean: (mean.collection, mean.system, -(mean.dim or 0)))
 
 
@@ -144,7 +145,7 @@ def terminal(
     for mean in means:
         if len(metrics) == 1 and {mean.metric} != metrics:
             continue
-        measured, judged, notes = fixed(mean.value, 5), [ABSENT] * 4, []
+        measured, judged, notes = fixed(mean.value, 5), [ABSENT] * 4, ["; ".join(mean.differs)]
         if (against := mean.judged) is not None:
             delta = ABSENT if against.delta is None else signed(against.delta, 4)
             verdict = against.verdict

@@ -106,6 +106,25 @@ def test_a_record_that_was_edited_and_two_of_one_cell_are_left_out_and_told(tmp_
     assert problems[0].endswith("; remove all but one")
 
 
+def test_results_of_two_revisions_or_releases_have_no_mean(tmp_path):
+    def mean(**second):
+        folder = tmp_path / str(second)
+        for family, changes in (("en", {}), ("es", second)):
+            entries = {"validation": [{**SCORES, "hf_subset": family}]}
+            path = write(folder / family, task="XQuADRetrieval", scores=entries, meta=False, **changes)
+            if (revision := changes.get("revision")) is not None:
+                path = path.parent.rename(path.parents[1] / revision) / path.name
+            score(path, "--keep", f"results_dir={folder}")
+        board = build.leaderboard(folder)
+        (found,) = (one for (_, name), one in board.standings.items() if name == "xquad ndcg@10" and one.measured_on)
+        return found
+
+    assert mean().measured == pytest.approx(0.34567)
+    differs = "is not the same on every dataset"
+    assert mean(mteb_version="2.1.0")[1:] == (None, ("xquad/en", "xquad/es"), (f"the release of mteb {differs}",))
+    assert mean(revision="def456")[1:] == (None, ("xquad/en", "xquad/es"), (f"the model's revision {differs}",))
+
+
 BAD = {
     "another task": ({"task": "STS12"}, (), "got a result of task 'STS12', which is no dataset of evalkit; wanted"),
     "another dataset": (

@@ -8,11 +8,12 @@ from pathlib import Path
 import pytest
 from report_material import cell, late, put
 
+from evalkit.analysis import comparability
 from evalkit.config.compose import compose
 from evalkit.datasets.hub import HubCorpus
-from evalkit.report import build, table, verdicts
-from evalkit.report.card import JudgedMean, Waiver, judge_means
-from evalkit.report.sheets import markdown, means_sheet
+from evalkit.report import boards, build, table, verdicts
+from evalkit.report.card import JudgedMean, Standing, Waiver, card_tables, judge, judge_means, leaderboard
+from evalkit.report.sheets import card_sheet, leaderboard_sheet, markdown, means_sheet
 from evalkit.scoring.published import published_means
 from evalkit.storage.results import CellScores
 from evalkit.types import Dataset
@@ -133,3 +134,95 @@ def test_a_run_file_is_a_search_and_no_second_stage() -> None:
         "ndcg@10\tMATCH",
         "ndcg@10\tPROTOCOL-DIFFERS: first_stage is none, published with jina-embeddings-v3 top 100",
     ]
+
+
+def with_query(one: CellScores, **rules: object) -> CellScores:
+    return dataclasses.replace(one, protocol={**one.protocol, "query": {**one.protocol["query"], **rules}})
+
+
+def test_a_system_without_published_means_has_none_over_two_protocols_either() -> None:
+    odd, *others = [dataclasses.replace(one, model="mine") for one in runs(0.64)]
+    mixed = [with_query(odd, max_tokens=64), *others]
+    (line,) = [line for line in shown(mixed) if "mean of nanobeir (13)" in line]
+    assert line.split()[6:8] == ["–", "–"]
+    assert [line for line in shown(mixed) if "query.max_tokens is not the same on every dataset" in line]
+
+
+def test_runs_on_another_split_of_all_sets_are_no_mean_of_the_sets() -> None:
+    others = [dataclasses.replace(one, split="dev") for one in runs()]
+    assert (judged(others).measured, judged(others).verdict.label) == (None, "NOT-RUN")
+    assert not table.collection_means([dataclasses.replace(one, model="mine") for one in others])
+
+
+def board_of(cells: list[CellScores], system: str, collection: str) -> Standing:
+    found = leaderboard(card_tables(judge(cells)), cells).standings
+    return next(one for (each, name), one in found.items() if (each.name, name) == (system, collection))
+
+
+def own(*datasets: str) -> list[CellScores]:
+    return [dataclasses.replace(late(dataset=name, value=0.2), model="mine") for name in datasets]
+
+
+def test_the_leaderboard_averages_no_runs_of_one_system_under_two_protocols() -> None:
+    first, second = own("law/a", "law/b")
+    assert board_of([first, second], "mine", "law ndcg@10").measured == pytest.approx(0.2)
+    mixed = [first, with_query(second, prompt="query: ")]
+    reason = "query.prompt is not the same on every dataset"
+    assert board_of(mixed, "mine", "law ndcg@10") == (None, None, ("law/a", "law/b"), (reason,))
+    sheet = leaderboard_sheet(leaderboard(card_tables(judge(mixed)), mixed))
+    place = sheet.header.index("law-2 NDCG@10 measured")
+    assert [row[place] for row in sheet.rows if row[0] == "mine:128"] == ["–"]
+    assert f"mine:128 has no mean on law: {reason}." in sheet.notes
+    (own_board,) = boards.own_boards(mixed, judge(mixed))
+    (system,) = own_board.systems
+    assert (own_board.means[system], own_board.differs[system]) == (None, (reason,))
+
+
+def test_an_average_of_the_card_is_over_one_protocol() -> None:
+    names = ("nfcorpus", "fiqa", "trec-covid", "hotpotqa", "nq")
+    first, *others = [late(value=0.6, dataset=f"beir/{name}") for name in names]
+    mixed = [dataclasses.replace(first, protocol={**first.protocol, "stored_dtype": "float32"}), *others]
+    (matryoshka,) = (one for one in card_tables(judge(mixed)) if one.name == "matryoshka")
+    average = matryoshka.averages[matryoshka.systems[0]]
+    reason = "stored_dtype is not the same on every dataset"
+    assert (average.measured, average.rows_measured, average.differs) == (None, 5, (reason,))
+    assert card_sheet(matryoshka).rows[-1][2].endswith(" → –")
+    assert f"jina-colbert-v2:128 has no measured average: {reason}." in card_sheet(matryoshka).notes
+
+
+def test_settings_that_the_model_gives_per_dataset_are_one_protocol() -> None:
+    """The lengths of ColBERT on BEIR, also under another name; others are another protocol."""
+    lengths = {"beir/arguana": 300, "beir/climate-fever": 64, "beir/fiqa": 32}
+    for model in ("colbertv2", "mine"):
+        cells = [
+            dataclasses.replace(with_query(late(dataset=name), max_tokens=length), model=model)
+            for name, length in lengths.items()
+        ]
+        assert comparability.varying(cells) == ()
+        other = [with_query(cells[0], max_tokens=200), *cells[1:]]
+        assert comparability.varying(other) == ("query.max_tokens",)
+
+
+def test_an_analyzer_may_depend_on_the_language_and_k1_on_the_dataset() -> None:
+    def on(dataset: str, language: str, **settings: object) -> CellScores:
+        one = cell(dataset=dataset, language=language)
+        return dataclasses.replace(one, protocol={**one.protocol, **settings})
+
+    thai, finnish = on("law/th", "th", analyzer="thai"), on("law/fi", "fi", analyzer="finnish")
+    assert comparability.varying([thai, finnish]) == ()
+    assert comparability.varying([thai, finnish, on("law/fi2", "fi", analyzer="standard")]) == ("analyzer",)
+    assert comparability.varying([on("mmarco/ru", "ru", k1=0.82, b=0.68), on("beir/nq", "en")]) == ()
+    assert comparability.varying([on("mmarco/ru", "ru", k1=1.2), on("beir/nq", "en")]) == ("k1",)
+
+
+def test_the_dataset_decides_whether_self_ids_are_dropped() -> None:
+    def on(dataset: str, *, dropped: bool, **counts: int) -> CellScores:
+        one = cell(dataset=dataset)
+        return dataclasses.replace(one, counts=counts, protocol={**one.protocol, "drop_self": dropped})
+
+    assert comparability.varying([on("beir/nq", dropped=True), on("nanobeir/nq", dropped=False)]) == ()
+    assert comparability.varying([on("law/a", dropped=True), on("law/b", dropped=False)]) == ()
+    kept = on("beir/fiqa", dropped=False, kept_self=3)
+    assert comparability.varying([on("beir/nq", dropped=True), kept]) == ("drop_self",)
+    none = on("beir/fiqa", dropped=False, kept_self=0)
+    assert comparability.varying([on("beir/nq", dropped=True), none]) == ()

@@ -39,6 +39,8 @@ POOLINGS: Final = {
     "cls": "cls",
 }
 """evalkit's name of a pooling, by its names in the Pooling module's config."""
+DOT_PRODUCTS: Final = ("dot", "dot_product")
+"""Similarities that do not normalise."""
 KNOWN_MODULES: Final = ("Transformer", "Pooling", "Dense", "Normalize")
 MAX_SHOWN: Final = 80
 """Longest text of a setting that is shown in full, in characters."""
@@ -210,8 +212,6 @@ def _single_vector(files: _Files) -> dict[str, Fact]:
     path = next(path for kind, path in files.modules if kind == "Pooling")
     pooling = _pooling(files.folder / path / CONFIG)
     head, dim = _dense(files)
-    normal = any(kind == "Normalize" for kind, _ in files.modules)
-    cosine = files.st_config.get("similarity_fn_name") == "cosine"
     rules: dict[str, Fact] = {}
     limit = _length(files)
     for side, prompt in _prompts(files.st_config).items():
@@ -222,11 +222,25 @@ def _single_vector(files: _Files) -> dict[str, Fact]:
         "head": head,
         **rules,
         "pooling": pooling,
-        "normalize": Fact(
-            normal or cosine, MODULES if normal else f"{ST_CONFIG}: similarity_fn_name" if cosine else MODULES
-        ),
+        "normalize": _normalize(files),
         "skiplist": Fact("none", MODULES),
     }
+
+
+def _normalize(files: _Files) -> Fact:
+    """Return whether vectors are normalised: by a module, or because they are compared by cosine.
+
+    That is what sentence-transformers does without a similarity. It reads "dot" only; "dot_product" is its own other
+    name of it. Raises ModelError for another similarity.
+    """
+    key = "similarity_fn_name"
+    name = files.st_config.get(key)
+    if name not in (None, "cosine", *DOT_PRODUCTS):
+        msg = f"{files.folder / ST_CONFIG}: got {key} {name!r}, wanted cosine or dot; evalkit supports no other"
+        raise ModelError(f"{msg}; in a copy, set one of the two if the model may be compared by it")
+    if any(kind == "Normalize" for kind, _ in files.modules):
+        return Fact(value=True, source=MODULES)
+    return Fact(name not in DOT_PRODUCTS, "" if name is None else f"{ST_CONFIG}: {key}")
 
 
 def _pooling(path: Path) -> Fact:

@@ -121,7 +121,25 @@ def test_a_sentence_transformers_checkpoint_says_pooling_norm_length_and_prompts
     assert (model.dims, model.query.max_tokens, model.skiplist) == ((24,), 256, "none")
     assert (model.query.prompt, model.document.prompt) == ("ask: ", "read: ")
     plain = model_of(write_minilm(tmp_path / "n", pooling="pooling_mode_cls_token", normal=False))
-    assert (plain.pooling, plain.normalize) == ("cls", False)
+    assert plain.pooling == "cls"
+
+
+@pytest.mark.parametrize(
+    ("similarity", "normalised", "assumed"),
+    [
+        ({}, True, True),
+        ({"similarity_fn_name": None}, True, True),
+        ({"similarity_fn_name": "cosine"}, True, False),
+        ({"similarity_fn_name": "dot"}, False, False),
+        ({"similarity_fn_name": "dot_product"}, False, False),
+    ],
+)
+def test_vectors_are_compared_by_cosine_unless_the_files_say_dot_product(tmp_path, similarity, normalised, assumed):
+    folder = write_minilm(tmp_path / "m", normal=False)
+    edited(folder, "config_sentence_transformers.json", **similarity)
+    found = infer(CheckpointSource(path=str(folder)), name="x")
+    assert found.values()["normalize"] is normalised
+    assert ("normalize true" in found.lines()[-1]) is assumed
 
 
 def test_a_default_prompt_stands_before_the_texts_of_a_side_without_one(tmp_path):
@@ -142,6 +160,16 @@ def test_a_default_prompt_stands_before_the_texts_of_a_side_without_one(tmp_path
             "include_prompt false, wanted pooling over the whole text",
         ),
         ("sentence_bert_config.json", {"do_lower_case": True}, "has do_lower_case true, wanted a tokenizer"),
+        (
+            "config_sentence_transformers.json",
+            {"similarity_fn_name": "euclidean"},
+            "got similarity_fn_name 'euclidean', wanted cosine or dot",
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"similarity_fn_name": "manhattan"},
+            "got similarity_fn_name 'manhattan', wanted cosine or dot",
+        ),
         (
             "config.json",
             {"model_type": "house_bert"},

@@ -14,6 +14,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from evalkit.config.settings import CheckpointSource
 from evalkit.errors import ModelError
+from evalkit.models import layout
 from evalkit.models.checkpoint import (
     CONFIG,
     METADATA,
@@ -26,22 +27,14 @@ from evalkit.models.checkpoint import (
     small_files,
 )
 
-LENGTH_CONFIG: Final = "sentence_bert_config.json"
-"""The file with sentence-transformers' maximum length."""
 CARD: Final = "README.md"
 QUERY_PROMPTS: Final = ("query",)
 DOCUMENT_PROMPTS: Final = ("document", "passage", "corpus")
 """Names of document prompts in sentence-transformers, in its order of preference."""
-POOLINGS: Final = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "cls",
-    "mean": "mean",
-    "cls": "cls",
-}
-"""evalkit's name of a pooling, by its names in the Pooling module's config."""
+POOLINGS: Final = ("mean", "cls")
+"""The poolings that evalkit has, by sentence-transformers' names."""
 DOT_PRODUCTS: Final = ("dot", "dot_product")
 """Similarities that do not normalise."""
-KNOWN_MODULES: Final = ("Transformer", "Pooling", "Dense", "Normalize")
 MAX_SHOWN: Final = 80
 """Longest text of a setting that is shown in full, in characters."""
 MODEL_MAX_LENGTH: Final = 1_000_000
@@ -106,10 +99,7 @@ def infer(source: CheckpointSource, *, name: str) -> Inferred:
         _optional_json(folder, ST_CONFIG),
         modules(folder),
     )
-    for kind, path in files.modules:
-        if kind not in KNOWN_MODULES:
-            msg = f"{folder / MODULES}: got a module {kind} in {path!r}, wanted {', '.join(KNOWN_MODULES)}"
-            raise ModelError(f"{msg}; evalkit supports no other")
+    layout.refuse_modules(folder)
     kinds = [kind for kind, _ in files.modules]
     if files.metadata or "query_prefix" in files.st_config or files.st_config.get("similarity_fn_name") == "MaxSim":
         facts = _late_interaction(files)
@@ -150,6 +140,7 @@ def _late_interaction(files: _Files) -> dict[str, Fact]:
         facts["head"] = Fact("linear", METADATA)
     else:
         facts["head"], facts["dim"] = _dense(files)
+        layout.refuse_late_interaction(files.folder, files.st_config, dim=facts["dim"].value)
     for side in ("query", "document"):
         facts[side] = _side_rules(files, side, library)
     facts |= {"pooling": Fact("tokens", facts["kind"].source), "normalize": Fact(value=True)}
@@ -212,6 +203,7 @@ def _single_vector(files: _Files) -> dict[str, Fact]:
     path = next(path for kind, path in files.modules if kind == "Pooling")
     pooling = _pooling(files.folder / path / CONFIG)
     head, dim = _dense(files)
+    layout.refuse_single_vector(files.folder, files.st_config, dim=dim.value)
     rules: dict[str, Fact] = {}
     limit = _length(files)
     for side, prompt in _prompts(files.st_config).items():
@@ -245,17 +237,14 @@ def _normalize(files: _Files) -> Fact:
 
 def _pooling(path: Path) -> Fact:
     """Return the pooling in a Pooling module's config. Raises ModelError if evalkit does not support it."""
-    values = read_json(path)
-    modes = [key for key, value in values.items() if key.startswith("pooling_mode_") and value is True]
-    if isinstance(mode := values.get("pooling_mode"), str):
-        modes.append(mode)
+    modes = layout.poolings(path)
     if len(modes) != 1 or modes[0] not in POOLINGS:
-        msg = f"{path}: got pooling {', '.join(modes) or 'none'}, wanted mean or cls"
+        msg = f"{path}: got pooling {', '.join(modes) or 'none'}, wanted {' or '.join(POOLINGS)}"
         raise ModelError(f"{msg}; evalkit supports no other")
-    if values.get("include_prompt") is False:
+    if not read_json(path).get("include_prompt", True):
         msg = f"{path}: got include_prompt false, wanted pooling over the whole text"
         raise ModelError(f"{msg}; evalkit supports no other")
-    return Fact(POOLINGS[modes[0]], f"{path.parent.name}/{CONFIG}")
+    return Fact(modes[0], f"{path.parent.name}/{CONFIG}")
 
 
 def _dense(files: _Files) -> tuple[Fact, Fact]:
@@ -284,7 +273,8 @@ def _prompts(st_config: Mapping[str, Any]) -> dict[str, str]:
 
 def _length(files: _Files) -> Fact:
     """Return the most tokens of a single-vector model: sentence-transformers' limit, else the architecture's."""
-    if limit := _first_set((_optional_json(files.folder, LENGTH_CONFIG), "max_seq_length", LENGTH_CONFIG)):
+    name, values = layout.length_config(files.folder)
+    if limit := _first_set((values, "max_seq_length", name)):
         return limit
     known = (_optional_json(files.folder, "tokenizer_config.json"), "model_max_length", "tokenizer_config.json")
     limits = [
@@ -298,8 +288,9 @@ def _length(files: _Files) -> Fact:
 def _backbone(files: _Files, *, origin: str) -> dict[str, Fact]:
     """Return the backbone that loads the checkpoint, and the architecture for those of transformers."""
     config, kind = files.config, files.config.get("model_type")
-    if _optional_json(files.folder, LENGTH_CONFIG).get("do_lower_case"):
-        msg = f"{origin}: {LENGTH_CONFIG} has do_lower_case true, wanted a tokenizer that does this itself"
+    length_config, settings = layout.length_config(files.folder)
+    if settings.get("do_lower_case"):
+        msg = f"{origin}: {length_config} has do_lower_case true, wanted a tokenizer that does this itself"
         raise ModelError(f"{msg}; evalkit does not change the case of texts")
     source = f"{CONFIG}: model_type"
     if kind == "xmod":
@@ -358,7 +349,7 @@ def _licence(folder: Path) -> Fact:
 
 def _files_read(folder: Path) -> list[str]:
     """Return the names of the files that settings were read from."""
-    named = (CONFIG, METADATA, MODULES, ST_CONFIG, LENGTH_CONFIG, TOKENIZER)
+    named = (CONFIG, METADATA, MODULES, ST_CONFIG, layout.length_config(folder)[0], TOKENIZER)
     return [name for name in named if (folder / name).is_file()]
 
 

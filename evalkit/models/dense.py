@@ -73,7 +73,7 @@ def _layer(folder: Path) -> Dense:
         msg = f"{folder / CONFIG}: got {', '.join(unknown)}, which is not a known key of a Dense module"
         raise ModelError(f"{msg}; wanted {', '.join(KEYS)}")
     package, _, name = str(values.get("activation_function", "torch.nn.Identity")).rpartition(".")
-    if name not in ACTIVATIONS or package.partition(".")[0] not in {"", "torch"}:
+    if name not in ACTIVATIONS or package.partition(".")[0] != "torch":
         msg = f"{folder / CONFIG}: got activation_function {values['activation_function']!r}"
         wanted = nearest(name, ACTIVATIONS) if name not in ACTIVATIONS else f"wanted torch.nn.{name}"
         raise ModelError(f"{msg}, which is unknown; {wanted}")

@@ -30,11 +30,14 @@ from evalkit.models.checkpoint import (
 CARD: Final = "README.md"
 QUERY_PROMPTS: Final = ("query",)
 DOCUMENT_PROMPTS: Final = ("document", "passage", "corpus")
-"""Names of document prompts in sentence-transformers, in its order of preference."""
+"""Names of a late-interaction model's document prompts, in the order of preference."""
+SIDES: Final = ("query", "document")
 POOLINGS: Final = ("mean", "cls")
 """The poolings that evalkit has, by sentence-transformers' names."""
 DOT_PRODUCTS: Final = ("dot", "dot_product")
 """Similarities that do not normalise."""
+ST_VERSION: Final = "sentence-transformers 6.2"
+"""The version whose rules are followed."""
 MAX_SHOWN: Final = 80
 """Longest text of a setting that is shown in full, in characters."""
 MODEL_MAX_LENGTH: Final = 1_000_000
@@ -56,13 +59,15 @@ class Inferred(NamedTuple):
     name: str
     facts: Mapping[str, Fact]
     origin: str
+    unused_prompts: tuple[str, ...] = ()
+    """Names of prompts in its files that stand before no text."""
 
     def values(self) -> dict[str, Any]:
         """Return the settings as in a config's YAML."""
         return {"name": self.name, **{key: fact.value for key, fact in self.facts.items()}}
 
     def lines(self) -> list[str]:
-        """Return one line per file with the settings read from it, and one with those that were assumed."""
+        """Return a line per file with the settings read from it, one with unused prompts, one with what was assumed."""
         by_file: dict[str, list[str]] = {}
         for key, fact in self.facts.items():
             if key == "checkpoints":
@@ -71,6 +76,9 @@ class Inferred(NamedTuple):
                 by_file.setdefault(_file_of(fact.source), []).append(f"{key} {_shown(fact.value)}")
         assumed = by_file.pop("", ["nothing"])
         read = [f"{file}: {', '.join(facts)}" for file, facts in by_file.items()]
+        if self.unused_prompts:
+            names = ", ".join(self.unused_prompts)
+            read.append(f"not used, as in encode_query and encode_document of {ST_VERSION}: prompts {names}")
         return [*read, f"assumed (no file says so): {', '.join(assumed)}"]
 
 
@@ -128,7 +136,8 @@ def infer(source: CheckpointSource, *, name: str) -> Inferred:
             "the files' names",
         ),
     }
-    return Inferred(name, ordered, found.origin)
+    unused = _unused_prompts(files) if ordered["kind"].value == "single_vector" else ()
+    return Inferred(name, ordered, found.origin, unused)
 
 
 def _late_interaction(files: _Files) -> dict[str, Fact]:
@@ -170,7 +179,7 @@ def _side_rules(files: _Files, side: str, library: _Library) -> Fact:
         facts |= {"expansion": expands, "attend_to_expansion": attends}
         if expands.value:
             rules |= {"expansion": True, "attend_to_expansion": bool(attends.value)}
-    if prompt := _prompts(files.st_config)[side]:
+    if prompt := _prompts(files)[side]:
         rules["prompt"] = prompt
     assumed = [key for key, fact in facts.items() if not fact.source]
     sources = sorted({_file_of(fact.source) for fact in facts.values() if fact.source})
@@ -206,7 +215,7 @@ def _single_vector(files: _Files) -> dict[str, Fact]:
     layout.refuse_single_vector(files.folder, files.st_config, dim=dim.value)
     rules: dict[str, Fact] = {}
     limit = _length(files)
-    for side, prompt in _prompts(files.st_config).items():
+    for side, prompt in _single_vector_prompts(files).items():
         rules[side] = Fact({"max_tokens": limit.value, **({"prompt": prompt} if prompt else {})}, limit.source)
     return {
         "kind": Fact("single_vector", MODULES),
@@ -261,13 +270,40 @@ def _hidden_size(config: Mapping[str, Any]) -> Any:
     return next((config[key] for key in ("hidden_size", "dim", "d_model") if key in config), None)
 
 
-def _prompts(st_config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the prompt of each side: the one with its name, else the default prompt."""
-    prompts = st_config.get("prompts") or {}
-    default = prompts.get(st_config.get("default_prompt_name")) or ""
+def _single_vector_prompts(files: _Files) -> dict[str, str]:
+    """Return the prompt of each side as in encode_query and encode_document of sentence-transformers 6.2.
+
+    Both names always exist there and are empty if no file sets them, so neither the default prompt nor those named
+    passage and corpus are ever used. Versions before 5 have no sides. Raises ModelError for an unknown default.
+    """
+    prompts, default = _saved_prompts(files), files.st_config.get("default_prompt_name")
+    if default is not None and default not in {*SIDES, *prompts}:
+        msg = f"{files.folder / ST_CONFIG}: got default_prompt_name {default!r}, wanted one of the file's prompts"
+        raise ModelError(f"{msg} ({', '.join(prompts) or 'none'}); set it to one of them, or to null")
+    return {side: prompts.get(side) or "" for side in SIDES}
+
+
+def _unused_prompts(files: _Files) -> tuple[str, ...]:
+    """Return the names of a single-vector model's prompts that stand before no text."""
+    return tuple(name for name, prompt in _saved_prompts(files).items() if prompt and name not in SIDES)
+
+
+def _saved_prompts(files: _Files) -> dict[str, str | None]:
+    """Return the prompts in a checkpoint's file by name. Raises ModelError if they are not texts."""
+    prompts = files.st_config.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        msg = f"{files.folder / ST_CONFIG}: got prompts {str(prompts)[:MAX_SHOWN]}, wanted texts by name"
+        raise ModelError(f"{msg}; correct the file")
+    return prompts
+
+
+def _prompts(files: _Files) -> dict[str, str]:
+    """Return the prompt of each side of a late-interaction model: the one with its name, else the default prompt."""
+    prompts = _saved_prompts(files)
+    default = prompts.get(files.st_config.get("default_prompt_name", "")) or ""
     named = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}
     return {
-        side: next((prompts[name] for name in names if prompts.get(name)), default) for side, names in named.items()
+        side: next((text for name in names if (text := prompts.get(name))), default) for side, names in named.items()
     }
 
 

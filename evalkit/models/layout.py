@@ -157,9 +157,8 @@ def _refuse_transformer(folder: Path) -> None:
         _refuse(folder / name, f"modality_config text {text}", f"{TEXT_OUTPUT}")
     for key in (*ARGUMENTS, *MODEL_ARGUMENTS):
         harmless = HARMLESS_ARGUMENTS if key in MODEL_ARGUMENTS else HARMLESS_ARGUMENTS[:1]
-        if given := {
-            word: value for word, value in _object(folder / name, values, key).items() if word not in harmless
-        }:
+        arguments = _object(folder / name, values, key)
+        if given := {word: value for word, value in arguments.items() if word not in harmless}:
             _refuse(folder / name, f"{key} {given}", "none")
 
 

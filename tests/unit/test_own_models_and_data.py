@@ -111,7 +111,7 @@ def write_minilm(folder, *, pooling="pooling_mode_mean_tokens", normal=True):
     (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
     edited(folder, "1_Pooling/config.json", **{"pooling_mode_cls_token": False, pooling: True})
     edited(folder, "sentence_bert_config.json", max_seq_length=256, do_lower_case=False)
-    edited(folder, "config_sentence_transformers.json", prompts={"query": "ask: ", "passage": "read: "})
+    edited(folder, "config_sentence_transformers.json", prompts={"query": "ask: ", "document": "read: "})
     return folder
 
 
@@ -142,12 +142,44 @@ def test_vectors_are_compared_by_cosine_unless_the_files_say_dot_product(tmp_pat
     assert ("normalize true" in found.lines()[-1]) is assumed
 
 
-def test_a_default_prompt_stands_before_the_texts_of_a_side_without_one(tmp_path):
+@pytest.mark.parametrize(
+    ("saved", "default", "wanted"),
+    [
+        ({"query": "ask: ", "document": "read: "}, None, ("ask: ", "read: ")),
+        ({"query": "ask: ", "document": ""}, "query", ("ask: ", "")),
+        ({"query": "", "document": "", "x": "read: "}, "x", ("", "")),
+        ({"query": None, "document": None, "x": "read: "}, "x", ("", "")),
+        ({"x": "read: "}, "x", ("", "")),
+        ({"document": "", "passage": "read: ", "query": "ask: "}, None, ("ask: ", "")),
+        ({"query": "ask: ", "passage": "read: "}, None, ("ask: ", "")),
+        ({}, "query", ("", "")),
+    ],
+)
+def test_the_prompts_of_a_single_vector_model_are_those_of_encode_query_and_encode_document(
+    tmp_path, saved, default, wanted
+):
+    """What sentence-transformers 6.2.0 puts before the texts of each side, as measured."""
     folder = write_minilm(tmp_path / "m")
-    said = {"prompts": {"query": "ask: ", "clustering": "sort: "}, "default_prompt_name": "clustering"}
-    edited(folder, "config_sentence_transformers.json", **said)
+    edited(folder, "config_sentence_transformers.json", prompts=saved, default_prompt_name=default)
     model = model_of(folder)
-    assert (model.query.prompt, model.document.prompt) == ("ask: ", "sort: ")
+    assert (model.query.prompt, model.document.prompt) == wanted
+    lines = infer(CheckpointSource(path=str(folder)), name="x").lines()
+    unused = [name for name in saved if name in {"x", "passage"}]
+    assert [line.partition(": prompts ")[2] for line in lines if line.startswith("not used")] == unused
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"default_prompt_name": "gone"}, r"got default_prompt_name 'gone', wanted one of the file's prompts \(query"),
+        ({"prompts": {"query": 3}}, "got prompts {'query': 3}, wanted texts by name"),
+    ],
+)
+def test_prompts_that_are_no_texts_or_not_there_are_refused(tmp_path, changed, message):
+    folder = write_minilm(tmp_path / "m")
+    edited(folder, "config_sentence_transformers.json", **changed)
+    with pytest.raises(ModelError, match=message):
+        model_of(folder)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +270,7 @@ def write_dense(folder, path="2_Dense", **changed):
 def ordered(folder, *kinds, library="sentence_transformers.models"):
     """Write modules.json with these modules in this order."""
     entries = [
-        {"idx": place, "path": f"{place}_{kind}" if place else "", "type": f"{library}.{kind}"}
+        {"idx": place, "path": "" if kind == "Transformer" else f"{place}_{kind}", "type": f"{library}.{kind}"}
         for place, kind in enumerate(kinds)
     ]
     (folder / "modules.json").write_text(json.dumps(entries), encoding="utf-8")

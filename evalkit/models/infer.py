@@ -21,10 +21,12 @@ from evalkit.models.checkpoint import (
     MODULES,
     ST_CONFIG,
     TOKENIZER,
+    TOKENIZER_CONFIG,
     WEIGHTS,
     modules,
     read_json,
     small_files,
+    tokenizer_config,
 )
 
 CARD: Final = "README.md"
@@ -312,7 +314,7 @@ def _length(files: _Files) -> Fact:
     name, values = layout.length_config(files.folder)
     if limit := _first_set((values, "max_seq_length", name)):
         return limit
-    known = (_optional_json(files.folder, "tokenizer_config.json"), "model_max_length", "tokenizer_config.json")
+    known = (tokenizer_config(files.folder), "model_max_length", TOKENIZER_CONFIG)
     limits = [
         fact
         for fact in (_first_set(known), _first_set((files.config, "max_position_embeddings", CONFIG)))

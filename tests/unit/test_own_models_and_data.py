@@ -351,6 +351,15 @@ def test_a_module_of_the_checkpoints_own_code_or_in_another_folder_is_refused(tm
         model_of(folder)
 
 
+def test_a_tokenizer_without_a_limit_leaves_the_architectures(tmp_path):
+    folder = write_minilm(tmp_path / "m")
+    (folder / "sentence_bert_config.json").unlink()
+    edited(folder, "tokenizer_config.json", model_max_length=int(1e30))  # as transformers writes it
+    assert model_of(folder).query.max_tokens == 400
+    edited(folder, "tokenizer_config.json", model_max_length=32)
+    assert model_of(folder).query.max_tokens == 32
+
+
 def test_a_truncation_that_cuts_nothing_off_is_no_truncation(tmp_path):
     folder = write_minilm(tmp_path / "m")
     edited(folder, "config_sentence_transformers.json", truncate_dim=24)

@@ -17,6 +17,8 @@ WEIGHTS = "model.safetensors"
 PICKLE = "pytorch_model.bin"
 """Weights in the old pickle format, which can contain code. Read only if a config allows it, and only its tensors."""
 TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"
+"""transformers' settings of the tokenizer. It is optional; one that contradicts TOKENIZER is refused."""
 CONFIG = "config.json"
 MODULES = "modules.json"
 """The list of modules, each with its folder, that sentence-transformers and PyLate save."""
@@ -25,7 +27,9 @@ ST_CONFIG = "config_sentence_transformers.json"
 METADATA = "artifact.metadata"
 """The file with a model's settings that Stanford ColBERT saves. It is optional and does not change vectors."""
 FILES = (CONFIG, TOKENIZER, WEIGHTS)
-"""The files that decide vectors. Besides them only METADATA is read, and code if a config allows it."""
+"""The files that decide vectors. METADATA and TOKENIZER_CONFIG are only compared; code is read only if allowed."""
+NO_LIMIT = str(int(1e30)).encode()
+"""What transformers writes as model_max_length of a tokenizer without a limit: more than JSON's readers can hold."""
 CODE = ".py"
 """The ending of the names of files with a checkpoint's own code."""
 _NO_ACCESS = (401, 403, 404)
@@ -116,6 +120,21 @@ def read_json(path: Path) -> dict[str, Any]:
         return untrusted.read_json_object(path)
     except untrusted.UnreadableError as error:
         msg = f"{path}: not JSON ({error}); wanted the checkpoint's configuration; fetch the file again"
+        raise ModelError(msg) from error
+
+
+def tokenizer_config(folder: Path) -> dict[str, Any]:
+    """Return tokenizer_config.json, empty if there is none; no limit of length is null.
+
+    Raises ModelError if it is not a JSON object.
+    """
+    path = folder / TOKENIZER_CONFIG
+    if not path.is_file():
+        return {}
+    try:
+        return untrusted.json_object(path.read_bytes().replace(NO_LIMIT, b"null"))
+    except (OSError, untrusted.UnreadableError) as error:
+        msg = f"{path}: not JSON ({error}); wanted the tokenizer's settings; fetch the file again"
         raise ModelError(msg) from error
 
 
@@ -352,10 +371,10 @@ def _package_folder(package: str) -> Path | None:
 
 def _from_hub(repo: str, revision: str | None, *, allow_pickle: bool, remote_code: bool) -> Checkpoint:
     """Return a hub repository's files from the local cache; missing files are downloaded, resuming partial ones."""
-    patterns = [*FILES, METADATA, *([f"*{CODE}"] if remote_code else [])]
+    patterns = [*FILES, METADATA, TOKENIZER_CONFIG, *([f"*{CODE}"] if remote_code else [])]
 
     def complete(folder: Path) -> bool:
-        """Whether a folder has every file that is read; METADATA is optional."""
+        """Whether a folder has every file that is read; METADATA and TOKENIZER_CONFIG are optional."""
         weights = [WEIGHTS, PICKLE] if allow_pickle else [WEIGHTS]
         found = {path.name for path in folder.iterdir() if path.is_file()}
         return {CONFIG, TOKENIZER} <= found and not found.isdisjoint(weights)

@@ -72,10 +72,11 @@ def _layer(folder: Path) -> Dense:
     if unknown := sorted(set(values) - {*KEYS, *IGNORED_KEYS}):
         msg = f"{folder / CONFIG}: got {', '.join(unknown)}, which is not a known key of a Dense module"
         raise ModelError(f"{msg}; wanted {', '.join(KEYS)}")
-    name = str(values.get("activation_function", "Identity")).rpartition(".")[2]
-    if name not in ACTIVATIONS:
+    package, _, name = str(values.get("activation_function", "torch.nn.Identity")).rpartition(".")
+    if name not in ACTIVATIONS or package.partition(".")[0] != "torch":
         msg = f"{folder / CONFIG}: got activation_function {values['activation_function']!r}"
-        raise ModelError(f"{msg}, which is unknown; {nearest(name, ACTIVATIONS)}")
+        wanted = nearest(name, ACTIVATIONS) if name not in ACTIVATIONS else f"wanted torch.nn.{name}"
+        raise ModelError(f"{msg}, which is unknown; {wanted}")
     sizes = [values.get(key) for key in ("in_features", "out_features")]
     if not all(type(size) is int and size > 0 for size in sizes):
         msg = f"{folder / CONFIG}: got in_features {sizes[0]!r} and out_features {sizes[1]!r}, wanted numbers above 0"

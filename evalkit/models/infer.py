@@ -14,32 +14,32 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 from evalkit.config.settings import CheckpointSource
 from evalkit.errors import ModelError
+from evalkit.models import layout
 from evalkit.models.checkpoint import (
     CONFIG,
     METADATA,
     MODULES,
     ST_CONFIG,
     TOKENIZER,
+    TOKENIZER_CONFIG,
     WEIGHTS,
     modules,
     read_json,
     small_files,
+    tokenizer_config,
 )
 
-LENGTH_CONFIG: Final = "sentence_bert_config.json"
-"""The file with sentence-transformers' maximum length."""
 CARD: Final = "README.md"
 QUERY_PROMPTS: Final = ("query",)
 DOCUMENT_PROMPTS: Final = ("document", "passage", "corpus")
-"""Names of document prompts in sentence-transformers, in its order of preference."""
-POOLINGS: Final = {
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_cls_token": "cls",
-    "mean": "mean",
-    "cls": "cls",
-}
-"""evalkit's name of a pooling, by its names in the Pooling module's config."""
-KNOWN_MODULES: Final = ("Transformer", "Pooling", "Dense", "Normalize")
+"""Names of a late-interaction model's document prompts, in the order of preference."""
+SIDES: Final = ("query", "document")
+POOLINGS: Final = ("mean", "cls")
+"""The poolings that evalkit has, by sentence-transformers' names."""
+DOT_PRODUCTS: Final = ("dot", "dot_product")
+"""Similarities that do not normalise."""
+ST_VERSION: Final = "sentence-transformers 6.2"
+"""The version whose rules are followed."""
 MAX_SHOWN: Final = 80
 """Longest text of a setting that is shown in full, in characters."""
 MODEL_MAX_LENGTH: Final = 1_000_000
@@ -61,13 +61,15 @@ class Inferred(NamedTuple):
     name: str
     facts: Mapping[str, Fact]
     origin: str
+    unused_prompts: tuple[str, ...] = ()
+    """Names of prompts in its files that stand before no text."""
 
     def values(self) -> dict[str, Any]:
         """Return the settings as in a config's YAML."""
         return {"name": self.name, **{key: fact.value for key, fact in self.facts.items()}}
 
     def lines(self) -> list[str]:
-        """Return one line per file with the settings read from it, and one with those that were assumed."""
+        """Return a line per file with the settings read from it, one with unused prompts, one with what was assumed."""
         by_file: dict[str, list[str]] = {}
         for key, fact in self.facts.items():
             if key == "checkpoints":
@@ -76,6 +78,9 @@ class Inferred(NamedTuple):
                 by_file.setdefault(_file_of(fact.source), []).append(f"{key} {_shown(fact.value)}")
         assumed = by_file.pop("", ["nothing"])
         read = [f"{file}: {', '.join(facts)}" for file, facts in by_file.items()]
+        if self.unused_prompts:
+            names = ", ".join(self.unused_prompts)
+            read.append(f"not used, as in encode_query and encode_document of {ST_VERSION}: prompts {names}")
         return [*read, f"assumed (no file says so): {', '.join(assumed)}"]
 
 
@@ -104,10 +109,7 @@ def infer(source: CheckpointSource, *, name: str) -> Inferred:
         _optional_json(folder, ST_CONFIG),
         modules(folder),
     )
-    for kind, path in files.modules:
-        if kind not in KNOWN_MODULES:
-            msg = f"{folder / MODULES}: got a module {kind} in {path!r}, wanted {', '.join(KNOWN_MODULES)}"
-            raise ModelError(f"{msg}; evalkit supports no other")
+    layout.refuse_modules(folder)
     kinds = [kind for kind, _ in files.modules]
     if files.metadata or "query_prefix" in files.st_config or files.st_config.get("similarity_fn_name") == "MaxSim":
         facts = _late_interaction(files)
@@ -136,7 +138,8 @@ def infer(source: CheckpointSource, *, name: str) -> Inferred:
             "the files' names",
         ),
     }
-    return Inferred(name, ordered, found.origin)
+    unused = _unused_prompts(files) if ordered["kind"].value == "single_vector" else ()
+    return Inferred(name, ordered, found.origin, unused)
 
 
 def _late_interaction(files: _Files) -> dict[str, Fact]:
@@ -148,6 +151,7 @@ def _late_interaction(files: _Files) -> dict[str, Fact]:
         facts["head"] = Fact("linear", METADATA)
     else:
         facts["head"], facts["dim"] = _dense(files)
+        layout.refuse_late_interaction(files.folder, files.st_config, dim=facts["dim"].value)
     for side in ("query", "document"):
         facts[side] = _side_rules(files, side, library)
     facts |= {"pooling": Fact("tokens", facts["kind"].source), "normalize": Fact(value=True)}
@@ -177,7 +181,7 @@ def _side_rules(files: _Files, side: str, library: _Library) -> Fact:
         facts |= {"expansion": expands, "attend_to_expansion": attends}
         if expands.value:
             rules |= {"expansion": True, "attend_to_expansion": bool(attends.value)}
-    if prompt := _prompts(files.st_config)[side]:
+    if prompt := _prompts(files)[side]:
         rules["prompt"] = prompt
     assumed = [key for key, fact in facts.items() if not fact.source]
     sources = sorted({_file_of(fact.source) for fact in facts.values() if fact.source})
@@ -210,11 +214,10 @@ def _single_vector(files: _Files) -> dict[str, Fact]:
     path = next(path for kind, path in files.modules if kind == "Pooling")
     pooling = _pooling(files.folder / path / CONFIG)
     head, dim = _dense(files)
-    normal = any(kind == "Normalize" for kind, _ in files.modules)
-    cosine = files.st_config.get("similarity_fn_name") == "cosine"
+    layout.refuse_single_vector(files.folder, files.st_config, dim=dim.value)
     rules: dict[str, Fact] = {}
     limit = _length(files)
-    for side, prompt in _prompts(files.st_config).items():
+    for side, prompt in _single_vector_prompts(files).items():
         rules[side] = Fact({"max_tokens": limit.value, **({"prompt": prompt} if prompt else {})}, limit.source)
     return {
         "kind": Fact("single_vector", MODULES),
@@ -222,26 +225,37 @@ def _single_vector(files: _Files) -> dict[str, Fact]:
         "head": head,
         **rules,
         "pooling": pooling,
-        "normalize": Fact(
-            normal or cosine, MODULES if normal else f"{ST_CONFIG}: similarity_fn_name" if cosine else MODULES
-        ),
+        "normalize": _normalize(files),
         "skiplist": Fact("none", MODULES),
     }
 
 
+def _normalize(files: _Files) -> Fact:
+    """Return whether vectors are normalised: by a module, or because they are compared by cosine.
+
+    That is what sentence-transformers does without a similarity. It reads "dot" only; "dot_product" is its own other
+    name of it. Raises ModelError for another similarity.
+    """
+    key = "similarity_fn_name"
+    name = files.st_config.get(key)
+    if name not in (None, "cosine", *DOT_PRODUCTS):
+        msg = f"{files.folder / ST_CONFIG}: got {key} {name!r}, wanted cosine or dot; evalkit supports no other"
+        raise ModelError(f"{msg}; in a copy, set one of the two if the model may be compared by it")
+    if any(kind == "Normalize" for kind, _ in files.modules):
+        return Fact(value=True, source=MODULES)
+    return Fact(name not in DOT_PRODUCTS, "" if name is None else f"{ST_CONFIG}: {key}")
+
+
 def _pooling(path: Path) -> Fact:
     """Return the pooling in a Pooling module's config. Raises ModelError if evalkit does not support it."""
-    values = read_json(path)
-    modes = [key for key, value in values.items() if key.startswith("pooling_mode_") and value is True]
-    if isinstance(mode := values.get("pooling_mode"), str):
-        modes.append(mode)
+    modes = layout.poolings(path)
     if len(modes) != 1 or modes[0] not in POOLINGS:
-        msg = f"{path}: got pooling {', '.join(modes) or 'none'}, wanted mean or cls"
+        msg = f"{path}: got pooling {', '.join(modes) or 'none'}, wanted {' or '.join(POOLINGS)}"
         raise ModelError(f"{msg}; evalkit supports no other")
-    if values.get("include_prompt") is False:
+    if not read_json(path).get("include_prompt", True):
         msg = f"{path}: got include_prompt false, wanted pooling over the whole text"
         raise ModelError(f"{msg}; evalkit supports no other")
-    return Fact(POOLINGS[modes[0]], f"{path.parent.name}/{CONFIG}")
+    return Fact(modes[0], f"{path.parent.name}/{CONFIG}")
 
 
 def _dense(files: _Files) -> tuple[Fact, Fact]:
@@ -258,21 +272,49 @@ def _hidden_size(config: Mapping[str, Any]) -> Any:
     return next((config[key] for key in ("hidden_size", "dim", "d_model") if key in config), None)
 
 
-def _prompts(st_config: Mapping[str, Any]) -> dict[str, str]:
-    """Return the prompt of each side: the one with its name, else the default prompt."""
-    prompts = st_config.get("prompts") or {}
-    default = prompts.get(st_config.get("default_prompt_name")) or ""
+def _single_vector_prompts(files: _Files) -> dict[str, str]:
+    """Return the prompt of each side as in encode_query and encode_document of sentence-transformers 6.2.
+
+    Both names always exist there and are empty if no file sets them, so neither the default prompt nor those named
+    passage and corpus are ever used. Versions before 5 have no sides. Raises ModelError for an unknown default.
+    """
+    prompts, default = _saved_prompts(files), files.st_config.get("default_prompt_name")
+    if default is not None and default not in {*SIDES, *prompts}:
+        msg = f"{files.folder / ST_CONFIG}: got default_prompt_name {default!r}, wanted one of the file's prompts"
+        raise ModelError(f"{msg} ({', '.join(prompts) or 'none'}); set it to one of them, or to null")
+    return {side: prompts.get(side) or "" for side in SIDES}
+
+
+def _unused_prompts(files: _Files) -> tuple[str, ...]:
+    """Return the names of a single-vector model's prompts that stand before no text."""
+    return tuple(name for name, prompt in _saved_prompts(files).items() if prompt and name not in SIDES)
+
+
+def _saved_prompts(files: _Files) -> dict[str, str | None]:
+    """Return the prompts in a checkpoint's file by name. Raises ModelError if they are not texts."""
+    prompts = files.st_config.get("prompts") or {}
+    if not isinstance(prompts, dict) or not all(isinstance(text, str | None) for text in prompts.values()):
+        msg = f"{files.folder / ST_CONFIG}: got prompts {str(prompts)[:MAX_SHOWN]}, wanted texts by name"
+        raise ModelError(f"{msg}; correct the file")
+    return prompts
+
+
+def _prompts(files: _Files) -> dict[str, str]:
+    """Return the prompt of each side of a late-interaction model: the one with its name, else the default prompt."""
+    prompts = _saved_prompts(files)
+    default = prompts.get(files.st_config.get("default_prompt_name", "")) or ""
     named = {"query": QUERY_PROMPTS, "document": DOCUMENT_PROMPTS}
     return {
-        side: next((prompts[name] for name in names if prompts.get(name)), default) for side, names in named.items()
+        side: next((text for name in names if (text := prompts.get(name))), default) for side, names in named.items()
     }
 
 
 def _length(files: _Files) -> Fact:
     """Return the most tokens of a single-vector model: sentence-transformers' limit, else the architecture's."""
-    if limit := _first_set((_optional_json(files.folder, LENGTH_CONFIG), "max_seq_length", LENGTH_CONFIG)):
+    name, values = layout.length_config(files.folder)
+    if limit := _first_set((values, "max_seq_length", name)):
         return limit
-    known = (_optional_json(files.folder, "tokenizer_config.json"), "model_max_length", "tokenizer_config.json")
+    known = (tokenizer_config(files.folder), "model_max_length", TOKENIZER_CONFIG)
     limits = [
         fact
         for fact in (_first_set(known), _first_set((files.config, "max_position_embeddings", CONFIG)))
@@ -284,8 +326,9 @@ def _length(files: _Files) -> Fact:
 def _backbone(files: _Files, *, origin: str) -> dict[str, Fact]:
     """Return the backbone that loads the checkpoint, and the architecture for those of transformers."""
     config, kind = files.config, files.config.get("model_type")
-    if _optional_json(files.folder, LENGTH_CONFIG).get("do_lower_case"):
-        msg = f"{origin}: {LENGTH_CONFIG} has do_lower_case true, wanted a tokenizer that does this itself"
+    length_config, settings = layout.length_config(files.folder)
+    if settings.get("do_lower_case"):
+        msg = f"{origin}: {length_config} has do_lower_case true, wanted a tokenizer that does this itself"
         raise ModelError(f"{msg}; evalkit does not change the case of texts")
     source = f"{CONFIG}: model_type"
     if kind == "xmod":
@@ -344,7 +387,7 @@ def _licence(folder: Path) -> Fact:
 
 def _files_read(folder: Path) -> list[str]:
     """Return the names of the files that settings were read from."""
-    named = (CONFIG, METADATA, MODULES, ST_CONFIG, LENGTH_CONFIG, TOKENIZER)
+    named = (CONFIG, METADATA, MODULES, ST_CONFIG, layout.length_config(folder)[0], TOKENIZER)
     return [name for name in named if (folder / name).is_file()]
 
 

@@ -20,6 +20,7 @@ from tokenizers import Tokenizer
 from evalkit.config.settings import EncoderConfig, TextRules
 from evalkit.errors import ModelError
 from evalkit.models.checkpoint import TOKENIZER, Checkpoint
+from evalkit.models.normalizer import refuse_contradiction
 from evalkit.ragged import offsets
 
 FIRST_TOKENS = ("<s>", "[CLS]")
@@ -180,6 +181,8 @@ class Vocabulary:
 def load_vocabulary(checkpoint: Checkpoint, *, own_template: bool = False) -> Vocabulary:
     """Load `tokenizer.json` with its own truncation and padding turned off. Raises ModelError if it is unusable.
 
+    It is also refused if tokenizer_config.json asks transformers for another normaliser.
+
     With `own_template`, texts begin and end with the tokens that the tokenizer's post-processor adds. If there is no
     mask token, queries are expanded with the end token, as PyLate does for decoders.
     """
@@ -193,6 +196,7 @@ def load_vocabulary(checkpoint: Checkpoint, *, own_template: bool = False) -> Vo
             raise
         msg = f"{path}: not a tokenizer file ({error}); fetch the file again"
         raise ModelError(msg) from error
+    refuse_contradiction(tokenizer, checkpoint.folder)
     # all-MiniLM-L6-v2's file sets truncation and padding to 128 tokens; evalkit uses the lengths of the config.
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -111,7 +111,7 @@ def write_minilm(folder, *, pooling="pooling_mode_mean_tokens", normal=True):
     (folder / "modules.json").write_text(json.dumps(modules), encoding="utf-8")
     edited(folder, "1_Pooling/config.json", **{"pooling_mode_cls_token": False, pooling: True})
     edited(folder, "sentence_bert_config.json", max_seq_length=256, do_lower_case=False)
-    edited(folder, "config_sentence_transformers.json", prompts={"query": "ask: ", "passage": "read: "})
+    edited(folder, "config_sentence_transformers.json", prompts={"query": "ask: ", "document": "read: "})
     return folder
 
 
@@ -121,15 +121,65 @@ def test_a_sentence_transformers_checkpoint_says_pooling_norm_length_and_prompts
     assert (model.dims, model.query.max_tokens, model.skiplist) == ((24,), 256, "none")
     assert (model.query.prompt, model.document.prompt) == ("ask: ", "read: ")
     plain = model_of(write_minilm(tmp_path / "n", pooling="pooling_mode_cls_token", normal=False))
-    assert (plain.pooling, plain.normalize) == ("cls", False)
+    assert plain.pooling == "cls"
 
 
-def test_a_default_prompt_stands_before_the_texts_of_a_side_without_one(tmp_path):
+@pytest.mark.parametrize(
+    ("similarity", "normalised", "assumed"),
+    [
+        ({}, True, True),
+        ({"similarity_fn_name": None}, True, True),
+        ({"similarity_fn_name": "cosine"}, True, False),
+        ({"similarity_fn_name": "dot"}, False, False),
+        ({"similarity_fn_name": "dot_product"}, False, False),
+    ],
+)
+def test_vectors_are_compared_by_cosine_unless_the_files_say_dot_product(tmp_path, similarity, normalised, assumed):
+    folder = write_minilm(tmp_path / "m", normal=False)
+    edited(folder, "config_sentence_transformers.json", **similarity)
+    found = infer(CheckpointSource(path=str(folder)), name="x")
+    assert found.values()["normalize"] is normalised
+    assert ("normalize true" in found.lines()[-1]) is assumed
+
+
+@pytest.mark.parametrize(
+    ("saved", "default", "wanted"),
+    [
+        ({"query": "ask: ", "document": "read: "}, None, ("ask: ", "read: ")),
+        ({"query": "ask: ", "document": ""}, "query", ("ask: ", "")),
+        ({"query": "", "document": "", "x": "read: "}, "x", ("", "")),
+        ({"query": None, "document": None, "x": "read: "}, "x", ("", "")),
+        ({"x": "read: "}, "x", ("", "")),
+        ({"document": "", "passage": "read: ", "query": "ask: "}, None, ("ask: ", "")),
+        ({"query": "ask: ", "passage": "read: "}, None, ("ask: ", "")),
+        ({}, "query", ("", "")),
+    ],
+)
+def test_the_prompts_of_a_single_vector_model_are_those_of_encode_query_and_encode_document(
+    tmp_path, saved, default, wanted
+):
+    """What sentence-transformers 6.2.0 puts before the texts of each side, as measured."""
     folder = write_minilm(tmp_path / "m")
-    said = {"prompts": {"query": "ask: ", "clustering": "sort: "}, "default_prompt_name": "clustering"}
-    edited(folder, "config_sentence_transformers.json", **said)
+    edited(folder, "config_sentence_transformers.json", prompts=saved, default_prompt_name=default)
     model = model_of(folder)
-    assert (model.query.prompt, model.document.prompt) == ("ask: ", "sort: ")
+    assert (model.query.prompt, model.document.prompt) == wanted
+    lines = infer(CheckpointSource(path=str(folder)), name="x").lines()
+    unused = [name for name in saved if name in {"x", "passage"}]
+    assert [line.partition(": prompts ")[2] for line in lines if line.startswith("not used")] == unused
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"default_prompt_name": "gone"}, r"got default_prompt_name 'gone', wanted one of the file's prompts \(query"),
+        ({"prompts": {"query": 3}}, "got prompts {'query': 3}, wanted texts by name"),
+    ],
+)
+def test_prompts_that_are_no_texts_or_not_there_are_refused(tmp_path, changed, message):
+    folder = write_minilm(tmp_path / "m")
+    edited(folder, "config_sentence_transformers.json", **changed)
+    with pytest.raises(ModelError, match=message):
+        model_of(folder)
 
 
 @pytest.mark.parametrize(
@@ -141,7 +191,45 @@ def test_a_default_prompt_stands_before_the_texts_of_a_side_without_one(tmp_path
             {"include_prompt": False},
             "include_prompt false, wanted pooling over the whole text",
         ),
+        ("1_Pooling/config.json", {"pooling_mode": ["mean", "cls"]}, "got pooling mean, cls, wanted mean or cls"),
+        ("1_Pooling/config.json", {"pooling_mode": "lasttoken"}, "got pooling lasttoken, wanted mean or cls"),
+        ("1_Pooling/config.json", {"pooling_mode_weightedmean_tokens": 1}, "got pooling mean, weightedmean, wanted"),
+        ("1_Pooling/config.json", {"include_prompt": 0}, "include_prompt false, wanted pooling over the whole text"),
         ("sentence_bert_config.json", {"do_lower_case": True}, "has do_lower_case true, wanted a tokenizer"),
+        ("sentence_bert_config.json", {"transformer_task": "fill-mask"}, "got transformer_task 'fill-mask', wanted"),
+        (
+            "sentence_bert_config.json",
+            {"modality_config": {"text": {"method": "forward", "method_output_name": "pooler_output"}}},
+            "got modality_config text .*pooler_output.*, wanted .*last_hidden_state",
+        ),
+        (
+            "sentence_bert_config.json",
+            {"tokenizer_args": {"do_lower_case": False}},
+            "got tokenizer_args .*, wanted none",
+        ),
+        ("sentence_bert_config.json", {"model_args": {"rope_theta": 9}}, "got model_args .*rope_theta.*, wanted none"),
+        ("sentence_bert_config.json", {"model_args": ["x"]}, "got model_args .*, wanted a JSON object"),
+        (
+            "config_sentence_transformers.json",
+            {"model_type": "SparseEncoder"},
+            "got model_type 'SparseEncoder', wanted",
+        ),
+        ("config_sentence_transformers.json", {"truncate_dim": 8}, "got truncate_dim 8, wanted vectors of all 24"),
+        (
+            "2_Normalize/config.json",
+            {"module_input_name": "token_embeddings"},
+            "Normalize .*module_input_name 'token_em",
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"similarity_fn_name": "euclidean"},
+            "got similarity_fn_name 'euclidean', wanted cosine or dot",
+        ),
+        (
+            "config_sentence_transformers.json",
+            {"similarity_fn_name": "manhattan"},
+            "got similarity_fn_name 'manhattan', wanted cosine or dot",
+        ),
         (
             "config.json",
             {"model_type": "house_bert"},
@@ -174,10 +262,128 @@ def test_a_module_that_is_not_known_is_refused_by_its_name(tmp_path):
         model_of(folder)
 
 
+def write_dense(folder, path="2_Dense", **changed):
+    values = {"in_features": 24, "out_features": 24, "bias": True, "activation_function": "torch.nn.Tanh"}
+    edited(folder, f"{path}/config.json", **{**values, **changed})
+
+
+def ordered(folder, *kinds, library="sentence_transformers.models"):
+    """Write modules.json with these modules in this order."""
+    entries = [
+        {"idx": place, "path": "" if kind == "Transformer" else f"{place}_{kind}", "type": f"{library}.{kind}"}
+        for place, kind in enumerate(kinds)
+    ]
+    (folder / "modules.json").write_text(json.dumps(entries), encoding="utf-8")
+
+
+@pytest.mark.parametrize(
+    "kinds",
+    [
+        ("Transformer", "Pooling", "Normalize", "Dense"),
+        ("Transformer", "Pooling", "Dense", "Normalize", "Dense"),
+        ("Transformer", "Pooling", "Pooling"),
+        ("Transformer", "Normalize", "Pooling"),
+        ("Pooling", "Transformer"),
+    ],
+)
+def test_modules_in_another_order_than_evalkits_are_refused(tmp_path, kinds):
+    folder = write_minilm(tmp_path / "m")
+    ordered(folder, *kinds)
+    for place, kind in enumerate(kinds):
+        if kind == "Pooling":
+            edited(folder, f"{place}_Pooling/config.json", pooling_mode="mean")
+        if kind == "Dense":
+            write_dense(folder, f"{place}_Dense")
+    with pytest.raises(
+        ModelError, match=rf"modules\.json: got the modules {', '.join(kinds)}, wanted Tr.* in this order"
+    ):
+        model_of(folder)
+
+
+def test_a_dense_module_on_tokens_before_pooling_is_refused(tmp_path):
+    folder = write_minilm(tmp_path / "m")
+    ordered(folder, "Transformer", "Dense", "Pooling")
+    edited(folder, "2_Pooling/config.json", pooling_mode="mean")
+    names = {"module_input_name": "token_embeddings", "module_output_name": "token_embeddings"}
+    write_dense(folder, "1_Dense", **names)
+    with pytest.raises(ModelError, match="got the modules Transformer, Dense, Pooling, wanted Transformer, Pooling"):
+        model_of(folder)
+    ordered(folder, "Transformer", "Pooling", "Dense")
+    write_dense(folder, **names)
+    with pytest.raises(
+        ModelError, match=r"modules\.json: got a Dense module in '2_Dense' with module_input_name 'token_"
+    ):
+        model_of(folder)
+    write_dense(folder, module_input_name="sentence_embedding", module_output_name=None)
+    assert model_of(folder).head == "dense"
+
+
+def test_a_dense_module_without_an_activation_is_refused_as_libraries_assume_different_ones(tmp_path):
+    folder = write_minilm(tmp_path / "m")
+    ordered(folder, "Transformer", "Pooling", "Dense")
+    edited(folder, "2_Dense/config.json", in_features=24, out_features=24)
+    with pytest.raises(ModelError, match=r"2_Dense/config\.json: got no activation_function, wanted its name"):
+        model_of(folder)
+
+
+def test_a_pylate_layout_keeps_its_order_of_modules(tmp_path):
+    folder = shutil.copytree(LAYOUTS / "modernbert", tmp_path / "m")
+    ordered(folder, "Transformer", "Dense", "Normalize")
+    assert model_of(folder).head == "dense"
+    ordered(folder, "Transformer", "Normalize", "Dense")
+    shutil.copytree(folder / "1_Dense", folder / "2_Dense")
+    with pytest.raises(
+        ModelError, match="got the modules Transformer, Normalize, Dense, wanted Transformer, then Dense"
+    ):
+        model_of(folder)
+
+
+def test_a_module_of_the_checkpoints_own_code_or_in_another_folder_is_refused(tmp_path):
+    folder = write_minilm(tmp_path / "m")
+    ordered(folder, "Transformer", "Pooling", library="custom_st")
+    with pytest.raises(ModelError, match=r"got the module custom_st\.Transformer, wanted a class of sentence_transfor"):
+        model_of(folder)
+    entry = {"idx": 0, "path": "0_Transformer", "type": "sentence_transformers.models.Transformer"}
+    (folder / "modules.json").write_text(json.dumps([entry]), encoding="utf-8")
+    with pytest.raises(
+        ModelError, match="got a Transformer module in '0_Transformer', wanted it in the checkpoint's own"
+    ):
+        model_of(folder)
+
+
+def test_a_tokenizer_without_a_limit_leaves_the_architectures(tmp_path):
+    folder = write_minilm(tmp_path / "m")
+    (folder / "sentence_bert_config.json").unlink()
+    edited(folder, "tokenizer_config.json", model_max_length=int(1e30))  # as transformers writes it
+    assert model_of(folder).query.max_tokens == 400
+    edited(folder, "tokenizer_config.json", model_max_length=32)
+    assert model_of(folder).query.max_tokens == 32
+
+
+def test_a_truncation_that_cuts_nothing_off_is_no_truncation(tmp_path):
+    folder = write_minilm(tmp_path / "m")
+    edited(folder, "config_sentence_transformers.json", truncate_dim=24)
+    assert model_of(folder).dims == (24,)
+
+
+@pytest.mark.parametrize("kind", ["roberta", "distilbert", "camembert", "albert", "xlm-roberta", "xlnet"])
+def test_the_length_is_read_from_the_files_of_older_versions_too(tmp_path, kind):
+    folder = write_minilm(tmp_path / "m")
+    name = f"sentence_{kind}_config.json"
+    edited(folder, name, max_seq_length=12)
+    assert model_of(folder).query.max_tokens == 256  # sentence_bert_config.json is read first
+    (folder / "sentence_bert_config.json").write_text("{}", encoding="utf-8")  # unless it is empty
+    assert model_of(folder).document.max_tokens == 12
+    edited(folder, name, do_lower_case=True)
+    with pytest.raises(ModelError, match=f"{name} has do_lower_case true"):
+        model_of(folder)
+
+
 @pytest.mark.parametrize(
     ("name", "changed", "message"),
     [
         ("1_Dense/config.json", {"activation_function": "house.Swish2"}, "activation_function 'house.Swish2'"),
+        ("1_Dense/config.json", {"activation_function": "house.GELU"}, r"'house\.GELU'.*wanted torch\.nn\.GELU"),
         ("1_Dense/config.json", {"dropout": 0.1}, "got dropout, which is not a known key of a Dense module"),
         ("1_Dense/config.json", {"in_features": 31}, r"wanted .*\(16, 31\)"),
     ],

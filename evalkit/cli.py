@@ -719,7 +719,8 @@ def _read_mteb(path: Path, overrides: Sequence[str], *, keep: bool) -> None:
     named, declared = _declared_settings(overrides)
     _say(f"{found.model} at {found.revision}, task {found.task}: measured by {found.version}")
     for cell in cells:
-        _say(f"{cell.dataset} ({cell.split})")
+        subset = cell.environment.get(mteb_results.SUBSET)
+        _say(f"{cell.dataset} ({cell.split}{'' if subset is None else f', subset {subset}'})")
         for name, value in cell.metrics.items():
             _say(f"{name}\t{rounding.fixed(value, 5)}")
         words = overrides if one is not None else [*overrides, f"dataset={commands.packaged().word(cell.dataset)}"]

@@ -75,7 +75,7 @@ def varying(cells: Sequence[CellScores]) -> tuple[str, ...]:
     """Return what differs among cells of one system on several datasets so that they have no common mean.
 
     Settings may differ as far as the dataset decides them: by the rules in its config, by the values that the model's
-    config gives per dataset, and by its language.
+    config gives per dataset, by its language, and by the exceptions of a published table with these cells.
     """
     names = [
         name
@@ -89,6 +89,8 @@ def varying(cells: Sequence[CellScores]) -> tuple[str, ...]:
 def _decided_by_dataset(cells: Sequence[CellScores], name: str) -> bool:
     """Whether the datasets or their languages decide a setting in which cells of one system differ."""
     values = [cell.split if name == "split" else results.flat(cell.protocol).get(name) for cell in cells]
+    if _published_with(cells, name, values):
+        return True
     if name in OF_LANGUAGE:
         return len({(cell.language, repr(value)) for cell, value in zip(cells, values, strict=True)}) == len(
             {cell.language for cell in cells}
@@ -101,6 +103,20 @@ def _decided_by_dataset(cells: Sequence[CellScores], name: str) -> bool:
         all(_in(config, name, cell.dataset) == value for cell, value in zip(cells, values, strict=True))
         for config in own or configs
     )
+
+
+def _published_with(cells: Sequence[CellScores], name: str, values: Sequence[object]) -> bool:
+    """Whether one source published scores of all cells and states these values of a setting."""
+    sources = [
+        {
+            score.source
+            for metric in cell.metrics
+            for score in published.find(cell.model, cell.dim, cell.dataset, metric)
+            if name in score.settings and score.settings[name] == value
+        }
+        for cell, value in zip(cells, values, strict=True)
+    ]
+    return bool(set.intersection(*sources))
 
 
 def _is_datasets_rule(cell: CellScores, name: str, value: object) -> bool:

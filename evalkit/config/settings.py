@@ -76,7 +76,7 @@ class HubCopy:
     queries: str
     qrels: str
     split: str | None = None
-    """The repository's name of the split, if it differs; a config with a single split is always read."""
+    """The repository's name of the split, if it differs; documents and queries with a single split are always read."""
     revision: str | None = None
     """The commit; None means the current `main`, and the result records which commit that was."""
 

@@ -57,8 +57,12 @@ SYSTEM = "mteb:"
 """The beginning of the name of a system that mteb measured."""
 MEASURED_BY = "measured_by"
 """The key in a cell's `environment` with the release of mteb."""
+SUBSET = "subset"
+"""The key in a cell's `environment` with mteb's subset, if it is not the dataset's."""
 SCHEMA = 1
 """The version of the records that `keep` writes."""
+DEFAULT = "default"
+"""mteb's subset of a task that has no others."""
 META = "model_meta.json"
 UNKNOWN = "of an unknown version"
 WANTED = "wanted a result that mteb 1.11 or later wrote, MODEL/REVISION/TASK.json"
@@ -144,7 +148,11 @@ def read(path: Path) -> Result:
             if not isinstance(entry, dict):
                 msg = f"{path}: got scores of split {split!r} that are not a list of subsets, {WANTED}"
                 raise ScoreError(msg)
-            entries[split, str(entry.get("hf_subset", "default"))] = entry
+            subset = str(entry.get("hf_subset", DEFAULT))
+            if (split, subset) in entries:
+                msg = f"{path}: got subset {subset!r} of split {split!r} twice, wanted every subset once"
+                raise ScoreError(f"{msg}; keep the entry that is meant")
+            entries[split, subset] = entry
     model, revision = _model(path)
     version = f"mteb {version}" if isinstance(version, str) and version else f"mteb {UNKNOWN}"
     return Result(path, model, revision, task, version, entries, str(values.get("dataset_revision") or ""))
@@ -200,14 +208,21 @@ def chosen(result: Result, datasets: Sequence[Wanted], *, dataset: Wanted | None
 def cell(result: Result, dataset: Wanted) -> CellScores:
     """Return a result's means on one dataset as a cell of the system `mteb:MODEL`.
 
+    A task of the user's own may have other names of split and subset than the dataset. If it has only one entry, the
+    cell is of that split, which is then another one than the dataset's, and of that subset.
+
     Raises ScoreError if its split, its subset or the dataset's main metric is missing, or if a value is not a number
     from 0 to 1.
     """
     task, subset = task_of(dataset.name)
     split = split_of(dataset.name, dataset.split)
     entry = result.entries.get((split, subset))
-    if entry is None and result.task != task:  # a task of the user's own may have other names of split and subset
-        entry = next(iter(result.entries.values())) if len(result.entries) == 1 else None
+    known = dataset.split
+    if entry is None and result.task != task and len(result.entries) == 1:
+        ((known, subset), entry) = next(iter(result.entries.items()))
+        for what, name in (("split", known), ("subset", subset)):
+            if (why := texts.unusable_name(name)) is not None:
+                raise ScoreError(f"{result.path}: got {what} {name!r}, {why}; rename it in the file")
     if entry is None:
         got = ", ".join(f"{one}/{other}" for one, other in sorted(result.entries)) or "none"
         msg = f"{result.path}: got splits and subsets {got}, wanted {split}/{subset} for {dataset.name}"
@@ -228,6 +243,8 @@ def cell(result: Result, dataset: Wanted) -> CellScores:
             "version": result.version,
             "dataset_revision": result.dataset_revision,
             **dataset._asdict(),
+            "split": known,
+            **({} if subset in (DEFAULT, task_of(dataset.name)[1]) else {SUBSET: subset}),
             "metrics": {name: float(value) for name, value in metrics.items()},
         }
     )
@@ -249,7 +266,10 @@ def _cell(facts: Mapping[str, Any]) -> CellScores:
         deviations=(),
         protocol={"dataset_revision": facts["dataset_revision"]},
         wall_s={},
-        environment={MEASURED_BY: facts["version"], "revision": facts["revision"], "task": facts["task"]},
+        environment={
+            MEASURED_BY: facts["version"],
+            **{name: facts[name] for name in ("revision", "task", SUBSET) if name in facts},
+        },
     )
 
 
@@ -261,7 +281,7 @@ def keep(cells: Sequence[CellScores], results_dir: Path) -> list[Path]:
             "schema_version": SCHEMA,
             "model": one.model.removeprefix(SYSTEM),
             "version": one.environment[MEASURED_BY],
-            **{name: one.environment[name] for name in ("revision", "task")},
+            **{name: one.environment[name] for name in ("revision", "task", SUBSET) if name in one.environment},
             "dataset_revision": one.protocol["dataset_revision"],
             "name": one.dataset,
             **{name: getattr(one, name) for name in ("split", "language", "main_metric")},

@@ -148,6 +148,16 @@ BAD = {
         (),
         "got subsets vi of XQuADRetrieval, wanted ar, en, es, ru",
     ),
+    "a subset twice": (
+        {"scores": {"test": [SCORES, {**SCORES, "ndcg_at_10": 0.1}]}},
+        (),
+        "got subset 'default' of split 'test' twice, wanted every subset once; keep the entry that is meant",
+    ),
+    "a split of the user's own that no table can name": (
+        {"task": "Own", "scores": {"a/b": [SCORES]}},
+        ("dataset=demo",),
+        "got split 'a/b', ",
+    ),
     "no subsets": (
         {"scores": {"test": [0.5]}},
         (),
@@ -176,9 +186,19 @@ def test_a_file_cut_short_is_told_in_one_line(tmp_path):
     assert "cannot be read as JSON (No such file or directory)" in score(tmp_path / "gone.json")
 
 
-def test_a_task_of_the_users_own_is_named_by_its_dataset(tmp_path):
-    path = write(tmp_path, task="DemoTask", scores={"eval": [SCORES]})
-    assert "demo (test)\nndcg@10\t0.34567" in score(path, "dataset=demo")
+def test_a_task_of_the_users_own_is_named_by_its_dataset_and_keeps_its_own_split_and_subset(tmp_path):
+    def told(name, **entries):
+        return score(write(tmp_path, task=name, scores=entries), "dataset=demo", "--keep", f"results_dir={tmp_path}")
+
+    assert "demo (test)\nndcg@10\t0.34567" in told("DemoTask", test=[SCORES])
+    assert "demo (test, subset fr)\nndcg@10\t0.34567" in told("DemoTask", test=[{**SCORES, "hf_subset": "fr"}])
+    assert "demo (train)\nndcg@10\t0.34567" in told("DemoTask", train=[SCORES])
+    assert "| mteb:org/colbert (mteb 2.26.24) | – | demo (train) |" in build.build(tmp_path).files[
+        "tables/runs.md"
+    ].decode("utf-8")
+    assert "demo (train, subset fr)\nndcg@10" in told("DemoTask", train=[{**SCORES, "hf_subset": "fr"}])
+    ((kept,), problems) = mteb_results.kept(tmp_path)
+    assert (kept.split, kept.environment["subset"], problems) == ("train", "fr", ())
 
 
 def test_score_without_a_dataset_and_keep_without_mteb_are_refused(tmp_path):

@@ -226,3 +226,11 @@ def test_the_dataset_decides_whether_self_ids_are_dropped() -> None:
     assert comparability.varying([on("beir/nq", dropped=True), kept]) == ("drop_self",)
     none = on("beir/fiqa", dropped=False, kept_self=0)
     assert comparability.varying([on("beir/nq", dropped=True), none]) == ()
+
+
+def test_the_exceptions_of_a_published_table_are_one_protocol() -> None:
+    """The card's BM25 keeps self-ids on ArguAna alone."""
+    protocol = cell().protocol
+    kept = cell(dataset="beir/arguana", protocol={**protocol, "drop_self": False})
+    assert comparability.varying([cell(), kept]) == ()
+    assert comparability.varying([cell(), dataclasses.replace(kept, model="mine")]) == ("drop_self",)

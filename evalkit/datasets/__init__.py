@@ -8,7 +8,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
-from evalkit.config.settings import DatasetConfig, SourceName
+from evalkit.config.files import settings_in
+from evalkit.config.settings import DatasetConfig, SourceName, group_files
 from evalkit.datasets import hub, irds
 from evalkit.datasets.folder import judgement_line, load_folder, qrels_file
 from evalkit.datasets.judged import other_spelling
@@ -85,6 +86,7 @@ def load_read(config: DatasetConfig, read: Callable[[Dataset], Read]) -> tuple[D
     unlogged: dict[SourceName, DatasetError] = {}
     for name in names:
         try:
+            _refuse_relabelled(config, name)
             dataset = SOURCES[name](config)
             for failed, reason in unlogged.items():  # if every source fails, the error names the reasons
                 log.warning("dataset %s: source %s failed, the next one is tried: %s", config.name, failed, reason)
@@ -109,6 +111,20 @@ def load_read(config: DatasetConfig, read: Callable[[Dataset], Read]) -> tuple[D
         )
     msg = f"dataset {config.name}: got it from none of its sources, wanted one of {', '.join(names)}"
     raise DatasetError(f"{msg}; {'; '.join(f'{name}: {reason}' for name, reason in zip(names, reasons, strict=True))}")
+
+
+def _refuse_relabelled(config: DatasetConfig, source: SourceName) -> None:
+    """Raise DatasetError if only the name of the split was changed, and the source would give the same judgements."""
+    path = group_files("dataset").get(config.name)
+    if path is None or source not in ("hub", "mirror", "demo"):
+        return
+    own = settings_in(path, "dataset")
+    copy = getattr(config, source)
+    fixed = source == "demo" or (copy is not None and copy.split and copy.split == (own.get(source) or {}).get("split"))
+    if fixed and config.split != own.get("split"):
+        msg = f"dataset {config.name}: got split {config.split!r}, wanted {own.get('split')!r}, its only one"
+        other = "" if source == "demo" else f", or set dataset.{source}.split too"
+        raise DatasetError(f"{msg}; remove dataset.split{other}")
 
 
 @dataclasses.dataclass(frozen=True)

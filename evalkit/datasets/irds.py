@@ -36,6 +36,8 @@ _READ_ERRORS: Final = (
     zlib.error,
 )
 _SPLIT: Final = re.compile("/(train|dev|test)$")
+_SPLITS: Final = ("train", "dev", "test", "validation")
+"""Parts of an id that name its split, as in msmarco-passage/dev/small."""
 _SHOWN_CHARACTERS: Final = 300
 """Characters of the package's own message that are quoted."""
 
@@ -143,17 +145,34 @@ def stored(dataset_id: str) -> bool:
     return hasattr(dataset, "docs_path") and all(path.is_file() for path in _document_files(dataset, fetch=False))
 
 
+def _refuse_other_split(identifier: str, config: DatasetConfig) -> None:
+    """Raise DatasetError if an id names another split than the config. An id without a split is called test."""
+    named = [part for part in identifier.split("/") if part in _SPLITS]
+    if config.split in (named or ["test"]) or (not named and config.split not in _SPLITS):
+        return
+    got = f"dataset {config.name}: got split {config.split!r} and ir_datasets_id {identifier!r}"
+    wanted = named[0] if named else "test"
+    same = identifier.rpartition(f"/{wanted}")[0] or identifier
+    ids = ", ".join(one for one in _related_ids(identifier) if one.startswith(f"{same}/{config.split}"))
+    other = f", or an id of that split ({ids})" if ids else ""
+    raise DatasetError(
+        f"dataset {config.name}: {got}, wanted the same split in both; set dataset.split={wanted}{other}"
+    )
+
+
 def load_ir_datasets(config: DatasetConfig) -> Dataset:
     """Read the queries and judgements of `config.ir_datasets_id`. Its documents are read only when they are needed.
 
     Raises:
-        DatasetError: The id is missing or unknown, files cannot be obtained, or no query has a judgement.
+        DatasetError: The id is missing, unknown or of another split, files cannot be obtained, or no query has a
+            judgement.
 
     """
     identifier = config.ir_datasets_id
     if identifier is None:
         msg = f"dataset {config.name}: got no ir_datasets_id, wanted one such as beir/scifact/test"
         raise DatasetError(f"{msg}; set dataset.ir_datasets_id")
+    _refuse_other_split(identifier, config)
     source = _dataset(identifier)
     missing = [part for part in ("docs", "queries", "qrels") if not source.has(part)]
     if not missing:

@@ -28,7 +28,7 @@ from evalkit.config.compose import compose
 from evalkit.config.settings import Bm25Config, DatasetConfig, EncoderConfig, group_names
 from evalkit.datasets import GRADES
 from evalkit.datasets.folder import qrels_file, read_qrels, read_queries
-from evalkit.errors import ConfigError
+from evalkit.errors import ConfigError, DatasetError
 
 CARD = [name for name in group_names("dataset") if name.split("/")[0] in ("beir", "msmarco", "miracl", "mmarco")]
 MMARCO_FILES = {
@@ -306,3 +306,17 @@ def test_a_dataset_needs_a_source() -> None:
         ConfigError, match="got no source, wanted one or more of folder, ir_datasets, hub, mirror, demo"
     ):
         compose(["dataset=beir/fiqa", "dataset.sources=[]"])
+
+
+@pytest.mark.parametrize(
+    ("name", "split", "remedy"),
+    [
+        ("demo", "test", "remove dataset.split"),
+        ("xquad/en", "test", "remove dataset.split, or set dataset.hub.split too"),
+    ],
+)
+def test_another_name_for_the_only_split_of_a_source_is_refused(name: str, split: str, remedy: str) -> None:
+    config = compose([f"dataset={name}", "dataset.split=dev", "model=bm25"]).dataset
+    with pytest.raises(DatasetError) as caught:
+        datasets.load(config)
+    assert str(caught.value) == f"dataset {name}: got split 'dev', wanted '{split}', its only one; {remedy}"

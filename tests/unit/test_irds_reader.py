@@ -34,7 +34,8 @@ opened = []
 original = ir_datasets.util.GzipExtract.stream
 ir_datasets.util.GzipExtract.stream = lambda self: (opened.append(1), original(self))[1]
 
-def config(identifier, split="test"):
+def config(identifier, split=None):
+    split = split or ("dev" if "/dev" in str(identifier) else "test")
     return DatasetConfig(name="small", sources=("ir_datasets",), ir_datasets_id=identifier, split=split, language="en",
                          drop_self=True, main_metric="ndcg@10")
 
@@ -74,6 +75,8 @@ found["refusals"] = {
     "unknown": refusal(lambda: datasets.load(config("beir/nfcorpsu/test"))),
     "unknown family": refusal(lambda: datasets.load(config("qqq/xx"))),
     "none": refusal(lambda: datasets.load(config(None))),
+    "other split": refusal(lambda: datasets.load(config("beir/nfcorpus/test", "dev"))),
+    "a split of none": refusal(lambda: datasets.load(config("beir/scidocs", "dev"))),
     "parent": refusal(lambda: datasets.load(config("beir/nfcorpus"))),
     "unfetchable": refusal(lambda: datasets.load(config("beir/scifact/test"))),
     "unfetchable corpus": refusal(lambda: IrdsCorpus("miracl/sw/dev").fingerprint()),
@@ -422,6 +425,17 @@ def test_a_config_without_an_id_is_refused(found: dict[str, Any]) -> None:
     """`source: ir_datasets` needs to say which."""
     assert found["refusals"]["none"] == (
         "dataset small: got no ir_datasets_id, wanted one such as beir/scifact/test; set dataset.ir_datasets_id"
+    )
+
+
+def test_judgements_of_one_split_are_not_read_under_the_name_of_another(found: dict[str, Any]) -> None:
+    assert found["refusals"]["other split"] == (
+        "dataset small: got split 'dev' and ir_datasets_id 'beir/nfcorpus/test', wanted the same split in both; "
+        "set dataset.split=test, or an id of that split (beir/nfcorpus/dev)"
+    )
+    assert found["refusals"]["a split of none"] == (
+        "dataset small: got split 'dev' and ir_datasets_id 'beir/scidocs', wanted the same split in both; "
+        "set dataset.split=test"
     )
 
 

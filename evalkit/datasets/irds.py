@@ -155,9 +155,7 @@ def _refuse_other_split(identifier: str, config: DatasetConfig) -> None:
     same = identifier.rpartition(f"/{wanted}")[0] or identifier
     ids = ", ".join(one for one in _related_ids(identifier) if one.startswith(f"{same}/{config.split}"))
     other = f", or an id of that split ({ids})" if ids else ""
-    raise DatasetError(
-        f"dataset {config.name}: {got}, wanted the same split in both; set dataset.split={wanted}{other}"
-    )
+    raise DatasetError(f"{got}, wanted the same split in both; set dataset.split={wanted}{other}")
 
 
 def load_ir_datasets(config: DatasetConfig) -> Dataset:

@@ -171,9 +171,12 @@ def test_a_worker_that_dies_is_replaced_and_its_piece_done_again(pool, tmp_path,
     assert all(isinstance(answer, engine.Done) for answer in answers.values())
     assert len(answers) == 8
     (said,) = [record.getMessage() for record in caplog.records]
-    assert said.startswith("worker on ")
-    assert " ended and is started again (its process is gone); " in said
-    assert "piece 1" in said.partition("; ")[2]
+    alone = said.startswith("piece 1 failed on ") and said.endswith(
+        " and is tried again: the worker ended: its process is gone"
+    )
+    # A worker that was sent a second piece in the meantime: either could have ended it.
+    with_another = said.startswith("worker on ") and " ended and is started again (its process is gone); " in said
+    assert alone or (with_another and "piece 1" in said.partition("; ")[2])
     assert sum(state.deaths for state in pool.states()) == 1
 
 

@@ -193,8 +193,7 @@ def padded_attention(query_BATK: Tensor, key_BATK: Tensor, value_BATK: Tensor, s
 def working_sdpa(device: torch.device, dtype: torch.dtype) -> AbstractContextManager[None]:
     """Return a context in which torch's attention works well: its plain form where its fused one fails on this CPU.
 
-    On CUDA cuDNN's form is left out: it plans every shape on the host, which costs tens of milliseconds, and batches
-    have hundreds of shapes.
+    On CUDA cuDNN's form is left out: it plans every shape on the host, and batches have hundreds of shapes.
     """
     if device.type == "cuda":
         return _sdpa("without cuDNN")

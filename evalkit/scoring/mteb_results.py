@@ -274,7 +274,10 @@ def _cell(facts: Mapping[str, Any]) -> CellScores:
 
 
 def keep(cells: Sequence[CellScores], results_dir: Path) -> list[Path]:
-    """Write a sealed record of each cell below a results folder, where `kept` finds it; return their paths."""
+    """Write a sealed record of each cell below a results folder, where `kept` finds it; return their paths.
+
+    A record of the same split and subset is replaced. Raises ScoreError for one of another split or subset.
+    """
     written = []
     for one in cells:
         facts = {
@@ -288,9 +291,22 @@ def keep(cells: Sequence[CellScores], results_dir: Path) -> list[Path]:
             "metrics": dict(one.metrics),
         }
         path = paths.mteb_file(results_dir, facts["model"], facts["revision"], one.dataset)
+        _refuse_other_split(path, facts)
         write_atomic(path, f"{json.dumps(seal.seal(facts), ensure_ascii=False, allow_nan=False, indent=2)}\n".encode())
         written.append(path)
     return written
+
+
+def _refuse_other_split(path: Path, facts: Mapping[str, Any]) -> None:
+    """Raise ScoreError if the record at a path is of another split or subset; a damaged one may be replaced."""
+    try:
+        before = seal.read(path.read_bytes())
+    except (OSError, ValueError):
+        return
+    for name in ("split", SUBSET):
+        if before.get(name) != facts.get(name):
+            msg = f"{path}: keeps {name} {before.get(name)!r}, got a result of {name} {facts.get(name)!r}"
+            raise ScoreError(f"{msg}; keep it in another results_dir, or remove that file")
 
 
 def kept(results_dir: Path) -> tuple[tuple[CellScores, ...], tuple[str, ...]]:

@@ -187,18 +187,34 @@ def test_a_file_cut_short_is_told_in_one_line(tmp_path):
 
 
 def test_a_task_of_the_users_own_is_named_by_its_dataset_and_keeps_its_own_split_and_subset(tmp_path):
-    def told(name, **entries):
-        return score(write(tmp_path, task=name, scores=entries), "dataset=demo", "--keep", f"results_dir={tmp_path}")
+    def told(kept, **entries):
+        path = write(tmp_path, task="DemoTask", scores=entries)
+        return score(path, "dataset=demo", "--keep", f"results_dir={tmp_path / kept}")
 
-    assert "demo (test)\nndcg@10\t0.34567" in told("DemoTask", test=[SCORES])
-    assert "demo (test, subset fr)\nndcg@10\t0.34567" in told("DemoTask", test=[{**SCORES, "hf_subset": "fr"}])
-    assert "demo (train)\nndcg@10\t0.34567" in told("DemoTask", train=[SCORES])
-    assert "| mteb:org/colbert (mteb 2.26.24) | – | demo (train) |" in build.build(tmp_path).files[
+    assert "demo (test)\nndcg@10\t0.34567" in told("test", test=[SCORES])
+    assert "demo (test, subset fr)\nndcg@10\t0.34567" in told("test-fr", test=[{**SCORES, "hf_subset": "fr"}])
+    assert "demo (train)\nndcg@10\t0.34567" in told("train", train=[SCORES])
+    assert "| mteb:org/colbert (mteb 2.26.24) | – | demo (train) |" in build.build(tmp_path / "train").files[
         "tables/runs.md"
     ].decode("utf-8")
-    assert "demo (train, subset fr)\nndcg@10" in told("DemoTask", train=[{**SCORES, "hf_subset": "fr"}])
-    ((kept,), problems) = mteb_results.kept(tmp_path)
+    assert "demo (train, subset fr)\nndcg@10" in told("train-fr", train=[{**SCORES, "hf_subset": "fr"}])
+    ((kept,), problems) = mteb_results.kept(tmp_path / "train-fr")
     assert (kept.split, kept.environment["subset"], problems) == ("train", "fr", ())
+
+
+def test_a_kept_result_is_not_replaced_by_one_of_another_split_or_subset(tmp_path):
+    def told(**entries):
+        return score(
+            write(tmp_path, task="DemoTask", scores=entries), "dataset=demo", "--keep", f"results_dir={tmp_path}"
+        )
+
+    told(test=[SCORES])
+    said = told(train=[SCORES])
+    assert "keeps split 'test', got a result of split 'train'; keep it in another results_dir, or remove that" in said
+    assert "keeps subset None, got a result of subset 'fr'" in told(test=[{**SCORES, "hf_subset": "fr"}])
+    told(test=[{**SCORES, "main_score": 0.5, "ndcg_at_10": 0.5}])
+    ((kept,), _) = mteb_results.kept(tmp_path)
+    assert (kept.split, kept.metrics["ndcg@10"]) == ("test", 0.5)
 
 
 def test_score_without_a_dataset_and_keep_without_mteb_are_refused(tmp_path):

@@ -1,33 +1,29 @@
 """The canary: questions to a loaded model. They take a minute; a wrong model would waste hours of encoding.
 
-Shapes: T tokens of a text, D dim. Every failure names its likeliest cause. If vectors are published for the model, the
-cause is found by trying variants of the config until one reproduces them.
+Shapes: T tokens of a text, D dim. Every failure names its likeliest cause.
 """
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from itertools import chain
-from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import torch
-from torch import Tensor
 
 from evalkit.config.settings import EncoderConfig, RunConfig
 from evalkit.errors import ConfigError, ModelError
 from evalkit.kernels.cpu import linear
 from evalkit.models import metadata
 from evalkit.models.attention import choose
-from evalkit.models.checkpoint import Checkpoint, on_disk, resolve
-from evalkit.models.encoder import Encoder, embedding_rows, load_encoders, obtainable, with_head_of
+from evalkit.models.checkpoint import Checkpoint
+from evalkit.models.encoder import Encoder, load_encoders, obtainable
 from evalkit.models.tokens import Tokens, TokenTable, tokenize
-from evalkit.run import auto
+from evalkit.run import auto, published_vectors
+from evalkit.run.finding import HELLO, Finding, Reload, packaged_json, reloader, vectors_of, vocabulary_rows
 
-HELLO = "Hello World"
 TEXTS = (
     HELLO,
     "hello hello hello",
@@ -41,41 +37,8 @@ BATCHED_ATOL: Mapping[str, float] = {"float32": 1e-4, "float16": 2e-2, "bfloat16
 """Largest difference of a component between a text encoded alone and the same text padded in a batch."""
 DTYPE_COSINE: Mapping[str, float] = {"float32": 1e-6, "float16": 1e-3, "bfloat16": 2e-2}
 """Largest 1 − cosine between a vector in the job's dtype and in fp32."""
-PUBLISHED_ATOL: Mapping[str, float] = {"float32": 0.0, "float16": 5e-3, "bfloat16": 4e-2}
-"""Added to the tolerance of the published vectors, by dtype."""
 NORM_ATOL = 1e-4
 """Largest difference between a normalised vector's length and 1."""
-ROPE_BASES = (10_000.0, 20_000.0)
-"""The RoPE bases that are tried: the default of the original code, and that of jina-embeddings-v3."""
-
-Verdict = Literal["ok", "FAILED", "skipped"]
-"""`skipped`: there is nothing to compare with, or the question does not apply to the model."""
-
-
-class Finding(NamedTuple):
-    """One question to a model, the verdict on its answer, what was measured, and for a failure the likeliest cause."""
-
-    question: str
-    verdict: Verdict
-    measured: str
-    cause: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Published:
-    """Vectors that others published for one model: the leading components of each token's vector of one text."""
-
-    model: str
-    dim: int
-    vocabulary: int
-    text: str
-    atol: float
-    document: tuple[tuple[float, ...], ...]
-    query: tuple[tuple[float, ...], ...]
-
-
-Reload = Callable[[EncoderConfig], Encoder]
-"""Loads the same checkpoint under another config: in fp32, or to try which config gives the published vectors."""
 
 
 def findings_of(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Finding]]]:
@@ -101,42 +64,8 @@ def findings_of(config: RunConfig) -> Iterator[tuple[tuple[int, ...], list[Findi
             *packing(encoder),
             *_dtype(encoder, reload=reload),
         ]
-        findings += _published(encoder, found)
+        findings += published_vectors.findings(encoder, found)
         yield tuple(encoder.heads), findings
-
-
-def with_published_head(encoder: Encoder, found: Mapping[int, Checkpoint]) -> tuple[Encoder, Mapping[int, Checkpoint]]:
-    """Add the head that vectors are published for, if it is on disk and belongs to the loaded backbone.
-
-    With it, a job at another dim is compared with the published vectors too, at the price of reading one more file.
-    """
-    published, config = _published_of(encoder), encoder.config
-    if published is None or published.dim in encoder.heads:
-        return encoder, found
-    source = config.checkpoints.get(str(published.dim))
-    if source is None or vocabulary_rows(encoder) != published.vocabulary:
-        return encoder, found
-    if not on_disk(source):
-        return encoder, found
-    other = resolve(
-        source,
-        allow_pickle=config.allow_pickle,
-        remote_code=config.trust_remote_code,
-        dense=config.head == "dense",
-    )
-    widened = with_head_of(encoder, found[next(iter(encoder.heads))], other, published.dim)
-    return (encoder, found) if widened is None else (widened, {**found, published.dim: other})
-
-
-def _published_of(encoder: Encoder) -> Published | None:
-    """Return the vectors that are published for an encoder's model, or None."""
-    return next((published for published in published_vectors() if published.model == encoder.config.name), None)
-
-
-def reloader(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Reload:
-    """Return a function that loads an encoder's checkpoints again under another config."""
-    members = {dim: found[dim] for dim in encoder.heads}
-    return lambda changed: load_encoders(changed, members, device=encoder.device, elementwise="torch")[0]
 
 
 def canary(encoder: Encoder, found: Mapping[int, Checkpoint]) -> frozenset[int]:
@@ -151,10 +80,10 @@ def canary(encoder: Encoder, found: Mapping[int, Checkpoint]) -> frozenset[int]:
     for finding in chain(examine(encoder), packed):
         _refuse_failed(finding, encoder)
     reproduced = True
-    for finding in _published(encoder, found):
+    for finding in published_vectors.findings(encoder, found):
         _refuse_failed(finding, encoder)
         reproduced = reproduced and finding.verdict == "ok"
-    published = _published_of(encoder)
+    published = published_vectors.of(encoder)
     return frozenset({published.dim} & set(encoder.heads)) if reproduced and published is not None else frozenset()
 
 
@@ -177,38 +106,10 @@ def examine(encoder: Encoder) -> Iterator[Finding]:
     yield from _batching(encoder)
 
 
-def published_vectors() -> tuple[Published, ...]:
-    """Return the published vectors of "Hello World" that the package contains, one entry for each model."""
-    return tuple(_read_published(name) for name in ("hello_world.json", "hello_world_colbertv2.json"))
-
-
-def _read_published(name: str) -> Published:
-    values = _packaged_json(name)
-    names = ("model", "dim", "vocabulary", "text", "atol")
-    query, document = (tuple(tuple(row) for row in values[side]) for side in ("query", "document"))
-    return Published(**{name: values[name] for name in names}, query=query, document=document)
-
-
-def _packaged_json(name: str) -> dict[str, Any]:
-    values: dict[str, Any] = json.loads((Path(__file__).parents[1] / "models" / name).read_text(encoding="utf-8"))
-    return values
-
-
-def vectors_of(encoder: Encoder, texts: Sequence[Tokens], *, documents: bool) -> dict[int, list[Tensor]]:
-    """Return by dim the fp32 vectors [T, D] of each text, encoded in one padded batch."""
-    packed = encoder.vectors(encoder.batch(texts, skip_punctuation=documents))
-    return {dim: list(torch.split(vectors.cpu(), counts.tolist())) for dim, (vectors, counts) in packed.items()}
-
-
 def _sides(encoder: Encoder) -> Iterator[tuple[str, Sequence[Tokens], bool]]:
     """Yield for queries and documents the name of the side, the tokenised fixed texts, and whether it is documents."""
     yield "query", encoder.tokenize_queries(TEXTS), False
     yield "document", encoder.tokenize_documents(TEXTS), True
-
-
-def vocabulary_rows(encoder: Encoder) -> int:
-    """Return the number of rows of the embedding matrix; a stand-in for the published model has another one."""
-    return embedding_rows(encoder.module)
 
 
 def _own_settings(config: EncoderConfig, found: Mapping[int, Checkpoint]) -> Finding:
@@ -233,7 +134,7 @@ def _variants(config: EncoderConfig) -> Iterator[Finding]:
 def _token_ids(encoder: Encoder) -> Iterator[Finding]:
     """Compare the ids of single tokens with those of the published vocabulary."""
     question = "ids of known tokens"
-    facts, rows = _packaged_json("token_ids.json").get(encoder.config.name), vocabulary_rows(encoder)
+    facts, rows = packaged_json("token_ids.json").get(encoder.config.name), vocabulary_rows(encoder)
     if facts is None or facts["vocabulary"] != rows:
         reason = "none are published" if facts is None else f"they are for a vocabulary of {facts['vocabulary']}"
         yield Finding(question, "skipped", f"{rows} rows; {reason}")
@@ -316,7 +217,7 @@ def _counts_and_norms(encoder: Encoder) -> Iterator[Finding]:
 
 def _cause_of_non_finite(encoder: Encoder) -> str:
     """Return the likeliest cause of vectors that are not finite. A NaN in a weight means a damaged checkpoint."""
-    heads = {f"the head of {dim}": head for dim, head in encoder.heads.items() if isinstance(head, Tensor)}
+    heads = {f"the head of {dim}": head for dim, head in encoder.heads.items() if isinstance(head, torch.Tensor)}
     for dim, head in encoder.heads.items():
         if isinstance(head, torch.nn.Module):
             heads |= {f"the head of {dim}: {name}": weight for name, weight in head.named_parameters()}
@@ -435,95 +336,6 @@ def _dtype(encoder: Encoder, *, reload: Reload) -> Iterator[Finding]:
         yield _finding(
             f"{side} in the job's dtype against fp32", worst <= limit, measured, "dtype: model.dtype=float32"
         )
-
-
-def _published(encoder: Encoder, found: Mapping[int, Checkpoint]) -> Iterator[Finding]:
-    """Compare an encoder with the published vectors, in the job's dtype and in fp32."""
-    published = _published_of(encoder)
-    if published is None:
-        question = f"published vectors of {HELLO!r} in {encoder.config.dtype}"
-        yield Finding(question, "skipped", f"none are published for {encoder.config.name} at {_dims(encoder)}")
-        return
-    encoder, found = with_published_head(encoder, found)
-    reload = reloader(encoder, found)
-    first = compare_with_published(encoder, published, reload=reload)
-    yield first
-    if encoder.config.dtype != "float32" and first.verdict != "skipped":
-        yield compare_with_published(reload(replace(encoder.config, dtype="float32")), published, reload=reload)
-
-
-def compare_with_published(encoder: Encoder, published: Published, *, reload: Reload) -> Finding:
-    """Compare an encoder with the published vectors; if they differ, try which variant of the config gives them."""
-    config = encoder.config
-    question = f"published vectors of {published.text!r} in {config.dtype}"
-    rows = vocabulary_rows(encoder)
-    if rows != published.vocabulary:
-        reason = f"{rows} rows: a stand-in, not the published model of {published.vocabulary}"
-        return Finding(question, "skipped", reason)
-    if published.dim not in encoder.heads:
-        reason = (
-            f"none are published at {_dims(encoder)}; those at {published.dim} settle {_unsettled(encoder)} "
-            "where its checkpoint is on disk and has the same backbone: "
-            f"evalkit fetch model={config.name} dim={published.dim}"
-        )
-        return Finding(question, "skipped", reason)
-    worst, atol = deviation(encoder, published), published.atol + PUBLISHED_ATOL[config.dtype]
-    base = "" if encoder.rope_theta is None else f", RoPE base {encoder.rope_theta}"
-    measured = f"max |Δ| {worst:.1e}, at most {atol:.0e}{base}"
-    if worst <= atol:
-        return Finding(question, "ok", measured)
-    for cause, changed in _suspects(encoder):
-        if deviation(reload(changed), published) <= atol:
-            return Finding(question, "FAILED", measured, f"{cause}, which reproduces the published vectors")
-    tried = ", ".join(filter(None, ("" if encoder.rope_theta is None else "RoPE base", "marker", "expansion")))
-    cause = f"weights or head: no {tried} or dtype reproduces the published vectors"
-    return Finding(question, "FAILED", measured, cause)
-
-
-def _unsettled(encoder: Encoder) -> str:
-    return "backbone and markers" if encoder.rope_theta is None else f"the RoPE base ({encoder.rope_theta})"
-
-
-def _suspects(encoder: Encoder) -> Iterator[tuple[str, EncoderConfig]]:
-    """Yield the variants of a config that commonly go wrong, each with the setting that repairs it."""
-    config = encoder.config
-    for base in ROPE_BASES:
-        if encoder.rope_theta is not None and base != encoder.rope_theta:
-            yield f"RoPE base: model.rope_theta={base:.0f}", replace(config, rope_theta=base)
-    attends = not config.query.attend_to_expansion
-    flipped = replace(config, query=replace(config.query, attend_to_expansion=attends))
-    words = f"model.query.attend_to_expansion={str(attends).lower()}"
-    known = next((variant.because for variant in metadata.variants(config.name) if variant.words == words), None)
-    yield f"expansion attention: {words}{f' ({known})' if known else ''}", flipped
-    query, document = config.query.marker, config.document.marker
-    swapped = replace(
-        config, query=replace(config.query, marker=document), document=replace(config.document, marker=query)
-    )
-    yield f"marker ids: query {document}, document {query}", swapped
-    yield "dtype: model.dtype=float32", replace(config, dtype="float32")
-
-
-def deviation(encoder: Encoder, published: Published) -> float:
-    """Return the largest |Δ| of the published components; infinity if the number of vectors differs.
-
-    Queries are expanded to the published number of vectors, whatever length the dataset uses.
-    """
-    worst = 0.0
-    if encoder.config.query.expansion:
-        rules = replace(encoder.config.query, max_tokens=len(published.query))
-        encoder = replace(encoder, config=replace(encoder.config, query=rules))
-    query, document = encoder.tokenize_queries([published.text]), encoder.tokenize_documents([published.text])
-    for texts, documents, rows in ((query, False, published.query), (document, True, published.document)):
-        (ours_TD,) = vectors_of(encoder, texts, documents=documents)[published.dim]
-        wanted = torch.tensor(rows)
-        if len(ours_TD) != len(wanted):
-            return math.inf
-        worst = max(worst, float((ours_TD[:, : wanted.shape[1]] - wanted).abs().max()))
-    return worst
-
-
-def _dims(encoder: Encoder) -> str:
-    return ", ".join(map(str, encoder.heads))
 
 
 def _finding(question: str, good: bool, measured: str, cause: str) -> Finding:  # noqa: FBT001 (a column of the finding)

@@ -23,7 +23,8 @@ from evalkit.models import demo, weights
 from evalkit.models.checkpoint import resolve
 from evalkit.models.encoder import checkpoints, load_encoders
 from evalkit.report.table import markdown, rows
-from evalkit.run import canary, pipeline
+from evalkit.run import pipeline, published_vectors
+from evalkit.run.finding import HELLO, vectors_of, vocabulary_rows
 from evalkit.storage import results, seal
 
 DEMO = Path(next(iter(demo.__path__))) / "demo-colbert"
@@ -141,16 +142,16 @@ def test_the_canary_proves_a_copy_by_the_published_vectors(run, tmp_path, monkey
     model = compose(words).model
     (encoder,) = load_encoders(model, checkpoints(model, [128]), device=torch.device("cpu"))
     (query,), (document,) = (
-        canary.vectors_of(encoder, tokenize([canary.HELLO]), documents=documents)[128]
+        vectors_of(encoder, tokenize([HELLO]), documents=documents)[128]
         for tokenize, documents in ((encoder.tokenize_queries, False), (encoder.tokenize_documents, True))
     )
     stand_in = dataclasses.replace(
-        canary.published_vectors()[0],
-        vocabulary=canary.vocabulary_rows(encoder),
+        published_vectors.packaged()[0],
+        vocabulary=vocabulary_rows(encoder),
         query=tuple(tuple(row) for row in query[:, :5].tolist()),
         document=tuple(tuple(row) for row in document[:, :5].tolist()),
     )
-    monkeypatch.setattr(canary, "published_vectors", lambda: (stand_in,))
+    monkeypatch.setattr(published_vectors, "packaged", lambda: (stand_in,))
     cell = run(*words)
     assert cell.environment["checkpoint"]["proof"] == "vectors"
     (line,) = weights.differing(cell)

@@ -14,7 +14,8 @@ from evalkit.config.settings import EncoderConfig
 from evalkit.maxsim.reference import maxsim
 from evalkit.models.checkpoint import on_disk
 from evalkit.models.encoder import Encoder, checkpoints, load_encoders
-from evalkit.run import canary
+from evalkit.run import published_vectors
+from evalkit.run.finding import vectors_of
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,8 @@ def encoder() -> Encoder:
 
 
 def test_hello_world_has_the_published_vectors(encoder: Encoder) -> None:
-    (published,) = (one for one in canary.published_vectors() if one.model == "colbertv2")
-    assert canary.deviation(encoder, published) <= published.atol
+    (published,) = (one for one in published_vectors.packaged() if one.model == "colbertv2")
+    assert published_vectors.deviation(encoder, published) <= published.atol
 
 
 def test_one_query_scores_four_sentences_as_pylate_does(encoder: Encoder) -> None:
@@ -38,9 +39,8 @@ def test_one_query_scores_four_sentences_as_pylate_does(encoder: Encoder) -> Non
         pytest.skip(f"the sentences are not here ({path}); set EVALKIT_SHARED to the folder that holds reference/")
     wanted: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     queries, documents = encoder.tokenize_queries([wanted["query"]]), encoder.tokenize_documents(wanted["documents"])
-    (query_LD,) = canary.vectors_of(encoder, queries, documents=False)[128]
+    (query_LD,) = vectors_of(encoder, queries, documents=False)[128]
     found = [
-        float(maxsim(query_LD, document_TD))
-        for document_TD in canary.vectors_of(encoder, documents, documents=True)[128]
+        float(maxsim(query_LD, document_TD)) for document_TD in vectors_of(encoder, documents, documents=True)[128]
     ]
     assert found == pytest.approx(wanted["maxsim"], rel=1e-3, abs=1e-3)

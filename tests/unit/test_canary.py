@@ -12,7 +12,8 @@ from evalkit.config.compose import compose
 from evalkit.config.settings import EncoderConfig
 from evalkit.errors import ConfigError, ModelError
 from evalkit.models.encoder import checkpoints, load_encoders
-from evalkit.run import canary
+from evalkit.run import canary, published_vectors
+from evalkit.run.finding import HELLO, reloader, vectors_of, vocabulary_rows
 
 HELD = ("jina-colbert-v2", "colbertv2")
 """The models that vectors are published for."""
@@ -37,13 +38,13 @@ def write(name, folder):
 def load(config):
     found = checkpoints(config, config.dims)
     (encoder,) = load_encoders(config, found, device=torch.device("cpu"))
-    return encoder, canary.reloader(encoder, found)
+    return encoder, reloader(encoder, found)
 
 
 def findings(encoder, reload, published=None):
     yield from canary.examine(encoder)
     if published is not None:
-        yield canary.compare_with_published(encoder, published, reload=reload)
+        yield published_vectors.compare(encoder, published, reload=reload)
 
 
 def failures(encoder, reload, published=None):
@@ -76,10 +77,10 @@ def published_by(encoder, vocabulary, **more):
         ("query", encoder.tokenize_queries, False),
         ("document", encoder.tokenize_documents, True),
     ):
-        (vectors_TD,) = canary.vectors_of(encoder, tokenize([canary.HELLO]), documents=documents)[DIM]
+        (vectors_TD,) = vectors_of(encoder, tokenize([HELLO]), documents=documents)[DIM]
         rows[side] = tuple(tuple(float(value) for value in row[:5]) for row in vectors_TD)
-    named = {"model": encoder.config.name, "dim": DIM, "vocabulary": vocabulary, "text": canary.HELLO, "atol": 2e-3}
-    return canary.Published(**named, **rows, **more)
+    named = {"model": encoder.config.name, "dim": DIM, "vocabulary": vocabulary, "text": HELLO, "atol": 2e-3}
+    return published_vectors.Published(**named, **rows, **more)
 
 
 @pytest.mark.parametrize(
@@ -94,7 +95,7 @@ def test_the_setting_that_meets_the_published_vectors_is_named(tmp_path, changes
     folder = write("jina-colbert-v2", tmp_path / "m")
     right = fixture_config("jina-colbert-v2", folder)
     encoder, _ = load(right)
-    published = published_by(encoder, canary.vocabulary_rows(encoder))
+    published = published_by(encoder, vocabulary_rows(encoder))
     query, document = right.query, right.document
     wrong = dataclasses.replace(
         right,
@@ -114,14 +115,14 @@ def test_the_setting_that_meets_the_published_vectors_is_named(tmp_path, changes
 
 def test_another_head_is_told_from_a_wrong_setting(tmp_path):
     encoder, _ = load(fixture_config("jina-colbert-v2", write("jina-colbert-v2", tmp_path / "one")))
-    published = published_by(encoder, canary.vocabulary_rows(encoder))
+    published = published_by(encoder, vocabulary_rows(encoder))
     other = write_jina_checkpoint(tmp_path / "other", dim=DIM, head_seed=99)
     (found,) = failures(*load(fixture_config("jina-colbert-v2", other)), published=published)
     assert "weights or head" in found.cause
 
 
 def test_the_published_vectors_are_carried_whole():
-    jina, colbertv2 = canary.published_vectors()
+    jina, colbertv2 = published_vectors.packaged()
     for published in (jina, colbertv2):
         assert (published.dim, len(published.query), len(published.document)) == (128, 32, 5)
         assert {len(row) for row in (*published.query, *published.document)} == {5}
@@ -133,12 +134,12 @@ def test_the_published_vectors_are_carried_whole():
 def test_each_model_is_held_to_its_own_published_vectors(tmp_path, monkeypatch):
     """One list serves several models; nothing is published for a third."""
     encoders = {name: load(fixture_config(name, write(name, tmp_path / name)))[0] for name in HELD}
-    figures = tuple(published_by(one, canary.vocabulary_rows(one)) for one in encoders.values())
-    monkeypatch.setattr(canary, "published_vectors", lambda: figures)
+    figures = tuple(published_by(one, vocabulary_rows(one)) for one in encoders.values())
+    monkeypatch.setattr(published_vectors, "packaged", lambda: figures)
     for name, encoder in encoders.items():
         assert canary.canary(encoder, checkpoints(encoder.config, encoder.config.dims)) == {DIM}, name
     third, _ = load(fixture_config("jina-colbert-v1-en", write("jina-colbert-v1-en", tmp_path / "third")))
-    (finding,) = canary._published(third, checkpoints(third.config, third.config.dims))
+    (finding,) = published_vectors.findings(third, checkpoints(third.config, third.config.dims))
     assert finding.verdict == "skipped"
     assert finding.measured == f"none are published for jina-colbert-v1-en at {DIM}"
 
@@ -148,8 +149,8 @@ def test_a_datasets_longer_queries_are_no_other_weights(tmp_path, monkeypatch, n
     """ColBERTv2 has 300 tokens for a query of ArguAna; its figures are of 32."""
     config = fixture_config(name, write(name, tmp_path))
     encoder, _ = load(config)
-    published = published_by(encoder, canary.vocabulary_rows(encoder))
-    monkeypatch.setattr(canary, "published_vectors", lambda: (published,))
+    published = published_by(encoder, vocabulary_rows(encoder))
+    monkeypatch.setattr(published_vectors, "packaged", lambda: (published,))
     longer, _ = load(dataclasses.replace(config, query=dataclasses.replace(config.query, max_tokens=64)))
     assert canary.canary(longer, checkpoints(config, config.dims)) == {DIM}
 
@@ -157,7 +158,7 @@ def test_a_datasets_longer_queries_are_no_other_weights(tmp_path, monkeypatch, n
 def test_colbertv2_with_its_masks_attended_to_misses_its_figures(tmp_path):
     right = fixture_config("colbertv2", write("colbertv2", tmp_path))
     encoder, _ = load(right)
-    published = published_by(encoder, canary.vocabulary_rows(encoder))
+    published = published_by(encoder, vocabulary_rows(encoder))
     attended = dataclasses.replace(right.query, attend_to_expansion=True)
     wrong = dataclasses.replace(right, query=attended, verify=False)
     (found,) = failures(*load(wrong), published=published)
@@ -170,7 +171,7 @@ def test_a_state_of_the_repository_is_named_where_it_meets_the_figures(tmp_path)
     config = fixture_config("jina-colbert-v2", write("jina-colbert-v2", tmp_path))
     unattended = dataclasses.replace(config, query=dataclasses.replace(config.query, attend_to_expansion=False))
     encoder, _ = load(unattended)
-    published = published_by(encoder, canary.vocabulary_rows(encoder))
+    published = published_by(encoder, vocabulary_rows(encoder))
     (found,) = failures(*load(config), published=published)
     assert "its repository changed attend_to_mask_tokens from true to false and back" in found.cause
 
@@ -191,7 +192,7 @@ def test_check_names_the_states_of_a_repository(attends, state):
 
 def test_a_stand_in_is_not_held_to_the_published_figures(tmp_path):
     encoder, reload = load(fixture_config("jina-colbert-v2", write("jina-colbert-v2", tmp_path)))
-    published = canary.published_vectors()[0]
+    published = published_vectors.packaged()[0]
     found = findings(encoder, reload, published)
     verdicts = {finding.question: finding.verdict for finding in found}
     assert verdicts["ids of known tokens"] == "skipped"
@@ -245,8 +246,8 @@ def test_the_canary_stops_a_run_with_the_cause(tmp_path):
 def test_the_canary_of_a_run_in_bfloat16_settles_the_rope_base_in_fp32(tmp_path, monkeypatch):
     folder = write("jina-colbert-v2", tmp_path / "m")
     exact, _ = load(fixture_config("jina-colbert-v2", folder))
-    published = published_by(exact, canary.vocabulary_rows(exact))
-    monkeypatch.setattr(canary, "published_vectors", lambda: (published,))
+    published = published_by(exact, vocabulary_rows(exact))
+    monkeypatch.setattr(published_vectors, "packaged", lambda: (published,))
     config = fixture_config("jina-colbert-v2", folder, dtype="bfloat16")
     encoder, _ = load(config)
     assert canary.canary(encoder, checkpoints(config, config.dims)) == {DIM}
@@ -261,8 +262,8 @@ def test_the_canary_of_a_run_in_bfloat16_settles_the_rope_base_in_fp32(tmp_path,
 def test_another_dim_is_held_to_the_published_vectors_by_the_head_that_is_on_disk(tmp_path, monkeypatch):
     folder = write("jina-colbert-v2", tmp_path / "published")
     exact, _ = load(fixture_config("jina-colbert-v2", folder))
-    published = published_by(exact, canary.vocabulary_rows(exact))
-    monkeypatch.setattr(canary, "published_vectors", lambda: (published,))
+    published = published_by(exact, vocabulary_rows(exact))
+    monkeypatch.setattr(published_vectors, "packaged", lambda: (published,))
     write_jina_checkpoint(tmp_path / "small", dim=8)
 
     def model_of(place, **changes):
@@ -273,7 +274,7 @@ def test_another_dim_is_held_to_the_published_vectors_by_the_head_that_is_on_dis
     def verdicts(config):
         found = checkpoints(config, (8,))
         (encoder,) = load_encoders(config, found, device=torch.device("cpu"))
-        return list(canary._published(encoder, found))
+        return list(published_vectors.findings(encoder, found))
 
     for dtype, times in (("float32", 1), ("bfloat16", 2)):
         assert [finding.verdict for finding in verdicts(model_of(folder, dtype=dtype))] == ["ok"] * times
@@ -296,7 +297,9 @@ def test_another_dim_is_held_to_the_published_vectors_by_the_head_that_is_on_dis
 def test_the_canary_reads_no_weights_again_where_no_figures_are_published(tmp_path, monkeypatch):
     config = fixture_config("jina-colbert-v2", write("jina-colbert-v2", tmp_path), dtype="bfloat16")
     encoder, _ = load(config)
-    monkeypatch.setattr(canary, "load_encoders", lambda *_a, **_k: pytest.fail("the weights were read again"))
+    monkeypatch.setattr(
+        "evalkit.run.finding.load_encoders", lambda *_a, **_k: pytest.fail("the weights were read again")
+    )
     canary.canary(encoder, checkpoints(config, config.dims))
 
 

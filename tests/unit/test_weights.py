@@ -20,7 +20,7 @@ from evalkit.models.backbones.native import count_parameters, read_tensors
 from evalkit.models.checkpoint import resolve
 from evalkit.report import build, verbs
 from evalkit.report.verdicts import lines
-from evalkit.run import canary
+from evalkit.run import published_vectors
 from evalkit.storage import seal
 from evalkit.types import Dataset
 
@@ -213,7 +213,7 @@ def test_parameters_are_the_floats_of_the_file_by_one_adapter(tmp_path):
 
 
 def test_jina_colbert_v2s_count_follows_from_its_shapes():
-    hidden, inner, layers, vocabulary = 1024, 4096, 24, canary.published_vectors()[0].vocabulary
+    hidden, inner, layers, vocabulary = 1024, 4096, 24, published_vectors.packaged()[0].vocabulary
 
     def linear(rows, columns):
         return rows * columns + rows

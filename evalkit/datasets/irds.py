@@ -37,7 +37,8 @@ _READ_ERRORS: Final = (
 )
 _SPLIT: Final = re.compile("/(train|dev|test)$")
 _SPLITS: Final = ("train", "dev", "test", "validation")
-"""Parts of an id that name its split, as in msmarco-passage/dev/small."""
+_NAMES_SPLIT: Final = re.compile("(train|dev|test|val)(?:ing|id|idation)?[0-9]*")
+"""A part of an id that names its split, as in msmarco-passage/dev/small, wikir/en1k/training and trec-tot/2025/dev1."""
 _SHOWN_CHARACTERS: Final = 300
 """Characters of the package's own message that are quoted."""
 
@@ -146,16 +147,36 @@ def stored(dataset_id: str) -> bool:
 
 
 def _refuse_other_split(identifier: str, config: DatasetConfig) -> None:
-    """Raise DatasetError if an id names another split than the config. An id without a split is called test."""
-    named = [part for part in identifier.split("/") if part in _SPLITS]
-    if config.split in (named or ["test"]) or (not named and config.split not in _SPLITS):
+    """Raise DatasetError if an id names another split than the config, or has several splits together.
+
+    An id without a split is called test.
+    """
+    named = _named_splits(identifier)
+    if not named and config.split not in _SPLITS:
         return
     got = f"dataset {config.name}: got split {config.split!r} and ir_datasets_id {identifier!r}"
-    wanted = named[0] if named else "test"
-    same = identifier.rpartition(f"/{wanted}")[0] or identifier
+    family = [] if named else _related_ids(identifier)
+    below = [one for one in family if one.startswith(f"{identifier}/") and _named_splits(one)]
+    if below and _dataset(identifier).has("qrels"):
+        msg = f"{got}, which has the judgements of several splits together, wanted one split"
+        raise DatasetError(f"{msg}; set dataset.ir_datasets_id to that of one ({', '.join(below)})")
+    if config.split in (*named, *named.values()) or (not named and config.split == "test"):
+        return
+    part, wanted = next(iter(named.items()), ("test", "test"))
+    same = identifier.rpartition(f"/{part}")[0] or identifier
     ids = ", ".join(one for one in _related_ids(identifier) if one.startswith(f"{same}/{config.split}"))
     other = f", or an id of that split ({ids})" if ids else ""
     raise DatasetError(f"{got}, wanted the same split in both; set dataset.split={wanted}{other}")
+
+
+def _named_splits(identifier: str) -> dict[str, str]:
+    """Return the parts of an id that name a split, each with that split's usual name.
+
+    >>> _named_splits("wikir/en1k/training"), _named_splits("trec-tot/2025/dev1"), _named_splits("beir/scidocs")
+    ({'training': 'train'}, {'dev1': 'dev'}, {})
+    """
+    found = {part: match[1] for part in identifier.split("/") if (match := _NAMES_SPLIT.fullmatch(part))}
+    return {part: "validation" if name == "val" else name for part, name in found.items()}
 
 
 def load_ir_datasets(config: DatasetConfig) -> Dataset:

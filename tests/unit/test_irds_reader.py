@@ -77,6 +77,9 @@ found["refusals"] = {
     "none": refusal(lambda: datasets.load(config(None))),
     "other split": refusal(lambda: datasets.load(config("beir/nfcorpus/test", "dev"))),
     "a split of none": refusal(lambda: datasets.load(config("beir/scidocs", "dev"))),
+    "a longer name": refusal(lambda: datasets.load(config("wikir/en1k/training", "test"))),
+    "a numbered name": refusal(lambda: datasets.load(config("trec-tot/2025/dev1", "test"))),
+    "several splits": refusal(lambda: datasets.load(config("mr-tydi/sw", "test"))),
     "parent": refusal(lambda: datasets.load(config("beir/nfcorpus"))),
     "unfetchable": refusal(lambda: datasets.load(config("beir/scifact/test"))),
     "unfetchable corpus": refusal(lambda: IrdsCorpus("miracl/sw/dev").fingerprint()),
@@ -93,6 +96,7 @@ found["refusals"] = {
     "id with a space": refusal(lambda: list(IrdsCorpus("miracl/id/dev").documents())),
     "grade out of range": refusal(lambda: datasets.load(config("miracl/th/dev"))),
 }
+found["training"] = datasets.load(config("wikir/en1k/training", "train")).qrels
 found["peaks"] = {}
 for identifier in ("mmarco/v2/it/dev/small", "mmarco/v2/pt/dev/small", "miracl/bn/dev", "miracl/ko/dev"):
     corpus = IrdsCorpus(identifier)
@@ -242,6 +246,11 @@ def lay_everything(home: Path) -> None:
         rows = "".join(json.dumps({"docid": f"{n}#0", "title": "t", "text": f"text {n}"}) + "\n" for n in range(count))
         for number in range(3):  # as many files as Korean has, one of them full
             (folder / f"docs-{number}.jsonl.gz").write_bytes(gzip.compress(rows.encode() if number == 0 else b""))
+    wikipedia = home / "wikir" / "en1k" / "wikIR1k"
+    (wikipedia / "training").mkdir(parents=True)
+    (wikipedia / "documents.csv").write_text("id_right,text_right\n1,one\n2,two\n", encoding="utf-8")
+    (wikipedia / "training" / "queries.csv").write_text("id_left,text_left\n1,first\n", encoding="utf-8")
+    (wikipedia / "training" / "qrels").write_text("1 0 1 1\n", encoding="utf-8")
     (home / "mmarco" / "qrels.dev.small.tsv").write_text("9\t0\t2\t1\n", encoding="utf-8")
 
 
@@ -436,6 +445,31 @@ def test_judgements_of_one_split_are_not_read_under_the_name_of_another(found: d
     assert found["refusals"]["a split of none"] == (
         "dataset small: got split 'dev' and ir_datasets_id 'beir/scidocs', wanted the same split in both; "
         "set dataset.split=test"
+    )
+
+
+@pytest.mark.parametrize(
+    ("case", "identifier", "remedy"),
+    [
+        ("a longer name", "wikir/en1k/training", "train, or an id of that split (wikir/en1k/test)"),
+        ("a numbered name", "trec-tot/2025/dev1", "dev, or an id of that split (trec-tot/2025/test)"),
+    ],
+)
+def test_a_split_is_known_by_its_other_names(found: dict[str, Any], case: str, identifier: str, remedy: str) -> None:
+    """Both were read under the name test."""
+    assert found["refusals"][case] == (
+        f"dataset small: got split 'test' and ir_datasets_id {identifier!r}, wanted the same split in both; "
+        f"set dataset.split={remedy}"
+    )
+    assert found["training"] == {"1": {"1": 1}}
+
+
+def test_all_splits_together_are_not_read_as_one(found: dict[str, Any]) -> None:
+    """The judgements of mr-tydi/sw are those of its three splits."""
+    assert found["refusals"]["several splits"] == (
+        "dataset small: got split 'test' and ir_datasets_id 'mr-tydi/sw', which has the judgements of several splits "
+        "together, wanted one split; set dataset.ir_datasets_id to that of one "
+        "(mr-tydi/sw/dev, mr-tydi/sw/test, mr-tydi/sw/train)"
     )
 
 

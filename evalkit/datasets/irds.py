@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -39,6 +40,8 @@ _SPLIT: Final = re.compile("/(train|dev|test)$")
 _SPLITS: Final = ("train", "dev", "test", "validation")
 _NAMES_SPLIT: Final = re.compile("(train|dev|test|val)(?:ing|id|idation)?[0-9]*")
 """A part of an id that names its split, as in msmarco-passage/dev/small, wikir/en1k/training and trec-tot/2025/dev1."""
+_MOST_FIELDS: Final = 2
+"""Fields of a document's text: a title and the text."""
 _SHOWN_CHARACTERS: Final = 300
 """Characters of the package's own message that are quoted."""
 
@@ -201,6 +204,9 @@ def load_ir_datasets(config: DatasetConfig) -> Dataset:
         msg = f"dataset {config.name}: got ir_datasets_id {identifier!r} without {', '.join(missing)}"
         wanted = "wanted documents and queries with text, and judgements"
         raise DatasetError(f"{msg}, {wanted}; {nearest(f'{identifier}/{config.split}', _related_ids(identifier))}")
+    if len(joined := _text_fields(source.docs_cls())) > _MOST_FIELDS or joined[-1] != "text":
+        msg = f"dataset {config.name}: got documents of fields {' + '.join(joined)} from ir_datasets id {identifier!r}"
+        raise DatasetError(f"{msg}, wanted text, or title and text; write them to a BEIR-format folder")
     qrels: dict[str, dict[str, int]] = {}
     with _as_dataset_errors(identifier):
         for judgement in source.qrels_iter():
@@ -208,7 +214,7 @@ def load_ir_datasets(config: DatasetConfig) -> Dataset:
             if (first := grades.setdefault(judgement.doc_id, judgement.relevance)) != judgement.relevance:
                 pair = f"query {judgement.query_id!r} and document {judgement.doc_id!r}"
                 raise _damaged(identifier, f"grades {first} and {judgement.relevance} for {pair}", "one for a pair")
-        known = tuple(Query(query.query_id, query.text) for query in source.queries_iter())
+        known = tuple(Query(query.query_id, _query_text(query)) for query in source.queries_iter())
     dataset = judged(config, IrdsCorpus(identifier), known, qrels, source=f"ir_datasets {_version()} {identifier}")
     queries = dataset.queries
     if empty := [query.id for query in queries if not query.text.strip()]:
@@ -241,8 +247,27 @@ def _version() -> str:
     return str(ir_datasets.__version__)
 
 
+@cache
+def _text_fields(kind: type[Any]) -> tuple[str, ...]:
+    """Return the fields that the package joins into the text of such a record by its `default_text`.
+
+    Titles have several names: `title`, `page_title` (trec-tot/2023), `document_title` (natural-questions).
+    """
+    if not hasattr(kind, "default_text"):
+        return tuple(name for name in ("title", "text") if name in kind._fields)
+    names = kind(*kind._fields).default_text()  # of a record whose every field contains the field's name
+    return tuple(str(names).split())
+
+
+def _query_text(record: Any) -> str:
+    """Return a query's text as the package has it: trec-tot/2023 puts a title before it."""
+    text: str = record.default_text() if hasattr(record, "default_text") else record.text
+    return text
+
+
 def _document(record: Any) -> Document:
-    identifier, title, text = record.doc_id, getattr(record, "title", None) or "", record.text
+    *titles, _ = _text_fields(type(record))
+    identifier, title, text = record.doc_id, getattr(record, titles[0]) or "" if titles else "", record.text
     if not isinstance(text, str) or not isinstance(identifier, str) or not is_identifier(identifier):
         msg = f"document {identifier!r} with text {text!r:.60}, wanted an id without white space and text"
         raise ValueError(msg)  # becomes a DatasetError in _as_dataset_errors

@@ -80,6 +80,7 @@ found["refusals"] = {
     "a longer name": refusal(lambda: datasets.load(config("wikir/en1k/training", "test"))),
     "a numbered name": refusal(lambda: datasets.load(config("trec-tot/2025/dev1", "test"))),
     "several splits": refusal(lambda: datasets.load(config("mr-tydi/sw", "test"))),
+    "three fields": refusal(lambda: datasets.load(config("istella22/test", "test"))),
     "parent": refusal(lambda: datasets.load(config("beir/nfcorpus"))),
     "unfetchable": refusal(lambda: datasets.load(config("beir/scifact/test"))),
     "unfetchable corpus": refusal(lambda: IrdsCorpus("miracl/sw/dev").fingerprint()),
@@ -96,6 +97,8 @@ found["refusals"] = {
     "id with a space": refusal(lambda: list(IrdsCorpus("miracl/id/dev").documents())),
     "grade out of range": refusal(lambda: datasets.load(config("miracl/th/dev"))),
 }
+films = datasets.load(config("trec-tot/2023/train", "train"))
+found["films"] = {"documents": list(films.corpus.documents()), "queries": films.queries}
 found["training"] = datasets.load(config("wikir/en1k/training", "train")).qrels
 found["peaks"] = {}
 for identifier in ("mmarco/v2/it/dev/small", "mmarco/v2/pt/dev/small", "miracl/bn/dev", "miracl/ko/dev"):
@@ -167,6 +170,24 @@ def lay_odd_languages(home: Path) -> None:
         folder = home / "miracl" / "v1.0" / language / "docs"
         folder.mkdir(parents=True)
         (folder / "docs-0.jsonl.gz").write_bytes(gzip.compress(f"{json.dumps(entry)}\n".encode()))
+
+
+def lay_odd_names(home: Path) -> None:
+    """Write a collection whose titles have other names, and one whose split has."""
+    films = home / "trec-tot" / "2023"
+    (films / "train").mkdir(parents=True)
+    others = {"wikidata_id": "", "wikidata_classes": [], "sections": {}, "infoboxes": []}
+    titled = (("1", "Vertigo", "a film of 1958"), ("2", None, "no title"))
+    rows = [{"doc_id": name, "page_title": title, "text": text, **others} for name, title, text in titled]
+    (films / "corpus.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    asked = {"id": "q", "title": "Fear of heights", "text": "which film", "url": "", "domain": ""}
+    (films / "train" / "queries.jsonl").write_text(json.dumps({**asked, "sentence_annotations": []}), encoding="utf-8")
+    (films / "train" / "qrel.txt").write_text("q 0 1 1\n", encoding="utf-8")
+    wikipedia = home / "wikir" / "en1k" / "wikIR1k"
+    (wikipedia / "training").mkdir(parents=True)
+    (wikipedia / "documents.csv").write_text("id_right,text_right\n1,one\n2,two\n", encoding="utf-8")
+    (wikipedia / "training" / "queries.csv").write_text("id_left,text_left\n1,first\n", encoding="utf-8")
+    (wikipedia / "training" / "qrels").write_text("1 0 1 1\n", encoding="utf-8")
 
 
 def lay_everything(home: Path) -> None:
@@ -246,11 +267,6 @@ def lay_everything(home: Path) -> None:
         rows = "".join(json.dumps({"docid": f"{n}#0", "title": "t", "text": f"text {n}"}) + "\n" for n in range(count))
         for number in range(3):  # as many files as Korean has, one of them full
             (folder / f"docs-{number}.jsonl.gz").write_bytes(gzip.compress(rows.encode() if number == 0 else b""))
-    wikipedia = home / "wikir" / "en1k" / "wikIR1k"
-    (wikipedia / "training").mkdir(parents=True)
-    (wikipedia / "documents.csv").write_text("id_right,text_right\n1,one\n2,two\n", encoding="utf-8")
-    (wikipedia / "training" / "queries.csv").write_text("id_left,text_left\n1,first\n", encoding="utf-8")
-    (wikipedia / "training" / "qrels").write_text("1 0 1 1\n", encoding="utf-8")
     (home / "mmarco" / "qrels.dev.small.tsv").write_text("9\t0\t2\t1\n", encoding="utf-8")
 
 
@@ -260,6 +276,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     home = tmp_path_factory.mktemp("ir_datasets")
     lay_everything(home)
     lay_odd_languages(home)
+    lay_odd_names(home)
     environment = {
         **os.environ,
         **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9"),
@@ -470,6 +487,21 @@ def test_all_splits_together_are_not_read_as_one(found: dict[str, Any]) -> None:
         "dataset small: got split 'test' and ir_datasets_id 'mr-tydi/sw', which has the judgements of several splits "
         "together, wanted one split; set dataset.ir_datasets_id to that of one "
         "(mr-tydi/sw/dev, mr-tydi/sw/test, mr-tydi/sw/train)"
+    )
+
+
+def test_titles_are_read_whatever_their_field_is_called(found: dict[str, Any]) -> None:
+    """trec-tot/2023 has a page_title for documents, and a title for queries: both are part of the text there."""
+    assert found["films"] == {
+        "documents": [["1", "Vertigo", "a film of 1958"], ["2", "", "no title"]],
+        "queries": [["q", "Fear of heights which film"]],
+    }
+
+
+def test_documents_of_more_fields_than_a_title_and_a_text_are_refused(found: dict[str, Any]) -> None:
+    assert found["refusals"]["three fields"] == (
+        "dataset small: got documents of fields title + text + extra_text from ir_datasets id 'istella22/test', wanted "
+        "text, or title and text; write them to a BEIR-format folder"
     )
 
 

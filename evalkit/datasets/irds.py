@@ -207,13 +207,8 @@ def load_ir_datasets(config: DatasetConfig) -> Dataset:
     if len(joined := _text_fields(source.docs_cls())) > _MOST_FIELDS or joined[-1] != "text":
         msg = f"dataset {config.name}: got documents of fields {' + '.join(joined)} from ir_datasets id {identifier!r}"
         raise DatasetError(f"{msg}, wanted text, or title and text; write them to a BEIR-format folder")
-    qrels: dict[str, dict[str, int]] = {}
+    qrels = judgements(identifier)
     with _as_dataset_errors(identifier):
-        for judgement in source.qrels_iter():
-            grades = qrels.setdefault(judgement.query_id, {})
-            if (first := grades.setdefault(judgement.doc_id, judgement.relevance)) != judgement.relevance:
-                pair = f"query {judgement.query_id!r} and document {judgement.doc_id!r}"
-                raise _damaged(identifier, f"grades {first} and {judgement.relevance} for {pair}", "one for a pair")
         known = tuple(Query(query.query_id, _query_text(query)) for query in source.queries_iter())
     dataset = judged(config, IrdsCorpus(identifier), known, qrels, source=f"ir_datasets {_version()} {identifier}")
     queries = dataset.queries
@@ -225,6 +220,18 @@ def load_ir_datasets(config: DatasetConfig) -> Dataset:
         msg = f"dataset {config.name}: got no query with a judgement from ir_datasets id {identifier!r}"
         raise DatasetError(f"{msg}, wanted at least one; delete its files under IR_DATASETS_HOME and get them again")
     return dataset
+
+
+def judgements(identifier: str) -> dict[str, dict[str, int]]:
+    """Return the grades of an id by query and document. Raises DatasetError if a pair has two, or for damaged files."""
+    qrels: dict[str, dict[str, int]] = {}
+    with _as_dataset_errors(identifier):
+        for judgement in _dataset(identifier).qrels_iter():
+            grades = qrels.setdefault(judgement.query_id, {})
+            if (first := grades.setdefault(judgement.doc_id, judgement.relevance)) != judgement.relevance:
+                pair = f"query {judgement.query_id!r} and document {judgement.doc_id!r}"
+                raise _damaged(identifier, f"grades {first} and {judgement.relevance} for {pair}", "one for a pair")
+    return qrels
 
 
 def _document_files(dataset: Any, *, fetch: bool) -> list[Path]:
@@ -266,7 +273,8 @@ def _query_text(record: Any) -> str:
 
 
 def _document(record: Any) -> Document:
-    *titles, _ = _text_fields(type(record))
+    kind: Any = type(record)
+    *titles, _ = _text_fields(kind)
     identifier, title, text = record.doc_id, getattr(record, titles[0]) or "" if titles else "", record.text
     if not isinstance(text, str) or not isinstance(identifier, str) or not is_identifier(identifier):
         msg = f"document {identifier!r} with text {text!r:.60}, wanted an id without white space and text"

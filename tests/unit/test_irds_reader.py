@@ -26,7 +26,7 @@ import json, os, pickle, sys, tracemalloc
 import ir_datasets
 from evalkit import datasets
 from evalkit.config.settings import DatasetConfig
-from evalkit.datasets import irds
+from evalkit.datasets import irds, splits
 from evalkit.datasets.irds import IrdsCorpus
 from evalkit.errors import DatasetError
 
@@ -97,6 +97,7 @@ found["refusals"] = {
     "id with a space": refusal(lambda: list(IrdsCorpus("miracl/id/dev").documents())),
     "grade out of range": refusal(lambda: datasets.load(config("miracl/th/dev"))),
 }
+found["other splits"] = splits.others(config("miracl/te/dev"), {"7"})
 films = datasets.load(config("trec-tot/2023/train", "train"))
 found["films"] = {"documents": list(films.corpus.documents()), "queries": films.queries}
 found["training"] = datasets.load(config("wikir/en1k/training", "train")).qrels
@@ -173,7 +174,10 @@ def lay_odd_languages(home: Path) -> None:
 
 
 def lay_odd_names(home: Path) -> None:
-    """Write a collection whose titles have other names, and one whose split has."""
+    """Write a collection whose titles have other names, one whose split has, and a split with two grades for a pair."""
+    (home / "miracl" / "v1.0" / "te" / "train").mkdir()
+    doubled = home / "miracl" / "v1.0" / "te" / "train" / "qrels.tsv"
+    doubled.write_text("7\tQ0\t1#0\t1\n7\tQ0\t1#0\t0\n", encoding="utf-8")
     films = home / "trec-tot" / "2023"
     (films / "train").mkdir(parents=True)
     others = {"wikidata_id": "", "wikidata_classes": [], "sections": {}, "infoboxes": []}
@@ -553,6 +557,13 @@ def test_queries_and_judgements_are_held_to_the_folders_rules(
     """The package itself lets the last of two grades win, and an empty query through."""
     remedy = f"delete its files under {found['home']} and get them again"
     assert found["refusals"][case] == f"ir_datasets id 'miracl/{language}/dev': got {complaint}; {remedy}"
+
+
+def test_another_split_is_held_to_the_same_rules(found: dict[str, Any]) -> None:
+    others, unread = found["other splits"]
+    assert others == []
+    (line,) = unread
+    assert line.startswith("split train: ir_datasets id 'miracl/te/train': got grades 1 and 0 for query '7'")
 
 
 @pytest.mark.parametrize(

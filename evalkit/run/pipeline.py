@@ -187,10 +187,14 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
     """
     lucene.check_settings(model)
     analyzer = ANALYZERS[model.analyzer]()
-    if task.dataset.language == "unknown":
+    language = task.dataset.language
+    if language == "unknown":
         line = f"{task.dataset.name}: its language is not given, so {model.name} analyses it as {model.analyzer}"
         remedy = "dataset.language=CODE (es, zh) says which it is, model.analyzer=NAME how it is analysed"
         print_line(task.console, f"{line}; {remedy}")
+    elif model.analyzer == "english" and language not in ("en", "multilingual"):
+        line = f"{task.dataset.name}: its language is {language}, and {model.name} analyses it as english"
+        print_line(task.console, f"{line}; model.analyzer=NAME chooses another analyzer (evalkit ls analyzers)")
     terms = lucene.query_terms(task.dataset.queries, analyzer)
     if task.config.engine.name == "ray":
         distributed.count_terms(task, cell, terms)  # checkpoints the counts, which `count` below reads

@@ -311,6 +311,15 @@ def test_bm25_says_how_it_takes_a_language_that_is_not_given(foxes: Path, tmp_pa
     assert "language" not in said
 
 
+@pytest.mark.parametrize(("language", "model"), [("spanish", "bm25"), ("vi", "bm25"), ("es", "bm25-flat")])
+def test_bm25_says_where_it_analyses_another_language_as_english(
+    foxes: Path, tmp_path: Path, language: str, model: str
+) -> None:
+    """A language without an analyzer, or none that evalkit knows, is analysed as English: other scores than es has."""
+    _, said = run(config_of(foxes, tmp_path, f"dataset.language={language}", f"model={model}"))
+    assert f"its language is {language}, and {model} analyses it as english; model.analyzer=NAME" in said
+
+
 def test_other_query_groups_score_again(foxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Groups of the same names over other queries have other means: q1 scores 1, q2, whose document is absent, 0."""
     (foxes / "queries.jsonl").write_text(

@@ -29,7 +29,7 @@ from evalkit.models.encoder import DTYPES, checkpoints
 from evalkit.models.encoder import Encoder as Backbone
 from evalkit.ragged import Ragged, ragged
 from evalkit.ranking import separate_ties
-from evalkit.run import auto, loaded
+from evalkit.run import auto, loaded, pipeline
 from evalkit.run.background import limit_tokenizer, tokenizer_threads
 from evalkit.run.encode import Encoding, encode
 from evalkit.run.from_python import one_at_a_time
@@ -200,6 +200,7 @@ def encoder(*words: str) -> Encoder | Bm25:
 def _encoder(words: Sequence[str]) -> Encoder | Bm25:
     """Load the system that words name."""
     config = compose.compose(words)
+    pipeline.refuse_reranker(config)
     if len(config.dims) != 1:
         msg = f"got dims {', '.join(map(str, config.dims))}, wanted one: mteb evaluates one model at a time; give dim=N"
         raise ConfigError(msg)

@@ -496,7 +496,7 @@ class RunConfig:
     metrics: tuple[str, ...] = METRICS
     """The metrics by ranx's names (`map`, `recall@50`); METRICS come first."""
     reranker: RerankerConfig | None = None
-    """The re-ranker of `evalkit rerank`; `evalkit run` ignores it."""
+    """The re-ranker of `evalkit rerank`; `evalkit run` refuses it."""
 
 
 def configs_dir() -> Path:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Final, NamedTuple, TypeVar
 
 from evalkit.config.files import settings_in
-from evalkit.config.settings import DatasetConfig, SourceName, group_files
+from evalkit.config.settings import DatasetConfig, SourceName, configs_dir, from_mapping, group_files
 from evalkit.datasets import hub, irds
 from evalkit.datasets.folder import judgement_line, load_folder, qrels_file
 from evalkit.datasets.judged import other_spelling
@@ -177,13 +177,38 @@ def deviations(
     """Return a line for each deviation of a dataset from its published counts and checksum, and for each contradiction.
 
     Contradictions are, for example, judgements of unknown queries. Without a survey, nothing is said of the documents.
-    `learned` is the checksum of the corpus's first complete read; it is used if the config has no checksum.
+    `learned` is the checksum of the corpus's first complete read; it is used if the config has no checksum. What the
+    command line says in place of published facts is accepted, but proves nothing: where a dataset has the name of a
+    published one, deviations from that one's own facts are returned too.
 
     Raises:
         DatasetError: There is a deviation and `config.verify` is true; with false, deviations are only returned.
 
     """
-    return _accept(config, dataset, _deviations(config, dataset, survey, learned))
+    found = _accept(config, dataset, _deviations(config, dataset, survey, learned))
+    return (*found, *(line for line in _from_published(config, dataset, survey) if line not in found))
+
+
+def _from_published(config: DatasetConfig, dataset: Dataset, survey: Survey | None) -> Iterator[str]:
+    """Yield the deviations from the facts of the published dataset with this name, if there is one.
+
+    These facts are those of its packaged config, like the weights of a system.
+    """
+    path = configs_dir() / "dataset" / f"{config.name}.yaml"
+    if not path.is_file():
+        return
+    values = settings_in(path, "dataset")
+    if "counts" not in values:  # the demo, and the configs for data of one's own
+        return
+    published: DatasetConfig = from_mapping(DatasetConfig, values, where="dataset")
+    names = ["template", "language"] + ["ir_datasets_id"] * dataset.source.startswith("ir_datasets ")
+    for name in names:
+        got, wanted = getattr(config, name), getattr(published, name)
+        if got != wanted:
+            yield f"dataset {dataset.name}: got {name} {got!r}, wanted {wanted!r} as published"
+    facts = dataclasses.replace(config, counts=published.counts, checksum=published.checksum)
+    if facts != config:
+        yield from (deviation.text for deviation in _deviations(facts, dataset, survey))
 
 
 class _Deviation(NamedTuple):

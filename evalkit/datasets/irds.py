@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import islice
 from pathlib import Path
 from typing import Any, Final
@@ -37,7 +38,10 @@ _READ_ERRORS: Final = (
 )
 _SPLIT: Final = re.compile("/(train|dev|test)$")
 _SPLITS: Final = ("train", "dev", "test", "validation")
-"""Parts of an id that name its split, as in msmarco-passage/dev/small."""
+_NAMES_SPLIT: Final = re.compile("(train|dev|test|val)(?:ing|id|idation)?[0-9]*")
+"""A part of an id that names its split, as in msmarco-passage/dev/small, wikir/en1k/training and trec-tot/2025/dev1."""
+_MOST_FIELDS: Final = 2
+"""Fields of a document's text: a title and the text."""
 _SHOWN_CHARACTERS: Final = 300
 """Characters of the package's own message that are quoted."""
 
@@ -146,16 +150,36 @@ def stored(dataset_id: str) -> bool:
 
 
 def _refuse_other_split(identifier: str, config: DatasetConfig) -> None:
-    """Raise DatasetError if an id names another split than the config. An id without a split is called test."""
-    named = [part for part in identifier.split("/") if part in _SPLITS]
-    if config.split in (named or ["test"]) or (not named and config.split not in _SPLITS):
+    """Raise DatasetError if an id names another split than the config, or has several splits together.
+
+    An id without a split is called test.
+    """
+    named = _named_splits(identifier)
+    if not named and config.split not in _SPLITS:
         return
     got = f"dataset {config.name}: got split {config.split!r} and ir_datasets_id {identifier!r}"
-    wanted = named[0] if named else "test"
-    same = identifier.rpartition(f"/{wanted}")[0] or identifier
+    family = [] if named else _related_ids(identifier)
+    below = [one for one in family if one.startswith(f"{identifier}/") and _named_splits(one)]
+    if below and _dataset(identifier).has("qrels"):
+        msg = f"{got}, which has the judgements of several splits together, wanted one split"
+        raise DatasetError(f"{msg}; set dataset.ir_datasets_id to that of one ({', '.join(below)})")
+    if config.split in (*named, *named.values()) or (not named and config.split == "test"):
+        return
+    part, wanted = next(iter(named.items()), ("test", "test"))
+    same = identifier.rpartition(f"/{part}")[0] or identifier
     ids = ", ".join(one for one in _related_ids(identifier) if one.startswith(f"{same}/{config.split}"))
     other = f", or an id of that split ({ids})" if ids else ""
     raise DatasetError(f"{got}, wanted the same split in both; set dataset.split={wanted}{other}")
+
+
+def _named_splits(identifier: str) -> dict[str, str]:
+    """Return the parts of an id that name a split, each with that split's usual name.
+
+    >>> _named_splits("wikir/en1k/training"), _named_splits("trec-tot/2025/dev1"), _named_splits("beir/scidocs")
+    ({'training': 'train'}, {'dev1': 'dev'}, {})
+    """
+    found = {part: match[1] for part in identifier.split("/") if (match := _NAMES_SPLIT.fullmatch(part))}
+    return {part: "validation" if name == "val" else name for part, name in found.items()}
 
 
 def load_ir_datasets(config: DatasetConfig) -> Dataset:
@@ -180,14 +204,12 @@ def load_ir_datasets(config: DatasetConfig) -> Dataset:
         msg = f"dataset {config.name}: got ir_datasets_id {identifier!r} without {', '.join(missing)}"
         wanted = "wanted documents and queries with text, and judgements"
         raise DatasetError(f"{msg}, {wanted}; {nearest(f'{identifier}/{config.split}', _related_ids(identifier))}")
-    qrels: dict[str, dict[str, int]] = {}
+    if len(joined := _text_fields(source.docs_cls())) > _MOST_FIELDS or joined[-1] != "text":
+        msg = f"dataset {config.name}: got documents of fields {' + '.join(joined)} from ir_datasets id {identifier!r}"
+        raise DatasetError(f"{msg}, wanted text, or title and text; write them to a BEIR-format folder")
+    qrels = judgements(identifier)
     with _as_dataset_errors(identifier):
-        for judgement in source.qrels_iter():
-            grades = qrels.setdefault(judgement.query_id, {})
-            if (first := grades.setdefault(judgement.doc_id, judgement.relevance)) != judgement.relevance:
-                pair = f"query {judgement.query_id!r} and document {judgement.doc_id!r}"
-                raise _damaged(identifier, f"grades {first} and {judgement.relevance} for {pair}", "one for a pair")
-        known = tuple(Query(query.query_id, query.text) for query in source.queries_iter())
+        known = tuple(Query(query.query_id, _query_text(query)) for query in source.queries_iter())
     dataset = judged(config, IrdsCorpus(identifier), known, qrels, source=f"ir_datasets {_version()} {identifier}")
     queries = dataset.queries
     if empty := [query.id for query in queries if not query.text.strip()]:
@@ -198,6 +220,18 @@ def load_ir_datasets(config: DatasetConfig) -> Dataset:
         msg = f"dataset {config.name}: got no query with a judgement from ir_datasets id {identifier!r}"
         raise DatasetError(f"{msg}, wanted at least one; delete its files under IR_DATASETS_HOME and get them again")
     return dataset
+
+
+def judgements(identifier: str) -> dict[str, dict[str, int]]:
+    """Return the grades of an id by query and document. Raises DatasetError if a pair has two, or for damaged files."""
+    qrels: dict[str, dict[str, int]] = {}
+    with _as_dataset_errors(identifier):
+        for judgement in _dataset(identifier).qrels_iter():
+            grades = qrels.setdefault(judgement.query_id, {})
+            if (first := grades.setdefault(judgement.doc_id, judgement.relevance)) != judgement.relevance:
+                pair = f"query {judgement.query_id!r} and document {judgement.doc_id!r}"
+                raise _damaged(identifier, f"grades {first} and {judgement.relevance} for {pair}", "one for a pair")
+    return qrels
 
 
 def _document_files(dataset: Any, *, fetch: bool) -> list[Path]:
@@ -220,8 +254,28 @@ def _version() -> str:
     return str(ir_datasets.__version__)
 
 
+@cache
+def _text_fields(kind: type[Any]) -> tuple[str, ...]:
+    """Return the fields that the package joins into the text of such a record by its `default_text`.
+
+    Titles have several names: `title`, `page_title` (trec-tot/2023), `document_title` (natural-questions).
+    """
+    if not hasattr(kind, "default_text"):
+        return tuple(name for name in ("title", "text") if name in kind._fields)
+    names = kind(*kind._fields).default_text()  # of a record whose every field contains the field's name
+    return tuple(str(names).split())
+
+
+def _query_text(record: Any) -> str:
+    """Return a query's text as the package has it: trec-tot/2023 puts a title before it."""
+    text: str = record.default_text() if hasattr(record, "default_text") else record.text
+    return text
+
+
 def _document(record: Any) -> Document:
-    identifier, title, text = record.doc_id, getattr(record, "title", None) or "", record.text
+    kind: Any = type(record)
+    *titles, _ = _text_fields(kind)
+    identifier, title, text = record.doc_id, getattr(record, titles[0]) or "" if titles else "", record.text
     if not isinstance(text, str) or not isinstance(identifier, str) or not is_identifier(identifier):
         msg = f"document {identifier!r} with text {text!r:.60}, wanted an id without white space and text"
         raise ValueError(msg)  # becomes a DatasetError in _as_dataset_errors

@@ -16,6 +16,7 @@ from evalkit import datasets
 from evalkit.config.settings import DatasetConfig
 from evalkit.datasets.folder import qrels_file, read_qrels
 from evalkit.datasets.hub import load_hub, qrels_splits
+from evalkit.datasets.irds import judgements
 from evalkit.errors import DatasetError, EvalkitError
 from evalkit.storage.network import network_off
 from evalkit.types import Qrels
@@ -88,15 +89,9 @@ def _ir_datasets(config: DatasetConfig) -> _Readers:
     prefixes = ["/".join(parts[: place + 1]) for place in range(len(parts))]
     base = next(name for name in prefixes if name in ir_datasets.registry and ir_datasets.load(name).has("docs"))
 
-    def read(name: str) -> Qrels:
-        qrels: dict[str, dict[str, int]] = {}
-        for judgement in ir_datasets.load(name).qrels_iter():
-            qrels.setdefault(judgement.query_id, {})[judgement.doc_id] = judgement.relevance
-        return qrels
-
     for name in sorted(ir_datasets.registry):
         if name.startswith(f"{base}/") and name != own and ir_datasets.load(name).has("qrels"):
-            yield name.removeprefix(f"{base}/"), partial(read, name)
+            yield name.removeprefix(f"{base}/"), partial(judgements, name)
 
 
 def _hub(config: DatasetConfig) -> _Readers:

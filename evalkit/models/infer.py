@@ -332,8 +332,14 @@ def _backbone(files: _Files, *, origin: str) -> dict[str, Fact]:
         raise ModelError(f"{msg}; evalkit does not change the case of texts")
     source = f"{CONFIG}: model_type"
     if kind == "xmod":
-        languages = {str(code).partition("_")[0]: code for code in config.get("languages") or ()}
-        return {"backbone": Fact("xmod", source), "adapter": Fact(languages, f"{CONFIG}: languages")}
+        adapters: dict[str, list[str]] = {}
+        for code in map(str, config.get("languages") or ()):
+            adapters.setdefault(code.partition("_")[0], []).append(code)
+        first = {language: codes[0] for language, codes in adapters.items()}
+        several = [
+            f"for {language} the first of {', '.join(codes)}" for language, codes in adapters.items() if codes[1:]
+        ]
+        return {"backbone": Fact("xmod", source), "adapter": Fact(first, "; ".join((f"{CONFIG}: languages", *several)))}
     if kind == "xlm-roberta" and config.get("position_embedding_type") == "rotary":
         return {"backbone": Fact("jina_embeddings_v3", f"{source}, position_embedding_type")}
     if config.get("position_embedding_type") == "alibi":

@@ -65,6 +65,7 @@ def run(
 
     Raises subclasses of EvalkitError for errors that the user can fix; finished shards and cells are kept.
     """
+    refuse_reranker(config)
     compile_cache.set_fallback(config.cache_dir)
     if config.search.name == "plaid":
         plaid.check(config)
@@ -73,6 +74,14 @@ def run(
         config = dataclasses.replace(config, dims=tuple(cell.dim for cell in exact))
         return [*exact, *_run(config, console=console, force=force, unobtainable=None)]
     return _run(config, console=console, force=force, unobtainable=unobtainable)
+
+
+def refuse_reranker(config: RunConfig) -> None:
+    """Raise ConfigError for a re-ranker: a cell has the scores of the search alone."""
+    if config.reranker is not None:
+        name = config.reranker.name
+        msg = f"reranker={name}: got a re-ranker, wanted none, because the scores are those of the search alone"
+        raise ConfigError(f"{msg}; leave it out here, and re-rank the run file: evalkit rerank RUN reranker={name}")
 
 
 def _run(config: RunConfig, *, console: Console, force: bool, unobtainable: dict[int, str] | None) -> list[CellScores]:
@@ -187,10 +196,14 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
     """
     lucene.check_settings(model)
     analyzer = ANALYZERS[model.analyzer]()
-    if task.dataset.language == "unknown":
+    language = task.dataset.language
+    if language == "unknown":
         line = f"{task.dataset.name}: its language is not given, so {model.name} analyses it as {model.analyzer}"
         remedy = "dataset.language=CODE (es, zh) says which it is, model.analyzer=NAME how it is analysed"
         print_line(task.console, f"{line}; {remedy}")
+    elif model.analyzer == "english" and language not in ("en", "multilingual"):
+        line = f"{task.dataset.name}: its language is {language}, and {model.name} analyses it as english"
+        print_line(task.console, f"{line}; model.analyzer=NAME chooses another analyzer (evalkit ls analyzers)")
     terms = lucene.query_terms(task.dataset.queries, analyzer)
     if task.config.engine.name == "ray":
         distributed.count_terms(task, cell, terms)  # checkpoints the counts, which `count` below reads

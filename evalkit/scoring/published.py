@@ -22,6 +22,8 @@ NEAR = 0.001
 """Largest difference from a published score that counts as NEAR: the tolerance that MTEB uses."""
 DEFAULTS: Mapping[str, str] = {"search": "exact", "first_stage": "none"}
 """The values of these settings if a cell's protocol lacks them: exact search, without a first stage."""
+PROMPTS = ("query.prompt", "document.prompt")
+"""Settings that are compared even if a published score does not state them: then it was measured without a prompt."""
 CARD = "card"
 """The source of scores that the model card publishes."""
 ORIGINS = ("run", "quoted")
@@ -348,21 +350,22 @@ def differing(
 ) -> tuple[str, ...]:
     """Return a sentence for each setting in which a cell differs from a published score, with both values.
 
-    `protocol` and `split` are those of the cell. Only known settings of the published score are compared. `self_hits`
-    is the number of hits whose document id is the query's id, kept or dropped, or None if they were not counted. If
-    there are none, the rule for them does not matter.
+    `protocol` and `split` are those of the cell. Only known settings of the published score are compared, and prompts:
+    a score that states none was measured without. `self_hits` is the number of hits whose document id is the query's
+    id, kept or dropped, or None if they were not counted. If there are none, the rule for them does not matter.
 
     >>> score = PublishedScore("s", 1, "d", "m", 0.1, 1, "card", "run", "t", "", settings={"query.max_tokens": 32})
     >>> differing(score, {"query": {"max_tokens": 16}}, "test")
     ('query.max_tokens is 16, published with 32',)
     """
     found = []
-    for name, wanted in published.settings.items():
+    for name, stated in {**dict.fromkeys(PROMPTS), **published.settings}.items():
         if name == "drop_self" and self_hits == 0:
             continue
         got: Any = {**DEFAULTS, **protocol, "split": split}
         for part in name.split("."):
             got = got.get(part) if isinstance(got, Mapping) else None
+        got, wanted = (got or "none", stated or "none") if name in PROMPTS else (got, stated)
         if got != wanted:
             found.append(f"{name} is {_shown(got)}, published with {_shown(wanted)}")
     return tuple(found)

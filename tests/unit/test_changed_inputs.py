@@ -14,6 +14,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+import evalkit.mteb
 from evalkit import datasets
 from evalkit.analysis import collected as collected_runs
 from evalkit.analysis import explain, replay
@@ -309,6 +310,25 @@ def test_bm25_says_how_it_takes_a_language_that_is_not_given(foxes: Path, tmp_pa
     assert "its language is not given, so bm25 analyses it as english; dataset.language=CODE" in said
     _, said = run(config_of(foxes, tmp_path, "dataset.language=es"))
     assert "language" not in said
+
+
+@pytest.mark.parametrize(("language", "model"), [("spanish", "bm25"), ("vi", "bm25"), ("es", "bm25-flat")])
+def test_bm25_says_where_it_analyses_another_language_as_english(
+    foxes: Path, tmp_path: Path, language: str, model: str
+) -> None:
+    """A language without an analyzer, or none that evalkit knows, is analysed as English: other scores than es has."""
+    _, said = run(config_of(foxes, tmp_path, f"dataset.language={language}", f"model={model}"))
+    assert f"its language is {language}, and {model} analyses it as english; model.analyzer=NAME" in said
+
+
+def test_a_run_with_a_reranker_is_refused_and_not_scored_without_it(foxes: Path, tmp_path: Path) -> None:
+    name = "jina-reranker-v2-base-multilingual"
+    message = f"reranker={name}: got a re-ranker, wanted none, .*; leave it out here, .*: evalkit rerank RUN"
+    with pytest.raises(ConfigError, match=message):
+        run(config_of(foxes, tmp_path, f"reranker={name}"))
+    assert not (tmp_path / "results").exists()
+    with pytest.raises(ConfigError, match=message):
+        evalkit.mteb.encoder("model=bm25", f"reranker={name}", f"cache_dir={tmp_path}")
 
 
 def test_other_query_groups_score_again(foxes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

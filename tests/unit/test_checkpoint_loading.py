@@ -366,6 +366,17 @@ def test_a_rope_base_for_a_model_without_rope_is_refused(tmp_path):
         load_as("colbertv2", tmp_path, 16, "model.rope_theta=20000")
 
 
+def test_a_setting_without_effect_on_the_model_is_refused(tmp_path):
+    """Its vectors would be those without the setting, under a run id and a config that name it."""
+    write_colbertv2(tmp_path, dim=16)
+    with pytest.raises(
+        ModelError, match=r"adapter=de_DE for bert, which has no language adapters; leave model\.adapter"
+    ):
+        load_as("colbertv2", tmp_path, 16, "model.adapter=de_DE")
+    with pytest.raises(ModelError, match=r"skiplist=stanford for pooling mean, .*; set model\.skiplist=none"):
+        load_as("colbertv2", tmp_path, 16, "model.pooling=mean")
+
+
 def test_a_language_without_an_adapter_is_refused_with_those_there_are(tmp_path):
     write_colbert_xm(tmp_path, dim=16)
     with pytest.raises(ModelError, match=r"no language adapter 'fr_XX'; .* one of en_XX, de_DE"):

@@ -15,6 +15,7 @@ from evalkit import datasets
 from evalkit.config.compose import compose
 from evalkit.datasets.integrity import agree, integrity
 from evalkit.errors import DatasetError
+from evalkit.report import table
 from evalkit.run import pipeline
 from evalkit.types import Dataset, Document, Query
 
@@ -175,3 +176,49 @@ def test_a_template_without_titles_leaves_them_out(tmp_path: Path) -> None:
     assert [document.joined() for document in with_titles.documents()] == ["T x"]
     assert [document.joined() for document in without.documents()] == ["x"]
     assert with_titles.fingerprint() != without.fingerprint()
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["dataset=folder", "dataset.name=beir/nfcorpus", "dataset.language=en", "dataset.drop_self=true"],
+        [
+            "dataset=beir/nfcorpus",
+            *(f"dataset.counts.{what}=null" for what in ("documents", "queries", "judgements")),
+            "dataset.checksum=null",
+        ],
+    ],
+)
+def test_a_verdict_takes_no_facts_of_a_published_dataset_from_the_command_line(
+    words: list[str], tmp_path: Path
+) -> None:
+    """One document under the name of nfcorpus: a run is possible, but no published score is of that."""
+    places = [f"dataset.path={folder(tmp_path)}", f"results_dir={tmp_path}/results", f"cache_dir={tmp_path}/cache"]
+    (cell,) = pipeline.run(compose(["model=bm25", *words, *places]), console=Console(quiet=True))
+    start = f"dataset beir/nfcorpus: got 1 documents from folder {tmp_path.name}, wanted 3,633 as published"
+    assert start in cell.deviations
+    assert len(cell.deviations) == 4  # also queries, judgements and the checksum
+    verdicts = [row.verdict for row in table.rows([cell]) if row.verdict is not None]
+    assert {verdict.label for verdict in verdicts} == {"PROTOCOL-DIFFERS"}
+
+
+def test_rules_and_ids_that_are_not_those_of_a_published_dataset_are_deviations() -> None:
+    """mMARCO's languages have equal counts and no checksums, so that only the id tells French from Spanish."""
+    words = ["dataset=mmarco/es", "dataset.ir_datasets_id=mmarco/v2/fr/dev/small", "dataset.verify=false"]
+    config = compose([*words, "dataset.language=fr", "dataset.template=text"]).dataset
+    dataset = dataclasses.replace(small("ir_datasets 0.5.11 mmarco/v2/fr/dev/small"), name="mmarco/es")
+    found = datasets.deviations(dataset, None, config)
+    assert [line.partition(": ")[2] for line in found if line.endswith("' as published")] == [
+        "got template 'text', wanted 'title text' as published",
+        "got language 'fr', wanted 'es' as published",
+        "got ir_datasets_id 'mmarco/v2/fr/dev/small', wanted 'mmarco/v2/es/dev/small' as published",
+    ]
+    of_the_folder = datasets.deviations(dataclasses.replace(dataset, source="folder x"), None, config)
+    assert not any("ir_datasets_id" in line for line in of_the_folder)
+
+
+def test_a_dataset_of_ones_own_has_only_the_facts_of_its_config() -> None:
+    config = compose(["dataset=demo", "dataset.language=en", "dataset.template=text"]).dataset
+    own = dataclasses.replace(small(), qrels={"q1": {"a": 1}, "q2": {"b": 0}})
+    assert datasets.deviations(own, None, config) == ()
+    assert datasets.deviations(own, None, dataclasses.replace(config, name="folder")) == ()

@@ -42,6 +42,7 @@ def words(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
         "model=demo",
         "dim=64",
         "dataset=xquad/en",
+        "dataset.name=small",
         "dataset.hub.repo=owner/small",
         f"dataset.hub.revision={COMMIT}",
         "dataset.hub.corpus=corpus",
@@ -189,7 +190,7 @@ def test_a_further_source_that_cannot_be_read_is_said_not_to_be_compared(
 def test_accepted_deviations_are_part_of_the_proof(words: list[str]) -> None:
     accepted = [*words, "dataset.counts.documents=11", "dataset.verify=false"]
     notes = fetch.verify(fetch.selection(accepted), console=QUIET)[1].notes
-    assert notes[0] == f"dataset xquad/en: got 10 documents from hub owner/small@{COMMIT}, wanted 11 as published"
+    assert notes[0] == f"dataset small: got 10 documents from hub owner/small@{COMMIT}, wanted 11 as published"
 
 
 def test_a_source_whose_documents_are_damaged_gives_way_to_the_next(
@@ -225,7 +226,7 @@ def test_a_checksum_that_changed_since_the_fetch_fails_the_proof(words: list[str
     rows = [{"_id": f"d{n}", "text": "changed"} for n in range(10)]
     (snapshot / "other.jsonl").write_bytes(lines(rows))
     message = refusal(lambda: fetch.verify(configs, console=QUIET))
-    assert message.startswith("dataset xquad/en test: got checksum ")
+    assert message.startswith("dataset small test: got checksum ")
     assert message.endswith(" as fetched; delete the changed file and run evalkit fetch again")
 
 

@@ -26,7 +26,7 @@ import json, os, pickle, sys, tracemalloc
 import ir_datasets
 from evalkit import datasets
 from evalkit.config.settings import DatasetConfig
-from evalkit.datasets import irds
+from evalkit.datasets import irds, splits
 from evalkit.datasets.irds import IrdsCorpus
 from evalkit.errors import DatasetError
 
@@ -77,6 +77,10 @@ found["refusals"] = {
     "none": refusal(lambda: datasets.load(config(None))),
     "other split": refusal(lambda: datasets.load(config("beir/nfcorpus/test", "dev"))),
     "a split of none": refusal(lambda: datasets.load(config("beir/scidocs", "dev"))),
+    "a longer name": refusal(lambda: datasets.load(config("wikir/en1k/training", "test"))),
+    "a numbered name": refusal(lambda: datasets.load(config("trec-tot/2025/dev1", "test"))),
+    "several splits": refusal(lambda: datasets.load(config("mr-tydi/sw", "test"))),
+    "three fields": refusal(lambda: datasets.load(config("istella22/test", "test"))),
     "parent": refusal(lambda: datasets.load(config("beir/nfcorpus"))),
     "unfetchable": refusal(lambda: datasets.load(config("beir/scifact/test"))),
     "unfetchable corpus": refusal(lambda: IrdsCorpus("miracl/sw/dev").fingerprint()),
@@ -93,6 +97,10 @@ found["refusals"] = {
     "id with a space": refusal(lambda: list(IrdsCorpus("miracl/id/dev").documents())),
     "grade out of range": refusal(lambda: datasets.load(config("miracl/th/dev"))),
 }
+found["other splits"] = splits.others(config("miracl/te/dev"), {"7"})
+films = datasets.load(config("trec-tot/2023/train", "train"))
+found["films"] = {"documents": list(films.corpus.documents()), "queries": films.queries}
+found["training"] = datasets.load(config("wikir/en1k/training", "train")).qrels
 found["peaks"] = {}
 for identifier in ("mmarco/v2/it/dev/small", "mmarco/v2/pt/dev/small", "miracl/bn/dev", "miracl/ko/dev"):
     corpus = IrdsCorpus(identifier)
@@ -163,6 +171,27 @@ def lay_odd_languages(home: Path) -> None:
         folder = home / "miracl" / "v1.0" / language / "docs"
         folder.mkdir(parents=True)
         (folder / "docs-0.jsonl.gz").write_bytes(gzip.compress(f"{json.dumps(entry)}\n".encode()))
+
+
+def lay_odd_names(home: Path) -> None:
+    """Write a collection whose titles have other names, one whose split has, and a split with two grades for a pair."""
+    (home / "miracl" / "v1.0" / "te" / "train").mkdir()
+    doubled = home / "miracl" / "v1.0" / "te" / "train" / "qrels.tsv"
+    doubled.write_text("7\tQ0\t1#0\t1\n7\tQ0\t1#0\t0\n", encoding="utf-8")
+    films = home / "trec-tot" / "2023"
+    (films / "train").mkdir(parents=True)
+    others = {"wikidata_id": "", "wikidata_classes": [], "sections": {}, "infoboxes": []}
+    titled = (("1", "Vertigo", "a film of 1958"), ("2", None, "no title"))
+    rows = [{"doc_id": name, "page_title": title, "text": text, **others} for name, title, text in titled]
+    (films / "corpus.jsonl").write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+    asked = {"id": "q", "title": "Fear of heights", "text": "which film", "url": "", "domain": ""}
+    (films / "train" / "queries.jsonl").write_text(json.dumps({**asked, "sentence_annotations": []}), encoding="utf-8")
+    (films / "train" / "qrel.txt").write_text("q 0 1 1\n", encoding="utf-8")
+    wikipedia = home / "wikir" / "en1k" / "wikIR1k"
+    (wikipedia / "training").mkdir(parents=True)
+    (wikipedia / "documents.csv").write_text("id_right,text_right\n1,one\n2,two\n", encoding="utf-8")
+    (wikipedia / "training" / "queries.csv").write_text("id_left,text_left\n1,first\n", encoding="utf-8")
+    (wikipedia / "training" / "qrels").write_text("1 0 1 1\n", encoding="utf-8")
 
 
 def lay_everything(home: Path) -> None:
@@ -251,6 +280,7 @@ def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     home = tmp_path_factory.mktemp("ir_datasets")
     lay_everything(home)
     lay_odd_languages(home)
+    lay_odd_names(home)
     environment = {
         **os.environ,
         **dict.fromkeys(("HTTP_PROXY", "HTTPS_PROXY", "http_proxy", "https_proxy"), "http://127.0.0.1:9"),
@@ -439,6 +469,46 @@ def test_judgements_of_one_split_are_not_read_under_the_name_of_another(found: d
     )
 
 
+@pytest.mark.parametrize(
+    ("case", "identifier", "remedy"),
+    [
+        ("a longer name", "wikir/en1k/training", "train, or an id of that split (wikir/en1k/test)"),
+        ("a numbered name", "trec-tot/2025/dev1", "dev, or an id of that split (trec-tot/2025/test)"),
+    ],
+)
+def test_a_split_is_known_by_its_other_names(found: dict[str, Any], case: str, identifier: str, remedy: str) -> None:
+    """Both were read under the name test."""
+    assert found["refusals"][case] == (
+        f"dataset small: got split 'test' and ir_datasets_id {identifier!r}, wanted the same split in both; "
+        f"set dataset.split={remedy}"
+    )
+    assert found["training"] == {"1": {"1": 1}}
+
+
+def test_all_splits_together_are_not_read_as_one(found: dict[str, Any]) -> None:
+    """The judgements of mr-tydi/sw are those of its three splits."""
+    assert found["refusals"]["several splits"] == (
+        "dataset small: got split 'test' and ir_datasets_id 'mr-tydi/sw', which has the judgements of several splits "
+        "together, wanted one split; set dataset.ir_datasets_id to that of one "
+        "(mr-tydi/sw/dev, mr-tydi/sw/test, mr-tydi/sw/train)"
+    )
+
+
+def test_titles_are_read_whatever_their_field_is_called(found: dict[str, Any]) -> None:
+    """trec-tot/2023 has a page_title for documents, and a title for queries: both are part of the text there."""
+    assert found["films"] == {
+        "documents": [["1", "Vertigo", "a film of 1958"], ["2", "", "no title"]],
+        "queries": [["q", "Fear of heights which film"]],
+    }
+
+
+def test_documents_of_more_fields_than_a_title_and_a_text_are_refused(found: dict[str, Any]) -> None:
+    assert found["refusals"]["three fields"] == (
+        "dataset small: got documents of fields title + text + extra_text from ir_datasets id 'istella22/test', wanted "
+        "text, or title and text; write them to a BEIR-format folder"
+    )
+
+
 def test_an_id_without_judgements_is_refused_with_its_split(found: dict[str, Any]) -> None:
     """`beir/nfcorpus` is documents and queries; its splits have the judgements."""
     message = found["refusals"]["parent"]
@@ -487,6 +557,13 @@ def test_queries_and_judgements_are_held_to_the_folders_rules(
     """The package itself lets the last of two grades win, and an empty query through."""
     remedy = f"delete its files under {found['home']} and get them again"
     assert found["refusals"][case] == f"ir_datasets id 'miracl/{language}/dev': got {complaint}; {remedy}"
+
+
+def test_another_split_is_held_to_the_same_rules(found: dict[str, Any]) -> None:
+    others, unread = found["other splits"]
+    assert others == []
+    (line,) = unread
+    assert line.startswith("split train: ir_datasets id 'miracl/te/train': got grades 1 and 0 for query '7'")
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,15 @@ def test_the_backbone_is_known_by_the_architecture_and_not_by_the_name_alone(tmp
     assert (found["backbone"], found["adapter"]) == ("xmod", {"en": "en_XX", "de": "de_DE"})
 
 
+def test_of_two_adapters_for_a_language_the_first_is_taken_and_said(tmp_path):
+    """XMOD has zh_CN and, later in its list, zh_TW. colbert-xm's own config takes the first."""
+    xmod = write_colbert_xm(tmp_path, dim=16, languages=("en_XX", "zh_CN", "zh_TW"))
+    fact = infer(CheckpointSource(path=str(xmod)), name="x").facts["adapter"]
+    assert fact.value == {"en": "en_XX", "zh": "zh_CN"}
+    assert fact.value["zh"] == compose(["model=colbert-xm", "dataset=miracl/zh"]).model.adapter
+    assert fact.source == "config.json: languages; for zh the first of zh_CN, zh_TW"
+
+
 def write_minilm(folder, *, pooling="pooling_mode_mean_tokens", normal=True):
     """Write the layout of sentence-transformers/all-MiniLM-L6-v2."""
     folder.mkdir()

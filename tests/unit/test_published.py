@@ -6,6 +6,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from evalkit.config.compose import compose
 from evalkit.errors import ScoreError
 from evalkit.scoring.published import (
     PublishedScore,
@@ -21,6 +22,7 @@ from evalkit.scoring.published import (
     stated_averages,
     verdict,
 )
+from evalkit.storage import cell_config
 
 
 def test_the_card_has_all_its_cells():
@@ -248,6 +250,30 @@ def test_only_known_settings_are_compared_and_both_values_are_said():
         "split is dev, published with test",
         "fields is contents, published with text+title",
         "drop_self is not set, published with on",
+    )
+
+
+def test_a_prompt_is_a_difference_from_a_score_that_states_none():
+    one = cell(0.3)._replace(settings={"query.max_tokens": 32})
+    assert differing(one, {"query": {"max_tokens": 32, "prompt": ""}, "document": {}}, "test") == ()
+    prompted = {"query": {"max_tokens": 32, "prompt": "query:"}, "document": {"prompt": "passage:"}}
+    assert differing(one, prompted, "test") == (
+        "query.prompt is query:, published with none",
+        "document.prompt is passage:, published with none",
+    )
+    with_prompt = one._replace(settings={"query.prompt": "query:", "document.prompt": "passage:"})
+    assert differing(with_prompt, prompted, "test") == ()
+
+
+@pytest.mark.parametrize("language", ["ar", "de", "es", "fr", "hi", "id", "it", "ja", "nl", "pt", "ru", "vi", "zh"])
+def test_colbert_xm_is_published_with_the_adapter_of_each_collection(language):
+    dataset = f"mmarco/{language}"
+    (score,) = find("colbert-xm", 128, dataset, "mrr@10")
+    config = compose(["model=colbert-xm", f"dataset={dataset}"])
+    protocol = {**cell_config.plain(config.model), "drop_self": False}
+    assert differing(score, protocol, "dev") == ()
+    assert differing(score, {**protocol, "adapter": "en_XX"}, "dev") == (
+        f"adapter is en_XX, published with {config.model.adapter}",
     )
 
 

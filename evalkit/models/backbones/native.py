@@ -110,6 +110,20 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
         raise ModelError(msg) from error
 
 
+def _refuse_unused(config: EncoderConfig, *, origin: str) -> None:
+    """Raise ModelError for a setting without effect on this model: a result would name it all the same."""
+    backbone, pooling = config.backbone, config.pooling
+    problem = None
+    if config.rope_theta != "checkpoint" and backbone != "jina_embeddings_v3":
+        problem = f"rope_theta={config.rope_theta} for {backbone}, which has no RoPE; leave model.rope_theta out"
+    elif config.adapter is not None and backbone != "xmod":
+        problem = f"adapter={config.adapter} for {backbone}, which has no language adapters; leave model.adapter out"
+    elif config.skiplist != "none" and pooling != "tokens":
+        problem = f"skiplist={config.skiplist} for pooling {pooling}, which is over all tokens; set model.skiplist=none"
+    if problem is not None:
+        raise ModelError(f"{origin}: got {problem}")
+
+
 def count_parameters(checkpoint: Checkpoint, *, adapter: str | None) -> int:
     """Return the number of floats in the weights file, including the head.
 
@@ -157,12 +171,7 @@ def build(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Enco
     Raises ModelError for another architecture, a missing value or tensors that do not fit.
     """
     check_model_type(values, config, origin=origin)
-    if config.rope_theta != "checkpoint" and config.backbone != "jina_embeddings_v3":
-        msg = (
-            f"{origin}: got rope_theta={config.rope_theta} for {config.backbone}, which has no RoPE; "
-            "leave model.rope_theta out"
-        )
-        raise ModelError(msg)
+    _refuse_unused(config, origin=origin)
     for name, value in FIXED_VALUES[config.backbone].items():
         if name in values and values[name] != value:
             msg = f"{origin}: config.json has {name} {values[name]!r}, wanted {value!r} for model.backbone"

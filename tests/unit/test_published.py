@@ -54,6 +54,24 @@ def test_cells_say_what_the_card_says(system, dim, dataset, metric, value):
     assert [score.value for score in card] == [value]
 
 
+def test_every_published_score_and_mean_says_of_which_split_it_is():
+    published = [*published_scores(), *(mean.score for mean in published_means())]
+    assert [score for score in published if "split" not in score.settings] == []
+    splits = {(score.dataset.split("/")[0], score.settings["split"]) for score in published}
+    assert splits == {
+        *((family, "test") for family in ("beir", "xquad", "nanobeir")),
+        *((family, "dev") for family in ("msmarco", "miracl", "mmarco")),
+    }
+
+
+@pytest.mark.parametrize(("system", "dim"), [("bm25s", None), ("all-minilm-l6-v2", 384)])
+def test_a_cell_on_another_split_differs_from_mtebs_figure_in_that(system, dim):
+    (score,) = find(system, dim, "beir/nfcorpus", "ndcg@10")
+    stated = score._replace(settings={"split": score.settings["split"]})
+    assert differing(stated, {}, "train") == ("split is train, published with test",)
+    assert differing(stated, {}, "test") == ()
+
+
 def test_other_sources_stand_behind_the_card():
     assert [(score.source, score.value) for score in find("bm25", None, "beir/nfcorpus", "ndcg@10")] == [
         ("card", 0.325),

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from evalkit.analysis import comparability
 from evalkit.errors import ScoreError
 from evalkit.report.places import family, shown
-from evalkit.scoring import published
+from evalkit.scoring import published, reruns
 from evalkit.scoring.published import CARD, PublishedMean, PublishedScore, Verdict
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage import keys, untrusted
@@ -155,12 +155,11 @@ def _judged(
     deviations: Sequence[Deviation],
 ) -> tuple[Judged, ...]:
     waived = {waiver[:5]: waiver for waiver in waivers}
-    spread = {(found.system, found.dim, found.dataset, found.metric): found.value for found in deviations}
+    spread = reruns.by_cell(deviations)
     judged = []
     for score, cell in pairs:
-        verdict = verdict_on(
-            cell, score, deviation=spread.get((score.system, score.dim, score.dataset, score.metric), 0.0)
-        )
+        deviation = 0.0 if cell is None else spread.get((cell.run_id, score.metric), 0.0)
+        verdict = verdict_on(cell, score, deviation=deviation)
         waiver = waived.get((score.system, score.dim, score.dataset, score.metric, score.source))
         judged.append(Judged(score, cell, verdict, waiver if verdict.label in ("HIGHER", "LOWER") else None))
     return tuple(judged)

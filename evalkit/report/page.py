@@ -136,7 +136,7 @@ def render(material: Material) -> str:
         shades=[name for _, name in SHADES],
         representative=ours,
         by_run=_by_run(material.judged_runs),
-        deviations={(one.system, one.dim, one.dataset, one.metric): one for one in material.deviations},
+        deviations={(one.cell.run_id, one.metric): one for one in material.deviations},
         audit_lines=audit_lines(),
         elsewhere=_elsewhere(material.judged),
         others=[found for found in material.judged if found.score.source != CARD],

@@ -15,7 +15,7 @@ from evalkit.report.card import JudgedMean, by_dataset, judge_means, mean_of, ve
 from evalkit.report.grid import Column, Grid, Line
 from evalkit.report.rounding import ABSENT, fixed, signed
 from evalkit.report.rounding import dim as dim_of
-from evalkit.scoring import published
+from evalkit.scoring import published, reruns
 from evalkit.scoring.mteb_results import MEASURED_BY
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage.results import CellScores, distinctions
@@ -35,11 +35,12 @@ class Row(NamedTuple):
 def rows(cells: Iterable[CellScores], *, deviations: Sequence[Deviation] = ()) -> list[Row]:
     """Pair each cell with the published scores of its main metric: the card's first, then those of other sources."""
     paired = []
-    spread = {(found.system, found.dim, found.dataset, found.metric): found.value for found in deviations}
+    spread = reruns.by_cell(deviations)
     for cell in sorted(cells, key=places.order):
         key = (cell.model, cell.dim, cell.dataset, cell.main_metric)
         found = published.find(*key)
-        paired += [Row(cell, score, verdict_on(cell, score, deviation=spread.get(key, 0.0))) for score in found]
+        deviation = spread.get((cell.run_id, cell.main_metric), 0.0)
+        paired += [Row(cell, score, verdict_on(cell, score, deviation=deviation)) for score in found]
         if not found:
             paired.append(Row(cell, None, None))
     return paired

@@ -22,8 +22,8 @@ from evalkit.config.compose import compose
 from evalkit.config.settings import configs_dir
 from evalkit.errors import EvalkitError, ScoreError
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.report import build, exports, sheets
-from evalkit.report.card import card_tables, judge, leaderboard, verdict_on
+from evalkit.report import build, exports, sheets, table
+from evalkit.report.card import card_tables, judge, judge_runs, leaderboard, verdict_on
 from evalkit.report.page import SYMBOLS
 from evalkit.run.identity import vector_facts
 from evalkit.scoring import metrics, published, reruns
@@ -228,6 +228,44 @@ def test_reruns_that_agree_leave_near_at_a_thousandth(tmp_path):
     put(tmp_path, late(value=0.352))
     rerun(tmp_path, "again", value=0.352)
     assert " HIGHER " in report(tmp_path).stdout
+
+
+def test_ls_runs_gives_the_verdict_of_the_report(tmp_path):
+    put(tmp_path, late(value=0.352))
+    rerun(tmp_path, "bfloat16", value=0.348, **with_settings(dtype="bfloat16"))
+    listed = CliRunner().invoke(app, ["ls", "runs", "--results-dir", str(tmp_path)])
+    assert (listed.exit_code, " NEAR " in listed.stdout, " HIGHER " in listed.stdout) == (0, True, False)
+
+
+def test_a_deviation_widens_near_of_the_cell_that_was_run_again_only(tmp_path):
+    again, other = late(value=0.352), late(value=0.352, **with_settings(depth=50))
+    rerun(tmp_path, "bfloat16", value=0.348, **with_settings(dtype="bfloat16"))
+    for order in ([again, other], [other, again]):
+        deviations, problems = reruns.measure(order, tmp_path)
+        assert problems == ()
+        rows = [row for row in table.rows(order, deviations=deviations) if row.published.source == "card"]
+        judged = [(row.cell.run_id, row.verdict.label) for row in rows]
+        assert dict(judged) == {again.run_id: "NEAR", other.run_id: "HIGHER"}
+        runs = [one for one in judge_runs(order, deviations=deviations) if one.score.source == "card"]
+        assert {(one.cell.run_id, one.verdict.label) for one in runs} == {*judged}
+
+
+def test_a_deviation_on_one_split_is_not_shown_for_another(tmp_path):
+    for split in ("test", "dev"):
+        put(tmp_path, late(dataset="mine", split=split))
+    rerun(tmp_path, "gpu", dataset="mine", split="dev", value=0.348, **with_settings(dtype="bfloat16"))
+    made = build.build(tmp_path)
+    # Two runs .002 apart: standard deviation .001414.
+    assert "| jina-colbert-v2 | 128 | mine (dev) | NDCG@10 | 2 | 0.001414 |" in made.files["tables/reruns.md"].decode()
+    assert made.files["site/index.html"].decode().count("re-run deviation 0.001414") == 1
+
+
+def test_reruns_with_a_metric_of_ones_own_are_tabled(tmp_path):
+    for folder, value in ((tmp_path, 0.2), (tmp_path / "reruns" / "gpu", 0.22)):
+        metrics = {**cell().metrics, "map": value}
+        put(folder, cell(metrics=metrics))
+    # Two runs .02 apart: standard deviation .02 / sqrt(2) = .014142.
+    assert "| map | 2 | 0.014142 |" in build.build(tmp_path).files["tables/reruns.md"].decode()
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from evalkit.config.settings import DemoSize
 from evalkit.datasets.demo import load_demo
 from evalkit.report import boards, build, commands, hits, page, plot
 from evalkit.report.card import System, card_tables, judge, leaderboard
+from evalkit.report.rounding import signed
 from evalkit.run.identity import texts_checksum
 from evalkit.scoring import published
 from evalkit.storage import cell_config, per_query_file, results
@@ -290,6 +291,22 @@ def test_differences_lie_about_zero_and_reach_a_fiftieth_at_least():
     drawn = plot.differences(plot.Differences("t", "Δ", (plot.Difference("dim 64", 0.001, (-0.002, 0.004)),)))
     assert re.findall(r">([+-]?[\d.]+)</text>", drawn)[:5] == ["-0.02", "-0.01", "0", "+0.01", "+0.02"]
     assert 'aria-label="t: dim 64, +0.0010, -0.0020 to +0.0040"' in drawn
+
+
+def test_a_plot_rounds_its_values_as_the_tables_do():
+    """As floats, .00035 and .123455 are a little less than on paper."""
+    (row,) = re.findall(r">([+-][\d.]+)</text>\s*</g>", plot.differences(differences(0.00035)))
+    assert row == signed(0.00035, 4) == "+0.0004"
+    drawn = plot.differences(differences(-0.00001))
+    assert ">+0.0000</text>" in drawn
+    assert "t: dim 64, +0.0000, +0.0000 to +0.0000" in drawn
+    drawn = panel(plot.Point(100, 0.123455, "a"))
+    assert "s, a: 0.12346 at 100 kB" in drawn
+    assert "a, 100 kB, 0.12346" in drawn
+
+
+def differences(value):
+    return plot.Differences("t", "Δ", (plot.Difference("dim 64", value, (value, value)),))
 
 
 # ---- the page

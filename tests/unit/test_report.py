@@ -603,6 +603,13 @@ def test_the_model_index_is_one_that_hugging_face_reads(folder):
     assert ModelCard(f"---\n{data.to_yaml()}\n---\ntext").data.eval_results == found
 
 
+def test_the_smallest_scores_are_numbers_in_the_model_index(tmp_path):
+    put(tmp_path, late(value=0.00005))
+    text = build.build(tmp_path).files["tables/model-index/jina-colbert-v2-128.yaml"]
+    (result,) = yaml.safe_load(text)["model-index"][0]["results"]
+    assert [one["value"] for one in result["metrics"]] == [0.00005, 0.5, 0.25]
+
+
 def test_the_evaluation_results_are_ones_that_hugging_face_reads(folder):
     files = build.build(folder).files
     (entry,) = parse_eval_result_entries(yaml.safe_load(files["tables/eval_results/jina-colbert-v2-128/NFCorpus.yaml"]))

@@ -59,6 +59,8 @@ NO_DOCUMENT = 0xFF_FFFF
 """The index for "no document" in the page's lists of hits. Only its low bytes are written, as many as an index has."""
 NO_GRADE = 255
 """The grade of a document without a judgement."""
+MOST_GRADE = NO_GRADE - 1
+"""The largest grade that fits one byte; the page shows it as "254 or more"."""
 
 PerQuery = Mapping[str, QueryTable]
 """Run id → each query's values."""
@@ -151,6 +153,7 @@ def render(material: Material) -> str:
         limits=hits,
         no_document=NO_DOCUMENT,
         no_grade=NO_GRADE,
+        most_grade=MOST_GRADE,
         data=_data(material),
     )
 
@@ -411,7 +414,7 @@ def _packed_hits(table: QueryTable, detail: Detail, documents: dict[str, int]) -
     """Return a cell's hits: for each shown query its index, and the indices and grades of its documents.
 
     `documents` maps the dataset's document ids so far to indices; new ids are added. A grade of 0 is distinguished from
-    no judgement; a grade below 0 counts as 0.
+    no judgement; a grade below 0 counts as 0, and one above MOST_GRADE as MOST_GRADE.
     """
     places = {query: place for place, query in enumerate(table.queries)}
     shown = [(places[query], found) for query, found in detail.hits.items()]
@@ -421,7 +424,7 @@ def _packed_hits(table: QueryTable, detail: Detail, documents: dict[str, int]) -
         for rank, document in enumerate(found.documents):
             chosen_QK[row, rank] = documents.setdefault(document, len(documents))
         for rank, grade in enumerate(found.grades):
-            grade_QK[row, rank] = NO_GRADE if grade is None else min(max(0, grade), NO_GRADE - 1)
+            grade_QK[row, rank] = NO_GRADE if grade is None else min(max(0, grade), MOST_GRADE)
     packed: dict[str, Any] = {
         "queries": _base64(np.array([place for place, _ in shown], dtype="<u2")),
         "documents": chosen_QK,

@@ -420,6 +420,15 @@ def open_query(page, results_dir, run, query, against=""):
     page.get(f"file://{results_dir}/site/index.html#?run={run.run_id}&query={query}{against}")
 
 
+def test_a_grade_that_does_not_fit_the_page_is_not_shown_as_another(driver, tmp_path):
+    run = cell(dataset="mine")
+    put(tmp_path, run, run={"q1": hits("d1", "d2"), "q2": hits("d1")}, qrels={"q1": {"d1": 300, "d2": 253}, "q2": {}})
+    build.write(build.build(tmp_path), tmp_path)
+    open_query(driver, tmp_path, run, "q1")
+    grades = ["1 d1 ✓ relevant, grade 254 or more", "2 d2 ✓ relevant, grade 253"]
+    assert texts(driver, "#detail tbody tr") == grades
+
+
 def test_a_query_shows_its_hits_with_their_judgements(page, results_dir):
     open_query(page, results_dir, on_the_demo("bm25"), DEMO.queries[1].id)
     assert texts(page, "#detail tbody tr") == ["1 d1 unjudged", "2 d2 ✓ relevant, grade 2", "3 d3 ✗ not relevant"]

@@ -272,7 +272,10 @@ def _languages(material: Material) -> dict[str, str]:
 
 
 def _frontiers(material: Material, ours: Sequence[CellScores]) -> list[plot.Plot]:
-    """Return a panel of the card's published dims, and one per dataset with two measured systems with vectors."""
+    """Return a panel of the card's published dims, and one per dataset and metric of two measured cells with vectors.
+
+    The metric is the cells' main metric: a config can give a dataset another one, and no axis has two metrics.
+    """
     panels = []
     for table in material.tables:
         if table.name == "matryoshka":
@@ -284,11 +287,11 @@ def _frontiers(material: Material, ours: Sequence[CellScores]) -> list[plot.Plot
             title = f"Published: {boards.SYSTEM}, mean of {', '.join(name.split('/')[1] for name in datasets)}"
             series = (plot.Series(boards.SYSTEM, tuple(_mark_best(points))),)
             panels.append(plot.Plot(title, "bytes per vector (fp16)", "NDCG@10", series))
-    by_dataset: dict[str, list[CellScores]] = {}
+    by_dataset: dict[tuple[str, str], list[CellScores]] = {}
     for cell in ours:
         if cell.dim is not None:
-            by_dataset.setdefault(shown(cell), []).append(cell)
-    for dataset, cells in sorted(by_dataset.items()):
+            by_dataset.setdefault((shown(cell), cell.main_metric), []).append(cell)
+    for (dataset, _), cells in sorted(by_dataset.items()):
         if len(cells) > 1:
             panels.append(_measured_frontier(dataset, cells, material.per_query))
     return panels

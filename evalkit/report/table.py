@@ -109,7 +109,8 @@ def terminal(
     """Return the table for a terminal: the main metric and its verdict; `wide` adds the other metrics and the groups.
 
     Means over whole collections follow after the cells. The settings that make a verdict PROTOCOL-DIFFERS are printed
-    below its row, and so are the settings that distinguish results of the same cell.
+    below its row, and so are a cell's deviations without a verdict, and the settings that distinguish results of the
+    same cell.
     """
     metrics = {row.cell.main_metric for row in table_rows}
     value = [Column(next(iter(metrics)), "number")] if len(metrics) == 1 else [Column("metric", moves=3)]
@@ -137,6 +138,8 @@ def terminal(
             delta = signed(cell.metrics[cell.main_metric] - row.published.value, 4)
             judged = [fixed(row.published.value, row.published.digits), delta, row.verdict.label, row.published.source]
             notes.append("; ".join(row.verdict.differs))
+        else:
+            notes.append(_departing(cell))
         rest = [_loss(cell, losses)] if losses else []
         rest += [fixed(cell.metrics.get(name), 5) for name in (*asked, *others)]
         rest += [fixed(cell.groups.get(name, {}).get("ndcg@10"), 5) for name in groups]
@@ -199,6 +202,12 @@ def _loss(cell: CellScores, losses: Mapping[str, float]) -> str:
     return signed(losses[cell.run_id], 4) if cell.run_id in losses else ABSENT
 
 
+def _departing(cell: CellScores) -> str:
+    """Say how a cell departs from its dataset or its system; a row without a verdict would not say it otherwise."""
+    departs = comparability.departures(cell)
+    return f"deviates: {'; '.join(departs)}" if departs else ""
+
+
 def _groups(table_rows: Sequence[Row]) -> list[str]:
     return sorted({name for row in table_rows for name in row.cell.groups})
 
@@ -239,7 +248,7 @@ def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
         line += [fixed(value, 5) for value in groups]
         line += [_loss(cell, losses)] if losses else []
         if row.published is None or row.verdict is None:
-            line += [ABSENT] * 5
+            line += [ABSENT, ABSENT, ABSENT, _departing(cell) or ABSENT, ABSENT]
         else:
             delta = cell.metrics[cell.main_metric] - row.published.value
             value = fixed(row.published.value, row.published.digits)

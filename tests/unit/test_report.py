@@ -260,6 +260,19 @@ def test_a_deviation_on_one_split_is_not_shown_for_another(tmp_path):
     assert made.files["site/index.html"].decode().count("re-run deviation 0.001414") == 1
 
 
+def test_a_deviating_cell_is_marked_in_every_table_where_nothing_is_published(tmp_path):
+    put(tmp_path, cell(model="own", dataset="beir/scifact", deviations=("got 10 documents, wanted 5,183",)))
+    put(tmp_path, cell(model="own"))
+    marked = "deviates: got 10 documents, wanted 5,183"
+    done = report(tmp_path)
+    assert done.exit_code == 0
+    for text in (done.stdout, (tmp_path / "tables" / "runs.md").read_text(encoding="utf-8")):
+        assert [line.split(" | ")[-2] for line in text.splitlines() if line.startswith("| own")] == ["–", marked]
+    listed = CliRunner().invoke(app, ["ls", "runs", "--results-dir", str(tmp_path)]).stdout.splitlines()
+    assert [line.split()[2] for line in listed if line.startswith("own")] == ["beir/nfcorpus", "beir/scifact"]
+    assert listed[-1].strip() == marked
+
+
 def test_reruns_with_a_metric_of_ones_own_are_tabled(tmp_path):
     for folder, value in ((tmp_path, 0.2), (tmp_path / "reruns" / "gpu", 0.22)):
         metrics = {**cell().metrics, "map": value}

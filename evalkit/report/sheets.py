@@ -74,8 +74,8 @@ def card_sheet(table: CardTable) -> Sheet:
     notes += [f"Quoted by the card from elsewhere: {', '.join(quoted)}."] if quoted else []
     notes += [f"The average of {len(datasets)} is over {', '.join(datasets)}." for datasets in averages]
     notes += [
-        f"{found.score.system} on {found.score.dataset}: {_why(found)}."
-        for found in table.cells.values()
+        f"{system.label} on {found.score.dataset}: {_why(found)}."
+        for (_, system), found in table.cells.items()
         if found.score.slip or found.verdict.differs or found.waiver
     ]
     notes += [
@@ -184,7 +184,8 @@ def means_sheet(judged: Sequence[JudgedMean]) -> Sheet:
     protocols = dict.fromkeys((found.score.source, found.score.protocol) for found in judged)
     notes += [f"{source}: {protocol}." for source, protocol in protocols]
     notes += [
-        f"{found.score.system} ({found.score.source}): waived: {found.waiver.reason}."
+        f"{System(found.score.system, found.score.dim).label} on {found.score.dataset} ({found.score.source}): "
+        f"waived: {found.waiver.reason}."
         for found in judged
         if found.waiver
     ]

@@ -122,7 +122,9 @@ def test_a_report_tables_the_means_and_names_one_that_is_lower(tmp_path: Path) -
         put(tmp_path, late(dataset=one.dataset, value=one.metrics["ndcg@10"], protocol=one.protocol))
     made = build.build(tmp_path)
     assert "| 0.6517 | 0.64000 | -0.0117 | LOWER |" in made.files["tables/means.md"].decode()
-    assert "jina-colbert-v2 on nanobeir: ndcg@10 0.64000 is LOWER than sentence-transformers's 0.6517" in made.unwaived
+    assert (
+        "jina-colbert-v2:128 on nanobeir: ndcg@10 0.64000 is LOWER than sentence-transformers's 0.6517" in made.unwaived
+    )
 
 
 def test_a_run_file_is_a_search_and_no_second_stage() -> None:

@@ -132,7 +132,7 @@ def test_higher_and_lower_fail_the_check_until_waived_with_a_reason(tmp_path):
     assert report(tmp_path).exit_code == 0
     done = report(tmp_path, "--check")
     assert done.exit_code == 1
-    assert "jina-colbert-v2 on beir/nfcorpus: ndcg@10 0.40000 is HIGHER than card's 0.346" in done.stderr
+    assert "jina-colbert-v2:128 on beir/nfcorpus: ndcg@10 0.40000 is HIGHER than card's 0.346" in done.stderr
     waiver = {
         "system": "jina-colbert-v2",
         "dim": 128,
@@ -165,12 +165,29 @@ def test_a_waiver_without_a_reason_is_refused(folder, text, message):
     assert message in str(caught.value)
 
 
+def test_messages_and_notes_on_a_cell_name_its_dim(tmp_path):
+    """The card has .404 for two dims on fiqa."""
+    for dim in (96, 64):
+        put(tmp_path, late(dim=dim, dataset="beir/fiqa", value=0.39, protocol=without_corpus(dim)))
+    waiver = {"system": "jina-colbert-v2", "dataset": "beir/fiqa", "metric": "ndcg@10", "source": "card"}
+    entry = {**waiver, "dim": 64, "reason": "index unknown"}
+    (tmp_path / "waivers.yaml").write_text(yaml.safe_dump([entry]), encoding="utf-8")
+    made = build.build(tmp_path)
+    assert made.unwaived == ("jina-colbert-v2:96 on beir/fiqa: ndcg@10 0.39000 is LOWER than card's 0.404",)
+    table = made.files["tables/matryoshka.md"].decode()
+    assert "- jina-colbert-v2:64 on beir/fiqa: waived: index unknown.\n" in table
+
+
+def without_corpus(dim):
+    return {name: one for name, one in late(dim=dim).protocol.items() if name != "corpus"}
+
+
 def test_a_waiver_that_waives_nothing_is_named(folder):
     entry = {"system": "bm25", "dim": None, "dataset": "beir/fiqa", "metric": "ndcg@10", "source": "card"}
     entry["reason"] = "once"
     (folder / "waivers.yaml").write_text(yaml.safe_dump([entry]), encoding="utf-8")
     assert build.build(folder).problems == (
-        f"{folder}/waivers.yaml: the waiver of bm25 on beir/fiqa (ndcg@10) waives nothing; remove it",
+        f"{folder}/waivers.yaml: the waiver of bm25 on beir/fiqa (ndcg@10, card) waives nothing; remove it",
     )
 
 

@@ -43,7 +43,11 @@ def build(results_dir: Path) -> Report:
     tables = card.card_tables(judged)
     mteb_cells, unread = mteb_results.kept(results_dir)
     board = card.leaderboard(tables, (*ours, *mteb_cells))
-    all_judged: tuple[card.Judged | card.JudgedMean, ...] = (*judged, *means)
+    judged_runs = card.judge_runs(found.cells, waivers=waivers, deviations=deviations)
+    tabled = {cell.run_id for cell in ours}
+    # A cell that searched an index is in no table of the card, but its verdict on a score by such a search is shown.
+    besides = [one for one in judged_runs if one.cell is not None and one.cell.run_id not in tabled]
+    all_judged: tuple[card.Judged | card.JudgedMean, ...] = (*judged, *means, *besides)
     problems = [*found.problems, *rerun_problems, *unread]
     used = {one.waiver for one in all_judged if one.waiver is not None}
     problems += [
@@ -81,7 +85,7 @@ def build(results_dir: Path) -> Report:
             per_query=per_query,
             problems=tuple(problems),
             deviations=deviations,
-            judged_runs=card.judge_runs(found.cells, waivers=waivers, deviations=deviations),
+            judged_runs=judged_runs,
             configs=configs,
             details=_details(results_dir, found.cells, per_query, configs),
         )

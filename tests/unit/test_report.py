@@ -21,6 +21,7 @@ from evalkit.cli import app
 from evalkit.config.compose import compose
 from evalkit.config.settings import configs_dir
 from evalkit.errors import EvalkitError, ScoreError
+from evalkit.models import weights
 from evalkit.models.checkpoint import Checkpoint
 from evalkit.report import build, exports, sheets, table
 from evalkit.report.card import card_tables, judge, judge_runs, leaderboard, verdict_on
@@ -163,6 +164,35 @@ def test_a_waiver_without_a_reason_is_refused(folder, text, message):
     with pytest.raises(ScoreError, match=r"waivers\.yaml: ") as caught:
         build.build(folder)
     assert message in str(caught.value)
+
+
+def test_a_cell_of_an_index_that_is_lower_than_a_score_by_an_index_fails_the_check(tmp_path):
+    source = weights.published_weights("colbertv2")
+    checkpoint = {
+        **late().environment["checkpoint"],
+        "origin": source.checkpoints["128"].repo,
+        "revision": source.checkpoints["128"].revision,
+        "parameters": source.parameters,
+    }
+    protocol = {"query": {"max_tokens": 32}, "search": "plaid", "index": {"nbits": 4}}
+    found = cell(
+        model="colbertv2",
+        dim=128,
+        dataset="beir/scidocs",
+        metrics={"ndcg@10": 0.12, "mrr@10": 0.5, "recall@100": 0.25},
+        protocol={**protocol, "checkpoint": checkpoint["checksums"]},
+        environment={**late().environment, "checkpoint": checkpoint},
+    )
+    put(tmp_path, found)
+    made = build.build(tmp_path)
+    shown = {row.published.source: row.verdict.label for row in made.rows}
+    assert shown == {"card": "PROTOCOL-DIFFERS", "mteb": "LOWER", "pylate": "LOWER"}
+    line = "colbertv2:128 on beir/scidocs: ndcg@10 0.12000 is LOWER than pylate's 0.154"
+    assert line in made.unwaived
+    entry = {"system": "colbertv2", "dim": 128, "dataset": "beir/scidocs", "metric": "ndcg@10", "source": "pylate"}
+    (tmp_path / "waivers.yaml").write_text(yaml.safe_dump([{**entry, "reason": "few clusters"}]), encoding="utf-8")
+    made = build.build(tmp_path)
+    assert (line in made.unwaived, made.problems) == (False, ())
 
 
 def test_messages_and_notes_on_a_cell_name_its_dim(tmp_path):

@@ -181,13 +181,14 @@ def verdict_on(cell: CellScores | None, score: PublishedScore, *, deviation: flo
 def by_dataset(cells: Iterable[CellScores]) -> dict[tuple[str, int | None, str], CellScores]:
     """Return the cells of which means are formed, by system, dim and dataset.
 
-    They represent their system and are on their dataset's usual split.
+    They represent their system and are on their dataset's usual split. Of several results of one cell, for example of a
+    sweep over a setting, none is taken: a mean would not say which of them it is over.
     """
-    return {
-        (cell.model, cell.dim, cell.dataset): cell
-        for cell in comparability.representative(cells)
-        if shown(cell) == cell.dataset
-    }
+    found: dict[tuple[str, int | None, str], dict[str, CellScores]] = {}
+    for cell in comparability.representative(cells):
+        if shown(cell) == cell.dataset:
+            found.setdefault((cell.model, cell.dim, cell.dataset), {})[cell.run_id] = cell
+    return {key: one for key, claiming in found.items() for one in claiming.values() if len(claiming) == 1}
 
 
 def mean_of(cells: Sequence[CellScores], metric: str) -> tuple[float | None, tuple[str, ...]]:

@@ -245,7 +245,7 @@ def cache_table(entries: Sequence[Entry], *, wide: bool = False) -> Grid:
     """Return a row per cache entry, in the given order; `wide` names every cell that uses it."""
     columns = (
         *(Column("kind"), Column("key"), Column("dataset", "text"), Column("shards", "number", moves=3)),
-        *(Column("size", "number", moves=1), Column("last use", moves=2), Column("used by", moves=4)),
+        *(Column("size", "number", moves=1), Column("last use (UTC)", moves=2), Column("used by", moves=4)),
     )
     lines = []
     for entry in entries:

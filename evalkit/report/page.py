@@ -359,7 +359,7 @@ def _data(material: Material) -> Markup:
     documents: dict[str, dict[str, int]] = {}
     runs: dict[str, dict[str, Any]] = {}
     texts: dict[str, list[str]] = {}
-    names = _compared_under(material.cells)
+    names, suffixes = _compared_under(material.cells), distinctions(material.cells)
     for cell in material.cells:
         if (table := material.per_query.get(cell.run_id)) is None:
             continue
@@ -368,7 +368,7 @@ def _data(material: Material) -> Markup:
         runs[cell.run_id] = {
             "system": label(cell.model, cell.dim)
             + (DEVIATES_MARK if comparability.departures(cell) else "")
-            + ("" if cell.search == "exact" else distinctions(material.cells)[cell.run_id]),
+            + suffixes[cell.run_id],
             "dataset": names[cell.run_id],
             "main": cell.main_metric,
             "metrics": list(table.metrics),

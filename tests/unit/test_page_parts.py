@@ -1,5 +1,6 @@
 """What the page is made of: cells counted once, commands, boards, hits and plots."""
 
+import json
 import re
 from pathlib import Path
 
@@ -310,6 +311,16 @@ def differences(value):
 
 
 # ---- the page
+
+
+def test_two_results_of_a_cell_have_two_names_where_the_page_compares_them(tmp_path):
+    for tokens in (32, 16):
+        put(tmp_path, late(query_tokens=tokens))
+    text = build.build(tmp_path).files["site/index.html"].decode()
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text)[1])
+    assert {run_id: run["system"] for run_id, run in data["runs"].items()} == {
+        late(query_tokens=tokens).run_id: f"jina-colbert-v2:128 (query.max_tokens={tokens})" for tokens in (32, 16)
+    }
 
 
 def test_the_page_names_the_command_of_a_run_by_its_own_settings(tmp_path):

@@ -1025,10 +1025,10 @@ def _frontier(
     from evalkit.storage import cell_config
 
     wanted = precision.chosen_forms(*forms[:2], normalized=forms[2])
-    by_dataset: dict[tuple[str, str], list[CellScores]] = {}
+    by_dataset: dict[tuple[str, str, str], list[CellScores]] = {}
     for cell in chosen:
         if cell.dim is not None and cell.search == "exact":
-            by_dataset.setdefault((cell.dataset, cell.split), []).append(cell)
+            by_dataset.setdefault((cell.dataset, cell.split, cell.main_metric), []).append(cell)
     narrowed: dict[str, Sequence[Narrowed]] = {}
     for cells in by_dataset.values():
         measured = [

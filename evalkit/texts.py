@@ -46,17 +46,21 @@ def unusable_name(name: object, *, parts: bool = False) -> str | None:
 def unusable_system(name: object) -> str | None:
     """Return why a text cannot be a system's name, or None; `LIBRARY:SYSTEM` is a system that another program ran.
 
-    In paths the colon is replaced (`in_path`).
+    In paths the colon is replaced (`in_path`). A number after the colon is a dim: `demo:64` is demo at dim 64.
 
     >>> unusable_system("pylate:jina-colbert-v2"), unusable_system("bm25")
     (None, None)
     >>> unusable_system("a:b:c")
     'wanted one colon at most, LIBRARY:SYSTEM'
+    >>> unusable_system("demo:64")
+    'wanted LIBRARY:SYSTEM, and a number after the colon is a dim'
     """
     if not isinstance(name, str):
         return "wanted text"
     if name.count(":") > 1:
         return "wanted one colon at most, LIBRARY:SYSTEM"
+    if ":" in name and name.partition(":")[2].isdecimal():
+        return "wanted LIBRARY:SYSTEM, and a number after the colon is a dim"
     problem = next(filter(None, (unusable_name(part) for part in name.split(":"))), None)
     return problem or unusable_name(in_path(name))
 

@@ -140,12 +140,15 @@ def _device_s(one: _Pass) -> float | None:
 
 
 def _wall_s(one: _Pass, work_s: float, workers: int) -> float:
-    """Return the seconds of a pass. The shards are spread over the workers; reading by one driver may take longer."""
+    """Return the seconds of a pass, of which `work_s` are the work of the remaining shards.
+
+    These are spread over the workers; reading by one driver may take longer.
+    """
     read_s = _text_bytes(one) / READ_BYTES_PER_S
     if (probed := one.cells[0].probed) is not None and probed.dataset == one.config.dataset.name:
         read_s = probed.read_s * (one.cells[0].documents or 0) / probed.documents
     surveyed = one.cells[0].shards is not None
-    shards = one.cells[0].shards or _shards(one)
+    shards = max(1, (one.cells[0].shards or _shards(one)) - min(cell.done for cell in one.cells))
     turns = math.ceil(shards / min(workers, shards)) / shards
     return PER_PASS_S + max(work_s * turns, read_s if workers > 1 else 0.0) + (0.0 if surveyed else read_s)
 

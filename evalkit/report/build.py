@@ -10,7 +10,7 @@ from evalkit.analysis import collected, comparability
 from evalkit.errors import ScoreError
 from evalkit.report import card, commands, evidence, exports, hits, page, rounding, sheets, table
 from evalkit.scoring import mteb_results, published, reruns
-from evalkit.storage import paths, per_query_file, results, untrusted
+from evalkit.storage import keys, paths, per_query_file, results, untrusted
 from evalkit.storage.results import CellScores
 
 EXPORTS = ("mteb", "model-index", "eval_results")
@@ -43,12 +43,16 @@ def build(results_dir: Path) -> Report:
     tables = card.card_tables(judged)
     mteb_cells, unread = mteb_results.kept(results_dir)
     board = card.leaderboard(tables, (*ours, *mteb_cells))
-    all_judged: tuple[card.Judged | card.JudgedMean, ...] = (*judged, *means)
+    judged_runs = card.judge_runs(found.cells, waivers=waivers, deviations=deviations)
+    tabled = {cell.run_id for cell in ours}
+    # A cell that searched an index is in no table of the card, but its verdict on a score by such a search is shown.
+    besides = [one for one in judged_runs if one.cell is not None and one.cell.run_id not in tabled]
+    all_judged: tuple[card.Judged | card.JudgedMean, ...] = (*judged, *means, *besides)
     problems = [*found.problems, *rerun_problems, *unread]
     used = {one.waiver for one in all_judged if one.waiver is not None}
     problems += [
-        f"{results_dir / 'waivers.yaml'}: the waiver of {waiver.system} on {waiver.dataset} ({waiver.metric}) "
-        "waives nothing; remove it"
+        f"{results_dir / 'waivers.yaml'}: the waiver of {_where(waiver)} ({waiver.metric}, {waiver.source}) waives "
+        "nothing; remove it"
         for waiver in waivers
         if waiver not in used
     ]
@@ -81,14 +85,14 @@ def build(results_dir: Path) -> Report:
             per_query=per_query,
             problems=tuple(problems),
             deviations=deviations,
-            judged_runs=card.judge_runs(found.cells, waivers=waivers, deviations=deviations),
+            judged_runs=judged_runs,
             configs=configs,
             details=_details(results_dir, found.cells, per_query, configs),
         )
     )
     unwaived = tuple(
-        f"{one.score.system} on {one.score.dataset}: {one.score.metric} {rounding.fixed(one.measured, 5)} is "
-        f"{one.verdict.label} than {one.score.source}'s {rounding.fixed(one.score.value, one.score.digits)}"
+        f"{_where(one.score)}: {one.score.metric} {rounding.fixed(one.measured, 5)} is {one.verdict.label} than "
+        f"{one.score.source}'s {rounding.fixed(one.score.value, one.score.digits)}"
         for one in all_judged
         if one.verdict.label in ("HIGHER", "LOWER") and one.waiver is None
     )
@@ -99,6 +103,11 @@ def build(results_dir: Path) -> Report:
         unwaived,
         rows,
     )
+
+
+def _where(one: published.PublishedScore | card.Waiver) -> str:
+    """Return the system, with its dim, and the dataset of a score or a waiver."""
+    return f"{keys.label(one.system, one.dim)} on {one.dataset}"
 
 
 def leaderboard(results_dir: Path) -> card.Leaderboard:

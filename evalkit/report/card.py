@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from evalkit.analysis import comparability
 from evalkit.errors import ScoreError
 from evalkit.report.places import family, shown
-from evalkit.scoring import published
+from evalkit.scoring import published, reruns
 from evalkit.scoring.published import CARD, PublishedMean, PublishedScore, Verdict
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage import keys, untrusted
@@ -155,12 +155,11 @@ def _judged(
     deviations: Sequence[Deviation],
 ) -> tuple[Judged, ...]:
     waived = {waiver[:5]: waiver for waiver in waivers}
-    spread = {(found.system, found.dim, found.dataset, found.metric): found.value for found in deviations}
+    spread = reruns.by_cell(deviations)
     judged = []
     for score, cell in pairs:
-        verdict = verdict_on(
-            cell, score, deviation=spread.get((score.system, score.dim, score.dataset, score.metric), 0.0)
-        )
+        deviation = 0.0 if cell is None else spread.get((cell.run_id, score.metric), 0.0)
+        verdict = verdict_on(cell, score, deviation=deviation)
         waiver = waived.get((score.system, score.dim, score.dataset, score.metric, score.source))
         judged.append(Judged(score, cell, verdict, waiver if verdict.label in ("HIGHER", "LOWER") else None))
     return tuple(judged)
@@ -182,13 +181,14 @@ def verdict_on(cell: CellScores | None, score: PublishedScore, *, deviation: flo
 def by_dataset(cells: Iterable[CellScores]) -> dict[tuple[str, int | None, str], CellScores]:
     """Return the cells of which means are formed, by system, dim and dataset.
 
-    They represent their system and are on their dataset's usual split.
+    They represent their system and are on their dataset's usual split. Of several results of one cell, for example of a
+    sweep over a setting, none is taken: a mean would not say which of them it is over.
     """
-    return {
-        (cell.model, cell.dim, cell.dataset): cell
-        for cell in comparability.representative(cells)
-        if shown(cell) == cell.dataset
-    }
+    found: dict[tuple[str, int | None, str], dict[str, CellScores]] = {}
+    for cell in comparability.representative(cells):
+        if shown(cell) == cell.dataset:
+            found.setdefault((cell.model, cell.dim, cell.dataset), {})[cell.run_id] = cell
+    return {key: one for key, claiming in found.items() for one in claiming.values() if len(claiming) == 1}
 
 
 def mean_of(cells: Sequence[CellScores], metric: str) -> tuple[float | None, tuple[str, ...]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from decimal import Decimal
 from typing import Any
 
 from evalkit.scoring.decimals import rounded
@@ -191,11 +192,15 @@ def _yaml_lines(value: Any, indent: str) -> Iterator[str]:
 def _scalar(value: Any) -> str:
     """Return a scalar as YAML. A text that YAML could read as another type is quoted as in JSON.
 
-    >>> [_scalar(value) for value in ("ndcg@10", "no", "1e3", 0.5, "xxh3:0")]
-    ['ndcg@10', '"no"', '"1e3"', '0.5', 'xxh3:0']
+    A number is written without an exponent, because YAML 1.1 reads `5e-05`, which has no decimal point, as a text.
+
+    >>> [_scalar(value) for value in ("ndcg@10", "no", "1e3", 0.5, "xxh3:0", 0.00005)]
+    ['ndcg@10', '"no"', '"1e3"', '0.5', 'xxh3:0', '0.00005']
     """
     if isinstance(value, str) and PLAIN.fullmatch(value) and value.lower() not in RESERVED:
         return value
+    if isinstance(value, float):
+        return f"{Decimal(repr(value)):f}"
     return json.dumps(value, ensure_ascii=False, allow_nan=False)
 
 

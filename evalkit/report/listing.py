@@ -19,6 +19,7 @@ from evalkit.operations.rates import corpus_tokens
 from evalkit.report.grid import Column, Grid, Line
 from evalkit.report.rounding import ABSENT, count, grouped
 from evalkit.report.table import rows, terminal
+from evalkit.scoring import reruns
 from evalkit.storage import results
 
 LISTINGS = ("models", "datasets", "analyzers", "engines", "searches", "rerankers", "experiments", "settings", "runs")
@@ -36,9 +37,15 @@ def listing(what: str, *, results_dir: Path, wide: bool = False) -> Grid:
         "engines": _engines,
         "experiments": _experiments,
         "settings": _settings,
-        "runs": lambda: terminal(rows(results.read_all(results_dir)), wide=wide),
+        "runs": lambda: _runs(results_dir, wide=wide),
     }
     return tables[what]() if what in tables else _group(next(group for group, name in LISTING.items() if name == what))
+
+
+def _runs(results_dir: Path, *, wide: bool) -> Grid:
+    """Return all finished cells, with the verdicts that a report gives."""
+    cells = results.read_all(results_dir)
+    return terminal(rows(cells, deviations=reruns.measure(cells, results_dir)[0]), wide=wide)
 
 
 def _experiments() -> Grid:

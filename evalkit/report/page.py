@@ -59,6 +59,8 @@ NO_DOCUMENT = 0xFF_FFFF
 """The index for "no document" in the page's lists of hits. Only its low bytes are written, as many as an index has."""
 NO_GRADE = 255
 """The grade of a document without a judgement."""
+MOST_GRADE = NO_GRADE - 1
+"""The largest grade that fits one byte; the page shows it as "254 or more"."""
 
 PerQuery = Mapping[str, QueryTable]
 """Run id → each query's values."""
@@ -136,7 +138,7 @@ def render(material: Material) -> str:
         shades=[name for _, name in SHADES],
         representative=ours,
         by_run=_by_run(material.judged_runs),
-        deviations={(one.system, one.dim, one.dataset, one.metric): one for one in material.deviations},
+        deviations={(one.cell.run_id, one.metric): one for one in material.deviations},
         audit_lines=audit_lines(),
         elsewhere=_elsewhere(material.judged),
         others=[found for found in material.judged if found.score.source != CARD],
@@ -151,6 +153,7 @@ def render(material: Material) -> str:
         limits=hits,
         no_document=NO_DOCUMENT,
         no_grade=NO_GRADE,
+        most_grade=MOST_GRADE,
         data=_data(material),
     )
 
@@ -269,7 +272,10 @@ def _languages(material: Material) -> dict[str, str]:
 
 
 def _frontiers(material: Material, ours: Sequence[CellScores]) -> list[plot.Plot]:
-    """Return a panel of the card's published dims, and one per dataset with two measured systems with vectors."""
+    """Return a panel of the card's published dims, and one per dataset and metric of two measured cells with vectors.
+
+    The metric is the cells' main metric: a config can give a dataset another one, and no axis has two metrics.
+    """
     panels = []
     for table in material.tables:
         if table.name == "matryoshka":
@@ -281,11 +287,11 @@ def _frontiers(material: Material, ours: Sequence[CellScores]) -> list[plot.Plot
             title = f"Published: {boards.SYSTEM}, mean of {', '.join(name.split('/')[1] for name in datasets)}"
             series = (plot.Series(boards.SYSTEM, tuple(_mark_best(points))),)
             panels.append(plot.Plot(title, "bytes per vector (fp16)", "NDCG@10", series))
-    by_dataset: dict[str, list[CellScores]] = {}
+    by_dataset: dict[tuple[str, str], list[CellScores]] = {}
     for cell in ours:
         if cell.dim is not None:
-            by_dataset.setdefault(shown(cell), []).append(cell)
-    for dataset, cells in sorted(by_dataset.items()):
+            by_dataset.setdefault((shown(cell), cell.main_metric), []).append(cell)
+    for (dataset, _), cells in sorted(by_dataset.items()):
         if len(cells) > 1:
             panels.append(_measured_frontier(dataset, cells, material.per_query))
     return panels
@@ -353,7 +359,7 @@ def _data(material: Material) -> Markup:
     documents: dict[str, dict[str, int]] = {}
     runs: dict[str, dict[str, Any]] = {}
     texts: dict[str, list[str]] = {}
-    names = _compared_under(material.cells)
+    names, suffixes = _compared_under(material.cells), distinctions(material.cells)
     for cell in material.cells:
         if (table := material.per_query.get(cell.run_id)) is None:
             continue
@@ -362,7 +368,7 @@ def _data(material: Material) -> Markup:
         runs[cell.run_id] = {
             "system": label(cell.model, cell.dim)
             + (DEVIATES_MARK if comparability.departures(cell) else "")
-            + ("" if cell.search == "exact" else distinctions(material.cells)[cell.run_id]),
+            + suffixes[cell.run_id],
             "dataset": names[cell.run_id],
             "main": cell.main_metric,
             "metrics": list(table.metrics),
@@ -411,7 +417,7 @@ def _packed_hits(table: QueryTable, detail: Detail, documents: dict[str, int]) -
     """Return a cell's hits: for each shown query its index, and the indices and grades of its documents.
 
     `documents` maps the dataset's document ids so far to indices; new ids are added. A grade of 0 is distinguished from
-    no judgement; a grade below 0 counts as 0.
+    no judgement; a grade below 0 counts as 0, and one above MOST_GRADE as MOST_GRADE.
     """
     places = {query: place for place, query in enumerate(table.queries)}
     shown = [(places[query], found) for query, found in detail.hits.items()]
@@ -421,7 +427,7 @@ def _packed_hits(table: QueryTable, detail: Detail, documents: dict[str, int]) -
         for rank, document in enumerate(found.documents):
             chosen_QK[row, rank] = documents.setdefault(document, len(documents))
         for rank, grade in enumerate(found.grades):
-            grade_QK[row, rank] = NO_GRADE if grade is None else min(max(0, grade), NO_GRADE - 1)
+            grade_QK[row, rank] = NO_GRADE if grade is None else min(max(0, grade), MOST_GRADE)
     packed: dict[str, Any] = {
         "queries": _base64(np.array([place for place, _ in shown], dtype="<u2")),
         "documents": chosen_QK,

@@ -70,17 +70,17 @@ def points(
     *,
     intervals: Mapping[str, tuple[float, float]],
     narrowed: Mapping[str, Sequence[Narrowed]],
-) -> dict[str, list[Point]]:
-    """Return the points to draw, by dataset: cells with a number of vectors, and their smaller forms if measured.
+) -> dict[tuple[str, str], list[Point]]:
+    """Return the points to draw, by dataset and main metric: cells with a number of vectors, and their smaller forms.
 
     `intervals` and `narrowed` are by run id.
     """
-    found: dict[str, list[Point]] = {}
+    found: dict[tuple[str, str], list[Point]] = {}
     for cell in cells:
         size = storage(cell)
         if size is None or size.per_passage is None:
             continue
-        name, panel = keys.label(cell.model, cell.dim), found.setdefault(shown(cell), [])
+        name, panel = keys.label(cell.model, cell.dim), found.setdefault((shown(cell), cell.main_metric), [])
         quality = cell.metrics[cell.main_metric]
         stored = str(cell.protocol.get("stored_dtype", "float16")) if narrowed.get(cell.run_id) else ""
         panel.append(Point(size.per_passage / 1000, quality, name, intervals.get(cell.run_id), (stored, 1)))
@@ -128,7 +128,7 @@ def label(axis: Axes, panel: Sequence[Point]) -> list[Annotation]:
     return written
 
 
-def _legend(panels: Mapping[str, Sequence[Point]], *, intervals: bool) -> list[Line2D]:
+def _legend(panels: Mapping[tuple[str, str], Sequence[Point]], *, intervals: bool) -> list[Line2D]:
     """Return the legend: filled and hollow marks, intervals if any, and shapes and colours of many forms."""
     from matplotlib.lines import Line2D
 
@@ -196,7 +196,7 @@ def draw(
     intervals: Mapping[str, tuple[float, float]] = {},
     narrowed: Mapping[str, Sequence[Narrowed]] = {},
 ) -> None:
-    """Write the plot with one panel per dataset. The same cells give the same bytes.
+    """Write the plot with one panel per dataset and main metric. The same cells give the same bytes.
 
     Both axes start at zero, except in a panel with more than MOST_LABELS forms: its storage axis is in powers of two,
     and shapes and colours replace labels.
@@ -215,20 +215,19 @@ def draw(
     mpl.use("Agg")
     from matplotlib import pyplot as plt
 
-    metric = {shown(cell): cell.main_metric for cell in cells}
     with mpl.rc_context({"svg.hashsalt": "evalkit", "font.size": 9}):
         rows, columns = -(-len(panels) // COLUMNS), min(COLUMNS, len(panels))
         figure, axes = plt.subplots(rows, columns, figsize=(5.4 * columns, 0.4 + 3.6 * rows), squeeze=False)
         for axis in axes.flat[len(panels) :]:
             axis.axis("off")
-        for axis, (dataset, panel) in zip(axes.flat, panels.items(), strict=False):
+        for axis, ((dataset, metric), panel) in zip(axes.flat, panels.items(), strict=False):
             best = front([(point.kilobytes, point.quality) for point in panel])
             axis.plot([panel[place].kilobytes for place in best], [panel[place].quality for place in best], color=INK)
             for point in panel:
                 if point.interval is not None:
                     axis.vlines(point.kilobytes, *point.interval, color=INK, alpha=0.35)
             (_scatter_many if len(panel) > MOST_LABELS else _scatter_few)(axis, panel, best)
-            axis.set(title=f"{dataset}: quality against storage", xlabel="kB per passage", ylabel=metric[dataset])
+            axis.set(title=f"{dataset}: quality against storage", xlabel="kB per passage", ylabel=metric)
             axis.grid(alpha=0.3)
         legend = _legend(panels, intervals=bool(intervals))
         figure.legend(handles=legend, loc="lower center", ncols=3, frameon=False, fontsize=8)

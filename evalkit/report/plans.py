@@ -14,7 +14,7 @@ from evalkit.operations.outlook import Outlook
 from evalkit.operations.rates import UNKNOWN
 from evalkit.report import places
 from evalkit.report.grid import Column, Grid, Line
-from evalkit.report.rounding import ABSENT, brief, count, dim, duration, grouped, size
+from evalkit.report.rounding import ABSENT, count, dim, duration, grouped, scaled, size
 from evalkit.run.jobs import Job
 from evalkit.storage.keys import label
 from evalkit.storage.paths import free_bytes
@@ -75,13 +75,14 @@ def outlook_table(cells: Sequence[Planned], *, device: Device | None = None) -> 
 
 
 def _outlook_line(row: Outlook) -> Line:
-    walls = [duration(row.wall_s.get(workers)) if row.wall_s else ABSENT for workers in outlook.WORKERS]
-    tokens = ABSENT if row.tokens is None else short(row.tokens)
+    walls = [duration(row.wall_s.get(workers), narrow=True) if row.wall_s else ABSENT for workers in outlook.WORKERS]
+    tokens = ABSENT if row.tokens is None else short(row.tokens, narrow=True)
     if row.device_s == 0:
         walls = [duration(0.0)] * len(outlook.WORKERS)
-    work = ABSENT if row.device_s is None else duration(row.device_s)
-    sizes = (size(row.disk_bytes), size(row.memory_bytes))
-    return Line((row.name, *map(brief, (tokens, work, *walls, *sizes))))
+    work = ABSENT if row.device_s is None else duration(row.device_s, narrow=True)
+    return Line(
+        (row.name, tokens, work, *walls, *(size(each, narrow=True) for each in (row.disk_bytes, row.memory_bytes)))
+    )
 
 
 def plan_lines(cells: Sequence[Planned], *, device: Device | None = None) -> Iterator[str]:
@@ -98,7 +99,7 @@ def plan_lines(cells: Sequence[Planned], *, device: Device | None = None) -> Ite
         each = ", ".join(f"{duration(wall)} on {workers}" for workers, wall in total.wall_s.items())
         on_gpu = bool(total.device_bytes)
         hours = (total.device_s or 0.0) / 3600
-        took = f"{hours:,.1f} {'GPU' if on_gpu else 'CPU'}-hours" if hours >= 0.1 else duration(total.device_s)
+        took = f"{grouped(hours, 1)} {'GPU' if on_gpu else 'CPU'}-hours" if hours >= 0.1 else duration(total.device_s)
         passes = {(cell.config.model.name, cell.config.dataset.name) for cell in left}
         shared = "; dims of one model share the encoding" if len(passes) < len(left) else ""
         yield f"forecast: {took} of work; with start and reading {each} workers{shared}{unknown}"
@@ -244,7 +245,7 @@ def cache_table(entries: Sequence[Entry], *, wide: bool = False) -> Grid:
     """Return a row per cache entry, in the given order; `wide` names every cell that uses it."""
     columns = (
         *(Column("kind"), Column("key"), Column("dataset", "text"), Column("shards", "number", moves=3)),
-        *(Column("size", "number", moves=1), Column("last use", moves=2), Column("used by", moves=4)),
+        *(Column("size", "number", moves=1), Column("last use (UTC)", moves=2), Column("used by", moves=4)),
     )
     lines = []
     for entry in entries:
@@ -267,13 +268,13 @@ def about(amount: Amount) -> str:
     return f"{'≈ ' if amount.basis.startswith('estimated') else ''}{count(amount.value)}"
 
 
-def short(number: float) -> str:
+def short(number: float, *, narrow: bool = False) -> str:
     """Return a large number with its unit.
 
-    >>> short(1_250_000_000), short(879_639), short(12)
-    ('1.3 G', '879.6 k', '12')
+    >>> short(1_250_000_000), short(879_639), short(12), short(879_639, narrow=True)
+    ('1.3 G', '879.6 k', '12', '880 k')
     """
     for unit, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if number >= factor:
-            return f"{grouped(number / factor, 1)} {unit}"
+            return f"{scaled(number / factor, narrow=narrow)} {unit}"
     return count(number)

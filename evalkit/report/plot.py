@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 from markupsafe import Markup
 
+from evalkit.report.rounding import fixed, signed
+
 WIDTH, HEIGHT = 460, 280
 LEFT, RIGHT, TOP, BOTTOM = 58, 24, 22, 46
 ROW_HEIGHT = 34
@@ -78,7 +80,7 @@ def svg(plot: Plot) -> Markup:
     def y(value: float) -> float:
         return base - max(value, 0.0) / (y_ticks[-1] or 1) * (base - TOP)
 
-    description = "; ".join(f"{point.label}, {point.x:.4g} {plot.x_title}, {point.y:.5g}" for point in points)
+    description = "; ".join(f"{point.label}, {point.x:.4g} {plot.x_title}, {fixed(point.y, 5)}" for point in points)
     parts = [_svg_tag(HEIGHT, f"{plot.title}: {description}")]
     digits = _digits(y_ticks)
     for tick in y_ticks:
@@ -108,7 +110,7 @@ def svg(plot: Plot) -> Markup:
             parts.append(
                 Markup('<circle{} cx="{:.1f}" cy="{:.1f}" r="4.5"><title>{}</title></circle>').format(
                     *("" if point.best else Markup(' class="hollow"'), x(point.x), y(point.y)),
-                    f"{series.name}, {point.label}: {point.y:.5f} at {point.x:g} {plot.x_title}",
+                    f"{series.name}, {point.label}: {fixed(point.y, 5)} at {point.x:g} {plot.x_title}",
                 )
             )
             across, down, anchor = places.pop(0)
@@ -128,7 +130,8 @@ def differences(plot: Differences) -> Markup:
         return middle + value / half * (right - left) / 2
 
     description = "; ".join(
-        f"{row.label}, {row.value:+.4f}, {row.interval[0]:+.4f} to {row.interval[1]:+.4f}" for row in plot.rows
+        f"{row.label}, {signed(row.value, 4)}, {signed(row.interval[0], 4)} to {signed(row.interval[1], 4)}"
+        for row in plot.rows
     )
     parts = [_svg_tag(height, f"{plot.title}: {description}")]
     for tick in (-half, -half / 2, 0.0, half / 2, half):
@@ -144,9 +147,11 @@ def differences(plot: Differences) -> Markup:
             Markup('<g class="series s0">'),
             _line("bar", x(row.interval[0]), x(row.interval[1]), y, y),
             Markup('<circle cx="{:.1f}" cy="{:.1f}" r="4.5"><title>{}</title></circle>').format(
-                x(row.value), y, f"{row.label}: {row.value:+.5f}, 95 % {row.interval[0]:+.5f} to {row.interval[1]:+.5f}"
+                *(x(row.value), y),
+                f"{row.label}: {signed(row.value, 5)}, "
+                f"95 % {signed(row.interval[0], 5)} to {signed(row.interval[1], 5)}",
             ),
-            _text(x(row.value), y - 9, f"{row.value:+.4f}"),
+            _text(x(row.value), y - 9, signed(row.value, 4)),
             Markup("</g>"),
         ]
     return Markup("").join([*parts, Markup("</svg>")])

@@ -58,43 +58,39 @@ def dim(value: int | None) -> str:
     return ABSENT if value is None else str(value)
 
 
-def size(size_bytes: float | None) -> str:
+def scaled(value: float, *, narrow: bool = False) -> str:
+    """Return a number of a unit with one decimal; for a narrow column with none from 10 on.
+
+    >>> scaled(1234.25), scaled(1234.25, narrow=True), scaled(2.25, narrow=True), scaled(12.46, narrow=True)
+    ('1,234.3', '1,234', '2.3', '12')
+    """
+    return grouped(value, 0 if narrow and rounded(value, 1) >= 10 else 1)
+
+
+def size(size_bytes: float | None, *, narrow: bool = False) -> str:
     """Return a size in B, kB, MB, GB or TB; a dash for None.
 
-    >>> size(0), size(1_500_000), size(None)
-    ('0 B', '1.5 MB', '–')
+    >>> size(0), size(1_500_000), size(None), size(697_460_000_000, narrow=True)
+    ('0 B', '1.5 MB', '–', '697 GB')
     """
     if size_bytes is None:
         return ABSENT
     for unit, factor in (("TB", 1e12), ("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
         if size_bytes >= factor:
-            return f"{grouped(size_bytes / factor, 1)} {unit}"
+            return f"{scaled(size_bytes / factor, narrow=narrow)} {unit}"
     return f"{count(size_bytes)} B"
 
 
-def brief(text: str) -> str:
-    """Shorten a number with a unit for narrow columns: no decimals for minutes and for values from 10 on.
+def duration(seconds: float | None, *, narrow: bool = False) -> str:
+    """Return a duration in seconds, minutes or hours; for a narrow column without decimals of minutes.
 
-    >>> brief("24.3 min"), brief("1.2 h"), brief("1,234.5 GB"), brief("unknown")
-    ('24 min', '1.2 h', '1,235 GB', 'unknown')
-    """
-    number, _, unit = text.partition(" ")
-    try:
-        value = float(number.replace(",", ""))
-    except ValueError:
-        return text
-    return text if value < 10 and unit != "min" else f"{count(value)} {unit}"
-
-
-def duration(seconds: float | None) -> str:
-    """Return a duration in seconds, minutes or hours.
-
-    >>> duration(0.2), duration(90), duration(7260), duration(None)
-    ('0 s', '1.5 min', '2.0 h', 'unknown')
+    >>> duration(0.2), duration(90), duration(7260), duration(None), duration(1456, narrow=True)
+    ('0 s', '1.5 min', '2.0 h', 'unknown', '24 min')
     """
     if seconds is None:
         return "unknown"
-    for unit, factor in (("h", 3600), ("min", 60)):
-        if seconds >= factor:
-            return f"{grouped(seconds / factor, 1)} {unit}"
+    if seconds >= 3600:
+        return f"{scaled(seconds / 3600, narrow=narrow)} h"
+    if seconds >= 60:
+        return f"{grouped(seconds / 60, 0 if narrow else 1)} min"
     return f"{count(seconds)} s"

@@ -11,7 +11,7 @@ from evalkit.config.settings import METRICS
 from evalkit.report import frames
 from evalkit.report.card import Average, CardTable, Judged, JudgedMean, Leaderboard, System
 from evalkit.report.places import order, shown
-from evalkit.report.rounding import ABSENT, fixed, signed
+from evalkit.report.rounding import ABSENT, dim, fixed, signed
 from evalkit.report.table import markdown_text, verdict_text
 from evalkit.scoring.decimals import rounded
 from evalkit.scoring.mteb_results import MEASURED_BY
@@ -74,8 +74,8 @@ def card_sheet(table: CardTable) -> Sheet:
     notes += [f"Quoted by the card from elsewhere: {', '.join(quoted)}."] if quoted else []
     notes += [f"The average of {len(datasets)} is over {', '.join(datasets)}." for datasets in averages]
     notes += [
-        f"{found.score.system} on {found.score.dataset}: {_why(found)}."
-        for found in table.cells.values()
+        f"{system.label} on {found.score.dataset}: {_why(found)}."
+        for (_, system), found in table.cells.items()
         if found.score.slip or found.verdict.differs or found.waiver
     ]
     notes += [
@@ -184,7 +184,8 @@ def means_sheet(judged: Sequence[JudgedMean]) -> Sheet:
     protocols = dict.fromkeys((found.score.source, found.score.protocol) for found in judged)
     notes += [f"{source}: {protocol}." for source, protocol in protocols]
     notes += [
-        f"{found.score.system} ({found.score.source}): waived: {found.waiver.reason}."
+        f"{System(found.score.system, found.score.dim).label} on {found.score.dataset} ({found.score.source}): "
+        f"waived: {found.waiver.reason}."
         for found in judged
         if found.waiver
     ]
@@ -214,11 +215,11 @@ def reruns_sheet(deviations: Sequence[Deviation]) -> Sheet:
     header = ("system", "dim", "dataset", "metric", "runs", "standard deviation", "NEAR within", "the runs differ in")
     rows = [
         (
-            *(one.system, ABSENT if one.dim is None else str(one.dim), one.dataset, METRIC_NAMES[one.metric]),
+            *(one.cell.model, dim(one.cell.dim), shown(one.cell), METRIC_NAMES.get(one.metric, one.metric)),
             *(str(one.runs), fixed(one.value, 6), fixed(max(NEAR, 3 * one.value), 6)),
             ", ".join(one.differing) or ABSENT,
         )
-        for one in sorted(deviations, key=lambda one: (one.dataset, one.system, -(one.dim or 0)))
+        for one in sorted(deviations, key=lambda one: order(one.cell))
     ]
     notes = (
         "Each cell's result in the tables and its re-runs below reruns/; a cell that is not here was computed once.",

@@ -15,7 +15,7 @@ from evalkit.report.card import JudgedMean, by_dataset, judge_means, mean_of, ve
 from evalkit.report.grid import Column, Grid, Line
 from evalkit.report.rounding import ABSENT, fixed, signed
 from evalkit.report.rounding import dim as dim_of
-from evalkit.scoring import published
+from evalkit.scoring import published, reruns
 from evalkit.scoring.mteb_results import MEASURED_BY
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage.results import CellScores, distinctions
@@ -35,11 +35,12 @@ class Row(NamedTuple):
 def rows(cells: Iterable[CellScores], *, deviations: Sequence[Deviation] = ()) -> list[Row]:
     """Pair each cell with the published scores of its main metric: the card's first, then those of other sources."""
     paired = []
-    spread = {(found.system, found.dim, found.dataset, found.metric): found.value for found in deviations}
+    spread = reruns.by_cell(deviations)
     for cell in sorted(cells, key=places.order):
         key = (cell.model, cell.dim, cell.dataset, cell.main_metric)
         found = published.find(*key)
-        paired += [Row(cell, score, verdict_on(cell, score, deviation=spread.get(key, 0.0))) for score in found]
+        deviation = spread.get((cell.run_id, cell.main_metric), 0.0)
+        paired += [Row(cell, score, verdict_on(cell, score, deviation=deviation)) for score in found]
         if not found:
             paired.append(Row(cell, None, None))
     return paired
@@ -108,7 +109,8 @@ def terminal(
     """Return the table for a terminal: the main metric and its verdict; `wide` adds the other metrics and the groups.
 
     Means over whole collections follow after the cells. The settings that make a verdict PROTOCOL-DIFFERS are printed
-    below its row, and so are the settings that distinguish results of the same cell.
+    below its row, and so are a cell's deviations without a verdict, and the settings that distinguish results of the
+    same cell.
     """
     metrics = {row.cell.main_metric for row in table_rows}
     value = [Column(next(iter(metrics)), "number")] if len(metrics) == 1 else [Column("metric", moves=3)]
@@ -136,6 +138,8 @@ def terminal(
             delta = signed(cell.metrics[cell.main_metric] - row.published.value, 4)
             judged = [fixed(row.published.value, row.published.digits), delta, row.verdict.label, row.published.source]
             notes.append("; ".join(row.verdict.differs))
+        else:
+            notes.append(_departing(cell))
         rest = [_loss(cell, losses)] if losses else []
         rest += [fixed(cell.metrics.get(name), 5) for name in (*asked, *others)]
         rest += [fixed(cell.groups.get(name, {}).get("ndcg@10"), 5) for name in groups]
@@ -198,6 +202,12 @@ def _loss(cell: CellScores, losses: Mapping[str, float]) -> str:
     return signed(losses[cell.run_id], 4) if cell.run_id in losses else ABSENT
 
 
+def _departing(cell: CellScores) -> str:
+    """Say how a cell departs from its dataset or its system; a row without a verdict would not say it otherwise."""
+    departs = comparability.departures(cell)
+    return f"deviates: {'; '.join(departs)}" if departs else ""
+
+
 def _groups(table_rows: Sequence[Row]) -> list[str]:
     return sorted({name for row in table_rows for name in row.cell.groups})
 
@@ -238,7 +248,7 @@ def _lines(table_rows: Sequence[Row]) -> list[list[str]]:
         line += [fixed(value, 5) for value in groups]
         line += [_loss(cell, losses)] if losses else []
         if row.published is None or row.verdict is None:
-            line += [ABSENT] * 5
+            line += [ABSENT, ABSENT, ABSENT, _departing(cell) or ABSENT, ABSENT]
         else:
             delta = cell.metrics[cell.main_metric] - row.published.value
             value = fixed(row.published.value, row.published.digits)

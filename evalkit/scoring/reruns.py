@@ -34,9 +34,8 @@ FACTS = ("device", "processor", "platform", "threads", "python", "packages")
 class Deviation(NamedTuple):
     """The measured deviation of a metric over the results of one cell."""
 
-    system: str
-    dim: int | None
-    dataset: str
+    cell: CellScores
+    """The cell in the tables. No other cell has this deviation, not even one of its system on its dataset."""
     metric: str
     value: float
     """The sample standard deviation of the metric over the results."""
@@ -52,8 +51,10 @@ def measure(cells: Iterable[CellScores], results_dir: Path) -> tuple[tuple[Devia
     `cells` are the cells in the tables. A result with another corpus, other queries, judgements, lengths or weights is
     not a re-run; it is left out, and its message lists what it differs in.
     """
-    tabled = {_name(cell): cell for cell in cells}
-    groups: dict[tuple[object, ...], list[CellScores]] = {}
+    tabled: dict[tuple[object, ...], list[CellScores]] = {}
+    for cell in cells:
+        tabled.setdefault(_name(cell), []).append(cell)
+    groups: dict[str, list[CellScores]] = {}
     problems = []
     for folder in sorted((results_dir / FOLDER).glob("*")):
         found, unreadable = results.readable(folder)
@@ -61,24 +62,29 @@ def measure(cells: Iterable[CellScores], results_dir: Path) -> tuple[tuple[Devia
         for cell in found:
             problems += results.edited(folder, cell).values()
             where = f"{folder.name}/{cell.run_id}"
-            if (base := tabled.get(_name(cell))) is None:
+            bases = tabled.get(_name(cell), [])
+            if not bases:
                 problems.append(
                     f"{where}: got a cell that is not in the tables, wanted a re-run of one; move it to runs/"
                 )
-            elif other := _differing(base, cell):
+            elif (base := next((one for one in bases if not _differing(one, cell)), None)) is None:
                 problems.append(
-                    f"{where}: differs from {base.run_id} in {', '.join(other)}, wanted a re-run (other "
-                    f"{', '.join(SETTINGS)} or machine); run it again on the same dataset, or remove it"
+                    f"{where}: differs from {bases[0].run_id} in {', '.join(_differing(bases[0], cell))}, wanted a "
+                    f"re-run (other {', '.join(SETTINGS)} or machine); run it again on the same dataset, or remove it"
                 )
             else:
-                groups.setdefault(_name(cell), [base]).append(cell)
+                groups.setdefault(base.run_id, [base]).append(cell)
     return tuple(one for group in groups.values() for one in _deviations(group)), tuple(problems)
 
 
 def of(cell: CellScores, metric: str, deviations: Iterable[Deviation]) -> float:
     """Return a cell's measured deviation in a metric; 0 if the cell has no re-runs."""
-    key = (cell.model, cell.dim, cell.dataset, metric)
-    return next((one.value for one in deviations if (one.system, one.dim, one.dataset, one.metric) == key), 0.0)
+    return by_cell(deviations).get((cell.run_id, metric), 0.0)
+
+
+def by_cell(deviations: Iterable[Deviation]) -> dict[tuple[str, str], float]:
+    """Return the measured deviations by run id of the cell in the tables and metric."""
+    return {(one.cell.run_id, one.metric): one.value for one in deviations}
 
 
 def _name(cell: CellScores) -> tuple[object, ...]:
@@ -98,7 +104,7 @@ def _deviations(group: Sequence[CellScores]) -> list[Deviation]:
     base = group[0]
     differing = (*results.differing(group), *_differing_facts(group))
     return [
-        Deviation(base.model, base.dim, base.dataset, metric, statistics.stdev(values), len(group), differing)
+        Deviation(base, metric, statistics.stdev(values), len(group), differing)
         for metric in base.metrics
         if len(values := [cell.metrics[metric] for cell in group if metric in cell.metrics]) == len(group)
     ]

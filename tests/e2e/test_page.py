@@ -249,6 +249,18 @@ def test_a_run_opens_down_to_its_queries_and_escape_closes(page):
     assert page.switch_to.active_element == drill
 
 
+def test_cells_with_other_judged_queries_are_not_offered_for_comparison(driver, tmp_path):
+    """Older results recorded no checksum of their judgements; `evalkit compare` refuses them as well."""
+    one, same, other = (cell(model=name, dataset="mine", metrics={"ndcg@10": 0.5}) for name in ("one", "same", "other"))
+    for run, queries in ((one, ("q1", "q2")), (same, ("q1", "q2")), (other, ("q1", "q3"))):
+        put(tmp_path, run, per_query=dict(zip(queries, (0.25, 0.75), strict=True)))
+    build.write(build.build(tmp_path), tmp_path)
+    for against, last in ((same, "Δ ndcg@10"), (other, "ndcg@10")):
+        open_query(driver, tmp_path, one, "q1", against=against)
+        assert texts(driver, "#against option") == ["nothing", "same"]
+        assert texts(driver, "#query-table thead th")[-1] == last
+
+
 def test_an_id_that_looks_like_markup_is_text(page):
     assert "odd" in find(page, "#runs").text
     click(page, f'#runs .drill[data-run="{ODD.run_id}"]')
@@ -418,6 +430,15 @@ def open_query(page, results_dir, run, query, against=""):
     page.get("about:blank")
     against = f"&against={against.run_id}" if against else ""
     page.get(f"file://{results_dir}/site/index.html#?run={run.run_id}&query={query}{against}")
+
+
+def test_a_grade_that_does_not_fit_the_page_is_not_shown_as_another(driver, tmp_path):
+    run = cell(dataset="mine")
+    put(tmp_path, run, run={"q1": hits("d1", "d2"), "q2": hits("d1")}, qrels={"q1": {"d1": 300, "d2": 253}, "q2": {}})
+    build.write(build.build(tmp_path), tmp_path)
+    open_query(driver, tmp_path, run, "q1")
+    grades = ["1 d1 ✓ relevant, grade 254 or more", "2 d2 ✓ relevant, grade 253"]
+    assert texts(driver, "#detail tbody tr") == grades
 
 
 def test_a_query_shows_its_hits_with_their_judgements(page, results_dir):

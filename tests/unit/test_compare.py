@@ -11,7 +11,7 @@ from scipy.stats import ttest_rel
 from evalkit.analysis import compare
 from evalkit.analysis.precision import Narrowed, narrowed
 from evalkit.errors import ConfigError, ScoreError
-from evalkit.report import pareto, table, verbs
+from evalkit.report import build, pareto, table, verbs
 
 
 def noisy(shift, *, seed, queries=40):
@@ -165,11 +165,30 @@ def test_a_narrower_storage_stands_beside_the_run_in_the_plot():
     int8 = Narrowed("int8", 66, 0.345, -0.001, (-0.002, 0.0), 0.2)
     found = pareto.points([run, cell()], intervals={run.run_id: (0.3, 0.4)}, narrowed={run.run_id: [same, int8]})
     assert found == {
-        "beir/nfcorpus": [
+        ("beir/nfcorpus", "ndcg@10"): [
             (12.8, 0.346, "jina-colbert-v2:64", (0.3, 0.4), ("float16", 1)),
             (6.6, 0.345, "jina-colbert-v2:64 int8", None, ("int8", 1)),
         ]
     }
+
+
+def test_cells_of_two_main_metrics_share_no_axis(tmp_path):
+    """One system's cells on a dataset can differ in `dataset.main_metric`."""
+    by_mrr = late(dim=64, dataset="mine", main_metric="mrr@10")  # .5
+    cells = [late(dataset="mine"), late(dim=96, dataset="mine", value=0.3), by_mrr]
+    found = pareto.points(cells, intervals={}, narrowed={})
+    assert {key: [point.quality for point in panel] for key, panel in found.items()} == {
+        ("mine", "mrr@10"): [0.5],
+        ("mine", "ndcg@10"): [0.346, 0.3],
+    }
+    for one in cells:
+        put(tmp_path, one)
+    page = build.build(tmp_path).files["site/index.html"].decode()
+    (drawn,) = re.findall(r'aria-label="Measured: jina-colbert-v2 on mine: ([^"]*)"', page)
+    assert drawn == "dim 96, 19.2 kB per passage, 0.30000; dim 128, 25.6 kB per passage, 0.34600"
+    pareto.draw(cells, tmp_path / "plot.svg")
+    written = re.findall(r"<!-- (.*?) -->", (tmp_path / "plot.svg").read_text(encoding="utf-8"))
+    assert {"ndcg@10", "mrr@10"} <= set(written)
 
 
 def test_labels_of_points_that_lie_close_cover_neither_each_other_nor_a_point():

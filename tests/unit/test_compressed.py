@@ -217,7 +217,8 @@ def test_many_forms_are_told_apart_by_shape_and_colour_and_the_stored_run_by_nam
         for width in ("int8", "int4", "binary")
         for factor in (1, 2, 3, 4, 8)
     ]
-    here = pareto.points([run], intervals={run.run_id: (0.3, 0.4)}, narrowed={run.run_id: forms})["beir/nfcorpus"]
+    panels = pareto.points([run], intervals={run.run_id: (0.3, 0.4)}, narrowed={run.run_id: forms})
+    here = panels["beir/nfcorpus", "ndcg@10"]
     assert [point.form for point in here[:3]] == [("float16", 1), ("int8", 1), ("int8", 2)]
     assert [point.label for point in pareto._labelled(here)] == ["jina-colbert-v2:128"]
     pareto.draw([run], tmp_path / "x.svg", intervals={run.run_id: (0.3, 0.4)}, narrowed={run.run_id: forms})

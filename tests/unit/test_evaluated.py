@@ -175,8 +175,8 @@ def test_two_splits_are_two_panels_of_a_plot_and_two_names_on_the_page():
     cells = on_two_splits()
     found = pareto.points(cells, intervals={}, narrowed={})
     assert {name: [point.label for point in panel] for name, panel in found.items()} == {
-        "mine/words": ["jina-colbert-v2:64"],
-        "mine/words (dev)": ["jina-colbert-v2:128"],
+        ("mine/words", "ndcg@10"): ["jina-colbert-v2:64"],
+        ("mine/words (dev)", "ndcg@10"): ["jina-colbert-v2:128"],
     }
     found = boards.own_boards(cells, [])
     assert [(board.name, board.title, board.datasets) for board in found] == [

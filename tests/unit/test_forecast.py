@@ -190,6 +190,34 @@ def test_the_dims_of_a_pass_share_its_encoding_and_workers_share_its_shards(tmp_
     assert row.wall_s[64] == pytest.approx(outlook.START_S + outlook.PER_PASS_S + 260 / shards)
 
 
+def test_only_the_remaining_shards_are_spread_over_the_workers(tmp_path):
+    """Of 8 shards of 10 s each, 6 are finished: the 2 others take 20 s on one worker, and 10 s on two or more."""
+    whole = planned(tmp_path, "dataset.demo.documents=20000", runs=[known()])
+    half = whole._replace(shards=8, done=6, seconds=forecast.Amount(20.0, "measured"), search_s=0.0)
+    (row,) = outlook.by_dataset([half])
+    extra = outlook.START_S + outlook.PER_PASS_S
+    assert (row.device_s, row.wall_s[1], row.wall_s[8]) == (20.0, extra + 20.0, extra + 10.0)
+
+
+def test_a_forecast_is_rounded_once(monkeypatch):
+    """12.46 of anything is 12: rounded to 12.5 first, it would become 13."""
+    hours = 12.46 * 3600
+    row = outlook.Outlook(
+        "mine",
+        tokens=12.46e6,
+        device_s=hours,
+        wall_s={1: hours, 8: 4.46 * 60, 64: 9.96 * 3600},
+        disk_bytes=12.46e9,
+        memory_bytes=4.46e9,
+        device_bytes=None,
+        untimed=0,
+        unsized=0,
+    )
+    monkeypatch.setattr(outlook, "by_dataset", lambda _cells, *, device: [row])
+    (line,) = plans.outlook_table([]).rows
+    assert line.cells == ("mine", "12 M", "12 h", "12 h", "4 min", "10 h", "12 GB", "4.5 GB")
+
+
 def test_a_selection_is_forecast_by_dataset_and_in_all_at_80_columns():
     words = ["model=jina-colbert-v2", "dim=[128,64]", "store.keep=topk"]
     device = device_named("h100")

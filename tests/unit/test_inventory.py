@@ -9,6 +9,7 @@ import pytest
 
 from evalkit.errors import StoreError
 from evalkit.operations.inventory import Entry, chosen, entries, remove
+from evalkit.report.plans import cache_table
 from evalkit.storage import seal
 from evalkit.storage.paths import environments_dir, index_dir, learned_file, write_atomic
 
@@ -25,6 +26,11 @@ FOUND = (
     entry("leftover", "tmp"),
     entry("checksum", "beir-nq.ee44", "beir/nq"),
 )
+
+
+def test_the_last_use_is_said_to_be_in_utc():
+    header, row = cache_table([entry("survey", "cd33")]).lines()
+    assert header.index("last use (UTC)") == row.index("1970-01-01 00:00")
 
 
 @pytest.mark.parametrize("word", ["", " ", "\t"])

@@ -1,5 +1,6 @@
 """What the page is made of: cells counted once, commands, boards, hits and plots."""
 
+import json
 import re
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from evalkit.config.settings import DemoSize
 from evalkit.datasets.demo import load_demo
 from evalkit.report import boards, build, commands, hits, page, plot
 from evalkit.report.card import System, card_tables, judge, leaderboard
+from evalkit.report.rounding import signed
 from evalkit.run.identity import texts_checksum
 from evalkit.scoring import published
 from evalkit.storage import cell_config, per_query_file, results
@@ -292,7 +294,33 @@ def test_differences_lie_about_zero_and_reach_a_fiftieth_at_least():
     assert 'aria-label="t: dim 64, +0.0010, -0.0020 to +0.0040"' in drawn
 
 
+def test_a_plot_rounds_its_values_as_the_tables_do():
+    """As floats, .00035 and .123455 are a little less than on paper."""
+    (row,) = re.findall(r">([+-][\d.]+)</text>\s*</g>", plot.differences(differences(0.00035)))
+    assert row == signed(0.00035, 4) == "+0.0004"
+    drawn = plot.differences(differences(-0.00001))
+    assert ">+0.0000</text>" in drawn
+    assert "t: dim 64, +0.0000, +0.0000 to +0.0000" in drawn
+    drawn = panel(plot.Point(100, 0.123455, "a"))
+    assert "s, a: 0.12346 at 100 kB" in drawn
+    assert "a, 100 kB, 0.12346" in drawn
+
+
+def differences(value):
+    return plot.Differences("t", "Δ", (plot.Difference("dim 64", value, (value, value)),))
+
+
 # ---- the page
+
+
+def test_two_results_of_a_cell_have_two_names_where_the_page_compares_them(tmp_path):
+    for tokens in (32, 16):
+        put(tmp_path, late(query_tokens=tokens))
+    text = build.build(tmp_path).files["site/index.html"].decode()
+    data = json.loads(re.search(r'<script type="application/json" id="data">(.*?)</script>', text)[1])
+    assert {run_id: run["system"] for run_id, run in data["runs"].items()} == {
+        late(query_tokens=tokens).run_id: f"jina-colbert-v2:128 (query.max_tokens={tokens})" for tokens in (32, 16)
+    }
 
 
 def test_the_page_names_the_command_of_a_run_by_its_own_settings(tmp_path):

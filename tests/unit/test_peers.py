@@ -246,6 +246,13 @@ def test_a_name_with_a_colon_is_a_system_and_its_folder_has_none():
     assert keys.run_id("demo", "test", "pylate:x", 64, {}).startswith("demo.test.pylate-x-64.")
 
 
+def test_a_system_is_not_named_like_a_dim_of_another():
+    """`demo:64` is the system demo at dim 64, in tables and on the command line."""
+    with pytest.raises(ConfigError, match=r"system 'demo:64': wanted LIBRARY:SYSTEM, and a number after the colon"):
+        RunFileConfig(kind="run_file", name="demo:64")
+    assert unusable_system("pylate:64d") is None
+
+
 def test_a_run_file_is_nothing_that_can_be_run(tmp_path, monkeypatch):
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "theirs.yaml").write_text("kind: run_file\nname: theirs\n")

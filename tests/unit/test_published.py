@@ -56,6 +56,43 @@ def test_cells_say_what_the_card_says(system, dim, dataset, metric, value):
     assert [score.value for score in card] == [value]
 
 
+def test_every_published_score_and_mean_says_of_which_split_it_is():
+    published = [*published_scores(), *(mean.score for mean in published_means())]
+    assert [score for score in published if "split" not in score.settings] == []
+    splits = {(score.dataset.split("/")[0], score.settings["split"]) for score in published}
+    assert splits == {
+        *((family, "test") for family in ("beir", "xquad", "nanobeir")),
+        *((family, "dev") for family in ("msmarco", "miracl", "mmarco")),
+    }
+
+
+@pytest.mark.parametrize(("system", "dim"), [("bm25s", None), ("all-minilm-l6-v2", 384)])
+def test_a_cell_on_another_split_differs_from_mtebs_figure_in_that(system, dim):
+    (score,) = find(system, dim, "beir/nfcorpus", "ndcg@10")
+    stated = score._replace(settings={"split": score.settings["split"]})
+    assert differing(stated, {}, "train") == ("split is train, published with test",)
+    assert differing(stated, {}, "test") == ()
+
+
+def test_a_source_that_prints_a_score_twice_states_the_same_settings_for_it():
+    """The two tables of the card would otherwise give two verdicts on one cell."""
+    stated = {}
+    for score in published_scores():
+        cell = (score.source, score.system, score.dim, score.dataset, score.metric)
+        stated.setdefault(cell, []).append(dict(score.settings))
+    assert [cell for cell, settings in stated.items() if any(one != settings[0] for one in settings)] == []
+    assert sum(len(settings) > 1 for settings in stated.values()) == 6  # dim 128 in the Matryoshka table
+
+
+@pytest.mark.parametrize("dim", [128, 96, 64])
+def test_dims_without_the_markers_differ_from_the_card_in_them(dim):
+    score = next(one for one in find("jina-colbert-v2", dim, "msmarco/dev-small", "mrr@10") if one.source == "card")
+    markers = score._replace(settings={name: one for name, one in score.settings.items() if name.endswith(".marker")})
+    assert differing(markers, {"query": {"marker": None}, "document": {"marker": "[DocumentMarker]"}}, "dev") == (
+        "query.marker is not set, published with [QueryMarker]",
+    )
+
+
 def test_other_sources_stand_behind_the_card():
     assert [(score.source, score.value) for score in find("bm25", None, "beir/nfcorpus", "ndcg@10")] == [
         ("card", 0.325),

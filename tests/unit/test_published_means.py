@@ -15,6 +15,7 @@ from evalkit.report import boards, build, table, verdicts
 from evalkit.report.card import JudgedMean, Standing, Waiver, card_tables, judge, judge_means, leaderboard
 from evalkit.report.sheets import card_sheet, leaderboard_sheet, markdown, means_sheet
 from evalkit.scoring.published import published_means
+from evalkit.storage import keys
 from evalkit.storage.results import CellScores
 from evalkit.types import Dataset
 
@@ -61,6 +62,21 @@ def test_a_sweep_over_all_sets_ends_with_their_mean_and_its_verdict() -> None:
     mine = [dataclasses.replace(one, model="mine") for one in whole]
     (line,) = [line for line in shown(mine) if "mean of nanobeir (13)" in line]
     assert line.split()[6:8] == ["0.64000", "–"]
+
+
+def test_a_sweep_over_a_setting_ends_without_a_mean_of_one_of_its_values() -> None:
+    """Each of the 13 sets has two results: a mean would be over either, and not say over which."""
+    one, other = ([named(each, **{"model": "mine", **plain}) for each in runs(0.64)] for plain in ({}, {"dtype": 1}))
+    assert [mean.value for mean in table.collection_means(one)] == [pytest.approx(0.64)]
+    assert table.collection_means([*one, *other]) == []
+    assert judged([*runs(), named(runs()[0], dtype="float32")]).verdict.label == "NOT-RUN"
+
+
+def named(one: CellScores, *, model: str = "jina-colbert-v2", **settings: object) -> CellScores:
+    """Return a cell of another system, or with other settings, under its own run id."""
+    protocol = {**one.protocol, **settings}
+    run_id = keys.run_id(one.dataset, one.split, model, one.dim, protocol)
+    return dataclasses.replace(one, model=model, protocol=protocol, run_id=run_id)
 
 
 def test_metrics_that_were_asked_for_are_shown() -> None:
@@ -122,7 +138,9 @@ def test_a_report_tables_the_means_and_names_one_that_is_lower(tmp_path: Path) -
         put(tmp_path, late(dataset=one.dataset, value=one.metrics["ndcg@10"], protocol=one.protocol))
     made = build.build(tmp_path)
     assert "| 0.6517 | 0.64000 | -0.0117 | LOWER |" in made.files["tables/means.md"].decode()
-    assert "jina-colbert-v2 on nanobeir: ndcg@10 0.64000 is LOWER than sentence-transformers's 0.6517" in made.unwaived
+    assert (
+        "jina-colbert-v2:128 on nanobeir: ndcg@10 0.64000 is LOWER than sentence-transformers's 0.6517" in made.unwaived
+    )
 
 
 def test_a_run_file_is_a_search_and_no_second_stage() -> None:

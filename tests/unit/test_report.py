@@ -21,9 +21,10 @@ from evalkit.cli import app
 from evalkit.config.compose import compose
 from evalkit.config.settings import configs_dir
 from evalkit.errors import EvalkitError, ScoreError
+from evalkit.models import weights
 from evalkit.models.checkpoint import Checkpoint
-from evalkit.report import build, exports, sheets
-from evalkit.report.card import card_tables, judge, leaderboard, verdict_on
+from evalkit.report import build, exports, sheets, table
+from evalkit.report.card import card_tables, judge, judge_runs, leaderboard, verdict_on
 from evalkit.report.page import SYMBOLS
 from evalkit.run.identity import vector_facts
 from evalkit.scoring import metrics, published, reruns
@@ -132,7 +133,7 @@ def test_higher_and_lower_fail_the_check_until_waived_with_a_reason(tmp_path):
     assert report(tmp_path).exit_code == 0
     done = report(tmp_path, "--check")
     assert done.exit_code == 1
-    assert "jina-colbert-v2 on beir/nfcorpus: ndcg@10 0.40000 is HIGHER than card's 0.346" in done.stderr
+    assert "jina-colbert-v2:128 on beir/nfcorpus: ndcg@10 0.40000 is HIGHER than card's 0.346" in done.stderr
     waiver = {
         "system": "jina-colbert-v2",
         "dim": 128,
@@ -165,12 +166,58 @@ def test_a_waiver_without_a_reason_is_refused(folder, text, message):
     assert message in str(caught.value)
 
 
+def test_a_cell_of_an_index_that_is_lower_than_a_score_by_an_index_fails_the_check(tmp_path):
+    source = weights.published_weights("colbertv2")
+    checkpoint = {
+        **late().environment["checkpoint"],
+        "origin": source.checkpoints["128"].repo,
+        "revision": source.checkpoints["128"].revision,
+        "parameters": source.parameters,
+    }
+    protocol = {"query": {"max_tokens": 32}, "search": "plaid", "index": {"nbits": 4}}
+    found = cell(
+        model="colbertv2",
+        dim=128,
+        dataset="beir/scidocs",
+        metrics={"ndcg@10": 0.12, "mrr@10": 0.5, "recall@100": 0.25},
+        protocol={**protocol, "checkpoint": checkpoint["checksums"]},
+        environment={**late().environment, "checkpoint": checkpoint},
+    )
+    put(tmp_path, found)
+    made = build.build(tmp_path)
+    shown = {row.published.source: row.verdict.label for row in made.rows}
+    assert shown == {"card": "PROTOCOL-DIFFERS", "mteb": "LOWER", "pylate": "LOWER"}
+    line = "colbertv2:128 on beir/scidocs: ndcg@10 0.12000 is LOWER than pylate's 0.154"
+    assert line in made.unwaived
+    entry = {"system": "colbertv2", "dim": 128, "dataset": "beir/scidocs", "metric": "ndcg@10", "source": "pylate"}
+    (tmp_path / "waivers.yaml").write_text(yaml.safe_dump([{**entry, "reason": "few clusters"}]), encoding="utf-8")
+    made = build.build(tmp_path)
+    assert (line in made.unwaived, made.problems) == (False, ())
+
+
+def test_messages_and_notes_on_a_cell_name_its_dim(tmp_path):
+    """The card has .404 for two dims on fiqa."""
+    for dim in (96, 64):
+        put(tmp_path, late(dim=dim, dataset="beir/fiqa", value=0.39, protocol=without_corpus(dim)))
+    waiver = {"system": "jina-colbert-v2", "dataset": "beir/fiqa", "metric": "ndcg@10", "source": "card"}
+    entry = {**waiver, "dim": 64, "reason": "index unknown"}
+    (tmp_path / "waivers.yaml").write_text(yaml.safe_dump([entry]), encoding="utf-8")
+    made = build.build(tmp_path)
+    assert made.unwaived == ("jina-colbert-v2:96 on beir/fiqa: ndcg@10 0.39000 is LOWER than card's 0.404",)
+    table = made.files["tables/matryoshka.md"].decode()
+    assert "- jina-colbert-v2:64 on beir/fiqa: waived: index unknown.\n" in table
+
+
+def without_corpus(dim):
+    return {name: one for name, one in late(dim=dim).protocol.items() if name != "corpus"}
+
+
 def test_a_waiver_that_waives_nothing_is_named(folder):
     entry = {"system": "bm25", "dim": None, "dataset": "beir/fiqa", "metric": "ndcg@10", "source": "card"}
     entry["reason"] = "once"
     (folder / "waivers.yaml").write_text(yaml.safe_dump([entry]), encoding="utf-8")
     assert build.build(folder).problems == (
-        f"{folder}/waivers.yaml: the waiver of bm25 on beir/fiqa (ndcg@10) waives nothing; remove it",
+        f"{folder}/waivers.yaml: the waiver of bm25 on beir/fiqa (ndcg@10, card) waives nothing; remove it",
     )
 
 
@@ -228,6 +275,57 @@ def test_reruns_that_agree_leave_near_at_a_thousandth(tmp_path):
     put(tmp_path, late(value=0.352))
     rerun(tmp_path, "again", value=0.352)
     assert " HIGHER " in report(tmp_path).stdout
+
+
+def test_ls_runs_gives_the_verdict_of_the_report(tmp_path):
+    put(tmp_path, late(value=0.352))
+    rerun(tmp_path, "bfloat16", value=0.348, **with_settings(dtype="bfloat16"))
+    listed = CliRunner().invoke(app, ["ls", "runs", "--results-dir", str(tmp_path)])
+    assert (listed.exit_code, " NEAR " in listed.stdout, " HIGHER " in listed.stdout) == (0, True, False)
+
+
+def test_a_deviation_widens_near_of_the_cell_that_was_run_again_only(tmp_path):
+    again, other = late(value=0.352), late(value=0.352, **with_settings(depth=50))
+    rerun(tmp_path, "bfloat16", value=0.348, **with_settings(dtype="bfloat16"))
+    for order in ([again, other], [other, again]):
+        deviations, problems = reruns.measure(order, tmp_path)
+        assert problems == ()
+        rows = [row for row in table.rows(order, deviations=deviations) if row.published.source == "card"]
+        judged = [(row.cell.run_id, row.verdict.label) for row in rows]
+        assert dict(judged) == {again.run_id: "NEAR", other.run_id: "HIGHER"}
+        runs = [one for one in judge_runs(order, deviations=deviations) if one.score.source == "card"]
+        assert {(one.cell.run_id, one.verdict.label) for one in runs} == {*judged}
+
+
+def test_a_deviation_on_one_split_is_not_shown_for_another(tmp_path):
+    for split in ("test", "dev"):
+        put(tmp_path, late(dataset="mine", split=split))
+    rerun(tmp_path, "gpu", dataset="mine", split="dev", value=0.348, **with_settings(dtype="bfloat16"))
+    made = build.build(tmp_path)
+    # Two runs .002 apart: standard deviation .001414.
+    assert "| jina-colbert-v2 | 128 | mine (dev) | NDCG@10 | 2 | 0.001414 |" in made.files["tables/reruns.md"].decode()
+    assert made.files["site/index.html"].decode().count("re-run deviation 0.001414") == 1
+
+
+def test_a_deviating_cell_is_marked_in_every_table_where_nothing_is_published(tmp_path):
+    put(tmp_path, cell(model="own", dataset="beir/scifact", deviations=("got 10 documents, wanted 5,183",)))
+    put(tmp_path, cell(model="own"))
+    marked = "deviates: got 10 documents, wanted 5,183"
+    done = report(tmp_path)
+    assert done.exit_code == 0
+    for text in (done.stdout, (tmp_path / "tables" / "runs.md").read_text(encoding="utf-8")):
+        assert [line.split(" | ")[-2] for line in text.splitlines() if line.startswith("| own")] == ["–", marked]
+    listed = CliRunner().invoke(app, ["ls", "runs", "--results-dir", str(tmp_path)]).stdout.splitlines()
+    assert [line.split()[2] for line in listed if line.startswith("own")] == ["beir/nfcorpus", "beir/scifact"]
+    assert listed[-1].strip() == marked
+
+
+def test_reruns_with_a_metric_of_ones_own_are_tabled(tmp_path):
+    for folder, value in ((tmp_path, 0.2), (tmp_path / "reruns" / "gpu", 0.22)):
+        metrics = {**cell().metrics, "map": value}
+        put(folder, cell(metrics=metrics))
+    # Two runs .02 apart: standard deviation .02 / sqrt(2) = .014142.
+    assert "| map | 2 | 0.014142 |" in build.build(tmp_path).files["tables/reruns.md"].decode()
 
 
 @pytest.mark.parametrize(
@@ -563,6 +661,13 @@ def test_the_model_index_is_one_that_hugging_face_reads(folder):
     ]
     data = ModelCardData(model_name=name, eval_results=found)
     assert ModelCard(f"---\n{data.to_yaml()}\n---\ntext").data.eval_results == found
+
+
+def test_the_smallest_scores_are_numbers_in_the_model_index(tmp_path):
+    put(tmp_path, late(value=0.00005))
+    text = build.build(tmp_path).files["tables/model-index/jina-colbert-v2-128.yaml"]
+    (result,) = yaml.safe_load(text)["model-index"][0]["results"]
+    assert [one["value"] for one in result["metrics"]] == [0.00005, 0.5, 0.25]
 
 
 def test_the_evaluation_results_are_ones_that_hugging_face_reads(folder):

@@ -560,7 +560,7 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     if not isinstance(kind, str) or kind not in MODEL_KINDS:
         msg = f"model.kind={kind!r} unknown; {nearest(str(kind), MODEL_KINDS)}"
         raise ConfigError(msg)
-    dataset: DatasetConfig = from_mapping(DatasetConfig, _named(values["dataset"]), where="dataset")
+    dataset: DatasetConfig = from_mapping(DatasetConfig, named(values["dataset"]), where="dataset")
     model: ModelConfig = from_mapping(MODEL_KINDS[kind], _for_dataset(model_values, dataset), where="model")
     reranker = values.get("reranker")
     search: SearchConfig = from_mapping(SearchConfig, values["search"], where="search")
@@ -578,12 +578,16 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
     )
 
 
-def _named(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a dataset's values; a folder without a name is named by the folder, so that two folders differ."""
+def named(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a dataset's values. One without a name is named by its folder or ir-datasets id, so that two differ."""
     if not isinstance(dataset, Mapping) or dataset.get("name", "") is not None:
         return dataset
-    path = dataset.get("path")
-    return {**dataset, "name": "folder" if path is None else folder_name(str(path))}
+    if (path := dataset.get("path")) is not None:
+        return {**dataset, "name": folder_name(str(path))}
+    if dataset.get("sources") == ["folder"]:
+        return {**dataset, "name": "folder"}
+    identifier = dataset.get("ir_datasets_id")
+    return {**dataset, "name": "ir-datasets" if identifier is None else f"ir-datasets/{identifier}"}
 
 
 def folder_name(path: str) -> str:
@@ -715,12 +719,13 @@ def _value_for(setting: str, values: Mapping[str, Any], of: str) -> Any:
 def _check_datasets(setting: str, values: Mapping[str, Any], dataset: str) -> None:
     """Raise ConfigError if values per dataset have a key that is neither a dataset nor a family of datasets.
 
-    The names of folders are unknown until they are given, so any `folder/NAME` is accepted.
+    The names of folders and ir-datasets ids are unknown until they are given, so any `folder/NAME` and `ir-datasets/ID`
+    is accepted.
     """
     names = {*group_names("dataset"), dataset}
     known = {"default", *names, *(name.partition("/")[0] for name in names)}
     for key in map(str, values):
-        if key not in known and not key.startswith("folder/"):
+        if key not in known and not key.startswith(("folder/", "ir-datasets/")):
             msg = f"{setting}: got a value for {key!r}, wanted a dataset, a family of datasets or `default` as its key"
             raise ConfigError(f"{msg}; {nearest(key, known)}")
 

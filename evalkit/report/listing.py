@@ -12,7 +12,15 @@ from evalkit import datasets
 from evalkit.bm25.analyzers import ANALYZERS, LUCENE_DEPARTURES
 from evalkit.config.compose import all_settings
 from evalkit.config.files import settings_in, used
-from evalkit.config.settings import LISTING, CheckpointSource, DatasetConfig, configs_dir, from_mapping, group_files
+from evalkit.config.settings import (
+    LISTING,
+    CheckpointSource,
+    DatasetConfig,
+    configs_dir,
+    from_mapping,
+    group_files,
+    named,
+)
 from evalkit.errors import ConfigError, nearest
 from evalkit.models.checkpoint import on_disk
 from evalkit.operations.rates import corpus_tokens
@@ -128,10 +136,11 @@ def _datasets(*, wide: bool) -> Grid:
 
 
 def _dataset(name: str, values: Mapping[str, Any], where: str) -> Line:
-    if values["sources"] == ["folder"] and not values.get("path"):
-        known = (values["language"], values["main_metric"], ABSENT, "wants dataset.path", ABSENT, where)
+    lacking = {"folder": "path", "ir_datasets": "ir_datasets_id"}.get(" ".join(values["sources"]))
+    if lacking is not None and not values.get("path") and not values.get(lacking):
+        known = (values["language"], values["main_metric"], ABSENT, f"wants dataset.{lacking}", ABSENT, where)
         return Line((name, ABSENT, ABSENT, *known))
-    config: DatasetConfig = from_mapping(DatasetConfig, values, where="dataset")
+    config: DatasetConfig = from_mapping(DatasetConfig, named(values), where="dataset")
     documents = config.counts.documents or (config.demo.documents if config.demo else None)
     queries = config.counts.queries or (config.demo.queries if config.demo else None)
     tokens = ABSENT

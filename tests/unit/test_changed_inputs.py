@@ -657,6 +657,14 @@ def test_two_folders_are_two_datasets_in_a_report(tmp_path: Path) -> None:
     assert found.problems == ()
 
 
+def test_two_ids_of_ir_datasets_are_two_datasets() -> None:
+    words = ["model=bm25", "model.b={default: 0.4, ir-datasets/wikir/en1k/test: 0.9}", "dataset=ir-datasets"]
+    first, second = (compose([*words, f"dataset.ir_datasets_id={name}"]) for name in ("wikir/en1k/test", "cranfield"))
+    assert (first.dataset.name, second.dataset.name) == ("ir-datasets/wikir/en1k/test", "ir-datasets/cranfield")
+    assert (first.model.b, second.model.b) == (0.9, 0.4)
+    assert compose(["dataset=ir-datasets"]).dataset.name == "ir-datasets"
+
+
 @pytest.mark.parametrize(
     ("path", "name"),
     [

@@ -22,7 +22,9 @@ def test_every_model_config_is_valid_and_named_like_its_file(name):
     assert isinstance(config.model, (EncoderConfig, Bm25Config))
 
 
-@pytest.mark.parametrize("name", [name for name in group_names("dataset") if name not in ("folder", "demo")])
+@pytest.mark.parametrize(
+    "name", [name for name in group_names("dataset") if name not in ("folder", "ir-datasets", "demo")]
+)
 def test_every_dataset_config_is_valid_and_named_like_its_file(name, tmp_path):
     assert compose([f"dataset={name}", f"dataset.path={tmp_path}"]).dataset.name == name
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -51,10 +51,7 @@ def build(results_dir: Path) -> Report:
     problems = [*found.problems, *rerun_problems, *unread]
     used = {one.waiver for one in all_judged if one.waiver is not None}
     problems += [
-        f"{results_dir / 'waivers.yaml'}: the waiver of {_where(waiver)} ({waiver.metric}, {waiver.source}) waives "
-        "nothing; remove it"
-        for waiver in waivers
-        if waiver not in used
+        f"{results_dir / 'waivers.yaml'}: {_unused(waiver, all_judged)}" for waiver in waivers if waiver not in used
     ]
     rows = tuple(table.rows((*found.cells, *mteb_cells), deviations=deviations))
     runs = "# Measured cells\n\n" + table.markdown(rows)
@@ -90,12 +87,13 @@ def build(results_dir: Path) -> Report:
             details=_details(results_dir, found.cells, per_query, configs),
         )
     )
-    unwaived = tuple(
+    lines = (
         f"{_where(one.score)}: {one.score.metric} {rounding.fixed(one.measured, 5)} is {one.verdict.label} than "
         f"{one.score.source}'s {rounding.fixed(one.score.value, one.score.digits)}"
         for one in all_judged
         if one.verdict.label in ("HIGHER", "LOWER") and one.waiver is None
     )
+    unwaived = tuple(dict.fromkeys(lines))  # a score may be in two of the card's tables
     return Report(
         found.cells,
         {name: text.encode() for name, text in files.items()},
@@ -103,6 +101,16 @@ def build(results_dir: Path) -> Report:
         unwaived,
         rows,
     )
+
+
+def _unused(waiver: card.Waiver, judged: Iterable[card.Judged | card.JudgedMean]) -> str:
+    """Return why a waiver waives nothing, and what to do."""
+    what = f"the waiver of {_where(waiver)} ({waiver.metric}, {waiver.source})"
+    for one in judged:
+        if waiver.names(one.score) and one.verdict.label in ("HIGHER", "LOWER"):
+            got = rounding.fixed(one.measured, 5)
+            return f"{what} is for {rounding.fixed(waiver.measured, 5)}, got {got}; remove it, or accept the new score"
+    return f"{what} waives nothing; remove it"
 
 
 def _where(one: published.PublishedScore | card.Waiver) -> str:

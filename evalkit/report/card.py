@@ -34,14 +34,20 @@ SHOWN_CHARACTERS = 200
 
 
 class Waiver(NamedTuple):
-    """A known HIGHER or LOWER cell, and the reason why it is accepted."""
+    """A known HIGHER or LOWER score, and the reason why it is accepted."""
 
     system: str
     dim: int | None
     dataset: str
     metric: str
     source: str
+    measured: float
+    """The accepted score. A score that differs by more than NEAR is not waived."""
     reason: str
+
+    def names(self, score: PublishedScore) -> bool:
+        """Whether it is of this published score."""
+        return self[:5] == (score.system, score.dim, score.dataset, score.metric, score.source)
 
 
 class Judged(NamedTuple):
@@ -154,15 +160,24 @@ def _judged(
     waivers: Sequence[Waiver],
     deviations: Sequence[Deviation],
 ) -> tuple[Judged, ...]:
-    waived = {waiver[:5]: waiver for waiver in waivers}
     spread = reruns.by_cell(deviations)
     judged = []
     for score, cell in pairs:
         deviation = 0.0 if cell is None else spread.get((cell.run_id, score.metric), 0.0)
         verdict = verdict_on(cell, score, deviation=deviation)
-        waiver = waived.get((score.system, score.dim, score.dataset, score.metric, score.source))
-        judged.append(Judged(score, cell, verdict, waiver if verdict.label in ("HIGHER", "LOWER") else None))
+        measured = None if cell is None else cell.metrics.get(score.metric)
+        judged.append(Judged(score, cell, verdict, _waiver(score, measured, verdict, waivers)))
     return tuple(judged)
+
+
+def _waiver(
+    score: PublishedScore, measured: float | None, verdict: Verdict, waivers: Sequence[Waiver]
+) -> Waiver | None:
+    """Return the waiver of a HIGHER or LOWER score, if the score is still the one that was accepted."""
+    if verdict.label not in ("HIGHER", "LOWER") or measured is None:
+        return None
+    named = (waiver for waiver in waivers if waiver.names(score))
+    return next((waiver for waiver in named if abs(waiver.measured - measured) <= published.NEAR), None)
 
 
 def verdict_on(cell: CellScores | None, score: PublishedScore, *, deviation: float = 0.0) -> Verdict:
@@ -205,16 +220,13 @@ def judge_means(cells: Iterable[CellScores], *, waivers: Sequence[Waiver] = ()) 
     measured mean either, and the verdict names the settings that vary.
     """
     by_cell = by_dataset(cells)
-    waived = {waiver[:5]: waiver for waiver in waivers}
     judged = []
     for mean in published.published_means():
         score = mean.score
         runs = {dataset: by_cell.get((score.system, score.dim, dataset)) for dataset in mean.datasets}
         found = {dataset: cell for dataset, cell in runs.items() if cell is not None and score.metric in cell.metrics}
         measured, verdict = _mean_verdict(mean, found)
-        waiver = waived.get((score.system, score.dim, score.dataset, score.metric, score.source))
-        kept = waiver if verdict.label in ("HIGHER", "LOWER") else None
-        judged.append(JudgedMean(mean, found, measured, verdict, kept))
+        judged.append(JudgedMean(mean, found, measured, verdict, _waiver(score, measured, verdict, waivers)))
     return tuple(judged)
 
 
@@ -381,14 +393,19 @@ def _differs_from_card(cell: CellScores, table: CardTable | None, system: System
 
 
 def read_waivers(results_dir: Path) -> tuple[Waiver, ...]:
-    """Return the waivers of a results folder (waivers.yaml). Raises ScoreError for an entry without a reason."""
+    """Return the waivers of a results folder (waivers.yaml).
+
+    Raises ScoreError for an entry without a reason or without the measured score.
+    """
     path = results_dir / "waivers.yaml"
-    wanted = "wanted a list of {system, dim, dataset, metric, source, reason}, each reason a sentence"
-    return tuple(
-        Waiver(**entry)
-        for entry in _entries(path, set(Waiver._fields), wanted)
-        if _require(isinstance(entry["reason"], str) and entry["reason"].strip(), path, entry, wanted)
-    )
+    fields = ", ".join(Waiver._fields)
+    wanted = f"wanted a list of {{{fields}}}, measured the score that is accepted (0.38123), each reason a sentence"
+    entries = _entries(path, set(Waiver._fields), wanted)
+    for entry in entries:
+        reason, measured = entry["reason"], entry["measured"]
+        _require(isinstance(reason, str) and reason.strip(), path, entry, wanted)
+        _require(isinstance(measured, (int, float)) and not isinstance(measured, bool), path, entry, wanted)
+    return tuple(Waiver(**entry) for entry in entries)
 
 
 def _entries(path: Path, names: set[str], wanted: str) -> list[dict[str, Any]]:
@@ -402,7 +419,7 @@ def _entries(path: Path, names: set[str], wanted: str) -> list[dict[str, Any]]:
         raise ScoreError(msg) from error
     for entry in entries if isinstance(entries, list) else [entries]:
         _require(isinstance(entry, dict) and set(entry) == names, path, entry, wanted)
-        plain = all(isinstance(value, (str, int, type(None))) for value in entry.values())  # a list cannot be a key
+        plain = all(isinstance(value, (str, int, float, type(None))) for value in entry.values())  # no lists, no dates
         _require(plain, path, entry, wanted)
     return list(entries)
 

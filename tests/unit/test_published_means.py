@@ -119,7 +119,7 @@ def test_a_run_of_other_weights_measures_no_mean() -> None:
 
 
 def test_a_mean_that_is_lower_can_be_waived() -> None:
-    waiver = Waiver("jina-colbert-v2", 128, "nanobeir", "ndcg@10", "sentence-transformers", "known")
+    waiver = Waiver("jina-colbert-v2", 128, "nanobeir", "ndcg@10", "sentence-transformers", 0.64, "known")
     assert judged(runs(0.64), waivers=[waiver]).waiver == waiver
     assert judged(runs(), waivers=[waiver]).waiver is None
 

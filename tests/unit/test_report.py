@@ -141,7 +141,9 @@ def test_higher_and_lower_fail_the_check_until_waived_with_a_reason(tmp_path):
         "metric": "ndcg@10",
         "source": "card",
     }
-    (tmp_path / "waivers.yaml").write_text(yaml.safe_dump([{**waiver, "reason": "index unknown"}]), encoding="utf-8")
+    (tmp_path / "waivers.yaml").write_text(
+        yaml.safe_dump([{**waiver, "measured": 0.4, "reason": "index unknown"}]), encoding="utf-8"
+    )
     assert report(tmp_path).exit_code == 0
     assert report(tmp_path, "--check").exit_code == 0
     assert "waived: index unknown" in (tmp_path / "tables" / "beir.md").read_text(encoding="utf-8")
@@ -151,10 +153,14 @@ def test_higher_and_lower_fail_the_check_until_waived_with_a_reason(tmp_path):
     ("text", "message"),
     [
         (
-            "[{system: a, dim: 1, dataset: d, metric: m, source: card, reason: ''}]",
+            "[{system: a, dim: 1, dataset: d, metric: m, source: card, measured: 0.4, reason: ''}]",
             "wanted a list of {system, dim, dataset",
         ),
         ("[{system: a}]", "wanted a list of {system, dim, dataset"),
+        (
+            "[{system: a, dim: 1, dataset: d, metric: m, source: card, measured: '0.4', reason: known}]",
+            "measured the score that is accepted (0.38123)",
+        ),
         ("{", "not YAML"),
         ("5", "got 5, wanted a list"),
     ],
@@ -164,6 +170,19 @@ def test_a_waiver_without_a_reason_is_refused(folder, text, message):
     with pytest.raises(ScoreError, match=r"waivers\.yaml: ") as caught:
         build.build(folder)
     assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("value", [0.402, 0.3], ids=["further", "other side"])
+def test_a_waiver_ends_when_its_score_changes(tmp_path, value):
+    put(tmp_path, late(value=value))
+    entry = {"system": "jina-colbert-v2", "dim": 128, "dataset": "beir/nfcorpus", "metric": "ndcg@10", "source": "card"}
+    entry |= {"measured": 0.4, "reason": "index unknown"}
+    (tmp_path / "waivers.yaml").write_text(yaml.safe_dump([entry]), encoding="utf-8")
+    made = build.build(tmp_path)
+    assert len(made.unwaived) == 1
+    (problem,) = made.problems
+    what = "the waiver of jina-colbert-v2:128 on beir/nfcorpus (ndcg@10, card) is for 0.40000"
+    assert problem == f"{tmp_path}/waivers.yaml: {what}, got {value:.5f}; remove it, or accept the new score"
 
 
 def test_a_cell_of_an_index_that_is_lower_than_a_score_by_an_index_fails_the_check(tmp_path):
@@ -190,7 +209,9 @@ def test_a_cell_of_an_index_that_is_lower_than_a_score_by_an_index_fails_the_che
     line = "colbertv2:128 on beir/scidocs: ndcg@10 0.12000 is LOWER than pylate's 0.154"
     assert line in made.unwaived
     entry = {"system": "colbertv2", "dim": 128, "dataset": "beir/scidocs", "metric": "ndcg@10", "source": "pylate"}
-    (tmp_path / "waivers.yaml").write_text(yaml.safe_dump([{**entry, "reason": "few clusters"}]), encoding="utf-8")
+    (tmp_path / "waivers.yaml").write_text(
+        yaml.safe_dump([{**entry, "measured": 0.12, "reason": "few clusters"}]), encoding="utf-8"
+    )
     made = build.build(tmp_path)
     assert (line in made.unwaived, made.problems) == (False, ())
 
@@ -200,7 +221,7 @@ def test_messages_and_notes_on_a_cell_name_its_dim(tmp_path):
     for dim in (96, 64):
         put(tmp_path, late(dim=dim, dataset="beir/fiqa", value=0.39, protocol=without_corpus(dim)))
     waiver = {"system": "jina-colbert-v2", "dataset": "beir/fiqa", "metric": "ndcg@10", "source": "card"}
-    entry = {**waiver, "dim": 64, "reason": "index unknown"}
+    entry = {**waiver, "dim": 64, "measured": 0.39, "reason": "index unknown"}
     (tmp_path / "waivers.yaml").write_text(yaml.safe_dump([entry]), encoding="utf-8")
     made = build.build(tmp_path)
     assert made.unwaived == ("jina-colbert-v2:96 on beir/fiqa: ndcg@10 0.39000 is LOWER than card's 0.404",)
@@ -214,7 +235,7 @@ def without_corpus(dim):
 
 def test_a_waiver_that_waives_nothing_is_named(folder):
     entry = {"system": "bm25", "dim": None, "dataset": "beir/fiqa", "metric": "ndcg@10", "source": "card"}
-    entry["reason"] = "once"
+    entry |= {"measured": 0.3, "reason": "once"}
     (folder / "waivers.yaml").write_text(yaml.safe_dump([entry]), encoding="utf-8")
     assert build.build(folder).problems == (
         f"{folder}/waivers.yaml: the waiver of bm25 on beir/fiqa (ndcg@10, card) waives nothing; remove it",

@@ -209,7 +209,7 @@ def load_ir_datasets(config: DatasetConfig) -> Dataset:
         raise DatasetError(f"{msg}, wanted text, or title and text; write them to a BEIR-format folder")
     qrels = judgements(identifier)
     with _as_dataset_errors(identifier):
-        known = tuple(Query(query.query_id, _query_text(query)) for query in source.queries_iter())
+        known = tuple(map(_query, source.queries_iter()))
     dataset = judged(config, IrdsCorpus(identifier), known, qrels, source=f"ir_datasets {_version()} {identifier}")
     queries = dataset.queries
     if empty := [query.id for query in queries if not query.text.strip()]:
@@ -227,6 +227,9 @@ def judgements(identifier: str) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
     with _as_dataset_errors(identifier):
         for judgement in _dataset(identifier).qrels_iter():
+            ids, grade = (judgement.query_id, judgement.doc_id), judgement.relevance
+            if not isinstance(grade, int) or not all(isinstance(one, str) for one in ids):
+                raise _damaged(identifier, f"a judgement {(*ids, grade)!r}", "two ids as text and a whole number")
             grades = qrels.setdefault(judgement.query_id, {})
             if (first := grades.setdefault(judgement.doc_id, judgement.relevance)) != judgement.relevance:
                 pair = f"query {judgement.query_id!r} and document {judgement.doc_id!r}"
@@ -266,19 +269,28 @@ def _text_fields(kind: type[Any]) -> tuple[str, ...]:
     return tuple(str(names).split())
 
 
-def _query_text(record: Any) -> str:
-    """Return a query's text as the package has it: trec-tot/2023 puts a title before it."""
-    text: str = record.default_text() if hasattr(record, "default_text") else record.text
-    return text
+def _query(record: Any) -> Query:
+    """Return a query with its text as the package has it: trec-tot/2023 puts a title before it."""
+    text = record.default_text() if hasattr(record, "default_text") else record.text
+    _require_id_and_text("query", record.query_id, text)
+    if any("\ud800" <= character <= "\udfff" for character in text):
+        msg = f"query {record.query_id!r} with half a surrogate pair in its text, wanted text that UTF-8 can hold"
+        raise ValueError(msg)
+    return Query(record.query_id, text)
+
+
+def _require_id_and_text(kind: str, identifier: object, text: object) -> None:
+    """Raise ValueError, which becomes a DatasetError in `_as_dataset_errors`, unless both are valid."""
+    if not isinstance(text, str) or not isinstance(identifier, str) or not is_identifier(identifier):
+        msg = f"{kind} {identifier!r} with text {text!r:.60}, wanted an id without white space and text"
+        raise ValueError(msg)
 
 
 def _document(record: Any) -> Document:
     kind: Any = type(record)
     *titles, _ = _text_fields(kind)
     identifier, title, text = record.doc_id, getattr(record, titles[0]) or "" if titles else "", record.text
-    if not isinstance(text, str) or not isinstance(identifier, str) or not is_identifier(identifier):
-        msg = f"document {identifier!r} with text {text!r:.60}, wanted an id without white space and text"
-        raise ValueError(msg)  # becomes a DatasetError in _as_dataset_errors
+    _require_id_and_text("document", identifier, text)
     return Document(identifier, title, text)
 
 

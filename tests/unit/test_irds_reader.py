@@ -23,6 +23,7 @@ import pytest
 SETS = ("beir/nfcorpus/test", "beir/fiqa/test", "miracl/te/dev", "mmarco/v2/dt/dev/small", "msmarco-passage/dev/small")
 PROBE = """
 import json, os, pickle, sys, tracemalloc
+from types import SimpleNamespace
 import ir_datasets
 from evalkit import datasets
 from evalkit.config.settings import DatasetConfig
@@ -131,7 +132,13 @@ found["stored as a document store alone"] = irds.stored("beir/fiqa/test")
 found["stored as half a document store"] = irds.stored("beir/fiqa/test")
 found["stored in another version"] = irds.stored("beir/webis-touche2020/v2")
 found["not stored"] = [irds.stored(name) for name in ("beir/scifact/test", "miracl/sw/dev", "mmarco/v2/ja/dev/small")]
+for name in ("dbpedia-entity", "fever", "hotpotqa"):
+    found["refusals"][name] = refusal(lambda: datasets.load(config(f"beir/{name}/test")))
 found["climbing"] = len(list(datasets.load(config("beir/trec-covid")).corpus.documents()))
+irds._dataset = lambda name: SimpleNamespace(
+    qrels_iter=lambda: [SimpleNamespace(query_id="7", doc_id="1#0", relevance="high")]
+)
+found["refusals"]["grade in words"] = refusal(lambda: irds.judgements("miracl/te/dev"))
 json.dump(found, open(sys.argv[1], "w"))
 """
 
@@ -215,6 +222,9 @@ def lay_everything(home: Path) -> None:
         lay_beir(home, name, corpus=rows, queries=[], qrels="")
     lay_beir(home, "nq", corpus=[], queries=[{"_id": "q", "text": "x", "metadata": {}}], qrels="other\td\t1\n")
     lay_beir(home, "webis-touche2020", corpus=[], queries=[], qrels="")
+    for name, identifier, text in (("dbpedia-entity", "7 8", "x"), ("fever", "7", None), ("hotpotqa", "7", "\ud800")):
+        odd = {"_id": identifier, "text": text, "metadata": {}}
+        lay_beir(home, name, corpus=[], queries=[odd], qrels=f"{identifier}\td\t1\n")
     (home / "beir" / "arguana").mkdir()
     (home / "beir" / "arguana" / "source.zip").write_bytes(b"not a zip")
 
@@ -573,6 +583,25 @@ def test_another_split_is_held_to_the_same_rules(found: dict[str, Any]) -> None:
 def test_a_document_that_no_run_file_or_model_can_take_is_refused(found: dict[str, Any], case: str, got: str) -> None:
     """A title that is null is none."""
     assert f": got ValueError: {got}, wanted an id without white space and text, " in found["refusals"][case]
+
+
+@pytest.mark.parametrize(
+    ("name", "got"),
+    [
+        ("dbpedia-entity", "query '7 8' with text 'x', wanted an id without white space and text"),
+        ("fever", "query '7' with text None, wanted an id without white space and text"),
+        ("hotpotqa", "query '7' with half a surrogate pair in its text, wanted text that UTF-8 can hold"),
+    ],
+)
+def test_a_query_that_no_run_file_or_model_can_take_is_refused(found: dict[str, Any], name: str, got: str) -> None:
+    assert f": got ValueError: {got}, " in found["refusals"][name]
+
+
+def test_a_grade_that_is_no_number_is_refused(found: dict[str, Any]) -> None:
+    assert found["refusals"]["grade in words"] == (
+        "ir_datasets id 'miracl/te/dev': got a judgement ('7', '1#0', 'high'), wanted two ids as text and a whole "
+        f"number; delete its files under {found['home']} and get them again"
+    )
 
 
 def test_no_query_with_a_judgement_is_refused(found: dict[str, Any]) -> None:

@@ -16,9 +16,12 @@ import subprocess
 import sys
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
+
+from evalkit.datasets import irds
 
 SETS = ("beir/nfcorpus/test", "beir/fiqa/test", "miracl/te/dev", "mmarco/v2/dt/dev/small", "msmarco-passage/dev/small")
 PROBE = """
@@ -132,7 +135,7 @@ found["stored as a document store alone"] = irds.stored("beir/fiqa/test")
 found["stored as half a document store"] = irds.stored("beir/fiqa/test")
 found["stored in another version"] = irds.stored("beir/webis-touche2020/v2")
 found["not stored"] = [irds.stored(name) for name in ("beir/scifact/test", "miracl/sw/dev", "mmarco/v2/ja/dev/small")]
-for name in ("dbpedia-entity", "fever", "hotpotqa"):
+for name in ("fever", "hotpotqa"):
     found["refusals"][name] = refusal(lambda: datasets.load(config(f"beir/{name}/test")))
 found["climbing"] = len(list(datasets.load(config("beir/trec-covid")).corpus.documents()))
 irds._dataset = lambda name: SimpleNamespace(
@@ -222,7 +225,7 @@ def lay_everything(home: Path) -> None:
         lay_beir(home, name, corpus=rows, queries=[], qrels="")
     lay_beir(home, "nq", corpus=[], queries=[{"_id": "q", "text": "x", "metadata": {}}], qrels="other\td\t1\n")
     lay_beir(home, "webis-touche2020", corpus=[], queries=[], qrels="")
-    for name, identifier, text in (("dbpedia-entity", "7 8", "x"), ("fever", "7", None), ("hotpotqa", "7", "\ud800")):
+    for name, identifier, text in (("fever", "7", None), ("hotpotqa", "7", "\ud800")):
         odd = {"_id": identifier, "text": text, "metadata": {}}
         lay_beir(home, name, corpus=[], queries=[odd], qrels=f"{identifier}\td\t1\n")
     (home / "beir" / "arguana").mkdir()
@@ -588,13 +591,17 @@ def test_a_document_that_no_run_file_or_model_can_take_is_refused(found: dict[st
 @pytest.mark.parametrize(
     ("name", "got"),
     [
-        ("dbpedia-entity", "query '7 8' with text 'x', wanted an id without white space and text"),
         ("fever", "query '7' with text None, wanted an id without white space and text"),
         ("hotpotqa", "query '7' with half a surrogate pair in its text, wanted text that UTF-8 can hold"),
     ],
 )
 def test_a_query_that_no_run_file_or_model_can_take_is_refused(found: dict[str, Any], name: str, got: str) -> None:
     assert f": got ValueError: {got}, " in found["refusals"][name]
+
+
+def test_a_query_id_with_white_space_is_refused() -> None:
+    with pytest.raises(ValueError, match="query '7 8' with text 'x', wanted an id without white space and text"):
+        irds._query(SimpleNamespace(query_id="7 8", text="x"))
 
 
 def test_a_grade_that_is_no_number_is_refused(found: dict[str, Any]) -> None:

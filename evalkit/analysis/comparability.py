@@ -5,6 +5,7 @@ Every verdict, table, average and export uses these functions, so that a cell is
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import lru_cache
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from evalkit.config.files import settings_in
-from evalkit.config.settings import group_files, value_for
+from evalkit.config.settings import Bm25Config, EncoderConfig, TextRules, configs_dir, group_files, value_for
 from evalkit.errors import ConfigError
 from evalkit.models import weights
 from evalkit.scoring import published
@@ -35,6 +36,21 @@ IGNORED_WITHIN_PROTOCOL = frozenset(
 
 They are the dataset's content, settings that change only the last bits of vectors, and the depth: it is never below the
 cutoff of an averaged metric.
+"""
+OF_SYSTEM = frozenset(
+    (
+        *("pooling", "normalize", "skiplist", "skiplist_words", "adapter"),
+        *(
+            f"{side}.{rule}"
+            for side in ("query", "document")
+            for rule in ("max_tokens", "marker", "expansion", "attend_to_expansion")
+        ),
+        *("k1", "b", "fields", "analyzer", "lengths", "unmatched", "ties"),
+    )
+)
+"""Settings of a model's packaged config that are part of the system, whether or not a published score states them.
+
+The dtype is not among them: a more precise one is no other system. Nor is rope_theta: published vectors decide it.
 """
 OF_LANGUAGE = ("analyzer", "adapter")
 """Settings that a model may have per language."""
@@ -59,7 +75,48 @@ def differing(cell: CellScores, score: PublishedScore) -> tuple[str, ...]:
         *departures(cell),
         *indexed,
         *published.differing(score, cell.protocol, cell.split, self_hits=cell.self_hits),
+        *edited(cell.protocol, score, system=cell.model, dataset=cell.dataset, language=cell.language),
     )
+
+
+def edited(
+    protocol: Mapping[str, Any], score: PublishedScore, *, system: str, dataset: str, language: str
+) -> tuple[str, ...]:
+    """Return a sentence for each setting that is not that of the system's packaged config, where the score states none.
+
+    The config decides what its system is, as far as nobody published it. Systems without a packaged config have none.
+    """
+    path = configs_dir() / "model" / f"{system}.yaml"
+    if not path.is_file():
+        return ()
+    config = _settings(path, "model", path.stat().st_mtime_ns)
+    settings = results.flat(protocol)
+    found = []
+    for name in sorted(OF_SYSTEM & settings.keys() - score.settings.keys()):
+        got, wanted = (
+            _plain(settings[name]),
+            _plain(_packaged(config, name, language if name in OF_LANGUAGE else dataset)),
+        )
+        if got != wanted:
+            found.append(f"{name} is {published.shown(got)}, {published.shown(wanted)} in the config of {system}")
+    return tuple(found)
+
+
+def _packaged(config: Mapping[str, Any], name: str, of: str) -> object:
+    """Return a setting of a model's packaged config, its value for a dataset or language if it has several."""
+    *groups, last = name.split(".")
+    kind: type[Any] = TextRules if groups else Bm25Config if config.get("kind") == "bm25" else EncoderConfig
+    values: Mapping[str, Any] = config
+    for group in groups:
+        values = values[group]
+    default = next((field.default for field in dataclasses.fields(kind) if field.name == last), None)
+    found = values.get(last, default)
+    return value_for(found, of) if isinstance(found, Mapping) else found
+
+
+def _plain(value: object) -> object:
+    """Return a tuple as a list, as in a result."""
+    return list(value) if isinstance(value, tuple) else value
 
 
 def representative(cells: Iterable[CellScores]) -> tuple[CellScores, ...]:

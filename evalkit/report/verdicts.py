@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 
+from evalkit.analysis import comparability
 from evalkit.config.settings import DatasetConfig, EncoderConfig, RunConfig
 from evalkit.models import weights
 from evalkit.report.rounding import fixed, signed
 from evalkit.report.table import verdict_text
 from evalkit.scoring import published
-from evalkit.storage import cell_config, keys
+from evalkit.storage import cell_config, keys, results
 from evalkit.types import Dataset
 
 DECIDED_BY_SCORING = ("split", "drop_self", "first_stage")
@@ -42,6 +43,7 @@ def lines(
         return [f"scores are published for {systems}; name the run's system for a verdict (model=NAME, dim=N)"]
     name = config.model.name
     protocol = {**cell_config.plain(config.model), "drop_self": dataset.drop_self}
+    stated = {key: value for key, value in results.flat(protocol).items() if _is_known(key, declared)}
     kept_none = self_hits if not dataset.drop_self else None
     verdict_lines = []
     for dim in config.dims:
@@ -50,7 +52,10 @@ def lines(
                 settings = {key: wanted for key, wanted in score.settings.items() if _is_known(key, declared)}
                 checkable = score._replace(settings=settings)
                 settings_differ = published.differing(checkable, protocol, dataset.split, self_hits=kept_none)
-                differs = (*deviations, *_other_system(config, dim), *settings_differ)
+                edited = comparability.edited(
+                    stated, score, system=name, dataset=dataset.name, language=dataset.language
+                )
+                differs = (*deviations, *_other_system(config, dim), *settings_differ, *edited)
                 verdict = published.verdict(value, score, declared_loss=score.index_loss, differs=differs)
                 printed = f"{score.version or score.source} {fixed(score.value, score.digits)}"
                 delta = signed(value - score.value, 4)

@@ -367,11 +367,16 @@ def differing(
             got = got.get(part) if isinstance(got, Mapping) else None
         got, wanted = (got or "none", stated or "none") if name in PROMPTS else (got, stated)
         if got != wanted:
-            found.append(f"{name} is {_shown(got)}, published with {_shown(wanted)}")
+            found.append(f"{name} is {shown(got)}, published with {shown(wanted)}")
     return tuple(found)
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
+    """Return a setting's value for a sentence.
+
+    >>> shown(True), shown(None), shown(["text", "title"]), shown(32)
+    ('on', 'not set', 'text+title', '32')
+    """
     if isinstance(value, list):
         return "+".join(map(str, value))
     return {True: "on", False: "off", None: "not set"}.get(value, str(value)) if not _number(value) else str(value)

@@ -154,6 +154,14 @@ def test_a_run_file_is_a_search_and_no_second_stage() -> None:
     ]
 
 
+def test_a_declared_setting_that_no_score_states_counts_too() -> None:
+    config = compose(["model=bm25", "model.ties=trec_eval", "dataset=beir/quora"])
+    dataset = Dataset("beir/quora", "test", "en", HubCorpus("o/n@c", ()), (), {}, True, "ndcg@10", {}, "hub", 0)
+    edited = "ndcg@10\tPROTOCOL-DIFFERS: ties is trec_eval, anserini in the config of bm25 (card "
+    assert verdicts.lines(config, dataset, {"ndcg@10": 0.789}, declared=["ties"])[0].startswith(edited)
+    assert verdicts.lines(config, dataset, {"ndcg@10": 0.789})[0].startswith("ndcg@10\tMATCH (card ")
+
+
 def with_query(one: CellScores, **rules: object) -> CellScores:
     return dataclasses.replace(one, protocol={**one.protocol, "query": {**one.protocol["query"], **rules}})
 

@@ -17,6 +17,7 @@ from huggingface_hub.repocard_data import model_index_to_eval_results
 from report_material import cell, late, put
 from typer.testing import CliRunner
 
+from evalkit.analysis import comparability
 from evalkit.cli import app
 from evalkit.config.compose import compose
 from evalkit.config.settings import configs_dir
@@ -126,6 +127,34 @@ def test_a_run_under_another_protocol_enters_no_average():
     (matryoshka,) = (table for table in card_tables(judge(corpora)) if table.name == "matryoshka")
     average = matryoshka.averages[matryoshka.systems[0]]
     assert (average.measured, average.rows_measured) == (None, 4)
+
+
+@pytest.mark.parametrize(
+    ("found", "changed", "difference"),
+    [
+        (late(), {"skiplist": "none"}, "skiplist is none, stanford in the config of jina-colbert-v2"),
+        (cell(), {"ties": "trec_eval"}, "ties is trec_eval, anserini in the config of bm25"),
+        (cell(), {"lengths": "exact"}, "lengths is exact, lucene in the config of bm25"),
+    ],
+)
+def test_an_edited_setting_is_another_protocol_though_the_card_does_not_state_it(found, changed, difference):
+    """The packaged config decides what the system is."""
+    edited = dataclasses.replace(found, protocol={**found.protocol, **changed})
+    of_card = [row for row in table.rows([found, edited]) if row.published.source == "card"]
+    assert [row.verdict for row in of_card] == [("MATCH", ()), ("PROTOCOL-DIFFERS", (difference,))]
+    assert comparability.representative([found, edited]) == (found,)
+
+
+def test_a_setting_of_the_datasets_family_or_language_is_no_edit():
+    """BM25 has other values on MS MARCO, and an analyzer for each language."""
+    (score,) = (one for one in published.find("bm25", None, "beir/nfcorpus", "ndcg@10") if one.source == "card")
+    marco = {**cell().protocol, "k1": 0.82, "b": 0.68, "ties": "anserini"}
+    chinese = {**cell().protocol, "fields": ["contents"], "analyzer": "cjk"}
+    assert comparability.edited(marco, score, system="bm25", dataset="msmarco/dev-small", language="en") == ()
+    assert comparability.edited(chinese, score, system="bm25", dataset="miracl/zh", language="zh") == ()
+    assert comparability.edited({"k1": 9}, score, system="mine", dataset="miracl/zh", language="zh") == ()
+    stated = score._replace(settings={"k1": 1.2})
+    assert comparability.edited({"k1": 1.2}, stated, system="bm25", dataset="beir/nq", language="en") == ()
 
 
 def test_higher_and_lower_fail_the_check_until_waived_with_a_reason(tmp_path):

@@ -50,8 +50,11 @@ OF_SYSTEM = frozenset(
 )
 """Settings of a model's packaged config that are part of the system, whether or not a published score states them.
 
-The dtype is not among them: a more precise one is no other system. Nor is rope_theta: published vectors decide it.
+The dtype is not among them: a job may compute more precisely than others did, and a lower precision is compared where
+a score states it. Nor is rope_theta, which is inferred: the published vectors decide it where their checkpoint is here.
 """
+LEFT_OUT = {"k1": ("lengths", "unmatched"), "pooling": ("adapter", "skiplist_words")}
+"""Settings that a protocol leaves out at their defaults, by a setting that every such protocol has."""
 OF_LANGUAGE = ("analyzer", "adapter")
 """Settings that a model may have per language."""
 OF_DATASET = ("drop_self", "split")
@@ -75,28 +78,26 @@ def differing(cell: CellScores, score: PublishedScore) -> tuple[str, ...]:
         *departures(cell),
         *indexed,
         *published.differing(score, cell.protocol, cell.split, self_hits=cell.self_hits),
-        *edited(cell.protocol, score, system=cell.model, dataset=cell.dataset, language=cell.language),
+        *edited_settings(_with_defaults(cell), score, system=cell.model, dataset=cell.dataset, language=cell.language),
     )
 
 
-def edited(
-    protocol: Mapping[str, Any], score: PublishedScore, *, system: str, dataset: str, language: str
+def edited_settings(
+    settings: Mapping[str, Any], score: PublishedScore, *, system: str, dataset: str, language: str
 ) -> tuple[str, ...]:
     """Return a sentence for each setting that is not that of the system's packaged config, where the score states none.
 
-    The config decides what its system is, as far as nobody published it. Systems without a packaged config have none.
+    `settings` are by dotted name. The config decides what its system is, as far as nobody published it; for a system
+    without a packaged config nothing is returned.
     """
     path = configs_dir() / "model" / f"{system}.yaml"
     if not path.is_file():
         return ()
     config = _settings(path, "model", path.stat().st_mtime_ns)
-    settings = results.flat(protocol)
     found = []
     for name in sorted(OF_SYSTEM & settings.keys() - score.settings.keys()):
-        got, wanted = (
-            _plain(settings[name]),
-            _plain(_packaged(config, name, language if name in OF_LANGUAGE else dataset)),
-        )
+        wanted = _plain(_packaged(config, name, language if name in OF_LANGUAGE else dataset))
+        got = _plain(settings[name])
         if got != wanted:
             found.append(f"{name} is {published.shown(got)}, {published.shown(wanted)} in the config of {system}")
     return tuple(found)
@@ -105,13 +106,28 @@ def edited(
 def _packaged(config: Mapping[str, Any], name: str, of: str) -> object:
     """Return a setting of a model's packaged config, its value for a dataset or language if it has several."""
     *groups, last = name.split(".")
-    kind: type[Any] = TextRules if groups else Bm25Config if config.get("kind") == "bm25" else EncoderConfig
     values: Mapping[str, Any] = config
     for group in groups:
         values = values[group]
-    default = next((field.default for field in dataclasses.fields(kind) if field.name == last), None)
-    found = values.get(last, default)
+    found = values.get(last, _default(name))
     return value_for(found, of) if isinstance(found, Mapping) else found
+
+
+def _default(name: str) -> object:
+    """Return the default of a setting of OF_SYSTEM; None if it has none."""
+    *groups, last = name.split(".")
+    kinds: tuple[type[Any], ...] = (TextRules,) if groups else (EncoderConfig, Bm25Config)
+    fields = (field for kind in kinds for field in dataclasses.fields(kind) if field.name == last)
+    return next((field.default for field in fields if field.default is not dataclasses.MISSING), None)
+
+
+def _with_defaults(cell: CellScores) -> dict[str, Any]:
+    """Return a cell's settings by dotted name, with those that its protocol leaves out at their defaults."""
+    settings = results.flat(cell.protocol)
+    if "run_file" in settings:  # has only declared settings
+        return settings
+    left_out = (name for known, names in LEFT_OUT.items() if known in settings for name in names)
+    return {**{name: _default(name) for name in left_out}, **settings}
 
 
 def _plain(value: object) -> object:

@@ -30,7 +30,7 @@ class ScoredFile(NamedTuple):
     warning: str | None
     """A likely reason why the run's document ids do not match the judgements, if they do not."""
     deviations: tuple[str, ...]
-    """Accepted deviations of queries and judgements from the published dataset."""
+    """Deviations of queries and judgements from the published dataset, accepted or from the one of this name."""
 
 
 def score_file(path: Path, config: RunConfig) -> ScoredFile:

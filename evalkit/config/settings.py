@@ -579,15 +579,14 @@ def run_config(values: Mapping[str, Any]) -> RunConfig:
 
 
 def named(dataset: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return a dataset's values. One without a name is named by its folder or ir-datasets id, so that two differ."""
+    """Return a dataset's values. One without a name is named by its folder or ir-datasets id."""
     if not isinstance(dataset, Mapping) or dataset.get("name", "") is not None:
         return dataset
     if (path := dataset.get("path")) is not None:
         return {**dataset, "name": folder_name(str(path))}
-    if dataset.get("sources") == ["folder"]:
-        return {**dataset, "name": "folder"}
     identifier = dataset.get("ir_datasets_id")
-    return {**dataset, "name": "ir-datasets" if identifier is None else f"ir-datasets/{identifier}"}
+    names = {"folder": "folder", "ir_datasets": f"ir-datasets/{identifier}" if identifier else "ir-datasets"}
+    return {**dataset, "name": names.get(" ".join(dataset.get("sources") or []))}
 
 
 def folder_name(path: str) -> str:

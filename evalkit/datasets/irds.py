@@ -36,8 +36,9 @@ _READ_ERRORS: Final = (
     zipfile.BadZipFile,
     zlib.error,
 )
-_SPLIT: Final = re.compile("/(train|dev|test)$")
+_SPLIT_FOLDER: Final = re.compile("/(train|dev|test)$")
 _SPLITS: Final = ("train", "dev", "test", "validation")
+"""The usual names of splits."""
 _NAMES_SPLIT: Final = re.compile("(train|dev|test|val)(?:ing|id|idation)?[0-9]*")
 """A part of an id that names its split, as in msmarco-passage/dev/small, wikir/en1k/training and trec-tot/2025/dev1."""
 _MOST_FIELDS: Final = 2
@@ -142,7 +143,7 @@ class IrdsCorpus:
 def stored(dataset_id: str) -> bool:
     """Return whether all of a dataset's documents are on disk. Nothing is fetched."""
     if dataset_id.startswith("beir/"):
-        folder = _home() / _SPLIT.sub("", dataset_id)
+        folder = _home() / _SPLIT_FOLDER.sub("", dataset_id)
         # The package writes the positions after the documents; without them a document store is incomplete.
         return (folder / "source.zip").is_file() or (folder / "docs.pklz4" / "bin.pos").is_file()
     dataset = _dataset(dataset_id)
@@ -289,7 +290,8 @@ def _require_id_and_text(kind: str, identifier: object, text: object) -> None:
 def _document(record: Any) -> Document:
     kind: Any = type(record)
     *titles, _ = _text_fields(kind)
-    identifier, title, text = record.doc_id, getattr(record, titles[0]) or "" if titles else "", record.text
+    identifier, text = record.doc_id, record.text
+    title = (getattr(record, titles[0]) or "") if titles else ""
     _require_id_and_text("document", identifier, text)
     return Document(identifier, title, text)
 

@@ -20,7 +20,7 @@ from transformers.modeling_outputs import BaseModelOutput
 
 from evalkit.config.settings import EncoderConfig
 from evalkit.errors import ModelError
-from evalkit.models.backbones.native import HEAD, Backbone, misfit
+from evalkit.models.backbones.native import HEAD, Backbone, misfit, refuse_unused
 from evalkit.models.checkpoint import Checkpoint
 
 log = logging.getLogger(__name__)
@@ -49,12 +49,13 @@ def build(checkpoint: Checkpoint, tensors: Mapping[str, Tensor], config: Encoder
     """Build the backbone that the checkpoint's `auto_map` names, with the checkpoint's tensors.
 
     Raises ModelError if the code fails, if a tensor is missing, unexpected or has the wrong shape, if the result is not
-    an encoder, and for settings that cannot be passed to the code.
+    an encoder, and for settings that cannot be passed to the code or have no effect.
     """
     origin = checkpoint.origin
     if config.rope_theta != "checkpoint" or config.adapter is not None:
         msg = f"{origin}: model.rope_theta and model.adapter do not apply to the checkpoint's own code; leave them out"
         raise ModelError(msg)
+    refuse_unused(config, origin=origin)
     _warn_once(
         f"model {config.name}: running the checkpoint's own code, as model.trust_remote_code=true allows: "
         f"{', '.join(sorted(checkpoint.code()))} of {origin}{f'@{checkpoint.revision}' if checkpoint.revision else ''}"

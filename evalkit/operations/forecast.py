@@ -26,7 +26,7 @@ from evalkit.operations import rates
 from evalkit.operations.device_rates import Device
 from evalkit.operations.probe import Probed
 from evalkit.operations.rates import Time
-from evalkit.run import auto, environment, jobs
+from evalkit.run import auto, environment, jobs, pipeline
 from evalkit.run.cells import Cell, Task, plan
 from evalkit.run.jobs import Job
 from evalkit.storage import cell_config, keys, results, shard_files
@@ -86,9 +86,12 @@ def combinations(words: Sequence[str]) -> Iterator[tuple[tuple[str, ...], RunCon
     """
     for combination in compose.combinations(words):
         try:
-            yield combination, compose.compose(combination)
+            config = compose.compose(combination)
+            pipeline.refuse_reranker(config)
         except ConfigError as error:
             yield combination, error
+        else:
+            yield combination, config
 
 
 def forecast_cells(

@@ -14,6 +14,7 @@ from evalkit.analysis import comparability
 from evalkit.errors import ScoreError
 from evalkit.report.places import family, shown
 from evalkit.scoring import published, reruns
+from evalkit.scoring.decimals import as_decimal
 from evalkit.scoring.published import CARD, PublishedMean, PublishedScore, Verdict
 from evalkit.scoring.reruns import Deviation
 from evalkit.storage import keys, untrusted
@@ -177,7 +178,8 @@ def _waiver(
     if verdict.label not in ("HIGHER", "LOWER") or measured is None:
         return None
     named = (waiver for waiver in waivers if waiver.names(score))
-    return next((waiver for waiver in named if abs(waiver.measured - measured) <= published.NEAR), None)
+    tolerance = as_decimal(published.NEAR)
+    return next((one for one in named if abs(as_decimal(one.measured) - as_decimal(measured)) <= tolerance), None)
 
 
 def verdict_on(cell: CellScores | None, score: PublishedScore, *, deviation: float = 0.0) -> Verdict:

@@ -106,6 +106,8 @@ def _changed(cell: CellScores, saved: Mapping[str, Any], configs: Packaged) -> I
     if of_dataset is None:
         names = ("name", "path", "ir_datasets_id", "language")
         yield from (f"dataset.{name}={dataset[name]}" for name in names if dataset.get(name) not in (None, "unknown"))
+        if dataset.get("split", "test") != "test":
+            yield f"dataset.split={dataset['split']}"
     else:
         kept = {name: value for name, value in of_dataset.items() if name not in FACTS | SOURCES}
         yield from _differences("dataset", flat(kept), flat(dataset))

@@ -52,10 +52,10 @@ def lines(
                 settings = {key: wanted for key, wanted in score.settings.items() if _is_known(key, declared)}
                 checkable = score._replace(settings=settings)
                 settings_differ = published.differing(checkable, protocol, dataset.split, self_hits=kept_none)
-                edited = comparability.edited(
+                changed = comparability.edited_settings(
                     stated, score, system=name, dataset=dataset.name, language=dataset.language
                 )
-                differs = (*deviations, *_other_system(config, dim), *settings_differ, *edited)
+                differs = (*deviations, *_other_system(config, dim), *settings_differ, *changed)
                 verdict = published.verdict(value, score, declared_loss=score.index_loss, differs=differs)
                 printed = f"{score.version or score.source} {fixed(score.value, score.digits)}"
                 delta = signed(value - score.value, 4)

@@ -197,12 +197,14 @@ def search_bm25(task: Task, cell: Cell, model: Bm25Config) -> Hits:
     lucene.check_settings(model)
     analyzer = ANALYZERS[model.analyzer]()
     language = task.dataset.language
+    english = model.analyzer in ("english", "bm25s")
+    analyzed = f"{model.name} analyses it as {'English' if english else model.analyzer}"
     if language == "unknown":
-        line = f"{task.dataset.name}: its language is not given, so {model.name} analyses it as {model.analyzer}"
+        line = f"{task.dataset.name}: its language is not given, so {analyzed}"
         remedy = "dataset.language=CODE (es, zh) says which it is, model.analyzer=NAME how it is analysed"
         print_line(task.console, f"{line}; {remedy}")
-    elif model.analyzer == "english" and language not in ("en", "multilingual"):
-        line = f"{task.dataset.name}: its language is {language}, and {model.name} analyses it as english"
+    elif english and language not in ("en", "multilingual"):
+        line = f"{task.dataset.name}: its language is {language}, and {analyzed}"
         print_line(task.console, f"{line}; model.analyzer=NAME chooses another analyzer (evalkit ls analyzers)")
     terms = lucene.query_terms(task.dataset.queries, analyzer)
     if task.config.engine.name == "ray":

@@ -73,7 +73,7 @@ class CellScores:
     counts: Mapping[str, int]
     """Numbers of documents, queries, judgements, and hits that a rule dropped."""
     deviations: tuple[str, ...]
-    """Differences from the published dataset that were accepted with `dataset.verify=false`."""
+    """Differences from the published dataset: accepted with `dataset.verify=false`, or from the one of this name."""
     protocol: Mapping[str, Any]
     """Every setting and checksum that decides the scores."""
     wall_s: Mapping[str, float]

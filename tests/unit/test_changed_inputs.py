@@ -25,6 +25,7 @@ from evalkit.datasets.folder import FolderCorpus
 from evalkit.datasets.survey import ContentHash, ShardRange, read_shard, survey
 from evalkit.errors import ChangedError, ConfigError, DeviationError, ModelError, ScoreError
 from evalkit.models.checkpoint import resolve
+from evalkit.operations import forecast
 from evalkit.report import table
 from evalkit.run import loaded, pipeline, rerank, reuse
 from evalkit.storage import per_query_file, results, seal
@@ -307,23 +308,27 @@ def test_another_main_metric_or_other_metrics_score_again(foxes: Path, tmp_path:
 
 def test_bm25_says_how_it_takes_a_language_that_is_not_given(foxes: Path, tmp_path: Path) -> None:
     _, said = run(config_of(foxes, tmp_path))
-    assert "its language is not given, so bm25 analyses it as english; dataset.language=CODE" in said
+    assert "its language is not given, so bm25 analyses it as English; dataset.language=CODE" in said
     _, said = run(config_of(foxes, tmp_path, "dataset.language=es"))
     assert "language" not in said
 
 
-@pytest.mark.parametrize(("language", "model"), [("spanish", "bm25"), ("vi", "bm25"), ("es", "bm25-flat")])
+@pytest.mark.parametrize(
+    ("language", "model"), [("spanish", "bm25"), ("vi", "bm25"), ("es", "bm25-flat"), ("es", "bm25s")]
+)
 def test_bm25_says_where_it_analyses_another_language_as_english(
     foxes: Path, tmp_path: Path, language: str, model: str
 ) -> None:
     """A language without an analyzer, or none that evalkit knows, is analysed as English: other scores than es has."""
     _, said = run(config_of(foxes, tmp_path, f"dataset.language={language}", f"model={model}"))
-    assert f"its language is {language}, and {model} analyses it as english; model.analyzer=NAME" in said
+    assert f"its language is {language}, and {model} analyses it as English; model.analyzer=NAME" in said
 
 
 def test_a_run_with_a_reranker_is_refused_and_not_scored_without_it(foxes: Path, tmp_path: Path) -> None:
     name = "jina-reranker-v2-base-multilingual"
     message = f"reranker={name}: got a re-ranker, wanted none, .*; leave it out here, .*: evalkit rerank RUN"
+    ((_, planned),) = forecast.combinations(["model=bm25", f"dataset.path={foxes}", f"reranker={name}"])
+    assert isinstance(planned, ConfigError)
     with pytest.raises(ConfigError, match=message):
         run(config_of(foxes, tmp_path, f"reranker={name}"))
     assert not (tmp_path / "results").exists()
@@ -663,6 +668,8 @@ def test_two_ids_of_ir_datasets_are_two_datasets() -> None:
     assert (first.dataset.name, second.dataset.name) == ("ir-datasets/wikir/en1k/test", "ir-datasets/cranfield")
     assert (first.model.b, second.model.b) == (0.9, 0.4)
     assert compose(["dataset=ir-datasets"]).dataset.name == "ir-datasets"
+    with pytest.raises(ConfigError, match=r"dataset\.name=None: wanted text"):
+        compose(["dataset=beir/nfcorpus", "dataset.name=null"])
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,13 @@ def test_rules_and_ids_that_are_not_those_of_a_published_dataset_are_deviations(
     assert not any("ir_datasets_id" in line for line in of_the_folder)
 
 
+def test_another_split_has_the_documents_of_the_published_dataset_and_counts_of_its_own() -> None:
+    words = ["dataset=beir/fiqa", "dataset.split=dev", "dataset.ir_datasets_id=beir/fiqa/dev", "dataset.verify=false"]
+    config = compose([*words, "dataset.counts.queries=2", "dataset.counts.judgements=3"]).dataset
+    dataset = dataclasses.replace(small("ir_datasets 0.5.11 beir/fiqa/dev"), name="beir/fiqa", split="dev")
+    assert not [line for line in datasets.deviations(dataset, None, config) if line.endswith(" as published")]
+
+
 def test_a_dataset_of_ones_own_has_only_the_facts_of_its_config() -> None:
     config = compose(["dataset=demo", "dataset.language=en", "dataset.template=text"]).dataset
     own = dataclasses.replace(small(), qrels={"q1": {"a": 1}, "q2": {"b": 0}})

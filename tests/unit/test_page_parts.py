@@ -86,8 +86,12 @@ def test_a_part_of_a_collection_has_verdicts_and_no_mean():
 
 
 def test_what_the_card_has_no_cells_of_stands_on_its_own_boards():
+    protocol = {**cell().protocol, "k1": 1.5, "b": 0.75, "fields": ["contents"], "analyzer": "bm25s"}
+    protocol |= {"lengths": "exact", "unmatched": "fill"}
     xquad = [
-        cell(model="bm25s", dataset=f"xquad/{language}", language=language, metrics={"ndcg@10": value})
+        cell(
+            model="bm25s", protocol=protocol, dataset=f"xquad/{language}", language=language, metrics={"ndcg@10": value}
+        )
         for language, value in (("en", 0.96494), ("es", 0.4))
     ]
     ours = [
@@ -163,6 +167,15 @@ def test_a_run_as_packaged_needs_no_further_words(configs):
     arguana = cell(model="colbertv2", dim=128, dataset="beir/arguana")  # its queries have 300 tokens there
     made = saved("model=colbertv2", "dim=128", "dataset=beir/arguana")
     assert commands.run_command(arguana, made, configs) == "evalkit run model=colbertv2 dim=128 dataset=beir/arguana"
+
+
+def test_a_run_of_another_split_of_ir_datasets_names_id_and_split(configs):
+    identifier = "dataset.ir_datasets_id=beir/fiqa/dev"
+    made = saved("model=bm25", "dataset=ir-datasets", identifier, "dataset.split=dev")
+    run = cell(dataset="ir-datasets/beir/fiqa/dev", split="dev")
+    name = "dataset.name=ir-datasets/beir/fiqa/dev"
+    words = f"evalkit run model=bm25 dataset=ir-datasets {name} {identifier} dataset.split=dev"
+    assert commands.run_command(run, made, configs) == words
 
 
 def test_a_run_with_other_settings_names_each(configs):

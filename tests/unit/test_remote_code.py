@@ -254,6 +254,7 @@ def test_settings_that_cannot_reach_own_code_are_refused(tmp_path, trace):
     assert "model.rope_theta and model.adapter do not apply to the checkpoint's own code" in refusal(
         source, rope_theta=20_000.0
     )
+    assert "got skiplist=stanford for pooling mean" in refusal(source, pooling="mean", skiplist="stanford")
     assert not trace.exists()
 
 

@@ -110,7 +110,7 @@ def read_tensors(checkpoint: Checkpoint) -> dict[str, Tensor]:
         raise ModelError(msg) from error
 
 
-def _refuse_unused(config: EncoderConfig, *, origin: str) -> None:
+def refuse_unused(config: EncoderConfig, *, origin: str) -> None:
     """Raise ModelError for a setting without effect on this model: a result would name it all the same."""
     backbone, pooling = config.backbone, config.pooling
     problem = None
@@ -171,7 +171,7 @@ def build(tensors: Mapping[str, Tensor], values: Mapping[str, Any], config: Enco
     Raises ModelError for another architecture, a missing value or tensors that do not fit.
     """
     check_model_type(values, config, origin=origin)
-    _refuse_unused(config, origin=origin)
+    refuse_unused(config, origin=origin)
     for name, value in FIXED_VALUES[config.backbone].items():
         if name in values and values[name] != value:
             msg = f"{origin}: config.json has {name} {values[name]!r}, wanted {value!r} for model.backbone"

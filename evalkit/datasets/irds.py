@@ -228,13 +228,13 @@ def judgements(identifier: str) -> dict[str, dict[str, int]]:
     qrels: dict[str, dict[str, int]] = {}
     with _as_dataset_errors(identifier):
         for judgement in _dataset(identifier).qrels_iter():
-            ids, grade = (judgement.query_id, judgement.doc_id), judgement.relevance
-            if not isinstance(grade, int) or not all(isinstance(one, str) for one in ids):
-                raise _damaged(identifier, f"a judgement {(*ids, grade)!r}", "two ids as text and a whole number")
-            grades = qrels.setdefault(judgement.query_id, {})
-            if (first := grades.setdefault(judgement.doc_id, judgement.relevance)) != judgement.relevance:
-                pair = f"query {judgement.query_id!r} and document {judgement.doc_id!r}"
-                raise _damaged(identifier, f"grades {first} and {judgement.relevance} for {pair}", "one for a pair")
+            query, document, grade = judgement.query_id, judgement.doc_id, judgement.relevance
+            if not (isinstance(query, str) and isinstance(document, str) and isinstance(grade, int)):
+                got = f"a judgement {(query, document, grade)!r}"
+                raise _damaged(identifier, got, "two ids as text and a whole number")
+            if (first := qrels.setdefault(query, {}).setdefault(document, grade)) != grade:
+                got = f"grades {first} and {grade} for query {query!r} and document {document!r}"
+                raise _damaged(identifier, got, "one for a pair")
     return qrels
 
 
